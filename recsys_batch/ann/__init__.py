@@ -1,0 +1,1 @@
+"""Nearest-neighbour indexes and their search (the only package that imports faiss)."""

@@ -1,0 +1,80 @@
+"""The command line ``recsys-batch``; ``jobs/*.py`` call the same commands under spark-submit.
+
+Exit codes: 0 done or already done, 1 failed (may be retried), 2 bad usage or config, 3 a gate refused, 4 inputs missing or stale.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import click
+
+from recsys_batch import __version__
+from recsys_batch.commands import ingesting, models, nights, reading
+from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, package_name="recsys-batch")
+@click.option("-v", "--verbose", is_flag=True, help="Debug log, and the stack trace of an error.")
+def group(verbose: bool) -> None:
+    """Batch recommendations on Spark: precompute every user's top-K nightly, publish it all or not at all."""
+    logging.getLogger("recsys_batch").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+for _command in (
+    ingesting.ingest,
+    ingesting.generate,
+    models.train,
+    models.register,
+    *nights.step_commands,
+    nights.nightly,
+    nights.rollback,
+    nights.status,
+    reading.evaluate,
+    reading.show,
+):
+    group.add_command(_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line; its exit code."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        group.main(args=list(arguments), prog_name="recsys-batch", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return EXIT_USAGE
+    except click.Abort:
+        click.echo("interrupted; the same command goes on where this one stopped", err=True)
+        return EXIT_FAILED
+    except RecsysBatchError as error:
+        _report(error, str(error))
+        return error.exit_code
+    except Exception as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        _report(error, f"{type(error).__name__}: {first_line}")
+        return EXIT_FAILED
+    return EXIT_OK
+
+
+def _report(error: Exception, sentence: str) -> None:
+    click.echo(f"error: {sentence}", err=True)
+    if logging.getLogger("recsys_batch").isEnabledFor(logging.DEBUG):
+        logging.getLogger("recsys_batch").debug("stack trace", exc_info=error)
+    elif not isinstance(error, RecsysBatchError):
+        click.echo("(recsys-batch -v COMMAND shows the stack trace)", err=True)
+
+
+def main() -> None:
+    """Console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def job(command: str) -> None:
+    """Body of ``jobs/COMMAND.py``: the same options, the same exit codes."""
+    sys.exit(run([command, *sys.argv[1:]]))

@@ -1,0 +1,1 @@
+"""The commands of ``recsys-batch``, by the people who type them; heavy imports happen inside each command."""

@@ -1,0 +1,114 @@
+"""ingest and generate: how rows come in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recsys_batch.commands.options import mapping, with_config
+from recsys_batch.config import Config
+from recsys_batch.errors import UsageError
+from recsys_batch.terminal import count, print_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from recsys_batch.spark.ingest import IngestSummary
+
+_FORMATS = click.Choice(["movielens", "csv", "parquet", "delta"])
+
+
+def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """--format, --columns and --delimiter, which ingest and evaluate --truth share."""
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        columns = "Yours, e.g. user_id=customer,item_id=sku,event_ts=when,weight=amount,event_type=kind."
+        for option in (
+            click.option("--delimiter", default=",", show_default=True, help="Of CSV files; $'\\t' is a tab."),
+            click.option("--columns", metavar="OURS=THEIRS,...", help=columns),
+            click.option("--format", "file_format", type=_FORMATS, required=required, help="What the files are."),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
+@click.command(help="Bring validated interactions, items and users in; rows that cannot be used go to the table rejected.")
+@click.option("--source", metavar="PATH", help="Interactions: a file, a folder of files, or a glob.")
+@click.option("--items", metavar="PATH", help="Items file; without one the catalogue is derived from interactions.")
+@click.option("--item-columns", metavar="OURS=THEIRS,...", help="item_id, title, categories, is_available, first_seen_ts.")
+@click.option("--users", metavar="PATH", help="Users file (optional).")
+@click.option("--user-columns", metavar="OURS=THEIRS,...", help="user_id, segment.")
+@click.option("--holdout", type=click.FloatRange(0, 0.9), default=0.0, help="Keep this newest share of each user's positives for evaluate.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@source_options(required=True)
+@with_config
+def ingest(config: Config, source: str | None, as_json: bool, holdout: float, **options: Any) -> None:
+    from recsys_batch.spark.ingest import ingest as run_ingest
+    from recsys_batch.spark.session import get_session
+    from recsys_batch.spark.sources import IngestRequest
+
+    if not (source or options["items"] or options["users"]):
+        raise UsageError("pass --source PATH, --items PATH or --users PATH")
+    request = IngestRequest(
+        source=source,
+        format=options["file_format"],
+        columns=mapping("--columns", options["columns"]),
+        delimiter=options["delimiter"],
+        items=options["items"],
+        item_columns=mapping("--item-columns", options["item_columns"]),
+        users=options["users"],
+        user_columns=mapping("--user-columns", options["user_columns"]),
+        holdout=holdout,
+    )
+    summary = run_ingest(get_session(config), config, request)
+    if as_json:
+        click.echo(json.dumps(asdict(summary), default=str, indent=2))
+        return
+    _print_summary(summary)
+
+
+def _print_summary(summary: IngestSummary) -> None:
+    rows = [
+        (kind, count(s.read), count(s.accepted), count(s.held_out), count(s.already_present), count(sum(s.rejected.values())))
+        for kind, s in summary.kinds.items()
+    ]
+    print_table("ingested", ("rows", "read", "accepted", "held out", "already there", "rejected"), rows)
+    for kind, s in summary.kinds.items():
+        for reason, n in sorted(s.rejected.items()):
+            click.echo(f"rejected {count(n)} {kind}: {reason}")
+    for note in summary.notes:
+        click.echo(note)
+    if summary.first_event and summary.last_event:
+        click.echo(f"events from {summary.first_event:%Y-%m-%d} to {summary.last_event:%Y-%m-%d}; ids: {summary.ids.user}, {summary.ids.item}")
+
+
+def read_truth(config: Config, truth: str, file_format: str | None, columns: str | None, delimiter: str) -> pa.Table:
+    """Later interactions from a file, in any format of ingest."""
+    from recsys_batch.spark.ingest import read_interactions
+    from recsys_batch.spark.session import get_session
+    from recsys_batch.spark.sources import IngestRequest
+
+    if file_format is None:
+        raise UsageError("--truth PATH needs --format, as ingest does")
+    request = IngestRequest(source=truth, format=file_format, columns=mapping("--columns", columns), delimiter=delimiter)
+    return read_interactions(get_session(config), config, request)
+
+
+@click.command(help="Synthetic data with planted taste, of any size, written by Spark.")
+@click.option("--users", "n_users", type=click.IntRange(1), required=True, help="Number of users.")
+@click.option("--items", "n_items", type=click.IntRange(1), required=True, help="Number of items.")
+@click.option("--events", "n_events", type=click.IntRange(1), required=True, help="Number of interactions, before duplicates.")
+@click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same rows.")
+@with_config
+def generate(config: Config, n_users: int, n_items: int, n_events: int, seed: int) -> None:
+    from recsys_batch.spark.generate import generate as run_generate
+    from recsys_batch.spark.session import get_session
+
+    written = run_generate(get_session(config), config, n_users, n_items, n_events, seed)
+    click.echo(", ".join(f"{count(n)} {name}" for name, n in written.items()))

@@ -1,0 +1,101 @@
+"""train and register: how a model becomes the champion that the night uses."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from recsys_batch.champion import Verdict, judge
+from recsys_batch.commands.options import with_config
+from recsys_batch.config import Config
+from recsys_batch.errors import GateRefused, UsageError
+from recsys_batch.terminal import print_table, training_progress
+
+if TYPE_CHECKING:
+    from recsys_batch.bundle import Bundle
+    from recsys_batch.registry import Registry
+    from recsys_batch.training_input import TrainingInput
+
+
+@click.command(help="Train the reference two-tower and ranker; the alias moves if it beats popularity and the champion.")
+@click.option("--max-seconds", type=click.FloatRange(min=1), help="Training budget; overrides training.max_seconds.")
+@click.option("--force", is_flag=True, help="Train again although nothing changed since the last training.")
+@with_config
+def train(config: Config, max_seconds: float | None, force: bool) -> None:
+    from recsys_batch.model.training import train as run_training
+    from recsys_batch.registry import Registry
+    from recsys_batch.training_input import read_training_input
+
+    if max_seconds is not None:
+        config = config.model_copy(update={"training": config.training.model_copy(update={"max_seconds": max_seconds})})
+    data = read_training_input(config)
+    registry = Registry(config)
+    known = None if force else registry.find_trained(data.key)
+    if known is not None:
+        click.echo(f"model version {known.version} was trained on exactly these inputs and settings; --force trains again")
+        return
+    with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
+        with training_progress() as progress:
+            bundle = run_training(data.interactions, data.items, data.users, config, Path(folder) / "bundle", progress)
+        params = {**config.model.model_dump(), **config.training.model_dump()}
+        version = registry.register(bundle, params, bundle.manifest.get("curves"), training_key=data.key).version
+        verdict = _judge(registry, version, bundle, data, config, Path(folder))
+    if verdict.crowned:
+        registry.crown(version)
+    _print_metrics(version, bundle.manifest["metrics"])
+    click.echo(f"model version {version} {'is' if verdict.crowned else 'is not'} the champion: {verdict.reason}")
+    if not verdict.beats_popularity:
+        raise GateRefused(f"model version {version} does not beat popularity; the alias stays where it was")
+
+
+def _judge(registry: Registry, version: str, bundle: Bundle, data: TrainingInput, config: Config, folder: Path) -> Verdict:
+    champion = registry.champion()
+    if champion is not None and champion.version == version:
+        return Verdict(True, True, "it is the same model as the champion's")
+    metrics = None
+    if champion is not None:
+        from recsys_batch.model.validation import validate
+
+        held = registry.fetch(champion.version, folder / "champion")
+        # A model that somebody brought as tables has no towers to validate; the first trained one need only beat popularity.
+        metrics = validate(held, data.interactions, data.items, data.users, config) if held.kind == "two_tower" else None
+    return judge(bundle.manifest["metrics"], metrics)
+
+
+def _print_metrics(version: str, metrics: Mapping[str, float]) -> None:
+    print_table(f"model version {version}, validation", ("metric", "value"), [(k, f"{v:.4f}") for k, v in sorted(metrics.items())])
+
+
+@click.command(help="Bring your own model: a bundle, or embedding tables with or without an ONNX ranker; the night then runs on it.")
+@click.option("--bundle", "bundle_dir", type=click.Path(exists=True, file_okay=False), help="Folder with bundle.json.")
+@click.option("--user-embeddings", metavar="TABLE", help="Delta or Parquet folder, or catalog table: user_id, embedding.")
+@click.option("--item-embeddings", metavar="TABLE", help="The same for item_id, embedding.")
+@click.option("--ranker", type=click.Path(exists=True, dir_okay=False), help="ONNX file: see docs/bring-your-own-model.md.")
+@click.option("--no-crown", is_flag=True, help="Register only; leave the alias where it is.")
+@with_config
+def register(
+    config: Config, bundle_dir: str | None, user_embeddings: str | None, item_embeddings: str | None, ranker: str | None, no_crown: bool
+) -> None:
+    from recsys_batch.bundle import load_bundle
+    from recsys_batch.registry import Registry
+
+    tables_given = (user_embeddings is not None) + (item_embeddings is not None)
+    if (bundle_dir is None) == (tables_given == 0) or tables_given == 1 or (bundle_dir is not None and ranker is not None):
+        raise UsageError("pass either --bundle DIR, or --user-embeddings TABLE --item-embeddings TABLE [--ranker FILE]")
+    registry = Registry(config)
+    with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
+        if bundle_dir is not None:
+            bundle = load_bundle(bundle_dir)
+        else:
+            from recsys_batch.spark.register import bundle_of_tables
+            from recsys_batch.spark.session import get_session
+
+            bundle = bundle_of_tables(get_session(config), config, str(user_embeddings), str(item_embeddings), ranker, Path(folder) / "bundle")
+        version = registry.register(bundle, {"kind": bundle.kind, "embedding_dim": bundle.embedding_dim}).version
+    if not no_crown:
+        registry.crown(version)
+    click.echo(f"model version {version} registered{'' if no_crown else f' and made {config.mlflow.alias}'}")

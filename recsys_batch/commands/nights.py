@@ -1,0 +1,147 @@
+"""nightly, its single steps, rollback and status: what data engineers schedule and look at."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recsys_batch.commands.options import Date, with_config
+from recsys_batch.config import Config
+from recsys_batch.terminal import console, count, print_table, step_progress
+
+if TYPE_CHECKING:
+    from recsys_batch.night.manifest import Run
+
+_STEPS = {
+    "embed": "Embed users and items.",
+    "index": "Build and tune the search index.",
+    "candidates": "Retrieve each user's candidates.",
+    "score": "Rank the candidates and write the top-K.",
+    "audit": "Hold the run against the gates; exit code 3 when one refuses.",
+    "publish": "Make the audited run the one that readers see.",
+}
+
+run_date_option = click.option("--run-date", type=Date(), required=True, help="The night's date; never taken from the clock.")
+run_id_option = click.option("--run-id", help="This run instead of the date's newest.")
+
+
+@click.command(help="All steps of one night, going on where an earlier attempt stopped.")
+@run_date_option
+@run_id_option
+@click.option("--force", is_flag=True, help="Compute the date again as a new run although it is published.")
+@with_config
+def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool) -> None:
+    from recsys_batch.night.context import AlreadyDone
+    from recsys_batch.night.nightly import nightly as run_night
+    from recsys_batch.spark.session import get_session
+
+    try:
+        with step_progress(f"night of {run_date}") as progress:
+            run = run_night(get_session(config), config, run_date, run_id=run_id, force=force, progress=progress)
+    except AlreadyDone as done:
+        click.echo(str(done))
+        return
+    print_night(run)
+
+
+def _step_command(name: str, text: str) -> click.Command:
+    @click.command(name, help=text)
+    @run_date_option
+    @run_id_option
+    @with_config
+    def command(config: Config, run_date: dt.date, run_id: str | None) -> None:
+        from recsys_batch.night.context import AlreadyDone
+        from recsys_batch.night.nightly import one_step
+        from recsys_batch.spark.session import get_session
+
+        try:
+            run = one_step(get_session(config), config, name, run_date, run_id=run_id)
+        except AlreadyDone as done:
+            click.echo(str(done))
+            return
+        figures = {key: run.metrics.get(f"{name}.{key}", 0.0) for key in ("rows", "seconds")}
+        click.echo(f"run {run.run_id}: {name} done, {count(figures['rows'])} rows in {figures['seconds']:.1f} s")
+
+    return command
+
+
+step_commands = [_step_command(name, text) for name, text in _STEPS.items()]
+
+
+@click.command(help="Go back to an earlier published run; no data moves.")
+@click.option("--to", "to", metavar="RUN_ID", help="That run; the one published before the current one where not given.")
+@with_config
+def rollback(config: Config, to: str | None) -> None:
+    from recsys_batch.night.context import AlreadyDone
+    from recsys_batch.night.nightly import rollback as roll_back
+    from recsys_batch.spark.session import get_session
+
+    try:
+        run = roll_back(get_session(config), config, to)
+    except AlreadyDone as done:
+        click.echo(str(done))
+        return
+    click.echo(f"readers now see run {run.run_id} of {run.run_date} (model version {run.model_version})")
+
+
+@click.command(help="The nights so far: what is published, what failed and why.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Newest runs shown.")
+@with_config
+def status(config: Config, as_json: bool, limit: int) -> None:
+    from recsys_batch.night import manifest
+
+    rows = _manifest_rows(config)
+    now = manifest.current(rows)
+    runs = sorted(manifest.fold(rows).values(), key=lambda run: run.metrics[manifest.STARTED_AT], reverse=True)[:limit]
+    if as_json:
+        listed = [{**run.row(), "current": now is not None and run.run_id == now.run_id} for run in runs]
+        click.echo(json.dumps({"current": now.run_id if now else None, "runs": listed}, default=str, indent=2))
+        return
+    if not runs:
+        click.echo("no night has run yet: run `recsys-batch nightly --run-date DATE`")
+        return
+    header = ("run", "status", "users", "rows", "model", "recall", "refused by")
+    print_table("nights", header, [_status_row(run, now) for run in runs], left=(0, 1, 4, 6))
+
+
+def _status_row(run: Run, now: Run | None) -> tuple[str, ...]:
+    mark = " *" if now is not None and run.run_id == now.run_id else ""
+    recall = run.metrics.get("knn_recall")
+    return (
+        run.run_id + mark,
+        run.status,
+        count(run.n_users or 0),
+        count(run.n_rows or 0),
+        run.model_version,
+        f"{recall:.4f}" if recall is not None else "",
+        "audit" if run.metrics.get("gate_refused") else "",
+    )
+
+
+def _manifest_rows(config: Config) -> list[dict[str, Any]]:
+    """By deltalake where tables are paths; a catalog needs Spark to resolve its names."""
+    if config.catalog is None:
+        from recsys_batch.read import run_rows
+
+        return run_rows(config.paths.warehouse)
+    from recsys_batch.night.context import run_rows as run_rows_by_spark
+    from recsys_batch.spark.session import get_session
+    from recsys_batch.spark.tables import Tables
+
+    return run_rows_by_spark(Tables(get_session(config), config))
+
+
+def print_night(run: Run) -> None:
+    """The table of steps: rows, seconds, users per second."""
+    rows = []
+    for step in _STEPS:
+        seconds, users = run.metrics.get(f"{step}.seconds"), run.metrics.get(f"{step}.users", 0.0)
+        if seconds is not None:
+            rows.append((step, count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", count(users / seconds) if seconds > 0.05 else ""))
+    print_table(f"run {run.run_id}: {run.status}", ("step", "rows", "seconds", "users/s"), rows)
+    recall = run.metrics.get("knn_recall", float("nan"))
+    console().print(f"ANN recall against exact search, measured: {recall:.4f}; model version {run.model_version}")

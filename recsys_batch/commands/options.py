@@ -1,0 +1,73 @@
+"""Options that every command shares."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from recsys_batch.config import load_config
+from recsys_batch.errors import ConfigError
+
+DEFAULT_CONF = "conf/local.toml"
+
+
+def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds --conf and --set, and passes the checked config as ``config``."""
+
+    @click.option("--conf", default=DEFAULT_CONF, show_default=True, help="TOML file.")
+    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. scoring.top_k=50. Repeatable.")
+    @functools.wraps(command)
+    def wrapped(conf: str, overrides: tuple[str, ...], **options: Any) -> Any:
+        return command(config=load_config(conf, overrides), **options)
+
+    return wrapped
+
+
+class Date(click.ParamType):
+    """A date as YYYY-MM-DD."""
+
+    name = "YYYY-MM-DD"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.date:
+        if isinstance(value, dt.date):
+            return value
+        try:
+            return dt.date.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a date like 2026-11-24", param, ctx)
+
+
+class Ks(click.ParamType):
+    """Comma-separated list lengths, e.g. 10,20."""
+
+    name = "K[,K...]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            ks = tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            ks = ()
+        if not ks or min(ks) < 1:
+            self.fail(f"{value!r} is not a list of positive whole numbers like 10,20", param, ctx)
+        return ks
+
+
+def mapping(option: str, text: str | None) -> dict[str, str]:
+    """``user_id=cust,item_id=sku`` as a dict.
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    pairs: dict[str, str] = {}
+    for part in (text or "").split(",") if text else []:
+        name, sep, column = (piece.strip() for piece in part.partition("="))
+        if not (sep and name and column):
+            raise ConfigError(f"{option} {text!r}: expected OUR_NAME=YOUR_COLUMN[,...], for example user_id=customer,item_id=sku")
+        pairs[name] = column
+    return pairs

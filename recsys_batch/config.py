@@ -1,0 +1,192 @@
+"""Typed configuration: TOML file, then ``--set section.key=value`` overrides, checked once, immutable after.
+
+Every key has a default, so an empty file is a valid config. An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recsys_batch.errors import ConfigError
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Paths(Section):
+    warehouse: str = Field("warehouse", description="folder (or Hadoop URI) that holds the Delta tables and run artefacts")
+    state: str = Field("state", description="local folder for MLflow's database, its artefacts and bundles being written")
+    jars: str = Field(".jars", description="folder with the Delta jars that set-up resolved; read when it exists")
+
+
+class SparkSection(Section):
+    master: str = Field("local[*]", description="used only where spark-submit has not set one")
+    app_name: str = "recsys-batch"
+    conf: dict[str, str] = Field(default_factory=dict, description="any Spark property, passed through")
+
+
+class Data(Section):
+    min_weight: float = Field(0.0, description="an interaction is positive when weight > min_weight; others only count as seen")
+
+
+class Model(Section):
+    """Shape of the reference model."""
+
+    embedding_dim: int = Field(64, ge=4, le=1024)
+    history_length: int = Field(200, ge=1, le=5000, description="positive interactions the user tower looks back on, newest first")
+
+
+class Training(Section):
+    seed: int = Field(17, ge=0)
+    max_seconds: float = Field(600.0, gt=0, description="budget of towers and ranker together, wall clock")
+    batch_size: int = Field(1024, ge=8)
+    max_epochs: int = Field(100, ge=1)
+    validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="newest share of each user's positives kept for validation")
+
+
+class Retrieval(Section):
+    mode: Literal["exact", "ivf", "auto"] = "auto"
+    metric: Literal["ip", "cosine"] = "ip"
+    n_candidates: int = Field(200, ge=1, le=10_000)
+    nlist: int | None = Field(None, ge=1, description="IVF lists; unset: 4 * sqrt(n_items), at least 16 items in each")
+    nprobe: int | None = Field(None, ge=1, description="IVF lists searched for n_candidates; unset: tuned to target_recall")
+    target_recall: float = Field(0.99, gt=0, le=1)
+    tuning_users: int = Field(2000, ge=10, description="sampled users that recall is measured on")
+    exact_max_items: int = Field(20_000, ge=0, description="auto: exact search up to this many items")
+
+
+class Scoring(Section):
+    top_k: int = Field(100, ge=1, le=10_000)
+    batch_users: int = Field(64, ge=1, description="users per ranker call")
+
+
+class Audit(Section):
+    min_user_coverage: float = Field(1.0, ge=0, le=1, description="share of known users with a published list")
+    min_recall: float = Field(0.95, ge=0, le=1, description="measured ANN recall against exact search")
+    min_full_lists: float = Field(0.9, ge=0, le=1, description="share of users with top_k rows or an explained shortfall")
+    max_popular_share: float = Field(0.5, ge=0, le=1, description="share of users served the popular list")
+
+
+class Tables(Section):
+    target_file_mb: int = Field(64, ge=1)
+    popular_items: int = Field(1000, ge=1, description="length of each segment's popular list")
+    retention_days: int = Field(30, ge=1, description="time travel and VACUUM floor")
+
+
+class MLflow(Section):
+    tracking_uri: str | None = Field(None, description="unset: sqlite in paths.state")
+    experiment: str = "recsys_batch"
+    model_name: str = "recsys_batch"
+    alias: str = "champion"
+
+
+class Config(Section):
+    catalog: str | None = Field(None, description="catalog.schema; unset: tables are paths under paths.warehouse")
+    paths: Paths = Field(default_factory=Paths)
+    spark: SparkSection = Field(default_factory=SparkSection)
+    data: Data = Field(default_factory=Data)
+    model: Model = Field(default_factory=Model)
+    training: Training = Field(default_factory=Training)
+    retrieval: Retrieval = Field(default_factory=Retrieval)
+    scoring: Scoring = Field(default_factory=Scoring)
+    audit: Audit = Field(default_factory=Audit)
+    tables: Tables = Field(default_factory=Tables)
+    mlflow: MLflow = Field(default_factory=MLflow)
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> Config:
+        if self.scoring.top_k > self.retrieval.n_candidates:
+            raise ValueError(
+                f"scoring.top_k = {self.scoring.top_k} is more than retrieval.n_candidates = {self.retrieval.n_candidates}: "
+                "raise n_candidates or lower top_k"
+            )
+        return self
+
+    def config_hash(self) -> str:
+        """12 hex digits over the settings that change a night's rows (not where it runs or is logged)."""
+        night = self.model_dump(include={"data", "retrieval", "scoring", "tables"}, mode="json")
+        return hashlib.sha256(json.dumps(night, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+    """Read ``path`` (TOML), apply ``section.key=value`` overrides (value as TOML, else as text), and check all of it.
+
+    Raises:
+        ConfigError: unreadable file, unknown key (names the nearest), value out of range.
+    """
+    tree: dict[str, Any] = {}
+    origin = "defaults"
+    if path is not None:
+        origin = str(path)
+        try:
+            tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"config file {path} does not exist; pass --conf conf/local.toml or another TOML file") from None
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"config file {path} is not readable TOML: {error}") from None
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: " + "; ".join(_explain(e) for e in error.errors())) from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sep, text = override.partition("=")
+    if not sep or not key.strip():
+        raise ConfigError(f"--set {override!r}: expected section.key=value, for example --set scoring.top_k=50")
+    value: Any
+    if key.startswith("spark.conf."):
+        parents, leaf, value = ["spark", "conf"], key.removeprefix("spark.conf."), text  # Spark's own keys have dots, its values are text
+    else:
+        *parents, leaf = key.strip().split(".")
+        value = _toml_value(text)
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override!r}: {parent} is a value, not a section")
+    node[leaf] = value
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: Mapping[str, Any]) -> str:
+    location = [str(part) for part in error["loc"]]
+    name = ".".join(location)
+    if error["type"] != "extra_forbidden":
+        return f"{name}: {error['msg']} (found {error['input']!r})" if name else str(error["msg"])
+    known = _known_keys()
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:
+        leaf_matches = [k for k in known if k.rsplit(".", 1)[-1] == location[-1]]
+        near = leaf_matches or difflib.get_close_matches(location[-1], [k.rsplit(".", 1)[-1] for k in known], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return f"unknown key {name}; {hint}"
+
+
+def _known_keys() -> list[str]:
+    keys: list[str] = []
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, Section):
+            keys.append(name)
+            keys.extend(f"{name}.{key}" for key in section.model_fields)
+        else:
+            keys.append(name)
+    return keys

@@ -1,0 +1,49 @@
+"""The one exception tree. Each class carries the exit code that the command line returns for it."""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_REFUSED = 3
+EXIT_MISSING = 4
+
+
+class RecsysBatchError(Exception):
+    """Something failed and a retry may help. The message says what was found and what to do."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(RecsysBatchError):
+    """The call, the config or an input file cannot be used as it is; retrying changes nothing."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(UsageError):
+    """A config file or a ``--set`` override is wrong."""
+
+
+class SourceError(UsageError):
+    """An input file cannot be read as what it was said to be."""
+
+
+class BundleError(UsageError):
+    """A model bundle is damaged, of another format version, or does not fit the data."""
+
+
+class GateRefused(RecsysBatchError):
+    """A quality gate said no; what was published before stays published."""
+
+    exit_code = EXIT_REFUSED
+
+
+class InputMissing(RecsysBatchError):
+    """A table, run or model that this command reads is missing or stale."""
+
+    exit_code = EXIT_MISSING
+
+
+class IndexDamaged(RecsysBatchError):
+    """An index file is missing, cut short or not the one that was built; building the index again helps."""

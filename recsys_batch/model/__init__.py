@@ -1,0 +1,1 @@
+"""The reference model (the only package that imports torch)."""

@@ -1,0 +1,1 @@
+"""One night: the manifest, the steps in order, the audit, the publish."""

@@ -1,0 +1,209 @@
+"""One night at work: the session, the tables, and the run whose rows are being written."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+
+from recsys_batch import __version__
+from recsys_batch.artifacts import artifact_root, point, pointed, put_folder
+from recsys_batch.bundle import Bundle, load_bundle
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing
+from recsys_batch.night import manifest
+from recsys_batch.night.manifest import Run
+from recsys_batch.registry import Registry
+from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.spark.tables import Tables
+
+logger = logging.getLogger("recsys_batch.night")
+
+_INPUTS = ("interactions", "items", "users")
+
+
+class AlreadyDone(Exception):
+    """There is nothing left to do; the message says why. Not an error: exit code 0."""
+
+
+@dataclass
+class Night:
+    """A run in progress.
+
+    ``run`` moves on with every row that ``record`` appends to the manifest.
+    """
+
+    spark: SparkSession
+    config: Config
+    tables: Tables
+    ids: IdTypes
+    run: Run
+    root: Path
+    registry: Registry = field(repr=False)
+
+    def record(self, **changes: Any) -> None:
+        """Append the run's next manifest row."""
+        self.run = self.run.next_event(**changes)
+        append_runs(self.spark, self.tables, [self.run])
+
+    def read_input(self, name: str) -> DataFrame:
+        """An input table at the version pinned when the run began."""
+        return self.tables.read(name, self.run.input_versions[name])
+
+    def users_table(self) -> DataFrame | None:
+        """The users table at its pinned version; None where there is none."""
+        return self.read_input("users") if "users" in self.run.input_versions else None
+
+    def slice_of(self, name: str) -> DataFrame:
+        """This run's rows of an output table."""
+        return self.tables.read(name).where(f"run_id = '{self.run.run_id}'")
+
+    def write_slice(self, name: str, df: DataFrame) -> int:
+        """Replace this run's rows of an output table; the committed version."""
+        self.tables.ensure(name, self.ids)
+        predicate = f"run_id = '{self.run.run_id}'"
+        if "run_date" in TABLES[name].partition_by:
+            predicate += f" AND run_date = DATE '{self.run.run_date.isoformat()}'"
+        return self.tables.replace_slice(name, df, predicate, {"run_id": self.run.run_id, "attempt": self.run.attempt})
+
+    def point(self, name: str, value: Mapping[str, Any]) -> None:
+        point(self.root, self.run.run_id, name, value)
+
+    def pointed(self, name: str) -> dict[str, Any]:
+        return pointed(self.root, self.run.run_id, name)
+
+    @property
+    def bundle_dir(self) -> Path:
+        return self.root / "bundles" / str(self.pointed("bundle")["folder"])
+
+    @property
+    def catalogue_dir(self) -> Path:
+        return self.root / "catalogues" / str(self.pointed("catalogue")["folder"])
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        """The run's model, verified."""
+        return load_bundle(self.bundle_dir)
+
+
+def run_rows(tables: Tables) -> list[dict[str, Any]]:
+    """Every manifest row, maps as dicts; empty before the first night."""
+    if not tables.exists("runs"):
+        return []
+    return [row.asDict(recursive=True) for row in tables.read("runs").collect()]
+
+
+def append_runs(spark: SparkSession, tables: Tables, runs: list[Run]) -> None:
+    """Append manifest rows in one commit, so that a reader sees all of them or none."""
+    ids = tables.require_ids()
+    tables.ensure("runs", ids)
+    rows = pa.Table.from_pylist([run.row() for run in runs], schema=TABLES["runs"].arrow_schema(ids))
+    tables.append("runs", spark.createDataFrame(rows), {"run_ids": [run.run_id for run in runs], "status": runs[-1].status})
+
+
+def open_night(
+    spark: SparkSession, config: Config, run_date: dt.date, *, run_id: str | None = None, force: bool = False, begin: bool = True
+) -> Night:
+    """Resume the date's unfinished run, or begin one.
+
+    Args:
+        run_id: that run, instead of the date's newest.
+        force: begin a new run even if the date is published.
+        begin: False for a step that cannot be a run's first.
+
+    Raises:
+        AlreadyDone: the date (or run) is published.
+        InputMissing: nothing ingested, no champion model, or no such run where ``begin`` is False.
+    """
+    tables = Tables(spark, config)
+    ids = tables.require_ids()
+    states = manifest.fold(run_rows(tables))
+    known = states.get(manifest.check_run_id(run_id)) if run_id else manifest.newest_of(states, run_date)
+    if known is not None and known.run_date != run_date:
+        raise InputMissing(f"run {run_id} is of {known.run_date}, not of {run_date}: pass --run-date {known.run_date}")
+    if known is not None and not force and known.status in ("PUBLISHED", "ROLLED_BACK"):
+        raise AlreadyDone(_finished(known))
+    registry = Registry(config)
+    night = Night(spark, config, tables, ids, known or _no_run(run_date), artifact_root(config.paths.warehouse), registry)
+    fresh = _inputs(tables)
+    reason = _why_not_resume(known, config, fresh, registry) if known is not None and not force else None
+    if known is not None and not force and reason is None:
+        logger.info("resuming run %s (attempt %d): %s done", known.run_id, known.attempt + 1, ", ".join(known.table_versions) or "no step")
+        # Not recorded yet: a command that finds nothing to do leaves no row.
+        night.run = replace(known, attempt=known.attempt + 1, status="AUDITED" if known.status == "AUDITED" else "RUNNING")
+        return night
+    if not begin and not force:
+        raise InputMissing(reason or f"no run of {run_date} has begun: run `recsys-batch embed --run-date {run_date}` or nightly first")
+    if reason:
+        logger.info("beginning a new run: %s", reason)
+    _begin(night, run_date, run_id if known is None and run_id else manifest.next_run_id(states, run_date), fresh)
+    return night
+
+
+def _begin(night: Night, run_date: dt.date, run_id: str, inputs: Mapping[str, int]) -> None:
+    champion = night.registry.champion()
+    if champion is None:
+        alias, name = night.config.mlflow.alias, night.config.mlflow.model_name
+        raise InputMissing(f"model {name} has no alias {alias}: run `recsys-batch train`, or `recsys-batch register` your own")
+    draft = night.root / "downloads" / run_id
+    bundle = night.registry.fetch(champion.version, draft)
+    folder = put_folder(night.root, "bundles", lambda target: _copy_files(bundle.path, target))
+    shutil.rmtree(draft, ignore_errors=True)
+    point(night.root, run_id, "bundle", {"folder": folder.name, "model_version": champion.version, "digest": bundle.digest})
+    now = dt.datetime.now(dt.UTC)
+    night.run = Run(
+        run_id=run_id,
+        run_date=run_date,
+        attempt=1,
+        status="RUNNING",
+        published_at=None,
+        table_versions={},
+        input_versions=inputs,
+        model_version=champion.version,
+        code_version=__version__,
+        config_hash=night.config.config_hash(),
+        metrics={manifest.STARTED_AT: now.timestamp()},
+        mlflow_run_id=night.registry.start_night(run_id, {"run_date": run_date.isoformat(), "model_version": champion.version}),
+    )
+    night.record()
+    logger.info("run %s began with model version %s on inputs %s", run_id, champion.version, dict(inputs))
+
+
+def _why_not_resume(run: Run, config: Config, inputs: Mapping[str, int], registry: Registry) -> str | None:
+    """A sentence why the unfinished run's rows cannot be continued; None when they can."""
+    if run.config_hash != config.config_hash():
+        return f"run {run.run_id} was begun with other settings (config hash {run.config_hash}, now {config.config_hash()})"
+    if run.code_version != __version__:
+        return f"run {run.run_id} was begun by release {run.code_version}, this is {__version__}"
+    if run.metrics.get(manifest.GATE_REFUSED):
+        champion = registry.champion()
+        if dict(inputs) != dict(run.input_versions) or (champion is not None and champion.version != run.model_version):
+            return f"run {run.run_id} was refused by its audit, and inputs or model have changed since"
+    return None
+
+
+def _inputs(tables: Tables) -> dict[str, int]:
+    return {name: tables.version(name) for name in _INPUTS if tables.exists(name)}
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
+
+
+def _no_run(run_date: dt.date) -> Run:
+    return Run("", run_date, 0, "RUNNING", None, {}, {}, "", __version__, "")
+
+
+def _finished(run: Run) -> str:
+    if run.status == "PUBLISHED":
+        return f"{run.run_date} is already published as run {run.run_id} at {run.published_at:%Y-%m-%d %H:%M:%S} UTC; --force computes it again"
+    return f"{run.run_date} was published as run {run.run_id} and rolled back; --force computes it again"

@@ -1,0 +1,1 @@
+"""The request side. Nothing here may load pyspark, torch or mlflow."""

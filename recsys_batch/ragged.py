@@ -1,0 +1,43 @@
+"""Arrow list columns as (flat values, offsets), which is how numpy code walks lists of different lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+
+def ragged(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """Flat values and int64 offsets [n + 1] of a list column; null lists count as empty, slices are respected."""
+    lengths = np.asarray(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
+    return column.flatten(), np.concatenate([[0], np.cumsum(lengths)])
+
+
+def list_column(values: pa.Array, offsets: np.ndarray) -> pa.ListArray:
+    """The list column of ``ragged``'s two parts."""
+    return pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), values)
+
+
+def matrix_column(matrix: np.ndarray) -> pa.ListArray:
+    """float32 [n, d] as n lists of d."""
+    n, d = matrix.shape
+    return list_column(pa.array(np.ascontiguousarray(matrix, dtype=np.float32).ravel()), np.arange(n + 1) * d)
+
+
+def column_matrix(column: pa.Array) -> np.ndarray:
+    """float32 [n, d] of a list column whose lists all have length d and no nulls.
+
+    Raises:
+        ValueError: lists of different lengths.
+    """
+    values, offsets = ragged(column)
+    lengths = np.diff(offsets)
+    if len(lengths) == 0:
+        return np.zeros((0, 0), dtype=np.float32)
+    if (lengths != lengths[0]).any():
+        raise ValueError(f"embeddings of different lengths: {int(lengths.min())} to {int(lengths.max())}")
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(lengths), int(lengths[0]))
+
+
+def mask_ragged(offsets: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Offsets after dropping the flat values where ``keep`` (bool [total]) is false."""
+    return np.concatenate([[0], np.cumsum(keep)])[offsets].astype(np.int64)

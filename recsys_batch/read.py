@@ -1,0 +1,103 @@
+"""Readers without a JVM: the published tables as Arrow or pandas, by deltalake.
+
+>>> from recsys_batch.read import latest_topk
+>>> latest_topk("data/warehouse", user_ids=[42]).to_pandas()          # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from recsys_batch.errors import InputMissing
+
+
+def open_table(warehouse: str, name: str, version: int | None = None) -> DeltaTable:
+    """A Delta table of the warehouse, newest or at ``version``.
+
+    Raises:
+        InputMissing: no such table or version.
+    """
+    path = f"{warehouse.rstrip('/')}/{name}"
+    try:
+        return DeltaTable(path, version=version)
+    except TableNotFoundError:
+        raise InputMissing(f"table {name} does not exist at {path}: was anything ingested or published there?") from None
+    except DeltaError as error:
+        raise InputMissing(f"table {name} at {path} cannot be read at version {version}: {str(error).splitlines()[0]}") from None
+
+
+def has_table(warehouse: str, name: str) -> bool:
+    """Whether the table exists."""
+    return bool(DeltaTable.is_deltatable(f"{warehouse.rstrip('/')}/{name}"))
+
+
+def read_table(
+    warehouse: str, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None, version: int | None = None
+) -> pa.Table:
+    """Rows of a table, with column projection and filter pushed into the files."""
+    dataset = open_table(warehouse, name, version).to_pyarrow_dataset()
+    return dataset.to_table(columns=list(columns) if columns is not None else None, filter=where)
+
+
+def run_rows(warehouse: str) -> list[dict[str, Any]]:
+    """Every row of the manifest, maps as dicts; empty when no night ever began."""
+    if not has_table(warehouse, "runs"):
+        return []
+    rows: list[dict[str, Any]] = read_table(warehouse, "runs").to_pylist(maps_as_pydicts="strict")
+    return rows
+
+
+def published_run(warehouse: str, run_id: str | None = None) -> dict[str, Any]:
+    """The manifest row that readers follow: the newest PUBLISHED one, or that of ``run_id``.
+
+    Raises:
+        InputMissing: nothing (or not that run) is published.
+    """
+    published = [row for row in run_rows(warehouse) if row["status"] == "PUBLISHED" and run_id in (None, row["run_id"])]
+    if not published:
+        what = f"run {run_id} is not published" if run_id else "no night is published yet"
+        raise InputMissing(f"{what} in {warehouse}: see `recsys-batch status`, run `recsys-batch nightly`")
+    return max(published, key=lambda row: row["published_at"])
+
+
+def latest_topk(
+    warehouse: str, *, user_ids: Sequence[Any] | None = None, run_id: str | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The published top-K, sorted by user_id and rank.
+
+    Args:
+        warehouse: folder (or object store URI) of the tables.
+        user_ids: only these users; an unknown user has no rows.
+        run_id: a published run other than the newest.
+        columns: only these columns of topk.
+
+    Raises:
+        InputMissing: nothing is published.
+    """
+    return run_slice(warehouse, "topk", published_run(warehouse, run_id), user_ids=user_ids, columns=columns)
+
+
+def run_slice(
+    warehouse: str, name: str, run: dict[str, Any], *, user_ids: Sequence[Any] | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
+    """The rows that a run wrote into ``name``, sorted by user_id and rank where it has them.
+
+    A published slice is never written again, so the newest version of the table holds it as it was published.
+    """
+    dataset = open_table(warehouse, name).to_pyarrow_dataset()
+    where = ds.field("run_id") == run["run_id"]
+    if name == "topk":
+        where &= ds.field("run_date") == pa.scalar(run["run_date"], pa.date32())
+    if user_ids is not None:
+        where &= ds.field("user_id").isin(pa.array(user_ids, type=dataset.schema.field("user_id").type))
+    wanted = list(columns) if columns is not None else dataset.schema.names
+    keys = [key for key in ("user_id", "segment", "rank") if key in dataset.schema.names]
+    rows = dataset.to_table(columns=list(dict.fromkeys([*wanted, *keys])), filter=where)
+    return rows.sort_by([(key, "ascending") for key in keys]).select(wanted)

@@ -1,0 +1,143 @@
+"""MLflow: the only file that imports it. Models are bundles; the alias says which one the night uses.
+
+Only drivers call this; executors never reach the tracking server.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+import mlflow  # noqa: E402
+from mlflow.artifacts import download_artifacts  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.tracking import MlflowClient  # noqa: E402
+
+from recsys_batch.bundle import Bundle, load_bundle  # noqa: E402
+from recsys_batch.config import Config  # noqa: E402
+from recsys_batch.errors import InputMissing  # noqa: E402
+
+_BUNDLE = "bundle"
+_DIGEST_TAG = "bundle_digest"
+_TRAINING_TAG = "training_key"
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of the registered model."""
+
+    version: str
+    mlflow_run_id: str
+    digest: str
+
+
+class Registry:
+    """Tracking server and model registry of one config."""
+
+    def __init__(self, config: Config) -> None:
+        state = Path(config.paths.state).absolute()
+        self._name = config.mlflow.model_name
+        self._alias = config.mlflow.alias
+        uri = config.mlflow.tracking_uri
+        if uri is None:
+            state.mkdir(parents=True, exist_ok=True)
+            uri = f"sqlite:///{state / 'mlflow.db'}"
+        for noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        mlflow.set_tracking_uri(uri)
+        self._experiment = self._experiment_id(config.mlflow.experiment, None if config.mlflow.tracking_uri else state / "mlartifacts")
+
+    def register(
+        self, bundle: Bundle, params: Mapping[str, Any], curves: Mapping[str, Sequence[float]] | None = None, *, training_key: str = ""
+    ) -> Registered:
+        """Log a bundle with its metrics and curves, and make it a version. The same content registered again is the same version.
+
+        Args:
+            training_key: what ``find_trained`` finds the version by.
+        """
+        self._ensure_model()
+        known = self._find(_DIGEST_TAG, bundle.digest)
+        if known is not None:
+            return known
+        run_id = self._client.create_run(self._experiment, run_name=f"model-{bundle.digest[:8]}").info.run_id
+        for key, value in params.items():
+            self._client.log_param(run_id, key, value)
+        self.log_metrics(run_id, bundle.manifest.get("metrics", {}))
+        for name, points in (curves or {}).items():
+            for step, value in enumerate(points):
+                self._client.log_metric(run_id, name, float(value), step=step)
+        self._client.log_artifacts(run_id, str(bundle.path), _BUNDLE)
+        self._client.set_terminated(run_id)
+        source = f"{self._client.get_run(run_id).info.artifact_uri}/{_BUNDLE}"
+        version = self._client.create_model_version(self._name, source, run_id, tags={_DIGEST_TAG: bundle.digest, _TRAINING_TAG: training_key})
+        return Registered(str(version.version), run_id, bundle.digest)
+
+    def find_trained(self, training_key: str) -> Registered | None:
+        """The version that a training of that key registered."""
+        return self._find(_TRAINING_TAG, training_key)
+
+    def champion(self) -> Registered | None:
+        """The version that the alias names, None while there is none."""
+        try:
+            found = self._client.get_model_version_by_alias(self._name, self._alias)
+        except MlflowException:
+            return None
+        return Registered(str(found.version), str(found.run_id), str(found.tags.get(_DIGEST_TAG, "")))
+
+    def crown(self, version: str) -> None:
+        """Move the alias to ``version``."""
+        self._client.set_registered_model_alias(self._name, self._alias, version)
+
+    def fetch(self, version: str, directory: Path) -> Bundle:
+        """Download and verify the bundle of a version.
+
+        Raises:
+            InputMissing: no such version, or its files are gone.
+            BundleError: damaged.
+        """
+        try:
+            found = self._client.get_model_version(self._name, version)
+            directory.mkdir(parents=True, exist_ok=True)
+            local = download_artifacts(artifact_uri=str(found.source), dst_path=str(directory))
+        except (MlflowException, OSError) as error:
+            raise InputMissing(f"model {self._name} version {version} cannot be fetched: {error}") from None
+        return load_bundle(local)
+
+    def start_night(self, run_id: str, tags: Mapping[str, str]) -> str:
+        """MLflow run that a night logs its driver metrics to."""
+        created = self._client.create_run(self._experiment, run_name=run_id, tags={"recsys_batch.run_id": run_id, **tags})
+        return str(created.info.run_id)
+
+    def log_metrics(self, mlflow_run_id: str, metrics: Mapping[str, float]) -> None:
+        """Log numbers to a run."""
+        for key, value in metrics.items():
+            self._client.log_metric(mlflow_run_id, key, float(value))
+
+    def finish(self, mlflow_run_id: str, *, failed: bool) -> None:
+        """Close a night's run."""
+        self._client.set_terminated(mlflow_run_id, "FAILED" if failed else "FINISHED")
+
+    def _experiment_id(self, name: str, artifacts: Path | None) -> str:
+        known = self._client.get_experiment_by_name(name)
+        if known is not None:
+            return str(known.experiment_id)
+        return str(self._client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None))
+
+    def _find(self, tag: str, value: str) -> Registered | None:
+        for known in self._client.search_model_versions(f"name='{self._name}'"):
+            if known.tags.get(tag) == value:
+                return Registered(str(known.version), str(known.run_id), str(known.tags.get(_DIGEST_TAG, "")))
+        return None
+
+    def _ensure_model(self) -> None:
+        try:
+            self._client.get_registered_model(self._name)
+        except MlflowException:
+            self._client.create_registered_model(self._name)

@@ -1,0 +1,287 @@
+"""The table contract: every table's columns, types, comments, partitioning and constraints, named once.
+
+Written in Arrow types, as Arrow is what executors, readers and the online side share; the Spark DDL is derived from them.
+IDs are BIGINT or STRING as the source has them, so a schema is complete only for an ``IdTypes``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+
+IdType = Literal["BIGINT", "STRING"]
+ID_ARROW: Mapping[str, pa.DataType] = {"BIGINT": pa.int64(), "STRING": pa.string()}
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+STRING_MAP = pa.map_(pa.string(), pa.string())
+
+STATUSES = ("RUNNING", "AUDITED", "PUBLISHED", "FAILED", "ROLLED_BACK")
+SOURCES = ("model", "popular")
+ALL_SEGMENTS = "all"
+"""The segment of users without one, and of the popular list that stands in where a segment has none."""
+
+
+@dataclass(frozen=True)
+class IdTypes:
+    """Types of the two id columns, the same in every table of a warehouse."""
+
+    user: IdType
+    item: IdType
+
+    @property
+    def user_arrow(self) -> pa.DataType:
+        return ID_ARROW[self.user]
+
+    @property
+    def item_arrow(self) -> pa.DataType:
+        return ID_ARROW[self.item]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; ``type`` is an Arrow type, or "user_id" / "item_id" / "candidates" where it depends on the ids."""
+
+    name: str
+    type: pa.DataType | Literal["user_id", "item_id", "candidates"]
+    comment: str
+    nullable: bool = True
+
+    def arrow(self, ids: IdTypes) -> pa.Field:
+        return pa.field(self.name, self._arrow_type(ids), self.nullable)
+
+    def _arrow_type(self, ids: IdTypes) -> pa.DataType:
+        if self.type == "user_id":
+            return ids.user_arrow
+        if self.type == "item_id":
+            return ids.item_arrow
+        if self.type == "candidates":
+            return pa.list_(pa.struct([pa.field("item_id", ids.item_arrow), pa.field("score", pa.float32())]))
+        return self.type
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table of the contract.
+
+    Attributes:
+        partition_by: Hive-style partition columns.
+        cluster_by: liquid clustering columns (never together with partition_by).
+        sort_by: order of rows inside a file, so that a lookup touches few files.
+        checks: CHECK constraints, name -> SQL.
+    """
+
+    name: str
+    comment: str
+    columns: tuple[Column, ...]
+    partition_by: tuple[str, ...] = ()
+    cluster_by: tuple[str, ...] = ()
+    sort_by: tuple[str, ...] = ()
+    checks: Mapping[str, str] = field(default_factory=dict)
+
+    def arrow_schema(self, ids: IdTypes) -> pa.Schema:
+        return pa.schema([column.arrow(ids) for column in self.columns])
+
+
+def _run_id() -> Column:
+    return Column("run_id", pa.string(), "the night that wrote this row; join to runs", nullable=False)
+
+
+def _user_id(comment: str = "user, as the source names it") -> Column:
+    return Column("user_id", "user_id", comment, nullable=False)
+
+
+def _item_id(comment: str = "item, as the source names it") -> Column:
+    return Column("item_id", "item_id", comment, nullable=False)
+
+
+_INTERACTIONS = (
+    _user_id(),
+    _item_id(),
+    Column("event_ts", TIMESTAMP, "when it happened, UTC; null in every row when the source has no time"),
+    Column("event_type", pa.string(), "what happened: rating, view, purchase, ..."),
+    Column("weight", pa.float32(), "strength of the signal in the source's unit; <= data.min_weight means seen but not liked"),
+    Column("event_date", pa.date32(), "UTC date of event_ts"),
+)
+
+_SPECS = (
+    TableSpec(
+        "interactions",
+        "who did what to which item; append-only",
+        _INTERACTIONS,
+        cluster_by=("event_date",),
+    ),
+    TableSpec("holdout", "interactions held out at ingest for evaluation; no model or night reads them", _INTERACTIONS),
+    TableSpec(
+        "items",
+        "the catalogue",
+        (
+            _item_id(),
+            Column("title", pa.string(), "display name"),
+            Column("categories", pa.list_(pa.string()), "genres, departments, ... in the source's words"),
+            Column("is_available", pa.bool_(), "false: never recommended", nullable=False),
+            Column("first_seen_ts", TIMESTAMP, "first interaction or first listing, UTC"),
+            Column("attributes", STRING_MAP, "further properties of the item"),
+        ),
+    ),
+    TableSpec(
+        "users",
+        "what is known of users beside their interactions; optional",
+        (
+            _user_id(),
+            Column("segment", pa.string(), "group whose popular list a user without history gets"),
+            Column("attributes", STRING_MAP, "further properties of the user"),
+        ),
+    ),
+    TableSpec(
+        "rejected",
+        "source rows that could not be used, each with its reason; nothing is dropped silently",
+        (
+            Column("ingest_id", pa.string(), "the ingest that refused the row"),
+            Column("source", pa.string(), "file or folder the row came from"),
+            Column("kind", pa.string(), "interactions, items or users"),
+            Column("reason", pa.string(), "first reason that applied, a stable name"),
+            Column("row", pa.string(), "the raw row as JSON"),
+            Column("rejected_at", TIMESTAMP, "when the ingest ran, UTC"),
+        ),
+    ),
+    TableSpec(
+        "user_embeddings",
+        "one vector per user with a positive interaction",
+        (
+            _run_id(),
+            _user_id(),
+            Column("embedding", pa.list_(pa.float32()), "user tower output; inner product with an item's is the retrieval score"),
+            Column("n_events", pa.int32(), "positive interactions of the user up to the night"),
+        ),
+        partition_by=("run_id",),
+    ),
+    TableSpec(
+        "item_embeddings",
+        "one vector per item of the catalogue",
+        (
+            _run_id(),
+            _item_id(),
+            Column("embedding", pa.list_(pa.float32()), "item tower output"),
+            Column("n_events", pa.int32(), "positive interactions with the item up to the night"),
+        ),
+        partition_by=("run_id",),
+    ),
+    TableSpec(
+        "candidates",
+        "retrieved items per user, best first: unseen and available only",
+        (
+            _run_id(),
+            _user_id(),
+            Column("items", "candidates", "best first; score is the retrieval score (popularity for users without history)"),
+        ),
+        partition_by=("run_id",),
+    ),
+    TableSpec(
+        "shortfalls",
+        "users that got fewer than n_candidates, and why",
+        (
+            _run_id(),
+            _user_id(),
+            Column("n_items", pa.int32(), "candidates that the user did get"),
+            Column("reason", pa.string(), "catalogue_exhausted: every other available item was already seen"),
+        ),
+        partition_by=("run_id",),
+    ),
+    TableSpec(
+        "topk",
+        "the precomputed recommendations: one row per user and rank",
+        (
+            _run_id(),
+            Column("run_date", pa.date32(), "the night's date", nullable=False),
+            _user_id(),
+            Column("rank", pa.int32(), "1 is best", nullable=False),
+            _item_id(),
+            Column("score", pa.float32(), "ranker score: comparable within a user and a model version; descending in rank", nullable=False),
+            Column("candidate_rank", pa.int32(), "position in candidates, from 1", nullable=False),
+            Column("source", pa.string(), "model, or popular for users without history", nullable=False),
+            Column("model_version", pa.string(), "registry version of the model"),
+            Column("generated_at", TIMESTAMP, "when the night began, UTC"),
+        ),
+        partition_by=("run_date", "run_id"),
+        sort_by=("user_id", "rank"),
+        checks={
+            "rank_from_one": "rank >= 1",
+            "candidate_rank_from_one": "candidate_rank >= 1",
+            "score_is_finite": "NOT isnan(score) AND abs(score) < 3.0e38",
+            "source_known": "source IN ('model', 'popular')",
+        },
+    ),
+    TableSpec(
+        "popular",
+        "the most popular available items per segment: the fallback",
+        (
+            _run_id(),
+            Column("segment", pa.string(), "users.segment; 'all' is everybody", nullable=False),
+            Column("rank", pa.int32(), "1 is most popular", nullable=False),
+            _item_id(),
+            Column("score", pa.float32(), "number of users of the segment with a positive interaction", nullable=False),
+        ),
+        partition_by=("run_id",),
+        checks={"rank_from_one": "rank >= 1", "score_not_negative": "score >= 0"},
+    ),
+    TableSpec(
+        "runs",
+        "manifest of nights; append-only: the newest PUBLISHED row by published_at is what readers see",
+        (
+            _run_id(),
+            Column("run_date", pa.date32(), "the night's date", nullable=False),
+            Column("attempt", pa.int32(), "which start of this run wrote the row, from 1", nullable=False),
+            Column("status", pa.string(), "RUNNING, AUDITED, PUBLISHED, FAILED or ROLLED_BACK", nullable=False),
+            Column("published_at", TIMESTAMP, "when it became visible, UTC; PUBLISHED rows only"),
+            Column("table_versions", pa.map_(pa.string(), pa.int64()), "Delta version that each finished step committed"),
+            Column("input_versions", pa.map_(pa.string(), pa.int64()), "Delta version of each input, pinned when the run began"),
+            Column("model_version", pa.string(), "registry version of the model"),
+            Column("code_version", pa.string(), "release of this package"),
+            Column("config_hash", pa.string(), "hash of the settings that change rows"),
+            Column("n_users", pa.int64(), "users with a list"),
+            Column("n_rows", pa.int64(), "rows in topk"),
+            Column("metrics", pa.map_(pa.string(), pa.float64()), "seconds and rows per step, measured recall, audit values"),
+            Column("mlflow_run_id", pa.string(), "MLflow run with plots and driver metrics"),
+            Column("schema_version", pa.int32(), "version of this contract", nullable=False),
+        ),
+        checks={"status_known": "status IN ('RUNNING', 'AUDITED', 'PUBLISHED', 'FAILED', 'ROLLED_BACK')"},
+    ),
+)
+
+TABLES: Mapping[str, TableSpec] = {spec.name: spec for spec in _SPECS}
+
+
+def spark_type(arrow: pa.DataType) -> str:
+    """Spark SQL's name of an Arrow type that the contract uses.
+
+    Raises:
+        TypeError: a type outside the contract.
+    """
+    if pa.types.is_list(arrow):
+        return f"ARRAY<{spark_type(arrow.value_type)}>"
+    if pa.types.is_map(arrow):
+        return f"MAP<{spark_type(arrow.key_type)},{spark_type(arrow.item_type)}>"
+    if pa.types.is_struct(arrow):
+        return "STRUCT<" + ",".join(f"{f.name}:{spark_type(f.type)}" for f in arrow) + ">"
+    names = {
+        pa.int64(): "BIGINT",
+        pa.int32(): "INT",
+        pa.float32(): "FLOAT",
+        pa.float64(): "DOUBLE",
+        pa.string(): "STRING",
+        pa.bool_(): "BOOLEAN",
+        pa.date32(): "DATE",
+        TIMESTAMP: "TIMESTAMP",
+    }
+    if arrow not in names:
+        raise TypeError(f"the table contract has no Arrow type {arrow}")
+    return names[arrow]
+
+
+def spark_ddl(schema: pa.Schema) -> str:
+    """``name TYPE, ...`` for mapInArrow and createDataFrame."""
+    return ", ".join(f"`{f.name}` {spark_type(f.type)}" for f in schema)

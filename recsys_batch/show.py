@@ -1,0 +1,75 @@
+"""A user's history and recommendations with titles, for a person to look at. No JVM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.read import open_table, published_run, read_table, run_slice
+
+
+@dataclass(frozen=True)
+class UserView:
+    """What one user liked and is recommended.
+
+    Attributes:
+        source: model or popular.
+        history: titles, newest first.
+        topk: (title, score) by rank.
+    """
+
+    user_id: Any
+    source: str
+    history: list[str]
+    topk: list[tuple[str, str]]
+
+
+def some_users(warehouse: str, run_id: str | None, n: int) -> list[Any]:
+    """``n`` users spread evenly over the run's user ids."""
+    run = published_run(warehouse, run_id)
+    users = pc.unique(run_slice(warehouse, "topk", run, columns=["user_id"])["user_id"])
+    places = np.unique(np.linspace(0, len(users) - 1, num=min(n + 2, len(users))).astype(int))
+    inner = places[1:-1] if len(places) > n else places
+    picked: list[Any] = users.take(pa.array(inner)).to_pylist()
+    return picked
+
+
+def user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min_weight: float) -> UserView:
+    """History and top ``n`` of one user; a user id given as text is read as the tables' id type.
+
+    Raises:
+        InputMissing: the user has no list in the run.
+        UsageError: not an id of the tables' type.
+    """
+    run = published_run(warehouse, run_id)
+    id_type = open_table(warehouse, "topk").to_pyarrow_dataset().schema.field("user_id").type
+    try:
+        user = pa.scalar(user_id).cast(id_type).as_py()
+    except pa.ArrowInvalid:
+        raise UsageError(f"user id {user_id!r} is not of type {id_type}, which the tables use") from None
+    rows = run_slice(warehouse, "topk", run, user_ids=[user], columns=["rank", "item_id", "score", "source"])
+    if rows.num_rows == 0:
+        raise InputMissing(f"user {user!r} has no list in run {run['run_id']}: it was not known when the run began")
+    rows = rows.slice(0, n)
+    liked = read_table(
+        warehouse,
+        "interactions",
+        columns=["item_id", "event_ts"],
+        where=(pc.field("user_id") == user) & (pc.field("weight") > min_weight),
+        version=run["input_versions"]["interactions"],
+    ).sort_by([("event_ts", "descending"), ("item_id", "ascending")])
+    history = liked["item_id"].to_pylist()[:n]
+    titles = _titles(warehouse, [*history, *rows["item_id"].to_pylist()])
+    topk = [(titles[item], f"{score:.3f}") for item, score in zip(rows["item_id"].to_pylist(), rows["score"].to_pylist(), strict=True)]
+    return UserView(user, rows["source"][0].as_py(), [titles[item] for item in history], topk)
+
+
+def _titles(warehouse: str, item_ids: list[Any]) -> dict[Any, str]:
+    found = read_table(warehouse, "items", columns=["item_id", "title"], where=pc.field("item_id").isin(item_ids)).to_pylist()
+    titles = {row["item_id"]: row["title"] for row in found}
+    return {item: titles.get(item) or str(item) for item in item_ids}

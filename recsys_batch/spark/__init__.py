@@ -1,0 +1,1 @@
+"""What runs on Spark (with ``night``, the only package that sees pyspark and delta)."""

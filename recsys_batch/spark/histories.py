@@ -1,0 +1,55 @@
+"""What the night reads from interactions: each user's positive history, and all that the user has seen."""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame, Window
+from pyspark.sql import functions as F
+
+from recsys_batch.schemas import ALL_SEGMENTS
+
+
+def positive(interactions: DataFrame, min_weight: float) -> DataFrame:
+    """Rows whose weight is above ``min_weight``; the others (returns, dislikes) only count as seen."""
+    return interactions.where(F.col("weight") > F.lit(min_weight))
+
+
+def histories(positives: DataFrame, length: int) -> DataFrame:
+    """One row per user with a positive interaction: user_id, item_ids, event_us, weights (newest ``length``, newest first), n_events.
+
+    Order is event_ts descending, then item_id, so that it is the same however the rows are stored; event_us (microseconds)
+    is null inside where event_ts is.
+    """
+    event = F.struct(F.unix_micros("event_ts").alias("us"), F.col("item_id"), F.col("weight"))
+    newest_first = F.sort_array(F.collect_list(event), asc=False)
+    grouped = positives.groupBy("user_id").agg(F.slice(newest_first, 1, length).alias("events"), F.count(F.lit(1)).cast("int").alias("n_events"))
+    return grouped.select(
+        "user_id",
+        F.col("events.item_id").alias("item_ids"),
+        F.col("events.us").alias("event_us"),
+        F.col("events.weight").alias("weights"),
+        "n_events",
+    )
+
+
+def seen_items(interactions: DataFrame) -> DataFrame:
+    """One row per user: user_id, seen (distinct item_ids of every interaction, positive or not)."""
+    return interactions.groupBy("user_id").agg(F.collect_set("item_id").alias("seen"))
+
+
+def popularity(positives: DataFrame, users: DataFrame | None, available: DataFrame, length: int) -> DataFrame:
+    """Popular list per segment and of everybody: segment, rank, item_id, score (distinct users), ties by item_id.
+
+    Args:
+        available: item_id of the items that may be recommended.
+        length: rows per segment.
+    """
+    pairs = positives.select("user_id", "item_id").distinct().join(available.select("item_id"), "item_id", "left_semi")
+    everybody = pairs.select(F.lit(ALL_SEGMENTS).alias("segment"), "item_id")
+    listed = everybody
+    if users is not None:
+        segments = users.select("user_id", "segment").where(F.col("segment").isNotNull() & (F.col("segment") != ALL_SEGMENTS))
+        listed = everybody.unionByName(pairs.join(segments, "user_id").select("segment", "item_id"))
+    counts = listed.groupBy("segment", "item_id").agg(F.count(F.lit(1)).cast("float").alias("score"))
+    by_rank = Window.partitionBy("segment").orderBy(F.col("score").desc(), F.col("item_id"))
+    ranked = counts.withColumn("rank", F.row_number().over(by_rank)).where(F.col("rank") <= length)
+    return ranked.select("segment", "rank", "item_id", "score")

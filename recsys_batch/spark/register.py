@@ -1,0 +1,100 @@
+"""Somebody's own embedding tables, checked and copied beside the warehouse's tables as an immutable artefact."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, StringType
+
+from recsys_batch.artifacts import artifact_root
+from recsys_batch.bundle import Bundle, write_bundle
+from recsys_batch.config import Config
+from recsys_batch.errors import BundleError
+from recsys_batch.features import FeatureSpec
+from recsys_batch.onnx_ranker import OnnxRanker
+from recsys_batch.schemas import IdTypes
+from recsys_batch.spark.tables import Tables, parse_identifier
+
+
+def bundle_of_tables(spark: SparkSession, config: Config, users: str, items: str, ranker: str | None, directory: Path) -> Bundle:
+    """A bundle of kind "embeddings" in ``directory``.
+
+    Raises:
+        BundleError: a missing column, other id types than the warehouse's, null, unequal or non-finite vectors, an id twice,
+            user and item vectors of different lengths, or a ranker that is not one.
+    """
+    ids = Tables(spark, config).require_ids()
+    root = artifact_root(config.paths.warehouse)
+    dims: dict[str, int] = {}
+    names: dict[str, str] = {}
+    for table, key, source in (("user_embeddings", "user_id", users), ("item_embeddings", "item_id", items)):
+        vectors = _vectors(parse_identifier(spark, source), source, key, ids)
+        dims[table], names[table] = _checked(vectors, source, key)
+        _store(vectors, root / "embeddings" / names[table])
+    if dims["user_embeddings"] != dims["item_embeddings"]:
+        raise BundleError(
+            f"{users} has vectors of length {dims['user_embeddings']}, {items} of {dims['item_embeddings']}: "
+            "their inner product is the retrieval score, so both need the same length"
+        )
+    if ranker is not None:
+        OnnxRanker(ranker)
+    manifest = {
+        "kind": "embeddings",
+        "embedding_dim": dims["user_embeddings"],
+        "tables": names,
+        "features": FeatureSpec.default().to_dict(),
+        "metrics": {},
+    }
+    return write_bundle(directory, manifest, ranker_onnx=Path(ranker).read_bytes() if ranker else None)
+
+
+def _vectors(df: DataFrame, source: str, key: str, ids: IdTypes) -> DataFrame:
+    missing = [name for name in (key, "embedding") if name not in df.columns]
+    if missing:
+        raise BundleError(f"{source} lacks {', '.join(missing)}; it has {', '.join(df.columns)}")
+    if not isinstance(df.schema["embedding"].dataType, ArrayType):
+        raise BundleError(f"{source}: embedding is {df.schema['embedding'].dataType.simpleString()}, an array of float is expected")
+    expected = ids.user if key == "user_id" else ids.item
+    found = "STRING" if isinstance(df.schema[key].dataType, StringType) else "BIGINT"
+    if found != expected:
+        raise BundleError(f"{source}: {key} is {df.schema[key].dataType.simpleString()}, the warehouse's {key} is {expected}")
+    return df.select(F.col(key).cast(expected).alias(key), F.col("embedding").cast("array<float>").alias("embedding"))
+
+
+def _checked(vectors: DataFrame, source: str, key: str) -> tuple[int, str]:
+    """Length of the vectors and a name from the content, in one pass."""
+    broken = F.exists("embedding", lambda x: x.isNull() | F.isnan(x) | (F.abs(x) == float("inf")))
+    found = cast(
+        "Any",
+        vectors.agg(
+            F.count(F.lit(1)).alias("n"),
+            F.count_distinct(key).alias("n_ids"),
+            F.count_if(F.col(key).isNull() | F.col("embedding").isNull()).alias("nulls"),
+            F.min(F.size("embedding")).alias("shortest"),
+            F.max(F.size("embedding")).alias("longest"),
+            F.count_if(broken).alias("broken"),
+            F.sum(F.xxhash64(key, "embedding").cast("decimal(20,0)")).alias("content"),
+        ).head(),
+    )
+    problems = {
+        "it has no rows": found.n == 0,
+        f"{found.nulls} rows have a null {key} or embedding": found.nulls > 0,
+        f"its vectors have lengths {found.shortest} to {found.longest}": found.shortest != found.longest,
+        f"{found.broken} vectors have a value that is null, NaN or infinite": found.broken > 0,
+        f"{found.n - found.n_ids} rows repeat a {key}": found.n_ids < found.n,
+    }
+    wrong = [problem for problem, holds in problems.items() if holds]
+    if wrong:
+        raise BundleError(f"{source} cannot be registered: {'; '.join(wrong)}")
+    return int(found.longest), f"{key}-{found.n}-{int(found.content) & (2**64 - 1):016x}"
+
+
+def _store(vectors: DataFrame, target: Path) -> None:
+    if (target / "_SUCCESS").is_file():
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    vectors.write.mode("overwrite").parquet(str(target))

@@ -1,0 +1,140 @@
+"""Executor code of the score step: candidates and user embeddings in, the top-K rows out."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from recsys_batch.catalogue import Catalogue, open_catalogue
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.features import pair_features
+from recsys_batch.ragged import column_matrix, ragged
+from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.spark.rankers import Ranking, open_ranking
+from recsys_batch.topk import top_k
+
+
+@dataclass(frozen=True)
+class ScoreTask:
+    """What executors need to know; small, as it travels in the closure."""
+
+    run_id: str
+    run_date: dt.date
+    generated_at: dt.datetime
+    model_version: str
+    ids: IdTypes
+    bundle_dir: str
+    catalogue_dir: str
+    top_k: int
+    batch_users: int
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """The best items of some users: flat arrays, ``counts`` per user."""
+
+    codes: np.ndarray
+    scores: np.ndarray
+    candidate_ranks: np.ndarray
+    counts: np.ndarray
+
+
+def scorer(task: ScoreTask) -> BatchFunction:
+    """A function for mapInArrow: (user_id, items, embedding or null, n_events or null) -> rows of topk, in the input's user order.
+
+    A user without an embedding keeps the candidates' order (source popular). Ties go to the smaller item_id.
+    """
+    schema = TABLES["topk"].arrow_schema(task.ids)
+
+    def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for start in range(0, batch.num_rows, task.batch_users):
+                yield _rows(batch.slice(start, task.batch_users), task, schema)
+
+    return score
+
+
+def _rows(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> pa.RecordBatch:
+    catalogue = open_catalogue(task.catalogue_dir)
+    pairs, offsets = ragged(batch["items"])
+    codes = catalogue.codes(pairs.field("item_id"))
+    retrieval_scores = np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32)
+    padded_codes, padded_scores = _pad(codes, offsets, -1), _pad(retrieval_scores, offsets, -np.inf)
+    modelled = np.asarray(batch["embedding"].is_valid())
+    final = padded_scores.copy()
+    ranking = open_ranking(task.bundle_dir)
+    if ranking is not None and modelled.any():
+        final[modelled] = _ranked(batch, modelled, padded_codes[modelled], padded_scores[modelled], catalogue, ranking)
+    best = _best(final, padded_codes, task.top_k)
+    return _to_batch(best, batch, modelled, catalogue, task, schema)
+
+
+def _ranked(
+    batch: pa.RecordBatch, modelled: np.ndarray, codes: np.ndarray, scores: np.ndarray, catalogue: Catalogue, ranking: Ranking
+) -> np.ndarray:
+    """Ranker scores [B, C], -inf where there is no candidate."""
+    mask = pa.array(modelled)
+    there = codes >= 0
+    safe = np.where(there, codes, 0)
+    features = pair_features(
+        ranking.spec,
+        retrieval_score=np.where(there, scores, 0.0).astype(np.float32),
+        log_popularity=catalogue.log_popularity[safe],
+        n_events=np.asarray(batch["n_events"].filter(mask).fill_null(0).to_numpy(zero_copy_only=False)),
+    )
+    result = ranking.ranker.score(column_matrix(batch["embedding"].filter(mask)), catalogue.embeddings[safe], features)
+    if not np.isfinite(result[there]).all():
+        row = int(np.flatnonzero(~np.isfinite(np.where(there, result, 0)).all(axis=1))[0])
+        user = batch["user_id"].filter(mask)[row].as_py()
+        raise RecsysBatchError(f"the ranker gave user {user!r} a score that is not finite: check the ranker and its inputs")
+    return np.where(there, result, -np.inf).astype(np.float32)
+
+
+def _best(final: np.ndarray, codes: np.ndarray, k: int) -> _Lists:
+    """Top k of each row; columns are put in code order first, so that ties go to the smaller item_id."""
+    by_code = np.argsort(np.where(codes >= 0, codes, np.iinfo(np.int64).max), axis=1, kind="stable")
+    values, columns = top_k(np.take_along_axis(final, by_code, axis=1), k)
+    columns = np.take_along_axis(by_code, columns, axis=1)
+    there = np.isfinite(values)
+    picked = np.take_along_axis(codes, columns, axis=1)
+    return _Lists(picked[there], values[there], columns[there] + 1, there.sum(axis=1))
+
+
+def _to_batch(
+    best: _Lists, batch: pa.RecordBatch, modelled: np.ndarray, catalogue: Catalogue, task: ScoreTask, schema: pa.Schema
+) -> pa.RecordBatch:
+    n = len(best.codes)
+    user_rows = np.repeat(np.arange(batch.num_rows), best.counts)
+    starts = np.repeat(np.cumsum(best.counts) - best.counts, best.counts)
+    columns = {
+        "run_id": _constant(task.run_id, n, pa.string()),
+        "run_date": _constant(task.run_date, n, pa.date32()),
+        "user_id": batch["user_id"].take(pa.array(user_rows)),
+        "rank": pa.array((np.arange(n) - starts + 1).astype(np.int32)),
+        "item_id": catalogue.ids(best.codes),
+        "score": pa.array(best.scores.astype(np.float32)),
+        "candidate_rank": pa.array(best.candidate_ranks.astype(np.int32)),
+        "source": pa.array(np.array(["popular", "model"], dtype=object)).take(pa.array(modelled[user_rows].astype(np.int8))),
+        "model_version": _constant(task.model_version, n, pa.string()),
+        "generated_at": _constant(task.generated_at, n, schema.field("generated_at").type),
+    }
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def _constant(value: object, n: int, dtype: pa.DataType) -> pa.Array:
+    return pa.repeat(pa.scalar(value, dtype), n)
+
+
+def _pad(values: np.ndarray, offsets: np.ndarray, fill: float) -> np.ndarray:
+    """Ragged to [n, longest], ``fill`` behind each row's end (at least one column)."""
+    lengths = np.diff(offsets)
+    columns = np.arange(max(int(lengths.max(initial=0)), 1))
+    there = columns < lengths[:, None]
+    padded = np.full(there.shape, fill, dtype=values.dtype)
+    padded[there] = values
+    return padded

@@ -1,0 +1,212 @@
+"""The only reader and writer of Delta tables on Spark: by path under the warehouse, or by name in a catalog.
+
+Every write names itself in the commit's userMetadata, and the version it returns is found by that, not by "latest":
+maintenance may commit right after.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlparse
+
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StringType
+
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
+from recsys_batch.schemas import TABLES, IdType, IdTypes, spark_type
+
+_PROPERTIES = {
+    # Readers without a JVM (deltalake, DuckDB, Polars) need protocol version 1: see docs/decisions.
+    "delta.enableDeletionVectors": "false",
+    "delta.checkpointPolicy": "classic",
+    "delta.columnMapping.mode": "none",
+}
+
+
+class Tables:
+    """Delta tables of one warehouse.
+
+    Args:
+        spark: the session.
+        config: ``catalog`` or ``paths.warehouse`` says where; ``tables`` says how they are kept.
+    """
+
+    def __init__(self, spark: SparkSession, config: Config) -> None:
+        self._spark = spark
+        self._config = config
+
+    def identifier(self, name: str) -> str:
+        """What SQL calls the table: a catalog name or delta.`path`."""
+        if self._config.catalog:
+            return f"{self._config.catalog}.{name}"
+        return f"delta.`{self.path(name)}`"
+
+    def path(self, name: str) -> str:
+        """Absolute, as SQL takes only absolute paths for table names."""
+        warehouse = self._config.paths.warehouse
+        if not urlparse(warehouse).scheme:
+            warehouse = str(Path(warehouse).absolute())
+        return f"{warehouse.rstrip('/')}/{name}"
+
+    def exists(self, name: str) -> bool:
+        if self._config.catalog:
+            return self._spark.catalog.tableExists(f"{self._config.catalog}.{name}")
+        return DeltaTable.isDeltaTable(self._spark, self.path(name))
+
+    def delta(self, name: str) -> DeltaTable:
+        """Delta's own handle (history, merge, optimize).
+
+        Raises:
+            InputMissing: the table does not exist.
+        """
+        if not self.exists(name):
+            raise InputMissing(f"table {name} does not exist ({self.identifier(name)}): {_made_by(name)}")
+        if self._config.catalog:
+            return DeltaTable.forName(self._spark, f"{self._config.catalog}.{name}")
+        return DeltaTable.forPath(self._spark, self.path(name))
+
+    def version(self, name: str) -> int:
+        """Newest committed version."""
+        return int(cast("Any", self.delta(name).history(1).head())["version"])
+
+    def read(self, name: str, version: int | None = None) -> DataFrame:
+        """The table, or a past version of it.
+
+        Raises:
+            InputMissing: the table does not exist.
+        """
+        if not self.exists(name):
+            raise InputMissing(f"table {name} does not exist ({self.identifier(name)}): {_made_by(name)}")
+        reader = self._spark.read.format("delta")
+        if version is not None:
+            reader = reader.option("versionAsOf", version)
+        return reader.table(f"{self._config.catalog}.{name}") if self._config.catalog else reader.load(self.path(name))
+
+    def ids(self) -> IdTypes | None:
+        """Id types of this warehouse, as the interactions table has them; None before the first ingest."""
+        if not self.exists("interactions"):
+            return None
+        schema = self.read("interactions").schema
+        user, item = (cast("IdType", "STRING" if isinstance(schema[c].dataType, StringType) else "BIGINT") for c in ("user_id", "item_id"))
+        return IdTypes(user, item)
+
+    def require_ids(self) -> IdTypes:
+        """As ``ids``, for whatever cannot start before the first ingest.
+
+        Raises:
+            InputMissing: nothing was ingested yet.
+        """
+        ids = self.ids()
+        if ids is None:
+            raise InputMissing(f"table interactions does not exist ({self.identifier('interactions')}): {_made_by('interactions')}")
+        return ids
+
+    def ensure(self, name: str, ids: IdTypes) -> bool:
+        """Create the table by the contract if it is missing; whether it was."""
+        if self.exists(name):
+            return False
+        spec = TABLES[name]
+        columns = ", ".join(
+            f"`{c.name}` {spark_type(c.arrow(ids).type)}{'' if c.nullable else ' NOT NULL'} COMMENT {_quote(c.comment)}" for c in spec.columns
+        )
+        layout = f" PARTITIONED BY ({', '.join(spec.partition_by)})" if spec.partition_by else ""
+        layout += f" CLUSTER BY ({', '.join(spec.cluster_by)})" if spec.cluster_by else ""
+        retention = f"interval {self._config.tables.retention_days} days"
+        properties = {
+            **_PROPERTIES,
+            "delta.deletedFileRetentionDuration": retention,
+            "delta.logRetentionDuration": retention,
+            **{f"delta.constraints.{check}": sql for check, sql in spec.checks.items()},
+        }
+        listed = ", ".join(f"{_quote(k)} = {_quote(v)}" for k, v in properties.items())
+        self._spark.sql(
+            f"CREATE TABLE IF NOT EXISTS {self.identifier(name)} ({columns}) USING delta{layout} "
+            f"COMMENT {_quote(spec.comment)} TBLPROPERTIES ({listed})"
+        )
+        return True
+
+    def append(self, name: str, df: DataFrame, metadata: Mapping[str, Any]) -> int:
+        """Append rows; returns the committed version."""
+        return self._save(name, df.write.mode("append"), metadata)
+
+    def replace_slice(self, name: str, df: DataFrame, predicate: str, metadata: Mapping[str, Any]) -> int:
+        """Replace the rows for which ``predicate`` (SQL over partition columns) holds; the same call again changes nothing."""
+        return self._save(name, df.write.mode("overwrite").option("replaceWhere", predicate), metadata)
+
+    def upsert(self, name: str, df: DataFrame, key: str, metadata: Mapping[str, Any]) -> int:
+        """Update the rows whose ``key`` is already there, insert the others; returns the committed version."""
+        token = self._mark(metadata)
+        self._spark.conf.set("spark.databricks.delta.commitInfo.userMetadata", token)
+        try:
+            merge = self.delta(name).alias("old").merge(df.alias("new"), f"old.`{key}` = new.`{key}`")
+            merge.whenMatchedUpdateAll().whenNotMatchedInsertAll().execute()
+        finally:
+            self._spark.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
+        return self._committed(name, token)
+
+    def rows_written(self, name: str, version: int) -> int:
+        """Rows that the commit of ``version`` wrote, from its operation metrics."""
+        row = self.delta(name).history().where(F.col("version") == version).select("operationMetrics.numOutputRows").head()
+        if row is None or row[0] is None:
+            raise RecsysBatchError(f"the history of {name} does not say how many rows version {version} wrote")
+        return int(row[0])
+
+    def set_property(self, name: str, key: str, value: str) -> None:
+        self._spark.sql(f"ALTER TABLE {self.identifier(name)} SET TBLPROPERTIES ({_quote(key)} = {_quote(value)})")
+
+    def property(self, name: str, key: str) -> str | None:
+        properties = cast("Any", self.delta(name).detail().select("properties").head())["properties"]
+        return cast("str | None", properties.get(key))
+
+    def _save(self, name: str, writer: DataFrameWriter, metadata: Mapping[str, Any]) -> int:
+        token = self._mark(metadata)
+        writer = writer.format("delta").option("userMetadata", token)
+        if self._config.catalog:
+            writer.saveAsTable(f"{self._config.catalog}.{name}")
+        else:
+            writer.save(self.path(name))
+        return self._committed(name, token)
+
+    @staticmethod
+    def _mark(metadata: Mapping[str, Any]) -> str:
+        return json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
+
+    def _committed(self, name: str, token: str) -> int:
+        row = self.delta(name).history(20).where(F.col("userMetadata") == token).select("version").head()
+        if row is None:
+            raise RecsysBatchError(f"the commit to {name} is not among its last 20 versions: is another job writing to it? Run again")
+        return int(row["version"])
+
+
+def parse_identifier(spark: SparkSession, text: str) -> DataFrame:
+    """A table that somebody names: a catalog name, or a folder that holds Delta or Parquet files.
+
+    Raises:
+        UsageError: nothing readable is there.
+    """
+    try:
+        if DeltaTable.isDeltaTable(spark, text):
+            return spark.read.format("delta").load(text)
+        if "/" in text or text.endswith(".parquet"):
+            return spark.read.parquet(text)
+        return spark.read.table(text)
+    except Exception as error:
+        first_line = str(error).splitlines()[0]
+        raise UsageError(f"{text} is neither a Delta table, a Parquet folder nor a catalog table: {first_line}") from None
+
+
+def _made_by(name: str) -> str:
+    if name in ("interactions", "items", "users", "holdout"):
+        return "run `recsys-batch ingest` first"
+    return "run `recsys-batch nightly` first"
+
+
+def _quote(text: str) -> str:
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

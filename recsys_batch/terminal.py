@@ -1,0 +1,82 @@
+"""What people see: rich tables and a live step list on a terminal, plain log lines everywhere else."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.table import Table
+
+StepProgress = Callable[[str, str, dict[str, float]], None]
+
+logger = logging.getLogger("recsys_batch")
+
+
+def console() -> Console:
+    """Standard output, 100 columns where it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
+    """A table; columns whose index is in ``left`` are text, the others are right-aligned numbers."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for place, name in enumerate(header):
+        table.add_column(name, justify="left" if place in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def count(value: float) -> str:
+    """1234567 -> 1,234,567."""
+    return f"{int(value):,}"
+
+
+@contextmanager
+def step_progress(what: str) -> Iterator[StepProgress]:
+    """Shows each step as it runs: a spinner on a terminal, nothing more than the log elsewhere."""
+    if not sys.stderr.isatty():
+        yield _nothing
+        return
+    status_console = Console(stderr=True)
+    with status_console.status(what) as status:
+
+        def show(step: str, event: str, metrics: dict[str, float]) -> None:
+            if event == "start":
+                status.update(f"{what}: {step}")
+            else:
+                status_console.print(f"  {step:<11}{event:<8}{_figures(metrics)}")
+
+        yield show
+
+
+@contextmanager
+def training_progress() -> Iterator[Callable[[str, Mapping[str, float]], None]]:
+    """Shows each epoch: a changing line on a terminal, a log line each elsewhere."""
+    live = Console(stderr=True).status("training") if sys.stderr.isatty() else None
+
+    def show(stage: str, numbers: Mapping[str, float]) -> None:
+        line = f"{stage}  " + "  ".join(f"{key} {value:.4g}" for key, value in numbers.items())
+        if live is not None:
+            live.update(line)
+        else:
+            logger.info(line)
+
+    if live is None:
+        yield show
+        return
+    with live:
+        yield show
+
+
+def _nothing(step: str, event: str, metrics: dict[str, float]) -> None:
+    pass
+
+
+def _figures(metrics: Mapping[str, float]) -> str:
+    if not metrics:
+        return ""
+    return f"{count(metrics.get('rows', 0)):>12} rows {metrics.get('seconds', 0):>8.1f} s"

@@ -1,0 +1,64 @@
+"""What training reads, and a key that says whether it would be the same training again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from recsys_batch import __version__
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing
+from recsys_batch.read import has_table, open_table
+
+_TABLES = ("interactions", "items", "users")
+
+
+@dataclass(frozen=True)
+class TrainingInput:
+    """Tables for training.
+
+    Attributes:
+        users: None where there is no users table.
+        versions: Delta version of each table read.
+        key: hex digest over versions, settings and release: equal keys train equal models.
+    """
+
+    interactions: pa.Table = field(repr=False)
+    items: pa.Table = field(repr=False)
+    users: pa.Table | None = field(repr=False)
+    versions: dict[str, int]
+    key: str
+
+
+def read_training_input(config: Config) -> TrainingInput:
+    """Read the tables by deltalake, or through Spark where a catalog has to resolve their names.
+
+    Raises:
+        InputMissing: nothing was ingested, or no interaction is positive.
+    """
+    tables, versions = _by_spark(config) if config.catalog else _by_path(config.paths.warehouse)
+    for name in ("interactions", "items"):
+        if name not in tables or tables[name].num_rows == 0:
+            raise InputMissing(f"table {name} is missing or empty: run `recsys-batch ingest` before train")
+    settings = config.model_dump(include={"data", "model", "training", "retrieval"}, mode="json")
+    document = json.dumps({"versions": versions, "settings": settings, "release": __version__}, sort_keys=True)
+    key = hashlib.sha256(document.encode()).hexdigest()[:24]
+    return TrainingInput(tables["interactions"], tables["items"], tables.get("users"), versions, key)
+
+
+def _by_path(warehouse: str) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    opened = {name: open_table(warehouse, name) for name in _TABLES if has_table(warehouse, name)}
+    versions = {name: int(table.version()) for name, table in opened.items()}
+    return {name: table.to_pyarrow_dataset().to_table() for name, table in opened.items()}, versions
+
+
+def _by_spark(config: Config) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    from recsys_batch.spark.session import get_session
+    from recsys_batch.spark.tables import Tables
+
+    tables = Tables(get_session(config), config)
+    versions = {name: tables.version(name) for name in _TABLES if tables.exists(name)}
+    return {name: tables.read(name, version).toArrow() for name, version in versions.items()}, versions

@@ -1,0 +1,53 @@
+"""The catalogue gives codes in id order, for both kinds of ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recsys_batch.catalogue import Catalogue, open_catalogue, write_catalogue
+from recsys_batch.errors import RecsysBatchError
+
+
+def make(ids: pa.Array, **changes: np.ndarray) -> Catalogue:
+    n = len(ids)
+    arrays = {
+        "embeddings": np.arange(2 * n, dtype=np.float32).reshape(n, 2),
+        "history": np.zeros((n, 0), np.float32),
+        "log_popularity": np.zeros(n, np.float32),
+        "retrievable": np.arange(n) % 2 == 0,
+    }
+    return Catalogue(ids, **{**arrays, **changes})
+
+
+@pytest.mark.parametrize("ids", [pa.array([-3, 5, 10]), pa.array(["10", "5", "é"])], ids=["BIGINT", "STRING"])
+def test_round_trip_and_lookups(tmp_path: Path, ids: pa.Array) -> None:
+    write_catalogue(tmp_path, make(ids))
+    opened = open_catalogue(str(tmp_path))
+    assert opened.item_ids.equals(ids)
+    np.testing.assert_array_equal(opened.embeddings, [[0, 1], [2, 3], [4, 5]])
+    unknown = pa.array([99], ids.type) if pa.types.is_integer(ids.type) else pa.array(["99"])
+    asked = pa.concat_arrays([ids.take(pa.array([2, 0])), unknown, pa.nulls(1, ids.type)])
+    np.testing.assert_array_equal(opened.codes(asked), [2, 0, -1, -1])
+    assert opened.ids(np.array([1, 1])).equals(ids.take(pa.array([1, 1])))
+    np.testing.assert_array_equal(opened.retrievable_codes(), [0, 2])
+
+
+@pytest.mark.parametrize("ids", [pa.array([2, 1]), pa.array([1, 1]), pa.array(["b", "a"])])
+def test_ids_out_of_order_or_twice_are_refused(tmp_path: Path, ids: pa.Array) -> None:
+    with pytest.raises(RecsysBatchError, match="unique and ascending"):
+        write_catalogue(tmp_path, make(ids))
+
+
+def test_a_value_that_is_not_finite_names_its_item(tmp_path: Path) -> None:
+    broken = np.array([[0, 0], [np.nan, 0], [0, 0]], np.float32)
+    with pytest.raises(RecsysBatchError, match="embeddings of item b is not finite"):
+        write_catalogue(tmp_path, make(pa.array(["a", "b", "c"]), embeddings=broken))
+
+
+def test_arrays_of_other_lengths_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecsysBatchError, match="2 rows of log_popularity"):
+        write_catalogue(tmp_path, make(pa.array([1, 2, 3]), log_popularity=np.zeros(2, np.float32)))

@@ -1,0 +1,24 @@
+"""The alias moves only to a model that beats popularity and the champion."""
+
+from __future__ import annotations
+
+import pytest
+
+from recsys_batch.champion import judge
+
+
+@pytest.mark.parametrize(
+    ("own", "popular", "champion", "crowned", "beats_popularity"),
+    [
+        (0.3, 0.2, None, True, True),
+        (0.2, 0.2, None, False, False),
+        (0.3, 0.2, 0.25, True, True),
+        (0.3, 0.2, 0.3, False, True),
+        (0.1, 0.2, 0.05, False, False),
+        (float("nan"), 0.2, None, False, False),
+    ],
+)
+def test_gate(own: float, popular: float, champion: float | None, crowned: bool, beats_popularity: bool) -> None:
+    held = None if champion is None else {"ndcg_at_10": champion}
+    verdict = judge({"ndcg_at_10": own, "popularity_ndcg_at_10": popular}, held)
+    assert (verdict.crowned, verdict.beats_popularity) == (crowned, beats_popularity)

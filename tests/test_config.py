@@ -1,0 +1,62 @@
+"""A config is checked whole when it is read, and its errors say what to type instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recsys_batch.config import Config, load_config
+from recsys_batch.errors import ConfigError
+
+
+def test_an_empty_file_is_a_valid_config(tmp_path: Path) -> None:
+    path = tmp_path / "empty.toml"
+    path.write_text("")
+    assert load_config(path) == Config()
+
+
+def test_file_then_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[scoring]\ntop_k = 7\n[retrieval]\nmode = 'exact'\n")
+    config = load_config(path, ["scoring.top_k=9", "paths.warehouse=/elsewhere", "spark.conf.spark.ui.enabled=false"])
+    assert (config.scoring.top_k, config.retrieval.mode, config.paths.warehouse) == (9, "exact", "/elsewhere")
+    assert config.spark.conf == {"spark.ui.enabled": "false"}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("scoring.topk=5", ["unknown key scoring.topk", "scoring.top_k"]),
+        ("scorin.top_k=5", ["unknown key scorin", "scoring"]),
+        ("retrieval.n_candidate=5", ["did you mean retrieval.n_candidates"]),
+        ("scoring.top_k=0", ["scoring.top_k", "greater than or equal to 1", "found 0"]),
+        ("retrieval.mode=fastest", ["retrieval.mode", "fastest"]),
+        ("scoring.top_k=5000", ["top_k = 5000", "n_candidates"]),
+        ("nonsense", ["section.key=value"]),
+        ("paths.warehouse.x=1", ["paths.warehouse"]),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_cure(override: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml does not exist"):
+        load_config(tmp_path / "nowhere.toml")
+
+
+def test_broken_toml_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text("[scoring\n")
+    with pytest.raises(ConfigError, match="not readable TOML"):
+        load_config(path)
+
+
+def test_the_hash_follows_settings_that_change_rows_and_no_others() -> None:
+    base = load_config(None).config_hash()
+    assert load_config(None, ["paths.warehouse=/x", "spark.master=local[1]"]).config_hash() == base
+    assert load_config(None, ["scoring.top_k=3"]).config_hash() != base
