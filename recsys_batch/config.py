@@ -48,7 +48,9 @@ class Model(Section):
 class Training(Section):
     seed: int = Field(17, ge=0)
     max_seconds: float = Field(600.0, gt=0, description="budget of towers and ranker together, wall clock")
-    batch_size: int = Field(1024, ge=8)
+    batch_size: int = Field(512, ge=8, description="users per step, fewer where the catalogue is large")
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    refit: bool = Field(True, description="train again on all data, validation part included, for the epochs that were best")
     max_epochs: int = Field(100, ge=1)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="newest share of each user's positives kept for validation")
 

@@ -19,6 +19,6 @@ from recsys_batch.champion import judge
     ],
 )
 def test_gate(own: float, popular: float, champion: float | None, crowned: bool, beats_popularity: bool) -> None:
-    held = None if champion is None else {"ndcg_at_10": champion}
-    verdict = judge({"ndcg_at_10": own, "popularity_ndcg_at_10": popular}, held)
+    gate = {"challenger": own, "popularity": popular} | ({} if champion is None else {"champion": champion})
+    verdict = judge(gate)
     assert (verdict.crowned, verdict.beats_popularity) == (crowned, beats_popularity)

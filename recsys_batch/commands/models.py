@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recsys_batch.champion import Verdict, judge
+from recsys_batch.champion import judge
 from recsys_batch.commands.options import with_config
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, UsageError
@@ -18,7 +18,6 @@ from recsys_batch.terminal import print_table, training_progress
 if TYPE_CHECKING:
     from recsys_batch.bundle import Bundle
     from recsys_batch.registry import Registry
-    from recsys_batch.training_input import TrainingInput
 
 
 @click.command(help="Train the reference two-tower and ranker; the alias moves if it beats popularity and the champion.")
@@ -39,11 +38,12 @@ def train(config: Config, max_seconds: float | None, force: bool) -> None:
         click.echo(f"model version {known.version} was trained on exactly these inputs and settings; --force trains again")
         return
     with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
+        champion = _towers_of_champion(registry, Path(folder))
         with training_progress() as progress:
-            bundle = run_training(data.interactions, data.items, data.users, config, Path(folder) / "bundle", progress)
+            bundle = run_training(data.interactions, data.items, data.users, config, Path(folder) / "bundle", progress, champion)
         params = {**config.model.model_dump(), **config.training.model_dump()}
         version = registry.register(bundle, params, bundle.manifest.get("curves"), training_key=data.key).version
-        verdict = _judge(registry, version, bundle, data, config, Path(folder))
+    verdict = judge(bundle.manifest["gate"])
     if verdict.crowned:
         registry.crown(version)
     _print_metrics(version, bundle.manifest["metrics"])
@@ -52,18 +52,11 @@ def train(config: Config, max_seconds: float | None, force: bool) -> None:
         raise GateRefused(f"model version {version} does not beat popularity; the alias stays where it was")
 
 
-def _judge(registry: Registry, version: str, bundle: Bundle, data: TrainingInput, config: Config, folder: Path) -> Verdict:
+def _towers_of_champion(registry: Registry, folder: Path) -> Bundle | None:
+    """The champion's bundle; None without one, or where somebody brought it as tables, which have no towers to compare."""
     champion = registry.champion()
-    if champion is not None and champion.version == version:
-        return Verdict(True, True, "it is the same model as the champion's")
-    metrics = None
-    if champion is not None:
-        from recsys_batch.model.validation import validate
-
-        held = registry.fetch(champion.version, folder / "champion")
-        # A model that somebody brought as tables has no towers to validate; the first trained one need only beat popularity.
-        metrics = validate(held, data.interactions, data.items, data.users, config) if held.kind == "two_tower" else None
-    return judge(bundle.manifest["metrics"], metrics)
+    bundle = registry.fetch(champion.version, folder / "champion") if champion is not None else None
+    return bundle if bundle is not None and bundle.kind == "two_tower" else None
 
 
 def _print_metrics(version: str, metrics: Mapping[str, float]) -> None:

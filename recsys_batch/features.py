@@ -1,0 +1,136 @@
+"""The ranker's features of a (user, item) pair: one definition for training, the nightly batch and the online side. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+DEVICES = ("mobile", "desktop", "tablet", "tv")
+"""Known devices; any other name counts as "other", None as unknown."""
+
+PAIR = ("retrieval_score", "log_popularity", "log_n_events")
+CONTEXT = (
+    "has_time",
+    "hour_sin",
+    "hour_cos",
+    "weekday_sin",
+    "weekday_cos",
+    *(f"device_{name}" for name in (*DEVICES, "other")),
+    "has_session",
+    "session_similarity",
+)
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Which features, in which order, and how they are scaled.
+
+    Attributes:
+        names: columns of the feature array.
+        mean, scale: per feature of PAIR; a feature is (raw - mean) / scale. Frozen at training.
+    """
+
+    names: tuple[str, ...] = (*PAIR, *CONTEXT)
+    mean: tuple[float, ...] = field(default=(0.0,) * len(PAIR))
+    scale: tuple[float, ...] = field(default=(1.0,) * len(PAIR))
+
+    @classmethod
+    def default(cls) -> FeatureSpec:
+        """Unscaled features: what a ranker that somebody brings gets."""
+        return cls()
+
+    @classmethod
+    def fitted(cls, retrieval_score: np.ndarray, log_popularity: np.ndarray, n_events: np.ndarray) -> FeatureSpec:
+        """Means and standard deviations of a training sample (any shapes)."""
+        raw = (retrieval_score, log_popularity, np.log1p(n_events))
+        mean = tuple(float(np.mean(values)) for values in raw)
+        return cls(mean=mean, scale=tuple(float(max(np.std(values), 1e-6)) for values in raw))
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FeatureSpec:
+        return cls(tuple(values["names"]), tuple(values["mean"]), tuple(values["scale"]))
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known at the request; every part may be missing.
+
+    Attributes:
+        hour: float [B], local or UTC hour 0 to 24, NaN where unknown.
+        weekday: float [B], 0 = Monday, NaN where unknown (with hour).
+        device: per user, None where unknown.
+        session_similarity: float32 [B, C] from ``session_similarity``, NaN where there is no session.
+    """
+
+    hour: np.ndarray
+    weekday: np.ndarray
+    device: Sequence[str | None]
+    session_similarity: np.ndarray | None = None
+
+
+def pair_features(
+    spec: FeatureSpec, *, retrieval_score: np.ndarray, log_popularity: np.ndarray, n_events: np.ndarray, context: Context | None = None
+) -> np.ndarray:
+    """The feature array.
+
+    Args:
+        retrieval_score: float32 [B, C], inner product of the embeddings.
+        log_popularity: float32 [B, C], as the catalogue has it.
+        n_events: [B], positive interactions of the user.
+        context: None is the batch's neutral context: every context feature is 0.
+
+    Returns:
+        float32 [B, C, F], F = len(spec.names).
+    """
+    features = np.zeros((*retrieval_score.shape, len(spec.names)), dtype=np.float32)
+    raw = (retrieval_score, log_popularity, np.log1p(n_events)[:, None])
+    for place, values in enumerate(raw):
+        features[..., place] = (values - spec.mean[place]) / spec.scale[place]
+    if context is not None:
+        features[..., len(PAIR) :] = _context_features(context, retrieval_score.shape)
+    return features
+
+
+def session_similarity(item_embeddings: np.ndarray, session_embeddings: np.ndarray) -> np.ndarray:
+    """Largest cosine of each candidate with an item of the session.
+
+    Args:
+        item_embeddings: float32 [B, C, d]. session_embeddings: float32 [B, S, d]; all-zero rows stand for "no item".
+
+    Returns:
+        float32 [B, C]; NaN for a user whose session is empty.
+    """
+    there = np.abs(session_embeddings).sum(axis=2) > 0
+    cosine = np.einsum("bcd,bsd->bcs", _unit(item_embeddings), _unit(session_embeddings))
+    cosine = np.where(there[:, None, :], cosine, -np.inf)
+    best = cosine.max(axis=2, initial=-np.inf)
+    return np.where(np.isfinite(best), best, np.nan).astype(np.float32)
+
+
+def _context_features(context: Context, shape: tuple[int, ...]) -> np.ndarray:
+    n_users = shape[0]
+    known = np.isfinite(context.hour) & np.isfinite(context.weekday)
+    hour = np.where(known, context.hour, 0.0) * (2 * np.pi / 24)
+    weekday = np.where(known, context.weekday, 0.0) * (2 * np.pi / 7)
+    device = np.zeros((n_users, len(DEVICES) + 1), dtype=np.float32)
+    for row, name in enumerate(context.device):
+        if name is not None:
+            device[row, DEVICES.index(name) if name in DEVICES else len(DEVICES)] = 1.0
+    per_user = np.stack([known, *(known * wave for wave in (np.sin(hour), np.cos(hour), np.sin(weekday), np.cos(weekday)))], axis=1)
+    result = np.zeros((*shape, len(CONTEXT)), dtype=np.float32)
+    result[..., : 5 + device.shape[1]] = np.concatenate([per_user, device], axis=1)[:, None, :]
+    if context.session_similarity is not None:
+        similar = np.isfinite(context.session_similarity)
+        result[..., -2] = similar
+        result[..., -1] = np.where(similar, context.session_similarity, 0.0)
+    return result
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))

@@ -1,0 +1,56 @@
+"""The ranker as an ONNX model, node by node: what the online side runs without torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from recsys_batch.model.ranker import PREFIX
+
+OPSET = 17
+
+
+def ranker_onnx(arrays: dict[str, np.ndarray]) -> bytes:
+    """A serialised model: user_embedding [B, d], item_embedding [B, C, d], features [B, C, F] -> score [B, C], all float32.
+
+    Args:
+        arrays: ``RankerParameters.arrays()``.
+    """
+    weights = {name.removeprefix(PREFIX): np.ascontiguousarray(array) for name, array in arrays.items() if name.startswith(PREFIX)}
+    d, n_features = weights["user"].shape[0], weights["features"].shape[0]
+    constants = [numpy_helper.from_array(array, f"w_{name}") for name, array in weights.items()]
+    constants += [numpy_helper.from_array(np.array(value, dtype=np.int64), name) for name, value in _AXES.items()]
+    float_input = [
+        helper.make_tensor_value_info("user_embedding", TensorProto.FLOAT, ["B", d]),
+        helper.make_tensor_value_info("item_embedding", TensorProto.FLOAT, ["B", "C", d]),
+        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", "C", n_features]),
+    ]
+    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["B", "C"])
+    nodes = [helper.make_node(op, inputs, [output]) for op, inputs, output in _NODES]
+    graph = helper.make_graph(nodes, "ranker", float_input, [score], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="recsys_batch", ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return bytes(model.SerializeToString())
+
+
+_AXES = {"one": [1], "last": [2], "zero_start": [0], "one_end": [1]}
+
+_NODES = (
+    ("MatMul", ["user_embedding", "w_user"], "user_part"),
+    ("Add", ["user_part", "w_bias"], "user_biased"),
+    ("Unsqueeze", ["user_biased", "one"], "user_wide"),
+    ("Unsqueeze", ["user_embedding", "one"], "user_each"),
+    ("MatMul", ["item_embedding", "w_item"], "item_part"),
+    ("Mul", ["user_each", "item_embedding"], "pair"),
+    ("MatMul", ["pair", "w_product"], "pair_part"),
+    ("MatMul", ["features", "w_features"], "feature_part"),
+    ("Add", ["user_wide", "item_part"], "sum_1"),
+    ("Add", ["sum_1", "pair_part"], "sum_2"),
+    ("Add", ["sum_2", "feature_part"], "hidden"),
+    ("Relu", ["hidden"], "active"),
+    ("MatMul", ["active", "w_output"], "residual_wide"),
+    ("Slice", ["features", "zero_start", "one_end", "last"], "retrieval_wide"),
+    ("Add", ["retrieval_wide", "residual_wide"], "score_wide"),
+    ("Squeeze", ["score_wide", "last"], "score"),
+)

@@ -1,0 +1,56 @@
+"""Hold towers against the held-out part: what early stopping and the choice of a start are decided by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recsys_batch.metrics import hit_matrix, ndcg_at_k
+from recsys_batch.model.data import Positives
+from recsys_batch.model.tower_parameters import Tokens, TowerParameters
+from recsys_batch.topk import top_k
+
+TOP = 20
+MAX_USERS = 5_000
+_CELLS = 20_000_000
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Sampled users with held-out positives: their histories, and what they took later."""
+
+    users: np.ndarray
+    inputs: Positives
+    held: Positives
+
+    def ndcg(self, params: TowerParameters, tokens: Tokens) -> float:
+        """NDCG@20 of the towers alone over the whole catalogue, items of the history left out."""
+        with torch.no_grad():
+            lists = np.concatenate([self._lists(params, tokens, part) for part in self._blocks()])
+        hits, n_relevant = hit_matrix(lists, self.held.offsets, self.held.codes, self.held.n_items)
+        return float(ndcg_at_k(hits, n_relevant, TOP).mean())
+
+    def log_loss(self, scores: torch.Tensor, scale: float) -> float:
+        """Mean -log softmax(scale * scores) of the held-out items; scores float32 [B, n] of the first B users."""
+        logs = torch.log_softmax(scores * scale, dim=1)
+        mine = self.held.users(np.arange(len(scores)))
+        return float(-logs[torch.from_numpy(mine.rows), torch.from_numpy(mine.codes)].mean())
+
+    def _lists(self, params: TowerParameters, tokens: Tokens, part: np.ndarray) -> np.ndarray:
+        mine = self.inputs.users(part)
+        scores = params.scores(params.users(mine, tokens, self.users[part])).numpy()
+        scores[mine.rows, mine.codes] = -np.inf
+        return top_k(scores, TOP)[1]
+
+    def _blocks(self) -> list[np.ndarray]:
+        step = max(1, _CELLS // max(self.inputs.n_items, 1))
+        return [np.arange(at, min(at + step, len(self.users))) for at in range(0, len(self.users), step)]
+
+
+def judge_of(train: Positives, held: Positives, seed: int) -> Judge:
+    """At most MAX_USERS of those with a history and something held out."""
+    able = np.flatnonzero((held.counts > 0) & (train.counts > 0))
+    chosen = np.sort(np.random.default_rng(seed).permutation(able)[:MAX_USERS])
+    return Judge(chosen, train.users(chosen), held.users(chosen))

@@ -1,0 +1,163 @@
+"""Train the towers: a closed-form start, then softmax steps in which the target is never in the history it is predicted from.
+
+Each step splits the positives of some users into input and targets: by time for half of them where time is known (what came
+before a random moment is input), at random for the others. The loss is the mean over targets of -log softmax over the
+catalogue. In a large catalogue it is over the batch's own targets and random further items, each logit corrected by -log of the
+item's chance to be in that set (logQ: Bengio and Senecal 2008; Yi et al. 2019, "Sampling-bias-corrected neural modeling").
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from recsys_batch.config import Config
+from recsys_batch.model.data import Positives
+from recsys_batch.model.judging import TOP, Judge, judge_of
+from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, start
+from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS
+
+Progress = Callable[[str, Mapping[str, float]], None]
+
+RIDGES = (50.0, 150.0, 400.0, 1000.0)
+RECENCIES = (0.0, 0.3, 0.6, 1.0)
+_SCALES = tuple(float(scale) for scale in np.geomspace(0.5, 500, 25))
+_FULL_SOFTMAX_ITEMS = 60_000
+_EXTRA_NEGATIVES = 4_096
+_CELLS = 12_000_000  # logits of one step: 48 MB
+_KEEP = 0.9  # share of the positives that is input when the split is random
+_BY_TIME = 0.5  # share of users whose split is by time
+_WEIGHT_DECAY = 1e-4
+_PATIENCE = 6
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Towers at their best epoch, with what it takes to train them again on more data."""
+
+    parameters: TowerParameters
+    plan: Plan
+    epochs: int
+    curve: list[float]
+
+
+def fit(train: Positives, held: Positives, tokens: Tokens, has_time: bool, config: Config, deadline: float, progress: Progress) -> Fitted:
+    """Early stopping on NDCG@20 of the held-out part; epoch 0 is the closed-form start itself."""
+    judge = judge_of(train, held, config.training.seed)
+    plan = choose_plan(train, judge, tokens, has_time, config, deadline)
+    params = start(plan, train, config.model.embedding_dim - 1, len(tokens.names), config.training.seed)
+    curve = [judge.ndcg(params, tokens)]
+    progress("towers", {"epoch": 0, f"ndcg_at_{TOP}": curve[0]})
+    best, best_epoch = params.copy(), 0
+    trainer = _Trainer(params, train, tokens, has_time, config)
+    for epoch in range(1, config.training.max_epochs + 1):
+        if epoch - best_epoch > _PATIENCE or time.monotonic() > deadline:
+            break
+        loss = trainer.epoch(deadline)
+        curve.append(judge.ndcg(params, tokens))
+        progress("towers", {"epoch": epoch, "loss": loss, f"ndcg_at_{TOP}": curve[-1]})
+        if curve[-1] > max(curve[:-1]):
+            best, best_epoch = params.copy(), epoch
+    return Fitted(best, plan, best_epoch, curve)
+
+
+def refit(everything: Positives, fitted: Fitted, tokens: Tokens, has_time: bool, config: Config, deadline: float) -> TowerParameters:
+    """The same training on all positives, for the epochs that were best, turned so that the ranker trained before still fits."""
+    h = fitted.parameters.embedding.shape[1]
+    params = start(fitted.plan, everything, h, len(tokens.names), config.training.seed)
+    trainer = _Trainer(params, everything, tokens, has_time, config)
+    for _ in range(fitted.epochs):
+        trainer.epoch(deadline)
+    return params.rotated_onto(fitted.parameters)
+
+
+def choose_plan(train: Positives, judge: Judge, tokens: Tokens, has_time: bool, config: Config, deadline: float) -> Plan:
+    """Ridge and recency by NDCG@20 on the held-out part, then the scale by its log loss."""
+    h, seed = config.model.embedding_dim - 1, config.training.seed
+    ridges: Sequence[float | None] = RIDGES if train.n_items <= RIDGE_MAX_ITEMS else (None,)
+    found: list[tuple[float, Plan, TowerParameters]] = []
+    began, quarter = time.monotonic(), (deadline - time.monotonic()) / 4
+    for ridge in ridges:
+        if found and time.monotonic() - began > quarter:
+            break
+        params = start(Plan(ridge, 0.0, 1.0), train, h, len(tokens.names), seed)
+        for recency in RECENCIES if has_time else RECENCIES[:1]:
+            params.recency = recency
+            found.append((judge.ndcg(params, tokens), Plan(ridge, recency, 1.0), params))
+    _, plan, params = max(found, key=lambda one: one[0])
+    params.recency = plan.recency
+    with torch.no_grad():
+        some = np.arange(min(len(judge.users), max(1, _CELLS // train.n_items)))
+        scores = params.scores(params.users(judge.inputs.users(some), tokens, judge.users[some]))
+        scale = min(_SCALES, key=lambda value: judge.log_loss(scores, value))
+    return Plan(plan.ridge, plan.recency, scale)
+
+
+class _Trainer:
+    """Adam over the parameters in place."""
+
+    def __init__(self, params: TowerParameters, data: Positives, tokens: Tokens, has_time: bool, config: Config) -> None:
+        self._params, self._data, self._tokens, self._has_time = params, data, tokens, has_time
+        self._rng = np.random.default_rng(config.training.seed)
+        self._full = data.n_items <= _FULL_SOFTMAX_ITEMS
+        width = data.n_items if self._full else config.training.batch_size * 20 + _EXTRA_NEGATIVES
+        self._batch = int(np.clip(_CELLS // width, 16, config.training.batch_size))
+        self._able = np.flatnonzero(data.counts >= 2)
+        self._frequency = data.item_counts / max(len(data.codes), 1)
+        for tensor in params.tensors().values():
+            tensor.requires_grad_(True)
+        wide = [params.history, params.embedding]
+        rest = [params.item_bias, params.user_bias, params.user_tokens]
+        lr = config.training.learning_rate
+        self._optimizer = torch.optim.Adam([{"params": wide, "weight_decay": _WEIGHT_DECAY}, {"params": rest}], lr=lr)
+
+    def epoch(self, deadline: float) -> float:
+        """One pass over the users; the mean loss."""
+        losses = []
+        order = self._rng.permutation(self._able)
+        for at in range(0, len(order), self._batch):
+            losses.append(self._step(order[at : at + self._batch]))
+            if time.monotonic() > deadline:
+                break
+        return float(np.mean(losses)) if losses else float("nan")
+
+    def _step(self, users: np.ndarray) -> float:
+        mine = self._data.users(users)
+        is_input = self._split(mine)
+        inputs, targets = mine.where(is_input), mine.where(~is_input)
+        vectors = self._params.users(inputs, self._tokens, users)
+        loss = self._full_loss(vectors, targets) if self._full else self._sampled_loss(vectors, targets)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        return float(loss.detach())
+
+    def _split(self, mine: Positives) -> np.ndarray:
+        """bool [total]: which entries are input; every user keeps at least one of each where there are two."""
+        counts, places = mine.counts, mine.places
+        by_chance = self._rng.random(len(places)) < _KEEP
+        cut = 1 + np.floor(self._rng.uniform(0.0, 0.5, len(counts)) * (counts - 1))
+        by_time = places >= np.repeat(cut, counts)
+        timed = self._rng.random(len(counts)) < (_BY_TIME if self._has_time else 0.0)
+        chosen = np.where(np.repeat(timed, counts), by_time, by_chance)
+        n_targets = np.bincount(mine.rows[~chosen], minlength=len(counts))
+        lone = self._rng.integers(0, counts)  # the target of users for whom chance chose none
+        return chosen & ~(np.repeat(n_targets == 0, counts) & (places == np.repeat(lone, counts)))
+
+    def _full_loss(self, vectors: torch.Tensor, targets: Positives) -> torch.Tensor:
+        logs = torch.log_softmax(self._params.scores(vectors), dim=1)
+        return -logs[torch.from_numpy(targets.rows), torch.from_numpy(targets.codes)].mean()
+
+    def _sampled_loss(self, vectors: torch.Tensor, targets: Positives) -> torch.Tensor:
+        n = self._data.n_items
+        pool = np.unique(np.concatenate([targets.codes, self._rng.integers(0, n, _EXTRA_NEGATIVES)]))
+        missed = (1 - self._frequency[pool]) ** len(targets.codes) * (1 - 1 / n) ** _EXTRA_NEGATIVES
+        log_q = torch.from_numpy(np.log1p(-np.minimum(missed, 1 - 1e-9)).astype(np.float32))
+        items = torch.from_numpy(pool)
+        logits = vectors @ self._params.embedding[items].T + self._params.item_bias[items].T - log_q
+        place = torch.from_numpy(np.searchsorted(pool, targets.codes))
+        return -torch.log_softmax(logits, dim=1)[torch.from_numpy(targets.rows), place].mean()

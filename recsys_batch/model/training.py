@@ -1,0 +1,144 @@
+"""Training from tables to bundle: towers, then ranker, then all data; judged on the newest part of every user's positives."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from recsys_batch import __version__
+from recsys_batch.bundle import Bundle, write_bundle
+from recsys_batch.config import Config
+from recsys_batch.model.data import Positives, TrainingData, prepare, split
+from recsys_batch.model.export import ranker_onnx
+from recsys_batch.model.ranker import RankerParameters
+from recsys_batch.model.ranker_training import RankingData, fit_ranker, metrics_of, retrieve_lists
+from recsys_batch.model.tower_parameters import Tokens, TowerParameters, tokens_of
+from recsys_batch.model.tower_training import Fitted, fit, refit
+from recsys_batch.model.towers import ALWAYS
+from recsys_batch.model.validation import bundle_ndcg, popularity_metrics, unseen_by
+
+Progress = Callable[[str, Mapping[str, float]], None]
+
+_TOWER_SHARE, _RANKER_SHARE = 0.5, 0.75
+"""Points of the time budget by which towers and ranker must have ended; the rest is the training on all data."""
+
+_MIN_TOKEN_ROWS = 5
+_CONTENT_RIDGE = 10.0
+
+
+def train(
+    interactions: pa.Table,
+    items: pa.Table,
+    users: pa.Table | None,
+    config: Config,
+    directory: Path,
+    progress: Progress,
+    champion: Bundle | None = None,
+) -> Bundle:
+    """Train and write a bundle of kind "two_tower".
+
+    Args:
+        interactions, items, users: tables of the contract.
+        progress: called with a stage and its numbers after each epoch.
+        champion: the current one, to be judged on the same held-out events: see ``manifest["gate"]``.
+
+    Raises:
+        InputMissing: no positive interaction.
+    """
+    torch.set_num_threads(min(os.cpu_count() or 1, 8))
+    torch.manual_seed(config.training.seed)
+    began, budget = time.monotonic(), config.training.max_seconds
+    data = prepare(interactions, items, users, config)
+    if not data.has_time:
+        progress("event_ts is missing, so validation is a random part of each user's positives", {})
+    held_in, held_out = split(data.positives, config.training.validation_fraction)
+    tokens = tokens_of(data.user_tokens, _MIN_TOKEN_ROWS)
+    fitted = fit(held_in, held_out, tokens, data.has_time, config, began + budget * _TOWER_SHARE, progress)
+    deadline = began + budget * _RANKER_SHARE
+    ranker, ranking, reached = fit_ranker(fitted.parameters, tokens, held_in, held_out, config.training.seed, deadline, progress)
+    metrics = {**reached, **popularity_metrics(held_in, held_out), "towers_ndcg_at_20": max(fitted.curve)}
+    gate = {"challenger": reached.get("ndcg_at_10", float("nan")), "popularity": metrics["popularity_ndcg_at_10"]}
+    if champion is not None:
+        fresh = unseen_by(champion, data, held_out)
+        gate["champion"] = champion.manifest["metrics"].get("ndcg_at_10", float("nan"))
+        if fresh is not None:
+            gate["champion"] = bundle_ndcg(champion, data, items, users, held_in, fresh)
+            users_judged = np.flatnonzero((fresh.counts > 0) & (held_in.counts > 0))
+            lists = retrieve_lists(fitted.parameters, tokens, held_in, fresh, users_judged)
+            gate["challenger"] = metrics_of(ranker, ranking, lists)["ndcg_at_10"]
+    final, positives = fitted.parameters, held_in
+    if config.training.refit:
+        final, positives = refit(data.positives, fitted, tokens, data.has_time, config, began + budget), data.positives
+    tensors, vocab = _weights(data, final, positives, tokens, ranker)
+    progress("done", {"seconds": time.monotonic() - began})
+    manifest = _manifest(data, fitted, ranking, metrics, config, gate)
+    return write_bundle(directory, manifest, tensors=tensors, vocab=vocab, ranker_onnx=ranker_onnx(ranker.arrays()))
+
+
+def _manifest(
+    data: TrainingData, fitted: Fitted, ranking: RankingData, metrics: Mapping[str, float], config: Config, gate: Mapping[str, float]
+) -> dict[str, Any]:
+    newest = int(data.positives.event_us.max()) if data.has_time else None
+    return {
+        "kind": "two_tower",
+        "code_version": __version__,
+        "embedding_dim": config.model.embedding_dim,
+        "model": {
+            "history_length": config.model.history_length,
+            "recency": fitted.plan.recency,
+            "start": "svd" if fitted.plan.ridge is None else f"ridge {fitted.plan.ridge:g}",
+            "epochs": fitted.epochs,
+            "seed": config.training.seed,
+        },
+        "features": ranking.spec.to_dict(),
+        "metrics": dict(metrics),
+        "gate": dict(gate),
+        "curves": {"towers_ndcg_at_20": fitted.curve},
+        "trained_until": dt.datetime.fromtimestamp(newest / 1e6, tz=dt.UTC).isoformat() if newest is not None else None,
+        "n_interactions": len(data.positives.codes),
+        "n_users": data.positives.n_users,
+        "n_items": data.positives.n_items,
+    }
+
+
+def _weights(
+    data: TrainingData, towers: TowerParameters, positives: Positives, tokens: Tokens, ranker: RankerParameters
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    history = towers.history.detach().numpy()
+    embedding = np.concatenate([towers.embedding.detach().numpy(), towers.item_bias.detach().numpy()], axis=1)
+    item_tokens = tokens_of([[*row, ALWAYS] for row in data.item_tokens], 2)
+    tensors = {
+        "item_history": history,
+        "item_embedding": embedding,
+        "item_content": content_projection(item_tokens, np.concatenate([history, embedding], axis=1)),
+        "user_bias": towers.user_bias.detach().numpy(),
+        "user_tokens": towers.user_tokens.detach().numpy(),
+        "log_popularity": np.log1p(positives.item_counts).astype(np.float32),
+        **ranker.arrays(),
+    }
+    vocab = {"item_id": data.item_ids.to_pylist(), "item_token": list(item_tokens.names), "user_token": list(tokens.names)}
+    return tensors, vocab
+
+
+def content_projection(tokens: Tokens, vectors: np.ndarray) -> np.ndarray:
+    """float32 [t, w]: token vectors whose sums come nearest (ridge regression) to the items' learned vectors [n, w].
+
+    What an item gets that training never saw: the sum of its tokens' vectors.
+    """
+    from scipy import sparse
+    from scipy.sparse.linalg import splu
+
+    n, t = len(tokens.offsets) - 1, len(tokens.names)
+    if t == 0:
+        return np.zeros((0, vectors.shape[1]), dtype=np.float32)
+    bags = sparse.csr_matrix((np.ones(len(tokens.codes)), tokens.codes, tokens.offsets), shape=(n, t))
+    normal = (bags.T @ bags + _CONTENT_RIDGE * sparse.identity(t)).tocsc()
+    return np.asarray(splu(normal).solve(bags.T @ vectors.astype(np.float64)), dtype=np.float32)
