@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from pyarrow import fs
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -42,7 +44,7 @@ def read_table(
     warehouse: str, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None, version: int | None = None
 ) -> pa.Table:
     """Rows of a table, with column projection and filter pushed into the files."""
-    dataset = open_table(warehouse, name, version).to_pyarrow_dataset()
+    dataset = _dataset(warehouse, name, version)
     return dataset.to_table(columns=list(columns) if columns is not None else None, filter=where)
 
 
@@ -91,7 +93,7 @@ def run_slice(
 
     A published slice is never written again, so the newest version of the table holds it as it was published.
     """
-    dataset = open_table(warehouse, name).to_pyarrow_dataset()
+    dataset = _dataset(warehouse, name)
     where = ds.field("run_id") == run["run_id"]
     if name == "topk":
         where &= ds.field("run_date") == pa.scalar(run["run_date"], pa.date32())
@@ -101,3 +103,21 @@ def run_slice(
     keys = [key for key in ("user_id", "segment", "rank") if key in dataset.schema.names]
     rows = dataset.to_table(columns=list(dict.fromkeys([*wanted, *keys])), filter=where)
     return rows.sort_by([(key, "ascending") for key in keys]).select(wanted)
+
+
+def column_type(warehouse: str, name: str, column: str) -> pa.DataType:
+    """Arrow type of a column."""
+    return _dataset(warehouse, name).schema.field(column).type
+
+
+def _dataset(warehouse: str, name: str, version: int | None = None) -> ds.Dataset:
+    """The table's files as a dataset.
+
+    A local warehouse is read by Arrow's own filesystem: deltalake's default calls back into Python from Arrow's threads, which
+    can still be running when the interpreter ends, and then aborts the process.
+    """
+    table = open_table(warehouse, name, version)
+    path = f"{warehouse.rstrip('/')}/{name}"
+    if "://" in path:
+        return table.to_pyarrow_dataset()
+    return table.to_pyarrow_dataset(filesystem=fs.SubTreeFileSystem(str(Path(path).absolute()), fs.LocalFileSystem()))

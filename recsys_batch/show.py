@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.read import open_table, published_run, read_table, run_slice
+from recsys_batch.read import column_type, published_run, read_table, run_slice
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min_weig
         UsageError: not an id of the tables' type.
     """
     run = published_run(warehouse, run_id)
-    id_type = open_table(warehouse, "topk").to_pyarrow_dataset().schema.field("user_id").type
+    id_type = column_type(warehouse, "topk", "user_id")
     try:
         user = pa.scalar(user_id).cast(id_type).as_py()
     except pa.ArrowInvalid:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from recsys_batch import __version__
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.read import has_table, open_table
+from recsys_batch.read import has_table, open_table, read_table
 
 _TABLES = ("interactions", "items", "users")
 
@@ -50,9 +50,8 @@ def read_training_input(config: Config) -> TrainingInput:
 
 
 def _by_path(warehouse: str) -> tuple[dict[str, pa.Table], dict[str, int]]:
-    opened = {name: open_table(warehouse, name) for name in _TABLES if has_table(warehouse, name)}
-    versions = {name: int(table.version()) for name, table in opened.items()}
-    return {name: table.to_pyarrow_dataset().to_table() for name, table in opened.items()}, versions
+    versions = {name: int(open_table(warehouse, name).version()) for name in _TABLES if has_table(warehouse, name)}
+    return {name: read_table(warehouse, name, version=version) for name, version in versions.items()}, versions
 
 
 def _by_spark(config: Config) -> tuple[dict[str, pa.Table], dict[str, int]]:

@@ -82,5 +82,6 @@ class Ranker:
     def score(self, user_embeddings: np.ndarray, item_embeddings: np.ndarray, features: np.ndarray) -> np.ndarray:
         """float32 [B, C] from float32 [B, d], [B, C, d], [B, C, F]."""
         with torch.inference_mode():
-            tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in (user_embeddings, item_embeddings, features))
+            # np.require copies what is not writable (Arrow's memory), which torch would warn about.
+            tensors = (torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in (user_embeddings, item_embeddings, features))
             return self._parameters.score(*tensors).numpy()

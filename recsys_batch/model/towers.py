@@ -97,7 +97,10 @@ class Towers:
         Returns:
             float32 [B, d]; a user's row does not depend on the others.
         """
-        pooled = pool(history, codes, offsets, self._recency if event_ts is not None else 0.0).numpy()
+        # Copied where it is a read-only memory map, which torch cannot hold; only the rows that these users need.
+        used, places = np.unique(codes, return_inverse=True)
+        rows = torch.from_numpy(np.array(history[used], dtype=np.float32))
+        pooled = pool(rows, places, offsets, self._recency if event_ts is not None else 0.0).numpy()
         pooled += self._t["user_bias"]
         for row, (segment, values) in enumerate(zip(segments, attributes, strict=True)):
             tokens = [self._user_token[name] for name in row_tokens("segment", segment, values) if name in self._user_token]
@@ -117,7 +120,7 @@ ALWAYS = "(any)"
 """The token that every item has: what is known of an item of which nothing is known."""
 
 
-def pool(history: np.ndarray | torch.Tensor, codes: np.ndarray, offsets: np.ndarray, recency: float) -> torch.Tensor:
+def pool(history: torch.Tensor, codes: np.ndarray, offsets: np.ndarray, recency: float) -> torch.Tensor:
     """sum_j w_j H_j / sqrt(sum_j w_j^2) for each user, float32 [B, h]; zeros for a user without events."""
     counts = np.diff(offsets)
     places = np.arange(len(codes)) - np.repeat(offsets[:-1], counts)
@@ -125,7 +128,5 @@ def pool(history: np.ndarray | torch.Tensor, codes: np.ndarray, offsets: np.ndar
     rows = np.repeat(np.arange(len(counts)), counts)
     norms = np.sqrt(np.bincount(rows, weights=weights * weights, minlength=len(counts)))
     scaled = torch.from_numpy((weights / np.maximum(norms, 1e-12)[rows]).astype(np.float32))
-    table = torch.from_numpy(np.array(history, copy=False)) if isinstance(history, np.ndarray) else history
-    return torch.nn.functional.embedding_bag(
-        torch.from_numpy(codes), table, torch.from_numpy(offsets[:-1].copy()), mode="sum", per_sample_weights=scaled
-    )
+    starts = torch.from_numpy(offsets[:-1].copy())
+    return torch.nn.functional.embedding_bag(torch.from_numpy(codes), history, starts, mode="sum", per_sample_weights=scaled)

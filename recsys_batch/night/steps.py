@@ -80,7 +80,7 @@ def candidates(night: Night) -> StepResult:
     short = short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items"), F.lit("catalogue_exhausted").alias("reason"))
     shortfall_version = night.write_slice("shortfalls", short)
     users = night.tables.rows_written("candidates", version)
-    shortfalls = night.tables.rows_written("shortfalls", shortfall_version)
+    shortfalls = night.slice_of("shortfalls").count()
     versions = {"popular": popular_version, "candidates": version, "shortfalls": shortfall_version}
     return StepResult(versions, rows=users, users=users, metrics={"n_shortfalls": float(shortfalls)})
 

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from dataclasses import dataclass, field
+from functools import reduce
 
+from delta.tables import DeltaTable
+from py4j.protocol import Py4JJavaError
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.types import StringType, StructField, StructType
 
 from recsys_batch.errors import SourceError
+from recsys_batch.spark.columns import Wanted
+from recsys_batch.spark.csv import CORRUPT, CsvPart, read_csv_parts
+from recsys_batch.spark.failures import read_failure
+from recsys_batch.spark.files import list_files
 from recsys_batch.spark.tables import parse_identifier
 
 FORMATS = ("movielens", "csv", "parquet", "delta")
+TEXT_FORMATS = ("movielens", "csv")
+"""Formats whose values are all text, so that types are guessed from the values."""
+
 RAW_ROW = "_row"
-CORRUPT = "_corrupt"
-"""Holds the text of a CSV line with too few or too many fields; null everywhere else."""
 
-INTERACTION_COLUMNS = ("user_id", "item_id", "event_ts", "event_type", "weight")
-ITEM_COLUMNS = ("item_id", "title", "categories", "is_available", "first_seen_ts")
-USER_COLUMNS = ("user_id", "segment")
-
-T = TypeVar("T")
-_DELIMITERS = {",": "','", ";": "';'", "\t": "$'\\t'", "|": "'|'"}
+_INTERACTIONS = Wanted("interactions", "--columns", ("user_id", "item_id", "event_ts", "event_type", "weight"), ("user_id", "item_id"))
+_ITEMS = Wanted("items", "--item-columns", ("item_id", "title", "categories", "is_available", "first_seen_ts"), ("item_id",))
+_USERS = Wanted("users", "--user-columns", ("user_id", "segment"), ("user_id",))
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,17 @@ class IngestRequest:
 class RawSource:
     """DataFrames with our column names (those that the source has), raw values, ``_row`` (JSON) and ``_corrupt``.
 
-    Items and users carry unmapped columns in ``attributes`` (MAP<STRING,STRING>).
+    Items and users carry unmapped columns in ``attributes`` (MAP<STRING,STRING>) where the source has any.
     """
 
     interactions: DataFrame | None
     items: DataFrame | None = None
     users: DataFrame | None = None
+
+    def frames(self) -> dict[str, DataFrame]:
+        """By kind, those that the request names; items and users first, as interactions refer to them."""
+        named = {"items": self.items, "users": self.users, "interactions": self.interactions}
+        return {kind: df for kind, df in named.items() if df is not None}
 
 
 def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
@@ -72,89 +79,26 @@ def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
     if request.format == "movielens":
         from recsys_batch.spark.movielens import read_movielens
 
-        if request.source is None:
-            raise SourceError("--format movielens reads a folder: pass it as --source")
+        if request.source is None or request.items or request.users:
+            raise SourceError("--format movielens reads a whole folder: pass it as --source, without --items and --users")
         return read_movielens(spark, request.source)
-    raw = RawSource(None)
-    if request.source is not None:
-        df = _open(spark, request.source, request)
-        raw = replace(raw, interactions=_renamed(df, request.source, request.columns, INTERACTION_COLUMNS, ("user_id", "item_id"), request))
-    if request.items is not None:
-        df = _open(spark, request.items, request)
-        raw = replace(raw, items=_with_attributes(df, request.items, request.item_columns, ITEM_COLUMNS, "item_id", request))
-    if request.users is not None:
-        df = _open(spark, request.users, request)
-        raw = replace(raw, users=_with_attributes(df, request.users, request.user_columns, USER_COLUMNS, "user_id", request))
-    return raw
 
+    def opened(path: str | None, mapping: Mapping[str, str], wanted: Wanted) -> DataFrame | None:
+        return None if path is None else _open(spark, path, request, mapping, wanted)
 
-def read_csv(
-    spark: SparkSession, path: str | Sequence[str], delimiter: str, *, names: Sequence[str] | None = None, encoding: str = "UTF-8"
-) -> DataFrame:
-    """Every field as text, plus ``_corrupt``.
-
-    Args:
-        names: columns of a file without a header; None where the first line is the header.
-
-    Raises:
-        SourceError: no such path, or no header.
-    """
-    paths = [path] if isinstance(path, str) else list(path)
-    reader = spark.read.option("sep", delimiter).option("encoding", encoding).option("header", names is None)
-    if names is None:
-        names = _call(lambda: reader.csv(paths).columns, paths[0])
-        if not names:
-            raise SourceError(f"{paths[0]} is empty: a header line with column names is expected")
-    text = StructType([StructField(name, StringType()) for name in [*names, CORRUPT]])
-    reader = reader.option("mode", "PERMISSIVE").option("columnNameOfCorruptRecord", CORRUPT)
-    # Daily files may order their columns differently; by name is meant, and Spark checks the headers against the schema.
-    return reader.option("enforceSchema", "false").schema(text).csv(paths)
+    return RawSource(
+        opened(request.source, request.columns, _INTERACTIONS),
+        opened(request.items, request.item_columns, _ITEMS),
+        opened(request.users, request.user_columns, _USERS),
+    )
 
 
 def with_raw_row(df: DataFrame) -> DataFrame:
-    """Adds ``_row``, the row as it came."""
+    """Adds ``_row``, the row as it came, as JSON; of a line that could not be split the whole line, as ``_line``."""
     df = df if CORRUPT in df.columns else df.withColumn(CORRUPT, F.lit(None).cast("string"))
-    raw = [F.col(f"`{name}`") for name in df.columns if name != CORRUPT]
-    return df.withColumn(RAW_ROW, F.coalesce(CORRUPT, F.to_json(F.struct(*raw))))
-
-
-def _open(spark: SparkSession, path: str, request: IngestRequest) -> DataFrame:
-    if request.format == "csv":
-        return with_raw_row(read_csv(spark, path, request.delimiter))
-    if request.format == "parquet":
-        return with_raw_row(_call(lambda: spark.read.parquet(path), path))
-    return with_raw_row(parse_identifier(spark, path))
-
-
-def _call(read: Callable[[], T], path: str) -> T:
-    try:
-        return read()
-    except PySparkException as error:
-        raise _as_source_error(error, path) from None
-
-
-def _as_source_error(error: PySparkException, path: str) -> SourceError:
-    if isinstance(error, AnalysisException) and error.getCondition() == "PATH_NOT_FOUND":
-        return SourceError(f"{path} does not exist")
-    return SourceError(f"{path} cannot be read: {str(error).splitlines()[0]}")
-
-
-def _renamed(
-    df: DataFrame, path: str, mapping: Mapping[str, str], known: Sequence[str], required: Sequence[str], request: IngestRequest
-) -> DataFrame:
-    """Our columns that the source has, under our names."""
-    sources = _resolve(df, path, mapping, known, required, request)
-    return df.select(*(F.col(f"`{theirs}`").alias(ours) for ours, theirs in sources.items()), RAW_ROW, CORRUPT)
-
-
-def _with_attributes(
-    df: DataFrame, path: str, mapping: Mapping[str, str], known: Sequence[str], key: str, request: IngestRequest
-) -> DataFrame:
-    """As ``_renamed``, with every other column in ``attributes``; nulls leave no entry."""
-    sources = _resolve(df, path, mapping, known, (key,), request)
-    others = [name for name in df.columns if name not in {*sources.values(), RAW_ROW, CORRUPT}]
-    ours = [F.col(f"`{theirs}`").alias(ours) for ours, theirs in sources.items()]
-    return df.select(*ours, attributes_of({name: F.col(f"`{name}`") for name in others}).alias("attributes"), RAW_ROW, CORRUPT)
+    raw = F.to_json(F.struct(*(quoted(name) for name in df.columns if name != CORRUPT)))
+    line = F.to_json(F.struct(F.col(CORRUPT).alias("_line")))
+    return df.withColumn(RAW_ROW, F.when(F.col(CORRUPT).isNotNull(), line).otherwise(raw))
 
 
 def attributes_of(values: Mapping[str, Column]) -> Column:
@@ -165,28 +109,59 @@ def attributes_of(values: Mapping[str, Column]) -> Column:
     return F.map_filter(entries, lambda _, value: value.isNotNull())
 
 
-def _resolve(
-    df: DataFrame, path: str, mapping: Mapping[str, str], known: Sequence[str], required: Sequence[str], request: IngestRequest
-) -> dict[str, str]:
-    """Our name -> the source's, for the columns that are there.
+def quoted(name: str) -> Column:
+    """The column of exactly this name, whatever characters it has."""
+    return F.col("`" + name.replace("`", "``") + "`")
 
-    Raises:
-        SourceError: a mapped or required column is missing, or the mapping has a name that is none of ours.
-    """
-    there = [name for name in df.columns if name not in (RAW_ROW, CORRUPT)]
-    foreign = [ours for ours in mapping if ours not in known]
-    if foreign:
-        raise SourceError(f"column mapping names {', '.join(foreign)}; what can be mapped is {', '.join(known)}")
-    sources = {ours: mapping.get(ours, ours) for ours in known if ours in mapping or ours in there}
-    missing = [theirs for theirs in sources.values() if theirs not in there] + [name for name in required if name not in sources]
-    if not missing:
-        return sources
-    if len(there) == 1 and request.format == "csv":
-        other = next((sign for sign in _DELIMITERS if sign != request.delimiter and sign in there[0]), None)
-        if other is not None:
-            raise SourceError(
-                f"{path} was read with delimiter {request.delimiter!r} and has one column, {there[0]!r}: pass --delimiter {_DELIMITERS[other]}"
-            )
-    near = difflib.get_close_matches(missing[0], there, n=1)
-    hint = f" Did you mean {near[0]}?" if near else " Map yours with --columns, --item-columns or --user-columns."
-    raise SourceError(f"{path} has no column {', '.join(missing)}; it has {', '.join(there)}.{hint}")
+
+def _open(spark: SparkSession, path: str, request: IngestRequest, mapping: Mapping[str, str], wanted: Wanted) -> DataFrame:
+    if request.format == "csv":
+        parts = read_csv_parts(spark, path, request.delimiter)
+    elif request.format == "parquet":
+        parts = [CsvPart(path, _parquet(spark, path))]
+    else:
+        parts = [CsvPart(path, _delta(spark, path))]
+    delimiter = request.delimiter if request.format == "csv" else None
+    frames = [_renamed(part, mapping, wanted, delimiter) for part in parts]
+    return reduce(lambda one, other: one.unionByName(other, allowMissingColumns=True), frames)
+
+
+def _parquet(spark: SparkSession, path: str) -> DataFrame:
+    nested = any(file.nested for file in list_files(spark, path))
+    if DeltaTable.isDeltaTable(spark, path):
+        # Its folder also holds the files of deleted and replaced rows.
+        raise SourceError(f"{path} is a Delta table: pass --format delta")
+    reader = spark.read.option("recursiveFileLookup", str(nested).lower())
+    return _call(lambda: reader.parquet(path), path)
+
+
+def _delta(spark: SparkSession, path: str) -> DataFrame:
+    if DeltaTable.isDeltaTable(spark, path):
+        return _call(lambda: spark.read.format("delta").load(path), path)
+    if "/" in path:
+        list_files(spark, path)
+        raise SourceError(f"{path} is not a Delta table (it has no _delta_log): pass --format parquet or csv, as its files are")
+    return parse_identifier(spark, path)
+
+
+def _call(read: Callable[[], DataFrame], path: str) -> DataFrame:
+    try:
+        return read()
+    except (PySparkException, Py4JJavaError) as error:
+        if isinstance(error, AnalysisException) and error.getCondition() == "UNABLE_TO_INFER_SCHEMA":
+            raise SourceError(f"{path} holds no file that can be read") from None
+        raise read_failure(error) or SourceError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _renamed(part: CsvPart, mapping: Mapping[str, str], wanted: Wanted, delimiter: str | None) -> DataFrame:
+    """Our columns that the source has, under our names; of items and users every other column in ``attributes``."""
+    there = [name for name in part.df.columns if name != CORRUPT]
+    sources = wanted.resolve(there, part.name, mapping, delimiter)
+    columns = [quoted(theirs).alias(ours) for ours, theirs in sources.items()]
+    if delimiter is not None:
+        # Blanks beside a delimiter are nobody's id.
+        columns = [F.trim(quoted(theirs)).alias(ours) if ours.endswith("_id") else quoted(theirs).alias(ours) for ours, theirs in sources.items()]
+    others: Sequence[str] = [name for name in there if name not in sources.values()]
+    if wanted is not _INTERACTIONS and others:
+        columns.append(attributes_of({name: quoted(name) for name in others}).alias("attributes"))
+    return with_raw_row(part.df).select(*columns, RAW_ROW, CORRUPT)

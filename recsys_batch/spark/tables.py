@@ -179,10 +179,10 @@ class Tables:
         return json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
 
     def _committed(self, name: str, token: str) -> int:
-        row = self.delta(name).history(20).where(F.col("userMetadata") == token).select("version").head()
-        if row is None:
-            raise RecsysBatchError(f"the commit to {name} is not among its last 20 versions: is another job writing to it? Run again")
-        return int(row["version"])
+        """The version whose commit carries the token; the newest one where Delta found nothing to change and made no commit."""
+        history = self.delta(name).history(20).select("version", "userMetadata").collect()
+        mine = [int(row["version"]) for row in history if row["userMetadata"] == token]
+        return mine[0] if mine else int(history[0]["version"])
 
 
 def parse_identifier(spark: SparkSession, text: str) -> DataFrame:

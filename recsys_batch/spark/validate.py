@@ -2,57 +2,84 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, BooleanType, DateType, NumericType, StringType, TimestampNTZType, TimestampType
 
 from recsys_batch.schemas import IdType, IdTypes
+from recsys_batch.spark import values
 from recsys_batch.spark.sources import CORRUPT, RAW_ROW
 
 REASON = "_reason"
-KEPT = (RAW_ROW, REASON)
+PRESENT = "already_present"
+"""In ``_reason`` of rows that the table has already: neither used nor rejected."""
 
-EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type")
-"""Two rows equal in these are the same event: the later one is a duplicate."""
+HELD_OUT = "_held_out"
+MIN_POSITIVES_TO_HOLD_OUT = 5
 
-# Epoch numbers by magnitude: seconds reach the year 5138, milliseconds the same, and so on.
-_SECONDS, _MILLIS, _MICROS = 1e11, 1e14, 1e17
-_OLDEST, _NEWEST = "1900-01-01", "2262-01-01"
-_TRUE, _FALSE = ("true", "1", "yes", "y", "t"), ("false", "0", "no", "n", "f")
+EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type", "weight")
+"""Two rows equal in all of these say the same event twice. Weight is one of them: a return of -1 has, where times are dates or
+missing, everything else in common with the purchase it undoes."""
 
 
-def id_type(df: DataFrame, name: str) -> IdType:
-    """BIGINT for integer columns and for text that is all canonical integers ("7", not "007"); else STRING."""
-    if not isinstance(df.schema[name].dataType, StringType):
-        return "BIGINT" if isinstance(df.schema[name].dataType, NumericType) else "STRING"
-    value = F.col(name)
-    foreign = value.isNotNull() & ~F.coalesce(value.try_cast("bigint").cast("string") == value, F.lit(False))
-    found = cast("Any", df.agg(F.count_if(foreign).alias("n")).head())
-    return "STRING" if found.n else "BIGINT"
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over raw rows says of them.
+
+    Attributes:
+        user_id, item_id: the type that the ids need; None where the column is missing or has no value.
+        first_date, last_date: span of the usable event dates; None without any.
+    """
+
+    n_rows: int
+    user_id: IdType | None
+    item_id: IdType | None
+    first_date: dt.date | None
+    last_date: dt.date | None
+
+
+def survey(raw: DataFrame) -> Survey:
+    """Count the rows, find the id types and the span of dates, in one pass."""
+    columns = [F.count(F.lit(1)).alias("n_rows")]
+    for name in ("user_id", "item_id"):
+        there = name in raw.columns
+        columns.append(F.count_if(~values.blank(name) if there else F.lit(False)).alias(f"n_{name}"))
+        columns.append(F.count_if(values.foreign_to_bigint(raw, name) if there else F.lit(False)).alias(f"foreign_{name}"))
+    date = F.to_date(values.timestamp(raw, "event_ts")) if "event_ts" in raw.columns else F.lit(None).cast("date")
+    found = cast("Any", raw.agg(*columns, F.min(date).alias("first_date"), F.max(date).alias("last_date")).head()).asDict()
+    types = {
+        name: None if found[f"n_{name}"] == 0 else cast("IdType", "STRING" if found[f"foreign_{name}"] else "BIGINT")
+        for name in ("user_id", "item_id")
+    }
+    return Survey(found["n_rows"], types["user_id"], types["item_id"], found["first_date"], found["last_date"])
 
 
 def typed_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
-    """Columns of interactions with ``_row`` and ``_reason`` (null: usable so far); duplicates are not looked for yet.
+    """Columns of interactions with ``_row`` and ``_reason`` (null: usable so far); repeated rows are not looked for yet.
 
     Without an event_ts column every event_ts is null; without a weight column every weight is 1; event_type defaults to "event".
     """
-    weight = F.col("weight").try_cast("float") if "weight" in raw.columns else F.lit(1.0).cast("float")
-    event_ts = _timestamp(raw, "event_ts") if "event_ts" in raw.columns else F.lit(None).cast("timestamp")
-    kind = F.col("event_type").cast("string") if "event_type" in raw.columns else F.lit(None).cast("string")
+    timed, weighted = "event_ts" in raw.columns, "weight" in raw.columns
+    weight = values.number(raw, "weight") if weighted else F.lit(1.0).cast("float")
+    event_ts = values.timestamp(raw, "event_ts") if timed else F.lit(None).cast("timestamp")
+    kind = F.when(~values.blank("event_type"), F.col("event_type").cast("string")) if "event_type" in raw.columns else F.lit(None)
     bad_weight = weight.isNull() | F.isnan(weight) | (F.abs(weight) == float("inf"))
     reasons = [
         (F.col(CORRUPT).isNotNull(), "malformed_line"),
-        *_id_reasons(raw, "user_id", ids.user),
-        *_id_reasons(raw, "item_id", ids.item),
-        *([(_blank("event_ts"), "null_event_ts"), (event_ts.isNull(), "bad_event_ts")] if "event_ts" in raw.columns else []),
-        *([(bad_weight, "bad_weight")] if "weight" in raw.columns else []),
+        (values.blank("user_id"), "null_user_id"),
+        (values.blank("item_id"), "null_item_id"),
+        (values.id_value(raw, "user_id", ids.user).isNull(), "bad_user_id"),
+        (values.id_value(raw, "item_id", ids.item).isNull(), "bad_item_id"),
+        *([(values.blank("event_ts"), "null_event_ts"), (event_ts.isNull(), "bad_event_ts")] if timed else []),
+        *([(bad_weight, "bad_weight")] if weighted else []),
     ]
     return raw.select(
-        _as_id(raw, "user_id", ids.user),
-        _as_id(raw, "item_id", ids.item),
+        values.id_value(raw, "user_id", ids.user).alias("user_id"),
+        values.id_value(raw, "item_id", ids.item).alias("item_id"),
         event_ts.alias("event_ts"),
         F.coalesce(kind, F.lit("event")).alias("event_type"),
         weight.alias("weight"),
@@ -63,39 +90,92 @@ def typed_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
 
 
 def typed_items(raw: DataFrame, ids: IdTypes) -> DataFrame:
-    """Columns of items with ``_row`` and ``_reason``; one row per usable item_id."""
-    available = _boolean(raw, "is_available")
+    """Columns of items with ``_row`` and ``_reason``; one usable row per item_id."""
+    available = values.flag(raw, "is_available") if "is_available" in raw.columns else F.lit(True)
+    first_seen = values.timestamp(raw, "first_seen_ts") if "first_seen_ts" in raw.columns else F.lit(None).cast("timestamp")
     reasons = [
-        (F.col(CORRUPT).isNotNull(), "malformed_line"),
-        *_id_reasons(raw, "item_id", ids.item),
-        *([(available.isNull() & F.col("is_available").isNotNull(), "bad_is_available")] if "is_available" in raw.columns else []),
+        *_key_reasons(raw, "item_id", ids.item),
+        *([(available.isNull() & ~values.blank("is_available"), "bad_is_available")] if "is_available" in raw.columns else []),
+        *([(first_seen.isNull() & ~values.blank("first_seen_ts"), "bad_first_seen_ts")] if "first_seen_ts" in raw.columns else []),
     ]
     typed = raw.select(
-        _as_id(raw, "item_id", ids.item),
+        values.id_value(raw, "item_id", ids.item).alias("item_id"),
         _optional(raw, "title", "string"),
-        _categories(raw).alias("categories"),
+        (values.text_list(raw, "categories") if "categories" in raw.columns else F.array().cast("array<string>")).alias("categories"),
         F.coalesce(available, F.lit(True)).alias("is_available"),
-        (_timestamp(raw, "first_seen_ts") if "first_seen_ts" in raw.columns else F.lit(None).cast("timestamp")).alias("first_seen_ts"),
-        "attributes",
+        first_seen.alias("first_seen_ts"),
+        _attributes(raw),
         RAW_ROW,
         first_reason(reasons).alias(REASON),
     )
-    return mark_repeated(typed, ("item_id",), "duplicate_item_id")
+    return mark_repeated(typed, "item_id", "duplicate_item_id")
 
 
 def typed_users(raw: DataFrame, ids: IdTypes) -> DataFrame:
-    """Columns of users with ``_row`` and ``_reason``; one row per usable user_id."""
-    reasons = [(F.col(CORRUPT).isNotNull(), "malformed_line"), *_id_reasons(raw, "user_id", ids.user)]
-    columns = [_as_id(raw, "user_id", ids.user), _optional(raw, "segment", "string"), "attributes", RAW_ROW, first_reason(reasons).alias(REASON)]
-    return mark_repeated(raw.select(*columns), ("user_id",), "duplicate_user_id")
+    """Columns of users with ``_row`` and ``_reason``; one usable row per user_id."""
+    key = values.id_value(raw, "user_id", ids.user).alias("user_id")
+    segment = F.when(~values.blank("segment"), F.col("segment").cast("string")) if "segment" in raw.columns else F.lit(None).cast("string")
+    reason = first_reason(_key_reasons(raw, "user_id", ids.user)).alias(REASON)
+    return mark_repeated(raw.select(key, segment.alias("segment"), _attributes(raw), RAW_ROW, reason), "user_id", "duplicate_user_id")
 
 
-def mark_repeated(df: DataFrame, key: Sequence[str], reason: str) -> DataFrame:
+def mark_repeated(df: DataFrame, key: str, reason: str) -> DataFrame:
     """Give ``reason`` to every usable row but one of each ``key``; which one stays depends on the rows alone, not on their order."""
-    usable = F.col(REASON).isNull()
-    window = Window.partitionBy(*key, usable).orderBy(F.xxhash64(RAW_ROW), RAW_ROW)
+    window = _of_equal_rows([key]).orderBy(F.xxhash64(RAW_ROW), RAW_ROW)
     numbered = df.withColumn("_n", F.row_number().over(window))
-    return numbered.withColumn(REASON, F.when(usable & (F.col("_n") > 1), F.lit(reason)).otherwise(F.col(REASON))).drop("_n")
+    repeated = F.col(REASON).isNull() & (F.col("_n") > 1)
+    return numbered.withColumn(REASON, F.when(repeated, F.lit(reason)).otherwise(F.col(REASON))).drop("_n")
+
+
+def mark_repeated_and_present(df: DataFrame, there: DataFrame | None) -> DataFrame:
+    """Mark the usable interactions that the file says twice (duplicate) and those that are in the tables (already_present).
+
+    Both are found in one shuffle: the tables' rows join the file's as further rows of the same window.
+
+    Args:
+        df: typed interactions.
+        there: EVENT_KEY columns of the rows that the tables have; None where there are none.
+    """
+    known = F.lit(None).cast("string")
+    rows = df.withColumn("_there", F.lit(False))
+    if there is not None:
+        rows = rows.unionByName(there.select(*EVENT_KEY, known.alias(REASON), F.lit(True).alias("_there")), allowMissingColumns=True)
+    equal = _of_equal_rows(EVENT_KEY)
+    numbered = rows.withColumn("_present", F.max("_there").over(equal)).withColumn(
+        "_n", F.row_number().over(equal.orderBy("_there", F.xxhash64(RAW_ROW), RAW_ROW))
+    )
+    verdict = (
+        F.when(F.col(REASON).isNotNull(), F.col(REASON))
+        .when(F.col("_n") > 1, F.lit("duplicate"))
+        .when(F.col("_present"), F.lit(PRESENT))
+    )
+    return numbered.where(~F.col("_there")).withColumn(REASON, verdict).drop("_there", "_present", "_n")
+
+
+def mark_unknown_items(df: DataFrame, known: DataFrame) -> DataFrame:
+    """Mark usable interactions whose item is not among ``known`` (item_id, distinct)."""
+    marked = df.join(known.select("item_id", F.lit(True).alias("_known")), "item_id", "left")
+    unknown = F.col(REASON).isNull() & F.col("_known").isNull()
+    return marked.withColumn(REASON, F.when(unknown, F.lit("unknown_item")).otherwise(F.col(REASON))).drop("_known")
+
+
+def mark_holdout(df: DataFrame, share: float, min_weight: float) -> DataFrame:
+    """Adds ``_held_out``: true for the newest ``share`` (rounded down) of each user's positive rows.
+
+    Rows that are already present count too, so that a repeated or resumed ingest holds out the same rows. Where there is no
+    time, and among equal times, a hash of user and item decides. Users with fewer than 5 positives keep them all.
+    """
+    if not share:
+        return df.withColumn(HELD_OUT, F.lit(False))
+    usable = F.col(REASON).isNull() | (F.col(REASON) == PRESENT)
+    positive = usable & (F.col("weight") > min_weight)
+    of_user = Window.partitionBy("user_id", positive)
+    newest_first = of_user.orderBy(F.col("event_ts").desc_nulls_last(), F.xxhash64("user_id", "item_id"), "item_id", "event_type", "weight")
+    numbered = df.withColumn("_n", F.count(F.lit(1)).over(of_user)).withColumn("_place", F.row_number().over(newest_first))
+    # 0.29 * 100 is 28.999999999999996.
+    quota = F.floor(F.col("_n") * share + 1e-9)
+    held = positive & (F.col("_n") >= MIN_POSITIVES_TO_HOLD_OUT) & (F.col("_place") <= quota)
+    return numbered.withColumn(HELD_OUT, F.coalesce(held, F.lit(False))).drop("_n", "_place")
 
 
 def first_reason(reasons: Sequence[tuple[Column, str]]) -> Column:
@@ -103,70 +183,20 @@ def first_reason(reasons: Sequence[tuple[Column, str]]) -> Column:
     return F.coalesce(*(F.when(condition, F.lit(name)) for condition, name in reasons), F.lit(None).cast("string"))
 
 
-def _id_reasons(raw: DataFrame, name: str, id_type: IdType) -> list[tuple[Column, str]]:
-    return [(_blank(name), f"null_{name}"), (_id_value(raw, name, id_type).isNull(), f"bad_{name}")]
+def _of_equal_rows(key: Sequence[str]) -> Any:
+    """Usable rows with the same key; the others alone, by their text: a million null ids must not meet in one task."""
+    return Window.partitionBy(*key, F.when(F.col(REASON).isNotNull(), F.xxhash64(RAW_ROW)))
 
 
-def _as_id(raw: DataFrame, name: str, id_type: IdType) -> Column:
-    return _id_value(raw, name, id_type).alias(name)
-
-
-def _id_value(raw: DataFrame, name: str, id_type: IdType) -> Column:
-    value = F.col(name)
-    if id_type == "STRING":
-        return value.cast("string")
-    if isinstance(raw.schema[name].dataType, StringType):
-        return F.when(value.try_cast("bigint").cast("string") == value, value.try_cast("bigint"))
-    # A frame with missing ids often has them as doubles; 7.0 is the id 7, 7.5 is none.
-    return F.when(value.cast("double") == F.floor(value.cast("double")), value.try_cast("bigint"))
-
-
-def _blank(name: str) -> Column:
-    return F.col(name).isNull() | (F.trim(F.col(name).cast("string")) == "") | F.lower(F.col(name).cast("string")).isin("nan", "null")
-
-
-def _timestamp(raw: DataFrame, name: str) -> Column:
-    """Timestamps, dates, ISO text, yyyymmdd, and epoch seconds, milliseconds, microseconds or nanoseconds by magnitude."""
-    value, kind = F.col(name), raw.schema[name].dataType
-    if isinstance(kind, TimestampType | TimestampNTZType | DateType):
-        stamp = value.cast("timestamp")
-    elif isinstance(kind, NumericType):
-        stamp = _epoch(value.cast("double"))
-    else:
-        text = F.trim(value.cast("string"))
-        day = F.when(text.rlike(r"^(19|20)\d{6}$"), F.try_to_timestamp(text, F.lit("yyyyMMdd")))
-        stamp = F.coalesce(day, _epoch(text.try_cast("double")), text.try_cast("timestamp"))
-    return F.when((stamp >= F.lit(_OLDEST).cast("timestamp")) & (stamp < F.lit(_NEWEST).cast("timestamp")), stamp)
-
-
-def _epoch(number: Column) -> Column:
-    size = F.abs(number)
-    seconds = (
-        F.when(size < _SECONDS, number).when(size < _MILLIS, number / 1e3).when(size < _MICROS, number / 1e6).otherwise(number / 1e9)
-    )
-    return F.when(size < 1e19, F.timestamp_micros(F.round(seconds * 1e6).cast("bigint")))
-
-
-def _boolean(raw: DataFrame, name: str) -> Column:
-    if name not in raw.columns:
-        return F.lit(True)
-    if isinstance(raw.schema[name].dataType, BooleanType):
-        return F.col(name)
-    text = F.lower(F.trim(F.col(name).cast("string")))
-    return F.when(text.isin(*_TRUE), F.lit(True)).when(text.isin(*_FALSE), F.lit(False))
-
-
-def _categories(raw: DataFrame) -> Column:
-    """A list as it is; text split at | ; nothing is an empty list."""
-    empty = F.array().cast("array<string>")
-    if "categories" not in raw.columns:
-        return empty
-    value = F.col("categories")
-    if not isinstance(raw.schema["categories"].dataType, ArrayType):
-        value = F.split(value.cast("string"), r"\|")
-    trimmed = F.transform(value, lambda part: F.trim(part.cast("string")))
-    return F.coalesce(F.filter(trimmed, lambda part: part.isNotNull() & (part != "")), empty)
+def _key_reasons(raw: DataFrame, name: str, id_type: IdType) -> list[tuple[Column, str]]:
+    missing, fits = values.blank(name), values.id_value(raw, name, id_type).isNotNull()
+    return [(F.col(CORRUPT).isNotNull(), "malformed_line"), (missing, f"null_{name}"), (~fits, f"bad_{name}")]
 
 
 def _optional(raw: DataFrame, name: str, kind: str) -> Column:
     return (F.col(name).cast(kind) if name in raw.columns else F.lit(None).cast(kind)).alias(name)
+
+
+def _attributes(raw: DataFrame) -> Column:
+    nothing = F.create_map().cast("map<string,string>")
+    return (F.coalesce("attributes", nothing) if "attributes" in raw.columns else nothing).alias("attributes")
