@@ -30,7 +30,9 @@ def artifact_root(warehouse: str) -> Path:
     """
     parsed = urlparse(warehouse)
     if parsed.scheme not in ("", "file"):
-        raise UsageError(f"paths.warehouse is {warehouse}: indexes and bundles need a mounted path (local or shared), for example /mnt/recs")
+        raise UsageError(
+            f"paths.warehouse is {warehouse}: indexes and bundles need a mounted path (local or shared), for example /mnt/recs"
+        )
     return Path(parsed.path if parsed.scheme else warehouse).absolute() / FOLDER
 
 

@@ -66,7 +66,8 @@ class Bundle:
         if WEIGHTS not in self.manifest["files"]:
             return {}
         try:
-            return load_file(self.path / WEIGHTS)
+            loaded: dict[str, np.ndarray] = load_file(self.path / WEIGHTS)
+            return loaded
         except (SafetensorError, ValueError) as error:
             raise BundleError(f"{self.path / WEIGHTS} is not a readable safetensors file: {error}") from None
 
@@ -135,7 +136,9 @@ def load_bundle(directory: str | Path) -> Bundle:
             raise BundleError(f"{path} lacks {name}, which its manifest names")
         found = sha256_file(path / name)
         if found != expected["sha256"]:
-            raise BundleError(f"{path / name}: checksum {found[:12]}..., manifest says {expected['sha256'][:12]}...: damaged or altered")
+            raise BundleError(
+                f"{path / name}: checksum {found[:12]}..., manifest says {expected['sha256'][:12]}...: damaged or altered"
+            )
     return Bundle(path=path, manifest=manifest, digest=hashlib.sha256(raw).hexdigest())
 
 

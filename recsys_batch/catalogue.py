@@ -63,12 +63,14 @@ def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
     if n > 1 and not pc.all(pc.less(catalogue.item_ids[:-1], catalogue.item_ids[1:])).as_py():
         raise RecsysBatchError("the catalogue's item_ids are not unique and ascending: is an item listed twice in items?")
     for name, dtype in _ARRAYS.items():
-        array = np.ascontiguousarray(getattr(catalogue, name), dtype=dtype)
+        array: np.ndarray = np.ascontiguousarray(getattr(catalogue, name), dtype=dtype)
         if len(array) != n:
             raise RecsysBatchError(f"the catalogue has {n} items but {len(array)} rows of {name}")
         if dtype is np.float32 and not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array.reshape(n, -1)).all(axis=1))[0])
-            raise RecsysBatchError(f"{name} of item {catalogue.item_ids[bad]} is not finite: the model is broken, or its input is")
+            raise RecsysBatchError(
+                f"{name} of item {catalogue.item_ids[bad]} is not finite: the model is broken, or its input is"
+            )
         np.save(directory / f"{name}.npy", array, allow_pickle=False)
     table = pa.table({"item_id": catalogue.item_ids})
     with pa.OSFile(str(directory / "item_ids.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:

@@ -41,7 +41,9 @@ for _command in (
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; its exit code."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
+    )
     try:
         group.main(args=list(arguments), prog_name="recsys-batch", standalone_mode=False)
     except click.exceptions.Exit as stop:

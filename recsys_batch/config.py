@@ -42,7 +42,9 @@ class Model(Section):
     """Shape of the reference model."""
 
     embedding_dim: int = Field(64, ge=4, le=1024)
-    history_length: int = Field(200, ge=1, le=5000, description="positive interactions the user tower looks back on, newest first")
+    history_length: int = Field(
+        200, ge=1, le=5000, description="positive interactions the user tower looks back on, newest first"
+    )
 
 
 class Training(Section):
@@ -93,16 +95,16 @@ class MLflow(Section):
 
 class Config(Section):
     catalog: str | None = Field(None, description="catalog.schema; unset: tables are paths under paths.warehouse")
-    paths: Paths = Field(default_factory=Paths)
-    spark: SparkSection = Field(default_factory=SparkSection)
-    data: Data = Field(default_factory=Data)
-    model: Model = Field(default_factory=Model)
-    training: Training = Field(default_factory=Training)
-    retrieval: Retrieval = Field(default_factory=Retrieval)
-    scoring: Scoring = Field(default_factory=Scoring)
-    audit: Audit = Field(default_factory=Audit)
-    tables: Tables = Field(default_factory=Tables)
-    mlflow: MLflow = Field(default_factory=MLflow)
+    paths: Paths = Paths()
+    spark: SparkSection = SparkSection()
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+    retrieval: Retrieval = Retrieval()
+    scoring: Scoring = Scoring()
+    audit: Audit = Audit()
+    tables: Tables = Tables()
+    mlflow: MLflow = MLflow()
 
     @model_validator(mode="after")
     def _k_fits(self) -> Config:
@@ -149,7 +151,11 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: expected section.key=value, for example --set scoring.top_k=50")
     value: Any
     if key.startswith("spark.conf."):
-        parents, leaf, value = ["spark", "conf"], key.removeprefix("spark.conf."), text  # Spark's own keys have dots, its values are text
+        parents, leaf, value = (
+            ["spark", "conf"],
+            key.removeprefix("spark.conf."),
+            text,
+        )  # Spark's own keys have dots, its values are text
     else:
         *parents, leaf = key.strip().split(".")
         value = _toml_value(text)

@@ -64,7 +64,9 @@ def holdout_truth(warehouse: str, run: dict[str, Any]) -> tuple[pa.Table, str]:
     return later.select(["user_id", "item_id", "weight"]), f"interactions that arrived after run {run['run_id']} began"
 
 
-def evaluate(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float) -> Evaluation:
+def evaluate(
+    warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float
+) -> Evaluation:
     """Metrics of a published run's topk at each k.
 
     Args:
@@ -94,7 +96,8 @@ def evaluate(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, 
     popular = _popularity_lists(warehouse, run, users, catalogue, lists.shape[1])
     truth_codes = _index(truth["item_id"], catalogue.item_ids)
     model, popularity = (
-        evaluate_lists(ranked, truth_offsets, truth_codes, catalogue.counts, ks, available=catalogue.available) for ranked in (lists, popular)
+        evaluate_lists(ranked, truth_offsets, truth_codes, catalogue.counts, ks, available=catalogue.available)
+        for ranked in (lists, popular)
     )
     return Evaluation(run["run_id"], run["model_version"], origin, len(np.unique(row)), without_list, len(row), model, popularity)
 

@@ -40,4 +40,4 @@ def column_matrix(column: pa.Array) -> np.ndarray:
 
 def mask_ragged(offsets: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Offsets after dropping the flat values where ``keep`` (bool [total]) is false."""
-    return np.concatenate([[0], np.cumsum(keep)])[offsets].astype(np.int64)
+    return np.asarray(np.concatenate([[0], np.cumsum(keep)])[offsets], dtype=np.int64)

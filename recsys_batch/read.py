@@ -13,9 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
-from pyarrow import fs
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
+from pyarrow import fs
 
 from recsys_batch.errors import InputMissing
 
@@ -41,7 +41,12 @@ def has_table(warehouse: str, name: str) -> bool:
 
 
 def read_table(
-    warehouse: str, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None, version: int | None = None
+    warehouse: str,
+    name: str,
+    *,
+    columns: Sequence[str] | None = None,
+    where: pc.Expression | None = None,
+    version: int | None = None,
 ) -> pa.Table:
     """Rows of a table, with column projection and filter pushed into the files."""
     dataset = _dataset(warehouse, name, version)

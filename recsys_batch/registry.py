@@ -14,14 +14,14 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-import mlflow  # noqa: E402
-from mlflow.artifacts import download_artifacts  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.tracking import MlflowClient  # noqa: E402
+import mlflow
+from mlflow.artifacts import download_artifacts
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
 
-from recsys_batch.bundle import Bundle, load_bundle  # noqa: E402
-from recsys_batch.config import Config  # noqa: E402
-from recsys_batch.errors import InputMissing  # noqa: E402
+from recsys_batch.bundle import Bundle, load_bundle
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing
 
 _BUNDLE = "bundle"
 _DIGEST_TAG = "bundle_digest"
@@ -52,10 +52,17 @@ class Registry:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         mlflow.set_tracking_uri(uri)
-        self._experiment = self._experiment_id(config.mlflow.experiment, None if config.mlflow.tracking_uri else state / "mlartifacts")
+        self._experiment = self._experiment_id(
+            config.mlflow.experiment, None if config.mlflow.tracking_uri else state / "mlartifacts"
+        )
 
     def register(
-        self, bundle: Bundle, params: Mapping[str, Any], curves: Mapping[str, Sequence[float]] | None = None, *, training_key: str = ""
+        self,
+        bundle: Bundle,
+        params: Mapping[str, Any],
+        curves: Mapping[str, Sequence[float]] | None = None,
+        *,
+        training_key: str = "",
     ) -> Registered:
         """Log a bundle with its metrics and curves, and make it a version. The same content registered again is the same version.
 
@@ -76,7 +83,9 @@ class Registry:
         self._client.log_artifacts(run_id, str(bundle.path), _BUNDLE)
         self._client.set_terminated(run_id)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{_BUNDLE}"
-        version = self._client.create_model_version(self._name, source, run_id, tags={_DIGEST_TAG: bundle.digest, _TRAINING_TAG: training_key})
+        version = self._client.create_model_version(
+            self._name, source, run_id, tags={_DIGEST_TAG: bundle.digest, _TRAINING_TAG: training_key}
+        )
         return Registered(str(version.version), run_id, bundle.digest)
 
     def find_trained(self, training_key: str) -> Registered | None:

@@ -200,7 +200,12 @@ _SPECS = (
             _user_id(),
             Column("rank", pa.int32(), "1 is best", nullable=False),
             _item_id(),
-            Column("score", pa.float32(), "ranker score: comparable within a user and a model version; descending in rank", nullable=False),
+            Column(
+                "score",
+                pa.float32(),
+                "ranker score: comparable within a user and a model version; descending in rank",
+                nullable=False,
+            ),
             Column("candidate_rank", pa.int32(), "position in candidates, from 1", nullable=False),
             Column("source", pa.string(), "model, or popular for users without history", nullable=False),
             Column("model_version", pa.string(), "registry version of the model"),

@@ -1,35 +1,155 @@
-"""One Spark session for the whole suite; a config whose warehouse is a fresh folder for each test."""
+"""One Spark session for the whole suite, and one small market that has been through a whole night."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import datetime as dt
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from recsys_batch.config import Config, load_config
+from recsys_batch.schemas import TABLES, IdTypes
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 ROOT = Path(__file__).parent.parent
+RUN_DATE = dt.date(2026, 3, 1)
+IDS = IdTypes("STRING", "BIGINT")
+N_USERS, N_ITEMS = 150, 90
+
+
+def config_in(folder: Path, *overrides: str) -> Config:
+    """conf/smoke.toml with warehouse and state under ``folder``."""
+    places = [f"paths.warehouse={folder / 'warehouse'}", f"paths.state={folder / 'state'}", f"paths.jars={ROOT / '.jars'}"]
+    return load_config(ROOT / "conf" / "smoke.toml", [*places, *overrides])
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
-    """conf/smoke.toml with warehouse and state under this test's own folder."""
-    return load_config(
-        ROOT / "conf" / "smoke.toml",
-        [f"paths.warehouse={tmp_path / 'warehouse'}", f"paths.state={tmp_path / 'state'}", f"paths.jars={ROOT / '.jars'}"],
-    )
+    return config_in(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
-    """The session-scoped Spark session, by the same code and settings as the product's."""
+    """By the same code and settings as the product's."""
     from recsys_batch.spark.session import get_session
 
     session = get_session(load_config(ROOT / "conf" / "smoke.toml", [f"paths.jars={ROOT / '.jars'}"]))
     yield session
     session.stop()
+
+
+@dataclass(frozen=True)
+class Market:
+    """Tables with planted taste, and what is odd in them.
+
+    Users "u000".. prefer the third of the items that their number falls in; item ids are BIGINT 10, 20, ...
+    "quiet" is in users only; "returner" has nothing but returns; "glutton" has seen all items but three; item 10 is unavailable.
+    """
+
+    interactions: pa.Table
+    items: pa.Table
+    users: pa.Table
+
+
+@pytest.fixture(scope="session")
+def market() -> Market:
+    rng = np.random.default_rng(7)
+    start = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    events: list[tuple[str, int, dt.datetime, float]] = []
+    for user in range(N_USERS):
+        own = np.arange(N_ITEMS) % 3 == user % 3
+        chance = np.where(own, 10.0, 1.0) / (1 + np.arange(N_ITEMS) / 20)
+        for item in rng.choice(N_ITEMS, size=rng.integers(4, 25), replace=False, p=chance / chance.sum()):
+            events.append((f"u{user:03d}", 10 * (int(item) + 1), start + dt.timedelta(minutes=int(rng.integers(0, 60_000))), 1.0))
+    events += [("returner", 20, start, -1.0), ("returner", 30, start, -1.0)]
+    events += [("glutton", 10 * item, start + dt.timedelta(days=item), 1.0) for item in range(1, N_ITEMS - 2)]
+    users = [(f"u{user:03d}", "even" if user % 2 == 0 else "odd", [("plan", "free")]) for user in range(N_USERS)]
+    users.append(("quiet", "even", []))
+    items = [
+        (10 * n, f"Title {n}", [f"genre {n % 3}"], n != 1, start, [("year", str(1990 + n % 5))]) for n in range(1, N_ITEMS + 1)
+    ]
+    stamped = [(user, item, when, "buy", weight, when.date()) for user, item, when, weight in events]
+    return Market(_table("interactions", stamped), _table("items", items), _table("users", users))
+
+
+@pytest.fixture(scope="session")
+def put_market() -> Callable[[SparkSession, Config, Market], None]:
+    """Writes a market's tables into the warehouse of a config."""
+
+    def put(session: SparkSession, config: Config, market: Market) -> None:
+        from recsys_batch.spark.tables import Tables
+
+        tables = Tables(session, config)
+        for name in ("interactions", "items", "users"):
+            tables.ensure(name, IDS)
+            tables.append(name, session.createDataFrame(getattr(market, name)), {"by": "test"})
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def trained(spark: SparkSession, market: Market, put_market: Any, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """A warehouse with the market and a champion trained on it; no night yet. Copy before writing: see ``fresh``."""
+    from recsys_batch.cli import run
+
+    config = config_in(tmp_path_factory.mktemp("trained"))
+    put_market(spark, config, market)
+    assert run(["train", *arguments(config)]) == 0
+    return config
+
+
+@pytest.fixture(scope="session")
+def published(spark: SparkSession, trained: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """The trained warehouse after one published night. Read only."""
+    from recsys_batch.night.nightly import nightly
+
+    config = _copied(trained, tmp_path_factory.mktemp("published"))
+    nightly(spark, config, RUN_DATE)
+    return config
+
+
+@pytest.fixture
+def fresh(trained: Config, tmp_path: Path) -> Config:
+    """This test's own copy of the trained warehouse; the registry is shared."""
+    return _copied(trained, tmp_path)
+
+
+@pytest.fixture
+def fresh_published(published: Config, tmp_path: Path) -> Config:
+    """This test's own copy of the published warehouse."""
+    return _copied(published, tmp_path)
+
+
+def arguments(config: Config) -> list[str]:
+    """The options that make a command use ``config``'s folders."""
+    paths = config.paths
+    settings = (f"paths.warehouse={paths.warehouse}", f"paths.state={paths.state}", f"paths.jars={paths.jars}")
+    return ["--conf", str(ROOT / "conf" / "smoke.toml"), *(part for setting in settings for part in ("--set", setting))]
+
+
+@pytest.fixture
+def options() -> Callable[[Config], list[str]]:
+    """``arguments``, for tests."""
+    return arguments
+
+
+def _copied(config: Config, folder: Path) -> Config:
+    warehouse = folder / "warehouse"
+    shutil.copytree(config.paths.warehouse, warehouse)
+    return config.model_copy(update={"paths": config.paths.model_copy(update={"warehouse": str(warehouse)})})
+
+
+def _table(name: str, rows: list[tuple[Any, ...]]) -> pa.Table:
+    schema = TABLES[name].arrow_schema(IDS)
+    columns = zip(*rows, strict=True)
+    return pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
+    )

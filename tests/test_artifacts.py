@@ -10,7 +10,6 @@ from recsys_batch.artifacts import artifact_root, point, pointed, put_folder
 from recsys_batch.errors import InputMissing, UsageError
 
 
-
 def test_the_same_content_is_stored_once_and_other_content_elsewhere(tmp_path: Path) -> None:
     first = put_folder(tmp_path, "kind", lambda folder: _write(folder, "x"))
     again = put_folder(tmp_path, "kind", lambda folder: _write(folder, "x"))

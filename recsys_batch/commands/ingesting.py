@@ -17,7 +17,7 @@ from recsys_batch.terminal import count, print_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from recsys_batch.spark.ingest import IngestSummary
+    from recsys_batch.spark.summary import IngestSummary
 
 _FORMATS = click.Choice(["movielens", "csv", "parquet", "delta"])
 
@@ -85,7 +85,9 @@ def _print_summary(summary: IngestSummary) -> None:
     for note in summary.notes:
         click.echo(note)
     if summary.first_event and summary.last_event:
-        click.echo(f"events from {summary.first_event:%Y-%m-%d} to {summary.last_event:%Y-%m-%d}; ids: {summary.ids.user}, {summary.ids.item}")
+        click.echo(
+            f"events from {summary.first_event:%Y-%m-%d} to {summary.last_event:%Y-%m-%d}; ids: {summary.ids.user}, {summary.ids.item}"
+        )
 
 
 def read_truth(config: Config, truth: str, file_format: str | None, columns: str | None, delimiter: str) -> pa.Table:

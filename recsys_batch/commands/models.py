@@ -60,10 +60,14 @@ def _towers_of_champion(registry: Registry, folder: Path) -> Bundle | None:
 
 
 def _print_metrics(version: str, metrics: Mapping[str, float]) -> None:
-    print_table(f"model version {version}, validation", ("metric", "value"), [(k, f"{v:.4f}") for k, v in sorted(metrics.items())])
+    print_table(
+        f"model version {version}, validation", ("metric", "value"), [(k, f"{v:.4f}") for k, v in sorted(metrics.items())]
+    )
 
 
-@click.command(help="Bring your own model: a bundle, or embedding tables with or without an ONNX ranker; the night then runs on it.")
+@click.command(
+    help="Bring your own model: a bundle, or embedding tables with or without an ONNX ranker; the night then runs on it."
+)
 @click.option("--bundle", "bundle_dir", type=click.Path(exists=True, file_okay=False), help="Folder with bundle.json.")
 @click.option("--user-embeddings", metavar="TABLE", help="Delta or Parquet folder, or catalog table: user_id, embedding.")
 @click.option("--item-embeddings", metavar="TABLE", help="The same for item_id, embedding.")
@@ -71,7 +75,12 @@ def _print_metrics(version: str, metrics: Mapping[str, float]) -> None:
 @click.option("--no-crown", is_flag=True, help="Register only; leave the alias where it is.")
 @with_config
 def register(
-    config: Config, bundle_dir: str | None, user_embeddings: str | None, item_embeddings: str | None, ranker: str | None, no_crown: bool
+    config: Config,
+    bundle_dir: str | None,
+    user_embeddings: str | None,
+    item_embeddings: str | None,
+    ranker: str | None,
+    no_crown: bool,
 ) -> None:
     from recsys_batch.bundle import load_bundle
     from recsys_batch.registry import Registry
@@ -87,7 +96,9 @@ def register(
             from recsys_batch.spark.register import bundle_of_tables
             from recsys_batch.spark.session import get_session
 
-            bundle = bundle_of_tables(get_session(config), config, str(user_embeddings), str(item_embeddings), ranker, Path(folder) / "bundle")
+            bundle = bundle_of_tables(
+                get_session(config), config, str(user_embeddings), str(item_embeddings), ranker, Path(folder) / "bundle"
+            )
         version = registry.register(bundle, {"kind": bundle.kind, "embedding_dim": bundle.embedding_dim}).version
     if not no_crown:
         registry.crown(version)

@@ -141,7 +141,9 @@ def print_night(run: Run) -> None:
     for step in _STEPS:
         seconds, users = run.metrics.get(f"{step}.seconds"), run.metrics.get(f"{step}.users", 0.0)
         if seconds is not None:
-            rows.append((step, count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", count(users / seconds) if seconds > 0.05 else ""))
+            rows.append(
+                (step, count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", count(users / seconds) if seconds > 0.05 else "")
+            )
     print_table(f"run {run.run_id}: {run.status}", ("step", "rows", "seconds", "users/s"), rows)
     recall = run.metrics.get("knn_recall", float("nan"))
     console().print(f"ANN recall against exact search, measured: {recall:.4f}; model version {run.model_version}")

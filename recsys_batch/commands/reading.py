@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @source_options(required=False)
 @with_config
-def evaluate(config: Config, truth: str | None, holdout: bool, ks: tuple[int, ...], run_id: str | None, as_json: bool, **source: Any) -> None:
+def evaluate(
+    config: Config, truth: str | None, holdout: bool, ks: tuple[int, ...], run_id: str | None, as_json: bool, **source: Any
+) -> None:
     from recsys_batch.evaluate import evaluate as run_evaluation
     from recsys_batch.evaluate import holdout_truth
     from recsys_batch.read import published_run
@@ -52,7 +54,12 @@ def evaluate(config: Config, truth: str | None, holdout: bool, ks: tuple[int, ..
 def print_evaluation(result: Evaluation) -> None:
     """Each metric of the model beside popularity's."""
     rows = [
-        (name, f"{value:.4f}", f"{result.popularity[name]:.4f}", f"{value / result.popularity[name]:.2f}x" if result.popularity[name] else "")
+        (
+            name,
+            f"{value:.4f}",
+            f"{result.popularity[name]:.4f}",
+            f"{value / result.popularity[name]:.2f}x" if result.popularity[name] else "",
+        )
         for name, value in result.model.items()
     ]
     print_table(f"run {result.run_id} against {result.truth}", ("metric", "model", "popularity", "ratio"), rows)
@@ -74,5 +81,10 @@ def show(config: Config, n_users: int, user_ids: tuple[str, ...], n: int, run_id
         view = user_view(warehouse, user_id, run_id, n, config.data.min_weight)
         history = [*view.history, *[""] * max(0, len(view.topk) - len(view.history))]
         topk = [*view.topk, *[("", "")] * max(0, len(view.history) - len(view.topk))]
-        lines = [(str(place), liked, title, score) for place, (liked, (title, score)) in enumerate(zip(history, topk, strict=True), start=1)]
-        print_table(f"user {view.user_id} ({view.source})", ("", "liked before, newest first", "recommended", "score"), lines, left=(1, 2))
+        lines = [
+            (str(place), liked, title, score)
+            for place, (liked, (title, score)) in enumerate(zip(history, topk, strict=True), start=1)
+        ]
+        print_table(
+            f"user {view.user_id} ({view.source})", ("", "liked before, newest first", "recommended", "score"), lines, left=(1, 2)
+        )

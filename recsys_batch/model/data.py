@@ -92,7 +92,9 @@ def prepare(interactions: pa.Table, items: pa.Table, users: pa.Table | None, con
     """
     positive = interactions.filter(pc.greater(interactions["weight"], config.data.min_weight))
     if positive.num_rows == 0:
-        raise InputMissing(f"none of {interactions.num_rows} interactions has weight > {config.data.min_weight} (data.min_weight): nothing to learn")
+        raise InputMissing(
+            f"none of {interactions.num_rows} interactions has weight > {config.data.min_weight} (data.min_weight): nothing to learn"
+        )
     item_ids, user_ids = _ids(positive["item_id"]), _ids(positive["user_id"])
     codes, rows = _codes(positive["item_id"], item_ids), _codes(positive["user_id"], user_ids)
     stamps = pc.fill_null(pc.cast(positive["event_ts"], pa.int64()), NO_TIME).to_numpy()
@@ -130,10 +132,14 @@ def _tokens(table: pa.Table, key: str, ids: pa.Array, column: str) -> list[list[
     return [by_row[row] if row is not None else [] for row in place]
 
 
-def _group(rows: np.ndarray, codes: np.ndarray, stamps: np.ndarray, n_users: int, n_items: int, has_time: bool, seed: int) -> Positives:
+def _group(
+    rows: np.ndarray, codes: np.ndarray, stamps: np.ndarray, n_users: int, n_items: int, has_time: bool, seed: int
+) -> Positives:
     if not has_time:
-        stamps = np.random.default_rng(seed).permutation(len(rows))  # an order that means nothing, but is always the same
-    newest_first = np.lexsort((codes, -stamps, rows))
+        # An order that means nothing, but is the same however the rows are stored.
+        stamps = np.empty(len(rows), dtype=np.int64)
+        stamps[np.lexsort((codes, rows))] = np.random.default_rng(seed).permutation(len(rows))
+    newest_first = np.lexsort((codes, ~stamps, rows))  # ~: negation would turn NO_TIME into itself, the newest
     rows, codes, stamps = rows[newest_first], codes[newest_first], stamps[newest_first]
     _, first = np.unique(rows * n_items + codes, return_index=True)  # an item taken twice counts once, at its newest
     kept = np.sort(first)

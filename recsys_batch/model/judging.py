@@ -26,14 +26,18 @@ class Judge:
     held: Positives
 
     def ndcg(self, params: TowerParameters, tokens: Tokens) -> float:
-        """NDCG@20 of the towers alone over the whole catalogue, items of the history left out."""
+        """NDCG@20 of the towers alone over the whole catalogue, items of the history left out; 0.0 where nothing is held out."""
+        if len(self.users) == 0:
+            return 0.0
         with torch.no_grad():
             lists = np.concatenate([self._lists(params, tokens, part) for part in self._blocks()])
         hits, n_relevant = hit_matrix(lists, self.held.offsets, self.held.codes, self.held.n_items)
         return float(ndcg_at_k(hits, n_relevant, TOP).mean())
 
     def log_loss(self, scores: torch.Tensor, scale: float) -> float:
-        """Mean -log softmax(scale * scores) of the held-out items; scores float32 [B, n] of the first B users."""
+        """Mean -log softmax(scale * scores) of the held-out items; scores float32 [B, n] of the first B users; 0.0 where there are none."""
+        if len(scores) == 0:
+            return 0.0
         logs = torch.log_softmax(scores * scale, dim=1)
         mine = self.held.users(np.arange(len(scores)))
         return float(-logs[torch.from_numpy(mine.rows), torch.from_numpy(mine.codes)].mean())

@@ -83,5 +83,8 @@ class Ranker:
         """float32 [B, C] from float32 [B, d], [B, C, d], [B, C, F]."""
         with torch.inference_mode():
             # np.require copies what is not writable (Arrow's memory), which torch would warn about.
-            tensors = (torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in (user_embeddings, item_embeddings, features))
+            tensors = (
+                torch.from_numpy(np.require(array, requirements=["C", "W"]))
+                for array in (user_embeddings, item_embeddings, features)
+            )
             return self._parameters.score(*tensors).numpy()

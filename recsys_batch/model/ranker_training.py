@@ -68,7 +68,9 @@ class RankingData:
 
     def features(self, lists: Lists, context: Context | None) -> np.ndarray:
         popularity = self.log_popularity[lists.items]
-        return pair_features(self.spec, retrieval_score=lists.scores, log_popularity=popularity, n_events=lists.n_events, context=context)
+        return pair_features(
+            self.spec, retrieval_score=lists.scores, log_popularity=popularity, n_events=lists.n_events, context=context
+        )
 
 
 def retrieve_lists(towers: TowerParameters, tokens: Tokens, inputs: Positives, labels: Positives, chosen: np.ndarray) -> Lists:
@@ -90,7 +92,9 @@ def retrieve_lists(towers: TowerParameters, tokens: Tokens, inputs: Positives, l
         session = _newest(mine, _SESSION)
         # A user with fewer unseen items than places gets -inf scores; the ranker sees 0 there and nothing counts them.
         relevant = hits & np.isfinite(best)
-        parts.append(Lists(users, items, np.where(np.isfinite(best), best, 0.0), relevant, n_relevant, mine.counts, label_us, session))
+        parts.append(
+            Lists(users, items, np.where(np.isfinite(best), best, 0.0), relevant, n_relevant, mine.counts, label_us, session)
+        )
     return Lists(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in Lists.__dataclass_fields__})
 
 
@@ -112,7 +116,11 @@ def fit_ranker(
     log_popularity = np.log1p(train.item_counts).astype(np.float32)
     embeddings = item_embeddings(towers)
     sample = lists or judge
-    spec = FeatureSpec.default() if sample is None else FeatureSpec.fitted(sample.scores, log_popularity[sample.items], sample.n_events)
+    spec = (
+        FeatureSpec.default()
+        if sample is None
+        else FeatureSpec.fitted(sample.scores, log_popularity[sample.items], sample.n_events)
+    )
     data = RankingData(spec, embeddings, log_popularity)
     params = RankerParameters.initial(embeddings.shape[1], len(spec.names), seed)
     if lists is None or judge is None:
@@ -132,7 +140,13 @@ def metrics_of(params: RankerParameters, data: RankingData, judge: Lists) -> dic
 
 
 def _train(
-    params: RankerParameters, data: RankingData, lists: Lists, judge: Lists, rng: np.random.Generator, deadline: float, progress: Progress
+    params: RankerParameters,
+    data: RankingData,
+    lists: Lists,
+    judge: Lists,
+    rng: np.random.Generator,
+    deadline: float,
+    progress: Progress,
 ) -> RankerParameters:
     best = replace(params, gate=0.0)
     reached, waited = _quality(best, data, judge), 0
@@ -156,7 +170,9 @@ def _train(
     return best
 
 
-def _step(params: RankerParameters, data: RankingData, lists: Lists, rng: np.random.Generator, optimizer: torch.optim.Optimizer) -> float:
+def _step(
+    params: RankerParameters, data: RankingData, lists: Lists, rng: np.random.Generator, optimizer: torch.optim.Optimizer
+) -> float:
     features = torch.from_numpy(data.features(lists, _context(data, lists, rng)))
     items = torch.from_numpy(data.embeddings[lists.items])
     logs = torch.log_softmax(params.score(torch.from_numpy(lists.users), items, features), dim=1)
@@ -186,7 +202,9 @@ def _scores(params: RankerParameters, data: RankingData, lists: Lists) -> np.nda
         part = lists.take(np.arange(at, min(at + _BATCH, len(lists.users))))
         with torch.no_grad():
             features = torch.from_numpy(data.features(part, None))
-            parts.append(params.score(torch.from_numpy(part.users), torch.from_numpy(data.embeddings[part.items]), features).numpy())
+            parts.append(
+                params.score(torch.from_numpy(part.users), torch.from_numpy(data.embeddings[part.items]), features).numpy()
+            )
     return np.concatenate(parts)
 
 

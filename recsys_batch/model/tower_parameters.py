@@ -30,7 +30,9 @@ class Tokens:
 def tokens_of(rows: list[list[str]], min_rows: int, max_tokens: int = 20_000) -> Tokens:
     """The most frequent tokens that at least ``min_rows`` rows have, sorted by name."""
     flat = np.array([name for row in rows for name in row], dtype=object)
-    names, counts = np.unique(flat.astype(str), return_counts=True) if len(flat) else (np.array([], dtype=str), np.array([], dtype=int))
+    names, counts = (
+        np.unique(flat.astype(str), return_counts=True) if len(flat) else (np.array([], dtype=str), np.array([], dtype=int))
+    )
     frequent = np.flatnonzero(counts >= min_rows)
     frequent = np.sort(frequent[np.argsort(-counts[frequent], kind="stable")[:max_tokens]])
     place = {str(names[i]): code for code, i in enumerate(frequent)}

@@ -45,7 +45,9 @@ class Fitted:
     curve: list[float]
 
 
-def fit(train: Positives, held: Positives, tokens: Tokens, has_time: bool, config: Config, deadline: float, progress: Progress) -> Fitted:
+def fit(
+    train: Positives, held: Positives, tokens: Tokens, has_time: bool, config: Config, deadline: float, progress: Progress
+) -> Fitted:
     """Early stopping on NDCG@20 of the held-out part; epoch 0 is the closed-form start itself."""
     judge = judge_of(train, held, config.training.seed)
     plan = choose_plan(train, judge, tokens, has_time, config, deadline)
@@ -65,7 +67,9 @@ def fit(train: Positives, held: Positives, tokens: Tokens, has_time: bool, confi
     return Fitted(best, plan, best_epoch, curve)
 
 
-def refit(everything: Positives, fitted: Fitted, tokens: Tokens, has_time: bool, config: Config, deadline: float) -> TowerParameters:
+def refit(
+    everything: Positives, fitted: Fitted, tokens: Tokens, has_time: bool, config: Config, deadline: float
+) -> TowerParameters:
     """The same training on all positives, for the epochs that were best, turned so that the ranker trained before still fits."""
     h = fitted.parameters.embedding.shape[1]
     params = start(fitted.plan, everything, h, len(tokens.names), config.training.seed)
@@ -144,9 +148,10 @@ class _Trainer:
         by_time = places >= np.repeat(cut, counts)
         timed = self._rng.random(len(counts)) < (_BY_TIME if self._has_time else 0.0)
         chosen = np.where(np.repeat(timed, counts), by_time, by_chance)
-        n_targets = np.bincount(mine.rows[~chosen], minlength=len(counts))
-        lone = self._rng.integers(0, counts)  # the target of users for whom chance chose none
-        return chosen & ~(np.repeat(n_targets == 0, counts) & (places == np.repeat(lone, counts)))
+        n_inputs = np.bincount(mine.rows[chosen], minlength=len(counts))
+        # One entry changes sides for users of whom chance left a side empty.
+        lone = places == np.repeat(self._rng.integers(0, counts), counts)
+        return (chosen & ~(np.repeat(n_inputs == counts, counts) & lone)) | (np.repeat(n_inputs == 0, counts) & lone)
 
     def _full_loss(self, vectors: torch.Tensor, targets: Positives) -> torch.Tensor:
         logs = torch.log_softmax(self._params.scores(vectors), dim=1)

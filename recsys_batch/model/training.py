@@ -84,7 +84,12 @@ def train(
 
 
 def _manifest(
-    data: TrainingData, fitted: Fitted, ranking: RankingData, metrics: Mapping[str, float], config: Config, gate: Mapping[str, float]
+    data: TrainingData,
+    fitted: Fitted,
+    ranking: RankingData,
+    metrics: Mapping[str, float],
+    config: Config,
+    gate: Mapping[str, float],
 ) -> dict[str, Any]:
     newest = int(data.positives.event_us.max()) if data.has_time else None
     return {

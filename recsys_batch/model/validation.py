@@ -44,9 +44,15 @@ def unseen_by(champion: Bundle, data: TrainingData, held_out: Positives) -> Posi
     return newer if len(newer.codes) >= MIN_NEW_EVENTS else None
 
 
-def bundle_ndcg(bundle: Bundle, data: TrainingData, items: pa.Table, users: pa.Table | None, inputs: Positives, held: Positives) -> float:
+def bundle_ndcg(
+    bundle: Bundle, data: TrainingData, items: pa.Table, users: pa.Table | None, inputs: Positives, held: Positives
+) -> float:
     """NDCG@10 of a bundle's two stages on ``held``, given the histories ``inputs``."""
-    towers, ranker, spec = Towers.from_bundle(bundle), Ranker.from_bundle(bundle), FeatureSpec.from_dict(bundle.manifest["features"])
+    towers, ranker, spec = (
+        Towers.from_bundle(bundle),
+        Ranker.from_bundle(bundle),
+        FeatureSpec.from_dict(bundle.manifest["features"]),
+    )
     place = pc.index_in(data.item_ids, value_set=items["item_id"].combine_chunks())
     vectors = towers.encode_items(items.take(place).combine_chunks())
     profile = _profiles(data.user_ids, users)

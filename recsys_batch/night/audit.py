@@ -60,7 +60,9 @@ def measure(night: Night) -> dict[str, float]:
             F.count_if("broken").alias("lists_broken"),
             F.sum("not_finite").alias("rows_not_finite"),
             F.count_if(F.col("n_rows") >= top_k).alias("full"),
-            F.count_if((F.col("n_rows") < top_k) & (F.coalesce("n_items", F.lit(-1)) != F.col("n_rows"))).alias("lists_short_unexplained"),
+            F.count_if((F.col("n_rows") < top_k) & (F.coalesce("n_items", F.lit(-1)) != F.col("n_rows"))).alias(
+                "lists_short_unexplained"
+            ),
             F.count_if("popular").alias("popular"),
         )
     )

@@ -136,12 +136,16 @@ def open_night(
     fresh = _inputs(tables)
     reason = _why_not_resume(known, config, fresh, registry) if known is not None and not force else None
     if known is not None and not force and reason is None:
-        logger.info("resuming run %s (attempt %d): %s done", known.run_id, known.attempt + 1, ", ".join(known.table_versions) or "no step")
+        logger.info(
+            "resuming run %s (attempt %d): %s done", known.run_id, known.attempt + 1, ", ".join(known.table_versions) or "no step"
+        )
         # Not recorded yet: a command that finds nothing to do leaves no row.
         night.run = replace(known, attempt=known.attempt + 1, status="AUDITED" if known.status == "AUDITED" else "RUNNING")
         return night
     if not begin and not force:
-        raise InputMissing(reason or f"no run of {run_date} has begun: run `recsys-batch embed --run-date {run_date}` or nightly first")
+        raise InputMissing(
+            reason or f"no run of {run_date} has begun: run `recsys-batch embed --run-date {run_date}` or nightly first"
+        )
     if reason:
         logger.info("beginning a new run: %s", reason)
     _begin(night, run_date, run_id if known is None and run_id else manifest.next_run_id(states, run_date), fresh)

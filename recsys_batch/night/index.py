@@ -37,5 +37,7 @@ def build(directory: Path, embeddings: np.ndarray, queries: np.ndarray, settings
     retriever = open_retriever(directory, info, n_threads=n_threads)
     exact = open_retriever(directory, info.exact(), n_threads=n_threads)
     tuning = tune(retriever, exact, queries, settings.n_candidates, settings.target_recall, settings)
-    logger.info("index: %s (%s), %d items, nprobe %s of %s lists", info.mode, info.reason, info.n_items, tuning.nprobe, info.nlist)
+    logger.info(
+        "index: %s (%s), %d items, nprobe %s of %s lists", info.mode, info.reason, info.n_items, tuning.nprobe, info.nlist
+    )
     return BuiltIndex(info, tuning)

@@ -58,7 +58,12 @@ class Run:
 
     def row(self) -> dict[str, Any]:
         """As a row of ``runs``."""
-        return {**self.__dict__, "table_versions": dict(self.table_versions), "input_versions": dict(self.input_versions), "metrics": dict(self.metrics)}
+        return {
+            **self.__dict__,
+            "table_versions": dict(self.table_versions),
+            "input_versions": dict(self.input_versions),
+            "metrics": dict(self.metrics),
+        }
 
     def next_event(self, **changes: Any) -> Run:
         """The run's next row: ``metrics`` are merged, everything else replaces."""
@@ -68,7 +73,7 @@ class Run:
 
 def from_row(row: Mapping[str, Any]) -> Run:
     """From a ``runs`` row (maps as dicts, or None)."""
-    values = {name: row.get(name) for name in Run.__dataclass_fields__}
+    values: dict[str, Any] = {name: row.get(name) for name in Run.__dataclass_fields__}
     for name in ("table_versions", "input_versions", "metrics"):
         values[name] = dict(values[name] or {})
     return Run(**values)
@@ -110,7 +115,9 @@ def check_run_id(run_id: str) -> str:
         UsageError: it would not be safe as a folder name.
     """
     if not _RUN_ID.fullmatch(run_id):
-        raise UsageError(f"run id {run_id!r}: use letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit")
+        raise UsageError(
+            f"run id {run_id!r}: use letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit"
+        )
     return run_id
 
 

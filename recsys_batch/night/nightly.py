@@ -32,7 +32,13 @@ def silent(step: str, event: str, metrics: dict[str, float]) -> None:
 
 
 def nightly(
-    spark: SparkSession, config: Config, run_date: dt.date, *, run_id: str | None = None, force: bool = False, progress: Progress = silent
+    spark: SparkSession,
+    config: Config,
+    run_date: dt.date,
+    *,
+    run_id: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
 ) -> Run:
     """All steps of the date's night; its published run.
 
@@ -142,13 +148,19 @@ def _audit(night: Night, started: float) -> dict[str, float]:
     night.record(status="FAILED" if refused else "AUDITED", n_users=n_users, n_rows=n_rows, metrics=metrics)
     if refused:
         raise GateRefused(
-            f"run {night.run.run_id} is not published: " + "; ".join(gate.sentence() for gate in refused) + ". The last published run stays"
+            f"run {night.run.run_id} is not published: "
+            + "; ".join(gate.sentence() for gate in refused)
+            + ". The last published run stays"
         )
     return numbers
 
 
 def _publish(night: Night, started: float) -> dict[str, float]:
-    numbers = {"rows": float(night.run.n_rows or 0), "users": float(night.run.n_users or 0), "seconds": time.monotonic() - started}
+    numbers = {
+        "rows": float(night.run.n_rows or 0),
+        "users": float(night.run.n_users or 0),
+        "seconds": time.monotonic() - started,
+    }
     night.record(status="PUBLISHED", published_at=dt.datetime.now(dt.UTC), metrics=_prefixed("publish", numbers))
     if night.run.mlflow_run_id:
         night.registry.log_metrics(night.run.mlflow_run_id, night.run.metrics)

@@ -25,6 +25,11 @@ class SourceFile:
     name: str
     nested: bool
 
+    @property
+    def short(self) -> str:
+        """The last part of the name."""
+        return self.name.rsplit("/", 1)[-1]
+
 
 def list_files(spark: SparkSession, path: str) -> list[SourceFile]:
     """Every visible file under ``path`` (a file, a folder, a glob), sorted by name.
@@ -41,9 +46,9 @@ def list_files(spark: SparkSession, path: str) -> list[SourceFile]:
     except Py4JJavaError as error:
         raise SourceError(f"{path} cannot be opened: {error.java_exception.getMessage()}") from None
     if not found:
-        raise SourceError(f"{path} does not exist")
+        raise SourceError(f"{path} does not exist: expected a file, a folder of files or a glob")
     if not files:
-        raise SourceError(f"{path} is a folder without files: at least one data file is expected")
+        raise SourceError(f"{path} holds no data file: names that begin with _ or a dot are not read")
     return sorted(files, key=lambda file: file.name)
 
 

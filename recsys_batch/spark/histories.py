@@ -21,7 +21,9 @@ def histories(positives: DataFrame, length: int) -> DataFrame:
     """
     event = F.struct(F.unix_micros("event_ts").alias("us"), F.col("item_id"), F.col("weight"))
     newest_first = F.sort_array(F.collect_list(event), asc=False)
-    grouped = positives.groupBy("user_id").agg(F.slice(newest_first, 1, length).alias("events"), F.count(F.lit(1)).cast("int").alias("n_events"))
+    grouped = positives.groupBy("user_id").agg(
+        F.slice(newest_first, 1, length).alias("events"), F.count(F.lit(1)).cast("int").alias("n_events")
+    )
     return grouped.select(
         "user_id",
         F.col("events.item_id").alias("item_ids"),

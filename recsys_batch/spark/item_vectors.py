@@ -54,7 +54,9 @@ def brought_users(spark: SparkSession, bundle: Bundle, root: Path, positives: Da
     vectors = spark.read.parquet(str(root / "embeddings" / str(bundle.manifest["tables"]["user_embeddings"])))
     counts = positives.groupBy("user_id").agg(F.count(F.lit(1)).cast("int").alias("n_events"))
     joined = vectors.join(counts, "user_id", "left")
-    return joined.select(F.lit(run_id).alias("run_id"), "user_id", "embedding", F.coalesce("n_events", F.lit(0)).cast("int").alias("n_events"))
+    return joined.select(
+        F.lit(run_id).alias("run_id"), "user_id", "embedding", F.coalesce("n_events", F.lit(0)).cast("int").alias("n_events")
+    )
 
 
 def _brought_items(bundle: Bundle, root: Path, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:

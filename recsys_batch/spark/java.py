@@ -6,24 +6,44 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from recsys_batch.errors import UsageError
 
-OLDEST, NEWEST = 17, 21
-"""Spark 4.2 is built for these and those between."""
+OLDEST, PREFERRED_UP_TO, NEWEST = 17, 21, 25
+"""Spark 4.2 runs on these; one above 21 is taken only where nothing else is there. See docs/decisions/0002-java.md."""
 
 PROJECT_JAVA = Path(".java")
 """Where ``make setup`` puts a fetched Java."""
 
+SYSTEM_FOLDERS = (Path("/usr/lib/jvm"), Path("/Library/Java/JavaVirtualMachines"))
 
-def find_java(environ: Mapping[str, str], system_folder: Path = Path("/usr/lib/jvm")) -> Path | None:
-    """JAVA_HOME of a Java 17 to 21: from JAVA_HOME, PATH, the system's folder, then the project's; None where there is none."""
-    for home in _candidates(environ, system_folder):
-        if OLDEST <= (_major_version(home) or 0) <= NEWEST:
-            return home
-    return None
+PLACES = ", ".join(["JAVA_HOME", "PATH", *map(str, SYSTEM_FOLDERS), f"{PROJECT_JAVA}/"])
+"""Where ``find_java`` looks, for messages."""
+
+
+@dataclass(frozen=True)
+class Java:
+    home: Path
+    version: int
+
+
+def find_java(environ: Mapping[str, str], system_folders: Sequence[Path] = SYSTEM_FOLDERS) -> Path | None:
+    """JAVA_HOME of a Java that Spark runs on; None where there is none.
+
+    The user's own JAVA_HOME comes first; then the first of 17 to 21 on PATH, in the system's folders or the project's; then a newer one.
+    """
+    newer: Path | None = None
+    for launcher in _launchers(environ, system_folders):
+        java = _ask(launcher)
+        if java is None or not OLDEST <= java.version <= NEWEST:
+            continue
+        if java.version <= PREFERRED_UP_TO or launcher == _own_launcher(environ):
+            return java.home
+        newer = newer or java.home
+    return newer
 
 
 def ensure_java() -> None:
@@ -35,30 +55,38 @@ def ensure_java() -> None:
     home = find_java(os.environ)
     if home is None:
         raise UsageError(
-            f"no Java {OLDEST} to {NEWEST} found (looked at JAVA_HOME, PATH, /usr/lib/jvm and {PROJECT_JAVA}/): "
+            f"no Java {OLDEST} to {NEWEST} found (looked at {PLACES}): "
             "run `make setup`, or install one, for example the package openjdk-17-jre-headless"
         )
     os.environ["JAVA_HOME"] = str(home)
 
 
-def _candidates(environ: Mapping[str, str], system_folder: Path) -> Iterator[Path]:
-    if environ.get("JAVA_HOME"):
-        yield Path(environ["JAVA_HOME"])
+def _own_launcher(environ: Mapping[str, str]) -> Path | None:
+    return Path(environ["JAVA_HOME"]) / "bin" / "java" if environ.get("JAVA_HOME") else None
+
+
+def _launchers(environ: Mapping[str, str], system_folders: Sequence[Path]) -> Iterator[Path]:
+    own = _own_launcher(environ)
+    if own:
+        yield own
     on_path = shutil.which("java", path=environ.get("PATH", ""))
     if on_path:
-        yield Path(on_path).resolve().parent.parent
-    for folder in (system_folder, PROJECT_JAVA.absolute()):
-        if folder.is_dir():
-            yield from sorted(folder.iterdir())
+        yield Path(on_path)
+    for folder in (*system_folders, PROJECT_JAVA.absolute()):
+        for home in sorted(folder.iterdir()) if folder.is_dir() else ():
+            yield home / "bin" / "java"
+            yield home / "Contents" / "Home" / "bin" / "java"  # macOS
 
 
-def _major_version(home: Path) -> int | None:
-    java = home / "bin" / "java"
-    if not os.access(java, os.X_OK):
+def _ask(launcher: Path) -> Java | None:
+    """What a launcher says of itself: on PATH it is often a link or a script, whose own folder says nothing."""
+    if not os.access(launcher, os.X_OK):
         return None
     try:
-        said = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+        command = [str(launcher), "-XshowSettings:properties", "-version"]
+        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stderr
     except (OSError, subprocess.TimeoutExpired):
         return None
-    found = re.search(r'version "(\d+)', said)
-    return int(found.group(1)) if found else None
+    home = re.search(r"^\s*java\.home = (.+)$", said, re.MULTILINE)
+    version = re.search(r"^\s*java\.specification\.version = (\d+)$", said, re.MULTILINE)
+    return Java(Path(home.group(1)), int(version.group(1))) if home and version else None

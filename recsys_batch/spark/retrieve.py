@@ -80,7 +80,12 @@ _EMPTY = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32))
 
 
 def _nearest(
-    batch: pa.RecordBatch, embedded: np.ndarray, seen_codes: np.ndarray, seen_offsets: np.ndarray, catalogue: Catalogue, task: RetrieveTask
+    batch: pa.RecordBatch,
+    embedded: np.ndarray,
+    seen_codes: np.ndarray,
+    seen_offsets: np.ndarray,
+    catalogue: Catalogue,
+    task: RetrieveTask,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     # The index holds retrievable items only, in code order: its row r is the item retrievable[r].
     retrievable = catalogue.retrievable_codes()

@@ -37,10 +37,16 @@ def get_session(config: Config) -> SparkSession:
         # Executors of a local master are children of this process: same interpreter, same packages.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.master(config.spark.master).config("spark.jars", _delta_jars(config))
-        builder = builder.config("spark.ui.showConsoleProgress", "false")
+        builder = builder.config("spark.ui.showConsoleProgress", "false").config("spark.driver.extraJavaOptions", _java_options(config))
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+def _java_options(config: Config) -> str:
+    """What the config asks for, and this package's log settings: Spark's default prints a page at every start."""
+    settings = f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties')}"
+    return f"{config.spark.conf.get('spark.driver.extraJavaOptions', '')} {settings}".strip()
 
 
 def _delta_jars(config: Config) -> str:

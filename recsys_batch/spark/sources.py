@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import difflib
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
 
 from delta.tables import DeltaTable
-from py4j.protocol import Py4JJavaError
-from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.types import MapType
 
 from recsys_batch.errors import SourceError
-from recsys_batch.spark.columns import Wanted
-from recsys_batch.spark.csv import CORRUPT, CsvPart, read_csv_parts
-from recsys_batch.spark.failures import read_failure
+from recsys_batch.spark.csv_files import CORRUPT, read_csv
 from recsys_batch.spark.files import list_files
+from recsys_batch.spark.reading import reading
 from recsys_batch.spark.tables import parse_identifier
 
 FORMATS = ("movielens", "csv", "parquet", "delta")
-TEXT_FORMATS = ("movielens", "csv")
-"""Formats whose values are all text, so that types are guessed from the values."""
-
 RAW_ROW = "_row"
 
-_INTERACTIONS = Wanted("interactions", "--columns", ("user_id", "item_id", "event_ts", "event_type", "weight"), ("user_id", "item_id"))
-_ITEMS = Wanted("items", "--item-columns", ("item_id", "title", "categories", "is_available", "first_seen_ts"), ("item_id",))
-_USERS = Wanted("users", "--user-columns", ("user_id", "segment"), ("user_id",))
+INTERACTION_COLUMNS = ("user_id", "item_id", "event_ts", "event_type", "weight")
+ITEM_COLUMNS = ("item_id", "title", "categories", "is_available", "first_seen_ts")
+USER_COLUMNS = ("user_id", "segment")
+
+_DELIMITERS = {",": "','", ";": "';'", "\t": "$'\\t'", "|": "'|'"}
+_SHOWN_COLUMNS = 20
 
 
 @dataclass(frozen=True)
@@ -57,17 +56,12 @@ class IngestRequest:
 class RawSource:
     """DataFrames with our column names (those that the source has), raw values, ``_row`` (JSON) and ``_corrupt``.
 
-    Items and users carry unmapped columns in ``attributes`` (MAP<STRING,STRING>) where the source has any.
+    Items and users carry unmapped columns, where there are any, in ``attributes`` (MAP<STRING,STRING>).
     """
 
     interactions: DataFrame | None
     items: DataFrame | None = None
     users: DataFrame | None = None
-
-    def frames(self) -> dict[str, DataFrame]:
-        """By kind, those that the request names; items and users first, as interactions refer to them."""
-        named = {"items": self.items, "users": self.users, "interactions": self.interactions}
-        return {kind: df for kind, df in named.items() if df is not None}
 
 
 def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
@@ -76,92 +70,134 @@ def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
     Raises:
         SourceError: a path is missing, empty, of another format, or lacks a required column.
     """
+    if request.format not in FORMATS:
+        raise SourceError(f"format {request.format!r} is unknown; known formats: {', '.join(FORMATS)}")
     if request.format == "movielens":
         from recsys_batch.spark.movielens import read_movielens
 
-        if request.source is None or request.items or request.users:
-            raise SourceError("--format movielens reads a whole folder: pass it as --source, without --items and --users")
-        return read_movielens(spark, request.source)
-
-    def opened(path: str | None, mapping: Mapping[str, str], wanted: Wanted) -> DataFrame | None:
-        return None if path is None else _open(spark, path, request, mapping, wanted)
-
-    return RawSource(
-        opened(request.source, request.columns, _INTERACTIONS),
-        opened(request.items, request.item_columns, _ITEMS),
-        opened(request.users, request.user_columns, _USERS),
-    )
+        return read_movielens(spark, _movielens_folder(request))
+    interactions = items = users = None
+    if request.source is not None:
+        df = _open(spark, request.source, request)
+        named = resolve_columns(df, request.source, INTERACTION_COLUMNS, ("user_id", "item_id"), request.columns, "--columns")
+        interactions = df.select(*_under_our_names(named), RAW_ROW, CORRUPT)
+    if request.items is not None:
+        df = _open(spark, request.items, request)
+        named = resolve_columns(df, request.items, ITEM_COLUMNS, ("item_id",), request.item_columns, "--item-columns")
+        items = _with_attributes(df, named)
+    if request.users is not None:
+        df = _open(spark, request.users, request)
+        named = resolve_columns(df, request.users, USER_COLUMNS, ("user_id",), request.user_columns, "--user-columns")
+        users = _with_attributes(df, named)
+    return RawSource(interactions, items, users)
 
 
 def with_raw_row(df: DataFrame) -> DataFrame:
-    """Adds ``_row``, the row as it came, as JSON; of a line that could not be split the whole line, as ``_line``."""
+    """Adds ``_row``, the row as it came as JSON (of a malformed line all of it, as ``_line``), and ``_corrupt`` where it is missing."""
     df = df if CORRUPT in df.columns else df.withColumn(CORRUPT, F.lit(None).cast("string"))
-    raw = F.to_json(F.struct(*(quoted(name) for name in df.columns if name != CORRUPT)))
+    row = F.to_json(F.struct(*(column_named(name) for name in df.columns if name != CORRUPT)))
     line = F.to_json(F.struct(F.col(CORRUPT).alias("_line")))
-    return df.withColumn(RAW_ROW, F.when(F.col(CORRUPT).isNotNull(), line).otherwise(raw))
+    return df.withColumn(RAW_ROW, F.when(F.col(CORRUPT).isNotNull(), line).otherwise(row))
 
 
 def attributes_of(values: Mapping[str, Column]) -> Column:
-    """MAP<STRING,STRING> of the values that are not null."""
-    if not values:
-        return F.create_map().cast("map<string,string>")
-    entries = F.create_map(*(part for name, value in values.items() for part in (F.lit(name), value.cast("string"))))
-    return F.map_filter(entries, lambda _, value: value.isNotNull())
+    """MAP<STRING,STRING> of the values that are neither null nor blank."""
+    entries = F.create_map(*(part for name, value in values.items() for part in (F.lit(name), F.trim(value.cast("string")))))
+    return F.map_filter(entries, lambda _, value: value.isNotNull() & (value != ""))
 
 
-def quoted(name: str) -> Column:
-    """The column of exactly this name, whatever characters it has."""
+def column_named(name: str) -> Column:
+    """The column of exactly this name, dots and backticks included."""
     return F.col("`" + name.replace("`", "``") + "`")
 
 
-def _open(spark: SparkSession, path: str, request: IngestRequest, mapping: Mapping[str, str], wanted: Wanted) -> DataFrame:
+def resolve_columns(
+    df: DataFrame,
+    path: str,
+    known: Sequence[str],
+    required: Sequence[str],
+    mapping: Mapping[str, str] | None = None,
+    option: str = "",
+) -> dict[str, str]:
+    """Our name -> the source's, for the columns that are there.
+
+    Args:
+        mapping: our name -> the source's where they differ.
+        option: the command line's option that the mapping comes from.
+
+    Raises:
+        SourceError: a mapped or required column is missing, or the mapping has a name that is none of ours.
+    """
+    mapping = mapping or {}
+    there = [name for name in df.columns if name not in (RAW_ROW, CORRUPT)]
+    foreign = [ours for ours in mapping if ours not in known]
+    if foreign:
+        raise SourceError(f"{option} names {', '.join(foreign)}; what can be mapped is {', '.join(known)}")
+    sources = {ours: mapping.get(ours, ours) for ours in known if ours in mapping or ours in there}
+    missing = [theirs for theirs in sources.values() if theirs not in there] + [name for name in required if name not in sources]
+    if not missing:
+        return sources
+    if len(there) == 1:
+        other = next((sign for sign in _DELIMITERS if sign in there[0]), None)
+        if other is not None:
+            raise SourceError(
+                f"{path} was read as one column, {there[0]!r}: the delimiter looks wrong, pass --delimiter {_DELIMITERS[other]}"
+            )
+    folded = {name.casefold(): name for name in there}
+    near = difflib.get_close_matches(missing[0].casefold(), folded, n=1)
+    hint = f" Did you mean {folded[near[0]]}?" if near else " Is the first line a header?" if all(map(_is_number, there)) else ""
+    ours = next((name for name, theirs in sources.items() if theirs == missing[0]), missing[0])
+    hint += f" Map yours with {option} {ours}=YOUR_COLUMN." if option else ""
+    shown = ", ".join(there[:_SHOWN_COLUMNS]) + (f" and {len(there) - _SHOWN_COLUMNS} more" if len(there) > _SHOWN_COLUMNS else "")
+    raise SourceError(f"{path} has no column {', '.join(missing)}; it has {shown}.{hint}")
+
+
+def _movielens_folder(request: IngestRequest) -> str:
+    if request.source is None:
+        raise SourceError("--format movielens reads a folder: pass it as --source")
+    if request.items or request.users or request.columns or request.item_columns or request.user_columns:
+        raise SourceError(
+            "--format movielens finds items, users and columns in the folder itself: drop --items, --users and the column options, "
+            "or read the files with --format csv"
+        )
+    return request.source
+
+
+def _open(spark: SparkSession, path: str, request: IngestRequest) -> DataFrame:
     if request.format == "csv":
-        parts = read_csv_parts(spark, path, request.delimiter)
-    elif request.format == "parquet":
-        parts = [CsvPart(path, _parquet(spark, path))]
-    else:
-        parts = [CsvPart(path, _delta(spark, path))]
-    delimiter = request.delimiter if request.format == "csv" else None
-    frames = [_renamed(part, mapping, wanted, delimiter) for part in parts]
-    return reduce(lambda one, other: one.unionByName(other, allowMissingColumns=True), frames)
+        return with_raw_row(read_csv(spark, path, request.delimiter))
+    with reading(spark, path):
+        return with_raw_row(_parquet(spark, path) if request.format == "parquet" else _delta(spark, path))
 
 
 def _parquet(spark: SparkSession, path: str) -> DataFrame:
     nested = any(file.nested for file in list_files(spark, path))
     if DeltaTable.isDeltaTable(spark, path):
-        # Its folder also holds the files of deleted and replaced rows.
+        # Its folder also holds the files of rows that were deleted or replaced.
         raise SourceError(f"{path} is a Delta table: pass --format delta")
-    reader = spark.read.option("recursiveFileLookup", str(nested).lower())
-    return _call(lambda: reader.parquet(path), path)
+    return spark.read.options(recursiveFileLookup=nested).parquet(path)
 
 
 def _delta(spark: SparkSession, path: str) -> DataFrame:
-    if DeltaTable.isDeltaTable(spark, path):
-        return _call(lambda: spark.read.format("delta").load(path), path)
-    if "/" in path:
-        list_files(spark, path)
-        raise SourceError(f"{path} is not a Delta table (it has no _delta_log): pass --format parquet or csv, as its files are")
-    return parse_identifier(spark, path)
+    if "/" not in path or DeltaTable.isDeltaTable(spark, path):
+        return parse_identifier(spark, path)
+    list_files(spark, path)
+    raise SourceError(f"{path} is not a Delta table, it has no _delta_log: pass the --format that its files have")
 
 
-def _call(read: Callable[[], DataFrame], path: str) -> DataFrame:
-    try:
-        return read()
-    except (PySparkException, Py4JJavaError) as error:
-        if isinstance(error, AnalysisException) and error.getCondition() == "UNABLE_TO_INFER_SCHEMA":
-            raise SourceError(f"{path} holds no file that can be read") from None
-        raise read_failure(error) or SourceError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+def _under_our_names(named: Mapping[str, str]) -> list[Column]:
+    return [column_named(theirs).alias(ours) for ours, theirs in named.items()]
 
 
-def _renamed(part: CsvPart, mapping: Mapping[str, str], wanted: Wanted, delimiter: str | None) -> DataFrame:
-    """Our columns that the source has, under our names; of items and users every other column in ``attributes``."""
-    there = [name for name in part.df.columns if name != CORRUPT]
-    sources = wanted.resolve(there, part.name, mapping, delimiter)
-    columns = [quoted(theirs).alias(ours) for ours, theirs in sources.items()]
-    if delimiter is not None:
-        # Blanks beside a delimiter are nobody's id.
-        columns = [F.trim(quoted(theirs)).alias(ours) if ours.endswith("_id") else quoted(theirs).alias(ours) for ours, theirs in sources.items()]
-    others: Sequence[str] = [name for name in there if name not in sources.values()]
-    if wanted is not _INTERACTIONS and others:
-        columns.append(attributes_of({name: quoted(name) for name in others}).alias("attributes"))
-    return with_raw_row(part.df).select(*columns, RAW_ROW, CORRUPT)
+def _with_attributes(df: DataFrame, named: Mapping[str, str]) -> DataFrame:
+    """Our columns, and every other one in ``attributes``; a map column of that name (as our own tables have) goes in as it is."""
+    others = [name for name in df.columns if name not in {*named.values(), RAW_ROW, CORRUPT}]
+    if others == ["attributes"] and isinstance(df.schema["attributes"].dataType, MapType):
+        extra = [F.col("attributes").cast("map<string,string>").alias("attributes")]
+    else:
+        extra = [attributes_of({name: column_named(name) for name in others}).alias("attributes")] if others else []
+    return df.select(*_under_our_names(named), *extra, RAW_ROW, CORRUPT)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"[\d.:T -]+", text) is not None

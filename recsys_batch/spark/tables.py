@@ -20,7 +20,7 @@ from pyspark.sql.types import StringType
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
-from recsys_batch.schemas import TABLES, IdType, IdTypes, spark_type
+from recsys_batch.schemas import TABLES, IdTypes, spark_type
 
 _PROPERTIES = {
     # Readers without a JVM (deltalake, DuckDB, Polars) need protocol version 1: see docs/decisions.
@@ -58,7 +58,7 @@ class Tables:
     def exists(self, name: str) -> bool:
         if self._config.catalog:
             return self._spark.catalog.tableExists(f"{self._config.catalog}.{name}")
-        return DeltaTable.isDeltaTable(self._spark, self.path(name))
+        return bool(DeltaTable.isDeltaTable(self._spark, self.path(name)))
 
     def delta(self, name: str) -> DeltaTable:
         """Delta's own handle (history, merge, optimize).
@@ -94,8 +94,8 @@ class Tables:
         if not self.exists("interactions"):
             return None
         schema = self.read("interactions").schema
-        user, item = (cast("IdType", "STRING" if isinstance(schema[c].dataType, StringType) else "BIGINT") for c in ("user_id", "item_id"))
-        return IdTypes(user, item)
+        text = {name: isinstance(schema[name].dataType, StringType) for name in ("user_id", "item_id")}
+        return IdTypes(user="STRING" if text["user_id"] else "BIGINT", item="STRING" if text["item_id"] else "BIGINT")
 
     def require_ids(self) -> IdTypes:
         """As ``ids``, for whatever cannot start before the first ingest.
@@ -114,7 +114,8 @@ class Tables:
             return False
         spec = TABLES[name]
         columns = ", ".join(
-            f"`{c.name}` {spark_type(c.arrow(ids).type)}{'' if c.nullable else ' NOT NULL'} COMMENT {_quote(c.comment)}" for c in spec.columns
+            f"`{c.name}` {spark_type(c.arrow(ids).type)}{'' if c.nullable else ' NOT NULL'} COMMENT {_quote(c.comment)}"
+            for c in spec.columns
         )
         layout = f" PARTITIONED BY ({', '.join(spec.partition_by)})" if spec.partition_by else ""
         layout += f" CLUSTER BY ({', '.join(spec.cluster_by)})" if spec.cluster_by else ""

@@ -12,7 +12,8 @@ from pyspark.sql import functions as F
 
 from recsys_batch.schemas import IdType, IdTypes
 from recsys_batch.spark import values
-from recsys_batch.spark.sources import CORRUPT, RAW_ROW
+from recsys_batch.spark.csv_files import CORRUPT
+from recsys_batch.spark.sources import RAW_ROW
 
 REASON = "_reason"
 PRESENT = "already_present"
@@ -145,9 +146,7 @@ def mark_repeated_and_present(df: DataFrame, there: DataFrame | None) -> DataFra
         "_n", F.row_number().over(equal.orderBy("_there", F.xxhash64(RAW_ROW), RAW_ROW))
     )
     verdict = (
-        F.when(F.col(REASON).isNotNull(), F.col(REASON))
-        .when(F.col("_n") > 1, F.lit("duplicate"))
-        .when(F.col("_present"), F.lit(PRESENT))
+        F.when(F.col(REASON).isNotNull(), F.col(REASON)).when(F.col("_n") > 1, F.lit("duplicate")).when(F.col("_present"), F.lit(PRESENT))
     )
     return numbered.where(~F.col("_there")).withColumn(REASON, verdict).drop("_there", "_present", "_n")
 
@@ -169,7 +168,7 @@ def mark_holdout(df: DataFrame, share: float, min_weight: float) -> DataFrame:
         return df.withColumn(HELD_OUT, F.lit(False))
     usable = F.col(REASON).isNull() | (F.col(REASON) == PRESENT)
     positive = usable & (F.col("weight") > min_weight)
-    of_user = Window.partitionBy("user_id", positive)
+    of_user = Window.partitionBy(F.when(positive, F.col("user_id")), F.when(~positive, F.xxhash64(RAW_ROW)))
     newest_first = of_user.orderBy(F.col("event_ts").desc_nulls_last(), F.xxhash64("user_id", "item_id"), "item_id", "event_type", "weight")
     numbered = df.withColumn("_n", F.count(F.lit(1)).over(of_user)).withColumn("_place", F.row_number().over(newest_first))
     # 0.29 * 100 is 28.999999999999996.

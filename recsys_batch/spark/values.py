@@ -7,7 +7,6 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import (
     ArrayType,
     BooleanType,
-    DataType,
     DateType,
     FractionalType,
     IntegralType,
@@ -28,6 +27,7 @@ _NOTHING = ("", "null", "NULL", "nan", "NaN", "None", r"\N")
 # Casting alone takes Java's "5f" and "1.5d" for numbers, and "12:30" for a time of today.
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _DATED = r"^\d{4}[-/]\d{1,2}([-/ T]|$)"
+_SLASHED = r"^(\d{4})/(\d{1,2})/"
 _COMPACT_DATE = r"^(19|20)\d{6}$"
 
 
@@ -52,7 +52,7 @@ def id_value(raw: DataFrame, name: str, id_type: IdType) -> Column:
     # A frame with missing ids often has them as doubles: 7.0 is the id 7, 7.5 is none.
     whole = F.when(value.cast("double") == F.floor(value.cast("double")), value.try_cast("bigint"))
     if id_type == "STRING":
-        return F.coalesce(whole.cast("string"), value.cast("string")) if _fractional(kind) else value.cast("string")
+        return F.coalesce(whole.cast("string"), value.cast("string")) if isinstance(kind, FractionalType) else value.cast("string")
     if isinstance(kind, StringType):
         return F.when(value.try_cast("bigint").cast("string") == value, value.try_cast("bigint"))
     return whole if isinstance(kind, NumericType) else value.cast("string").try_cast("bigint")
@@ -76,13 +76,13 @@ def timestamp(raw: DataFrame, name: str) -> Column:
     if isinstance(kind, TimestampType | TimestampNTZType | DateType):
         stamp = value.cast("timestamp")
     elif isinstance(kind, NumericType):
-        day = _compact_date(value.cast("string")) if isinstance(kind, IntegralType) else F.lit(None).cast("timestamp")
-        stamp = F.coalesce(day, _epoch(value.cast("double")))
+        text = value.cast("string") if isinstance(kind, IntegralType) else F.lit("")
+        stamp = F.when(text.rlike(_COMPACT_DATE), _compact_date(text)).otherwise(_epoch(value.cast("double")))
     else:
         text = F.trim(value.cast("string"))
-        epoch = F.when(text.rlike(_NUMBER), _epoch(text.try_cast("double")))
-        dated = F.when(text.rlike(_DATED), F.translate(text, "/", "-").try_cast("timestamp"))
-        stamp = F.coalesce(_compact_date(text), epoch, dated)
+        day = F.when(text.rlike(_COMPACT_DATE), _compact_date(text))
+        epoch = day.when(text.rlike(_NUMBER), _epoch(text.try_cast("double")))
+        stamp = epoch.when(text.rlike(_DATED), F.translate(text, "/", "-").try_cast("timestamp"))
     return F.when((stamp >= F.lit(_OLDEST).cast("timestamp")) & (stamp < F.lit(_NEWEST).cast("timestamp")), stamp)
 
 
@@ -105,14 +105,11 @@ def text_list(raw: DataFrame, name: str) -> Column:
 
 def _compact_date(text: Column) -> Column:
     """20210305 as that day: read as seconds it would be a day in 1970, which nobody means."""
-    return F.when(text.rlike(_COMPACT_DATE), F.try_to_timestamp(text, F.lit("yyyyMMdd")))
+    return F.try_to_timestamp(text, F.lit("yyyyMMdd"))
 
 
-def _epoch(size: Column) -> Column:
-    magnitude = F.abs(size)
-    seconds = F.when(magnitude < _SECONDS, size).when(magnitude < _MILLIS, size / 1e3).when(magnitude < _MICROS, size / 1e6).otherwise(size / 1e9)
+def _epoch(number: Column) -> Column:
+    magnitude = F.abs(number)
+    seconds = F.when(magnitude < _SECONDS, number).when(magnitude < _MILLIS, number / 1e3)
+    seconds = seconds.when(magnitude < _MICROS, number / 1e6).otherwise(number / 1e9)
     return F.when(magnitude < _NANOS, F.timestamp_micros(F.round(seconds * 1e6).cast("bigint")))
-
-
-def _fractional(kind: DataType) -> bool:
-    return isinstance(kind, FractionalType)

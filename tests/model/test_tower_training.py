@@ -1,0 +1,196 @@
+"""Training of the towers: what the loss is asked to predict, when it stops, and that it learns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys_batch.config import Config, load_config
+from recsys_batch.model import tower_training
+from recsys_batch.model.data import Positives, TrainingData, prepare, split
+from recsys_batch.model.judging import judge_of
+from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, start, tokens_of
+from recsys_batch.model.tower_training import _Trainer, choose_plan, fit, refit
+from recsys_batch.model.validation import popularity_metrics
+
+LATER = 1e12
+QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
+NO_TOKENS = tokens_of([], 1)
+
+
+@pytest.fixture(scope="module")
+def data(planted: Any, small: Config) -> TrainingData:
+    return prepare(planted.interactions, planted.items, planted.users, small)
+
+
+@pytest.fixture(scope="module")
+def parts(data: TrainingData) -> tuple[Positives, Positives]:
+    return split(data.positives, 0.2)
+
+
+def tokens(data: TrainingData) -> Tokens:
+    return tokens_of(data.user_tokens, 5)
+
+
+def random_towers(n_items: int, n_tokens: int, h: int = 15) -> TowerParameters:
+    generator = torch.Generator().manual_seed(1)
+    draw = [0.1 * torch.randn(n_items, h, generator=generator) for _ in range(2)]
+    return TowerParameters(*draw, torch.zeros(n_items, 1), torch.zeros(h), torch.zeros(n_tokens, h), recency=0.3)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=20), st.booleans(), st.integers(0, 2**31))
+def test_every_user_has_an_input_and_a_target(counts: list[int], has_time: bool, seed: int) -> None:
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    codes = np.concatenate([np.arange(count) for count in counts]).astype(np.int64)
+    mine = Positives(30, offsets, codes, -codes)
+    trainer = _Trainer(random_towers(30, 0), mine, NO_TOKENS, has_time, load_config(None, [f"training.seed={seed}"]))
+    is_input = trainer._split(mine)
+    assert (mine.where(is_input).counts > 0).all() and (mine.where(~is_input).counts > 0).all()
+
+
+def test_a_target_is_never_in_the_history_it_is_predicted_from(data: TrainingData, small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs: list[tuple[set[tuple[int, int]], set[tuple[int, int]]]] = []
+    shown: list[Positives] = []
+    pool, full_loss = TowerParameters.users, _Trainer._full_loss
+    as_set = lambda part: set(zip(part.rows.tolist(), part.codes.tolist(), strict=True))  # noqa: E731
+
+    def users(self: TowerParameters, inputs: Positives, *rest: Any) -> torch.Tensor:
+        shown.append(inputs)
+        return pool(self, inputs, *rest)
+
+    def loss(self: _Trainer, vectors: torch.Tensor, targets: Positives) -> torch.Tensor:
+        pairs.append((as_set(shown[-1]), as_set(targets)))
+        return full_loss(self, vectors, targets)
+
+    monkeypatch.setattr(TowerParameters, "users", users)
+    monkeypatch.setattr(_Trainer, "_full_loss", loss)
+    _Trainer(random_towers(80, 0), data.positives, NO_TOKENS, True, small).epoch(LATER)
+    assert pairs and all(not inputs & targets for inputs, targets in pairs)
+    assert sum(len(inputs) + len(targets) for inputs, targets in pairs) == len(data.positives.codes)
+
+
+def test_a_split_by_time_predicts_the_newest_from_what_came_before(
+    data: TrainingData, small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tower_training, "_BY_TIME", 1.0)
+    mine = data.positives
+    is_input = _Trainer(random_towers(80, 0), mine, NO_TOKENS, True, small)._split(mine)
+    newest_input = np.full(mine.n_users, 10**9)
+    np.minimum.at(newest_input, mine.rows[is_input], mine.places[is_input])
+    assert (mine.places[~is_input] < newest_input[mine.rows[~is_input]]).all()
+
+
+def test_the_best_epoch_is_what_is_returned_and_it_is_no_worse_than_the_start(
+    data: TrainingData, parts: tuple[Positives, Positives], small: Config
+) -> None:
+    train, held = parts
+    fitted = fit(train, held, tokens(data), True, small, LATER, QUIET)
+    reached = judge_of(train, held, small.training.seed).ndcg(fitted.parameters, tokens(data))
+    assert reached == pytest.approx(max(fitted.curve), abs=1e-9)
+    assert fitted.curve[fitted.epochs] == max(fitted.curve) >= fitted.curve[0]
+
+
+def test_training_from_random_weights_passes_popularity(
+    data: TrainingData, parts: tuple[Positives, Positives], small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert learned(data, parts, small, monkeypatch) > 1.2 * popularity_metrics(*parts)["popularity_ndcg_at_20"]
+
+
+def test_the_sampled_softmax_learns_too(
+    data: TrainingData, parts: tuple[Positives, Positives], small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tower_training, "_FULL_SOFTMAX_ITEMS", 0)
+    monkeypatch.setattr(tower_training, "_EXTRA_NEGATIVES", 20)
+    assert learned(data, parts, small, monkeypatch) > 1.2 * popularity_metrics(*parts)["popularity_ndcg_at_20"]
+
+
+def learned(data: TrainingData, parts: tuple[Positives, Positives], small: Config, monkeypatch: pytest.MonkeyPatch) -> float:
+    """NDCG@20 on the held-out part after 25 epochs from random weights."""
+    n_tokens = len(tokens(data).names)
+    monkeypatch.setattr(tower_training, "start", lambda *_: random_towers(data.positives.n_items, n_tokens))
+    monkeypatch.setattr(tower_training, "choose_plan", lambda *_: Plan(None, 0.3, 1.0))
+    settings = small.training.model_copy(update={"max_epochs": 25, "learning_rate": 0.02, "batch_size": 64})
+    return max(fit(*parts, tokens(data), True, small.model_copy(update={"training": settings}), LATER, QUIET).curve)
+
+
+def test_the_sampled_loss_is_the_full_loss_where_every_item_is_drawn(
+    data: TrainingData, small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = random_towers(80, 0)
+    monkeypatch.setattr(tower_training, "_EXTRA_NEGATIVES", 5_000)
+    trainer = _Trainer(params, data.positives, NO_TOKENS, True, small)
+    mine = data.positives.users(np.arange(50))
+    vectors = params.users(mine, NO_TOKENS, np.arange(50))
+    assert trainer._sampled_loss(vectors, mine).item() == pytest.approx(trainer._full_loss(vectors, mine).item(), rel=1e-5)
+
+
+def test_the_correction_undoes_that_popular_items_are_drawn_more_often(make_positives: Any, small: Config) -> None:
+    """All logits equal: the sampled loss with logQ estimates log n; without, popular targets would look too likely."""
+    n, rng = 2_000, np.random.default_rng(0)
+    histories = [np.unique((n * rng.random(40) ** 3).astype(int)).tolist() for _ in range(600)]
+    data = make_positives(histories, n)
+    params = replace(random_towers(n, 0), history=torch.zeros(n, 15), embedding=torch.zeros(n, 15))
+    trainer = _Trainer(params, data, NO_TOKENS, False, small)
+    losses = []
+    for at in range(0, 600, 20):
+        mine = data.users(np.arange(at, at + 20))
+        pool_of = trainer._sampled_loss(torch.zeros(20, 15), mine)
+        log_q = np.log1p(-((1 - trainer._frequency[mine.codes]) ** len(mine.codes)) * (1 - 1 / n) ** 4096)
+        losses.append(float(pool_of.detach()) - log_q.mean())
+    # -(0 - log_q) + log sum exp(-log_q) with an unbiased sum is log n + mean log_q
+    assert np.mean(losses) == pytest.approx(np.log(n), abs=0.02)
+
+
+def test_at_its_deadline_training_stops_with_the_closed_form_start(
+    data: TrainingData, parts: tuple[Positives, Positives], small: Config
+) -> None:
+    fitted = fit(*parts, tokens(data), True, small, time.monotonic() - 1, QUIET)
+    assert fitted.epochs == 0 and len(fitted.curve) == 1
+
+
+def test_a_recent_change_of_taste_is_answered_by_recency(make_positives: Any, small: Config) -> None:
+    """Users move on from one half of the catalogue to the other: only the newest events predict the next."""
+    rng = np.random.default_rng(1)
+    histories = []
+    for user in range(300):
+        new, old = (0, 20) if user % 2 else (20, 0)
+        histories.append([*(new + rng.permutation(20)[:5]).tolist(), *(old + rng.permutation(20)[:15]).tolist()])
+    train, held = split(make_positives(histories, 40), 0.1)
+    plan = choose_plan(train, judge_of(train, held, 1), NO_TOKENS, True, small, LATER)
+    assert plan.recency > 0
+    assert choose_plan(train, judge_of(train, held, 1), NO_TOKENS, False, small, LATER).recency == 0
+
+
+def test_turning_towers_onto_others_changes_no_score(data: TrainingData, small: Config) -> None:
+    ours = start(Plan(50.0, 0.3, 2.0), data.positives, 15, 0, seed=1)
+    other = random_towers(80, 0)
+    turned = ours.rotated_onto(other)
+    chosen = np.arange(data.positives.n_users)
+    before, after = (each.scores(each.users(data.positives, NO_TOKENS, chosen)) for each in (ours, turned))
+    torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
+    distance = [float(torch.linalg.norm(each.embedding - other.embedding)) for each in (ours, turned)]
+    assert distance[1] < distance[0]
+
+
+def test_the_training_on_all_data_lies_near_the_towers_that_the_ranker_saw(
+    data: TrainingData, parts: tuple[Positives, Positives], small: Config
+) -> None:
+    fitted = fit(*parts, tokens(data), True, small, LATER, QUIET)
+    again = refit(data.positives, fitted, tokens(data), True, small, LATER)
+    a, b = fitted.parameters.embedding.flatten(), again.embedding.detach().flatten()
+    assert float(torch.nn.functional.cosine_similarity(a, b, dim=0)) > 0.7
+
+
+def test_users_with_one_interaction_each_leave_the_start_as_it_is(make_positives: Any, small: Config) -> None:
+    train, held = split(make_positives([[user % 5] for user in range(20)], 5), 0.1)
+    fitted = fit(train, held, NO_TOKENS, True, small, LATER, QUIET)
+    assert np.isfinite(fitted.parameters.embedding.numpy()).all() and fitted.epochs == 0

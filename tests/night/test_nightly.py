@@ -1,0 +1,207 @@
+"""A night: whole, resumed, refused, rolled back, and read by others."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+
+from recsys_batch.config import Config
+from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError
+from recsys_batch.night import nightly as night_module
+from recsys_batch.night import steps
+from recsys_batch.night.context import AlreadyDone, Night
+from recsys_batch.night.nightly import nightly, one_step, rollback
+from recsys_batch.read import latest_topk, published_run, read_table, run_rows
+from recsys_batch.spark.tables import Tables
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+DAY = dt.date(2026, 3, 1)
+OUTPUTS = ("user_embeddings", "item_embeddings", "candidates", "shortfalls", "popular", "topk")
+
+
+@pytest.fixture(scope="module")
+def topk(published: Config) -> list[dict[str, Any]]:
+    return latest_topk(published.paths.warehouse).to_pylist()
+
+
+def lists_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    lists: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        lists.setdefault(row["user_id"], []).append(row)
+    return lists
+
+
+def content(config: Config, name: str) -> list[tuple[Any, ...]]:
+    """A table's rows without the time of generation, in a fixed order."""
+    table = read_table(config.paths.warehouse, name)
+    names = [column for column in table.schema.names if column != "generated_at"]
+    return sorted(map(str, zip(*(table[column].to_pylist() for column in names), strict=True)))  # type: ignore[arg-type]
+
+
+def test_everybody_gets_a_list_of_unseen_available_items(topk: list[dict[str, Any]], market: Any, published: Config) -> None:
+    lists = lists_of(topk)
+    assert set(lists) == set(market.interactions["user_id"].to_pylist()) | {"quiet"}
+    seen = set(zip(market.interactions["user_id"].to_pylist(), market.interactions["item_id"].to_pylist(), strict=True))
+    for user, rows in lists.items():
+        assert [row["rank"] for row in rows] == list(range(1, len(rows) + 1))
+        assert len({row["item_id"] for row in rows}) == len(rows)
+        assert not {(user, row["item_id"]) for row in rows} & seen
+        assert 10 not in {row["item_id"] for row in rows}
+        if user != "glutton":
+            assert len(rows) == published.scoring.top_k
+
+
+def test_order_is_by_score_then_item_id(topk: list[dict[str, Any]]) -> None:
+    for rows in lists_of(topk).values():
+        assert rows == sorted(rows, key=lambda row: (-row["score"], row["item_id"]))
+
+
+def test_taste_is_found(topk: list[dict[str, Any]]) -> None:
+    own = [
+        row["item_id"] // 10 % 3 == (int(row["user_id"][1:]) + 1) % 3
+        for row in topk
+        if row["user_id"][0] == "u" and row["rank"] <= 5
+    ]
+    assert sum(own) / len(own) > 0.6  # a third by chance
+
+
+def test_a_user_who_has_seen_nearly_everything_gets_the_rest_and_a_reason(topk: list[dict[str, Any]], published: Config) -> None:
+    assert {row["item_id"] for row in lists_of(topk)["glutton"]} == {880, 890, 900}
+    shortfalls = read_table(published.paths.warehouse, "shortfalls").to_pylist()
+    assert [(row["user_id"], row["n_items"], row["reason"]) for row in shortfalls if row["user_id"] == "glutton"] == [
+        ("glutton", 3, "catalogue_exhausted")
+    ]
+
+
+def test_users_without_history_get_their_segments_popular_list(topk: list[dict[str, Any]], published: Config) -> None:
+    lists = lists_of(topk)
+    assert {row["source"] for row in lists["quiet"] + lists["returner"]} == {"popular"}
+    popular = [row for row in read_table(published.paths.warehouse, "popular").to_pylist() if row["segment"] == "even"]
+    best = [row["item_id"] for row in sorted(popular, key=lambda row: row["rank"])]
+    assert [row["item_id"] for row in lists["quiet"]] == best[: published.scoring.top_k]
+    assert {row["source"] for user, rows in lists.items() if user[0] == "u" for row in rows} == {"model"}
+
+
+def test_popular_counts_distinct_users_with_a_positive_weight(market: Any, published: Config) -> None:
+    pairs = zip(*(market.interactions[name].to_pylist() for name in ("user_id", "item_id", "weight")), strict=True)
+    counts = Counter(item for user, item in {(u, i) for u, i, weight in pairs if weight > 0} if item != 10)
+    rows = [row for row in read_table(published.paths.warehouse, "popular").to_pylist() if row["segment"] == "all"]
+    expected = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    assert [(row["item_id"], row["score"]) for row in sorted(rows, key=lambda row: row["rank"])] == expected
+
+
+def test_candidate_ranks_point_into_candidates(topk: list[dict[str, Any]], published: Config) -> None:
+    candidates = {row["user_id"]: row["items"] for row in read_table(published.paths.warehouse, "candidates").to_pylist()}
+    for row in topk:
+        assert candidates[row["user_id"]][row["candidate_rank"] - 1]["item_id"] == row["item_id"]
+
+
+def test_the_manifest_says_what_was_read_and_written(published: Config) -> None:
+    run = published_run(published.paths.warehouse)
+    assert run["run_id"] == "2026-03-01-r1"
+    assert run["input_versions"] == {"interactions": 1, "items": 1, "users": 1}
+    assert set(run["table_versions"]) >= {*OUTPUTS, "index"}
+    assert run["n_users"] == 153
+    assert run["n_rows"] == latest_topk(published.paths.warehouse).num_rows
+    assert run["metrics"]["knn_recall"] >= 0.99
+    assert all(run["metrics"][f"{step}.seconds"] > 0 for step in steps.STEPS)
+
+
+def test_the_same_date_again_changes_nothing(spark: SparkSession, fresh_published: Config) -> None:
+    before = run_rows(fresh_published.paths.warehouse)
+    with pytest.raises(AlreadyDone, match=r"already published as run 2026-03-01-r1.*--force"):
+        nightly(spark, fresh_published, DAY)
+    assert run_rows(fresh_published.paths.warehouse) == before
+
+
+@pytest.mark.parametrize(
+    ("dies_in", "after_writing", "death"), [("index", False, KeyboardInterrupt), ("score", True, RecsysBatchError)]
+)
+def test_a_night_that_died_goes_on_to_the_same_tables(
+    spark: SparkSession,
+    fresh: Config,
+    published: Config,
+    market: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    dies_in: str,
+    after_writing: bool,
+    death: type[BaseException],
+) -> None:
+    """Also where rows arrive in between: the run keeps to the input versions that it began with."""
+    real = steps.STEPS[dies_in]
+
+    def killed(night: Night) -> Any:
+        if after_writing:
+            real(night)
+        late = market.interactions.slice(0, 5).set_column(0, "user_id", pa.array(["late"] * 5))
+        Tables(spark, fresh).append("interactions", spark.createDataFrame(late), {"by": "late"})
+        raise death("disk full")
+
+    with monkeypatch.context() as patch, pytest.raises(death):
+        patch.setitem(steps.STEPS, dies_in, killed)
+        nightly(spark, fresh, DAY)
+    with pytest.raises(InputMissing, match="no night is published"):
+        latest_topk(fresh.paths.warehouse)
+    statuses = [row["status"] for row in run_rows(fresh.paths.warehouse)]
+    assert ("FAILED" in statuses) == (death is RecsysBatchError)  # a killed process records nothing
+    done: list[str] = []
+    run = nightly(spark, fresh, DAY, progress=lambda step, event, _: done.append(f"{step} {event}") if event != "start" else None)
+    assert (run.run_id, run.status, run.attempt) == ("2026-03-01-r1", "PUBLISHED", 2)
+    assert done[0] == "embed skipped" and f"{dies_in} done" in done
+    for name in OUTPUTS:
+        assert content(fresh, name) == content(published, name), name
+
+
+def test_a_refused_gate_publishes_nothing_and_stays_refused(spark: SparkSession, fresh_published: Config) -> None:
+    strict = fresh_published.model_copy(update={"audit": fresh_published.audit.model_copy(update={"max_popular_share": 0.0})})
+    with pytest.raises(GateRefused, match=r"2026-03-02-r1 is not published: popular_share is 0\.0\d+, at most 0 is required"):
+        nightly(spark, strict, dt.date(2026, 3, 2))
+    assert published_run(strict.paths.warehouse)["run_id"] == "2026-03-01-r1"
+    with pytest.raises(GateRefused):
+        nightly(spark, strict, dt.date(2026, 3, 2))
+    run = nightly(spark, fresh_published, dt.date(2026, 3, 2))
+    assert (run.run_id, run.attempt) == ("2026-03-02-r1", 3)
+
+
+def test_force_computes_a_new_run_and_rollback_goes_back_and_forth(spark: SparkSession, fresh_published: Config) -> None:
+    warehouse = fresh_published.paths.warehouse
+    assert nightly(spark, fresh_published, DAY, force=True).run_id == "2026-03-01-r2"
+    assert latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r2"
+    assert rollback(spark, fresh_published).run_id == "2026-03-01-r1"
+    assert latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r1"
+    with pytest.raises(InputMissing, match="only published one"):
+        rollback(spark, fresh_published)
+    assert rollback(spark, fresh_published, "2026-03-01-r2").run_id == "2026-03-01-r2"
+    assert latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r2"
+    with pytest.raises(AlreadyDone):
+        rollback(spark, fresh_published, "2026-03-01-r2")
+    with pytest.raises(InputMissing, match="never published"):
+        rollback(spark, fresh_published, "nobody")
+
+
+def test_single_steps_make_the_same_night(spark: SparkSession, fresh: Config, published: Config) -> None:
+    with pytest.raises(InputMissing, match="no run of 2026-03-01 has begun"):
+        one_step(spark, fresh, "candidates", DAY)
+    one_step(spark, fresh, "embed", DAY)
+    with pytest.raises(InputMissing, match="has not done index, candidates: run index first"):
+        one_step(spark, fresh, "score", DAY)
+    for name in night_module.ALL_STEPS[1:]:
+        one_step(spark, fresh, name, DAY)
+    for name in OUTPUTS:
+        assert content(fresh, name) == content(published, name), name
+    with pytest.raises(AlreadyDone):
+        one_step(spark, fresh, "publish", DAY)
+
+
+def test_without_a_model_the_night_says_so(spark: SparkSession, config: Config, market: Any, put_market: Any) -> None:
+    with pytest.raises(InputMissing, match="run `recsys-batch ingest` first"):
+        nightly(spark, config, DAY)
+    put_market(spark, config, market)
+    with pytest.raises(InputMissing, match="no alias champion: run `recsys-batch train`"):
+        nightly(spark, config, DAY)

@@ -1,0 +1,102 @@
+"""The commands: what they print, and the exit code that a scheduler sees."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recsys_batch.cli import group, run
+from recsys_batch.config import Config
+
+ROOT = Path(__file__).parent.parent
+Options = Callable[[Config], list[str]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nightly"], "Missing option '--run-date'"),
+        (["nightly", "--run-date", "yesterday"], "not a date like"),
+        (["status", "--conf", "nowhere.toml"], "nowhere.toml does not exist"),
+        (["status", "--set", "scoring.topk=3"], "did you mean scoring.top_k?"),
+        (["evaluate", "--holdout", "--k", "0"], "positive whole numbers"),
+        (["evaluate"], "either --truth PATH or --holdout"),
+        (["ingest", "--format", "csv"], "pass --source PATH"),
+        (["ingest", "--format", "csv", "--source", "x", "--columns", "user"], "expected OUR_NAME=YOUR_COLUMN"),
+        (["register"], "either --bundle DIR"),
+        (["fly"], "No such command 'fly'"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_a_sentence(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if "--conf" not in arguments and arguments[0] not in ("fly",):
+        arguments = [arguments[0], "--conf", str(ROOT / "conf" / "smoke.toml"), *arguments[1:]]
+    assert run(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_missing_inputs_are_exit_code_4(config: Config, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["evaluate", "--holdout", *options(config)]) == 4
+    assert "no night is published yet" in capsys.readouterr().err
+    assert run(["train", *options(config)]) == 4
+    assert "run `recsys-batch ingest` before train" in capsys.readouterr().err
+
+
+def test_status_before_the_first_night(config: Config, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status", *options(config)]) == 0
+    assert "no night has run yet" in capsys.readouterr().out
+
+
+def test_status_as_json(published: Config, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status", "--json", *options(published)]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["current"] == "2026-03-01-r1"
+    assert [(r["status"], r["current"], r["n_users"]) for r in said["runs"]] == [("PUBLISHED", True, 153)]
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_published_date_is_exit_code_0(published: Config, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("nightly", "publish"):
+        assert run([command, "--run-date", "2026-03-01", *options(published)]) == 0
+        assert "already published as run 2026-03-01-r1" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("spark")
+def test_a_refused_gate_is_exit_code_3(fresh_published: Config, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = [*options(fresh_published), "--set", "audit.min_user_coverage=1.0", "--set", "audit.max_popular_share=0.0"]
+    assert run(["nightly", "--run-date", "2026-03-02", *refused]) == 3
+    assert "is not published: popular_share" in capsys.readouterr().err
+
+
+def test_training_again_on_the_same_inputs_is_already_done(trained: Config, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", *options(trained)]) == 0
+    assert "was trained on exactly these inputs" in capsys.readouterr().out
+
+
+def test_show_prints_titles(published: Config, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["show", "--users", "2", *options(published)]) == 0
+    assert capsys.readouterr().out.count("Title ") > 20
+    assert run(["show", "--user-id", "quiet", *options(published)]) == 0
+    assert "user quiet (popular)" in capsys.readouterr().out
+    assert run(["show", "--user-id", "nobody", *options(published)]) == 4
+    assert "'nobody' has no list" in capsys.readouterr().err
+
+
+def test_every_command_has_its_job_and_they_are_the_same() -> None:
+    jobs = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.py")}
+    assert set(jobs) == set(group.commands) - {"show"}
+    assert all(f'job("{name}")' in text for name, text in jobs.items())
+
+
+def test_a_job_runs_as_a_script(published: Config, options: Options) -> None:
+    done = subprocess.run([sys.executable, "jobs/status.py", *options(published)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "2026-03-01-r1" in done.stdout) == (0, True), done.stderr
+
+
+def test_the_online_side_loads_neither_spark_nor_torch_nor_mlflow() -> None:
+    code = "import recsys_batch.online, sys; print([m for m in ('pyspark', 'torch', 'mlflow', 'delta') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
