@@ -1,5 +1,7 @@
 # Two commands do all the set-up: `make demo` and `make test`. `make help` lists the rest.
-PYTHON ?= python3
+# The first interpreter that is new enough; PYTHON=/path/to/python chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 CONF ?= conf/local.toml
 RUN_DATE ?= $(shell date +%F)
 FORCE ?=
@@ -8,25 +10,28 @@ BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
 .PHONY: help setup data test lint format demo clean distclean
+# Another Spark's, where the shell has one: pyspark would start that one.
+unexport SPARK_HOME PYTHONPATH
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-setup: .venv/.ready ## .venv with everything, a Java, the Delta jars
+setup: .venv/.ready ## .venv with everything, a Java, the Delta jars; each only where it is missing
+	@$(BIN)/python tools/fetch_java.py
+	@$(BIN)/python tools/fetch_jars.py
 
-.venv/.ready: setup.cfg pyproject.toml tools/fetch_java.py tools/fetch_jars.py
+.venv/.ready: setup.cfg
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, and none is on PATH; PYTHON=/path/to/python names one" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(BIN)/python tools/fetch_java.py
-	$(BIN)/python tools/fetch_jars.py
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
 data: .venv/.ready ## MovieLens-100K into data/ml-100k (research use only)
 	@$(BIN)/python tools/fetch_movielens.py
 
-test: .venv/.ready ## the whole test-suite
+test: setup ## the whole test-suite
 	$(BIN)/python -m pytest
 
 lint: .venv/.ready ## ruff, mypy, import rules
@@ -39,7 +44,7 @@ format: .venv/.ready ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: .venv/.ready data ## a whole night on MovieLens-100K: RUN_DATE=YYYY-MM-DD, FORCE=1 to compute a published date again
+demo: setup data ## a whole night on MovieLens-100K: RUN_DATE=YYYY-MM-DD, FORCE=1 to compute a published date again
 	$(CLI) ingest --conf $(CONF) --source data/ml-100k --format movielens --holdout 0.2
 	$(CLI) train --conf $(CONF)
 	$(CLI) nightly --conf $(CONF) --run-date $(RUN_DATE) $(if $(FORCE),--force)
@@ -47,7 +52,9 @@ demo: .venv/.ready data ## a whole night on MovieLens-100K: RUN_DATE=YYYY-MM-DD,
 	$(CLI) show --conf $(CONF) --users 3
 
 clean: ## remove what demo and tests wrote; keep .venv and downloads
-	rm -rf data/warehouse data/state .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
+	rm -rf data/warehouse data/state data/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
-distclean: clean ## back to a fresh clone
-	rm -rf .venv .jars .java data *.egg-info build
+distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
+	rm -rf .venv .jars .java data/ml-100k *.egg-info build
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rmdir data 2>/dev/null || true

@@ -14,7 +14,7 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.metrics import evaluate_lists
 from recsys_batch.read import has_table, read_table, run_slice
 
-_EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type")
+_EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type", "weight")
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def holdout_truth(warehouse: str, run: dict[str, Any]) -> tuple[pa.Table, str]:
         held_out = read_table(warehouse, "holdout", columns=["user_id", "item_id", "weight"])
         if held_out.num_rows:
             return held_out, "the holdout table"
-    columns = [*_EVENT_KEY, "weight"]
+    columns = list(_EVENT_KEY)
     now = read_table(warehouse, "interactions", columns=columns)
     then = read_table(warehouse, "interactions", columns=columns, version=run["input_versions"]["interactions"])
-    later = _comparable(now).join(_comparable(then).select(list(_EVENT_KEY)), list(_EVENT_KEY), join_type="left anti")
+    later = _comparable(now).join(_comparable(then), columns, join_type="left anti")
     if later.num_rows == 0:
         raise InputMissing(
             "there is no holdout table and no interaction arrived after the run: ingest with --holdout 0.2, or pass --truth PATH"

@@ -127,9 +127,7 @@ def _context_features(context: Context, shape: tuple[int, ...]) -> np.ndarray:
     for row, name in enumerate(context.device):
         if name is not None:
             device[row, DEVICES.index(name) if name in DEVICES else len(DEVICES)] = 1.0
-    per_user = np.stack(
-        [known, *(known * wave for wave in (np.sin(hour), np.cos(hour), np.sin(weekday), np.cos(weekday)))], axis=1
-    )
+    per_user = np.stack([known, *(known * wave for wave in (np.sin(hour), np.cos(hour), np.sin(weekday), np.cos(weekday)))], axis=1)
     result = np.zeros((*shape, len(CONTEXT)), dtype=np.float32)
     result[..., : 5 + device.shape[1]] = np.concatenate([per_user, device], axis=1)[:, None, :]
     if context.session_similarity is not None:

@@ -17,18 +17,14 @@ SPEC = FeatureSpec.fitted(SCORES, POPULARITY, N_EVENTS)
 
 
 def features(context: Context | None, rows: slice = slice(None), spec: FeatureSpec = SPEC) -> np.ndarray:
-    return pair_features(
-        spec, retrieval_score=SCORES[rows], log_popularity=POPULARITY[rows], n_events=N_EVENTS[rows], context=context
-    )
+    return pair_features(spec, retrieval_score=SCORES[rows], log_popularity=POPULARITY[rows], n_events=N_EVENTS[rows], context=context)
 
 
 def column(array: np.ndarray, name: str) -> np.ndarray:
     return array[..., SPEC.names.index(name)]
 
 
-def context(
-    hour: float = np.nan, weekday: float = np.nan, device: str | None = None, similarity: np.ndarray | None = None
-) -> Context:
+def context(hour: float = np.nan, weekday: float = np.nan, device: str | None = None, similarity: np.ndarray | None = None) -> Context:
     return Context(np.full(4, hour), np.full(4, weekday), [device] * 4, similarity)
 
 

@@ -55,8 +55,8 @@ def _resolve(coordinates: str, folder: Path) -> tuple[list[Path], str]:
     """Let Spark's own Ivy download into ``folder``; Delta's jars, or none, and what Spark said.
 
     user.home is moved there too: a ~/.m2 that holds POMs without jars would break the resolution. SPARK_HOME is left out,
-    or spark-submit would be that of another Spark. Of the 35 jars that Ivy brings, sessions need Delta's own five: the
-    others come with pyspark, or serve a Unity Catalog server.
+    or spark-submit would be that of another Spark. Of the 33 jars that Ivy brings, sessions need Delta's own five; the
+    others come with pyspark already, or talk to a Unity Catalog server.
     """
     script = folder / "nothing.py"
     script.write_text("")

@@ -45,12 +45,12 @@ class Positives:
     @property
     def places(self) -> np.ndarray:
         """int64 [total], position within the user, 0 is newest."""
-        return np.arange(len(self.codes)) - np.repeat(self.offsets[:-1], self.counts)
+        return np.asarray(np.arange(len(self.codes)) - np.repeat(self.offsets[:-1], self.counts))
 
     @property
     def item_counts(self) -> np.ndarray:
         """int64 [n_items], users per item."""
-        return np.bincount(self.codes, minlength=self.n_items)
+        return np.asarray(np.bincount(self.codes, minlength=self.n_items))
 
     def where(self, keep: np.ndarray) -> Positives:
         """The entries where ``keep`` (bool [total]); users stay, some with nothing."""
@@ -132,9 +132,7 @@ def _tokens(table: pa.Table, key: str, ids: pa.Array, column: str) -> list[list[
     return [by_row[row] if row is not None else [] for row in place]
 
 
-def _group(
-    rows: np.ndarray, codes: np.ndarray, stamps: np.ndarray, n_users: int, n_items: int, has_time: bool, seed: int
-) -> Positives:
+def _group(rows: np.ndarray, codes: np.ndarray, stamps: np.ndarray, n_users: int, n_items: int, has_time: bool, seed: int) -> Positives:
     if not has_time:
         # An order that means nothing, but is the same however the rows are stored.
         stamps = np.empty(len(rows), dtype=np.int64)

@@ -17,9 +17,7 @@ def ranker_onnx(arrays: dict[str, np.ndarray]) -> bytes:
     Args:
         arrays: ``RankerParameters.arrays()``.
     """
-    weights = {
-        name.removeprefix(PREFIX): np.ascontiguousarray(array) for name, array in arrays.items() if name.startswith(PREFIX)
-    }
+    weights = {name.removeprefix(PREFIX): np.ascontiguousarray(array) for name, array in arrays.items() if name.startswith(PREFIX)}
     d, n_features = weights["user"].shape[0], weights["features"].shape[0]
     constants = [numpy_helper.from_array(array, f"w_{name}") for name, array in weights.items()]
     constants += [numpy_helper.from_array(np.array(value, dtype=np.int64), name) for name, value in _AXES.items()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,8 @@ class Ranker:
         missing = [name for name in NAMES if PREFIX + name not in arrays]
         if missing:
             raise BundleError(f"the ranker lacks the weights {', '.join(missing)}")
-        self._parameters = RankerParameters(**{name: torch.from_numpy(np.array(arrays[PREFIX + name])) for name in NAMES})
+        weights: dict[str, Any] = {name: torch.from_numpy(np.array(arrays[PREFIX + name])) for name in NAMES}
+        self._parameters = RankerParameters(**weights)
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Ranker:
@@ -84,7 +86,6 @@ class Ranker:
         with torch.inference_mode():
             # np.require copies what is not writable (Arrow's memory), which torch would warn about.
             tensors = (
-                torch.from_numpy(np.require(array, requirements=["C", "W"]))
-                for array in (user_embeddings, item_embeddings, features)
+                torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in (user_embeddings, item_embeddings, features)
             )
             return self._parameters.score(*tensors).numpy()

@@ -1,8 +1,10 @@
-"""Train the ranker on what the towers retrieve: its negatives are the hard ones, and its positives are what was taken later.
+"""Train the ranker on what towers retrieve: its negatives are the hard ones, and its positives are what was taken later.
 
-For every user the older positives are the history, the newest (or random, without time) are the labels, and the towers' best
-unseen items are the list. Loss: softmax over the list (ListNet top-one, Cao et al. 2007), mean over the positives in it. Half of
-the users are shown with the context of their label event, half without, so that the batch's neutral context is no stranger.
+For every user the older positives are the history, the newest (or random, without time) are the labels, and the best unseen items
+are the list. The lists come from *inner* towers, trained on those histories alone: towers that had seen the labels would rank them
+higher than they will ever rank what is still to come, and the ranker would learn to trust them too much. Loss: softmax over the list
+(ListNet top-one, Cao et al. 2007), mean over the positives in it. Half of the users are shown with the context of their label
+event, half without, so that the batch's neutral context is no stranger.
 """
 
 from __future__ import annotations
@@ -10,181 +12,145 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from recsys_batch.features import Context, FeatureSpec, pair_features, session_similarity
-from recsys_batch.metrics import hit_matrix, ndcg_at_k, recall_at_k
-from recsys_batch.model.data import NO_TIME, Positives, split
+from recsys_batch.features import Context, session_similarity
+from recsys_batch.metrics import ndcg_at_k, recall_at_k
+from recsys_batch.model.data import NO_TIME, Positives
 from recsys_batch.model.ranker import RankerParameters
+from recsys_batch.model.ranker_lists import Lists, RankingData, retrieve_lists
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
-from recsys_batch.topk import top_k
 
 Progress = Callable[[str, Mapping[str, float]], None]
 
-N_CANDIDATES = 200
-MAX_USERS = 30_000
-GATES = (0.0, 0.25, 0.5, 1.0)
-_LABEL_SHARE = 0.2
+LABEL_SHARE = 0.2
+MAX_USERS, JUDGED_USERS = 30_000, 5_000
+GATES = (0.25, 0.5, 1.0)
 _BATCH = 128
-_EPOCHS = 20
-_PATIENCE = 3
-_SESSION = 3
-_RATE, _DECAY = 1e-3, 1e-4
+_EPOCHS, _JUDGE_EVERY = 60, 3
+_PATIENCE = 20  # the held-out quality first falls below the retrieval order's, for 10 to 15 epochs, then rises past it
+_RATE, _DECAY = 1e-3, 1e-2
+_DROPOUT = 0.2
+_SURE = 1.0
+"""How many standard errors of the users' differences a gate must gain over the retrieval order."""
+NOT_JUDGED = {f"{name}_at_{k}": 0.0 for name in ("ndcg", "recall") for k in (10, 20)}
+"""Metrics where nothing is held out."""
+
 _SECONDS, _DAY = 1_000_000, 86_400
 
 
 @dataclass(frozen=True)
-class Lists:
-    """Retrieved lists of B users.
+class Stage:
+    """Towers with the histories that they were trained on, and what came after."""
 
-    Attributes:
-        users: float32 [B, d]; items: codes int64 [B, C]; scores: retrieval scores float32 [B, C].
-        relevant: bool [B, C]; n_relevant: int64 [B], also those that were not retrieved.
-        n_events: int64 [B]; label_us: int64 [B], time of a label, NO_TIME where unknown; session: int64 [B, S], newest inputs.
-    """
+    towers: TowerParameters
+    inputs: Positives
+    labels: Positives
 
-    users: np.ndarray
-    items: np.ndarray
-    scores: np.ndarray
-    relevant: np.ndarray
-    n_relevant: np.ndarray
-    n_events: np.ndarray
-    label_us: np.ndarray
-    session: np.ndarray
-
-    def take(self, rows: np.ndarray) -> Lists:
-        return Lists(**{name: value[rows] for name, value in vars(self).items()})
-
-
-@dataclass(frozen=True)
-class RankingData:
-    """What features are made of: item embeddings float32 [n, d] and log_popularity float32 [n]."""
-
-    spec: FeatureSpec
-    embeddings: np.ndarray
-    log_popularity: np.ndarray
-
-    def features(self, lists: Lists, context: Context | None) -> np.ndarray:
-        popularity = self.log_popularity[lists.items]
-        return pair_features(
-            self.spec, retrieval_score=lists.scores, log_popularity=popularity, n_events=lists.n_events, context=context
-        )
-
-
-def retrieve_lists(towers: TowerParameters, tokens: Tokens, inputs: Positives, labels: Positives, chosen: np.ndarray) -> Lists:
-    """Best unseen items of the users ``chosen`` given ``inputs``; labels are ``labels``."""
-    embeddings = item_embeddings(towers)
-    parts = []
-    for at in range(0, len(chosen), _BATCH):
-        part = chosen[at : at + _BATCH]
-        mine, later = inputs.users(part), labels.users(part)
-        with torch.no_grad():
-            users = towers.users(mine, tokens, part).numpy()
-        users = np.concatenate([users, np.ones((len(users), 1), dtype=np.float32)], axis=1)
-        scores = users @ embeddings.T
-        scores[mine.rows, mine.codes] = -np.inf
-        best, items = top_k(scores, min(N_CANDIDATES, embeddings.shape[0]))
-        hits, n_relevant = hit_matrix(items, later.offsets, later.codes, later.n_items)
-        first = np.minimum(later.offsets[:-1], max(len(later.codes) - 1, 0))
-        label_us = np.where(later.counts > 0, later.event_us[first] if len(later.codes) else NO_TIME, NO_TIME)
-        session = _newest(mine, _SESSION)
-        # A user with fewer unseen items than places gets -inf scores; the ranker sees 0 there and nothing counts them.
-        relevant = hits & np.isfinite(best)
-        parts.append(
-            Lists(users, items, np.where(np.isfinite(best), best, 0.0), relevant, n_relevant, mine.counts, label_us, session)
-        )
-    return Lists(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in Lists.__dataclass_fields__})
-
-
-def item_embeddings(towers: TowerParameters) -> np.ndarray:
-    """float32 [n, h + 1]."""
-    return torch.cat([towers.embedding.detach(), towers.item_bias.detach()], dim=1).numpy()
+    def lists(self, tokens: Tokens, seed: int, n_users: int) -> Lists | None:
+        """Of at most ``n_users`` users with a history and a label."""
+        able = np.flatnonzero((self.labels.counts > 0) & (self.inputs.counts > 0))
+        chosen = np.sort(np.random.default_rng(seed).permutation(able)[:n_users])
+        return retrieve_lists(self.towers, tokens, self.inputs, self.labels, chosen)
 
 
 def fit_ranker(
-    towers: TowerParameters, tokens: Tokens, train: Positives, held: Positives, seed: int, deadline: float, progress: Progress
+    inner: Stage, outer: Stage, tokens: Tokens, seed: int, deadline: float, progress: Progress
 ) -> tuple[RankerParameters, RankingData, dict[str, float]]:
-    """The ranker at its best epoch and gate on the held-out part; gate 0 is the retrieval order, so it is never worse than that there."""
-    rng = np.random.default_rng(seed)
-    inputs, labels = split(train, _LABEL_SHARE)
-    able = np.flatnonzero((labels.counts > 0) & (inputs.counts > 0))
-    lists = retrieve_lists(towers, tokens, inputs, labels, rng.permutation(able)[:MAX_USERS]) if len(able) else None
-    judged = np.flatnonzero((held.counts > 0) & (train.counts > 0))
-    judge = retrieve_lists(towers, tokens, train, held, np.sort(rng.permutation(judged)[:MAX_USERS])) if len(judged) else None
-    log_popularity = np.log1p(train.item_counts).astype(np.float32)
-    embeddings = item_embeddings(towers)
-    sample = lists or judge
-    spec = (
-        FeatureSpec.default()
-        if sample is None
-        else FeatureSpec.fitted(sample.scores, log_popularity[sample.items], sample.n_events)
-    )
-    data = RankingData(spec, embeddings, log_popularity)
-    params = RankerParameters.initial(embeddings.shape[1], len(spec.names), seed)
+    """A ranker taught on ``inner``, at the epoch and gate that were best on ``outer``; gate 0 is the retrieval order.
+
+    Returns:
+        The ranker, the outer stage's feature data, and the metrics of the outer stage ({} where nothing could be judged).
+    """
+    lists, judge = inner.lists(tokens, seed, MAX_USERS), outer.lists(tokens, seed, JUDGED_USERS)
+    data = RankingData.of(outer.towers, outer.inputs, judge)
+    params = RankerParameters.initial(data.embeddings.shape[1], len(data.spec.names), seed)
+    params.gate = 0.0
     if lists is None or judge is None:
-        params.gate = 0.0
         return params, data, {}
-    best = _train(params, data, lists.take(np.flatnonzero(lists.relevant.any(axis=1))), judge, rng, deadline, progress)
+    taught = RankingData.of(inner.towers, inner.inputs, lists)
+    lists = lists.take(np.flatnonzero(lists.relevant.any(axis=1)))
+    best = _train(params, taught, lists, Referee(data, judge), np.random.default_rng(seed), deadline, progress)
     return best, data, metrics_of(best, data, judge)
 
 
 def metrics_of(params: RankerParameters, data: RankingData, judge: Lists) -> dict[str, float]:
     """NDCG and recall at 10 and 20 of the re-ranked lists, neutral context."""
-    scores = _scores(params, data, judge)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    hits = np.take_along_axis(judge.relevant, order, axis=1)
+    hits = _ranked_hits(judge, _retrieval(data, judge) + params.gate * _residuals(params, data, judge))
     result = {f"ndcg_at_{k}": float(ndcg_at_k(hits, judge.n_relevant, k).mean()) for k in (10, 20)}
     return {**result, **{f"recall_at_{k}": float(recall_at_k(hits, judge.n_relevant, k).mean()) for k in (10, 20)}}
 
 
+class Referee:
+    """Chooses the gate on held-out lists, and tells an improvement from luck."""
+
+    def __init__(self, data: RankingData, judge: Lists) -> None:
+        self._data, self._judge = data, judge
+        self._retrieval = _retrieval(data, judge)
+        self._base = self._ndcg(self._retrieval)
+
+    def best_gate(self, params: RankerParameters) -> tuple[float, float, bool]:
+        """(gate, mean NDCG@20, whether that gains _SURE standard errors over the retrieval order) of the best gate above 0."""
+        residuals = _residuals(params, self._data, self._judge)
+        tried = []
+        for gate in GATES:
+            gained = self._ndcg(self._retrieval + gate * residuals) - self._base
+            sure = bool(gained.mean() > _SURE * gained.std() / max(len(gained), 1) ** 0.5)
+            tried.append((gate, float(self._base.mean() + gained.mean()), sure))
+        return max(tried, key=lambda one: one[1])
+
+    def _ndcg(self, scores: np.ndarray) -> np.ndarray:
+        return ndcg_at_k(_ranked_hits(self._judge, scores), self._judge.n_relevant, 20)
+
+
 def _train(
     params: RankerParameters,
-    data: RankingData,
+    taught: RankingData,
     lists: Lists,
-    judge: Lists,
+    referee: Referee,
     rng: np.random.Generator,
     deadline: float,
     progress: Progress,
 ) -> RankerParameters:
-    best = replace(params, gate=0.0)
-    reached, waited = _quality(best, data, judge), 0
+    best, reached, highest, waited = _frozen(params), 0.0, 0.0, 0
+    params = replace(params, gate=1.0)
     for tensor in params.tensors():
         tensor.requires_grad_(True)
-    optimizer = torch.optim.Adam(params.tensors(), lr=_RATE, weight_decay=_DECAY)
+    optimizer = torch.optim.AdamW(params.tensors(), lr=_RATE, weight_decay=_DECAY)
     for epoch in range(1, _EPOCHS + 1):
-        if waited > _PATIENCE or time.monotonic() > deadline or len(lists.users) == 0:
+        if waited >= _PATIENCE or time.monotonic() > deadline or len(lists.users) == 0:
             break
-        losses = []
         order = rng.permutation(len(lists.users))
-        for at in range(0, len(order), _BATCH):
-            losses.append(_step(params, data, lists.take(order[at : at + _BATCH]), rng, optimizer))
-        waited += 1
-        for gate in GATES[1:]:
-            tried = replace(params, gate=gate)
-            quality = _quality(tried, data, judge)
-            if quality > reached:
-                best, reached, waited = _frozen(tried), quality, 0
-        progress("ranker", {"epoch": epoch, "loss": float(np.mean(losses)), "ndcg_at_10": reached})
+        losses = [_step(params, taught, lists.take(order[at : at + _BATCH]), rng, optimizer) for at in range(0, len(order), _BATCH)]
+        if epoch % _JUDGE_EVERY:
+            continue
+        gate, quality, sure = referee.best_gate(params)
+        waited = 0 if quality > highest else waited + _JUDGE_EVERY
+        highest = max(highest, quality)
+        if sure and quality > reached:
+            best, reached = _frozen(replace(params, gate=gate)), quality
+        progress("ranker", {"epoch": epoch, "loss": float(np.mean(losses)), "ndcg_at_20": quality, "gate": gate})
     return best
 
 
-def _step(
-    params: RankerParameters, data: RankingData, lists: Lists, rng: np.random.Generator, optimizer: torch.optim.Optimizer
-) -> float:
+def _step(params: RankerParameters, data: RankingData, lists: Lists, rng: np.random.Generator, optimizer: torch.optim.Optimizer) -> float:
     features = torch.from_numpy(data.features(lists, _context(data, lists, rng)))
-    items = torch.from_numpy(data.embeddings[lists.items])
-    logs = torch.log_softmax(params.score(torch.from_numpy(lists.users), items, features), dim=1)
+    keep = torch.from_numpy((rng.random((2, lists.users.shape[1])) >= _DROPOUT).astype(np.float32) / (1 - _DROPOUT))
+    users, items = torch.from_numpy(lists.users) * keep[0], torch.from_numpy(data.embeddings[lists.items]) * keep[1]
+    scores = params.score(users, items, features).masked_fill(torch.from_numpy(~lists.there), -torch.inf)
+    logs = torch.log_softmax(scores, dim=1)
     relevant = torch.from_numpy(lists.relevant)
-    loss = -(logs * relevant).sum(dim=1).div(relevant.sum(dim=1)).mean()
+    loss = -torch.where(relevant, logs, 0.0).sum(dim=1).div(relevant.sum(dim=1)).mean()
     optimizer.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return float(loss.detach())
 
 
-def _context(data: RankingData, lists: Lists, rng: np.random.Generator) -> Context | None:
+def _context(data: RankingData, lists: Lists, rng: np.random.Generator) -> Context:
     """The label's hour and weekday, and the newest inputs as a session; for half of the users nothing."""
     shown = rng.random(len(lists.users)) < 0.5
     timed = shown & (lists.label_us != NO_TIME)
@@ -196,30 +162,27 @@ def _context(data: RankingData, lists: Lists, rng: np.random.Generator) -> Conte
     return Context(hour, weekday, [None] * len(hour), session_similarity(data.embeddings[lists.items], session))
 
 
-def _scores(params: RankerParameters, data: RankingData, lists: Lists) -> np.ndarray:
+def _retrieval(data: RankingData, lists: Lists) -> np.ndarray:
+    """float32 [B, C]: the scaled retrieval score, which the residual is added to."""
+    return np.asarray((lists.scores - data.spec.mean[0]) / data.spec.scale[0], dtype=np.float32)
+
+
+def _residuals(params: RankerParameters, data: RankingData, lists: Lists) -> np.ndarray:
     parts = []
     for at in range(0, len(lists.users), _BATCH):
         part = lists.take(np.arange(at, min(at + _BATCH, len(lists.users))))
         with torch.no_grad():
             features = torch.from_numpy(data.features(part, None))
-            parts.append(
-                params.score(torch.from_numpy(part.users), torch.from_numpy(data.embeddings[part.items]), features).numpy()
-            )
+            items = torch.from_numpy(data.embeddings[part.items])
+            parts.append(params.residual(torch.from_numpy(part.users), items, features).numpy())
     return np.concatenate(parts)
 
 
-def _quality(params: RankerParameters, data: RankingData, judge: Lists) -> float:
-    return metrics_of(params, data, judge)["ndcg_at_10"]
+def _ranked_hits(lists: Lists, scores: np.ndarray) -> np.ndarray:
+    order = np.argsort(-np.where(lists.there, scores, -np.inf), axis=1, kind="stable")
+    return np.take_along_axis(lists.relevant, order, axis=1)
 
 
 def _frozen(params: RankerParameters) -> RankerParameters:
-    copies = {name: value.detach().clone() for name, value in vars(params).items() if isinstance(value, torch.Tensor)}
+    copies: dict[str, Any] = {name: value.detach().clone() for name, value in vars(params).items() if isinstance(value, torch.Tensor)}
     return replace(params, **copies)
-
-
-def _newest(inputs: Positives, n: int) -> np.ndarray:
-    """int64 [B, n]: each user's newest codes, -1 behind the end."""
-    result = np.full((inputs.n_users, n), -1, dtype=np.int64)
-    head = inputs.places < n
-    result[inputs.rows[head], inputs.places[head]] = inputs.codes[head]
-    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,9 +31,7 @@ class Tokens:
 def tokens_of(rows: list[list[str]], min_rows: int, max_tokens: int = 20_000) -> Tokens:
     """The most frequent tokens that at least ``min_rows`` rows have, sorted by name."""
     flat = np.array([name for row in rows for name in row], dtype=object)
-    names, counts = (
-        np.unique(flat.astype(str), return_counts=True) if len(flat) else (np.array([], dtype=str), np.array([], dtype=int))
-    )
+    names, counts = np.unique(flat.astype(str), return_counts=True) if len(flat) else (np.array([], dtype=str), np.array([], dtype=int))
     frequent = np.flatnonzero(counts >= min_rows)
     frequent = np.sort(frequent[np.argsort(-counts[frequent], kind="stable")[:max_tokens]])
     place = {str(names[i]): code for code, i in enumerate(frequent)}
@@ -65,7 +64,8 @@ class TowerParameters:
         return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     def copy(self) -> TowerParameters:
-        return replace(self, **{name: value.detach().clone() for name, value in self.tensors().items()})
+        copies: dict[str, Any] = {name: value.detach().clone() for name, value in self.tensors().items()}
+        return replace(self, **copies)
 
     def users(self, inputs: Positives, tokens: Tokens, chosen: np.ndarray) -> torch.Tensor:
         """float32 [B, h] of the users ``chosen``; ``inputs`` holds their histories in the same order."""

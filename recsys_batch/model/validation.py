@@ -16,7 +16,7 @@ from recsys_batch.topk import top_k
 
 N_CANDIDATES = 200
 MIN_NEW_EVENTS = 1_000
-_BLOCK = 256
+_BLOCK, _CELLS = 256, 20_000_000  # users at once: fewer where the catalogue is large, 80 MB of scores
 
 
 def popularity_metrics(train: Positives, held: Positives) -> dict[str, float]:
@@ -24,8 +24,8 @@ def popularity_metrics(train: Positives, held: Positives) -> dict[str, float]:
     counts = train.item_counts.astype(np.float32)
     able = np.flatnonzero(held.counts > 0)
     lists = []
-    for at in range(0, len(able), _BLOCK):
-        mine = train.users(able[at : at + _BLOCK])
+    for part in _blocks(able, train.n_items):
+        mine = train.users(part)
         scores = np.repeat(counts[None], mine.n_users, axis=0)
         scores[mine.rows, mine.codes] = -np.inf
         lists.append(top_k(scores, 20)[1])
@@ -44,9 +44,7 @@ def unseen_by(champion: Bundle, data: TrainingData, held_out: Positives) -> Posi
     return newer if len(newer.codes) >= MIN_NEW_EVENTS else None
 
 
-def bundle_ndcg(
-    bundle: Bundle, data: TrainingData, items: pa.Table, users: pa.Table | None, inputs: Positives, held: Positives
-) -> float:
+def bundle_ndcg(bundle: Bundle, data: TrainingData, items: pa.Table, users: pa.Table | None, inputs: Positives, held: Positives) -> float:
     """NDCG@10 of a bundle's two stages on ``held``, given the histories ``inputs``."""
     towers, ranker, spec = (
         Towers.from_bundle(bundle),
@@ -58,8 +56,7 @@ def bundle_ndcg(
     profile = _profiles(data.user_ids, users)
     able = np.flatnonzero((held.counts > 0) & (inputs.counts > 0))
     lists = []
-    for at in range(0, len(able), _BLOCK):
-        part = able[at : at + _BLOCK]
+    for part in _blocks(able, inputs.n_items):
         mine = inputs.users(part)
         newest = mine.where(mine.places < towers.history_length)
         segments, attributes = zip(*(profile[user] for user in part), strict=True)
@@ -83,6 +80,11 @@ def bundle_ndcg(
     return _quality(lists, held.users(able))["ndcg_at_10"]
 
 
+def _blocks(users: np.ndarray, n_items: int) -> list[np.ndarray]:
+    step = max(1, min(_BLOCK, _CELLS // n_items))
+    return [users[at : at + step] for at in range(0, len(users), step)]
+
+
 def _profiles(user_ids: pa.Array, users: pa.Table | None) -> list[tuple[str | None, dict[str, str] | None]]:
     """(segment, attributes) of each user."""
     if users is None:
@@ -93,8 +95,8 @@ def _profiles(user_ids: pa.Array, users: pa.Table | None) -> list[tuple[str | No
 
 
 def _quality(lists: list[np.ndarray], held: Positives) -> dict[str, float]:
-    if not lists:
-        return {f"{name}_at_{k}": float("nan") for name in ("ndcg", "recall") for k in (10, 20)}
+    if not lists:  # nothing is held out: no evidence is no quality, and JSON has no NaN
+        return {f"{name}_at_{k}": 0.0 for name in ("ndcg", "recall") for k in (10, 20)}
     hits, n_relevant = hit_matrix(np.concatenate(lists), held.offsets, held.codes, held.n_items)
     result = {f"ndcg_at_{k}": float(ndcg_at_k(hits, n_relevant, k).mean()) for k in (10, 20)}
     return {**result, **{f"recall_at_{k}": float(recall_at_k(hits, n_relevant, k).mean()) for k in (10, 20)}}

@@ -1,8 +1,10 @@
 """Closed-form starting points of the towers, so that gradient steps only have to polish.
 
-Small catalogues: the ridge item-item model B of Steck 2019 ("Embarrassingly shallow autoencoders", eq. 8: B = I - P diagMat(1/diag P),
-P = (X'X + lambda I)^-1), projected on the top right singular vectors V of XB: H = BV, E = V. Larger ones: the truncated SVD of the
-degree-normalised X (PureSVD with damped popularity): H = E = V sqrt(S).
+Small catalogues: the item-item model B = I - C diagMat(1 / diag C), C = (G + lambda I + p / (1 - p) diag G)^-1, G = X' W X. That is
+EASE (Steck 2019, "Embarrassingly shallow autoencoders", eq. 8) with the diagonal of training by dropout p (Steck 2020,
+"Autoencoders that don't overfit towards the identity", eq. 5) and users weighted by W = 1 / sqrt(their items), so that the heavy ones do
+not speak for everybody. B is then projected on the top right singular vectors V of sqrt(W') X B: H = BV, E = V.
+Larger ones: the truncated SVD of the degree-normalised X (PureSVD with damped popularity): H = E = V sqrt(S).
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from recsys_batch.model.data import Positives
 RIDGE_MAX_ITEMS = 12_000
 """Inverting n x n takes n^3: 12,000 items are about a minute on two cores."""
 
+DROPOUT_ODDS = 0.5
+"""p / (1 - p) at p = 1/3. Recall@20 of ML-100K, random split: 0.366 at 0, 0.376 at 0.25 to 0.67, lambda by validation."""
+
 _OVERSAMPLE, _ITERATIONS = 16, 5
 
 
@@ -32,14 +37,21 @@ class Start:
 
 
 def ridge_start(positives: Positives, h: int, ridge: float, seed: int) -> Start:
-    """From the ridge item-item model."""
+    """From the item-item model; W' weighs users by 1 / their items, so that the projection is fair to short histories too."""
     X = _matrix(positives)
-    gram = torch.from_numpy((X.T @ X).toarray())
-    P = torch.linalg.inv(gram + ridge * torch.eye(len(gram)))
-    B = P / -P.diagonal()
+    gram = _gram(X, user_weights(positives.counts))
+    C = torch.linalg.inv(gram + torch.diag(ridge + DROPOUT_ODDS * gram.diagonal()))
+    B = C / -C.diagonal()
     B.fill_diagonal_(0.0)
-    V = _top_directions(lambda Y: B.T @ (gram @ (B @ Y)), len(gram), h, seed)
+    target = _gram(X, user_weights(positives.counts) ** 2)
+    V = _top_directions(lambda Y: B.T @ (target @ (B @ Y)), len(gram), h, seed)
     return Start((B @ V).numpy(), V.numpy(), f"ridge {ridge:g}")
+
+
+def user_weights(counts: np.ndarray) -> np.ndarray:
+    """float64 [n_users]: 1 / sqrt(items), mean 1 over the users who have any; 0 for the others."""
+    weights = np.where(counts > 0, 1.0 / np.sqrt(np.maximum(counts, 1)), 0.0)
+    return np.asarray(weights / max(weights.sum() / max(int((counts > 0).sum()), 1), 1e-12))
 
 
 def svd_start(positives: Positives, h: int, seed: int) -> Start:
@@ -57,6 +69,11 @@ def svd_start(positives: Positives, h: int, seed: int) -> Start:
 def _matrix(positives: Positives) -> sparse.csr_matrix:
     ones = np.ones(len(positives.codes), dtype=np.float32)
     return sparse.csr_matrix((ones, positives.codes, positives.offsets), shape=(positives.n_users, positives.n_items))
+
+
+def _gram(X: sparse.csr_matrix, weights: np.ndarray) -> torch.Tensor:
+    """float32 [n, n]: X' diag(weights) X."""
+    return torch.from_numpy((X.T @ (sparse.diags(weights.astype(np.float32)) @ X)).toarray())
 
 
 def _top_directions(apply: Callable[[torch.Tensor], torch.Tensor], n: int, h: int, seed: int) -> torch.Tensor:

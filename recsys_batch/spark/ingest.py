@@ -17,7 +17,7 @@ from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
 from recsys_batch.spark import validate
-from recsys_batch.spark.merge import items_from_events, merged_with_table, rejections_not_recorded, with_first_seen
+from recsys_batch.spark.merge import in_span, items_from_events, merged_with_table, rejections_not_recorded, with_first_seen
 from recsys_batch.spark.reading import reading
 from recsys_batch.spark.sources import RAW_ROW, IngestRequest, RawSource, read_source
 from recsys_batch.spark.summary import IngestSummary, KindSummary
@@ -26,6 +26,8 @@ from recsys_batch.spark.validate import EVENT_KEY, HELD_OUT, PRESENT, REASON, Su
 
 DECLARED = "recsys_batch.items_declared"
 """Property of the items table: "true" once an items file was ingested; interactions with other items are then rejected."""
+
+_ROWS_PER_FILE = 1_000_000
 
 
 def ingest(spark: SparkSession, config: Config, request: IngestRequest) -> IngestSummary:
@@ -90,6 +92,8 @@ class _Ingest:
         self._now = dt.datetime.now(dt.UTC)
         self._summary = IngestSummary(self._ids, f"{self._now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}")
         self._verdicts: dict[str, DataFrame] = {}
+        self._pinned: dict[str, DataFrame | None] = {}
+        self._was_declared = self._tables.exists("items") and self._tables.property("items", DECLARED) == "true"
 
     def run(self) -> IngestSummary:
         """Verdicts first, then the writes, interactions last but for rejected: an ingest that dies anywhere is simply run again."""
@@ -122,14 +126,17 @@ class _Ingest:
         return next((found for found in needed if found is not None), "BIGINT")
 
     def _read(self, name: str) -> DataFrame | None:
-        """The table at its present version, so that what is derived from it stays the same while this run writes."""
-        return self._tables.read(name, self._tables.version(name)) if self._tables.exists(name) else None
+        """The table as it was when this run first looked, so that what is derived from it stays the same while the run writes."""
+        if name not in self._pinned:
+            there = self._tables.exists(name)
+            self._pinned[name] = self._tables.read(name, self._tables.version(name)) if there else None
+        return self._pinned[name]
 
     def _judged_interactions(self) -> DataFrame:
         raw, seen = self._sources["interactions"][0], self._surveys["interactions"]
         typed = validate.typed_interactions(raw, self._ids)
         tables = [
-            table.where(_in_span(seen)).select(*EVENT_KEY) for table in map(self._read, ("interactions", "holdout")) if table is not None
+            table.where(in_span(seen)).select(*EVENT_KEY) for table in map(self._read, ("interactions", "holdout")) if table is not None
         ]
         typed = validate.mark_repeated_and_present(typed, reduce(DataFrame.unionByName, tables) if tables else None)
         if self._declared():
@@ -140,7 +147,7 @@ class _Ingest:
         return validate.mark_holdout(typed, self._request.holdout, self._config.data.min_weight)
 
     def _declared(self) -> bool:
-        return "items" in self._sources or (self._tables.exists("items") and self._tables.property("items", DECLARED) == "true")
+        return "items" in self._sources or self._was_declared
 
     def _judge(self, kind: str, marked: DataFrame) -> None:
         """Keep the verdicts, and count them in one pass."""
@@ -160,7 +167,7 @@ class _Ingest:
         if "items" in self._sources:
             if self._summary.kinds["items"].accepted:
                 self._upsert("items", with_first_seen(self._rows("items"), events))
-            if self._tables.exists("items") and self._tables.property("items", DECLARED) != "true":
+            if not self._was_declared and self._tables.exists("items"):
                 self._tables.set_property("items", DECLARED, "true")
         elif events is not None:
             derive = not self._declared()
@@ -181,7 +188,7 @@ class _Ingest:
         ):
             if n_rows:
                 self._tables.ensure(name, self._ids)
-                self._tables.append(name, _by_date(part.select(*_columns(name)), self._spark), self._metadata(name))
+                self._tables.append(name, _by_date(part.select(*_columns(name)), n_rows), self._metadata(name))
         if summary.accepted:
             accepted = usable.where(~F.col(HELD_OUT))
             found = accepted.agg(F.count_distinct("user_id"), F.count_distinct("item_id")).head()
@@ -237,14 +244,8 @@ def _columns(table: str) -> list[str]:
     return [column.name for column in TABLES[table].columns]
 
 
-def _in_span(seen: Survey) -> Column:
-    """The part of a table that rows of these dates can be in: a day's file does not read years."""
-    if seen.first_date is None:
-        return F.col("event_date").isNull()
-    return F.col("event_date").between(F.lit(seen.first_date), F.lit(seen.last_date))
-
-
-def _by_date(accepted: DataFrame, spark: SparkSession) -> DataFrame:
-    """Files of neighbouring dates, so that a reader of some days skips the others' files."""
-    n = max(spark.sparkContext.defaultParallelism, 1)
-    return accepted.repartitionByRange(n, "event_date", "user_id").sortWithinPartitions("event_date", "user_id")
+def _by_date(rows: DataFrame, n_rows: int) -> DataFrame:
+    """Files of neighbouring dates, so that a reader of some days skips the others' files; one file where there is little."""
+    n_files = -(-n_rows // _ROWS_PER_FILE)
+    parts = rows.repartitionByRange(n_files, "event_date", "user_id") if n_files > 1 else rows.coalesce(1)
+    return parts.sortWithinPartitions("event_date", "user_id")

@@ -7,7 +7,7 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.spark.validate import PRESENT, REASON
+from recsys_batch.spark.validate import PRESENT, REASON, Survey
 
 _ITEMS = ("item_id", "title", "categories", "is_available", "first_seen_ts", "attributes")
 
@@ -64,6 +64,13 @@ def rejections_not_recorded(rejected: DataFrame, recorded: DataFrame) -> DataFra
     """source, kind, reason, row of ``rejected`` beyond those in ``recorded``, as multisets: two equal bad lines are two rows."""
     columns = ("source", "kind", "reason", "row")
     return rejected.select(*columns).exceptAll(recorded.select(*columns))
+
+
+def in_span(seen: Survey) -> Column:
+    """The part of a table that rows of these dates can be in: a day's file does not read years."""
+    if seen.first_date is None:
+        return F.col("event_date").isNull()
+    return F.col("event_date").between(F.lit(seen.first_date), F.lit(seen.last_date))
 
 
 def _first_events(events: DataFrame) -> DataFrame:

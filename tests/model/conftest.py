@@ -32,12 +32,8 @@ class Tables:
         return replace(self, interactions=self.interactions.set_column(at, "event_ts", nulls))
 
 
-def interactions_of(
-    users: Sequence[Any], items: Sequence[Any], seconds: Sequence[int | None], weights: Sequence[float]
-) -> pa.Table:
-    stamps = pa.array([None if second is None else second * 1_000_000 for second in seconds], pa.int64()).cast(
-        pa.timestamp("us", "UTC")
-    )
+def interactions_of(users: Sequence[Any], items: Sequence[Any], seconds: Sequence[int | None], weights: Sequence[float]) -> pa.Table:
+    stamps = pa.array([None if second is None else second * 1_000_000 for second in seconds], pa.int64()).cast(pa.timestamp("us", "UTC"))
     return pa.table({"user_id": users, "item_id": items, "event_ts": stamps, "weight": pa.array(weights, pa.float32())})
 
 

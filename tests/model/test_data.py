@@ -27,9 +27,7 @@ def ragged(counts: list[int]) -> Positives:
 def test_a_history_is_newest_first_without_returns_and_an_item_taken_twice_counts_at_its_newest(
     make_interactions: Any, make_items: Any
 ) -> None:
-    table = make_interactions(
-        ["b", "a", "b", "b", "b", "a"], [1, 7, 5, 1, 3, 9], [10, 50, 20, 40, 30, 60], [1.0, 1.0, 2.0, 1.0, -1.0, 0.0]
-    )
+    table = make_interactions(["b", "a", "b", "b", "b", "a"], [1, 7, 5, 1, 3, 9], [10, 50, 20, 40, 30, 60], [1.0, 1.0, 2.0, 1.0, -1.0, 0.0])
     data = prepare(table, make_items([1, 3, 5, 7, 9], [[]] * 5), None, CONFIG)
     assert data.user_ids.to_pylist() == ["a", "b"]
     assert data.item_ids.to_pylist() == [1, 5, 7]

@@ -29,7 +29,9 @@ def scores_of(bundle: Bundle, items: pa.Table, codes: list[int]) -> np.ndarray:
     towers = Towers.from_bundle(bundle)
     vectors = towers.encode_items(items)
     offsets = np.array([0, len(codes)])
-    user = towers.encode_users(np.array(codes, dtype=np.int64), offsets, None, np.ones(len(codes), np.float32), [None], [None], vectors.history)
+    user = towers.encode_users(
+        np.array(codes, dtype=np.int64), offsets, None, np.ones(len(codes), np.float32), [None], [None], vectors.history
+    )
     return np.asarray(user @ vectors.embeddings.T)[0]
 
 
@@ -40,7 +42,9 @@ def test_it_beats_popularity_where_users_have_a_taste(bundle: Bundle) -> None:
     assert gate == {"challenger": metrics["ndcg_at_10"], "popularity": metrics["popularity_ndcg_at_10"]}
 
 
-def test_the_same_tables_and_seed_give_the_same_bundle_to_the_last_bit(planted: Any, small: Config, train_on: Train, bundle: Bundle) -> None:
+def test_the_same_tables_and_seed_give_the_same_bundle_to_the_last_bit(
+    planted: Any, small: Config, train_on: Train, bundle: Bundle
+) -> None:
     assert train_on(planted, small).digest == bundle.digest
 
 
@@ -57,7 +61,7 @@ def test_the_bundle_says_what_it_is(bundle: Bundle, planted: Any, small: Config)
     assert manifest["n_interactions"] == planted.interactions.num_rows
     newest = max(planted.interactions["event_ts"].to_pylist())
     assert manifest["trained_until"] == newest.isoformat()
-    assert len(manifest["curves"]["towers_ndcg_at_20"]) == manifest["model"]["epochs"] + 1 or len(manifest["curves"]["towers_ndcg_at_20"]) <= 5
+    assert manifest["model"]["epochs"] < len(manifest["curves"]["towers_ndcg_at_20"]) <= small.training.max_epochs + 1
     assert FeatureSpec.from_dict(manifest["features"]).names == FeatureSpec.default().names
 
 
@@ -105,7 +109,9 @@ def test_real_ratings_without_a_users_table_train(movielens: Any, small: Config,
     assert np.isfinite(result.manifest["metrics"]["ndcg_at_10"])
 
 
-def test_users_with_one_interaction_each_train_and_are_judged_on_nothing(small: Config, train_on: Train, planted: Any, make_interactions: Any) -> None:
+def test_users_with_one_interaction_each_train_and_are_judged_on_nothing(
+    small: Config, train_on: Train, planted: Any, make_interactions: Any
+) -> None:
     users = [f"u{user}" for user in range(30)]
     table = make_interactions(users, [user % 5 for user in range(30)], list(range(30)), [1.0] * 30)
     result = train_on(replace(planted, interactions=table, users=None), small)

@@ -99,6 +99,8 @@ def test_the_gate_compares_challenger_and_champion_on_the_same_new_events(
     assert gate["popularity"] == pytest.approx(popularity_metrics(held_in, fresh)["popularity_ndcg_at_10"])
 
 
-def test_a_champion_that_has_seen_everything_stands_by_its_own_measurement(planted: Any, small: Config, train_on: Train, bundle: Bundle) -> None:
+def test_a_champion_that_has_seen_everything_stands_by_its_own_measurement(
+    planted: Any, small: Config, train_on: Train, bundle: Bundle
+) -> None:
     gate = train_on(planted, changed(small, seed=5), champion=bundle).manifest["gate"]
     assert gate["champion"] == bundle.manifest["metrics"]["ndcg_at_10"]

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recsys_batch.model import warm_start
 from recsys_batch.model.data import Positives
-from recsys_batch.model.warm_start import ridge_start, svd_start
+from recsys_batch.model.warm_start import DROPOUT_ODDS, ridge_start, svd_start
 
 RIDGE = 3.0
 
@@ -25,25 +26,46 @@ def dense(positives: Positives) -> np.ndarray:
     return X
 
 
-def ease(X: np.ndarray, ridge: float) -> np.ndarray:
-    """Steck 2019, eq. 8, as written there."""
-    P = np.linalg.inv(X.T @ X + ridge * np.eye(X.shape[1]))
-    B = np.eye(len(P)) - P @ np.diag(1 / np.diag(P))
+def weights(X: np.ndarray) -> np.ndarray:
+    root = 1 / np.sqrt(X.sum(1))
+    return np.asarray(root / root.mean())
+
+
+def item_item(X: np.ndarray, ridge: float, odds: float, user_weights: np.ndarray) -> np.ndarray:
+    """The module's formula, with its matrices written out; odds 0 and weights 1 are EASE."""
+    G = X.T @ np.diag(user_weights) @ X
+    C = np.linalg.inv(G + ridge * np.eye(len(G)) + odds * np.diag(np.diag(G)))
+    B = np.eye(len(C)) - C @ np.diag(1 / np.diag(C))
     np.fill_diagonal(B, 0)
     return B
 
 
 def test_at_full_rank_the_ridge_start_is_the_item_item_model(sample: Positives) -> None:
     start = ridge_start(sample, 12, RIDGE, seed=1)
-    np.testing.assert_allclose(start.history @ start.embedding.T, ease(dense(sample), RIDGE), atol=1e-4)
+    X = dense(sample)
+    np.testing.assert_allclose(start.history @ start.embedding.T, item_item(X, RIDGE, DROPOUT_ODDS, weights(X)), atol=1e-4)
+
+
+def test_without_dropout_and_weights_it_is_ease(sample: Positives, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against Steck's own solution: the minimum of |X - XB|^2 + ridge |B|^2 with a zero diagonal, column by column."""
+    monkeypatch.setattr(warm_start, "DROPOUT_ODDS", 0.0)
+    monkeypatch.setattr(warm_start, "user_weights", lambda counts: np.ones(len(counts)))
+    start = ridge_start(sample, 12, RIDGE, seed=1)
+    X = dense(sample)
+    for item in range(12):
+        others = np.delete(np.arange(12), item)
+        A = X[:, others]
+        column = np.linalg.solve(A.T @ A + RIDGE * np.eye(11), A.T @ X[:, item])
+        np.testing.assert_allclose((start.history @ start.embedding.T)[others, item], column, atol=1e-4)
 
 
 def test_at_lower_rank_the_ridge_start_scores_as_near_to_the_full_model_as_that_rank_can(sample: Positives) -> None:
     X = dense(sample)
-    full = X @ ease(X, RIDGE)
+    weighted = weights(X)[:, None] * X
+    B = item_item(X, RIDGE, DROPOUT_ODDS, weights(X))
     start = ridge_start(sample, 4, RIDGE, seed=1)
-    best = np.sqrt((np.linalg.svd(full, compute_uv=False)[4:] ** 2).sum())
-    assert np.linalg.norm(X @ start.history @ start.embedding.T - full) == pytest.approx(best, rel=1e-3)
+    best = np.sqrt((np.linalg.svd(weighted @ B, compute_uv=False)[4:] ** 2).sum())
+    assert np.linalg.norm(weighted @ (start.history @ start.embedding.T - B)) == pytest.approx(best, rel=1e-3)
 
 
 def test_the_svd_start_is_the_truncated_svd_of_the_normalised_matrix(sample: Positives) -> None:

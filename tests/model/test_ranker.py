@@ -1,0 +1,159 @@
+"""The second stage: what it adds to the retrieval order, what it is taught on, and when it is let in."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from recsys_batch.config import Config
+from recsys_batch.errors import BundleError
+from recsys_batch.features import PAIR, FeatureSpec
+from recsys_batch.model.data import NO_TIME, Positives, prepare, split
+from recsys_batch.model.ranker import Ranker, RankerParameters
+from recsys_batch.model.ranker_lists import RankingData, retrieve_lists
+from recsys_batch.model.ranker_training import NOT_JUDGED, Stage, _context, fit_ranker, metrics_of
+from recsys_batch.model.tower_parameters import Plan, TowerParameters, start, tokens_of
+
+LATER = 1e12
+D, F = 5, len(FeatureSpec.default().names)
+NO_TOKENS = tokens_of([], 1)
+
+
+def inputs_of(B: int, C: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(B)
+    users, items, features = (rng.normal(size=shape).astype(np.float32) for shape in ((B, D), (B, C, D), (B, C, F)))
+    return users, items, features
+
+
+def trained(gate: float) -> RankerParameters:
+    params = RankerParameters.initial(D, F, seed=4)
+    generator = torch.Generator().manual_seed(5)
+    params = replace(params, output=torch.randn(params.output.shape, generator=generator), gate=gate)
+    params.bias += 0.3
+    return params
+
+
+def test_the_score_is_the_retrieval_score_and_a_gated_network_of_all_inputs() -> None:
+    params = trained(0.5)
+    users, items, features = inputs_of(2, 3)
+    first = np.concatenate([weights.numpy() for weights in (params.user, params.item, params.product, params.features)])
+    for b in range(2):
+        for c in range(3):
+            everything = np.concatenate([users[b], items[b, c], users[b] * items[b, c], features[b, c]])
+            hidden = np.maximum(everything @ first + params.bias.numpy(), 0)
+            expected = features[b, c, 0] + 0.5 * (hidden @ params.output.numpy())[0]
+            got = Ranker(params.arrays()).score(users[b : b + 1], items[b : b + 1, c : c + 1], features[b : b + 1, c : c + 1])
+            assert got[0, 0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_closed_gate_leaves_the_retrieval_order() -> None:
+    users, items, features = inputs_of(4, 9)
+    np.testing.assert_array_equal(Ranker(trained(0.0).arrays()).score(users, items, features), features[..., 0])
+
+
+def test_a_score_does_not_depend_on_other_users_or_candidates() -> None:
+    users, items, features = inputs_of(4, 9)
+    ranker = Ranker(trained(1.0).arrays())
+    together = ranker.score(users, items, features)
+    alone = ranker.score(users[2:3], items[2:3, 5:6], features[2:3, 5:6])
+    assert alone[0, 0] == pytest.approx(together[2, 5], abs=1e-5)
+
+
+def test_missing_weights_are_named() -> None:
+    arrays = trained(1.0).arrays()
+    del arrays["ranker_product"]
+    with pytest.raises(BundleError, match="lacks the weights product"):
+        Ranker(arrays)
+
+
+def towers_of(data: Positives, seed: int = 1) -> TowerParameters:
+    return start(Plan(20.0, 0.0, 5.0), data, 8, 0, seed)
+
+
+@pytest.fixture(scope="module")
+def stages(planted: Any, small: Config) -> tuple[Stage, Stage]:
+    """(inner, outer) on the planted market."""
+    positives = prepare(planted.interactions, planted.items, None, small).positives
+    train, held = split(positives, 0.1)
+    older, newer = split(train, 0.2)
+    return Stage(towers_of(older), older, newer), Stage(towers_of(train), train, held)
+
+
+def test_lists_hold_no_input_and_every_retrieved_label_is_marked(stages: tuple[Stage, Stage]) -> None:
+    stage = stages[0]
+    chosen = np.arange(0, stage.inputs.n_users, 3)
+    lists = retrieve_lists(stage.towers, NO_TOKENS, stage.inputs, stage.labels, chosen)
+    assert lists is not None
+    for row, user in enumerate(chosen):
+        seen = set(stage.inputs.codes[slice(*stage.inputs.offsets[user : user + 2])].tolist())
+        later = set(stage.labels.codes[slice(*stage.labels.offsets[user : user + 2])].tolist())
+        listed = lists.items[row][lists.there[row]].tolist()
+        assert not seen & set(listed) and len(listed) == 80 - len(seen)
+        assert set(lists.items[row][lists.relevant[row]].tolist()) == later & set(listed)
+        assert (lists.n_relevant[row], lists.n_events[row]) == (len(later), len(seen))
+    assert (np.diff(np.where(lists.there, lists.scores, -np.inf), axis=1) <= 0).all(where=lists.there[:, 1:])
+
+
+def test_the_time_of_a_list_is_its_newest_labels_and_unknown_without_label(make_positives: Any) -> None:
+    inputs, labels = make_positives([[0], [1], [2]], 6), make_positives([[3, 4], [], [5]], 6, [90, 80, 70])
+    lists = retrieve_lists(towers_of(inputs), NO_TOKENS, inputs, labels, np.arange(3))
+    assert lists is not None and lists.label_us.tolist() == [90, NO_TIME, 70]
+    assert lists.session.tolist() == [[0, -1, -1], [1, -1, -1], [2, -1, -1]]
+
+
+def test_half_of_the_users_are_taught_without_context(stages: tuple[Stage, Stage]) -> None:
+    lists = stages[0].lists(NO_TOKENS, 1, 1_000)
+    assert lists is not None
+    data = RankingData.of(stages[0].towers, stages[0].inputs, lists)
+    context = _context(data, lists, np.random.default_rng(0))
+    features = data.features(lists, context)[..., len(PAIR) :]
+    neutral = ~features.any(axis=(1, 2))
+    assert 0.35 < neutral.mean() < 0.65
+    # 1970-01-01T00:00Z was a Thursday, and all of the market's events lie within three weeks of it
+    known = np.isfinite(context.hour)
+    assert (context.weekday[known] == (lists.label_us[known] // 86_400_000_000 + 3) % 7).all() and known.any()
+
+
+def test_the_ranker_is_no_worse_than_the_towers_on_what_is_held_out(stages: tuple[Stage, Stage]) -> None:
+    inner, outer = stages
+    params, data, metrics = fit_ranker(inner, outer, NO_TOKENS, 3, LATER, lambda *_: None)
+    lists = outer.lists(NO_TOKENS, 3, 1_000)
+    assert lists is not None
+    towers_alone = metrics_of(replace(params, gate=0.0), data, lists)
+    assert metrics["ndcg_at_20"] >= towers_alone["ndcg_at_20"]
+
+
+def test_the_ranker_learns_what_the_towers_cannot_say(make_positives: Any) -> None:
+    """Everybody's next items are unpopular ones, which the towers know nothing of: the ranker has to turn popularity round."""
+    rng = np.random.default_rng(0)
+    histories = []
+    for _ in range(300):
+        old = rng.permutation(20)[: rng.integers(6, 12)]
+        new = 20 + np.minimum((20 * rng.random(4) ** 0.5).astype(int), 19)
+        histories.append([*dict.fromkeys(new.tolist()), *old.tolist()])
+    everything = make_positives(histories, 40)
+    train, held = split(everything, 0.15)
+    older, newer = split(train, 0.15)
+    inner, outer = Stage(towers_of(older), older, newer), Stage(towers_of(train), train, held)
+    params, data, metrics = fit_ranker(inner, outer, NO_TOKENS, 3, LATER, lambda *_: None)
+    lists = outer.lists(NO_TOKENS, 3, 1_000)
+    assert lists is not None and params.gate > 0
+    assert metrics["ndcg_at_20"] > 1.05 * metrics_of(replace(params, gate=0.0), data, lists)["ndcg_at_20"]
+
+
+def test_at_its_deadline_the_ranker_stops_with_a_closed_gate(stages: tuple[Stage, Stage]) -> None:
+    params, _, metrics = fit_ranker(*stages, NO_TOKENS, 3, time.monotonic() - 1, lambda *_: None)
+    assert params.gate == 0.0 and metrics["ndcg_at_10"] > 0
+
+
+def test_without_labels_the_gate_stays_closed_and_nothing_is_claimed(make_positives: Any) -> None:
+    inputs, labels = make_positives([[0], [1]], 3), make_positives([[], []], 3)
+    stage = Stage(towers_of(inputs), inputs, labels)
+    params, data, metrics = fit_ranker(stage, stage, NO_TOKENS, 3, LATER, lambda *_: None)
+    assert params.gate == 0.0 and metrics == {} and data.spec == FeatureSpec.default()
+    assert set(NOT_JUDGED) == {"ndcg_at_10", "ndcg_at_20", "recall_at_10", "recall_at_20"}

@@ -1,0 +1,133 @@
+"""The score step on plain batches: the ranker's order, ties by item_id, popular users as they came."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recsys_batch.bundle import Bundle, load_bundle, write_bundle
+from recsys_batch.catalogue import Catalogue, write_catalogue
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.features import FeatureSpec, pair_features
+from recsys_batch.model.export import ranker_onnx
+from recsys_batch.model.ranker import Ranker, RankerParameters
+from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.spark.score import ScoreTask, scorer
+
+N_ITEMS, DIM = 50, 6
+IDS = IdTypes("BIGINT", "STRING")
+NOW = dt.datetime(2026, 3, 1, 2, tzinfo=dt.UTC)
+
+
+def arrays(scale: float = 1.0) -> dict[str, np.ndarray]:
+    params = RankerParameters.initial(DIM, len(FeatureSpec.default().names), seed=5)
+    params.output += scale
+    return params.arrays()
+
+
+def embeddings() -> np.ndarray:
+    return np.random.default_rng(2).normal(size=(N_ITEMS, DIM)).astype(np.float32)
+
+
+@pytest.fixture
+def catalogue_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "catalogue"
+    folder.mkdir()
+    popularity = np.linspace(0, 3, N_ITEMS).astype(np.float32)
+    ids = pa.array([f"i{code:02d}" for code in range(N_ITEMS)])
+    write_catalogue(folder, Catalogue(ids, embeddings(), np.zeros((N_ITEMS, 0), np.float32), popularity, np.ones(N_ITEMS, bool)))
+    return folder
+
+
+def bundle(folder: Path, kind: str, ranker: bool = True, scale: float = 1.0) -> Bundle:
+    manifest = {"kind": kind, "embedding_dim": DIM, "features": FeatureSpec.default().to_dict()}
+    onnx = ranker_onnx(arrays(scale)) if ranker else None
+    return write_bundle(folder, manifest, tensors=arrays(scale) if kind == "two_tower" else None, ranker_onnx=onnx)
+
+
+def task(bundle_dir: Path, catalogue_dir: Path, k: int = 5, batch_users: int = 3) -> ScoreTask:
+    return ScoreTask("r1", NOW.date(), NOW, "7", IDS, str(bundle_dir), str(catalogue_dir), k, batch_users)
+
+
+def batch(users: list[tuple[int, list[tuple[int, float]], np.ndarray | None]]) -> pa.RecordBatch:
+    """(user_id, [(item code, retrieval score)], embedding or None)."""
+    items = [[{"item_id": f"i{code:02d}", "score": score} for code, score in pairs] for _, pairs, _ in users]
+    vectors = [None if vector is None else vector.tolist() for _, _, vector in users]
+    columns = [
+        pa.array([user for user, _, _ in users], pa.int64()),
+        pa.array(items, TABLES["candidates"].arrow_schema(IDS).field("items").type),
+        pa.array(vectors, pa.list_(pa.float32())),
+        pa.array([None if vector is None else 9 for _, _, vector in users], pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=["user_id", "items", "embedding", "n_events"])
+
+
+def some_users(n: int) -> list[tuple[int, list[tuple[int, float]], np.ndarray | None]]:
+    rng = np.random.default_rng(3)
+    users: list[tuple[int, list[tuple[int, float]], np.ndarray | None]] = []
+    for user in range(n):
+        vector = rng.normal(size=DIM).astype(np.float32)
+        codes = rng.choice(N_ITEMS, size=4 + user, replace=False)
+        users.append((user, [(int(code), float(vector @ embeddings()[code])) for code in codes], vector))
+    return users
+
+
+def rows(scoring: ScoreTask, *batches: pa.RecordBatch) -> list[dict[str, object]]:
+    return [row for part in scorer(scoring)(iter(batches)) for row in part.to_pylist()]
+
+
+@pytest.mark.parametrize("kind", ["two_tower", "embeddings"])
+def test_the_order_is_the_rankers_in_any_batch(tmp_path: Path, catalogue_dir: Path, kind: str) -> None:
+    """torch for the reference model, ONNX Runtime for a brought ranker: the same weights, the same lists."""
+    folder = bundle(tmp_path / kind, kind).path
+    users = some_users(10)
+    found = rows(task(folder, catalogue_dir), batch(users[:7]), batch(users[7:]))
+    assert [row["user_id"] for row in found] == [user for user, _, _ in users for _ in range(min(5, 4 + user))]
+    for user, pairs, vector in users:
+        mine = [row for row in found if row["user_id"] == user]
+        codes = np.array([code for code, _ in pairs])
+        features = pair_features(
+            FeatureSpec.default(),
+            retrieval_score=np.array([[score for _, score in pairs]], np.float32),
+            log_popularity=np.linspace(0, 3, N_ITEMS).astype(np.float32)[codes][None],
+            n_events=np.array([9]),
+        )
+        scores = Ranker(arrays()).score(np.asarray(vector)[None], embeddings()[codes][None], features)[0]
+        best = sorted(zip(-scores, codes, strict=True))[:5]
+        assert [row["item_id"] for row in mine] == [f"i{code:02d}" for _, code in best]
+        np.testing.assert_allclose([row["score"] for row in mine], [-negative for negative, _ in best], atol=1e-4)
+        assert [row["rank"] for row in mine] == list(range(1, len(mine) + 1))
+        assert [codes[row["candidate_rank"] - 1] for row in mine] == [code for _, code in best]  # type: ignore[operator]
+        assert {(row["source"], row["model_version"], row["run_id"], row["generated_at"]) for row in mine} == {("model", "7", "r1", NOW)}
+
+
+def test_without_a_ranker_the_retrieval_order_stands_and_ties_go_to_the_smaller_id(tmp_path: Path, catalogue_dir: Path) -> None:
+    folder = bundle(tmp_path / "b", "embeddings", ranker=False).path
+    pairs = [(9, 2.0), (30, 1.0), (4, 1.0), (12, 1.0), (1, 0.5)]
+    found = rows(task(folder, catalogue_dir, k=4), batch([(1, pairs, np.ones(DIM, np.float32))]))
+    assert [row["item_id"] for row in found] == ["i09", "i04", "i12", "i30"]
+
+
+def test_a_user_without_an_embedding_keeps_the_popular_order(tmp_path: Path, catalogue_dir: Path) -> None:
+    folder = bundle(tmp_path / "b", "two_tower").path
+    found = rows(task(folder, catalogue_dir), batch([(1, [(7, 30.0), (3, 10.0), (2, 0.5)], None), *some_users(2)]))
+    popular = [(row["item_id"], row["score"], row["source"]) for row in found if row["user_id"] == 1][:3]
+    assert popular == [("i07", 30.0, "popular"), ("i03", 10.0, "popular"), ("i02", 0.5, "popular")]
+
+
+def test_a_user_without_candidates_has_no_rows(tmp_path: Path, catalogue_dir: Path) -> None:
+    folder = bundle(tmp_path / "b", "two_tower").path
+    found = rows(task(folder, catalogue_dir), batch([(1, [], np.ones(DIM, np.float32)), (2, [], None)]))
+    assert found == []
+    assert rows(task(folder, catalogue_dir)) == []
+
+
+def test_a_score_that_is_not_finite_names_the_user(tmp_path: Path, catalogue_dir: Path) -> None:
+    folder = bundle(tmp_path / "b", "two_tower", scale=float("nan")).path
+    with pytest.raises(RecsysBatchError, match="gave user 0 a score that is not finite"):
+        rows(task(folder, catalogue_dir), batch(some_users(2)))
+    assert load_bundle(folder).kind == "two_tower"
