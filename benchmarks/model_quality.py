@@ -208,7 +208,7 @@ def main() -> None:
         results[problem.name] = measure(problem, config)
         for who in ("popularity", "ease", "towers", "two_stage"):
             print(f"{problem.name:20} {who:10} {results[problem.name][who]}", flush=True)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()}
     document = {
         "benchmark": "model_quality",

@@ -136,9 +136,7 @@ def load_bundle(directory: str | Path) -> Bundle:
             raise BundleError(f"{path} lacks {name}, which its manifest names")
         found = sha256_file(path / name)
         if found != expected["sha256"]:
-            raise BundleError(
-                f"{path / name}: checksum {found[:12]}..., manifest says {expected['sha256'][:12]}...: damaged or altered"
-            )
+            raise BundleError(f"{path / name}: checksum {found[:12]}..., manifest says {expected['sha256'][:12]}...: damaged or altered")
     return Bundle(path=path, manifest=manifest, digest=hashlib.sha256(raw).hexdigest())
 
 

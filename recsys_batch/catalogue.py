@@ -68,9 +68,7 @@ def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
             raise RecsysBatchError(f"the catalogue has {n} items but {len(array)} rows of {name}")
         if dtype is np.float32 and not np.isfinite(array).all():
             bad = int(np.flatnonzero(~np.isfinite(array.reshape(n, -1)).all(axis=1))[0])
-            raise RecsysBatchError(
-                f"{name} of item {catalogue.item_ids[bad]} is not finite: the model is broken, or its input is"
-            )
+            raise RecsysBatchError(f"{name} of item {catalogue.item_ids[bad]} is not finite: the model is broken, or its input is")
         np.save(directory / f"{name}.npy", array, allow_pickle=False)
     table = pa.table({"item_id": catalogue.item_ids})
     with pa.OSFile(str(directory / "item_ids.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:

@@ -25,11 +25,7 @@ def judge(gate: Mapping[str, float]) -> Verdict:
     if not own > popular:
         return Verdict(False, False, f"its validation NDCG@10 is {own:.4f}, popularity's is {popular:.4f}")
     if champion is None:
-        return Verdict(
-            True, True, f"its validation NDCG@10 is {own:.4f}, popularity's is {popular:.4f}, and there was no champion"
-        )
+        return Verdict(True, True, f"its validation NDCG@10 is {own:.4f}, popularity's is {popular:.4f}, and there was no champion")
     if not own > champion:
         return Verdict(False, True, f"its validation NDCG@10 is {own:.4f}, the champion's is {champion:.4f}")
-    return Verdict(
-        True, True, f"its validation NDCG@10 is {own:.4f}, the champion's was {champion:.4f}, popularity's {popular:.4f}"
-    )
+    return Verdict(True, True, f"its validation NDCG@10 is {own:.4f}, the champion's was {champion:.4f}, popularity's {popular:.4f}")

@@ -16,7 +16,15 @@ from recsys_batch.commands import ingesting, models, nights, reading
 from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+NIGHT_PACKAGES = ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl")
+"""What only the extra [night] installs."""
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="Exit codes: 0 done or already done; 1 failed, may be retried; 2 bad usage or config; 3 a gate refused; "
+    "4 inputs missing or stale.",
+)
 @click.version_option(__version__, package_name="recsys-batch")
 @click.option("-v", "--verbose", is_flag=True, help="Debug log, and the stack trace of an error.")
 def group(verbose: bool) -> None:
@@ -41,9 +49,7 @@ for _command in (
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; its exit code."""
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         group.main(args=list(arguments), prog_name="recsys-batch", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -57,6 +63,13 @@ def run(arguments: Sequence[str]) -> int:
     except RecsysBatchError as error:
         _report(error, str(error))
         return error.exit_code
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in NIGHT_PACKAGES:
+            raise
+        click.echo(
+            f"error: this command needs {error.name}, which the light install leaves out: pip install 'recsys-batch[night]'", err=True
+        )
+        return EXIT_USAGE
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         _report(error, f"{type(error).__name__}: {first_line}")

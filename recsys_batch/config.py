@@ -23,7 +23,9 @@ class Section(BaseModel):
 
 
 class Paths(Section):
-    warehouse: str = Field("warehouse", description="folder (or Hadoop URI) that holds the Delta tables and run artefacts")
+    warehouse: str = Field(
+        "warehouse", description="folder that holds the Delta tables and run artefacts, on a path that every node mounts"
+    )
     state: str = Field("state", description="local folder for MLflow's database, its artefacts and bundles being written")
     jars: str = Field(".jars", description="folder with the Delta jars that set-up resolved; read when it exists")
 
@@ -42,9 +44,7 @@ class Model(Section):
     """Shape of the reference model."""
 
     embedding_dim: int = Field(64, ge=4, le=1024)
-    history_length: int = Field(
-        200, ge=1, le=5000, description="positive interactions the user tower looks back on, newest first"
-    )
+    history_length: int = Field(200, ge=1, le=5000, description="positive interactions the user tower looks back on, newest first")
 
 
 class Training(Section):
@@ -76,7 +76,6 @@ class Scoring(Section):
 class Audit(Section):
     min_user_coverage: float = Field(1.0, ge=0, le=1, description="share of known users with a published list")
     min_recall: float = Field(0.95, ge=0, le=1, description="measured ANN recall against exact search")
-    min_full_lists: float = Field(0.9, ge=0, le=1, description="share of users with top_k rows or an explained shortfall")
     max_popular_share: float = Field(0.5, ge=0, le=1, description="share of users served the popular list")
 
 
@@ -139,6 +138,7 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
             raise ConfigError(f"config file {path} is not readable TOML: {error}") from None
     for override in overrides:
         _apply(tree, override)
+        origin = f"{path or 'defaults'} with --set"
     try:
         return Config.model_validate(tree)
     except ValidationError as error:

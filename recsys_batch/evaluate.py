@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.errors import InputMissing
+from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.metrics import evaluate_lists
 from recsys_batch.read import has_table, read_table, run_slice
 
@@ -64,9 +64,7 @@ def holdout_truth(warehouse: str, run: dict[str, Any]) -> tuple[pa.Table, str]:
     return later.select(["user_id", "item_id", "weight"]), f"interactions that arrived after run {run['run_id']} began"
 
 
-def evaluate(
-    warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float
-) -> Evaluation:
+def evaluate(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float) -> Evaluation:
     """Metrics of a published run's topk at each k.
 
     Args:
@@ -77,8 +75,12 @@ def evaluate(
 
     Raises:
         InputMissing: no user of the truth has a list.
+        UsageError: a k that no list reaches.
     """
     topk = run_slice(warehouse, "topk", run, columns=["user_id", "rank", "item_id"])
+    longest = pc.max(topk["rank"]).as_py() or 0
+    if max(ks) > longest:
+        raise UsageError(f"--k {max(ks)} is longer than the lists of run {run['run_id']}, which have at most {longest} items")
     topk = topk.filter(pc.less_equal(topk["rank"], max(ks)))
     truth = truth.filter(pc.greater(truth["weight"], min_weight)).group_by(["user_id", "item_id"]).aggregate([])
     users = pc.unique(topk["user_id"])

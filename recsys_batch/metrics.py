@@ -125,9 +125,7 @@ def popularity_share(recommended: np.ndarray, item_counts: np.ndarray, k: int) -
     return float(head[shown].mean()) if len(shown) else 0.0
 
 
-def hit_matrix(
-    recommended: np.ndarray, truth_offsets: np.ndarray, truth_codes: np.ndarray, n_items: int
-) -> tuple[np.ndarray, np.ndarray]:
+def hit_matrix(recommended: np.ndarray, truth_offsets: np.ndarray, truth_codes: np.ndarray, n_items: int) -> tuple[np.ndarray, np.ndarray]:
     """Which recommended places are relevant, and how many relevant items each user has. Duplicated truth counts once.
 
     Returns:

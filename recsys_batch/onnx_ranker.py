@@ -37,7 +37,8 @@ class OnnxRanker:
         outputs = {node.name for node in self._session.get_outputs()}
         if inputs != set(INPUTS) or OUTPUT not in outputs:
             raise BundleError(
-                f"{path} has inputs {sorted(inputs)} and outputs {sorted(outputs)}; a ranker has inputs {', '.join(INPUTS)} and output {OUTPUT}"
+                f"{path} has inputs {sorted(inputs)} and outputs {sorted(outputs)}; "
+                f"a ranker has inputs {', '.join(INPUTS)} and output {OUTPUT}"
             )
 
     def score(self, user_embeddings: np.ndarray, item_embeddings: np.ndarray, features: np.ndarray) -> np.ndarray:

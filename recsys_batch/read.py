@@ -107,7 +107,7 @@ def run_slice(
     wanted = list(columns) if columns is not None else dataset.schema.names
     keys = [key for key in ("user_id", "segment", "rank") if key in dataset.schema.names]
     rows = dataset.to_table(columns=list(dict.fromkeys([*wanted, *keys])), filter=where)
-    return rows.sort_by([(key, "ascending") for key in keys]).select(wanted)
+    return (rows.sort_by([(key, "ascending") for key in keys]) if keys else rows).select(wanted)
 
 
 def column_type(warehouse: str, name: str, column: str) -> pa.DataType:

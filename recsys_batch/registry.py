@@ -52,9 +52,7 @@ class Registry:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         mlflow.set_tracking_uri(uri)
-        self._experiment = self._experiment_id(
-            config.mlflow.experiment, None if config.mlflow.tracking_uri else state / "mlartifacts"
-        )
+        self._experiment = self._experiment_id(config.mlflow.experiment, None if config.mlflow.tracking_uri else state / "mlartifacts")
 
     def register(
         self,

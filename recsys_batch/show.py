@@ -65,9 +65,7 @@ def user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min_weig
     ).sort_by([("event_ts", "descending"), ("item_id", "ascending")])
     history = liked["item_id"].to_pylist()[:n]
     titles = _titles(warehouse, [*history, *rows["item_id"].to_pylist()])
-    topk = [
-        (titles[item], f"{score:.3f}") for item, score in zip(rows["item_id"].to_pylist(), rows["score"].to_pylist(), strict=True)
-    ]
+    topk = [(titles[item], f"{score:.3f}") for item, score in zip(rows["item_id"].to_pylist(), rows["score"].to_pylist(), strict=True)]
     return UserView(user, rows["source"][0].as_py(), [titles[item] for item in history], topk)
 
 

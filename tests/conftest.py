@@ -73,9 +73,7 @@ def market() -> Market:
     events += [("glutton", 10 * item, start + dt.timedelta(days=item), 1.0) for item in range(1, N_ITEMS - 2)]
     users = [(f"u{user:03d}", "even" if user % 2 == 0 else "odd", [("plan", "free")]) for user in range(N_USERS)]
     users.append(("quiet", "even", []))
-    items = [
-        (10 * n, f"Title {n}", [f"genre {n % 3}"], n != 1, start, [("year", str(1990 + n % 5))]) for n in range(1, N_ITEMS + 1)
-    ]
+    items = [(10 * n, f"Title {n}", [f"genre {n % 3}"], n != 1, start, [("year", str(1990 + n % 5))]) for n in range(1, N_ITEMS + 1)]
     stamped = [(user, item, when, "buy", weight, when.date()) for user, item, when, weight in events]
     return Market(_table("interactions", stamped), _table("items", items), _table("users", users))
 
@@ -150,6 +148,4 @@ def _copied(config: Config, folder: Path) -> Config:
 def _table(name: str, rows: list[tuple[Any, ...]]) -> pa.Table:
     schema = TABLES[name].arrow_schema(IDS)
     columns = zip(*rows, strict=True)
-    return pa.Table.from_arrays(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
-    )
+    return pa.Table.from_arrays([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)

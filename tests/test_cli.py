@@ -86,6 +86,15 @@ def test_show_prints_titles(published: Config, options: Options, capsys: pytest.
     assert "'nobody' has no list" in capsys.readouterr().err
 
 
+def test_a_light_install_says_what_to_install(
+    trained: Config, options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    monkeypatch.delitem(sys.modules, "recsys_batch.registry", raising=False)
+    assert run(["train", *options(trained)]) == 2
+    assert "pip install 'recsys-batch[night]'" in capsys.readouterr().err
+
+
 def test_every_command_has_its_job_and_they_are_the_same() -> None:
     jobs = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.py")}
     assert set(jobs) == set(group.commands) - {"show"}

@@ -25,9 +25,7 @@ def padded(lists: Sequence[Sequence[int]], k: int) -> np.ndarray:
     return np.array([[*items, *[-1] * (k - len(items))] for items in lists], dtype=np.int64).reshape(len(lists), k)
 
 
-def evaluate(
-    recommended: Sequence[Sequence[int]], truth: Sequence[Sequence[int]], ks: Sequence[int], width: int = 4
-) -> dict[str, float]:
+def evaluate(recommended: Sequence[Sequence[int]], truth: Sequence[Sequence[int]], ks: Sequence[int], width: int = 4) -> dict[str, float]:
     return evaluate_lists(padded(recommended, width), *ragged(truth), np.arange(N_ITEMS, dtype=np.int64), ks)
 
 
@@ -133,9 +131,7 @@ def test_truth_without_a_single_relevant_item_is_a_usage_error() -> None:
         ([[0]], [[1], [2]], "do not fit"),
     ],
 )
-def test_input_that_would_give_wrong_numbers_is_refused(
-    recommended: list[list[int]], truth: list[list[int]], message: str
-) -> None:
+def test_input_that_would_give_wrong_numbers_is_refused(recommended: list[list[int]], truth: list[list[int]], message: str) -> None:
     with pytest.raises(RecsysBatchError, match=message):
         evaluate(recommended, truth, [1])
 

@@ -69,9 +69,7 @@ def test_nan_is_refused_and_its_place_named(k: int) -> None:
         top_k(scores, k)
 
 
-@pytest.mark.parametrize(
-    ("scores", "k"), [(np.zeros((1, 2)), 1), (np.zeros(3, np.float32), 1), (np.zeros((1, 2), np.float32), 0)]
-)
+@pytest.mark.parametrize(("scores", "k"), [(np.zeros((1, 2)), 1), (np.zeros(3, np.float32), 1), (np.zeros((1, 2), np.float32), 0)])
 def test_float64_vectors_and_k_below_one_are_refused(scores: np.ndarray, k: int) -> None:
     with pytest.raises(RecsysBatchError, match="top-k needs"):
         top_k(scores, k)

@@ -131,9 +131,7 @@ def _bucket(n_seen: np.ndarray) -> np.ndarray:
     return edges[np.searchsorted(edges, n_seen)]
 
 
-def _keep_unseen(
-    found: Retrieved, users: np.ndarray, scores: np.ndarray, codes: np.ndarray, seen: np.ndarray, n_items: int
-) -> None:
+def _keep_unseen(found: Retrieved, users: np.ndarray, scores: np.ndarray, codes: np.ndarray, seen: np.ndarray, n_items: int) -> None:
     """Write the first unseen results of ``users`` (ascending) into ``found``, over what stood there."""
     if codes.max() >= n_items:
         raise RecsysBatchError(f"a search over {n_items} items returned code {codes.max()}: the index is over other items")

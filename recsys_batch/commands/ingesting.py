@@ -85,9 +85,8 @@ def _print_summary(summary: IngestSummary) -> None:
     for note in summary.notes:
         click.echo(note)
     if summary.first_event and summary.last_event:
-        click.echo(
-            f"events from {summary.first_event:%Y-%m-%d} to {summary.last_event:%Y-%m-%d}; ids: {summary.ids.user}, {summary.ids.item}"
-        )
+        ids = f"user_id {summary.ids.user}, item_id {summary.ids.item}"
+        click.echo(f"events from {summary.first_event:%Y-%m-%d} to {summary.last_event:%Y-%m-%d}; {ids}")
 
 
 def read_truth(config: Config, truth: str, file_format: str | None, columns: str | None, delimiter: str) -> pa.Table:

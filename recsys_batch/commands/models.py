@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recsys_batch.champion import judge
+from recsys_batch.champion import Verdict, judge
 from recsys_batch.commands.options import with_config
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, UsageError
@@ -36,6 +36,8 @@ def train(config: Config, max_seconds: float | None, force: bool) -> None:
     known = None if force else registry.find_trained(data.key)
     if known is not None:
         click.echo(f"model version {known.version} was trained on exactly these inputs and settings; --force trains again")
+        with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
+            _refuse_if_no_better_than_popular(known.version, judge(registry.fetch(known.version, Path(folder)).manifest["gate"]))
         return
     with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
         champion = _towers_of_champion(registry, Path(folder))
@@ -48,8 +50,12 @@ def train(config: Config, max_seconds: float | None, force: bool) -> None:
         registry.crown(version)
     _print_metrics(version, bundle.manifest["metrics"])
     click.echo(f"model version {version} {'is' if verdict.crowned else 'is not'} the champion: {verdict.reason}")
+    _refuse_if_no_better_than_popular(version, verdict)
+
+
+def _refuse_if_no_better_than_popular(version: str, verdict: Verdict) -> None:
     if not verdict.beats_popularity:
-        raise GateRefused(f"model version {version} does not beat popularity; the alias stays where it was")
+        raise GateRefused(f"model version {version} does not beat popularity ({verdict.reason}); the alias stays where it was")
 
 
 def _towers_of_champion(registry: Registry, folder: Path) -> Bundle | None:
@@ -60,14 +66,10 @@ def _towers_of_champion(registry: Registry, folder: Path) -> Bundle | None:
 
 
 def _print_metrics(version: str, metrics: Mapping[str, float]) -> None:
-    print_table(
-        f"model version {version}, validation", ("metric", "value"), [(k, f"{v:.4f}") for k, v in sorted(metrics.items())]
-    )
+    print_table(f"model version {version}, validation", ("metric", "value"), [(k, f"{v:.4f}") for k, v in sorted(metrics.items())])
 
 
-@click.command(
-    help="Bring your own model: a bundle, or embedding tables with or without an ONNX ranker; the night then runs on it."
-)
+@click.command(help="Bring your own model: a bundle, or embedding tables with or without an ONNX ranker; the night then runs on it.")
 @click.option("--bundle", "bundle_dir", type=click.Path(exists=True, file_okay=False), help="Folder with bundle.json.")
 @click.option("--user-embeddings", metavar="TABLE", help="Delta or Parquet folder, or catalog table: user_id, embedding.")
 @click.option("--item-embeddings", metavar="TABLE", help="The same for item_id, embedding.")
@@ -92,6 +94,7 @@ def register(
     with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
         if bundle_dir is not None:
             bundle = load_bundle(bundle_dir)
+            _check_usable(bundle, config)
         else:
             from recsys_batch.spark.register import bundle_of_tables
             from recsys_batch.spark.session import get_session
@@ -103,3 +106,25 @@ def register(
     if not no_crown:
         registry.crown(version)
     click.echo(f"model version {version} registered{'' if no_crown else f' and made {config.mlflow.alias}'}")
+
+
+def _check_usable(bundle: Bundle, config: Config) -> None:
+    """Build what the night builds from the bundle, and embed some of the warehouse's items with it.
+
+    Raises:
+        BundleError: a part is missing, or its item ids are of another type than the warehouse's.
+    """
+    from recsys_batch.errors import BundleError
+    from recsys_batch.features import FeatureSpec
+    from recsys_batch.model.ranker import Ranker
+    from recsys_batch.model.towers import Towers
+    from recsys_batch.read import has_table, read_table
+
+    if bundle.kind != "two_tower":
+        raise BundleError(f"{bundle.path} is of kind {bundle.kind}: register its tables with --user-embeddings and --item-embeddings")
+    lacking = [key for key in ("model", "features", "metrics") if key not in bundle.manifest]
+    if lacking:
+        raise BundleError(f"{bundle.path}: bundle.json lacks {', '.join(lacking)}")
+    towers, _, _ = Towers.from_bundle(bundle), Ranker.from_bundle(bundle), FeatureSpec.from_dict(bundle.manifest["features"])
+    if config.catalog is None and has_table(config.paths.warehouse, "items"):
+        towers.encode_items(read_table(config.paths.warehouse, "items", columns=["item_id", "categories", "attributes"]).slice(0, 10))

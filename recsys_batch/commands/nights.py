@@ -87,7 +87,7 @@ def rollback(config: Config, to: str | None) -> None:
     click.echo(f"readers now see run {run.run_id} of {run.run_date} (model version {run.model_version})")
 
 
-@click.command(help="The nights so far: what is published, what failed and why.")
+@click.command(help="The nights so far: what is published (*), what failed, which gates refused.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Newest runs shown.")
 @with_config
@@ -118,7 +118,7 @@ def _status_row(run: Run, now: Run | None) -> tuple[str, ...]:
         count(run.n_rows or 0),
         run.model_version,
         f"{recall:.4f}" if recall is not None else "",
-        "audit" if run.metrics.get("gate_refused") else "",
+        ", ".join(run.refused_gates),
     )
 
 
@@ -141,9 +141,7 @@ def print_night(run: Run) -> None:
     for step in _STEPS:
         seconds, users = run.metrics.get(f"{step}.seconds"), run.metrics.get(f"{step}.users", 0.0)
         if seconds is not None:
-            rows.append(
-                (step, count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", count(users / seconds) if seconds > 0.05 else "")
-            )
+            rows.append((step, count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", count(users / seconds) if seconds > 0.05 else ""))
     print_table(f"run {run.run_id}: {run.status}", ("step", "rows", "seconds", "users/s"), rows)
     recall = run.metrics.get("knn_recall", float("nan"))
     console().print(f"ANN recall against exact search, measured: {recall:.4f}; model version {run.model_version}")

@@ -19,9 +19,7 @@ def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds --conf and --set, and passes the checked config as ``config``."""
 
     @click.option("--conf", default=DEFAULT_CONF, show_default=True, help="TOML file.")
-    @click.option(
-        "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. scoring.top_k=50. Repeatable."
-    )
+    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. scoring.top_k=50. Repeatable.")
     @functools.wraps(command)
     def wrapped(conf: str, overrides: tuple[str, ...], **options: Any) -> Any:
         return command(config=load_config(conf, overrides), **options)

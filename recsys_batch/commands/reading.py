@@ -36,8 +36,6 @@ def evaluate(
         raise UsageError("pass either --truth PATH or --holdout")
     warehouse = config.paths.warehouse
     run = published_run(warehouse, run_id)
-    if max(ks) > config.scoring.top_k:
-        raise UsageError(f"--k {max(ks)} is longer than the published lists (scoring.top_k = {config.scoring.top_k})")
     if truth is None:
         interactions, origin = holdout_truth(warehouse, run)
     else:
@@ -82,9 +80,6 @@ def show(config: Config, n_users: int, user_ids: tuple[str, ...], n: int, run_id
         history = [*view.history, *[""] * max(0, len(view.topk) - len(view.history))]
         topk = [*view.topk, *[("", "")] * max(0, len(view.history) - len(view.topk))]
         lines = [
-            (str(place), liked, title, score)
-            for place, (liked, (title, score)) in enumerate(zip(history, topk, strict=True), start=1)
+            (str(place), liked, title, score) for place, (liked, (title, score)) in enumerate(zip(history, topk, strict=True), start=1)
         ]
-        print_table(
-            f"user {view.user_id} ({view.source})", ("", "liked before, newest first", "recommended", "score"), lines, left=(1, 2)
-        )
+        print_table(f"user {view.user_id} ({view.source})", ("", "liked before, newest first", "recommended", "score"), lines, left=(1, 2))

@@ -56,7 +56,7 @@ class RankingData:
     def of(cls, towers: TowerParameters, positives: Positives, sample: Lists | None) -> RankingData:
         """Scaled by the lists that these towers retrieve, so that a ranker finds the same scales with the next towers."""
         log_popularity = np.log1p(positives.item_counts).astype(np.float32)
-        if sample is None:
+        if sample is None or not sample.there.any():
             return cls(FeatureSpec.default(), item_embeddings(towers), log_popularity)
         spec = FeatureSpec.fitted(sample.scores[sample.there], log_popularity[sample.items[sample.there]], sample.n_events)
         return cls(spec, item_embeddings(towers), log_popularity)

@@ -65,11 +65,12 @@ def train(
     held_in, held_out = split(data.positives, config.training.validation_fraction)
     tokens = tokens_of(data.user_tokens, _MIN_TOKEN_ROWS)
     fitted = fit(held_in, held_out, tokens, data.has_time, config, began + budget * _TOWER_SHARE, progress)
-    outer = Stage(fitted.parameters, held_in, held_out)
+    judged = _of_some_users(held_out, held_in, config.training.seed)
+    outer = Stage(fitted.parameters, held_in, judged)
     older, newer = split(held_in, LABEL_SHARE)
     inner = Stage(refit(older, fitted, tokens, data.has_time, config, began + budget * _INNER_SHARE), older, newer)
     ranker, ranking, reached = fit_ranker(inner, outer, tokens, config.training.seed, began + budget * _RANKER_SHARE, progress)
-    metrics = {**NOT_JUDGED, **reached, **popularity_metrics(held_in, held_out), "towers_ndcg_at_20": max(fitted.curve)}
+    metrics = {**NOT_JUDGED, **reached, **popularity_metrics(held_in, judged), "towers_ndcg_at_20": max(fitted.curve)}
     gate = {"challenger": metrics["ndcg_at_10"], "popularity": metrics["popularity_ndcg_at_10"]}
     if champion is not None:
         gate |= _against(champion, data, items, users, outer, tokens, ranker, ranking)
@@ -81,6 +82,14 @@ def train(
     progress("done", {"seconds": time.monotonic() - began})
     manifest = _manifest(data, fitted, ranker, ranking, metrics, config, gate)
     return write_bundle(directory, manifest, tensors=tensors, vocab=vocab, ranker_onnx=ranker_onnx(ranker.arrays()))
+
+
+def _of_some_users(held: Positives, inputs: Positives, seed: int) -> Positives:
+    """``held`` of at most JUDGED_USERS users with a history: the same ones for everything that is compared."""
+    able = np.flatnonzero((held.counts > 0) & (inputs.counts > 0))
+    chosen = np.zeros(held.n_users, dtype=bool)
+    chosen[np.random.default_rng(seed).permutation(able)[:JUDGED_USERS]] = True
+    return held.where(chosen[held.rows])
 
 
 def _against(

@@ -43,7 +43,6 @@ def gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
     return [
         *(Gate(name, measured[name], 0.0, at_least=False) for name in broken),
         Gate("user_coverage", measured["user_coverage"], limits.min_user_coverage, at_least=True),
-        Gate("full_lists", measured["full_lists"], limits.min_full_lists, at_least=True),
         Gate("knn_recall", measured["knn_recall"], limits.min_recall, at_least=True),
         Gate("popular_share", measured["popular_share"], limits.max_popular_share, at_least=False),
     ]
@@ -59,10 +58,7 @@ def measure(night: Night) -> dict[str, float]:
             F.sum("n_rows").alias("n_rows"),
             F.count_if("broken").alias("lists_broken"),
             F.sum("not_finite").alias("rows_not_finite"),
-            F.count_if(F.col("n_rows") >= top_k).alias("full"),
-            F.count_if((F.col("n_rows") < top_k) & (F.coalesce("n_items", F.lit(-1)) != F.col("n_rows"))).alias(
-                "lists_short_unexplained"
-            ),
+            F.count_if((F.col("n_rows") < top_k) & (F.coalesce("n_items", F.lit(-1)) != F.col("n_rows"))).alias("lists_short_unexplained"),
             F.count_if("popular").alias("popular"),
         )
     )
@@ -74,7 +70,6 @@ def measure(night: Night) -> dict[str, float]:
         "rows_seen": float(_seen_rows(night, topk)),
         "rows_unavailable": float(_unavailable_rows(night, topk)),
         "user_coverage": n_users / max(_known_users(night), 1),
-        "full_lists": float(per_user["full"]) / shared,
         "knn_recall": night.run.metrics.get("knn_recall", float("nan")),
         "popular_share": float(per_user["popular"]) / shared,
     }

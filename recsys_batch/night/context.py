@@ -137,15 +137,13 @@ def open_night(
     reason = _why_not_resume(known, config, fresh, registry) if known is not None and not force else None
     if known is not None and not force and reason is None:
         logger.info(
-            "resuming run %s (attempt %d): %s done", known.run_id, known.attempt + 1, ", ".join(known.table_versions) or "no step"
+            "resuming run %s (attempt %d): %s done", known.run_id, known.attempt + 1, ", ".join(sorted(known.table_versions)) or "nothing"
         )
         # Not recorded yet: a command that finds nothing to do leaves no row.
         night.run = replace(known, attempt=known.attempt + 1, status="AUDITED" if known.status == "AUDITED" else "RUNNING")
         return night
     if not begin and not force:
-        raise InputMissing(
-            reason or f"no run of {run_date} has begun: run `recsys-batch embed --run-date {run_date}` or nightly first"
-        )
+        raise InputMissing(reason or f"no run of {run_date} has begun: run `recsys-batch embed --run-date {run_date}` or nightly first")
     if reason:
         logger.info("beginning a new run: %s", reason)
     _begin(night, run_date, run_id if known is None and run_id else manifest.next_run_id(states, run_date), fresh)
@@ -187,10 +185,13 @@ def _why_not_resume(run: Run, config: Config, inputs: Mapping[str, int], registr
         return f"run {run.run_id} was begun with other settings (config hash {run.config_hash}, now {config.config_hash()})"
     if run.code_version != __version__:
         return f"run {run.run_id} was begun by release {run.code_version}, this is {__version__}"
-    if run.metrics.get(manifest.GATE_REFUSED):
-        champion = registry.champion()
-        if dict(inputs) != dict(run.input_versions) or (champion is not None and champion.version != run.model_version):
-            return f"run {run.run_id} was refused by its audit, and inputs or model have changed since"
+    if run.status != "FAILED":
+        return None  # killed: it keeps to the model and the inputs that it began with
+    champion = registry.champion()
+    if champion is not None and champion.version != run.model_version:
+        return f"run {run.run_id} failed with model version {run.model_version}, and {champion.version} is the champion now"
+    if run.metrics.get(manifest.GATE_REFUSED) and dict(inputs) != dict(run.input_versions):
+        return f"run {run.run_id} was refused by its audit, and the inputs have changed since"
     return None
 
 
@@ -209,5 +210,6 @@ def _no_run(run_date: dt.date) -> Run:
 
 def _finished(run: Run) -> str:
     if run.status == "PUBLISHED":
-        return f"{run.run_date} is already published as run {run.run_id} at {run.published_at:%Y-%m-%d %H:%M:%S} UTC; --force computes it again"
+        when = f"{run.published_at:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{run.run_date} is already published as run {run.run_id} at {when}; --force computes it again"
     return f"{run.run_date} was published as run {run.run_id} and rolled back; --force computes it again"

@@ -37,7 +37,6 @@ def build(directory: Path, embeddings: np.ndarray, queries: np.ndarray, settings
     retriever = open_retriever(directory, info, n_threads=n_threads)
     exact = open_retriever(directory, info.exact(), n_threads=n_threads)
     tuning = tune(retriever, exact, queries, settings.n_candidates, settings.target_recall, settings)
-    logger.info(
-        "index: %s (%s), %d items, nprobe %s of %s lists", info.mode, info.reason, info.n_items, tuning.nprobe, info.nlist
-    )
+    lists = f", {tuning.nprobe} of {info.nlist} lists searched" if info.nlist else ""
+    logger.info("index: %s (%s), %d items%s, recall %.4f", info.mode, info.reason, info.n_items, lists, tuning.knn_recall_at_k)
     return BuiltIndex(info, tuning)

@@ -18,6 +18,8 @@ from recsys_batch.schemas import SCHEMA_VERSION
 EVENT = "event"
 STARTED_AT = "started_at"
 GATE_REFUSED = "gate_refused"
+GATE = "gate."
+"""Prefix of a gate's verdict: 1 passed, 0 refused."""
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -55,6 +57,11 @@ class Run:
         """n of the generated id DATE-rN; 0 for an id that somebody chose."""
         match = re.fullmatch(re.escape(self.run_date.isoformat()) + r"-r(\d+)", self.run_id)
         return int(match.group(1)) if match else 0
+
+    @property
+    def refused_gates(self) -> list[str]:
+        """Names of the gates that the last audit refused."""
+        return [key.removeprefix(GATE) for key, value in self.metrics.items() if key.startswith(GATE) and value == 0.0]
 
     def row(self) -> dict[str, Any]:
         """As a row of ``runs``."""
@@ -115,9 +122,7 @@ def check_run_id(run_id: str) -> str:
         UsageError: it would not be safe as a folder name.
     """
     if not _RUN_ID.fullmatch(run_id):
-        raise UsageError(
-            f"run id {run_id!r}: use letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit"
-        )
+        raise UsageError(f"run id {run_id!r}: use letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit")
     return run_id
 
 

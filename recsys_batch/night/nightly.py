@@ -143,14 +143,13 @@ def _audit(night: Night, started: float) -> dict[str, float]:
     refused = [gate for gate in gates if not gate.passed]
     numbers = {"rows": counts["n_rows"], "users": counts["n_users"], "seconds": time.monotonic() - started}
     values = {f"audit.{gate.name}": gate.value for gate in gates}
-    metrics = {**_prefixed("audit", numbers), **values, manifest.GATE_REFUSED: float(bool(refused))}
+    verdicts = {manifest.GATE + gate.name: float(gate.passed) for gate in gates}
+    metrics = {**_prefixed("audit", numbers), **values, **verdicts, manifest.GATE_REFUSED: float(bool(refused))}
     n_users, n_rows = int(counts["n_users"]), int(counts["n_rows"])
     night.record(status="FAILED" if refused else "AUDITED", n_users=n_users, n_rows=n_rows, metrics=metrics)
     if refused:
         raise GateRefused(
-            f"run {night.run.run_id} is not published: "
-            + "; ".join(gate.sentence() for gate in refused)
-            + ". The last published run stays"
+            f"run {night.run.run_id} is not published: " + "; ".join(gate.sentence() for gate in refused) + ". The last published run stays"
         )
     return numbers
 
@@ -186,14 +185,21 @@ def _recording_failure(night: Night) -> Iterator[None]:
     try:
         yield
     except GateRefused:
+        _close_mlflow(night)
         raise
     except Exception as error:
         logger.error("run_id=%s failed: %s", night.run.run_id, str(error).splitlines()[0] if str(error) else type(error).__name__)
         try:
+            _close_mlflow(night)
             night.record(status="FAILED")
         except Exception as second:
             logger.error("run_id=%s: the failure could not be recorded: %s", night.run.run_id, str(second).splitlines()[0])
         raise _clear(error) from error
+
+
+def _close_mlflow(night: Night) -> None:
+    if night.run.mlflow_run_id:
+        night.registry.finish(night.run.mlflow_run_id, failed=True)
 
 
 def _clear(error: Exception) -> Exception:

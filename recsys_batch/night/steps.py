@@ -59,17 +59,13 @@ def _user_embeddings(night: Night, positives: DataFrame) -> DataFrame:
 def index(night: Night) -> StepResult:
     """The search index over retrievable items, tuned on sampled users; a file, named in the run's pointers."""
     catalogue = open_catalogue(str(night.catalogue_dir))
-    sample = (
-        night.slice_of("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(night.config.retrieval.tuning_users)
-    )
+    sample = night.slice_of("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(night.config.retrieval.tuning_users)
     queries = np.asarray([row.embedding for row in sample.select("embedding").collect()], dtype=np.float32)
     vectors = np.asarray(catalogue.embeddings)[catalogue.retrievable_codes()]
     built = build(night.root / "indexes", vectors, queries, night.config.retrieval)
     night.point("index", built.to_dict())
     version = night.run.table_versions["item_embeddings"]
-    return StepResult(
-        {"index": version}, rows=built.info.n_items, users=len(queries), metrics={"knn_recall": built.tuning.knn_recall_at_k}
-    )
+    return StepResult({"index": version}, rows=built.info.n_items, users=len(queries), metrics={"knn_recall": built.tuning.knn_recall_at_k})
 
 
 def candidates(night: Night) -> StepResult:
@@ -81,9 +77,7 @@ def candidates(night: Night) -> StepResult:
     version = night.write_slice("candidates", rows)
     n_wanted = night.config.retrieval.n_candidates
     short = night.slice_of("candidates").where(F.size("items") < n_wanted)
-    short = short.select(
-        "run_id", "user_id", F.size("items").cast("int").alias("n_items"), F.lit("catalogue_exhausted").alias("reason")
-    )
+    short = short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items"), F.lit("catalogue_exhausted").alias("reason"))
     shortfall_version = night.write_slice("shortfalls", short)
     users = night.tables.rows_written("candidates", version)
     shortfalls = night.slice_of("shortfalls").count()

@@ -34,6 +34,8 @@ def get_session(config: Config) -> SparkSession:
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     if not submitted:
         ensure_java()
+        # Another Spark's home, where the shell has one, would start that Spark instead of the installed one.
+        os.environ.pop("SPARK_HOME", None)
         # Executors of a local master are children of this process: same interpreter, same packages.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         builder = builder.master(config.spark.master).config("spark.jars", _delta_jars(config))

@@ -52,9 +52,8 @@ def survey(raw: DataFrame) -> Survey:
         columns.append(F.count_if(values.foreign_to_bigint(raw, name) if there else F.lit(False)).alias(f"foreign_{name}"))
     date = F.to_date(values.timestamp(raw, "event_ts")) if "event_ts" in raw.columns else F.lit(None).cast("date")
     found = cast("Any", raw.agg(*columns, F.min(date).alias("first_date"), F.max(date).alias("last_date")).head()).asDict()
-    types = {
-        name: None if found[f"n_{name}"] == 0 else cast("IdType", "STRING" if found[f"foreign_{name}"] else "BIGINT")
-        for name in ("user_id", "item_id")
+    types: dict[str, IdType | None] = {
+        name: None if found[f"n_{name}"] == 0 else "STRING" if found[f"foreign_{name}"] else "BIGINT" for name in ("user_id", "item_id")
     }
     return Survey(found["n_rows"], types["user_id"], types["item_id"], found["first_date"], found["last_date"])
 

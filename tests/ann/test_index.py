@@ -80,9 +80,7 @@ def test_tiny_catalogues_can_be_indexed(tmp_path: Path, n_items: int) -> None:
         (VECTORS, Retrieval(mode="ivf", nlist=501), "nlist = 501 is more than the 500 items"),
     ],
 )
-def test_vectors_that_cannot_be_indexed_are_refused(
-    tmp_path: Path, vectors: np.ndarray, settings: Retrieval, message: str
-) -> None:
+def test_vectors_that_cannot_be_indexed_are_refused(tmp_path: Path, vectors: np.ndarray, settings: Retrieval, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build_index(vectors, settings, tmp_path, n_threads=1)
 
@@ -105,9 +103,7 @@ def damage_swap(path: Path) -> None:
 @pytest.mark.parametrize("damage", [damage_cut, damage_flip, damage_swap, Path.unlink])
 @pytest.mark.parametrize("attribute", ["file", "vectors_file"])
 @pytest.mark.parametrize("already_open", [False, True])
-def test_a_damaged_file_is_refused_even_under_an_open_index(
-    tmp_path: Path, damage: object, attribute: str, already_open: bool
-) -> None:
+def test_a_damaged_file_is_refused_even_under_an_open_index(tmp_path: Path, damage: object, attribute: str, already_open: bool) -> None:
     info = build_index(VECTORS, IVF, tmp_path, n_threads=1)
     if already_open:
         open_retriever(tmp_path, info)

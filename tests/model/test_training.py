@@ -15,7 +15,7 @@ from recsys_batch.bundle import Bundle, load_bundle
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.features import FeatureSpec
-from recsys_batch.model import training
+from recsys_batch.model import tower_training, training
 from recsys_batch.model.ranker import Ranker
 from recsys_batch.model.tower_parameters import tokens_of
 from recsys_batch.model.towers import Towers
@@ -77,6 +77,7 @@ def test_a_budget_that_is_spent_ends_training_early_with_a_whole_bundle(
 ) -> None:
     """The clock jumps a second at every look, so the test does not depend on the machine."""
     ticks = itertools.count()
+    monkeypatch.setattr(tower_training, "_PATIENCE", 1_000)  # so that only the clock ends it
     monkeypatch.setattr(training.time, "monotonic", lambda: float(next(ticks)))
     hurried = small.model_copy(update={"training": small.training.model_copy(update={"max_seconds": 40.0, "max_epochs": 100})})
     stages: list[str] = []

@@ -26,7 +26,6 @@ GOOD = {
     "rows_unavailable": 0.0,
     "lists_short_unexplained": 0.0,
     "user_coverage": 1.0,
-    "full_lists": 1.0,
     "knn_recall": 1.0,
     "popular_share": 0.1,
 }

@@ -59,9 +59,7 @@ def test_readers_see_the_newest_published_row_also_after_a_rollback() -> None:
 
 def test_run_ids_count_up_within_a_date() -> None:
     assert next_run_id({}, DAY) == "2026-03-01-r1"
-    states = {
-        r.run_id: r for r in (run("2026-03-01-r9"), run("2026-03-01-r10"), run("mine"), run("x", run_date=dt.date(2026, 3, 2)))
-    }
+    states = {r.run_id: r for r in (run("2026-03-01-r9"), run("2026-03-01-r10"), run("mine"), run("x", run_date=dt.date(2026, 3, 2)))}
     assert next_run_id(states, DAY) == "2026-03-01-r11"
 
 

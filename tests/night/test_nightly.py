@@ -63,11 +63,7 @@ def test_order_is_by_score_then_item_id(topk: list[dict[str, Any]]) -> None:
 
 
 def test_taste_is_found(topk: list[dict[str, Any]]) -> None:
-    own = [
-        row["item_id"] // 10 % 3 == (int(row["user_id"][1:]) + 1) % 3
-        for row in topk
-        if row["user_id"][0] == "u" and row["rank"] <= 5
-    ]
+    own = [row["item_id"] // 10 % 3 == (int(row["user_id"][1:]) + 1) % 3 for row in topk if row["user_id"][0] == "u" and row["rank"] <= 5]
     assert sum(own) / len(own) > 0.6  # a third by chance
 
 
@@ -120,9 +116,7 @@ def test_the_same_date_again_changes_nothing(spark: SparkSession, fresh_publishe
     assert run_rows(fresh_published.paths.warehouse) == before
 
 
-@pytest.mark.parametrize(
-    ("dies_in", "after_writing", "death"), [("index", False, KeyboardInterrupt), ("score", True, RecsysBatchError)]
-)
+@pytest.mark.parametrize(("dies_in", "after_writing", "death"), [("index", False, KeyboardInterrupt), ("score", True, RecsysBatchError)])
 def test_a_night_that_died_goes_on_to_the_same_tables(
     spark: SparkSession,
     fresh: Config,

@@ -127,7 +127,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "misspelt mapping": (
         {"a.csv": HEAD},
         {"columns": {"user_id": "custmer", "item_id": "sku"}},
-        "no column custmer; .*did you mean customer",
+        "no column custmer; .*Did you mean customer",
     ),
     "unknown target": ({"a.csv": HEAD}, {"columns": {"usr": "customer"}}, "--columns names usr; what can be mapped is user_id, item_id"),
     "days with other columns": ({"1.csv": HEAD, "2.csv": "customer,when\n"}, {}, "2.csv has customer, when and 1.csv has customer, sku"),
