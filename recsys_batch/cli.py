@@ -15,7 +15,6 @@ from recsys_batch import __version__
 from recsys_batch.commands import ingesting, models, nights, reading
 from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError
 
-
 NIGHT_PACKAGES = ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl")
 """What only the extra [night] installs."""
 

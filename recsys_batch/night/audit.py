@@ -64,12 +64,14 @@ def measure(night: Night) -> dict[str, float]:
     )
     n_users = float(per_user["n_users"])
     shared = max(n_users, 1.0)
+    # Who has seen all there is has no rows, and a shortfall that says so.
+    nothing_left = night.slice_of("shortfalls").where("n_items = 0").count()
     return {
         **{name: float(per_user[name] or 0) for name in ("n_rows", "lists_broken", "rows_not_finite", "lists_short_unexplained")},
         "n_users": n_users,
         "rows_seen": float(_seen_rows(night, topk)),
         "rows_unavailable": float(_unavailable_rows(night, topk)),
-        "user_coverage": n_users / max(_known_users(night), 1),
+        "user_coverage": (n_users + nothing_left) / max(_known_users(night), 1),
         "knn_recall": night.run.metrics.get("knn_recall", float("nan")),
         "popular_share": float(per_user["popular"]) / shared,
     }

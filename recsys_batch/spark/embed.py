@@ -11,6 +11,7 @@ import pyarrow as pa
 from recsys_batch.bundle import load_bundle
 from recsys_batch.catalogue import open_catalogue
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.model.data import NO_TIME
 from recsys_batch.model.towers import Towers
 from recsys_batch.ragged import mask_ragged, matrix_column, ragged
 from recsys_batch.schemas import TABLES, IdTypes
@@ -37,9 +38,9 @@ def _encode(batch: pa.RecordBatch, towers: Towers, catalogue_dir: str) -> np.nda
     item_ids, offsets = ragged(batch["item_ids"])
     codes = catalogue.codes(item_ids)
     weights = np.asarray(batch["weights"].flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
-    event_us = batch["event_us"].flatten()
     known = codes >= 0
-    times = None if event_us.null_count else np.asarray(event_us.to_numpy(zero_copy_only=False), dtype=np.int64)[known]
+    # Events without a time come last in their user's order, and stay there whatever else is in the batch.
+    times = np.asarray(batch["event_us"].flatten().fill_null(NO_TIME).to_numpy(zero_copy_only=False), dtype=np.int64)[known]
     embeddings = towers.encode_users(
         codes[known],
         mask_ragged(offsets, known),

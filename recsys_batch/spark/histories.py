@@ -16,14 +16,15 @@ def positive(interactions: DataFrame, min_weight: float) -> DataFrame:
 def histories(positives: DataFrame, length: int) -> DataFrame:
     """One row per user with a positive interaction: user_id, item_ids, event_us, weights (newest ``length``, newest first), n_events.
 
+    An item taken several times counts once, at its newest, as in training; n_events is the number of distinct items.
     Order is event_ts descending, then item_id, so that it is the same however the rows are stored; event_us (microseconds)
     is null inside where event_ts is.
     """
-    event = F.struct(F.unix_micros("event_ts").alias("us"), F.col("item_id"), F.col("weight"))
+    stamped = F.struct(F.unix_micros("event_ts").alias("us"), F.col("weight"))
+    once = positives.groupBy("user_id", "item_id").agg(F.max(stamped).alias("newest"))
+    event = F.struct(F.col("newest.us").alias("us"), F.col("item_id"), F.col("newest.weight").alias("weight"))
     newest_first = F.sort_array(F.collect_list(event), asc=False)
-    grouped = positives.groupBy("user_id").agg(
-        F.slice(newest_first, 1, length).alias("events"), F.count(F.lit(1)).cast("int").alias("n_events")
-    )
+    grouped = once.groupBy("user_id").agg(F.slice(newest_first, 1, length).alias("events"), F.count(F.lit(1)).cast("int").alias("n_events"))
     return grouped.select(
         "user_id",
         F.col("events.item_id").alias("item_ids"),

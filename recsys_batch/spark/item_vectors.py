@@ -19,14 +19,14 @@ from recsys_batch.schemas import TABLES, IdTypes
 
 
 def catalogue(bundle: Bundle, root: Path, items: DataFrame, positives: DataFrame) -> tuple[Catalogue, np.ndarray]:
-    """The night's catalogue, and int32 [n] positive interactions per item.
+    """The night's catalogue, and int32 [n] users with a positive interaction per item.
 
     Items number in the millions at most, so one machine embeds them; users are what is distributed.
 
     Raises:
         InputMissing: the items table is empty.
     """
-    counts = positives.groupBy("item_id").agg(F.count(F.lit(1)).cast("int").alias("n_events"))
+    counts = positives.groupBy("item_id").agg(F.count_distinct("user_id").cast("int").alias("n_events"))
     counted = items.join(counts, "item_id", "left").select("item_id", "categories", "attributes", "is_available", "n_events")
     table = counted.toArrow().sort_by("item_id").combine_chunks()
     if table.num_rows == 0:
@@ -52,7 +52,7 @@ def rows(night_catalogue: Catalogue, n_events: np.ndarray, run_id: str, ids: IdT
 def brought_users(spark: SparkSession, bundle: Bundle, root: Path, positives: DataFrame, run_id: str) -> DataFrame:
     """Rows of user_embeddings from the table that was registered."""
     vectors = spark.read.parquet(str(root / "embeddings" / str(bundle.manifest["tables"]["user_embeddings"])))
-    counts = positives.groupBy("user_id").agg(F.count(F.lit(1)).cast("int").alias("n_events"))
+    counts = positives.groupBy("user_id").agg(F.count_distinct("item_id").cast("int").alias("n_events"))
     joined = vectors.join(counts, "user_id", "left")
     return joined.select(
         F.lit(run_id).alias("run_id"), "user_id", "embedding", F.coalesce("n_events", F.lit(0)).cast("int").alias("n_events")
