@@ -26,13 +26,18 @@ class Judge:
     held: Positives
 
     def ndcg(self, params: TowerParameters, tokens: Tokens) -> float:
-        """NDCG@20 of the towers alone over the whole catalogue, items of the history left out; 0.0 where nothing is held out."""
+        """Mean of ``ndcg_of_users``; 0.0 where nothing is held out."""
+        each = self.ndcg_of_users(params, tokens)
+        return float(each.mean()) if len(each) else 0.0
+
+    def ndcg_of_users(self, params: TowerParameters, tokens: Tokens) -> np.ndarray:
+        """float64 [users]: NDCG@20 of the towers alone over the whole catalogue, items of the history left out."""
         if len(self.users) == 0:
-            return 0.0
+            return np.zeros(0)
         with torch.no_grad():
             lists = np.concatenate([self._lists(params, tokens, part) for part in self._blocks()])
         hits, n_relevant = hit_matrix(lists, self.held.offsets, self.held.codes, self.held.n_items)
-        return float(ndcg_at_k(hits, n_relevant, TOP).mean())
+        return ndcg_at_k(hits, n_relevant, TOP)
 
     def log_loss(self, scores: torch.Tensor, scale: float) -> float:
         """Mean -log softmax(scale * scores) of the held-out items; scores float32 [B, n] of the first B users; 0.0 where there are none."""
@@ -58,3 +63,9 @@ def judge_of(train: Positives, held: Positives, seed: int) -> Judge:
     able = np.flatnonzero((held.counts > 0) & (train.counts > 0))
     chosen = np.sort(np.random.default_rng(seed).permutation(able)[:MAX_USERS])
     return Judge(chosen, train.users(chosen), held.users(chosen))
+
+
+def clearly_better(each: np.ndarray, than: np.ndarray) -> bool:
+    """Whether the mean of paired per-user values rose by more than its standard error: less is as likely noise as progress."""
+    gain = each - than
+    return len(gain) > 0 and float(gain.mean()) > float(gain.std() / np.sqrt(len(gain)))

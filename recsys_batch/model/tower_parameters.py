@@ -10,7 +10,7 @@ import torch
 
 from recsys_batch.model.data import Positives
 from recsys_batch.model.towers import pool
-from recsys_batch.model.warm_start import ridge_start, svd_start
+from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, Start, low_rank_start, ridge_start
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ def tokens_of(rows: list[list[str]], min_rows: int, max_tokens: int = 20_000) ->
 
 @dataclass(frozen=True)
 class Plan:
-    """How training starts: ``ridge`` is the ridge model's lambda, None is the SVD; ``scale`` stretches the scores to softmax logits."""
+    """How training starts: the item-item model's lambda, the pooling's decay, what stretches scores to logits, the vectors' width."""
 
-    ridge: float | None
+    ridge: float
     recency: float
     scale: float
+    h: int
 
 
 @dataclass
@@ -88,15 +89,20 @@ class TowerParameters:
         return turned
 
 
-def start(plan: Plan, positives: Positives, h: int, n_tokens: int, seed: int) -> TowerParameters:
+def start(plan: Plan, positives: Positives, n_tokens: int, seed: int) -> TowerParameters:
     """Parameters by the plan; biases and tokens start at zero."""
-    begun = ridge_start(positives, h, plan.ridge, seed) if plan.ridge is not None else svd_start(positives, h, seed)
-    stretch = float(np.sqrt(plan.scale))
+    begin = ridge_start if positives.n_items <= RIDGE_MAX_ITEMS else low_rank_start
+    return parameters_of(begin(positives, plan.h, plan.ridge, seed), plan, n_tokens)
+
+
+def parameters_of(begun: Start, plan: Plan, n_tokens: int) -> TowerParameters:
+    """Parameters from a closed-form start of the plan's width or more: its first columns are the narrower start."""
+    stretch = np.float32(np.sqrt(plan.scale))
     return TowerParameters(
-        history=torch.from_numpy(begun.history * np.float32(stretch)),
-        embedding=torch.from_numpy(begun.embedding * np.float32(stretch)),
-        item_bias=torch.zeros(positives.n_items, 1),
-        user_bias=torch.zeros(h),
-        user_tokens=torch.zeros(n_tokens, h),
+        history=torch.from_numpy(begun.history[:, : plan.h] * stretch),
+        embedding=torch.from_numpy(begun.embedding[:, : plan.h] * stretch),
+        item_bias=torch.zeros(len(begun.embedding), 1),
+        user_bias=torch.zeros(plan.h),
+        user_tokens=torch.zeros(n_tokens, plan.h),
         recency=plan.recency,
     )

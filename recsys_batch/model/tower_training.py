@@ -9,22 +9,25 @@ item's chance to be in that set (logQ: Bengio and Senecal 2008; Yi et al. 2019, 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from recsys_batch.config import Config
 from recsys_batch.model.data import Positives
-from recsys_batch.model.judging import TOP, Judge, judge_of
-from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, start
-from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS
+from recsys_batch.model.judging import TOP, Judge, clearly_better, judge_of
+from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, parameters_of, start
+from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, Start, low_rank_start, ridge_start, spectrum_of
 
 Progress = Callable[[str, Mapping[str, float]], None]
 
 RIDGES = (150.0, 400.0, 50.0, 1000.0, 15.0)  # the likeliest first: where time is short the rest is not tried
 RECENCIES = (0.0, 0.3, 0.6, 1.0)
+EMBEDDING_DIMS = (64, 128, 256)
+_WIDER_IS_WORTH = 0.02  # a wider model costs every night: the narrowest within this share of the best is taken
+_PARAMETERS = 64_000_000  # n_items * embedding_dim of a model whose width is chosen: Adam holds eight such arrays
 _SCALES = tuple(float(scale) for scale in np.geomspace(0.5, 500, 25))
 _FULL_SOFTMAX_ITEMS = 60_000
 _EXTRA_NEGATIVES = 4_096
@@ -47,53 +50,86 @@ class Fitted:
 def fit(train: Positives, held: Positives, tokens: Tokens, has_time: bool, config: Config, deadline: float, progress: Progress) -> Fitted:
     """Early stopping on NDCG@20 of the held-out part; epoch 0 is the closed-form start itself."""
     judge = judge_of(train, held, config.training.seed)
-    plan = choose_plan(train, judge, tokens, has_time, config, deadline)
-    params = start(plan, train, config.model.embedding_dim - 1, len(tokens.names), config.training.seed)
-    curve = [judge.ndcg(params, tokens)]
-    progress("towers", {"epoch": 0, f"ndcg_at_{TOP}": curve[0]})
-    best, best_epoch = params.copy(), 0
+    plan, params = choose_plan(train, judge, tokens, has_time, config, deadline)
+    best, best_epoch, best_each = params.copy(), 0, judge.ndcg_of_users(params, tokens)
+    curve = [_mean(best_each)]
+    progress("towers", {"epoch": 0, "embedding_dim": plan.h + 1, f"ndcg_at_{TOP}": curve[0]})
     trainer = _Trainer(params, train, tokens, has_time, config)
     for epoch in range(1, config.training.max_epochs + 1):
         if epoch - best_epoch > _PATIENCE or time.monotonic() > deadline:
             break
         loss = trainer.epoch(deadline)
-        curve.append(judge.ndcg(params, tokens))
+        each = judge.ndcg_of_users(params, tokens)
+        curve.append(_mean(each))
         progress("towers", {"epoch": epoch, "loss": loss, f"ndcg_at_{TOP}": curve[-1]})
-        if curve[-1] > max(curve[:-1]):
-            best, best_epoch = params.copy(), epoch
+        if clearly_better(each, best_each):
+            best, best_epoch, best_each = params.copy(), epoch, each
     return Fitted(best, plan, best_epoch, curve)
 
 
 def refit(everything: Positives, fitted: Fitted, tokens: Tokens, has_time: bool, config: Config, deadline: float) -> TowerParameters:
     """The same training on all positives, for the epochs that were best, turned so that the ranker trained before still fits."""
-    h = fitted.parameters.embedding.shape[1]
-    params = start(fitted.plan, everything, h, len(tokens.names), config.training.seed)
+    params = start(fitted.plan, everything, len(tokens.names), config.training.seed)
     trainer = _Trainer(params, everything, tokens, has_time, config)
     for _ in range(fitted.epochs):
         trainer.epoch(deadline)
     return params.rotated_onto(fitted.parameters)
 
 
-def choose_plan(train: Positives, judge: Judge, tokens: Tokens, has_time: bool, config: Config, deadline: float) -> Plan:
-    """Ridge and recency by NDCG@20 on the held-out part, then the scale by its log loss."""
-    h, seed = config.model.embedding_dim - 1, config.training.seed
-    ridges: Sequence[float | None] = RIDGES if train.n_items <= RIDGE_MAX_ITEMS else (None,)
-    found: list[tuple[float, Plan, TowerParameters]] = []
-    began, quarter = time.monotonic(), (deadline - time.monotonic()) / 4
-    for ridge in ridges:
-        if found and time.monotonic() - began > quarter:
+def choose_plan(
+    train: Positives, judge: Judge, tokens: Tokens, has_time: bool, config: Config, deadline: float
+) -> tuple[Plan, TowerParameters]:
+    """Ridge, then width, then recency by NDCG@20 on the held-out part, then the scale by its log loss; and the start they give."""
+    widths = _widths(train.n_items, config)
+    begin = _starts(train, widths[-1], config.training.seed)
+    n_tokens, quarter = len(tokens.names), time.monotonic() + (deadline - time.monotonic()) / 4
+
+    def quality(start_of: Start, plan: Plan) -> float:
+        return judge.ndcg(parameters_of(start_of, plan, n_tokens), tokens)
+
+    plan = Plan(RIDGES[0], 0.0, 1.0, widths[-1])
+    begun = begin(plan.ridge)
+    best = quality(begun, plan)
+    for ridge in RIDGES[1:]:
+        if time.monotonic() > quarter:
             break
-        params = start(Plan(ridge, 0.0, 1.0), train, h, len(tokens.names), seed)
-        for recency in RECENCIES if has_time else RECENCIES[:1]:
-            params.recency = recency
-            found.append((judge.ndcg(params, tokens), Plan(ridge, recency, 1.0), params))
-    _, plan, params = max(found, key=lambda one: one[0])
-    params.recency = plan.recency
+        tried = begin(ridge)
+        reached = quality(tried, replace(plan, ridge=ridge))
+        if reached > best:
+            best, begun, plan = reached, tried, replace(plan, ridge=ridge)
+    by_width = {h: quality(begun, replace(plan, h=h)) for h in widths}
+    enough = max(by_width.values()) * (1 - _WIDER_IS_WORTH)
+    plan = replace(plan, h=next(h for h in widths if by_width[h] >= enough))
+    if has_time:
+        plan = max((replace(plan, recency=recency) for recency in RECENCIES), key=lambda one: quality(begun, one))
+    plan = replace(plan, scale=_best_scale(parameters_of(begun, plan, n_tokens), judge, tokens, train.n_items))
+    return plan, parameters_of(begun, plan, n_tokens)
+
+
+def _starts(train: Positives, h: int, seed: int) -> Callable[[float], Start]:
+    """The closed-form start for a ridge; what all ridges share is computed once."""
+    if train.n_items <= RIDGE_MAX_ITEMS:
+        return lambda ridge: ridge_start(train, h, ridge, seed)
+    spectrum = spectrum_of(train, h, seed)
+    return lambda ridge: low_rank_start(train, h, ridge, seed, spectrum)
+
+
+def _widths(n_items: int, config: Config) -> list[int]:
+    """Candidate widths of the learned vectors (one less than embedding_dim, which has the item's bias too), ascending."""
+    if config.model.embedding_dim is not None:
+        return [config.model.embedding_dim - 1]
+    return [dim - 1 for dim in EMBEDDING_DIMS if dim == EMBEDDING_DIMS[0] or n_items * dim <= _PARAMETERS]
+
+
+def _best_scale(params: TowerParameters, judge: Judge, tokens: Tokens, n_items: int) -> float:
+    some = np.arange(min(len(judge.users), max(1, _CELLS // n_items)))
     with torch.no_grad():
-        some = np.arange(min(len(judge.users), max(1, _CELLS // train.n_items)))
         scores = params.scores(params.users(judge.inputs.users(some), tokens, judge.users[some]))
-        scale = min(_SCALES, key=lambda value: judge.log_loss(scores, value))
-    return Plan(plan.ridge, plan.recency, scale)
+        return min(_SCALES, key=lambda value: judge.log_loss(scores, value))
+
+
+def _mean(each: np.ndarray) -> float:
+    return float(each.mean()) if len(each) else 0.0
 
 
 class _Trainer:

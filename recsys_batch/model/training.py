@@ -70,7 +70,7 @@ def train(
     older, newer = split(held_in, LABEL_SHARE)
     inner = Stage(refit(older, fitted, tokens, data.has_time, config, began + budget * _INNER_SHARE), older, newer)
     ranker, ranking, reached = fit_ranker(inner, outer, tokens, config.training.seed, began + budget * _RANKER_SHARE, progress)
-    metrics = {**NOT_JUDGED, **reached, **popularity_metrics(held_in, judged), "towers_ndcg_at_20": max(fitted.curve)}
+    metrics = {**NOT_JUDGED, **reached, **popularity_metrics(held_in, judged), "towers_ndcg_at_20": fitted.curve[fitted.epochs]}
     gate = {"challenger": metrics["ndcg_at_10"], "popularity": metrics["popularity_ndcg_at_10"]}
     if champion is not None:
         gate |= _against(champion, data, items, users, outer, tokens, ranker, ranking)
@@ -127,11 +127,11 @@ def _manifest(
     return {
         "kind": "two_tower",
         "code_version": __version__,
-        "embedding_dim": config.model.embedding_dim,
+        "embedding_dim": fitted.plan.h + 1,
         "model": {
             "history_length": config.model.history_length,
             "recency": fitted.plan.recency,
-            "start": "svd" if fitted.plan.ridge is None else f"ridge {fitted.plan.ridge:g}",
+            "ridge": fitted.plan.ridge,
             "epochs": fitted.epochs,
             "ranker_gate": ranker.gate,
             "seed": config.training.seed,

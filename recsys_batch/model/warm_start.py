@@ -4,7 +4,8 @@ Small catalogues: the item-item model B = I - C diagMat(1 / diag C), C = (G + la
 EASE (Steck 2019, "Embarrassingly shallow autoencoders", eq. 8) with the diagonal of training by dropout p (Steck 2020,
 "Autoencoders that don't overfit towards the identity", eq. 5) and users weighted by W = 1 / sqrt(their items), so that the heavy ones do
 not speak for everybody. B is then projected on the top right singular vectors V of sqrt(W') X B: H = BV, E = V.
-Larger ones: the truncated SVD of the degree-normalised X (PureSVD with damped popularity): H = E = V sqrt(S).
+Larger ones never form an n x n matrix: G is taken as its top r eigenpairs plus the diagonal that they leave over, U diag(s) U' + R, and
+C is applied by Woodbury's identity. Columns come by descending singular value, so a narrower start is a wider one's first columns.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from scipy import sparse
 
 from recsys_batch.model.data import Positives
 
-RIDGE_MAX_ITEMS = 12_000
-"""Inverting n x n takes n^3: 12,000 items are about a minute on two cores."""
+RIDGE_MAX_ITEMS = 6_000
+"""Inverting n x n takes n^3: 6,000 items are some seconds on two cores."""
 
 DROPOUT_ODDS = 0.5
 """p / (1 - p) at p = 1/3. NDCG@20 of ML-100K, random split, lambda 150: 0.450 at 0, 0.451 at 0.25, 0.452 at 0.67."""
 
 _OVERSAMPLE, _ITERATIONS = 16, 5
+_MAX_RANK = 1_024
+_CELLS = 64_000_000  # of one [n, r] array: 256 MB, and about five of them live at once
+_PRODUCTS = 4_000_000_000  # multiplications of one pass over X: some seconds
 
 
 @dataclass(frozen=True)
@@ -54,16 +58,51 @@ def user_weights(counts: np.ndarray) -> np.ndarray:
     return np.asarray(weights / max(weights.sum() / max(int((counts > 0).sum()), 1), 1e-12))
 
 
-def svd_start(positives: Positives, h: int, seed: int) -> Start:
-    """From the truncated SVD; users weigh 1 / sqrt(their items), items 1 / popularity^(1/4)."""
+@dataclass(frozen=True)
+class Spectrum:
+    """What every ridge shares in a large catalogue: vectors float32 [n, r], values [r], the diagonals of G and of what is left over [n]."""
+
+    vectors: torch.Tensor
+    values: torch.Tensor
+    diagonal: torch.Tensor
+    left: torch.Tensor
+
+
+def spectrum_of(positives: Positives, h: int, seed: int) -> Spectrum:
+    """Top eigenpairs of G, as many as memory and time allow, but enough for a start of width h."""
     X = _matrix(positives)
-    per_user = 1.0 / np.sqrt(np.maximum(positives.counts, 1))
-    per_item = 1.0 / np.maximum(positives.item_counts, 1) ** 0.25
-    X = (sparse.diags(per_user) @ X @ sparse.diags(per_item)).tocsr().astype(np.float32)
-    V = _top_directions(lambda Y: torch.from_numpy(X.T @ (X @ Y.numpy())), positives.n_items, h, seed)
-    spectrum = torch.linalg.vector_norm(torch.from_numpy(X @ V.numpy()), dim=0)
-    scaled = (V * torch.sqrt(spectrum)).numpy()
-    return Start(scaled, scaled.copy(), "svd")
+    root = (sparse.diags(np.sqrt(user_weights(positives.counts)).astype(np.float32)) @ X).tocsr()
+    n, by_memory, by_time = positives.n_items, _CELLS // max(positives.n_items, 1), _PRODUCTS // max(len(positives.codes), 1)
+    rank = min(int(np.clip(min(by_memory, by_time), h + _OVERSAMPLE, _MAX_RANK)), n)
+    transposed = root.T.tocsr()
+    U = _top_directions(lambda Y: torch.from_numpy(transposed @ (root @ Y.numpy())), n, rank, seed)
+    values = (torch.from_numpy(root @ U.numpy()) ** 2).sum(dim=0)
+    diagonal = torch.from_numpy(np.asarray(root.multiply(root).sum(axis=0), dtype=np.float32).ravel())
+    return Spectrum(U, values, diagonal, torch.clamp(diagonal - (U**2) @ values, min=0.0))
+
+
+def low_rank_start(positives: Positives, h: int, ridge: float, seed: int, spectrum: Spectrum | None = None) -> Start:
+    """As ``ridge_start``, from a spectrum: C = (D + U diag(s) U')^-1 with D = lambda + p / (1 - p) diag G + R."""
+    known = spectrum or spectrum_of(positives, h, seed)
+    D = (ridge + DROPOUT_ODDS * known.diagonal + known.left)[:, None]
+    DU = known.vectors / D
+    core = torch.linalg.inv(torch.diag(1 / torch.clamp(known.values, min=1e-6)) + known.vectors.T @ DU)
+    scale = 1 / (1 / D - ((DU @ core) * DU).sum(dim=1, keepdim=True))
+
+    def times_c(Y: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = Y / D - DU @ (core @ (DU.T @ Y))
+        return product
+
+    weighted = (sparse.diags(user_weights(positives.counts).astype(np.float32)) @ _matrix(positives)).tocsr()
+    transposed = weighted.T.tocsr()
+
+    def objective(Y: torch.Tensor) -> torch.Tensor:
+        hit = torch.from_numpy(transposed @ (weighted @ (Y - times_c(scale * Y)).numpy()))
+        carried: torch.Tensor = hit - scale * times_c(hit)
+        return carried
+
+    V = _top_directions(objective, positives.n_items, h, seed)
+    return Start((V - times_c(scale * V)).numpy(), V.numpy(), f"low-rank ridge {ridge:g}")
 
 
 def _matrix(positives: Positives) -> sparse.csr_matrix:

@@ -73,7 +73,7 @@ def test_missing_weights_are_named() -> None:
 
 
 def towers_of(data: Positives, seed: int = 1) -> TowerParameters:
-    return start(Plan(20.0, 0.0, 5.0), data, 8, 0, seed)
+    return start(Plan(20.0, 0.0, 5.0, 8), data, 0, seed)
 
 
 @pytest.fixture(scope="module")

@@ -95,8 +95,8 @@ def test_the_best_epoch_is_what_is_returned_and_it_is_no_worse_than_the_start(
     train, held = parts
     fitted = fit(train, held, tokens(data), True, small, LATER, QUIET)
     reached = judge_of(train, held, small.training.seed).ndcg(fitted.parameters, tokens(data))
-    assert reached == pytest.approx(max(fitted.curve), abs=1e-9)
-    assert fitted.curve[fitted.epochs] == max(fitted.curve) >= fitted.curve[0]
+    assert reached == pytest.approx(fitted.curve[fitted.epochs], abs=1e-9)
+    assert fitted.curve[fitted.epochs] >= fitted.curve[0]
 
 
 def test_training_from_random_weights_passes_popularity(
@@ -116,8 +116,8 @@ def test_the_sampled_softmax_learns_too(
 def learned(data: TrainingData, parts: tuple[Positives, Positives], small: Config, monkeypatch: pytest.MonkeyPatch) -> float:
     """NDCG@20 on the held-out part after 25 epochs from random weights."""
     n_tokens = len(tokens(data).names)
-    monkeypatch.setattr(tower_training, "start", lambda *_: random_towers(data.positives.n_items, n_tokens))
-    monkeypatch.setattr(tower_training, "choose_plan", lambda *_: Plan(None, 0.3, 1.0))
+    begun = Plan(50.0, 0.3, 1.0, 15), random_towers(data.positives.n_items, n_tokens)
+    monkeypatch.setattr(tower_training, "choose_plan", lambda *_: begun)
     settings = small.training.model_copy(update={"max_epochs": 25, "learning_rate": 0.02, "batch_size": 64})
     return max(fit(*parts, tokens(data), True, small.model_copy(update={"training": settings}), LATER, QUIET).curve)
 
@@ -165,13 +165,28 @@ def test_a_recent_change_of_taste_is_answered_by_recency(make_positives: Any, sm
         new, old = (0, 20) if user % 2 else (20, 0)
         histories.append([*(new + rng.permutation(20)[:5]).tolist(), *(old + rng.permutation(20)[:15]).tolist()])
     train, held = split(make_positives(histories, 40), 0.1)
-    plan = choose_plan(train, judge_of(train, held, 1), NO_TOKENS, True, small, LATER)
+    plan, _ = choose_plan(train, judge_of(train, held, 1), NO_TOKENS, True, small, LATER)
     assert plan.recency > 0
-    assert choose_plan(train, judge_of(train, held, 1), NO_TOKENS, False, small, LATER).recency == 0
+    assert choose_plan(train, judge_of(train, held, 1), NO_TOKENS, False, small, LATER)[0].recency == 0
+
+
+def test_the_narrowest_width_that_is_nearly_the_best_is_chosen(make_positives: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """48 tastes do not fit into 8 dimensions; 2 do."""
+    monkeypatch.setattr(tower_training, "EMBEDDING_DIMS", (8, 64))
+    chosen = {}
+    for n_tastes in (2, 48):
+        rng = np.random.default_rng(n_tastes)
+        per_taste = 240 // n_tastes
+        histories = [(user % n_tastes * per_taste + rng.permutation(per_taste)[:4]).tolist() for user in range(960)]
+        train, held = split(make_positives(histories, 240), 0.1)
+        plan, params = choose_plan(train, judge_of(train, held, 1), NO_TOKENS, False, load_config(None), LATER)
+        assert params.embedding.shape == (240, plan.h)
+        chosen[n_tastes] = plan.h
+    assert chosen == {2: 7, 48: 63}
 
 
 def test_turning_towers_onto_others_changes_no_score(data: TrainingData, small: Config) -> None:
-    ours = start(Plan(50.0, 0.3, 2.0), data.positives, 15, 0, seed=1)
+    ours = start(Plan(50.0, 0.3, 2.0, 15), data.positives, 0, seed=1)
     other = random_towers(80, 0)
     turned = ours.rotated_onto(other)
     chosen = np.arange(data.positives.n_users)

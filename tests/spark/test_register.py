@@ -56,7 +56,7 @@ def test_a_night_runs_on_brought_embeddings_and_ranker(spark: SparkSession, own:
     nightly(spark, own, dt.date(2026, 3, 1))
     rows = latest_topk(own.paths.warehouse).to_pylist()
     sources = {row["user_id"]: row["source"] for row in rows}
-    assert len(sources) == 153
+    assert len(sources) == 152  # "glutton" has seen every item that has a vector
     assert {user for user, source in sources.items() if source == "model"} == {f"u{user:03d}" for user in range(100)}
     assert {row["item_id"] for row in rows if row["source"] == "model"} <= set(market.items["item_id"].to_pylist()[:60])
 
