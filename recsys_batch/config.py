@@ -82,7 +82,6 @@ class Audit(Section):
 
 
 class Tables(Section):
-    target_file_mb: int = Field(64, ge=1)
     popular_items: int = Field(1000, ge=1, description="length of each segment's popular list")
     retention_days: int = Field(30, ge=1, description="time travel and VACUUM floor")
 

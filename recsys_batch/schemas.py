@@ -217,7 +217,7 @@ _SPECS = (
             "rank_from_one": "rank >= 1",
             "candidate_rank_from_one": "candidate_rank >= 1",
             "score_is_finite": "NOT isnan(score) AND abs(score) < 3.0e38",
-            "source_known": "source IN ('model', 'popular')",
+            "source_known": f"source IN {SOURCES}",
         },
     ),
     TableSpec(
@@ -253,7 +253,7 @@ _SPECS = (
             Column("mlflow_run_id", pa.string(), "MLflow run with plots and driver metrics"),
             Column("schema_version", pa.int32(), "version of this contract", nullable=False),
         ),
-        checks={"status_known": "status IN ('RUNNING', 'AUDITED', 'PUBLISHED', 'FAILED', 'ROLLED_BACK')"},
+        checks={"status_known": f"status IN {STATUSES}"},
     ),
 )
 

@@ -60,7 +60,6 @@ def one_step(
     run_date: dt.date,
     *,
     run_id: str | None = None,
-    force: bool = False,
     progress: Progress = silent,
 ) -> Run:
     """A single step of the date's night, as schedulers call it.
@@ -69,8 +68,7 @@ def one_step(
         AlreadyDone: this step is done.
         InputMissing: an earlier step is not.
     """
-    begin = name == ALL_STEPS[0]
-    night = open_night(spark, config, run_date, run_id=run_id, force=force and begin, begin=begin)
+    night = open_night(spark, config, run_date, run_id=run_id, begin=name == ALL_STEPS[0])
     missing = [earlier for earlier in ALL_STEPS[: ALL_STEPS.index(name)] if not _is_done(night.run, earlier)]
     if missing:
         raise InputMissing(f"run {night.run.run_id} has not done {', '.join(missing)}: run {missing[0]} first, or nightly")

@@ -27,7 +27,6 @@ _NOTHING = ("", "null", "NULL", "nan", "NaN", "None", r"\N")
 # Casting alone takes Java's "5f" and "1.5d" for numbers, and "12:30" for a time of today.
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _DATED = r"^\d{4}[-/]\d{1,2}([-/ T]|$)"
-_SLASHED = r"^(\d{4})/(\d{1,2})/"
 _COMPACT_DATE = r"^(19|20)\d{6}$"
 
 
