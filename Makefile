@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo clean distclean
+.PHONY: help setup data test lint format demo bench-retrieval bench-size clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -50,6 +50,18 @@ demo: setup data ## a whole night on MovieLens-100K: RUN_DATE=YYYY-MM-DD, FORCE=
 	$(CLI) nightly --conf $(CONF) --run-date $(RUN_DATE) $(if $(FORCE),--force)
 	$(CLI) evaluate --conf $(CONF) --holdout --k 10,20
 	$(CLI) show --conf $(CONF) --users 3
+
+USERS ?=
+ITEMS ?=
+DIM ?=
+K ?=
+bench_options = $(if $(USERS),--users $(USERS)) $(if $(ITEMS),--items $(ITEMS)) $(if $(DIM),--dim $(DIM)) $(if $(K),--k $(K))
+
+bench-retrieval: setup ## MLlib, exact, ivf and raw faiss on the same factors: USERS= ITEMS= DIM= K= (100000 50000 64 200)
+	$(BIN)/python benchmarks/retrieval.py $(bench_options)
+
+bench-size: setup ## generate, then candidates, at a tenth and in full: USERS= ITEMS= DIM= K= (1000000 100000 64 200)
+	$(BIN)/python benchmarks/size.py $(bench_options)
 
 clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log

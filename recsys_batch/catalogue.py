@@ -5,7 +5,9 @@ Rows are sorted by item_id ascending; an item's row is its *code*. Order by code
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.schemas import ALL_SEGMENTS
 
 _ARRAYS = {"embeddings": np.float32, "history": np.float32, "log_popularity": np.float32, "retrievable": np.bool_}
 
@@ -28,6 +31,7 @@ class Catalogue:
         history: float32 [n, h], what the user tower pools for an item in a history ([n, 0] where the model has no tower).
         log_popularity: float32 [n], log(1 + users) frozen at training.
         retrievable: bool [n], available and with an embedding.
+        eligible: segment -> bool [n], what its users may be recommended; ALL_SEGMENTS where it is not named; else everything.
     """
 
     item_ids: pa.Array
@@ -35,6 +39,7 @@ class Catalogue:
     history: np.ndarray
     log_popularity: np.ndarray
     retrievable: np.ndarray
+    eligible: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -51,6 +56,17 @@ class Catalogue:
     def retrievable_codes(self) -> np.ndarray:
         """int64, ascending: the rows that an index is built over."""
         return np.flatnonzero(self.retrievable).astype(np.int64)
+
+    def rules(self, segments: pa.Array) -> np.ndarray:
+        """int64 per segment (string, nulls allowed): the place in ``eligible`` of the rule that it falls under, -1 for none."""
+        names = list(self.eligible)
+        default = names.index(ALL_SEGMENTS) if ALL_SEGMENTS in names else -1
+        found = pc.index_in(segments, value_set=pa.array(names, type=pa.string()))
+        return np.asarray(pc.fill_null(found, default).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+    def allowed(self, rule: int) -> np.ndarray:
+        """bool [n], retrievable and eligible under a rule."""
+        return self.retrievable if rule < 0 else self.retrievable & list(self.eligible.values())[rule]
 
 
 def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
@@ -70,6 +86,9 @@ def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
             bad = int(np.flatnonzero(~np.isfinite(array.reshape(n, -1)).all(axis=1))[0])
             raise RecsysBatchError(f"{name} of item {catalogue.item_ids[bad]} is not finite: the model is broken, or its input is")
         np.save(directory / f"{name}.npy", array, allow_pickle=False)
+    rules = np.array(list(catalogue.eligible.values()), dtype=bool).reshape(-1, n)
+    np.save(directory / "eligible.npy", rules, allow_pickle=False)
+    (directory / "eligible.json").write_text(json.dumps(list(catalogue.eligible)), encoding="utf-8")
     table = pa.table({"item_id": catalogue.item_ids})
     with pa.OSFile(str(directory / "item_ids.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -82,4 +101,6 @@ def open_catalogue(directory: str) -> Catalogue:
     with pa.memory_map(str(folder / "item_ids.arrow")) as source:
         ids = pa.ipc.open_file(source).read_all()["item_id"].combine_chunks()
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
-    return Catalogue(item_ids=ids, **arrays)
+    rules = np.load(folder / "eligible.npy", allow_pickle=False)
+    segments = json.loads((folder / "eligible.json").read_text(encoding="utf-8"))
+    return Catalogue(item_ids=ids, **arrays, eligible=dict(zip(segments, rules, strict=True)))

@@ -60,19 +60,37 @@ class Training(Section):
 
 
 class Retrieval(Section):
-    mode: Literal["exact", "ivf", "auto"] = "auto"
+    mode: Literal["exact", "ivf", "sharded", "auto"] = Field("auto", description="how candidates are searched; auto: by size, and says why")
     metric: Literal["ip", "cosine"] = "ip"
     n_candidates: int = Field(200, ge=1, le=10_000)
+    storage: Literal["float32", "int8", "auto"] = Field(
+        "auto", description="what inverted lists are searched in; auto: int8 where memory_mb does not hold float32"
+    )
+    memory_mb: int = Field(4096, ge=1, description="MiB of item vectors that a node may hold in memory")
     nlist: int | None = Field(None, ge=1, description="IVF lists; unset: 4 * sqrt(n_items), at least 16 items in each")
     nprobe: int | None = Field(None, ge=1, description="IVF lists searched for n_candidates; unset: tuned to target_recall")
     target_recall: float = Field(0.99, gt=0, le=1)
     tuning_users: int = Field(2000, ge=10, description="sampled users that recall is measured on")
     exact_max_items: int = Field(20_000, ge=0, description="auto: exact search up to this many items")
+    eligibility: dict[str, str] = Field(
+        default_factory=dict,
+        description="segment -> boolean SQL over columns of items: only these items for its users; 'all': for segments not named here",
+    )
+
+    @model_validator(mode="after")
+    def _int8_is_not_sharded(self) -> Retrieval:
+        if self.mode == "sharded" and self.storage == "int8":
+            raise ValueError("shards are float32: set mode = ivf for int8, or storage = float32 for shards")
+        return self
 
 
 class Scoring(Section):
     top_k: int = Field(100, ge=1, le=10_000)
     batch_users: int = Field(64, ge=1, description="users per ranker call")
+    candidates: Literal["retrieved", "all"] = Field(
+        "retrieved", description="all: the ranker scores every item that a user has left, for small catalogues; n_candidates is not used"
+    )
+    all_max_items: int = Field(5_000, ge=1, description="candidates = all is refused for more items than this")
 
 
 class Audit(Section):
@@ -108,7 +126,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _k_fits(self) -> Config:
-        if self.scoring.top_k > self.retrieval.n_candidates:
+        if self.scoring.candidates == "all":
+            if self.retrieval.mode not in ("exact", "auto"):
+                raise ValueError(f"scoring.candidates = all searches nothing: set retrieval.mode = exact (found {self.retrieval.mode})")
+        elif self.scoring.top_k > self.retrieval.n_candidates:
             raise ValueError(
                 f"scoring.top_k = {self.scoring.top_k} is more than retrieval.n_candidates = {self.retrieval.n_candidates}: "
                 "raise n_candidates or lower top_k"

@@ -127,6 +127,14 @@ class Registry:
         for key, value in metrics.items():
             self._client.log_metric(mlflow_run_id, key, float(value))
 
+    def log_figure(self, mlflow_run_id: str, figure: Any, name: str) -> None:
+        """Log a matplotlib figure to a run, as the file ``name``."""
+        self._client.log_figure(mlflow_run_id, figure, name)
+
+    def artifacts(self, mlflow_run_id: str) -> list[str]:
+        """Names of the files that were logged to a run."""
+        return [str(found.path) for found in self._client.list_artifacts(mlflow_run_id)]
+
     def finish(self, mlflow_run_id: str, *, failed: bool) -> None:
         """Close a night's run."""
         self._client.set_terminated(mlflow_run_id, "FAILED" if failed else "FINISHED")

@@ -187,7 +187,12 @@ _SPECS = (
             _run_id(),
             _user_id(),
             Column("n_items", pa.int32(), "candidates that the user did get"),
-            Column("reason", pa.string(), "catalogue_exhausted: every other available item was already seen"),
+            Column(
+                "reason",
+                pa.string(),
+                "catalogue_exhausted: every other available item was already seen; "
+                "eligible_exhausted: every other that the segment's rule allows",
+            ),
         ),
         partition_by=("run_id",),
     ),

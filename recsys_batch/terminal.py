@@ -35,6 +35,11 @@ def count(value: float) -> str:
     return f"{int(value):,}"
 
 
+def size(n_bytes: float) -> str:
+    """1572864 -> 1.5 MiB."""
+    return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
+
+
 @contextmanager
 def step_progress(what: str) -> Iterator[StepProgress]:
     """Shows each step as it runs: a spinner on a terminal, nothing more than the log elsewhere."""

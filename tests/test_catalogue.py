@@ -36,6 +36,22 @@ def test_round_trip_and_lookups(tmp_path: Path, ids: pa.Array) -> None:
     np.testing.assert_array_equal(opened.retrievable_codes(), [0, 2])
 
 
+def test_segments_fall_under_their_rule_or_under_everybodys(tmp_path: Path) -> None:
+    rules = {"kids": np.array([True, False, True]), "all": np.array([True, True, False])}
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    write_catalogue(tmp_path / "with", Catalogue(**{**make(pa.array([1, 2, 3])).__dict__, "eligible": rules}))
+    write_catalogue(tmp_path / "without", make(pa.array([1, 2, 3])))
+    segments = pa.array(["kids", None, "others", "all"])
+    opened = open_catalogue(str(tmp_path / "with"))
+    np.testing.assert_array_equal(opened.rules(segments), [0, 1, 1, 1])
+    np.testing.assert_array_equal(opened.allowed(0), [True, False, True])  # items 1 and 3 are retrievable
+    np.testing.assert_array_equal(opened.allowed(1), [True, False, False])
+    opened = open_catalogue(str(tmp_path / "without"))
+    np.testing.assert_array_equal(opened.rules(segments), [-1] * 4)
+    np.testing.assert_array_equal(opened.allowed(-1), opened.retrievable)
+
+
 @pytest.mark.parametrize("ids", [pa.array([2, 1]), pa.array([1, 1]), pa.array(["b", "a"])])
 def test_ids_out_of_order_or_twice_are_refused(tmp_path: Path, ids: pa.Array) -> None:
     with pytest.raises(RecsysBatchError, match="unique and ascending"):

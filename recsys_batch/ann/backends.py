@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from recsys_batch.ann.kernels import MARGIN, blocks, exact_search, limit_threads, normalised, settle
+from recsys_batch.ann.kernels import blocks, exact_search, limit_threads, normalised
+from recsys_batch.ann.lists import Lists, search_lists
+from recsys_batch.ann.stored import Items, Shard
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.topk import NO_CODE
+from recsys_batch.topk import NO_CODE, merge_top_k, order_pairs
 
-_EXACT_IS_CHEAPER = 10  # where more than 1 / this of the lists would be searched
+_EXACT_IS_CHEAPER = 3  # where more than 1 / this of the lists would be searched
+_GATHER = 65_536  # rows copied at once where only some items are searched: 16 MB at 64 dimensions
 
 
 class Retriever(Protocol):
     """Finds the items of largest inner product (or cosine) for a block of queries."""
+
+    @property
+    def n_items(self) -> int:
+        """Items that can be found."""
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """k items per query.
@@ -32,116 +41,192 @@ class Retriever(Protocol):
             RecsysBatchError: queries of another shape, or not finite.
         """
 
+    def among(self, allowed: np.ndarray) -> Retriever:
+        """The same search over the codes where ``allowed`` (bool [n]) is true only."""
+
 
 @runtime_checkable
 class Probing(Retriever, Protocol):
-    """A retriever that trades recall for time by the number of lists it looks into."""
+    """A retriever that trades recall for time: by the number of lists it looks into, and by how much more it fetches."""
 
     @property
     def nlist(self) -> int: ...
 
-    def at_nprobe(self, nprobe: int) -> Probing: ...
+    @property
+    def overfetches(self) -> Sequence[float]:
+        """Values of over-fetch worth trying, ascending."""
+
+    def at(self, nprobe: int, overfetch: float = 1.0) -> Probing: ...
 
     def probes(self, k: int) -> int: ...
 
-
-@dataclass(frozen=True)
-class Vectors:
-    """The item matrix: float32 [n, d], memory-mapped; ``max_norm`` is its longest row."""
-
-    matrix: np.ndarray
-    max_norm: float
-    cosine: bool
-
-    def prepare(self, queries: np.ndarray, k: int) -> np.ndarray:
-        """Queries as the kernels want them."""
-        if k < 1:
-            raise RecsysBatchError(f"search needs k >= 1, found {k}")
-        if queries.ndim != 2 or queries.shape[1] != self.matrix.shape[1]:
-            raise RecsysBatchError(
-                f"queries of shape {queries.shape} against items of {self.matrix.shape[1]} dimensions: "
-                "users and items must come from the same model"
-            )
-        if not np.isfinite(queries).all():
-            row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
-            raise RecsysBatchError(f"the query in row {row} is not finite: the model is broken, or its input is")
-        return normalised(queries) if self.cosine else np.ascontiguousarray(queries, dtype=np.float32)
+    def among(self, allowed: np.ndarray) -> Probing: ...
 
 
 @dataclass(frozen=True)
 class ExactRetriever:
-    """All items, in blocks of matrix products."""
+    """All items, in blocks of matrix products, shard by shard.
 
-    vectors: Vectors
+    Attributes:
+        keep: bool [n], the rows that are searched; None for all.
+    """
+
+    items: Items
     n_threads: int
+    keep: np.ndarray | None = None
+
+    @property
+    def n_items(self) -> int:
+        return self.items.n if self.keep is None else int(np.count_nonzero(self.keep))
+
+    def among(self, allowed: np.ndarray) -> ExactRetriever:
+        return replace(self, keep=_both(self.keep, allowed if self.items.codes is None else allowed[self.items.codes]))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        queries = self.vectors.prepare(queries, k)
+        queries = prepared(queries, k, self.items)
         limit_threads(self.n_threads)
-        return _padded(*exact_search(queries, self.vectors.matrix, self.vectors.max_norm, k), k)
+        best = _Best(len(queries), k)
+        for shard in self.items.shards:
+            stored = shard.open()
+            for first in range(shard.first, shard.stop, shard.stop - shard.first if self.keep is None else _GATHER):
+                rows = np.arange(first, shard.stop if self.keep is None else min(first + _GATHER, shard.stop))
+                if self.keep is None:
+                    vectors = stored.take(slice(None))
+                else:
+                    rows = rows[self.keep[rows]]
+                    vectors = stored.take(rows - shard.first)
+                if len(rows):
+                    codes = rows if self.items.codes is None else self.items.codes[rows]
+                    best.add(*exact_search(queries, vectors, self.items.max_norm, k, codes))
+        return best.scores, best.codes
 
 
 @dataclass(frozen=True)
 class IvfRetriever:
-    """The items of the ``nprobe`` inverted lists whose centroids are nearest to the query; exact among them.
+    """The items of the ``nprobe`` inverted lists whose centroids are nearest to the query; exact among them where stored as float32.
 
-    ``centroids`` float32 [nlist, d] are searched by the same exact kernel, so the choice of lists is free of batch noise too.
-    ``nprobe`` is meant for ``n_candidates`` results.
+    From int8 it fetches ``overfetch`` * k, and keeps the best k by their float32 vectors.
+
+    Attributes:
+        stored: what the lists are searched in: ``items.shards`` themselves, or int8.
+        stored_norm: no stored row is longer.
+        centroids: float32 [nlist, d], searched by the exact kernel, so the choice of lists is free of batch noise too.
+        centroid_norm: length of the longest.
+        nprobe, n_candidates: lists searched for that many results.
+        row_of_code: int64 [n + 1], the last for code -1; None where stored as float32.
     """
 
-    vectors: Vectors
-    index: Any
-    centroids: Vectors
-    nprobe: int
+    items: Items
+    stored: Sequence[Shard]
+    stored_norm: float
+    lists: Lists
+    centroids: np.ndarray
+    centroid_norm: float
     n_candidates: int
     n_threads: int
+    nprobe: int
+    overfetch: float = 1.0
+    row_of_code: np.ndarray | None = None
+    keep: np.ndarray | None = None
+
+    @property
+    def n_items(self) -> int:
+        return int(self.lists.sizes.sum())
 
     @property
     def nlist(self) -> int:
-        return len(self.centroids.matrix)
+        return len(self.centroids)
 
-    def at_nprobe(self, nprobe: int) -> IvfRetriever:
-        return replace(self, nprobe=nprobe)
+    @property
+    def overfetches(self) -> Sequence[float]:
+        return (1.0,) if self.row_of_code is None else (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
+
+    def at(self, nprobe: int, overfetch: float = 1.0) -> IvfRetriever:
+        return replace(self, nprobe=nprobe, overfetch=overfetch)
+
+    def among(self, allowed: np.ndarray) -> IvfRetriever:
+        keep = allowed[self._codes]
+        return replace(self, keep=_both(self.keep, keep), lists=self.lists.keeping(keep))
 
     def probes(self, k: int) -> int:
-        """Lists looked into for k results: in proportion to k, as recall falls where more results come from as many lists.
+        """Lists looked into for k results: in proportion to k, as recall falls where more results come from as many lists, and
+        to the share of items that are left out.
 
-        All of them where a tenth would not do: one product of all queries with all items costs less per item, and from there on
-        less in all (50,000 x 64, one thread: 12 ns per item in a list, 2 ns per item in a product).
+        All of them where a third would not do: one product of all queries with all items costs less per item, and from there on
+        less in all (50,000 x 64, k = 200, one thread: 6 ns per item in a list, 2 ns per item in a product).
         """
-        wanted = -(-self.nprobe * max(k, self.n_candidates) // self.n_candidates)
+        scale = max(k, self.n_candidates) / self.n_candidates * (self.items.n / max(self.n_items, 1))
+        wanted = math.ceil(self.nprobe * scale)
         return wanted if wanted * _EXACT_IS_CHEAPER <= self.nlist else self.nlist
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        queries = self.vectors.prepare(queries, k)
-        limit_threads(self.n_threads)
         nprobe = self.probes(k)
         if nprobe == self.nlist:
-            return _padded(*exact_search(queries, self.vectors.matrix, self.vectors.max_norm, k), k)
-        return _padded(*self.search_lists(queries, k, nprobe), k)
+            return ExactRetriever(self.items, self.n_threads, self.keep).search(queries, k)
+        return self.search_lists(queries, k, nprobe)
 
     def search_lists(self, queries: np.ndarray, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
-        """``search`` in exactly ``nprobe`` lists, for prepared queries; min(k, n_items) columns."""
-        matrix, max_norm = self.vectors.matrix, self.vectors.max_norm
-        k = min(k, len(matrix))
-        width = min(k + MARGIN, len(matrix))
-        scores = np.empty((len(queries), k), dtype=np.float32)
-        codes = np.empty((len(queries), k), dtype=np.int64)
-        self.index.nprobe = nprobe
-        for part in blocks(len(queries), width):
-            block = queries[part]
-            nearness, lists = exact_search(block, self.centroids.matrix, self.centroids.max_norm, nprobe)
-            rough, found = self.index.search_preassigned(block, width, lists, nearness)
-            scores[part], codes[part], settled = settle(block, matrix, max_norm, rough, found, k)
-            if not settled.all():
-                unsettled = np.flatnonzero(~settled) + part.start
-                scores[unsettled], codes[unsettled] = exact_search(queries[unsettled], matrix, max_norm, k)
-        return scores, codes
+        """``search`` in exactly ``nprobe`` lists."""
+        queries = prepared(queries, k, self.items)
+        limit_threads(self.n_threads)
+        _, probed = exact_search(queries, self.centroids, self.centroid_norm, nprobe)
+        fetched = min(math.ceil(k * self.overfetch), max(self.items.n, k))
+        best = _Best(len(queries), fetched)
+        for shard in self.stored:
+            best.add(*search_lists(queries, probed, self.lists, shard, self._codes, self.stored_norm, fetched))
+        return (best.scores, best.codes) if self.row_of_code is None else self._refined(queries, best.codes, self.row_of_code, k)
+
+    def _refined(self, queries: np.ndarray, codes: np.ndarray, row_of_code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best k of the codes by their float32 vectors."""
+        scores = np.full(codes.shape, -np.inf, dtype=np.float32)
+        for shard in self.items.shards:
+            stored = shard.open()
+            for part in blocks(len(queries), codes.shape[1]):
+                row = row_of_code[codes[part]]
+                here = (row >= shard.first) & (row < shard.stop)
+                exact = stored.inner_products(queries[part], np.where(here, row - shard.first, NO_CODE))
+                scores[part] = np.where(here, exact, scores[part])
+        return order_pairs(scores, codes, k)
+
+    @property
+    def _codes(self) -> np.ndarray:
+        assert self.items.codes is not None, "inverted lists order their rows"
+        return self.items.codes
 
 
-def _padded(scores: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    short = k - scores.shape[1]
-    if short <= 0:
-        return scores, codes
-    padding = ((0, 0), (0, short))
-    return np.pad(scores, padding, constant_values=-np.inf), np.pad(codes, padding, constant_values=NO_CODE)
+def _both(keep: np.ndarray | None, more: np.ndarray) -> np.ndarray:
+    return more if keep is None else keep & more
+
+
+class _Best:
+    """The k best so far of a search that goes part by part."""
+
+    def __init__(self, n_queries: int, k: int) -> None:
+        self.scores = np.full((n_queries, k), -np.inf, dtype=np.float32)
+        self.codes = np.full((n_queries, k), NO_CODE, dtype=np.int64)
+        self._empty = True
+
+    def add(self, scores: np.ndarray, codes: np.ndarray) -> None:
+        if self._empty and scores.shape == self.scores.shape:
+            self.scores, self.codes = scores, codes
+        elif len(scores):
+            self.scores, self.codes = merge_top_k([(self.scores, self.codes), (scores, codes)], self.scores.shape[1])
+        self._empty = False
+
+
+def prepared(queries: np.ndarray, k: int, items: Items) -> np.ndarray:
+    """Queries as the kernels want them.
+
+    Raises:
+        RecsysBatchError: k < 1, queries of another shape, or not finite.
+    """
+    if k < 1:
+        raise RecsysBatchError(f"search needs k >= 1, found {k}")
+    if queries.ndim != 2 or queries.shape[1] != items.dim:
+        raise RecsysBatchError(
+            f"queries of shape {queries.shape} against items of {items.dim} dimensions: users and items must come from the same model"
+        )
+    if not np.isfinite(queries).all():
+        row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
+        raise RecsysBatchError(f"the query in row {row} is not finite: the model is broken, or its input is")
+    return normalised(queries) if items.cosine else np.ascontiguousarray(queries, dtype=np.float32)

@@ -10,7 +10,7 @@ import click
 
 from recsys_batch.commands.options import Date, with_config
 from recsys_batch.config import Config
-from recsys_batch.terminal import console, count, print_table, step_progress
+from recsys_batch.terminal import console, count, print_table, size, step_progress
 
 if TYPE_CHECKING:
     from recsys_batch.night.manifest import Run
@@ -48,15 +48,17 @@ def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool) 
 
 
 def _step_command(name: str, text: str) -> click.Command:
-    @click.command(name, help=text)
     @run_date_option
     @run_id_option
     @with_config
-    def command(config: Config, run_date: dt.date, run_id: str | None) -> None:
+    def command(config: Config, run_date: dt.date, run_id: str | None, dry_run: bool = False) -> None:
         from recsys_batch.night.context import AlreadyDone
         from recsys_batch.night.nightly import one_step
         from recsys_batch.spark.session import get_session
 
+        if dry_run:
+            _print_forecast(config, run_date, run_id)
+            return
         try:
             run = one_step(get_session(config), config, name, run_date, run_id=run_id)
         except AlreadyDone as done:
@@ -65,7 +67,24 @@ def _step_command(name: str, text: str) -> click.Command:
         figures = {key: run.metrics.get(f"{name}.{key}", 0.0) for key in ("rows", "seconds")}
         click.echo(f"run {run.run_id}: {name} done, {count(figures['rows'])} rows in {figures['seconds']:.1f} s")
 
-    return command
+    if name == "candidates":
+        command = click.option("--dry-run", is_flag=True, help="Print mode, sizes, partitions and a time estimate; run nothing.")(command)
+    return click.command(name, help=text)(command)
+
+
+def _print_forecast(config: Config, run_date: dt.date, run_id: str | None) -> None:
+    from recsys_batch.night.forecast import forecast
+    from recsys_batch.spark.session import get_session
+
+    seen = forecast(get_session(config), config, run_date, run_id)
+    shards = f", {seen.layout.n_shards} shards" if seen.layout.n_shards > 1 else ""
+    click.echo(f"users       {seen.n_users:,}")
+    click.echo(f"items       {seen.n_items:,} of {seen.embedding_dim} dimensions, {seen.n_candidates} candidates per user")
+    click.echo(f"mode        {seen.layout.mode}, {seen.layout.storage}{shards} ({seen.layout.reason})")
+    click.echo(f"index       {size(seen.index_bytes)} of files")
+    click.echo(f"memory      {size(seen.worker_bytes)} per worker; its node's workers share {size(seen.shared_bytes)} of item vectors")
+    click.echo(f"partitions  {seen.n_tasks} of {seen.users_per_task:,} users, {seen.n_cores} at a time")
+    click.echo(f"time        about {seen.seconds:,.0f} s ({seen.basis}), and what Spark needs to start and to bring histories together")
 
 
 step_commands = [_step_command(name, text) for name, text in _STEPS.items()]

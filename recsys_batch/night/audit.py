@@ -11,6 +11,7 @@ from pyspark.sql import functions as F
 
 from recsys_batch.config import Audit
 from recsys_batch.night.context import Night
+from recsys_batch.schemas import ALL_SEGMENTS
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ def audit(night: Night) -> tuple[list[Gate], dict[str, float]]:
 
 def gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
     """The gates over measured values. Counts of broken rows have no threshold in config: one is one too many."""
-    broken = ("lists_broken", "rows_not_finite", "rows_seen", "rows_unavailable", "lists_short_unexplained")
+    broken = ("lists_broken", "rows_not_finite", "rows_seen", "rows_unavailable", "rows_ineligible", "lists_short_unexplained")
     return [
         *(Gate(name, measured[name], 0.0, at_least=False) for name in broken),
         Gate("user_coverage", measured["user_coverage"], limits.min_user_coverage, at_least=True),
@@ -71,6 +72,7 @@ def measure(night: Night) -> dict[str, float]:
         "n_users": n_users,
         "rows_seen": float(_seen_rows(night, topk)),
         "rows_unavailable": float(_unavailable_rows(night, topk)),
+        "rows_ineligible": float(_ineligible_rows(night, topk)),
         "user_coverage": (n_users + nothing_left) / max(_known_users(night), 1),
         "knn_recall": night.run.metrics.get("knn_recall", float("nan")),
         "popular_share": float(per_user["popular"]) / shared,
@@ -102,6 +104,23 @@ def _seen_rows(night: Night, topk: DataFrame) -> int:
 def _unavailable_rows(night: Night, topk: DataFrame) -> int:
     available = night.read_input("items").where("is_available").select("item_id")
     return topk.join(available, "item_id", "left_anti").count()
+
+
+def _ineligible_rows(night: Night, topk: DataFrame) -> int:
+    """Rows of items that the rule of the user's segment does not allow, by the rules themselves."""
+    rules = night.config.retrieval.eligibility
+    if not rules:
+        return 0
+    users = night.users_table()
+    rows = topk.select("user_id", "item_id")
+    rows = rows.withColumn("segment", F.lit(None)) if users is None else rows.join(users.select("user_id", "segment"), "user_id", "left")
+    rule = F.when(F.coalesce(F.col("segment").isin(list(rules)), F.lit(False)), F.col("segment")).otherwise(F.lit(ALL_SEGMENTS))
+    held_out = None
+    for segment, condition in rules.items():
+        banned = night.read_input("items").where(~F.coalesce(F.expr(condition), F.lit(False)))
+        banned = banned.select("item_id", F.lit(segment).alias("rule"))
+        held_out = banned if held_out is None else held_out.unionByName(banned)
+    return rows.withColumn("rule", rule).join(cast("Any", held_out), ["item_id", "rule"], "left_semi").count()
 
 
 def _known_users(night: Night) -> int:

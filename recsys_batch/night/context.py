@@ -21,6 +21,7 @@ from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.night import manifest
 from recsys_batch.night.manifest import Run
+from recsys_batch.night.partitions import fit_shuffles
 from recsys_batch.registry import Registry
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.tables import Tables
@@ -125,6 +126,7 @@ def open_night(
     """
     tables = Tables(spark, config)
     ids = tables.require_ids()
+    fit_shuffles(spark, config, tables)
     states = manifest.fold(run_rows(tables))
     known = states.get(manifest.check_run_id(run_id)) if run_id else manifest.newest_of(states, run_date)
     if known is not None and known.run_date != run_date:

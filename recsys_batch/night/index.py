@@ -9,13 +9,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from recsys_batch.ann.index import IndexInfo, build_index
+from recsys_batch.ann.index import Assign, IndexInfo, build_index
 from recsys_batch.ann.search import open_retriever
-from recsys_batch.ann.tuning import Tuning, tune
+from recsys_batch.ann.tuning import Sample, Tuning, tune
+from recsys_batch.catalogue import Catalogue
 from recsys_batch.config import Retrieval
 
 logger = logging.getLogger("recsys_batch.night")
+
+PARALLEL_ITEMS = 500_000
+"""From so many items on, tasks of the cluster assign them to their lists (a million items to 4,000 lists: 10 s on one core)."""
+
+_BALANCED = 3.0
+
+
+@dataclass(frozen=True)
+class SampledUsers:
+    """Users that recall is measured on: queries float32 [m, d], and int64 [m] the place of each one's rule, -1 for none."""
+
+    queries: np.ndarray
+    rules: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -29,14 +44,74 @@ class BuiltIndex:
         """For the run's pointer "index"."""
         return {"index": self.info.to_dict(), "tuning": self.tuning.to_dict()}
 
+    def metrics(self) -> dict[str, float]:
+        """For the manifest: the choice, the measured recall, and every point of the curve."""
+        chosen = {"nprobe": self.tuning.nprobe, "nlist": self.info.nlist, "list_imbalance": self.info.imbalance}
+        metrics = {"knn_recall": self.tuning.knn_recall_at_k, "overfetch": self.tuning.overfetch, "index_bytes": float(self.info.n_bytes)}
+        metrics |= {name: float(value) for name, value in chosen.items() if value is not None}
+        for point in self.tuning.curve:
+            setting = f"nprobe_{point.nprobe}.overfetch_{point.overfetch:g}"
+            metrics[f"tuning.recall.{setting}"] = point.knn_recall_at_k
+            metrics[f"tuning.seconds_per_1000_users.{setting}"] = point.seconds_per_1000_users
+        return metrics
 
-def build(directory: Path, embeddings: np.ndarray, queries: np.ndarray, settings: Retrieval) -> BuiltIndex:
-    """Index the rows of ``embeddings`` (float32 [n, d]) and choose nprobe on ``queries`` (float32 [m, d]) of sampled users."""
+
+def build(directory: Path, catalogue: Catalogue, sampled: SampledUsers, settings: Retrieval, assign_rows: Assign | None) -> BuiltIndex:
+    """Index the retrievable items and choose how to search them by the recall that sampled users get."""
     n_threads = os.cpu_count() or 1
-    info = build_index(embeddings, settings, directory, n_threads)
+    retrievable = catalogue.retrievable_codes()
+    info = build_index(np.asarray(catalogue.embeddings)[retrievable], settings, directory, n_threads, assign_rows)
+    if info.imbalance is not None and info.imbalance > _BALANCED:
+        logger.warning(
+            "the inverted lists are uneven: a scanned list is %.1f times as long as the mean (1 is even): many items are alike, or "
+            "retrieval.nlist = %d is too many",
+            info.imbalance,
+            info.nlist,
+        )
     retriever = open_retriever(directory, info, n_threads=n_threads)
     exact = open_retriever(directory, info.exact(), n_threads=n_threads)
-    tuning = tune(retriever, exact, queries, settings.n_candidates, settings.target_recall, settings)
-    lists = f", {tuning.nprobe} of {info.nlist} lists searched" if info.nlist else ""
-    logger.info("index: %s (%s), %d items%s, recall %.4f", info.mode, info.reason, info.n_items, lists, tuning.knn_recall_at_k)
+    samples = []
+    for rule in np.unique(sampled.rules):
+        queries, allowed = sampled.queries[sampled.rules == rule], catalogue.allowed(int(rule))[retrievable]
+        samples.append(Sample(queries, retriever, exact) if rule < 0 else Sample(queries, retriever.among(allowed), exact.among(allowed)))
+    tuning = tune(retriever, samples, settings.n_candidates, settings.target_recall, settings)
+    _log(info, tuning)
     return BuiltIndex(info, tuning)
+
+
+def tuning_figure(tuning: Tuning) -> Figure:
+    """Recall over nprobe, a line per over-fetch; the choice and the target are marked."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="inverted lists searched (nprobe)", ylabel="recall of sampled users", xscale="log", title="Retrieval tuning"
+    )
+    for overfetch in sorted({point.overfetch for point in tuning.curve}):
+        points = [point for point in tuning.curve if point.overfetch == overfetch]
+        axes.plot([p.nprobe for p in points], [p.knn_recall_at_k for p in points], marker="o", label=f"over-fetch {overfetch:g}")
+    axes.axhline(tuning.target_recall, linestyle="--", color="grey", label=f"target {tuning.target_recall:g}")
+    chosen = f"chosen: {tuning.nprobe} lists, recall {tuning.knn_recall_at_k:.4f}"
+    axes.scatter([tuning.nprobe or 0], [tuning.knn_recall_at_k], s=120, facecolors="none", edgecolors="black", zorder=3, label=chosen)
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _log(info: IndexInfo, tuning: Tuning) -> None:
+    searched = f", {tuning.nprobe} of {info.nlist} lists searched" if info.nlist else ""
+    fetched = f", {tuning.overfetch:g} times as many fetched" if tuning.overfetch > 1 else ""
+    shards = f" in {len(info.vectors)} shards" if len(info.vectors) > 1 else ""
+    logger.info(
+        "index: %s as %s%s (%s), %d items, %.1f MiB%s%s, recall %.4f",
+        info.mode,
+        info.storage,
+        shards,
+        info.reason,
+        info.n_items,
+        info.n_bytes / 2**20,
+        searched,
+        fetched,
+        tuning.knn_recall_at_k,
+    )
+    if not tuning.reached:
+        wanted = f"retrieval.target_recall = {tuning.target_recall:g}"
+        logger.warning("recall %.4f is below %s: retrieval.nprobe is fixed too low", tuning.knn_recall_at_k, wanted)

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, Observation
 from pyspark.sql import functions as F
 
 from recsys_batch.artifacts import put_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue, write_catalogue
+from recsys_batch.config import Config, Scoring
+from recsys_batch.errors import ConfigError
 from recsys_batch.night.context import Night
-from recsys_batch.night.index import build
-from recsys_batch.schemas import TABLES, spark_ddl
+from recsys_batch.night.index import PARALLEL_ITEMS, SampledUsers, build, tuning_figure
+from recsys_batch.night.partitions import user_tasks, users_per_task
+from recsys_batch.ragged import column_matrix
+from recsys_batch.schemas import ALL_SEGMENTS, TABLES, spark_ddl
 from recsys_batch.spark import histories, item_vectors
+from recsys_batch.spark.assign import assign_in_tasks
 from recsys_batch.spark.embed import user_encoder
 from recsys_batch.spark.retrieve import RetrieveTask, candidate_finder
 from recsys_batch.spark.score import ScoreTask, scorer
-
-USERS_PER_PARTITION = 20_000
-"""One task's users: enough that starting a task does not show, few enough that a lost one costs seconds."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class StepResult:
 def embed(night: Night) -> StepResult:
     """Item and user embeddings, and the catalogue that later steps share."""
     positives = histories.positive(night.read_input("interactions"), night.config.data.min_weight)
-    catalogue, n_events = item_vectors.catalogue(night.bundle, night.root, night.read_input("items"), positives)
+    catalogue, n_events = item_vectors.catalogue(
+        night.bundle, night.root, night.read_input("items"), positives, night.config.retrieval.eligibility
+    )
     folder = put_folder(night.root, "catalogues", lambda target: write_catalogue(target, catalogue))
     night.point("catalogue", {"folder": folder.name})
     items = item_vectors.rows(catalogue, n_events, night.run.run_id, night.ids)
@@ -51,7 +55,8 @@ def _user_embeddings(night: Night, positives: DataFrame) -> DataFrame:
     if night.bundle.kind == "embeddings":
         return item_vectors.brought_users(night.spark, night.bundle, night.root, positives, night.run.run_id)
     rows = histories.histories(positives, int(night.bundle.manifest["model"]["history_length"]))
-    rows = _with_segments(rows.repartition(partitions(night, rows), "user_id"), night, "left")
+    n_users = cast("Any", positives.agg(F.approx_count_distinct("user_id")).head())[0]
+    rows = _with_segments(rows.repartition(n_tasks(night, n_users), "user_id"), night, "left")
     encode = user_encoder(str(night.bundle_dir), str(night.catalogue_dir), night.ids, night.run.run_id)
     return rows.mapInArrow(encode, spark_ddl(TABLES["user_embeddings"].arrow_schema(night.ids)))
 
@@ -59,13 +64,20 @@ def _user_embeddings(night: Night, positives: DataFrame) -> DataFrame:
 def index(night: Night) -> StepResult:
     """The search index over retrievable items, tuned on sampled users; a file, named in the run's pointers."""
     catalogue = open_catalogue(str(night.catalogue_dir))
+    check_all_candidates(night.config.scoring, len(catalogue.retrievable_codes()))
     sample = night.slice_of("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(night.config.retrieval.tuning_users)
-    queries = np.asarray([row.embedding for row in sample.select("embedding").collect()], dtype=np.float32)
-    vectors = np.asarray(catalogue.embeddings)[catalogue.retrievable_codes()]
-    built = build(night.root / "indexes", vectors, queries, night.config.retrieval)
+    table = _with_segments(sample, night, "left").orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
+    sampled = SampledUsers(column_matrix(table["embedding"].combine_chunks()), catalogue.rules(table["segment"].combine_chunks()))
+    assign_rows = assign_in_tasks(night.spark, night.root / "drafts") if len(catalogue) >= PARALLEL_ITEMS else None
+    settings = night.config.retrieval
+    if night.config.scoring.candidates == "all":
+        settings = settings.model_copy(update={"mode": "exact"})
+    built = build(night.root / "indexes", catalogue, sampled, settings, assign_rows)
     night.point("index", built.to_dict())
+    if night.run.mlflow_run_id and built.tuning.curve:
+        night.registry.log_figure(night.run.mlflow_run_id, tuning_figure(built.tuning), "retrieval_tuning.png")
     version = night.run.table_versions["item_embeddings"]
-    return StepResult({"index": version}, rows=built.info.n_items, users=len(queries), metrics={"knn_recall": built.tuning.knn_recall_at_k})
+    return StepResult({"index": version}, rows=built.info.n_items, users=len(sampled.queries), metrics=built.metrics())
 
 
 def candidates(night: Night) -> StepResult:
@@ -74,15 +86,32 @@ def candidates(night: Night) -> StepResult:
     popular_version = night.write_slice("popular", _popular(night))
     task = _retrieve_task(night, catalogue)
     rows = _known_users(night).mapInArrow(candidate_finder(task), spark_ddl(TABLES["candidates"].arrow_schema(night.ids)))
+    short = Observation()
+    rows = rows.observe(short, F.count_if(F.size("items") < _n_wanted(night.config)).alias("n"))
     version = night.write_slice("candidates", rows)
-    n_wanted = night.config.retrieval.n_candidates
-    short = night.slice_of("candidates").where(F.size("items") < n_wanted)
-    short = short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items"), F.lit("catalogue_exhausted").alias("reason"))
-    shortfall_version = night.write_slice("shortfalls", short)
+    # Counted while they were written: reading all of them again takes as long as a fifth of the search.
+    shortfall_version = night.write_slice("shortfalls", _shortfalls(night, any_short=short.get["n"] > 0))
     users = night.tables.rows_written("candidates", version)
     shortfalls = night.slice_of("shortfalls").count()
     versions = {"popular": popular_version, "candidates": version, "shortfalls": shortfall_version}
     return StepResult(versions, rows=users, users=users, metrics={"n_shortfalls": float(shortfalls)})
+
+
+def _n_wanted(config: Config) -> int:
+    """Candidates that leave nothing to explain; where all items are scored, as many as the top K needs."""
+    return config.scoring.top_k if config.scoring.candidates == "all" else config.retrieval.n_candidates
+
+
+def _shortfalls(night: Night, any_short: bool) -> DataFrame:
+    """Who got fewer candidates than wanted, and why."""
+    retrieval = night.config.retrieval
+    short = night.slice_of("candidates").where(F.size("items") < _n_wanted(night.config) if any_short else F.lit(False))
+    short = short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items"))
+    short = _with_segments(short, night, "left")
+    named = [segment for segment in retrieval.eligibility if segment != ALL_SEGMENTS]
+    ruled = F.lit(True) if ALL_SEGMENTS in retrieval.eligibility else F.coalesce(F.col("segment").isin(named), F.lit(False))
+    reason = F.when(ruled, "eligible_exhausted").otherwise("catalogue_exhausted")
+    return short.select("run_id", "user_id", "n_items", reason.alias("reason"))
 
 
 def score(night: Night) -> StepResult:
@@ -103,7 +132,7 @@ def score(night: Night) -> StepResult:
     users = users.select("user_id", "items", "embedding", "n_events")
     n_users = night.tables.rows_written("candidates", run.table_versions["candidates"])
     # By ranges of user_id, so that one user's rows stand in one file and file statistics find it.
-    ranged = users.repartitionByRange(partitions(night, n_users), "user_id").sortWithinPartitions("user_id")
+    ranged = users.repartitionByRange(n_tasks(night, n_users), "user_id").sortWithinPartitions("user_id")
     rows = ranged.mapInArrow(scorer(task), spark_ddl(TABLES["topk"].arrow_schema(night.ids)))
     version = night.write_slice("topk", rows.sortWithinPartitions("run_date", "run_id", "user_id", "rank"))
     return StepResult({"topk": version}, rows=night.tables.rows_written("topk", version), users=n_users)
@@ -114,10 +143,21 @@ OUTPUTS = {"embed": "user_embeddings", "index": "index", "candidates": "shortfal
 """A step is done when the manifest has a version of the last thing that it writes."""
 
 
-def partitions(night: Night, users: DataFrame | int) -> int:
-    """Tasks for a pass over users: at least one per core, at most USERS_PER_PARTITION each."""
-    n_users = users if isinstance(users, int) else users.count()
-    return max(night.spark.sparkContext.defaultParallelism, math.ceil(n_users / USERS_PER_PARTITION))
+def n_tasks(night: Night, n_users: int) -> int:
+    """Tasks for a pass over so many users."""
+    per_task = users_per_task(night.config.retrieval.n_candidates, night.bundle.embedding_dim)
+    return user_tasks(n_users, per_task, night.spark.sparkContext.defaultParallelism)
+
+
+def check_all_candidates(scoring: Scoring, n_items: int) -> None:
+    """Raises:
+    ConfigError: ``scoring.candidates = all`` with more items than it is meant for.
+    """
+    if scoring.candidates == "all" and n_items > scoring.all_max_items:
+        raise ConfigError(
+            f"scoring.candidates = all would rank {n_items} items for every user, more than scoring.all_max_items = "
+            f"{scoring.all_max_items}: set scoring.candidates = retrieved, or raise the limit"
+        )
 
 
 def _popular(night: Night) -> DataFrame:
@@ -130,10 +170,10 @@ def _popular(night: Night) -> DataFrame:
 def _known_users(night: Night) -> DataFrame:
     """user_id, embedding, seen, segment: everybody with an embedding, an interaction or a row in users."""
     embeddings = night.slice_of("user_embeddings").select("user_id", "embedding")
-    n = partitions(night, night.tables.rows_written("user_embeddings", night.run.table_versions["user_embeddings"]))
-    seen = histories.seen_items(night.read_input("interactions"))
-    users = embeddings.repartition(n, "user_id").join(seen, "user_id", "full_outer")
-    return _with_segments(users, night, "full_outer").select("user_id", "embedding", "seen", "segment")
+    n = n_tasks(night, night.tables.rows_written("user_embeddings", night.run.table_versions["user_embeddings"]))
+    users = embeddings.join(histories.seen_items(night.read_input("interactions")), "user_id", "full_outer")
+    users = _with_segments(users, night, "full_outer").select("user_id", "embedding", "seen", "segment")
+    return users.repartition(n, "user_id")  # last: a join would choose its own number of tasks
 
 
 def _with_segments(users: DataFrame, night: Night, how: str) -> DataFrame:
@@ -146,6 +186,7 @@ def _with_segments(users: DataFrame, night: Night, how: str) -> DataFrame:
 
 def _retrieve_task(night: Night, catalogue: Catalogue) -> RetrieveTask:
     pointer = night.pointed("index")
+    everything = night.config.scoring.candidates == "all"
     popular: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     table = night.slice_of("popular").select("segment", "rank", "item_id", "score").orderBy("segment", "rank").toArrow()
     codes = catalogue.codes(table["item_id"].combine_chunks())
@@ -161,6 +202,7 @@ def _retrieve_task(night: Night, catalogue: Catalogue) -> RetrieveTask:
         index_dir=str(night.root / "indexes"),
         index=pointer["index"],
         nprobe=pointer["tuning"]["nprobe"],
-        n_candidates=night.config.retrieval.n_candidates,
+        overfetch=pointer["tuning"]["overfetch"],
+        n_candidates=len(catalogue.retrievable_codes()) if everything else night.config.retrieval.n_candidates,
         popular=popular,
     )

@@ -46,13 +46,15 @@ def popularity(positives: DataFrame, users: DataFrame | None, available: DataFra
         available: item_id of the items that may be recommended.
         length: rows per segment.
     """
-    pairs = positives.select("user_id", "item_id").distinct().join(available.select("item_id"), "item_id", "left_semi")
-    everybody = pairs.select(F.lit(ALL_SEGMENTS).alias("segment"), "item_id")
-    listed = everybody
-    if users is not None:
-        segments = users.select("user_id", "segment").where(F.col("segment").isNotNull() & (F.col("segment") != ALL_SEGMENTS))
-        listed = everybody.unionByName(pairs.join(segments, "user_id").select("segment", "item_id"))
-    counts = listed.groupBy("segment", "item_id").agg(F.count(F.lit(1)).cast("float").alias("score"))
+    # Grouped by user alone, so that the events move once and meet their user's segment where they lie; what is counted is small.
+    once = positives.groupBy("user_id").agg(F.collect_set("item_id").alias("items"))
+    nobody = F.lit(None).cast("string")
+    once = once.withColumn("segment", nobody) if users is None else once.join(users.select("user_id", "segment"), "user_id", "left")
+    pairs = once.select("segment", F.explode("items").alias("item_id"))
+    counts = pairs.groupBy("segment", "item_id").agg(F.count(F.lit(1)).alias("n")).join(available.select("item_id"), "item_id", "left_semi")
+    own = counts.where(F.col("segment").isNotNull() & (F.col("segment") != ALL_SEGMENTS))
+    listed = own.unionByName(counts.withColumn("segment", F.lit(ALL_SEGMENTS)))
+    counts = listed.groupBy("segment", "item_id").agg(F.sum("n").cast("float").alias("score"))
     by_rank = Window.partitionBy("segment").orderBy(F.col("score").desc(), F.col("item_id"))
     ranked = counts.withColumn("rank", F.row_number().over(by_rank)).where(F.col("rank") <= length)
     return ranked.select("segment", "rank", "item_id", "score")

@@ -159,6 +159,10 @@ class Tables:
             raise RecsysBatchError(f"the history of {name} does not say how many rows version {version} wrote")
         return int(row[0])
 
+    def n_bytes(self, name: str) -> int:
+        """Size of the newest version's files."""
+        return int(cast("Any", self.delta(name).detail().select("sizeInBytes").head())[0])
+
     def set_property(self, name: str, key: str, value: str) -> None:
         self._spark.sql(f"ALTER TABLE {self.identifier(name)} SET TBLPROPERTIES ({_quote(key)} = {_quote(value)})")
 

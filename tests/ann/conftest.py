@@ -2,48 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from recsys_batch.ann.index import IndexInfo, build_index
-from recsys_batch.ann.search import Retriever, open_retriever
+from recsys_batch.ann import index
+from recsys_batch.ann.backends import ExactRetriever, IvfRetriever, Retriever, prepared
+from recsys_batch.ann.index import IndexInfo, build_index, choose
+from recsys_batch.ann.kernels import normalised, scan_all
+from recsys_batch.ann.search import open_retriever
 from recsys_batch.config import Retrieval
 
-N_ITEMS, DIM = 3000, 16
+N_ITEMS, DIM, N_CANDIDATES = 3000, 16, 50
 
-BACKENDS: dict[str, Callable[[Path, IndexInfo], Retriever]] = {
-    "exact": lambda directory, info: open_retriever(directory, info.exact()),
-    "exact-2-threads": lambda directory, info: open_retriever(directory, info.exact(), n_threads=2),
-    "ivf": lambda directory, info: open_retriever(directory, info, nprobe=10),
-    "ivf-2-threads": lambda directory, info: open_retriever(directory, info, nprobe=10, n_threads=2),
-    "ivf-all-lists": lambda directory, info: open_retriever(directory, info, nprobe=10**6),
+
+@dataclass(frozen=True)
+class Backend:
+    """An index and how it is opened; ``finds_all`` where a search is as good as a scan of everything."""
+
+    index: str
+    finds_all: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    restricted: bool = False
+
+
+BACKENDS = {
+    "exact": Backend("exact", True),
+    "exact-2-threads": Backend("exact", True, {"n_threads": 2}),
+    "exact-in-list-order": Backend("exact of ivf", True),
+    "exact-sharded": Backend("exact of sharded", True),
+    "ivf": Backend("ivf", options={"nprobe": 10}),
+    "ivf-2-threads": Backend("ivf", options={"nprobe": 10, "n_threads": 2}),
+    "ivf-all-lists": Backend("ivf", True, {"nprobe": 10**6}),
+    "int8": Backend("int8", options={"nprobe": 10, "overfetch": 1.5}),
+    "sharded": Backend("sharded", options={"nprobe": 10}),
+}
+BACKENDS |= {
+    f"{name}-among": replace(BACKENDS[name], restricted=True)
+    for name in ("exact", "exact-in-list-order", "exact-sharded", "ivf", "ivf-all-lists", "int8", "sharded")
 }
 
 
 @dataclass(frozen=True)
 class Built:
-    """An ivf index on disk (the exact one is its matrix) and the vectors that it was built from."""
+    """Indexes on disk and the vectors that they were built from.
+
+    Attributes:
+        infos: by name, among them "exact" (rows in code order), "ivf", "int8" and "sharded" (4 shards).
+        stored: the vectors as the metric stores them.
+        allowed: bool [n], what the restricted backends search.
+    """
 
     directory: Path
-    info: IndexInfo
+    infos: Mapping[str, IndexInfo]
     vectors: np.ndarray
+    stored: np.ndarray
+    allowed: np.ndarray
 
     @property
-    def exact(self) -> Retriever:
-        return open_retriever(self.directory, self.info.exact())
+    def exact(self) -> ExactRetriever:
+        exact = self.open("exact")
+        assert isinstance(exact, ExactRetriever)
+        return exact
 
-    def backend(self, name: str) -> Retriever:
-        return BACKENDS[name](self.directory, self.info)
+    def open(self, name: str, **options: Any) -> Retriever:
+        info = self.infos[name.removeprefix("exact of ")]
+        return open_retriever(self.directory, info.exact() if name.startswith("exact of ") else info, **options)
+
+    def ivf(self, name: str = "ivf", **options: Any) -> IvfRetriever:
+        retriever = self.open(name, **{"nprobe": 10, **options})
+        assert isinstance(retriever, IvfRetriever)
+        return retriever
+
+    def prepared(self, queries: np.ndarray) -> np.ndarray:
+        return prepared(queries, 1, self.exact.items)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One backend over one built index."""
+
+    built: Built
+    name: str
+
+    @property
+    def backend(self) -> Backend:
+        return BACKENDS[self.name]
+
+    @property
+    def retriever(self) -> Retriever:
+        retriever = self.built.open(self.backend.index, **self.backend.options)
+        return retriever.among(self.built.allowed) if self.backend.restricted else retriever
+
+    @property
+    def codes(self) -> np.ndarray:
+        """What may be found."""
+        return np.flatnonzero(self.built.allowed) if self.backend.restricted else np.arange(len(self.built.vectors))
+
+    def scan(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The oracle: every allowed item scored, no shortcut; min(k, allowed) columns."""
+        return scan_all(self.built.prepared(queries), self.built.stored[self.codes], k, self.codes)
 
 
 def make_vectors(seed: int = 0) -> np.ndarray:
     """float32 [N_ITEMS, DIM], 1200 of them copies of 6 vectors, spread over the rows: 5 x 100 copies and 1 x 700.
 
-    The long tie is longer than the widest search that is not a scan of everything.
+    The long tie is longer than the widest search that is not a scan of everything, also where some items are left out.
     """
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(N_ITEMS, DIM)).astype(np.float32)
@@ -55,10 +123,31 @@ def make_vectors(seed: int = 0) -> np.ndarray:
 
 @pytest.fixture(scope="session", params=["ip", "cosine"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    vectors = make_vectors()
-    directory = tmp_path_factory.mktemp("index")
-    info = build_index(vectors, Retrieval(mode="ivf", metric=request.param, n_candidates=50), directory, n_threads=1)
-    return Built(directory, info, vectors)
+    vectors, directory = make_vectors(), tmp_path_factory.mktemp("index")
+    settings = Retrieval(metric=request.param, n_candidates=N_CANDIDATES)
+    infos = {
+        "exact": build_index(vectors, settings.model_copy(update={"mode": "exact"}), directory, n_threads=1),
+        "ivf": build_index(vectors, settings.model_copy(update={"mode": "ivf"}), directory, n_threads=1),
+        "int8": build_index(vectors, settings.model_copy(update={"mode": "ivf", "storage": "int8"}), directory, n_threads=1),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        # One MiB, the least that memory_mb can say, holds half of these vectors and more.
+        patch.setattr(index, "choose", lambda *arguments: replace(choose(*arguments), n_shards=4))
+        infos["sharded"] = build_index(vectors, settings.model_copy(update={"mode": "sharded"}), directory, n_threads=1)
+    stored = normalised(vectors) if request.param == "cosine" else vectors
+    allowed = np.random.default_rng(9).random(N_ITEMS) < 0.6
+    allowed[len(allowed) // 2 : len(allowed) // 2 + 150] = False
+    return Built(directory, infos, vectors, stored, allowed)
+
+
+@pytest.fixture(params=list(BACKENDS))
+def case(built: Built, request: pytest.FixtureRequest) -> Case:
+    return Case(built, request.param)
+
+
+@pytest.fixture(params=[name for name, backend in BACKENDS.items() if backend.finds_all])
+def exact_case(built: Built, request: pytest.FixtureRequest) -> Case:
+    return Case(built, request.param)
 
 
 @pytest.fixture(scope="session")

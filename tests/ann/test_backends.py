@@ -2,125 +2,269 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from recsys_batch.ann import kernels
-from recsys_batch.ann.backends import IvfRetriever
+from recsys_batch.ann import backends, kernels, lists
+from recsys_batch.ann.backends import IvfRetriever, Probing
+from recsys_batch.ann.stored import Int8Rows
 from recsys_batch.errors import RecsysBatchError
 
 if TYPE_CHECKING:
-    from conftest import Built
+    from conftest import Built, Case
 
-NAMES = ["exact", "exact-2-threads", "ivf", "ivf-2-threads", "ivf-all-lists"]
-EXACT_NAMES = ["exact", "exact-2-threads", "ivf-all-lists"]
+Result = tuple[np.ndarray, np.ndarray]
 
 
-def assert_same(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> None:
+def assert_same(found: Result, expected: Result) -> None:
     """Bit for bit."""
     np.testing.assert_array_equal(found[1], expected[1])
-    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[0].view(np.int32), expected[0].view(np.int32))
+
+
+def padded(result: Result, k: int) -> Result:
+    short = ((0, 0), (0, k - result[0].shape[1]))
+    return np.pad(result[0], short, constant_values=-np.inf), np.pad(result[1], short, constant_values=-1)
 
 
 def true_scores(built: Built, queries: np.ndarray) -> np.ndarray:
     """float64 [B, n], by definition of the metric."""
     q, x = queries.astype(np.float64), built.vectors.astype(np.float64)
-    if built.info.metric == "cosine":
+    if built.infos["exact"].metric == "cosine":
         q, x = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-30) for v in (q, x))
     return np.asarray(q @ x.T)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("k", [1, 50, 333])
-def test_results_are_in_order_unique_and_carry_the_true_score(built: Built, queries: np.ndarray, name: str, k: int) -> None:
-    scores, codes = built.backend(name).search(queries, k)
-    assert (scores.shape, scores.dtype, codes.dtype) == ((len(queries), k), np.float32, np.int64)
-    truth = true_scores(built, queries)
+def lists_of(ivf: IvfRetriever, queries: np.ndarray, nprobe: int) -> list[np.ndarray]:
+    """Per prepared query the codes of its lists."""
+    _, probed = kernels.scan_all(queries, ivf.centroids, nprobe)
+    assert ivf.items.codes is not None
+    members = [ivf.items.codes[ivf.lists.rows_at(np.arange(a, b))] for a, b in zip(ivf.lists.starts, ivf.lists.ends, strict=True)]
+    return [np.sort(np.concatenate([members[number] for number in row])) for row in probed]
+
+
+@pytest.mark.parametrize("k", [1, 50, 333, 3005])
+def test_results_are_in_order_unique_allowed_and_carry_the_true_score(case: Case, queries: np.ndarray, k: int) -> None:
+    scores, codes = case.retriever.search(queries, k)
+    assert (scores.shape, scores.dtype, codes.shape, codes.dtype) == ((len(queries), k), np.float32, (len(queries), k), np.int64)
+    truth = true_scores(case.built, queries)
+    np.testing.assert_array_equal(scores, kernels.inner_products(case.built.prepared(queries), case.built.stored, codes))
     for row, (row_scores, row_codes) in enumerate(zip(scores, codes, strict=True)):
         n_found = int((row_codes >= 0).sum())
-        assert n_found == k or name.startswith("ivf")
+        assert n_found == min(k, len(case.codes)) or (k < 3005 and not case.backend.finds_all)
         assert (row_codes[n_found:] == -1).all()
         assert (row_scores[n_found:] == -np.inf).all()
         found, found_codes = row_scores[:n_found], row_codes[:n_found]
         assert ((np.diff(found) < 0) | ((np.diff(found) == 0) & (np.diff(found_codes) > 0))).all()
+        assert len(np.unique(found_codes)) == n_found
+        assert np.isin(found_codes, case.codes).all()
         np.testing.assert_allclose(found, truth[row, found_codes], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_query_gets_the_same_bits_alone_and_in_any_batch(built: Built, queries: np.ndarray, name: str) -> None:
-    retriever = built.backend(name)
+def test_a_query_gets_the_same_bits_alone_and_in_any_batch(case: Case, queries: np.ndarray) -> None:
+    retriever = case.retriever
     together = retriever.search(queries, 50)
     alone = [retriever.search(query[None], 50) for query in queries]
     assert_same((np.concatenate([s for s, _ in alone]), np.concatenate([c for _, c in alone])), together)
-    many = np.concatenate([queries, np.random.default_rng(2).normal(size=(3000, queries.shape[1])).astype(np.float32)])
-    assert_same(tuple(part[: len(queries)] for part in retriever.search(many, 50)), together)
+    others = np.random.default_rng(2).normal(size=(1500, queries.shape[1])).astype(np.float32)
+    among_others = retriever.search(np.concatenate([others[:700], queries[::-1], others[700:]]), 50)
+    assert_same(tuple(part[700 : 700 + len(queries)][::-1] for part in among_others), together)
 
 
-@pytest.mark.parametrize("name", EXACT_NAMES)
-@pytest.mark.parametrize("k", [1, 7, 50, 130, 2999, 3000])
-def test_exact_search_finds_what_scoring_every_item_finds(built: Built, queries: np.ndarray, name: str, k: int) -> None:
-    scores, codes = built.backend(name).search(queries, k)
-    truth = true_scores(built, queries)
-    np.testing.assert_allclose(scores, -np.sort(-truth, axis=1)[:, :k], atol=1e-4)
-    # Exact ties cannot be seen in float64 sums of other order: compare with the slow path, which has no shortcut.
-    vectors = built.exact.vectors
-    assert_same((scores, codes), kernels.scan_all(vectors.prepare(queries, k), vectors.matrix, k))
+@pytest.mark.parametrize("k", [1, 7, 50, 130, 1700, 2999, 3000])
+def test_exact_search_finds_what_scoring_every_allowed_item_finds(exact_case: Case, queries: np.ndarray, k: int) -> None:
+    found = exact_case.retriever.search(queries, k)
+    assert_same(found, padded(exact_case.scan(queries, k), k))
+    truth = true_scores(exact_case.built, queries)[:, exact_case.codes]
+    n = min(k, len(exact_case.codes))
+    np.testing.assert_allclose(found[0][:, :n], -np.sort(-truth, axis=1)[:, :n], atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["ivf", "sharded"])
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize(("nprobe", "k"), [(1, 5), (10, 50), (30, 400)])
+def test_ivf_is_exact_among_the_lists_that_it_looks_into(
+    built: Built, queries: np.ndarray, name: str, restricted: bool, nprobe: int, k: int
+) -> None:
+    ivf = built.ivf(name).among(built.allowed) if restricted else built.ivf(name)
+    scores, codes = ivf.search_lists(queries, k, nprobe)
+    ready = built.prepared(queries)
+    for row, looked_at in enumerate(lists_of(ivf, ready, nprobe)):
+        assert not restricted or built.allowed[looked_at].all()
+        best = kernels.scan_all(ready[row : row + 1], built.stored[looked_at], k, looked_at)
+        assert_same((scores[row : row + 1], codes[row : row + 1]), padded(best, k))
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("overfetch", [1.0, 1.5, 3.0])
+def test_int8_fetches_the_best_by_its_codes_and_keeps_the_best_of_them_by_their_vectors(
+    built: Built, queries: np.ndarray, restricted: bool, overfetch: float
+) -> None:
+    ivf = built.ivf("int8", overfetch=overfetch)
+    ivf = ivf.among(built.allowed) if restricted else ivf
+    scores, codes = ivf.search_lists(queries, 50, 10)
+    rows, ready = ivf.stored[0].open(), built.prepared(queries)
+    assert isinstance(rows, Int8Rows)
+    assert ivf.row_of_code is not None
+    decoded = rows.take(ivf.row_of_code[:-1])
+    for row, looked_at in enumerate(lists_of(ivf, ready, 10)):
+        query = ready[row : row + 1]
+        _, fetched = kernels.scan_all(query, decoded[looked_at], int(50 * overfetch), looked_at)
+        fetched = np.sort(fetched[0])
+        assert_same((scores[row : row + 1], codes[row : row + 1]), padded(kernels.scan_all(query, built.stored[fetched], 50, fetched), 50))
+
+
+def test_what_int8_fetches_may_lie_in_several_shards(built: Built, queries: np.ndarray) -> None:
+    int8 = built.ivf("int8", overfetch=1.5)
+    in_shards = replace(int8, items=replace(int8.items, shards=built.ivf("sharded").items.shards))
+    assert_same(in_shards.search(queries, 50), int8.search(queries, 50))
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize(("nprobe", "k"), [(1, 50), (10, 1), (10, 170), (34, 50)])
+def test_shards_change_no_bit_of_an_ivf_search(built: Built, queries: np.ndarray, restricted: bool, nprobe: int, k: int) -> None:
+    whole, sharded = built.ivf("ivf", nprobe=nprobe), built.ivf("sharded", nprobe=nprobe)
+    assert (len(whole.items.shards), len(sharded.items.shards)) == (1, 4)
+    if restricted:
+        whole, sharded = whole.among(built.allowed), sharded.among(built.allowed)
+    assert whole.probes(k) < whole.nlist
+    assert_same(sharded.search(queries, k), whole.search(queries, k))
+
+
+@pytest.mark.parametrize("restricted", [False, True])
+@pytest.mark.parametrize("k", [1, 50, 2000])
+def test_shards_change_no_bit_of_an_exact_search(built: Built, queries: np.ndarray, restricted: bool, k: int) -> None:
+    exact, sharded = built.exact, built.open("exact of sharded")
+    if restricted:
+        exact, sharded = exact.among(built.allowed), sharded.among(built.allowed)
+    assert_same(sharded.search(queries, k), exact.search(queries, k))
+
+
+@pytest.mark.parametrize("name", ["ivf", "sharded"])
+@pytest.mark.parametrize("restricted", [False, True])
 @pytest.mark.parametrize("k", [1, 50, 1000])
-def test_ivf_that_looks_into_every_list_equals_exact_search(built: Built, queries: np.ndarray, k: int) -> None:
-    ivf = built.backend("ivf")
-    assert isinstance(ivf, IvfRetriever)
-    found = ivf.search_lists(ivf.vectors.prepare(queries, k), k, ivf.nlist)  # search() would take the product instead
-    assert_same(found, built.exact.search(queries, k))
+def test_ivf_that_looks_into_every_list_equals_exact_search(built: Built, queries: np.ndarray, name: str, restricted: bool, k: int) -> None:
+    ivf, exact = built.ivf(name), built.exact
+    if restricted:
+        ivf, exact = ivf.among(built.allowed), exact.among(built.allowed)
+    assert_same(ivf.search_lists(queries, k, ivf.nlist), exact.search(queries, k))  # search() would take the product instead
+
+
+@pytest.mark.parametrize(("overfetch", "k"), [(3.0, 1000), (3.0, 3000), (60.0, 50)])
+def test_int8_that_fetches_everything_equals_exact_search(built: Built, queries: np.ndarray, overfetch: float, k: int) -> None:
+    ivf = built.ivf("int8", overfetch=overfetch)
+    assert_same(ivf.search_lists(queries, k, ivf.nlist), built.exact.search(queries, k))
+
+
+def test_int8_with_over_fetch_finds_nearly_what_float32_finds(built: Built, queries: np.ndarray) -> None:
+    def overlap(overfetch: float) -> float:
+        _, found = built.ivf("int8", overfetch=overfetch).search(queries[:60], 50)
+        return float(np.mean([len(set(a) & set(b)) / 50 for a, b in zip(found, truth, strict=True)]))
+
+    _, truth = built.ivf("ivf").search(queries[:60], 50)
+    assert 0.9 < overlap(1.0) < overlap(2.0)
+    assert overlap(2.0) > 0.99
 
 
 def test_ivf_keeps_its_recall_where_more_results_are_asked_for(built: Built, queries: np.ndarray) -> None:
-    ivf = built.backend("ivf")
-    assert isinstance(ivf, IvfRetriever)
-    assert (ivf.probes(1), ivf.probes(50), ivf.probes(75)) == (10, 10, 15)
-    assert ivf.probes(200) == ivf.nlist  # past a tenth of the lists the product is cheaper
-    few, many = (np.isfinite(ivf.at_nprobe(1).search(queries, k)[0]).sum(axis=1) for k in (50, 300))
+    ivf = built.ivf()
+    assert (ivf.nlist, ivf.probes(1), ivf.probes(50), ivf.probes(75), ivf.probes(310)) == (187, 10, 10, 15, 62)
+    assert ivf.probes(311) == ivf.nlist  # past a third of the lists the product is cheaper
+    few, many = (np.isfinite(ivf.at(1).search(queries, k)[0]).sum(axis=1) for k in (50, 300))
     assert few.min() < 50
     assert many.mean() > 4 * few.mean()
 
 
-def test_places_that_no_item_fills_are_padded_at_the_end(built: Built, queries: np.ndarray) -> None:
-    scores, codes = built.exact.search(queries, 3005)
-    assert (codes[:, :3000] >= 0).all()
-    assert (codes[:, 3000:] == -1).all()
-    assert (scores[:, 3000:] == -np.inf).all()
+def test_ivf_looks_into_more_lists_where_items_are_left_out(built: Built) -> None:
+    every_third = np.arange(3000) % 3 == 0
+    ivf = built.ivf().among(every_third)
+    assert (ivf.n_items, ivf.probes(50), ivf.probes(100)) == (1000, 30, 60)
+    assert ivf.at(21).probes(50) == ivf.nlist
 
 
-@pytest.mark.parametrize("name", ["exact", "ivf"])
-def test_no_queries_give_no_rows(built: Built, name: str) -> None:
-    scores, codes = built.backend(name).search(np.zeros((0, 16), np.float32), 5)
+def test_the_lists_that_hold_what_is_found_are_as_many_as_were_probed(built: Built, queries: np.ndarray) -> None:
+    every_third = np.arange(3000) % 3 == 0
+    ivf = built.ivf().among(every_third)
+    assert_same(ivf.search(queries, 50), ivf.search_lists(queries, 50, 30))
+
+
+def test_all_allowed_is_the_same_as_no_restriction(case: Case, queries: np.ndarray) -> None:
+    everything = np.ones(3000, dtype=bool)
+    retriever = case.built.open(case.backend.index, **case.backend.options)
+    assert_same(retriever.among(everything).search(queries, 50), retriever.search(queries, 50))
+
+
+@pytest.mark.parametrize("n_allowed", [0, 1, 7])
+def test_a_few_allowed_items_are_all_found_and_nothing_else(case: Case, queries: np.ndarray, n_allowed: int) -> None:
+    few = np.isin(np.arange(3000), np.random.default_rng(4).choice(3000, n_allowed, replace=False))
+    retriever = case.built.open(case.backend.index, **case.backend.options).among(few)
+    _, codes = retriever.search(queries, 10)
+    assert retriever.n_items == n_allowed
+    assert (np.sort(codes[:, :n_allowed], axis=1) == np.flatnonzero(few)).all()
+    assert (codes[:, n_allowed:] == -1).all()
+
+
+@pytest.mark.parametrize("name", ["exact", "ivf", "int8", "sharded"])
+def test_a_restriction_of_a_restricted_search_allows_what_both_allow(built: Built, queries: np.ndarray, name: str) -> None:
+    even = np.arange(3000) % 2 == 0
+    retriever = built.open(name) if name == "exact" else built.ivf(name)
+    assert_same(retriever.among(built.allowed).among(even).search(queries, 50), retriever.among(built.allowed & even).search(queries, 50))
+
+
+def test_n_items_counts_what_can_be_found(case: Case) -> None:
+    assert case.retriever.n_items == len(case.codes)
+
+
+def test_only_what_trades_recall_for_time_is_probing(case: Case) -> None:
+    retriever = case.retriever
+    assert isinstance(retriever, Probing) == case.name.startswith(("ivf", "int8", "sharded"))
+    if isinstance(retriever, Probing):
+        assert (len(retriever.overfetches) > 1) == case.name.startswith("int8")
+        assert retriever.overfetches[0] == 1.0
+
+
+def test_no_queries_give_no_rows(case: Case) -> None:
+    scores, codes = case.retriever.search(np.zeros((0, 16), np.float32), 5)
     assert scores.shape == codes.shape == (0, 5)
 
 
-@pytest.mark.parametrize("name", ["exact", "ivf"])
 @pytest.mark.parametrize(
     ("query", "k", "message"),
     [
-        (np.full((2, 16), np.nan, np.float32), 5, "row 0 is not finite"),
+        (np.array([[0.0] * 16, [np.nan] * 16], np.float32), 5, "row 1 is not finite"),
+        (np.array([[np.inf] + [0.0] * 15], np.float32), 5, "row 0 is not finite"),
         (np.zeros((2, 8), np.float32), 5, "same model"),
+        (np.zeros(16, np.float32), 5, "same model"),
         (np.zeros((2, 16), np.float32), 0, "k >= 1"),
     ],
 )
-def test_queries_that_cannot_be_searched_are_refused(built: Built, name: str, query: np.ndarray, k: int, message: str) -> None:
+def test_queries_that_cannot_be_searched_are_refused(case: Case, query: np.ndarray, k: int, message: str) -> None:
     with pytest.raises(RecsysBatchError, match=message):
-        built.backend(name).search(query, k)
+        case.retriever.search(query, k)
 
 
-def test_a_search_uses_no_more_threads_than_it_was_given(built: Built, queries: np.ndarray) -> None:
+def test_queries_may_lie_in_memory_in_any_order(case: Case, queries: np.ndarray) -> None:
+    assert_same(case.retriever.search(np.asfortranarray(queries), 50), case.retriever.search(queries, 50))
+
+
+def test_a_search_leaves_its_queries_as_they_were(case: Case, queries: np.ndarray) -> None:
+    given = queries.copy()
+    case.retriever.search(given, 5)
+    np.testing.assert_array_equal(given, queries)
+
+
+@pytest.mark.parametrize("index", ["exact", "exact of sharded", "ivf", "int8", "sharded"])
+@pytest.mark.parametrize("n_threads", [2, 1])
+def test_a_search_uses_no_more_threads_than_it_was_given(built: Built, queries: np.ndarray, index: str, n_threads: int) -> None:
     from threadpoolctl import threadpool_info
 
-    for name, n_threads in (("exact-2-threads", 2), ("exact", 1), ("ivf-2-threads", 2), ("ivf", 1)):
-        built.backend(name).search(queries, 5)
-        ours = [pool for pool in threadpool_info() if "faiss" in pool["filepath"] or "numpy" in pool["filepath"]]
-        assert [pool["num_threads"] for pool in ours] == [n_threads] * 3  # faiss's OpenMP and BLAS, numpy's BLAS
+    kernels.limit_threads(3 - n_threads)
+    built.open(index, n_threads=n_threads).search(queries, 5)
+    ours = [pool for pool in threadpool_info() if "faiss" in pool["filepath"] or "numpy" in pool["filepath"]]
+    assert [pool["num_threads"] for pool in ours] == [n_threads] * 3  # faiss's OpenMP and BLAS, numpy's BLAS
 
 
 def test_the_dot_product_of_no_item_is_minus_infinity(built: Built) -> None:
@@ -129,8 +273,20 @@ def test_the_dot_product_of_no_item_is_minus_infinity(built: Built) -> None:
     np.testing.assert_array_equal(scores == -np.inf, codes == -1)
 
 
-def test_small_blocks_change_nothing(built: Built, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [built.backend(name).search(queries, 50) for name in ("exact", "ivf")]
-    monkeypatch.setattr(kernels, "_BLOCK", 500)
-    for name, result in zip(("exact", "ivf"), expected, strict=True):
-        assert_same(built.backend(name).search(queries, 50), result)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {(kernels, "_BLOCK"): 500, (backends, "_GATHER"): 100, (lists, "_SCORES"): 2000, (lists, "_SELECT_ROWS"): 3},
+        {(kernels, "_BLOCK"): 1, (backends, "_GATHER"): 7, (lists, "_SCORES"): 1, (lists, "_SELECT_ROWS"): 1},
+        {(kernels, "_DENSE"): 100},  # faiss in the place of a product and a partition
+    ],
+    ids=["small", "smallest", "faiss"],
+)
+def test_small_blocks_change_nothing(
+    case: Case, queries: np.ndarray, sizes: dict[tuple[object, str], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = queries[::4]
+    expected = case.retriever.search(some, 50)
+    for (module, name), size in sizes.items():
+        monkeypatch.setattr(module, name, size)
+    assert_same(case.retriever.search(some, 50), expected)

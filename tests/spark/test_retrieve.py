@@ -43,6 +43,7 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         index_dir=str(folder / "indexes"),
         index=info.to_dict(),
         nprobe=info.nlist,
+        overfetch=1.0,
         n_candidates=N,
         popular={"all": everybody, "young": (np.array([7, 8], dtype=np.int64), np.array([2, 1], dtype=np.float32))},
     )

@@ -1,0 +1,109 @@
+"""What every benchmark needs: the memory of Python workers, users per second, where it ran, and the RESULT line."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+_POLL_SECONDS = 0.2
+
+
+class WorkerMemory:
+    """Peak memory of this process's Spark Python workers, by polling /proc while the ``with`` block runs.
+
+    ``peak_rss_mb`` is the largest VmHWM of one worker (pages of mapped files count); ``peak_own_mb`` the largest RssAnon, what is
+    the worker's alone.
+    """
+
+    def __init__(self) -> None:
+        self.peak_rss_mb = 0.0
+        self.peak_own_mb = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
+
+    def __enter__(self) -> WorkerMemory:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _poll(self) -> None:
+        while not self._stop.wait(_POLL_SECONDS):
+            for process in _descendants(os.getpid()):
+                try:
+                    command = Path(f"/proc/{process}/cmdline").read_text()
+                    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines() if ":" in line)
+                except OSError:
+                    continue
+                if "pyspark" in command and "java" not in command.split("\0")[0]:
+                    self.peak_rss_mb = max(self.peak_rss_mb, int(status.get("VmHWM", "0 kB").split()[0]) / 1024)
+                    self.peak_own_mb = max(self.peak_own_mb, int(status.get("RssAnon", "0 kB").split()[0]) / 1024)
+
+
+def _descendants(root: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            except (OSError, IndexError, ValueError):
+                continue
+            children.setdefault(parent, []).append(int(folder.name))
+    found, queue = [], [root]
+    while queue:
+        for child in children.get(queue.pop(), []):
+            found.append(child)
+            queue.append(child)
+    return found
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall clock of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def interleaved(repeats: int, **works: Callable[[], Any]) -> dict[str, list[float]]:
+    """Seconds of each work, ``repeats`` times in turn, so that a slow minute of the machine falls on all of them."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(repeats):
+        for name, work in works.items():
+            found[name].append(seconds(work))
+            print(f"  {name:<14}{found[name][-1]:8.2f} s", flush=True)
+    return found
+
+
+def per_second(n: int, times: list[float]) -> float:
+    """n over the median time."""
+    return n / statistics.median(times)
+
+
+def report(name: str, settings: dict[str, Any], details: dict[str, Any], result: dict[str, Any], output: Path | None = None) -> None:
+    """Write benchmarks/results/NAME.json and print the RESULT line."""
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    document = {
+        "benchmark": name,
+        "date": dt.date.today().isoformat(),
+        "commit": commit,
+        "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "settings": settings,
+        "details": details,
+        "result": result,
+    }
+    path = output or ROOT / "benchmarks" / "results" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    print("RESULT " + json.dumps(result), flush=True)

@@ -1,0 +1,273 @@
+"""Candidate generation: MLlib's recommendForAllUsers, this package's exact and ivf, and raw faiss, on the same factors in one run.
+
+All of Spark's share one session and its settings, read the same Parquet factors and write the same Delta sink. faiss runs in one
+process with as many threads as the session has cores; the ratios to it are taken without a sink. faiss's inverted file is given
+the very lists, centroids and nprobe of ours, so both reach the same recall. Recall is measured on what was written, for users that
+the tuning did not see, against all products in float64.
+
+    make bench-retrieval USERS=100000 ITEMS=50000 DIM=64 K=200
+    python benchmarks/retrieval.py --vectors words|WAREHOUSE
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from measuring import ROOT, WorkerMemory, interleaved, per_second, report, seconds
+from vectors import Factors, generated, published, words
+
+from recsys_batch.ann.index import IndexInfo, build_index
+from recsys_batch.ann.kernels import faiss_module, limit_threads
+from recsys_batch.ann.search import open_retriever
+from recsys_batch.ann.tuning import Sample, Tuning, tune
+from recsys_batch.catalogue import Catalogue, write_catalogue
+from recsys_batch.config import Config, load_config
+from recsys_batch.night.partitions import user_tasks, users_per_task
+from recsys_batch.ragged import matrix_column
+from recsys_batch.read import read_table
+from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
+from recsys_batch.spark.retrieve import RetrieveTask, candidate_finder
+from recsys_batch.spark.session import get_session
+from recsys_batch.spark.tables import Tables
+
+IDS = IdTypes("BIGINT", "BIGINT")
+_WARM_UP = 2_000
+_HELD_OUT = 2_000
+_FAISS_BLOCK = 10_000
+
+
+class Bench:
+    """The factors as the night has them, and as MLlib wants them."""
+
+    def __init__(self, factors: Factors, k: int, mllib_users: int, config: Config, folder: Path) -> None:
+        self.factors, self.k, self.folder = factors, k, folder
+        self.n_users = len(factors.users)
+        self.mllib_users = min(mllib_users, self.n_users)
+        settings = config.retrieval.model_copy(update={"mode": "ivf", "n_candidates": k})
+        n_items, dim = factors.items.shape
+        catalogue = Catalogue(
+            item_ids=pa.array(np.arange(n_items)),
+            embeddings=factors.items,
+            history=np.zeros((n_items, 0), np.float32),
+            log_popularity=np.zeros(n_items, np.float32),
+            retrievable=np.ones(n_items, bool),
+        )
+        (folder / "catalogue").mkdir()
+        write_catalogue(folder / "catalogue", catalogue)
+        self.n_cores = os.cpu_count() or 1
+        self.build_seconds = seconds(lambda: self._build(settings))
+        self.tune_seconds = seconds(lambda: self._tune(settings))
+        table = pa.table({"user_id": pa.array(np.arange(self.n_users)), "embedding": matrix_column(factors.users)})
+        pq.write_table(table, folder / "users.parquet", row_group_size=10_000)
+        self._write_als(factors.users[: self.mllib_users], "als")
+        self._write_als(factors.users[: min(_WARM_UP, self.mllib_users)], "als-warm")
+        self.spark = get_session(config)
+        self.tables = Tables(self.spark, config)
+        self.tables.ensure("candidates", IDS)
+        self.n_tasks = user_tasks(self.n_users, users_per_task(k, dim), self.spark.sparkContext.defaultParallelism)
+
+    def _build(self, settings: Any) -> None:
+        self.info = build_index(self.factors.items, settings, self.folder / "index", self.n_cores)
+
+    def _tune(self, settings: Any) -> None:
+        # Tuned on the users from the end, measured on the users from the start.
+        retriever, exact = self._retriever(self.info), self._retriever(self.info.exact())
+        sample = Sample(self.factors.users[-settings.tuning_users :], retriever, exact)
+        self.tuning: Tuning = tune(retriever, [sample], self.k, settings.target_recall, settings)
+
+    def _retriever(self, info: IndexInfo) -> Any:
+        return open_retriever(self.folder / "index", info, n_threads=self.n_cores)
+
+    def _write_als(self, users: np.ndarray, name: str) -> None:
+        """A fitted ALSModel on disk: its metadata, and the factors as Parquet."""
+        for part, matrix in (("userFactors", users), ("itemFactors", self.factors.items)):
+            (self.folder / name / part).mkdir(parents=True)
+            table = pa.table({"id": pa.array(np.arange(len(matrix)), pa.int32()), "features": matrix_column(matrix)})
+            pq.write_table(table, self.folder / name / part / "part-0.parquet")
+        parameters = {"blockSize": 4096, "coldStartStrategy": "nan", "userCol": "user", "itemCol": "item", "predictionCol": "prediction"}
+        metadata = {
+            "class": "org.apache.spark.ml.recommendation.ALSModel",
+            "timestamp": 0,
+            "sparkVersion": "4.2.0",
+            "uid": "als",
+            "paramMap": {},
+            "defaultParamMap": parameters,
+            "rank": self.factors.users.shape[1],
+        }
+        (self.folder / name / "metadata").mkdir()
+        (self.folder / name / "metadata" / "part-00000").write_text(json.dumps(metadata) + "\n", encoding="utf-8")
+
+    def mllib(self, name: str = "als") -> None:
+        from pyspark.ml.recommendation import ALSModel
+
+        lists = ALSModel.load(str(self.folder / name)).recommendForAllUsers(self.k)
+        lists.write.format("delta").mode("overwrite").save(str(self.folder / "mllib"))
+
+    def candidates(self, mode: str, n_users: int) -> Any:
+        """Rows of candidates, by the night's own executor code."""
+        from pyspark.sql import functions as F
+
+        info = self.info if mode == "ivf" else self.info.exact()
+        none = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        task = RetrieveTask(
+            run_id=mode,
+            ids=IDS,
+            catalogue_dir=str(self.folder / "catalogue"),
+            index_dir=str(self.folder / "index"),
+            index=info.to_dict(),
+            nprobe=self.tuning.nprobe,
+            overfetch=self.tuning.overfetch,
+            n_candidates=self.k,
+            popular={"all": none},
+        )
+        users = self.spark.read.parquet(str(self.folder / "users.parquet")).where(F.col("user_id") < n_users).repartition(self.n_tasks)
+        nothing = F.lit(None)
+        users = users.select("user_id", "embedding", nothing.cast("array<bigint>").alias("seen"), nothing.cast("string").alias("segment"))
+        return users.mapInArrow(candidate_finder(task), spark_ddl(TABLES["candidates"].arrow_schema(IDS)))
+
+    def to_delta(self, mode: str, n_users: int | None = None) -> None:
+        self.tables.replace_slice("candidates", self.candidates(mode, n_users or self.n_users), f"run_id = '{mode}'", {})
+
+    def to_nowhere(self, mode: str) -> None:
+        self.candidates(mode, self.n_users).write.format("noop").mode("overwrite").save()
+
+    def faiss_index(self, mode: str) -> Any:
+        faiss = faiss_module()
+        items, dim = self.factors.items, self.factors.items.shape[1]
+        limit_threads(self.n_cores)
+        if mode == "exact":
+            index = faiss.IndexFlatIP(dim)
+            index.add(items)
+            return index
+        ours = self._retriever(self.info)
+        centroids = faiss.IndexFlatIP(dim)
+        centroids.add(ours.centroids)
+        index = faiss.IndexIVFFlat(centroids, dim, ours.nlist, faiss.METRIC_INNER_PRODUCT)
+        index.is_trained = True
+        codes, lists = ours.items.codes, np.repeat(np.arange(ours.nlist), ours.lists.sizes)
+        rows = np.ascontiguousarray(items[codes])
+        index.add_core(len(rows), *(faiss.swig_ptr(array) for array in (rows, codes, lists)))
+        index.nprobe = self.tuning.nprobe
+        return index
+
+    def faiss_all(self, index: Any) -> None:
+        limit_threads(self.n_cores)
+        for start in range(0, self.n_users, _FAISS_BLOCK):
+            index.search(self.factors.users[start : start + _FAISS_BLOCK], self.k)
+
+    def recall(self, mode: str) -> float:
+        """Mean share of the true top k that was written, for the first users: an item counts that scores at least the true k-th."""
+        import pyarrow.dataset as ds
+
+        n = min(_HELD_OUT, self.n_users)
+        where = (ds.field("run_id") == mode) & (ds.field("user_id") < n)
+        table = read_table(str(self.folder), "candidates", columns=["user_id", "items"], where=where).sort_by("user_id")
+        assert table.num_rows == n, f"{table.num_rows} of {n} users were written"
+        truth = self.factors.users[:n].astype(np.float64) @ self.factors.items.astype(np.float64).T
+        shares = []
+        for row, items in enumerate(table["items"].to_pylist()):
+            found = {item["item_id"] for item in items}
+            assert len(found) == min(self.k, truth.shape[1])
+            kth = np.partition(truth[row], -len(found))[-len(found)]
+            shares.append(np.count_nonzero(truth[row, list(found)] >= kth - 1e-6 * abs(kth)) / len(found))
+        return float(np.mean(shares))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--items", type=int, default=50_000)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--k", type=int, default=200)
+    parser.add_argument("--mllib-users", type=int, default=20_000)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vectors", default="generated", help="generated, words, or a warehouse with a night")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    if arguments.vectors == "generated":
+        factors = generated(arguments.users, arguments.items, arguments.dim, arguments.seed)
+    elif arguments.vectors == "words":
+        factors = words(arguments.users, arguments.seed)
+    else:
+        factors = published(Path(arguments.vectors))
+    folder = Path(tempfile.mkdtemp(prefix="bench-retrieval-"))
+    try:
+        settings = [f"paths.warehouse={folder}", f"paths.jars={ROOT / '.jars'}", *arguments.set]
+        bench = Bench(factors, arguments.k, arguments.mllib_users, load_config(ROOT / "conf" / "local.toml", settings), folder)
+        measure(bench, arguments)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(bench: Bench, arguments: argparse.Namespace) -> None:
+    n_items, dim = bench.factors.items.shape
+    print(f"{bench.n_users} users x {n_items} items x {dim}, k = {bench.k}: {bench.factors.origin}")
+    print(f"built in {bench.build_seconds:.1f} s, tuned in {bench.tune_seconds:.1f} s")
+    print(f"{bench.tuning.nprobe} of {bench.info.nlist} lists searched")
+    warm = min(_WARM_UP, bench.n_users)
+    bench.mllib("als-warm")
+    flat, ivf = bench.faiss_index("exact"), bench.faiss_index("ivf")
+    with WorkerMemory() as memory:
+        for mode in ("exact", "ivf"):
+            bench.to_delta(mode, warm)
+        delta = interleaved(arguments.repeats, exact=lambda: bench.to_delta("exact"), ivf=lambda: bench.to_delta("ivf"))
+        bare = interleaved(
+            arguments.repeats,
+            exact=lambda: bench.to_nowhere("exact"),
+            faiss_exact=lambda: bench.faiss_all(flat),
+            ivf=lambda: bench.to_nowhere("ivf"),
+            faiss_ivf=lambda: bench.faiss_all(ivf),
+        )
+    recall = {mode: bench.recall(mode) for mode in ("exact", "ivf")}
+    mllib = interleaved(1, mllib=bench.mllib)["mllib"]
+    rate = {f"{name}_delta": per_second(bench.n_users, times) for name, times in delta.items()}
+    rate |= {f"{name}_noop": per_second(bench.n_users, times) for name, times in bare.items()}
+    mllib_rate = per_second(bench.mllib_users, mllib)
+    result = {
+        "mllib_users_per_s": round(mllib_rate, 1),
+        "exact_users_per_s": round(rate["exact_delta"], 1),
+        "ivf_users_per_s": round(rate["ivf_delta"], 1),
+        "ivf_recall": round(recall["ivf"], 5),
+        "exact_vs_mllib": round(rate["exact_delta"] / mllib_rate, 2),
+        "ivf_vs_mllib": round(rate["ivf_delta"] / mllib_rate, 2),
+        "exact_vs_faiss": round(rate["exact_noop"] / rate["faiss_exact_noop"], 3),
+        "ivf_vs_faiss": round(rate["ivf_noop"] / rate["faiss_ivf_noop"], 3),
+        "peak_worker_rss_mb": round(memory.peak_rss_mb, 1),
+    }
+    details = {
+        "vectors": bench.factors.origin,
+        "users_per_s": {name: round(value, 1) for name, value in rate.items()},
+        "seconds": {"delta": delta, "noop": bare, "mllib": mllib},
+        "exact_recall": recall["exact"],
+        "peak_worker_own_mb": round(memory.peak_own_mb, 1),
+        "n_tasks": bench.n_tasks,
+        "index": {"nlist": bench.info.nlist, "imbalance": bench.info.imbalance, "n_bytes": bench.info.n_bytes},
+        "tuning": bench.tuning.to_dict(),
+        "build_seconds": bench.build_seconds,
+        "tune_seconds": bench.tune_seconds,
+    }
+    settings = {
+        "users": bench.n_users,
+        "items": n_items,
+        "dim": dim,
+        "k": bench.k,
+        "mllib_users": bench.mllib_users,
+        "seed": arguments.seed,
+    }
+    name = "retrieval" if arguments.vectors == "generated" else f"retrieval_{'words' if arguments.vectors == 'words' else 'trained'}"
+    report(name, settings | {"seed": arguments.seed, "set": arguments.set}, details, result, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

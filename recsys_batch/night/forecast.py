@@ -1,0 +1,155 @@
+"""What the candidates step would do, and how long it would take: from sizes, settings and a short trial, before anything runs."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+
+from recsys_batch.ann.index import Layout, build_index, choose, n_lists
+from recsys_batch.ann.search import open_retriever
+from recsys_batch.ann.tuning import Tuning
+from recsys_batch.artifacts import artifact_root, pointed
+from recsys_batch.catalogue import open_catalogue
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing
+from recsys_batch.night import manifest
+from recsys_batch.night.context import run_rows
+from recsys_batch.night.partitions import user_tasks, users_per_task
+from recsys_batch.registry import Registry
+from recsys_batch.spark.tables import Tables
+
+_TRIAL_ITEMS = 50_000
+_TRIAL_USERS = 1_000
+_SECONDS_PER_CANDIDATE = 4.0e-7  # of a core, for Spark, Arrow and Delta around the search: benchmarks/results/retrieval.json
+_WORKER_BYTES = 220 * 2**20  # a Python worker with Arrow, numpy and faiss loaded, before any index
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Of one candidates step.
+
+    Attributes:
+        n_users: known users, about where no embeddings are written yet.
+        index_bytes: files of the index.
+        worker_bytes: of one Python worker's own memory, without what workers share.
+        shared_bytes: of item vectors in the page cache, once per node for all its workers.
+        n_tasks, users_per_task: how users are divided.
+        n_cores: tasks at a time.
+        seconds: of the step.
+        basis: what the seconds rest on.
+    """
+
+    n_users: int
+    n_items: int
+    embedding_dim: int
+    n_candidates: int
+    layout: Layout
+    index_bytes: int
+    worker_bytes: int
+    shared_bytes: int
+    n_tasks: int
+    users_per_task: int
+    n_cores: int
+    seconds: float
+    basis: str
+
+
+def forecast(spark: SparkSession, config: Config, run_date: dt.date, run_id: str | None = None) -> Forecast:
+    """Of the date's (or that) run; where none has begun, of one that would begin now.
+
+    Raises:
+        InputMissing: nothing ingested, no model, or no such run.
+    """
+    tables = Tables(spark, config)
+    tables.require_ids()
+    states = manifest.fold(run_rows(tables))
+    run = states.get(manifest.check_run_id(run_id)) if run_id else manifest.newest_of(states, run_date)
+    if run_id and run is None:
+        raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
+    done = run.table_versions if run else {}
+    root = artifact_root(config.paths.warehouse)
+    if run and "user_embeddings" in done:
+        n_users = tables.rows_written("user_embeddings", done["user_embeddings"])
+        catalogue = open_catalogue(str(root / "catalogues" / str(pointed(root, run.run_id, "catalogue")["folder"])))
+        n_items, dim = len(catalogue.retrievable_codes()), catalogue.embeddings.shape[1]
+    else:
+        interactions = tables.read("interactions")
+        n_users = int(cast("Any", interactions.agg(F.approx_count_distinct("user_id")).head())[0])
+        n_items, dim = tables.read("items").where("is_available").count(), _champion_dim(config)
+    everything = config.scoring.candidates == "all"
+    retrieval = config.retrieval.model_copy(update={"mode": "exact"}) if everything else config.retrieval
+    n_candidates = n_items if everything else retrieval.n_candidates
+    layout = choose(retrieval, n_items, dim)
+    n_cores = spark.sparkContext.defaultParallelism
+    if run and "index" in done:
+        tuning = Tuning.from_dict(pointed(root, run.run_id, "index")["tuning"])
+        per_user, basis = _measured(tuning)
+    else:
+        per_user, basis = None, ""
+    if per_user is None:
+        per_user = trial(n_items, dim, n_candidates)
+        basis = "a trial of exact search on made-up vectors on this machine"
+        if layout.mode != "exact":
+            basis += "; inverted lists take a third of that or less"
+    per_task = users_per_task(n_candidates, dim)
+    n_tasks = user_tasks(n_users, per_task, n_cores)
+    int8 = 0.25 if layout.storage == "int8" else 0.0
+    lists = n_lists(retrieval, n_items) * dim * 4 + n_items * 8 if layout.mode != "exact" else 0
+    return Forecast(
+        n_users=n_users,
+        n_items=n_items,
+        embedding_dim=dim,
+        n_candidates=n_candidates,
+        layout=layout,
+        index_bytes=int(n_items * dim * 4 * (1 + int8)) + lists,
+        worker_bytes=_WORKER_BYTES + 2 * lists + 10_000 * (n_candidates * 40 + dim * 8) + 64 * 2**20,
+        shared_bytes=layout.resident_bytes,
+        n_tasks=n_tasks,
+        users_per_task=-(-n_users // n_tasks),
+        n_cores=n_cores,
+        seconds=n_users * (per_user + n_candidates * _SECONDS_PER_CANDIDATE) / n_cores,
+        basis=basis,
+    )
+
+
+def trial(n_items: int, dim: int, n_candidates: int) -> float:
+    """Core seconds per user of exact search, from at most ``_TRIAL_ITEMS`` made-up items, in proportion to the real number."""
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(min(n_items, _TRIAL_ITEMS), dim)).astype(np.float32)
+    users = rng.normal(size=(_TRIAL_USERS, dim)).astype(np.float32)
+    settings = Config.model_validate({"retrieval": {"mode": "exact"}}).retrieval
+    with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
+        retriever = open_retriever(folder, build_index(items, settings, Path(folder), n_threads=1))
+        retriever.search(users[:10], min(n_candidates, len(items)))
+        started = time.perf_counter()
+        retriever.search(users, min(n_candidates, len(items)))
+        return (time.perf_counter() - started) / _TRIAL_USERS * max(1.0, n_items / len(items))
+
+
+def _measured(tuning: Tuning) -> tuple[float | None, str]:
+    """Core seconds per user at the chosen point, as measured when the index was tuned with all cores of the driver."""
+    for point in tuning.curve:
+        if (point.nprobe, point.overfetch) == (tuning.nprobe, tuning.overfetch):
+            seconds = point.seconds_per_1000_users / 1000 * (os.cpu_count() or 1)
+            return seconds, f"the tuning of this run's index on {tuning.n_users} users"
+    return None, ""
+
+
+def _champion_dim(config: Config) -> int:
+    registry = Registry(config)
+    champion = registry.champion()
+    if champion is None:
+        raise InputMissing(
+            f"model {config.mlflow.model_name} has no alias {config.mlflow.alias}: run `recsys-batch train` or register first"
+        )
+    with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
+        return registry.fetch(champion.version, Path(folder)).embedding_dim

@@ -1,0 +1,122 @@
+"""The candidates step under its settings: rules per segment, every item scored, and what the manifest keeps of the tuning."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+import pytest
+
+from recsys_batch.config import Config
+from recsys_batch.errors import ConfigError
+from recsys_batch.night.audit import measure
+from recsys_batch.night.context import open_night
+from recsys_batch.night.nightly import nightly, one_step
+from recsys_batch.read import published_run, read_table
+from recsys_batch.registry import Registry
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+DAY = dt.date(2026, 3, 1)
+
+
+def changed(config: Config, section: str, **values: Any) -> Config:
+    return Config.model_validate({**config.model_dump(), section: {**getattr(config, section).model_dump(), **values}})
+
+
+def items_of(config: Config, table: str) -> dict[str, set[int]]:
+    rows = read_table(config.paths.warehouse, table).to_pylist()
+    if table == "candidates":
+        return {row["user_id"]: {item["item_id"] for item in row["items"]} for row in rows}
+    lists: dict[str, set[int]] = {}
+    for row in rows:
+        lists.setdefault(row["user_id"], set()).add(row["item_id"])
+    return lists
+
+
+def test_a_segments_users_get_only_what_its_rule_allows(spark: SparkSession, fresh: Config, market: Any) -> None:
+    rule = "array_contains(categories, 'genre 1') AND attributes['year'] <> '1990'"
+    config = changed(fresh, "retrieval", mode="ivf", eligibility={"even": rule})
+    run = nightly(spark, config, DAY)
+    assert run.status == "PUBLISHED"
+    allowed = {10 * n for n in range(1, 91) if n % 3 == 1 and n % 5 != 0}
+    segment = dict(zip(market.users["user_id"].to_pylist(), market.users["segment"].to_pylist(), strict=True))
+    candidates = items_of(config, "candidates")
+    assert set(candidates) == set(items_of(config, "topk")) == set(market.interactions["user_id"].to_pylist()) | {"quiet"}
+    seen: dict[str, set[int]] = {}
+    for user, item in zip(market.interactions["user_id"].to_pylist(), market.interactions["item_id"].to_pylist(), strict=True):
+        seen.setdefault(user, set()).add(item)
+    for user, items in candidates.items():
+        if segment.get(user) == "even":
+            assert items == allowed - seen.get(user, set()) - {10}, user  # "quiet" too, whose list is the popular one
+        elif user != "glutton":
+            assert len(items) == config.retrieval.n_candidates
+            assert items - allowed
+    short = read_table(config.paths.warehouse, "shortfalls")
+    reasons = dict(zip(short["user_id"].to_pylist(), short["reason"].to_pylist(), strict=True))
+    assert reasons.pop("glutton") == "catalogue_exhausted"
+    assert set(reasons.values()) == {"eligible_exhausted"}
+    assert set(reasons) == {user for user, items in candidates.items() if segment.get(user) == "even"}
+
+
+def test_the_audit_counts_rows_that_a_rule_forbids(spark: SparkSession, fresh_published: Config, market: Any) -> None:
+    none_of_them = changed(fresh_published, "retrieval", eligibility={"even": "item_id < 0", "all": "item_id <= 450"})
+    night = open_night(spark, none_of_them, dt.date(2026, 3, 2))
+    run = published_run(fresh_published.paths.warehouse)
+    night.run = type(night.run)(**{**night.run.__dict__, "run_id": run["run_id"]})
+    segment = dict(zip(market.users["user_id"].to_pylist(), market.users["segment"].to_pylist(), strict=True))
+    rows = read_table(fresh_published.paths.warehouse, "topk").to_pylist()
+    forbidden = sum(segment.get(row["user_id"]) == "even" or row["item_id"] > 450 for row in rows)
+    assert measure(night)["rows_ineligible"] == forbidden > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("no_such_column = 1", "cannot be evaluated over items"),
+        ("item_id +", "cannot be evaluated over items"),
+        ("item_id + 1", "gives bigint, it must give a boolean"),
+    ],
+)
+def test_a_rule_that_is_no_boolean_over_items_is_bad_config(spark: SparkSession, fresh: Config, rule: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        one_step(spark, changed(fresh, "retrieval", eligibility={"even": rule}), "embed", DAY)
+
+
+def test_every_item_can_be_scored_instead_of_retrieved(spark: SparkSession, fresh: Config, market: Any) -> None:
+    config = changed(fresh, "scoring", candidates="all")
+    run = nightly(spark, config, DAY)
+    assert run.status == "PUBLISHED"
+    available = {10 * n for n in range(2, 91)}
+    seen: dict[str, set[int]] = {}
+    for user, item in zip(market.interactions["user_id"].to_pylist(), market.interactions["item_id"].to_pylist(), strict=True):
+        seen.setdefault(user, set()).add(item)
+    for user, items in items_of(config, "candidates").items():
+        assert items == available - seen.get(user, set())
+    for row in read_table(config.paths.warehouse, "candidates").to_pylist():
+        scores = [item["score"] for item in row["items"]]
+        assert scores == sorted(scores, reverse=True)
+    assert read_table(config.paths.warehouse, "shortfalls")["user_id"].to_pylist() == ["glutton"]
+
+
+def test_scoring_every_item_is_refused_where_items_are_many(spark: SparkSession, fresh: Config) -> None:
+    config = changed(fresh, "scoring", candidates="all", all_max_items=80)
+    one_step(spark, config, "embed", DAY)
+    with pytest.raises(ConfigError, match=r"would rank 89 items for every user, more than scoring\.all_max_items = 80"):
+        one_step(spark, config, "index", DAY)
+
+
+def test_the_manifest_and_mlflow_keep_the_tuning(spark: SparkSession, fresh: Config) -> None:
+    config = changed(fresh, "scoring", top_k=1)
+    config = changed(config, "retrieval", mode="ivf", n_candidates=1, target_recall=0.9)
+    one_step(spark, config, "embed", DAY)
+    metrics = one_step(spark, config, "index", DAY).metrics
+    assert metrics["nlist"] > 1
+    assert metrics["list_imbalance"] >= 1.0
+    setting = f"nprobe_{metrics['nprobe']:.0f}.overfetch_1"
+    assert metrics[f"tuning.recall.{setting}"] == metrics["knn_recall"] >= 0.9
+    assert metrics[f"tuning.seconds_per_1000_users.{setting}"] > 0
+    (row,) = pc.unique(read_table(config.paths.warehouse, "runs")["mlflow_run_id"]).to_pylist()
+    assert Registry(config).artifacts(row) == ["retrieval_tuning.png"]
