@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,11 @@ import pyarrow.compute as pc
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.schemas import ALL_SEGMENTS
 
+_SPARSEST = 8  # numbers per item, up to which ids are looked up in a table
 _ARRAYS = {"embeddings": np.float32, "history": np.float32, "log_popularity": np.float32, "retrievable": np.bool_}
+
+
+_FILES = ("item_ids.arrow", "eligible.npy", "eligible.json", *(f"{name}.npy" for name in _ARRAYS))
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,25 @@ class Catalogue:
 
     def codes(self, item_ids: pa.Array) -> np.ndarray:
         """int64 codes of the ids, -1 for an id that is not in the catalogue."""
+        if self._code_of_number is not None and item_ids.null_count == 0:
+            first, table = self._code_of_number
+            numbers = item_ids.to_numpy(zero_copy_only=False) - first
+            return np.asarray(table[np.where((numbers >= 0) & (numbers < len(table) - 1), numbers, -1)], dtype=np.int64)
         found = pc.index_in(item_ids, value_set=self.item_ids)
         return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+    @cached_property
+    def _code_of_number(self) -> tuple[int, np.ndarray] | None:
+        """(smallest id, int32 code of id - smallest, -1 last) where ids are numbers close enough together; several times a hash's speed."""
+        if len(self) == 0 or not pa.types.is_integer(self.item_ids.type):
+            return None
+        numbers = self.item_ids.to_numpy(zero_copy_only=False)
+        span = int(numbers[-1]) - int(numbers[0]) + 1
+        if span > _SPARSEST * len(self):
+            return None
+        table = np.full(span + 1, -1, dtype=np.int32)
+        table[numbers - numbers[0]] = np.arange(len(self), dtype=np.int32)
+        return int(numbers[0]), table
 
     def ids(self, codes: np.ndarray) -> pa.Array:
         """Ids of codes; -1 is not allowed."""
@@ -96,8 +117,16 @@ def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
 
 @lru_cache(maxsize=1)
 def open_catalogue(directory: str) -> Catalogue:
-    """Memory-map a catalogue; one per process is kept open (a Python worker serves one night at a time)."""
+    """Memory-map a catalogue; one per process is kept open (a Python worker serves one night at a time).
+
+    Raises:
+        RecsysBatchError: a file is missing.
+    """
     folder = Path(directory)
+    missing = [name for name in _FILES if not (folder / name).is_file()]
+    if missing:
+        lacking = f"the catalogue {folder} lacks {', '.join(missing)}"
+        raise RecsysBatchError(f"{lacking}: it was cleaned away, or another release wrote it; begin a new run (--force)")
     with pa.memory_map(str(folder / "item_ids.arrow")) as source:
         ids = pa.ipc.open_file(source).read_all()["item_id"].combine_chunks()
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}

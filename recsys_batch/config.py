@@ -100,6 +100,7 @@ class Audit(Section):
 
 
 class Tables(Section):
+    target_file_mb: int = Field(64, ge=1, le=1024, description="a file of the night's tables is closed at about this size")
     popular_items: int = Field(1000, ge=1, description="length of each segment's popular list")
     retention_days: int = Field(30, ge=1, description="time travel and VACUUM floor")
 
@@ -138,7 +139,7 @@ class Config(Section):
 
     def config_hash(self) -> str:
         """12 hex digits over the settings that change a night's rows (not where it runs or is logged)."""
-        night = self.model_dump(include={"data", "retrieval", "scoring", "tables"}, mode="json")
+        night = self.model_dump(include={"data": True, "retrieval": True, "scoring": True, "tables": {"popular_items"}}, mode="json")
         return hashlib.sha256(json.dumps(night, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -74,6 +74,21 @@ class Context:
     session_similarity: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class PairFeatures:
+    """The features that are not context, scaled: retrieval_score, log_popularity float32 [B, C]; log_n_events float32 [B]."""
+
+    retrieval_score: np.ndarray
+    log_popularity: np.ndarray
+    log_n_events: np.ndarray
+
+    @classmethod
+    def scaled(cls, spec: FeatureSpec, *, retrieval_score: np.ndarray, log_popularity: np.ndarray, n_events: np.ndarray) -> PairFeatures:
+        """From raw values of the same shapes; ``n_events`` are counts."""
+        raw = (retrieval_score, log_popularity, np.log1p(n_events))
+        return cls(*(((v - m) / s).astype(np.float32) for v, m, s in zip(raw, spec.mean, spec.scale, strict=True)))
+
+
 def pair_features(
     spec: FeatureSpec,
     *,
@@ -94,9 +109,8 @@ def pair_features(
         float32 [B, C, F], F = len(spec.names).
     """
     features = np.zeros((*retrieval_score.shape, len(spec.names)), dtype=np.float32)
-    raw = (retrieval_score, log_popularity, np.log1p(n_events)[:, None])
-    for place, values in enumerate(raw):
-        features[..., place] = (values - spec.mean[place]) / spec.scale[place]
+    pair = PairFeatures.scaled(spec, retrieval_score=retrieval_score, log_popularity=log_popularity, n_events=n_events)
+    features[..., 0], features[..., 1], features[..., 2] = pair.retrieval_score, pair.log_popularity, pair.log_n_events[:, None]
     if context is not None:
         features[..., len(PAIR) :] = _context_features(context, retrieval_score.shape)
     return features

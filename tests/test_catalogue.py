@@ -64,6 +64,21 @@ def test_a_value_that_is_not_finite_names_its_item(tmp_path: Path) -> None:
         write_catalogue(tmp_path, make(pa.array(["a", "b", "c"]), embeddings=broken))
 
 
+def test_a_catalogue_without_a_file_says_what_to_do(tmp_path: Path) -> None:
+    write_catalogue(tmp_path, make(pa.array([1, 2, 3])))
+    (tmp_path / "eligible.json").unlink()
+    with pytest.raises(RecsysBatchError, match=r"lacks eligible\.json.*begin a new run"):
+        open_catalogue(str(tmp_path))
+
+
+@pytest.mark.parametrize("ids", [[5, 6, 9], [-7, 0, 3], [1, 1_000_000, 2_000_000]])
+def test_numbers_are_looked_up_however_far_apart_they_are(ids: list[int]) -> None:
+    catalogue = make(pa.array(ids))
+    asked = [*ids, ids[0] - 1, ids[-1] + 1, ids[0] + 1, 2**62, -(2**62)]
+    expected = [ids.index(one) if one in ids else -1 for one in asked]
+    np.testing.assert_array_equal(catalogue.codes(pa.array(asked)), expected)
+
+
 def test_arrays_of_other_lengths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecsysBatchError, match="2 rows of log_popularity"):
         write_catalogue(tmp_path, make(pa.array([1, 2, 3]), log_popularity=np.zeros(2, np.float32)))

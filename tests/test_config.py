@@ -60,3 +60,26 @@ def test_the_hash_follows_settings_that_change_rows_and_no_others() -> None:
     base = load_config(None).config_hash()
     assert load_config(None, ["paths.warehouse=/x", "spark.master=local[1]"]).config_hash() == base
     assert load_config(None, ["scoring.top_k=3"]).config_hash() != base
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["retrieval.mode=sharded", "retrieval.storage=int8"], ["shards are float32"]),
+        (["scoring.candidates=all", "retrieval.mode=ivf"], ["scoring.candidates = all", "retrieval.mode = exact", "found ivf"]),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, overrides)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_where_every_item_is_scored_the_top_k_may_be_longer_than_n_candidates() -> None:
+    assert load_config(None, ["scoring.candidates=all", "scoring.top_k=500"]).scoring.top_k == 500
+
+
+def test_rules_are_set_by_segment() -> None:
+    rules = load_config(None, ["retrieval.eligibility.kids=array_contains(categories, 'x')"]).retrieval.eligibility
+    assert rules == {"kids": "array_contains(categories, 'x')"}

@@ -84,7 +84,7 @@ def _print_forecast(config: Config, run_date: dt.date, run_id: str | None) -> No
     click.echo(f"index       {size(seen.index_bytes)} of files")
     click.echo(f"memory      {size(seen.worker_bytes)} per worker; its node's workers share {size(seen.shared_bytes)} of item vectors")
     click.echo(f"partitions  {seen.n_tasks} of {seen.users_per_task:,} users, {seen.n_cores} at a time")
-    click.echo(f"time        about {seen.seconds:,.0f} s ({seen.basis}), and what Spark needs to start and to bring histories together")
+    click.echo(f"time        about {seen.seconds:,.0f} s, by {seen.basis}")
 
 
 step_commands = [_step_command(name, text) for name, text in _STEPS.items()]

@@ -15,6 +15,7 @@ import torch
 
 from recsys_batch.bundle import Bundle
 from recsys_batch.errors import BundleError
+from recsys_batch.features import PairFeatures
 
 HIDDEN = 64
 NAMES = ("user", "item", "product", "features", "bias", "output")
@@ -80,6 +81,30 @@ class Ranker:
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> Ranker:
         return cls(bundle.tensors)
+
+    def score_without_context(self, users: np.ndarray, items: np.ndarray, codes: np.ndarray, features: PairFeatures) -> np.ndarray:
+        """``score`` of candidates under the neutral context, without a feature array and without a row per pair twice.
+
+        What multiplies an item's embedding is one matrix per user, item + user * product, so a user's candidates are one product;
+        of the features three are not zero: one belongs to the user, two are added as an outer product.
+
+        Args:
+            users: float32 [B, d]. items: float32 [n, d], the whole catalogue. codes: int64 [B, C], all valid.
+            features: scaled, of the same pairs.
+
+        Returns:
+            float32 [B, C], within rounding of ``score``.
+        """
+        p = self._parameters
+        n, c = codes.shape
+        with torch.inference_mode():
+            user = torch.from_numpy(np.require(users, requirements=["C", "W"]))
+            vectors = torch.from_numpy(items.take(codes.ravel(), axis=0)).view(n, c, -1)
+            pair = torch.from_numpy(np.stack([features.retrieval_score, features.log_popularity], axis=2))
+            per_user = user @ p.user + p.bias + torch.from_numpy(features.log_n_events)[:, None] * p.features[2]
+            hidden = torch.baddbmm(per_user[:, None].expand(n, c, -1), pair, p.features[:2].expand(n, -1, -1))
+            hidden = hidden.baddbmm_(vectors, p.item + user[:, :, None] * p.product).relu_()
+            return (pair[..., 0] + (hidden @ p.output)[..., 0]).numpy()
 
     def score(self, user_embeddings: np.ndarray, item_embeddings: np.ndarray, features: np.ndarray) -> np.ndarray:
         """float32 [B, C] from float32 [B, d], [B, C, d], [B, C, F]."""

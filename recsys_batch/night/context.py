@@ -23,7 +23,10 @@ from recsys_batch.night import manifest
 from recsys_batch.night.manifest import Run
 from recsys_batch.night.partitions import fit_shuffles
 from recsys_batch.registry import Registry
-from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
+from recsys_batch.slices import PART_SCHEMA, Part, Slice, commit, part_of_row
+from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.spark.parts import part_writer, unchanged
 from recsys_batch.spark.tables import Tables
 
 logger = logging.getLogger("recsys_batch.night")
@@ -33,6 +36,14 @@ _INPUTS = ("interactions", "items", "users")
 
 class AlreadyDone(Exception):
     """There is nothing left to do; the message says why. Not an error: exit code 0."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """A committed slice: the table's version and the rows in it."""
+
+    version: int
+    rows: int
 
 
 @dataclass
@@ -67,13 +78,28 @@ class Night:
         """This run's rows of an output table."""
         return self.tables.read(name).where(f"run_id = '{self.run.run_id}'")
 
-    def write_slice(self, name: str, df: DataFrame) -> int:
-        """Replace this run's rows of an output table; the committed version."""
+    def slice(self, name: str) -> Slice:
+        """Where this run's rows of an output table are; the table is made if it is missing."""
         self.tables.ensure(name, self.ids)
-        predicate = f"run_id = '{self.run.run_id}'"
-        if "run_date" in TABLES[name].partition_by:
-            predicate += f" AND run_date = DATE '{self.run.run_date.isoformat()}'"
-        return self.tables.replace_slice(name, df, predicate, {"run_id": self.run.run_id, "attempt": self.run.attempt})
+        spec = TABLES[name]
+        values: dict[str, str | dt.date] = {"run_id": self.run.run_id, "run_date": self.run.run_date}
+        partition = {column: values[column] for column in spec.partition_by}
+        return Slice(self.tables.folder(name), spec, self.ids, partition, self.config.tables.target_file_mb * 2**20)
+
+    def write_slice(self, name: str, df: DataFrame, function: BatchFunction = unchanged) -> Written:
+        """Replace this run's rows of an output table by what ``function`` makes of ``df``, each task writing its own files."""
+        where = self.slice(name)
+        rows = df.mapInArrow(part_writer(function, where), spark_ddl(PART_SCHEMA)).collect()
+        return self._commit(where, [part_of_row(row.asDict()) for row in rows])
+
+    def write_table(self, name: str, table: pa.Table) -> Written:
+        """The same for rows that the driver has."""
+        where = self.slice(name)
+        return self._commit(where, list(where.write(table.to_batches(), 0)))
+
+    def _commit(self, where: Slice, parts: list[Part]) -> Written:
+        version = commit(where, parts, {"run_id": self.run.run_id, "attempt": self.run.attempt})
+        return Written(version, sum(part.n_rows for part in parts))
 
     def point(self, name: str, value: Mapping[str, Any]) -> None:
         point(self.root, self.run.run_id, name, value)

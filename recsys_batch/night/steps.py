@@ -7,23 +7,24 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
-from pyspark.sql import DataFrame, Observation
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.artifacts import put_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue, write_catalogue
 from recsys_batch.config import Config, Scoring
 from recsys_batch.errors import ConfigError
-from recsys_batch.night.context import Night
+from recsys_batch.night.context import Night, Written
 from recsys_batch.night.index import PARALLEL_ITEMS, SampledUsers, build, tuning_figure
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.ragged import column_matrix
-from recsys_batch.schemas import ALL_SEGMENTS, TABLES, spark_ddl
+from recsys_batch.schemas import ALL_SEGMENTS
+from recsys_batch.slices import parts_of
 from recsys_batch.spark import histories, item_vectors
 from recsys_batch.spark.assign import assign_in_tasks
 from recsys_batch.spark.embed import user_encoder
 from recsys_batch.spark.retrieve import RetrieveTask, candidate_finder
-from recsys_batch.spark.score import ScoreTask, scorer
+from recsys_batch.spark.score import ScoreTask, part_scorer
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,21 @@ def embed(night: Night) -> StepResult:
     folder = put_folder(night.root, "catalogues", lambda target: write_catalogue(target, catalogue))
     night.point("catalogue", {"folder": folder.name})
     items = item_vectors.rows(catalogue, n_events, night.run.run_id, night.ids)
-    versions = {"item_embeddings": night.write_slice("item_embeddings", night.spark.createDataFrame(items))}
-    versions["user_embeddings"] = night.write_slice("user_embeddings", _user_embeddings(night, positives))
-    users = night.tables.rows_written("user_embeddings", versions["user_embeddings"])
+    written = {"item_embeddings": night.write_table("item_embeddings", items), "user_embeddings": _user_embeddings(night, positives)}
+    versions = {name: one.version for name, one in written.items()}
+    users = written["user_embeddings"].rows
     return StepResult(versions, rows=users + items.num_rows, users=users, metrics={"n_items": float(len(catalogue))})
 
 
-def _user_embeddings(night: Night, positives: DataFrame) -> DataFrame:
+def _user_embeddings(night: Night, positives: DataFrame) -> Written:
     if night.bundle.kind == "embeddings":
-        return item_vectors.brought_users(night.spark, night.bundle, night.root, positives, night.run.run_id)
-    rows = histories.histories(positives, int(night.bundle.manifest["model"]["history_length"]))
+        rows = item_vectors.brought_users(night.spark, night.bundle, night.root, positives, night.run.run_id)
+        n_users = int(night.bundle.manifest["n_users"]) if "n_users" in night.bundle.manifest else rows.count()
+        return night.write_slice("user_embeddings", by_user(rows, n_tasks(night, n_users)))
+    rows = _with_segments(histories.histories(positives, int(night.bundle.manifest["model"]["history_length"])), night, "left")
     n_users = cast("Any", positives.agg(F.approx_count_distinct("user_id")).head())[0]
-    rows = _with_segments(rows.repartition(n_tasks(night, n_users), "user_id"), night, "left")
     encode = user_encoder(str(night.bundle_dir), str(night.catalogue_dir), night.ids, night.run.run_id)
-    return rows.mapInArrow(encode, spark_ddl(TABLES["user_embeddings"].arrow_schema(night.ids)))
+    return night.write_slice("user_embeddings", by_user(rows, n_tasks(night, n_users)), encode)
 
 
 def index(night: Night) -> StepResult:
@@ -83,18 +85,12 @@ def index(night: Night) -> StepResult:
 def candidates(night: Night) -> StepResult:
     """Popular lists, then every known user's candidates, then who came short."""
     catalogue = open_catalogue(str(night.catalogue_dir))
-    popular_version = night.write_slice("popular", _popular(night))
-    task = _retrieve_task(night, catalogue)
-    rows = _known_users(night).mapInArrow(candidate_finder(task), spark_ddl(TABLES["candidates"].arrow_schema(night.ids)))
-    short = Observation()
-    rows = rows.observe(short, F.count_if(F.size("items") < _n_wanted(night.config)).alias("n"))
-    version = night.write_slice("candidates", rows)
-    # Counted while they were written: reading all of them again takes as long as a fifth of the search.
-    shortfall_version = night.write_slice("shortfalls", _shortfalls(night, any_short=short.get["n"] > 0))
-    users = night.tables.rows_written("candidates", version)
-    shortfalls = night.slice_of("shortfalls").count()
-    versions = {"popular": popular_version, "candidates": version, "shortfalls": shortfall_version}
-    return StepResult(versions, rows=users, users=users, metrics={"n_shortfalls": float(shortfalls)})
+    popular = _popular(night).toArrow()
+    written = {"popular": night.write_table("popular", popular)}
+    written["candidates"] = night.write_slice("candidates", _known_users(night), candidate_finder(_retrieve_task(night, catalogue)))
+    written["shortfalls"] = night.write_slice("shortfalls", _shortfalls(night))
+    users, versions = written["candidates"].rows, {name: one.version for name, one in written.items()}
+    return StepResult(versions, rows=users, users=users, metrics={"n_shortfalls": float(written["shortfalls"].rows)})
 
 
 def _n_wanted(config: Config) -> int:
@@ -102,10 +98,10 @@ def _n_wanted(config: Config) -> int:
     return config.scoring.top_k if config.scoring.candidates == "all" else config.retrieval.n_candidates
 
 
-def _shortfalls(night: Night, any_short: bool) -> DataFrame:
+def _shortfalls(night: Night) -> DataFrame:
     """Who got fewer candidates than wanted, and why."""
     retrieval = night.config.retrieval
-    short = night.slice_of("candidates").where(F.size("items") < _n_wanted(night.config) if any_short else F.lit(False))
+    short = night.slice_of("candidates").where(F.size("items") < _n_wanted(night.config))
     short = short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items"))
     short = _with_segments(short, night, "left")
     named = [segment for segment in retrieval.eligibility if segment != ALL_SEGMENTS]
@@ -128,19 +124,25 @@ def score(night: Night) -> StepResult:
         top_k=config.scoring.top_k,
         batch_users=config.scoring.batch_users,
     )
-    users = night.slice_of("candidates").drop("run_id").join(night.slice_of("user_embeddings").drop("run_id"), "user_id", "left")
-    users = users.select("user_id", "items", "embedding", "n_events")
-    n_users = night.tables.rows_written("candidates", run.table_versions["candidates"])
-    # By ranges of user_id, so that one user's rows stand in one file and file statistics find it.
-    ranged = users.repartitionByRange(n_tasks(night, n_users), "user_id").sortWithinPartitions("user_id")
-    rows = ranged.mapInArrow(scorer(task), spark_ddl(TABLES["topk"].arrow_schema(night.ids)))
-    version = night.write_slice("topk", rows.sortWithinPartitions("run_date", "run_id", "user_id", "rank"))
-    return StepResult({"topk": version}, rows=night.tables.rows_written("topk", version), users=n_users)
+    candidates, embeddings = night.slice("candidates"), night.slice("user_embeddings")
+    parts = parts_of(candidates, run.table_versions["candidates"])
+    known = parts_of(embeddings, run.table_versions["user_embeddings"])
+    numbers = night.spark.range(0, len(parts), 1, max(len(parts), 1))
+    written = night.write_slice("topk", numbers, part_scorer(task, candidates, parts, embeddings, known))
+    return StepResult({"topk": written.version}, rows=written.rows, users=sum(part.n_rows for part in parts))
 
 
 STEPS: dict[str, Callable[[Night], StepResult]] = {"embed": embed, "index": index, "candidates": candidates, "score": score}
 OUTPUTS = {"embed": "user_embeddings", "index": "index", "candidates": "shortfalls", "score": "topk"}
 """A step is done when the manifest has a version of the last thing that it writes."""
+
+
+def by_user(rows: DataFrame, n_tasks: int) -> DataFrame:
+    """In ranges of user_id, sorted: each file of the slice then holds users that no other file has, and its statistics say which.
+
+    The last thing before rows are used, as a join would choose tasks of its own.
+    """
+    return rows.repartitionByRange(n_tasks, "user_id").sortWithinPartitions("user_id")
 
 
 def n_tasks(night: Night, n_users: int) -> int:
@@ -170,10 +172,10 @@ def _popular(night: Night) -> DataFrame:
 def _known_users(night: Night) -> DataFrame:
     """user_id, embedding, seen, segment: everybody with an embedding, an interaction or a row in users."""
     embeddings = night.slice_of("user_embeddings").select("user_id", "embedding")
-    n = n_tasks(night, night.tables.rows_written("user_embeddings", night.run.table_versions["user_embeddings"]))
+    n = n_tasks(night, int(night.run.metrics["embed.users"]))
     users = embeddings.join(histories.seen_items(night.read_input("interactions")), "user_id", "full_outer")
     users = _with_segments(users, night, "full_outer").select("user_id", "embedding", "seen", "segment")
-    return users.repartition(n, "user_id")  # last: a join would choose its own number of tasks
+    return by_user(users, n)
 
 
 def _with_segments(users: DataFrame, night: Night, how: str) -> DataFrame:

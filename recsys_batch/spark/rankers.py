@@ -4,26 +4,55 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from recsys_batch.bundle import load_bundle
-from recsys_batch.features import FeatureSpec
+from recsys_batch.catalogue import Catalogue
+from recsys_batch.features import FeatureSpec, PairFeatures, pair_features
+from recsys_batch.onnx_ranker import OnnxRanker
+
+if TYPE_CHECKING:
+    from recsys_batch.model.ranker import Ranker
 
 
-class RankerLike(Protocol):
-    def score(self, user_embeddings: np.ndarray, item_embeddings: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """float32 [B, C] from float32 [B, d], [B, C, d], [B, C, F]."""
-        ...
+class Ranking(Protocol):
+    """Scores candidates under the neutral context."""
+
+    def score(self, users: np.ndarray, n_events: np.ndarray, codes: np.ndarray, retrieval: np.ndarray, catalogue: Catalogue) -> np.ndarray:
+        """float32 [B, C].
+
+        Args:
+            users: float32 [B, d]. n_events: [B], positive interactions of the user.
+            codes: int64 [B, C], items of the catalogue. retrieval: float32 [B, C], their retrieval scores.
+        """
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """A ranker and the features that it takes."""
+class TorchRanking:
+    """The reference ranker."""
 
     spec: FeatureSpec
-    ranker: RankerLike
+    ranker: Ranker
+
+    def score(self, users: np.ndarray, n_events: np.ndarray, codes: np.ndarray, retrieval: np.ndarray, catalogue: Catalogue) -> np.ndarray:
+        popularity = catalogue.log_popularity[codes]
+        features = PairFeatures.scaled(self.spec, retrieval_score=retrieval, log_popularity=popularity, n_events=n_events)
+        return self.ranker.score_without_context(users, catalogue.embeddings, codes, features)
+
+
+@dataclass(frozen=True)
+class OnnxRanking:
+    """A ranker that somebody brought."""
+
+    spec: FeatureSpec
+    ranker: OnnxRanker
+
+    def score(self, users: np.ndarray, n_events: np.ndarray, codes: np.ndarray, retrieval: np.ndarray, catalogue: Catalogue) -> np.ndarray:
+        popularity = catalogue.log_popularity[codes]
+        features = pair_features(self.spec, retrieval_score=retrieval, log_popularity=popularity, n_events=n_events)
+        return self.ranker.score(users, catalogue.embeddings[codes], features)
 
 
 @lru_cache(maxsize=1)
@@ -31,11 +60,9 @@ def open_ranking(bundle_dir: str) -> Ranking | None:
     """Built once per Python worker; None when the bundle has no ranker (the retrieval order stands)."""
     bundle = load_bundle(bundle_dir)
     if bundle.kind == "two_tower":
-        from recsys_batch.model.ranker import Ranker
+        from recsys_batch.model.ranker import Ranker  # torch, which a brought ranker does without
 
-        return Ranking(FeatureSpec.from_dict(bundle.manifest["features"]), Ranker.from_bundle(bundle))
+        return TorchRanking(FeatureSpec.from_dict(bundle.manifest["features"]), Ranker.from_bundle(bundle))
     if bundle.ranker_path is None:
         return None
-    from recsys_batch.onnx_ranker import OnnxRanker
-
-    return Ranking(FeatureSpec.from_dict(bundle.manifest["features"]), OnnxRanker(bundle.ranker_path))
+    return OnnxRanking(FeatureSpec.from_dict(bundle.manifest["features"]), OnnxRanker(bundle.ranker_path))

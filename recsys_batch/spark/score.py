@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,15 @@ import pyarrow as pa
 
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.features import pair_features
 from recsys_batch.ragged import column_matrix, ragged
 from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.slices import Part, Slice
 from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.spark.parts import candidates_with_embeddings
 from recsys_batch.spark.rankers import Ranking, open_ranking
 from recsys_batch.topk import top_k
+
+_READ_USERS = 1024  # rows of candidates read at once: their ids are looked up together
 
 
 @dataclass(frozen=True)
@@ -53,17 +56,42 @@ def scorer(task: ScoreTask) -> BatchFunction:
 
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
+            catalogue = open_catalogue(task.catalogue_dir)
+            pairs, offsets = ragged(batch["items"])
+            codes = catalogue.codes(pairs.field("item_id"))
+            scores = np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32)
             for start in range(0, batch.num_rows, task.batch_users):
-                yield _rows(batch.slice(start, task.batch_users), task, schema)
+                users = batch.slice(start, task.batch_users)
+                bounds = offsets[start : start + users.num_rows + 1]
+                mine = slice(bounds[0], bounds[-1])
+                yield _rows(users, codes[mine], scores[mine], bounds - bounds[0], catalogue, task, schema)
 
     return score
 
 
-def _rows(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> pa.RecordBatch:
-    catalogue = open_catalogue(task.catalogue_dir)
-    pairs, offsets = ragged(batch["items"])
-    codes = catalogue.codes(pairs.field("item_id"))
-    retrieval_scores = np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32)
+def part_scorer(
+    task: ScoreTask, candidates: Slice, parts: Sequence[Part], embeddings: Slice, embedding_parts: Sequence[Part]
+) -> BatchFunction:
+    """A function for mapInArrow: numbers of ``parts`` -> the rows of topk of the users in them."""
+    score = scorer(task)
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column(0).to_pylist():
+                yield from score(candidates_with_embeddings(candidates, parts[number], embeddings, embedding_parts, _READ_USERS))
+
+    return run
+
+
+def _rows(
+    batch: pa.RecordBatch,
+    codes: np.ndarray,
+    retrieval_scores: np.ndarray,
+    offsets: np.ndarray,
+    catalogue: Catalogue,
+    task: ScoreTask,
+    schema: pa.Schema,
+) -> pa.RecordBatch:
     padded_codes, padded_scores = _pad(codes, offsets, -1), _pad(retrieval_scores, offsets, -np.inf)
     modelled = np.asarray(batch["embedding"].is_valid())
     final = padded_scores.copy()
@@ -80,14 +108,9 @@ def _ranked(
     """Ranker scores [B, C], -inf where there is no candidate."""
     mask = pa.array(modelled)
     there = codes >= 0
-    safe = np.where(there, codes, 0)
-    features = pair_features(
-        ranking.spec,
-        retrieval_score=np.where(there, scores, 0.0).astype(np.float32),
-        log_popularity=catalogue.log_popularity[safe],
-        n_events=np.asarray(batch["n_events"].filter(mask).fill_null(0).to_numpy(zero_copy_only=False)),
-    )
-    result = ranking.ranker.score(column_matrix(batch["embedding"].filter(mask)), catalogue.embeddings[safe], features)
+    n_events = np.asarray(batch["n_events"].filter(mask).fill_null(0).to_numpy(zero_copy_only=False))
+    users = column_matrix(batch["embedding"].filter(mask))
+    result = ranking.score(users, n_events, np.where(there, codes, 0), np.where(there, scores, np.float32(0)), catalogue)
     if not np.isfinite(result[there]).all():
         row = int(np.flatnonzero(~np.isfinite(np.where(there, result, 0)).all(axis=1))[0])
         user = batch["user_id"].filter(mask)[row].as_py()

@@ -11,15 +11,14 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlparse
+from urllib.parse import unquote, urlparse
 
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql.types import StringType
 
 from recsys_batch.config import Config
-from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
+from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.schemas import TABLES, IdTypes, spark_type
 
 _PROPERTIES = {
@@ -54,6 +53,18 @@ class Tables:
         if not urlparse(warehouse).scheme:
             warehouse = str(Path(warehouse).absolute())
         return f"{warehouse.rstrip('/')}/{name}"
+
+    def folder(self, name: str) -> str:
+        """The table's folder as a path of this machine, which every node mounts under the same name.
+
+        Raises:
+            UsageError: the table is kept elsewhere, as in an object store.
+        """
+        location = cast("Any", self.delta(name).detail().select("location").head())[0] if self._config.catalog else self.path(name)
+        found = urlparse(str(location))
+        if found.scheme not in ("", "file"):
+            raise UsageError(f"table {name} is kept at {location}: a night writes files to a mounted path (local or shared)")
+        return unquote(found.path)
 
     def exists(self, name: str) -> bool:
         if self._config.catalog:
@@ -151,13 +162,6 @@ class Tables:
         finally:
             self._spark.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
         return self._committed(name, token)
-
-    def rows_written(self, name: str, version: int) -> int:
-        """Rows that the commit of ``version`` wrote, from its operation metrics."""
-        row = self.delta(name).history().where(F.col("version") == version).select("operationMetrics.numOutputRows").head()
-        if row is None or row[0] is None:
-            raise RecsysBatchError(f"the history of {name} does not say how many rows version {version} wrote")
-        return int(row[0])
 
     def n_bytes(self, name: str) -> int:
         """Size of the newest version's files."""

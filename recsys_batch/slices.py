@@ -1,0 +1,215 @@
+"""Slices of a table: Parquet written where the rows are made, straight from Arrow, and made visible by one commit.
+
+A task writes its rows to files of its own name and tells what it wrote; nothing is in the table until ``commit`` adds all of them
+and removes what the slice held before, in one entry of the Delta log. Files of tasks that died, or of an attempt that was never
+committed, belong to nothing and are removed by VACUUM.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from deltalake.transaction import AddAction, CommitProperties
+
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.schemas import IdTypes, TableSpec
+
+_ROW_GROUP_BYTES = 8 * 2**20  # uncompressed: what a reader of one user's rows has to decode
+_REPEATING = ("run_id", "user_id", "source", "model_version", "segment", "reason", "rank", "generated_at")
+"""Columns whose values repeat in a run of rows; the others are not worth a dictionary."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a slice.
+
+    Attributes:
+        path: within the table's folder.
+        first, last: smallest and largest key; None where the table has none.
+    """
+
+    path: str
+    n_bytes: int
+    n_rows: int
+    first: Any
+    last: Any
+
+    def overlaps(self, other: Part) -> bool:
+        """Whether a key may be in both."""
+        return bool(self.first <= other.last and other.first <= self.last)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Where a run's rows of a table go; small, as it travels to executors.
+
+    Attributes:
+        root: the table's folder, on a path that every node mounts.
+        partition: partition column -> value, for all of ``spec.partition_by``.
+        target_bytes: a task's file is closed at about this size, and another one begun.
+    """
+
+    root: str
+    spec: TableSpec
+    ids: IdTypes
+    partition: Mapping[str, str | dt.date]
+    target_bytes: int
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the files: the table's without its partition columns."""
+        return pa.schema([field for field in self.spec.arrow_schema(self.ids) if field.name not in self.partition])
+
+    @property
+    def key(self) -> str | None:
+        """The column that files are told apart by."""
+        names = self.schema.names
+        return next((name for name in ("user_id", "item_id") if name in names), None)
+
+    @property
+    def folder(self) -> str:
+        return "/".join(f"{name}={self.partition[name]}" for name in self.spec.partition_by)
+
+    def write(self, batches: Iterable[pa.RecordBatch], task: int) -> Iterator[Part]:
+        """Write rows in the order in which they come; the files, each as it is closed.
+
+        Args:
+            batches: with at least the columns of ``schema``.
+            task: goes into the names of the files.
+
+        Raises:
+            RecsysBatchError: a null where the contract has none.
+        """
+        writer: _Writer | None = None
+        for batch in batches:
+            if batch.num_rows == 0:
+                continue
+            writer = writer or _Writer(self, task)
+            writer.add(self._conformed(batch))
+            if writer.n_bytes >= self.target_bytes:
+                yield writer.close()
+                writer = None
+        if writer is not None:
+            yield writer.close()
+
+    def _conformed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The contract's columns under their own types: Spark calls the element of a list otherwise."""
+        columns = [batch[name] for name in self.schema.names]
+        same = [column if column.type.equals(kind) else column.cast(kind) for column, kind in zip(columns, self.schema.types, strict=True)]
+        return pa.RecordBatch.from_arrays(same, schema=self.schema)
+
+
+class _Writer:
+    def __init__(self, where: Slice, task: int) -> None:
+        self._where = where
+        self._name = f"{where.folder}/part-{task:05d}-{uuid.uuid4().hex}.parquet"
+        self._path = Path(where.root) / self._name
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._sink = pa.OSFile(str(self._path), "wb")
+        names = [name for name in where.schema.names if name in _REPEATING]
+        self._writer = pq.ParquetWriter(self._sink, where.schema, compression="zstd", compression_level=1, use_dictionary=names)
+        self._required = [field.name for field in where.schema if not field.nullable]
+        self._pending: list[pa.RecordBatch] = []
+        self._n_rows, self._bounds = 0, pa.array([], type=where.schema.field(where.key).type if where.key else pa.null())
+
+    @property
+    def n_bytes(self) -> int:
+        return int(self._sink.tell() + sum(batch.nbytes for batch in self._pending) // 2)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for name in self._required:
+            if batch[name].null_count:
+                found = f"{batch[name].null_count} rows without {name}"
+                raise RecsysBatchError(f"{self._where.spec.name} would get {found}: is the input broken?")
+        self._n_rows += batch.num_rows
+        if self._where.key:
+            found = pc.min_max(batch[self._where.key])
+            self._bounds = pa.concat_arrays([self._bounds, pa.array([found["min"].as_py(), found["max"].as_py()], self._bounds.type)])
+        self._pending.append(batch)
+        if sum(pending.nbytes for pending in self._pending) >= _ROW_GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> Part:
+        self._flush()
+        self._writer.close()
+        self._sink.close()
+        found = pc.min_max(self._bounds)
+        return Part(self._name, self._path.stat().st_size, self._n_rows, found["min"].as_py(), found["max"].as_py())
+
+    def _flush(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.Table.from_batches(self._pending, schema=self._where.schema))
+        self._pending = []
+
+
+def commit(where: Slice, parts: Iterable[Part], metadata: Mapping[str, Any]) -> int:
+    """Make ``parts`` the rows of the slice, instead of what it held; the committed version.
+
+    Nothing is committed where there was nothing and there is nothing: the newest version then.
+    """
+    table = DeltaTable(where.root)
+    parts = list(parts)
+    filters = [(name, "=", str(value)) for name, value in where.partition.items()]
+    if not parts and not table.file_uris(file_pruning_predicate=filters):
+        return int(table.version())
+    token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
+    now = int(time.time() * 1000)
+    partition = {name: str(value) for name, value in where.partition.items()}
+    actions = [AddAction(part.path, part.n_bytes, partition, now, True, _stats(part, where.key)) for part in parts]
+    table.create_write_transaction(
+        actions,
+        mode="overwrite",
+        schema=table.schema(),
+        partition_by=list(where.spec.partition_by),
+        partition_filters=filters,
+        commit_properties=CommitProperties(custom_metadata={"userMetadata": token}),
+    )
+    mine = [entry["version"] for entry in DeltaTable(where.root).history(20) if entry.get("userMetadata") == token]
+    return int(str(mine[0]))
+
+
+def parts_of(where: Slice, version: int | None = None) -> list[Part]:
+    """The files of the slice, by their first key."""
+    table = DeltaTable(where.root, version=version)
+    found = pa.table(table.get_add_actions(flatten=True))
+    for name, value in where.partition.items():
+        found = found.filter(pc.equal(found[f"partition.{name}"].cast(pa.string()), str(value)))
+    parts = []
+    for row in found.to_pylist():
+        first, last = row.get(f"min.{where.key}"), row.get(f"max.{where.key}")
+        parts.append(Part(row["path"], row["size_bytes"], row["num_records"], first, last))
+    return sorted(parts, key=lambda part: (part.first is not None, part.first, part.path))
+
+
+def _stats(part: Part, key: str | None) -> str:
+    stats: dict[str, Any] = {"numRecords": part.n_rows}
+    if key is not None:
+        stats |= {"minValues": {key: part.first}, "maxValues": {key: part.last}, "nullCount": {key: 0}}
+    return json.dumps(stats)
+
+
+PART_SCHEMA = pa.schema(
+    [("path", pa.string()), ("n_bytes", pa.int64()), ("n_rows", pa.int64()), ("first", pa.string()), ("last", pa.string())]
+)
+"""What a task tells of its files; keys as JSON, as they are numbers or text."""
+
+
+def part_batch(part: Part) -> pa.RecordBatch:
+    row = {**asdict(part), "first": json.dumps(part.first), "last": json.dumps(part.last)}
+    return pa.RecordBatch.from_pylist([row], schema=PART_SCHEMA)
+
+
+def part_of_row(row: Mapping[str, Any]) -> Part:
+    """The inverse of ``part_batch``."""
+    return Part(row["path"], row["n_bytes"], row["n_rows"], json.loads(row["first"]), json.loads(row["last"]))
