@@ -12,7 +12,6 @@ the tuning did not see, against all products in float64.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from measuring import ROOT, WorkerMemory, interleaved, per_second, report, seconds
+from mllib import recommend, write_als
 from vectors import Factors, generated, published, words
 
 from recsys_batch.ann.index import IndexInfo, build_index
@@ -68,8 +68,8 @@ class Bench:
         self.tune_seconds = seconds(lambda: self._tune(settings))
         table = pa.table({"user_id": pa.array(np.arange(self.n_users)), "embedding": matrix_column(factors.users)})
         pq.write_table(table, folder / "users.parquet", row_group_size=10_000)
-        self._write_als(factors.users[: self.mllib_users], "als")
-        self._write_als(factors.users[: min(_WARM_UP, self.mllib_users)], "als-warm")
+        write_als(folder / "als", factors.users[: self.mllib_users], factors.items)
+        write_als(folder / "als-warm", factors.users[: min(_WARM_UP, self.mllib_users)], factors.items)
         self.spark = get_session(config)
         self.tables = Tables(self.spark, config)
         self.tables.ensure("candidates", IDS)
@@ -87,30 +87,8 @@ class Bench:
     def _retriever(self, info: IndexInfo) -> Any:
         return open_retriever(self.folder / "index", info, n_threads=self.n_cores)
 
-    def _write_als(self, users: np.ndarray, name: str) -> None:
-        """A fitted ALSModel on disk: its metadata, and the factors as Parquet."""
-        for part, matrix in (("userFactors", users), ("itemFactors", self.factors.items)):
-            (self.folder / name / part).mkdir(parents=True)
-            table = pa.table({"id": pa.array(np.arange(len(matrix)), pa.int32()), "features": matrix_column(matrix)})
-            pq.write_table(table, self.folder / name / part / "part-0.parquet")
-        parameters = {"blockSize": 4096, "coldStartStrategy": "nan", "userCol": "user", "itemCol": "item", "predictionCol": "prediction"}
-        metadata = {
-            "class": "org.apache.spark.ml.recommendation.ALSModel",
-            "timestamp": 0,
-            "sparkVersion": "4.2.0",
-            "uid": "als",
-            "paramMap": {},
-            "defaultParamMap": parameters,
-            "rank": self.factors.users.shape[1],
-        }
-        (self.folder / name / "metadata").mkdir()
-        (self.folder / name / "metadata" / "part-00000").write_text(json.dumps(metadata) + "\n", encoding="utf-8")
-
     def mllib(self, name: str = "als") -> None:
-        from pyspark.ml.recommendation import ALSModel
-
-        lists = ALSModel.load(str(self.folder / name)).recommendForAllUsers(self.k)
-        lists.write.format("delta").mode("overwrite").save(str(self.folder / "mllib"))
+        recommend(self.folder / name, self.k, self.folder / "mllib")
 
     def candidates(self, mode: str, n_users: int) -> Any:
         """Rows of candidates, by the night's own executor code."""

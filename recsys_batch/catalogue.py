@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from safetensors.numpy import load_file, save_file
 
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.rules import ItemRules
 from recsys_batch.schemas import ALL_SEGMENTS
 
 _SPARSEST = 8  # numbers per item, up to which ids are looked up in a table
 _ARRAYS = {"embeddings": np.float32, "history": np.float32, "log_popularity": np.float32, "retrievable": np.bool_}
 
 
-_FILES = ("item_ids.arrow", "eligible.npy", "eligible.json", *(f"{name}.npy" for name in _ARRAYS))
+_BUSINESS = ("boost", "blocked", "stale", "category_codes", "category_offsets")
+_FILES = ("item_ids.arrow", "rules.safetensors", "rules.json", *(f"{name}.npy" for name in _ARRAYS))
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Catalogue:
         log_popularity: float32 [n], log(1 + users) frozen at training.
         retrievable: bool [n], available and with an embedding.
         eligible: segment -> bool [n], what its users may be recommended; ALL_SEGMENTS where it is not named; else everything.
+        business: boosts, blocklist, freshness and the cap per category.
     """
 
     item_ids: pa.Array
@@ -44,6 +48,7 @@ class Catalogue:
     log_popularity: np.ndarray
     retrievable: np.ndarray
     eligible: Mapping[str, np.ndarray] = field(default_factory=dict)
+    business: ItemRules = field(default_factory=ItemRules)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -107,9 +112,13 @@ def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
             bad = int(np.flatnonzero(~np.isfinite(array.reshape(n, -1)).all(axis=1))[0])
             raise RecsysBatchError(f"{name} of item {catalogue.item_ids[bad]} is not finite: the model is broken, or its input is")
         np.save(directory / f"{name}.npy", array, allow_pickle=False)
-    rules = np.array(list(catalogue.eligible.values()), dtype=bool).reshape(-1, n)
-    np.save(directory / "eligible.npy", rules, allow_pickle=False)
-    (directory / "eligible.json").write_text(json.dumps(list(catalogue.eligible)), encoding="utf-8")
+    business = catalogue.business
+    rules = {name: getattr(business, name) for name in _BUSINESS if getattr(business, name) is not None}
+    save_file(
+        {"eligible": np.array(list(catalogue.eligible.values()), dtype=bool).reshape(-1, n), **rules}, directory / "rules.safetensors"
+    )
+    named = {"segments": list(catalogue.eligible), "max_per_category": business.max_per_category}
+    (directory / "rules.json").write_text(json.dumps(named), encoding="utf-8")
     table = pa.table({"item_id": catalogue.item_ids})
     with pa.OSFile(str(directory / "item_ids.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -130,6 +139,7 @@ def open_catalogue(directory: str) -> Catalogue:
     with pa.memory_map(str(folder / "item_ids.arrow")) as source:
         ids = pa.ipc.open_file(source).read_all()["item_id"].combine_chunks()
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
-    rules = np.load(folder / "eligible.npy", allow_pickle=False)
-    segments = json.loads((folder / "eligible.json").read_text(encoding="utf-8"))
-    return Catalogue(item_ids=ids, **arrays, eligible=dict(zip(segments, rules, strict=True)))
+    rules = load_file(folder / "rules.safetensors")
+    named = json.loads((folder / "rules.json").read_text(encoding="utf-8"))
+    eligible = dict(zip(named["segments"], rules.pop("eligible"), strict=True))
+    return Catalogue(item_ids=ids, **arrays, eligible=eligible, business=ItemRules(**rules, max_per_category=named["max_per_category"]))

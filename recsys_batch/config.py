@@ -93,6 +93,17 @@ class Scoring(Section):
     all_max_items: int = Field(5_000, ge=1, description="candidates = all is refused for more items than this")
 
 
+class Rules(Section):
+    """What the business says about lists, after the ranker. Conditions are boolean SQL over columns of items."""
+
+    boosts: dict[str, float] = Field(default_factory=dict, description="condition -> added to the score; several add up")
+    blocklist: str | None = Field(None, description="items for which it holds are never listed")
+    max_age_days: int | None = Field(
+        None, ge=1, description="items first seen longer before the run date, or at no known time, are not listed"
+    )
+    max_per_category: int | None = Field(None, ge=1, description="at most so many of a user's list share a category")
+
+
 class Audit(Section):
     min_user_coverage: float = Field(1.0, ge=0, le=1, description="share of known users with a published list")
     min_recall: float = Field(0.95, ge=0, le=1, description="measured ANN recall against exact search")
@@ -121,6 +132,7 @@ class Config(Section):
     training: Training = Training()
     retrieval: Retrieval = Retrieval()
     scoring: Scoring = Scoring()
+    rules: Rules = Rules()
     audit: Audit = Audit()
     tables: Tables = Tables()
     mlflow: MLflow = MLflow()
@@ -139,7 +151,9 @@ class Config(Section):
 
     def config_hash(self) -> str:
         """12 hex digits over the settings that change a night's rows (not where it runs or is logged)."""
-        night = self.model_dump(include={"data": True, "retrieval": True, "scoring": True, "tables": {"popular_items"}}, mode="json")
+        night = self.model_dump(
+            include={"data": True, "retrieval": True, "scoring": True, "rules": True, "tables": {"popular_items"}}, mode="json"
+        )
         return hashlib.sha256(json.dumps(night, sort_keys=True).encode()).hexdigest()[:12]
 
 

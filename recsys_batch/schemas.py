@@ -191,7 +191,7 @@ _SPECS = (
                 "reason",
                 pa.string(),
                 "catalogue_exhausted: every other available item was already seen; "
-                "eligible_exhausted: every other that the segment's rule allows",
+                "eligible_exhausted: every other that the segment's rule allows; rules: of the candidates the rules left so few",
             ),
         ),
         partition_by=("run_id",),

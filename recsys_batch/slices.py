@@ -11,8 +11,9 @@ import datetime as dt
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ class Part:
     Attributes:
         path: within the table's folder.
         first, last: smallest and largest key; None where the table has none.
+        counts: what the task counted while it made the rows (``counted``).
     """
 
     path: str
@@ -44,6 +46,7 @@ class Part:
     n_rows: int
     first: Any
     last: Any
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def overlaps(self, other: Part) -> bool:
         """Whether a key may be in both."""
@@ -96,7 +99,7 @@ class Slice:
             if batch.num_rows == 0:
                 continue
             writer = writer or _Writer(self, task)
-            writer.add(self._conformed(batch))
+            writer.add(self._conformed(batch), counts_of(batch))
             if writer.n_bytes >= self.target_bytes:
                 yield writer.close()
                 writer = None
@@ -121,13 +124,15 @@ class _Writer:
         self._writer = pq.ParquetWriter(self._sink, where.schema, compression="zstd", compression_level=1, use_dictionary=names)
         self._required = [field.name for field in where.schema if not field.nullable]
         self._pending: list[pa.RecordBatch] = []
+        self._counts: Counter[str] = Counter()
         self._n_rows, self._bounds = 0, pa.array([], type=where.schema.field(where.key).type if where.key else pa.null())
 
     @property
     def n_bytes(self) -> int:
         return int(self._sink.tell() + sum(batch.nbytes for batch in self._pending) // 2)
 
-    def add(self, batch: pa.RecordBatch) -> None:
+    def add(self, batch: pa.RecordBatch, counts: Mapping[str, int]) -> None:
+        self._counts.update(counts)
         for name in self._required:
             if batch[name].null_count:
                 found = f"{batch[name].null_count} rows without {name}"
@@ -145,7 +150,7 @@ class _Writer:
         self._writer.close()
         self._sink.close()
         found = pc.min_max(self._bounds)
-        return Part(self._name, self._path.stat().st_size, self._n_rows, found["min"].as_py(), found["max"].as_py())
+        return Part(self._name, self._path.stat().st_size, self._n_rows, found["min"].as_py(), found["max"].as_py(), dict(self._counts))
 
     def _flush(self) -> None:
         if self._pending:
@@ -200,16 +205,37 @@ def _stats(part: Part, key: str | None) -> str:
 
 
 PART_SCHEMA = pa.schema(
-    [("path", pa.string()), ("n_bytes", pa.int64()), ("n_rows", pa.int64()), ("first", pa.string()), ("last", pa.string())]
+    [
+        ("path", pa.string()),
+        ("n_bytes", pa.int64()),
+        ("n_rows", pa.int64()),
+        ("first", pa.string()),
+        ("last", pa.string()),
+        ("counts", pa.string()),
+    ]
 )
-"""What a task tells of its files; keys as JSON, as they are numbers or text."""
+"""What a task tells of its files; keys, as they are numbers or text, and counts as JSON."""
+_JSON = ("first", "last", "counts")
+_COUNTS = b"recsys_batch.counts"
+
+
+def counted(batch: pa.RecordBatch, counts: Mapping[str, int]) -> pa.RecordBatch:
+    """The batch with numbers that are not in its rows; the writer adds them up."""
+    return batch.replace_schema_metadata({_COUNTS: json.dumps(counts)}) if counts else batch
+
+
+def counts_of(batch: pa.RecordBatch) -> dict[str, int]:
+    """What ``counted`` added."""
+    found: dict[str, int] = json.loads((batch.schema.metadata or {}).get(_COUNTS, b"{}"))
+    return found
 
 
 def part_batch(part: Part) -> pa.RecordBatch:
-    row = {**asdict(part), "first": json.dumps(part.first), "last": json.dumps(part.last)}
+    row = asdict(part)
+    row |= {name: json.dumps(row[name]) for name in _JSON}
     return pa.RecordBatch.from_pylist([row], schema=PART_SCHEMA)
 
 
 def part_of_row(row: Mapping[str, Any]) -> Part:
     """The inverse of ``part_batch``."""
-    return Part(row["path"], row["n_bytes"], row["n_rows"], json.loads(row["first"]), json.loads(row["last"]))
+    return Part(**{**row, **{name: json.loads(row[name]) for name in _JSON}})

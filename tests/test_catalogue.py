@@ -66,8 +66,8 @@ def test_a_value_that_is_not_finite_names_its_item(tmp_path: Path) -> None:
 
 def test_a_catalogue_without_a_file_says_what_to_do(tmp_path: Path) -> None:
     write_catalogue(tmp_path, make(pa.array([1, 2, 3])))
-    (tmp_path / "eligible.json").unlink()
-    with pytest.raises(RecsysBatchError, match=r"lacks eligible\.json.*begin a new run"):
+    (tmp_path / "rules.json").unlink()
+    with pytest.raises(RecsysBatchError, match=r"lacks rules\.json.*begin a new run"):
         open_catalogue(str(tmp_path))
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from recsys_batch.bundle import sha256_file
 from recsys_batch.errors import IndexDamaged
 
+_CURE = "begin a new run (--force), which builds it again"
+
 
 @dataclass(frozen=True)
 class IndexFile:
@@ -61,7 +63,7 @@ class Verifier:
         try:
             status = path.stat()
         except OSError as error:
-            raise IndexDamaged(f"index file {path} cannot be read ({error.strerror}): run the index step again") from None
+            raise IndexDamaged(f"index file {path} cannot be read ({error.strerror}): {_CURE}") from None
         identity = (file.sha256, status.st_ino, status.st_size, status.st_mtime_ns)
         if self._known.get(path) == identity:
             return path, identity
@@ -69,7 +71,7 @@ class Verifier:
         if found != file.sha256:
             raise IndexDamaged(
                 f"index file {path} ({status.st_size} bytes) has checksum {found[:12]}..., expected {file.sha256[:12]}...: "
-                "it was cut short or replaced; delete it and run the index step again"
+                f"it was cut short or replaced; {_CURE}"
             )
         self._known[path] = identity
         return path, identity

@@ -32,15 +32,17 @@ run_id_option = click.option("--run-id", help="This run instead of the date's ne
 @run_date_option
 @run_id_option
 @click.option("--force", is_flag=True, help="Compute the date again as a new run although it is published.")
+@click.option("--incremental", is_flag=True, help="Compute only what changed since the published night; full where that cannot be.")
 @with_config
-def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool) -> None:
+def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, incremental: bool) -> None:
     from recsys_batch.night.context import AlreadyDone
     from recsys_batch.night.nightly import nightly as run_night
     from recsys_batch.spark.session import get_session
 
     try:
         with step_progress(f"night of {run_date}") as progress:
-            run = run_night(get_session(config), config, run_date, run_id=run_id, force=force, progress=progress)
+            session = get_session(config)
+            run = run_night(session, config, run_date, run_id=run_id, force=force, incremental=incremental, progress=progress)
     except AlreadyDone as done:
         click.echo(str(done))
         return

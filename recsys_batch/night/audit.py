@@ -40,7 +40,8 @@ def audit(night: Night) -> tuple[list[Gate], dict[str, float]]:
 
 def gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
     """The gates over measured values. Counts of broken rows have no threshold in config: one is one too many."""
-    broken = ("lists_broken", "rows_not_finite", "rows_seen", "rows_unavailable", "rows_ineligible", "lists_short_unexplained")
+    kept_out = ("rows_seen", "rows_unavailable", "rows_ineligible", "rows_ruled_out")
+    broken = ("lists_broken", "rows_not_finite", *kept_out, "lists_short_unexplained")
     return [
         *(Gate(name, measured[name], 0.0, at_least=False) for name in broken),
         Gate("user_coverage", measured["user_coverage"], limits.min_user_coverage, at_least=True),
@@ -73,6 +74,7 @@ def measure(night: Night) -> dict[str, float]:
         "rows_seen": float(_seen_rows(night, topk)),
         "rows_unavailable": float(_unavailable_rows(night, topk)),
         "rows_ineligible": float(_ineligible_rows(night, topk)),
+        "rows_ruled_out": float(_ruled_out_rows(night, topk)),
         "user_coverage": (n_users + nothing_left) / max(_known_users(night), 1),
         "knn_recall": night.run.metrics.get("knn_recall", float("nan")),
         "popular_share": float(per_user["popular"]) / shared,
@@ -121,6 +123,18 @@ def _ineligible_rows(night: Night, topk: DataFrame) -> int:
         banned = banned.select("item_id", F.lit(segment).alias("rule"))
         held_out = banned if held_out is None else held_out.unionByName(banned)
     return rows.withColumn("rule", rule).join(cast("Any", held_out), ["item_id", "rule"], "left_semi").count()
+
+
+def _ruled_out_rows(night: Night, topk: DataFrame) -> int:
+    """Rows of items that the blocklist or the age limit keeps out, by the rules themselves."""
+    rules = night.config.rules
+    out = F.coalesce(F.expr(rules.blocklist), F.lit(False)) if rules.blocklist else F.lit(False)
+    if rules.max_age_days:
+        age = F.datediff(F.lit(night.run.run_date), F.to_date("first_seen_ts"))
+        out = out | F.coalesce(age > rules.max_age_days, F.lit(True))
+    elif not rules.blocklist:
+        return 0
+    return topk.join(night.read_input("items").where(out).select("item_id"), "item_id", "left_semi").count()
 
 
 def _known_users(night: Night) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -26,6 +27,7 @@ from recsys_batch.registry import Registry
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
 from recsys_batch.slices import PART_SCHEMA, Part, Slice, commit, part_of_row
 from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.spark.carry import Files
 from recsys_batch.spark.parts import part_writer, unchanged
 from recsys_batch.spark.tables import Tables
 
@@ -40,17 +42,19 @@ class AlreadyDone(Exception):
 
 @dataclass(frozen=True)
 class Written:
-    """A committed slice: the table's version and the rows in it."""
+    """A committed slice: the table's version, the rows in it, and what the tasks counted."""
 
     version: int
     rows: int
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
 class Night:
     """A run in progress.
 
-    ``run`` moves on with every row that ``record`` appends to the manifest.
+    ``run`` moves on with every row that ``record`` appends to the manifest. ``incremental``: go on from the published night, where
+    that is possible.
     """
 
     spark: SparkSession
@@ -60,6 +64,7 @@ class Night:
     run: Run
     root: Path
     registry: Registry = field(repr=False)
+    incremental: bool = False
 
     def record(self, **changes: Any) -> None:
         """Append the run's next manifest row."""
@@ -89,8 +94,23 @@ class Night:
     def write_slice(self, name: str, df: DataFrame, function: BatchFunction = unchanged) -> Written:
         """Replace this run's rows of an output table by what ``function`` makes of ``df``, each task writing its own files."""
         where = self.slice(name)
-        rows = df.mapInArrow(part_writer(function, where), spark_ddl(PART_SCHEMA)).collect()
-        return self._commit(where, [part_of_row(row.asDict()) for row in rows])
+        return self._commit(where, _written(where, df, function))
+
+    def stage(self, name: str, df: DataFrame, function: BatchFunction = unchanged) -> Files:
+        """The same into files that belong to no table, for a later merge; ``drop_drafts`` removes them."""
+        where = replace(self.slice(name), root=str(self._drafts / name))
+        return Files(where, sorted(_written(where, df, function), key=lambda part: part.first))
+
+    def drop_drafts(self) -> None:
+        shutil.rmtree(self._drafts, ignore_errors=True)
+
+    @property
+    def _drafts(self) -> Path:
+        return self.root / "drafts" / self.run.run_id
+
+    def unpoint(self, name: str) -> None:
+        """Forget what ``point`` recorded."""
+        (self.root / "runs" / self.run.run_id / f"{name}.json").unlink(missing_ok=True)
 
     def write_table(self, name: str, table: pa.Table) -> Written:
         """The same for rows that the driver has."""
@@ -99,7 +119,8 @@ class Night:
 
     def _commit(self, where: Slice, parts: list[Part]) -> Written:
         version = commit(where, parts, {"run_id": self.run.run_id, "attempt": self.run.attempt})
-        return Written(version, sum(part.n_rows for part in parts))
+        counts = sum((Counter(part.counts) for part in parts), Counter())
+        return Written(version, sum(part.n_rows for part in parts), dict(counts))
 
     def point(self, name: str, value: Mapping[str, Any]) -> None:
         point(self.root, self.run.run_id, name, value)
@@ -121,6 +142,11 @@ class Night:
         return load_bundle(self.bundle_dir)
 
 
+def _written(where: Slice, df: DataFrame, function: BatchFunction) -> list[Part]:
+    rows = df.mapInArrow(part_writer(function, where), spark_ddl(PART_SCHEMA)).collect()
+    return [part_of_row(row.asDict()) for row in rows]
+
+
 def run_rows(tables: Tables) -> list[dict[str, Any]]:
     """Every manifest row, maps as dicts; empty before the first night."""
     if not tables.exists("runs"):
@@ -137,7 +163,14 @@ def append_runs(spark: SparkSession, tables: Tables, runs: list[Run]) -> None:
 
 
 def open_night(
-    spark: SparkSession, config: Config, run_date: dt.date, *, run_id: str | None = None, force: bool = False, begin: bool = True
+    spark: SparkSession,
+    config: Config,
+    run_date: dt.date,
+    *,
+    run_id: str | None = None,
+    force: bool = False,
+    begin: bool = True,
+    incremental: bool = False,
 ) -> Night:
     """Resume the date's unfinished run, or begin one.
 
@@ -160,7 +193,7 @@ def open_night(
     if known is not None and not force and known.status in ("PUBLISHED", "ROLLED_BACK"):
         raise AlreadyDone(_finished(known))
     registry = Registry(config)
-    night = Night(spark, config, tables, ids, known or _no_run(run_date), artifact_root(config.paths.warehouse), registry)
+    night = Night(spark, config, tables, ids, known or _no_run(run_date), artifact_root(config.paths.warehouse), registry, incremental)
     fresh = _inputs(tables)
     reason = _why_not_resume(known, config, fresh, registry) if known is not None and not force else None
     if known is not None and not force and reason is None:

@@ -22,6 +22,9 @@ logger = logging.getLogger("recsys_batch.night")
 PARALLEL_ITEMS = 500_000
 """From so many items on, tasks of the cluster assign them to their lists (a million items to 4,000 lists: 10 s on one core)."""
 
+INDEX_METRICS = ("knn_recall", "overfetch", "index_bytes", "nprobe", "nlist", "list_imbalance")
+"""What a night that keeps another's index keeps of its metrics."""
+
 _BALANCED = 3.0
 
 

@@ -38,15 +38,19 @@ def nightly(
     *,
     run_id: str | None = None,
     force: bool = False,
+    incremental: bool = False,
     progress: Progress = silent,
 ) -> Run:
     """All steps of the date's night; its published run.
+
+    Args:
+        incremental: compute only what changed since the published night, where that gives the same rows.
 
     Raises:
         AlreadyDone: it is published already and ``force`` is not set.
         GateRefused: the audit said no; what was published before stays.
     """
-    night = open_night(spark, config, run_date, run_id=run_id, force=force)
+    night = open_night(spark, config, run_date, run_id=run_id, force=force, incremental=incremental)
     with _recording_failure(night):
         for name in ALL_STEPS:
             _do(night, name, progress)

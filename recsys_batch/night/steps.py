@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.artifacts import put_folder
+from recsys_batch.artifacts import pointed, put_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue, write_catalogue
 from recsys_batch.config import Config, Scoring
 from recsys_batch.errors import ConfigError
 from recsys_batch.night.context import Night, Written
-from recsys_batch.night.index import PARALLEL_ITEMS, SampledUsers, build, tuning_figure
+from recsys_batch.night.incremental import Base, NeedsFull, changed_file, find_base, recorded_base
+from recsys_batch.night.index import INDEX_METRICS, PARALLEL_ITEMS, SampledUsers, build, tuning_figure
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.ragged import column_matrix
 from recsys_batch.schemas import ALL_SEGMENTS
 from recsys_batch.slices import parts_of
 from recsys_batch.spark import histories, item_vectors
 from recsys_batch.spark.assign import assign_in_tasks
+from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.spark.carry import Files, GainedItems, Range, carried_scorer, ranges, replaced
 from recsys_batch.spark.embed import user_encoder
+from recsys_batch.spark.parts import unchanged
 from recsys_batch.spark.retrieve import RetrieveTask, candidate_finder
-from recsys_batch.spark.score import ScoreTask, part_scorer
+from recsys_batch.spark.score import SHORT_BY_RULES, ScoreTask, part_scorer
+
+logger = logging.getLogger("recsys_batch.night")
 
 
 @dataclass(frozen=True)
@@ -41,32 +50,85 @@ def embed(night: Night) -> StepResult:
     """Item and user embeddings, and the catalogue that later steps share."""
     positives = histories.positive(night.read_input("interactions"), night.config.data.min_weight)
     catalogue, n_events = item_vectors.catalogue(
-        night.bundle, night.root, night.read_input("items"), positives, night.config.retrieval.eligibility
+        night.bundle, night.root, night.read_input("items"), positives, night.config, night.run.run_date
     )
     folder = put_folder(night.root, "catalogues", lambda target: write_catalogue(target, catalogue))
     night.point("catalogue", {"folder": folder.name})
     items = item_vectors.rows(catalogue, n_events, night.run.run_id, night.ids)
-    written = {"item_embeddings": night.write_table("item_embeddings", items), "user_embeddings": _user_embeddings(night, positives)}
+    base = _decide(night, catalogue)
+    written = {"item_embeddings": night.write_table("item_embeddings", items), "user_embeddings": _user_embeddings(night, positives, base)}
     versions = {name: one.version for name, one in written.items()}
     users = written["user_embeddings"].rows
-    return StepResult(versions, rows=users + items.num_rows, users=users, metrics={"n_items": float(len(catalogue))})
+    metrics = {"n_items": float(len(catalogue)), "incremental": float(base is not None)}
+    if base is not None:
+        metrics |= {"incremental.users_changed": float(len(base.changed)), "incremental.items_gained": float(len(base.gained))}
+    return StepResult(versions, rows=users + items.num_rows, users=users, metrics=metrics)
 
 
-def _user_embeddings(night: Night, positives: DataFrame) -> Written:
+def _decide(night: Night, catalogue: Catalogue) -> Base | None:
+    """The night to go on from, where an incremental one was asked for and can be."""
+    night.unpoint("base")
+    if not night.incremental:
+        return None
+    try:
+        base = find_base(night, catalogue)
+    except NeedsFull as reason:
+        logger.info("run_id=%s is a full night: %s", night.run.run_id, reason)
+        return None
+    changes = f"{len(base.changed)} users changed, {len(base.gained)} items are new"
+    logger.info("run_id=%s goes on from run %s: %s", night.run.run_id, base.run.run_id, changes)
+    return base
+
+
+def _user_embeddings(night: Night, positives: DataFrame, base: Base | None) -> Written:
+    if base is not None:
+        positives = _of_changed(night, positives)
+    encode: BatchFunction = unchanged
     if night.bundle.kind == "embeddings":
         rows = item_vectors.brought_users(night.spark, night.bundle, night.root, positives, night.run.run_id)
-        n_users = int(night.bundle.manifest["n_users"]) if "n_users" in night.bundle.manifest else rows.count()
-        return night.write_slice("user_embeddings", by_user(rows, n_tasks(night, n_users)))
-    rows = _with_segments(histories.histories(positives, int(night.bundle.manifest["model"]["history_length"])), night, "left")
-    n_users = cast("Any", positives.agg(F.approx_count_distinct("user_id")).head())[0]
-    encode = user_encoder(str(night.bundle_dir), str(night.catalogue_dir), night.ids, night.run.run_id)
-    return night.write_slice("user_embeddings", by_user(rows, n_tasks(night, n_users)), encode)
+    else:
+        rows = _with_segments(histories.histories(positives, int(night.bundle.manifest["model"]["history_length"])), night, "left")
+        encode = user_encoder(str(night.bundle_dir), str(night.catalogue_dir), night.ids, night.run.run_id)
+    if base is None:
+        return night.write_slice("user_embeddings", by_user(rows, n_tasks(night, _approximate_users(rows))), encode)
+    changed = by_user(_of_changed(night, rows), n_tasks(night, len(base.changed)))
+    return _merged(night, base, "user_embeddings", night.stage("user_embeddings", changed, encode))
+
+
+def _approximate_users(rows: DataFrame) -> int:
+    return int(cast("Any", rows.agg(F.approx_count_distinct("user_id")).head())[0])
+
+
+def _of_changed(night: Night, rows: DataFrame) -> DataFrame:
+    """Rows of the users whom an incremental night computes again."""
+    changed = night.spark.read.parquet(str(changed_file(night)))
+    return rows.join(F.broadcast(changed), "user_id", "left_semi")
+
+
+def _merged(night: Night, base: Base, name: str, fresh: Files, extend: Callable[[pa.Table, Range], pa.Table] | None = None) -> Written:
+    """The base's slice with the fresh rows in the place of the changed users', in tasks of the base's files."""
+    old = base.files(night.slice(name))
+    bounds = ranges(old.parts)
+    written = night.write_slice(name, _numbers(night, len(bounds)), replaced(old, fresh, changed_file(night), bounds, extend))
+    night.drop_drafts()
+    return written
+
+
+def _numbers(night: Night, n: int) -> DataFrame:
+    """0 .. n - 1, a task each."""
+    return night.spark.range(0, n, 1, max(n, 1))
 
 
 def index(night: Night) -> StepResult:
     """The search index over retrievable items, tuned on sampled users; a file, named in the run's pointers."""
     catalogue = open_catalogue(str(night.catalogue_dir))
     check_all_candidates(night.config.scoring, len(catalogue.retrievable_codes()))
+    base = recorded_base(night)
+    if base is not None and _same_items(night, base, catalogue):
+        night.point("index", pointed(night.root, base.run.run_id, "index"))
+        kept = {name: value for name, value in base.run.metrics.items() if name in INDEX_METRICS}
+        version = night.run.table_versions["item_embeddings"]
+        return StepResult({"index": version}, rows=len(catalogue.retrievable_codes()), users=0, metrics=kept)
     sample = night.slice_of("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(night.config.retrieval.tuning_users)
     table = _with_segments(sample, night, "left").orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
     sampled = SampledUsers(column_matrix(table["embedding"].combine_chunks()), catalogue.rules(table["segment"].combine_chunks()))
@@ -87,10 +149,42 @@ def candidates(night: Night) -> StepResult:
     catalogue = open_catalogue(str(night.catalogue_dir))
     popular = _popular(night).toArrow()
     written = {"popular": night.write_table("popular", popular)}
-    written["candidates"] = night.write_slice("candidates", _known_users(night), candidate_finder(_retrieve_task(night, catalogue)))
+    finder = candidate_finder(_retrieve_task(night, catalogue))
+    base = recorded_base(night)
+    if base is None:
+        written["candidates"] = night.write_slice("candidates", _known_users(night), finder)
+    else:
+        fresh = night.stage("candidates", _of_changed(night, _known_users(night)), finder)
+        written["candidates"] = _merged(night, base, "candidates", fresh, _gained_items(night, base, catalogue))
     written["shortfalls"] = night.write_slice("shortfalls", _shortfalls(night))
     users, versions = written["candidates"].rows, {name: one.version for name, one in written.items()}
-    return StepResult(versions, rows=users, users=users, metrics={"n_shortfalls": float(written["shortfalls"].rows)})
+    metrics = {"n_shortfalls": float(written["shortfalls"].rows), **_named("candidates", written["candidates"])}
+    return StepResult(versions, rows=users, users=users, metrics=metrics)
+
+
+def _same_items(night: Night, base: Base, catalogue: Catalogue) -> bool:
+    """Whether the base's index is over exactly the items of this night."""
+    before = open_catalogue.__wrapped__(str(night.root / "catalogues" / str(pointed(night.root, base.run.run_id, "catalogue")["folder"])))
+    then, now = (one.item_ids.filter(pa.array(one.retrievable)) for one in (before, catalogue))
+    return bool(then.equals(now))
+
+
+def _gained_items(night: Night, base: Base, catalogue: Catalogue) -> Callable[[pa.Table, Range], pa.Table] | None:
+    """How the lists that are carried get the items that are new; None where none is."""
+    if len(base.gained) == 0:
+        return None
+    ids = night.spark.createDataFrame(pa.table({"item_id": base.gained}))
+    seen = night.read_input("interactions").join(F.broadcast(ids), "item_id", "left_semi").select("user_id", "item_id").distinct().toArrow()
+    folder = put_folder(night.root, "changed", lambda target: pq.write_table(seen, target / "seen.parquet"))
+    embeddings = night.slice("user_embeddings")
+    return GainedItems(
+        codes=catalogue.codes(base.gained),
+        catalogue_dir=str(night.catalogue_dir),
+        cosine=night.config.retrieval.metric == "cosine",
+        n_candidates=_retrieve_task(night, catalogue).n_candidates,
+        seen=folder / "seen.parquet",
+        embeddings=Files(embeddings, parts_of(embeddings)),
+    ).extend
 
 
 def _n_wanted(config: Config) -> int:
@@ -127,9 +221,34 @@ def score(night: Night) -> StepResult:
     candidates, embeddings = night.slice("candidates"), night.slice("user_embeddings")
     parts = parts_of(candidates, run.table_versions["candidates"])
     known = parts_of(embeddings, run.table_versions["user_embeddings"])
-    numbers = night.spark.range(0, len(parts), 1, max(len(parts), 1))
-    written = night.write_slice("topk", numbers, part_scorer(task, candidates, parts, embeddings, known))
-    return StepResult({"topk": written.version}, rows=written.rows, users=sum(part.n_rows for part in parts))
+    base = recorded_base(night)
+    if base is None:
+        scoring, n = part_scorer(task, candidates, parts, embeddings, known), len(parts)
+    else:
+        bounds, before = ranges(parts), base.files(night.slice("topk"))
+        lists, vectors = Files(candidates, parts), Files(embeddings, known)
+        scoring, n = carried_scorer(task, lists, vectors, before, changed_file(night), base.gained, bounds), len(bounds)
+    written = night.write_slice("topk", _numbers(night, n), scoring)
+    versions, counts = {"topk": written.version}, _named("score", written)
+    if counts.get(SHORT_BY_RULES):
+        versions["shortfalls"] = night.write_slice("shortfalls", _short_by_rules(night)).version
+    return StepResult(versions, rows=written.rows, users=sum(part.n_rows for part in parts), metrics=counts)
+
+
+def _named(step: str, written: Written) -> dict[str, float]:
+    """What the tasks counted, for the manifest; the rules' counts have names of their own."""
+    return {name if "." in name else f"{step}.{name}": float(n) for name, n in written.counts.items()}
+
+
+def _short_by_rules(night: Night) -> DataFrame:
+    """The shortfalls, with everybody who has fewer than the top K although there were candidates."""
+    rows = night.slice_of("topk").groupBy("user_id").agg(F.count(F.lit(1)).cast("int").alias("n_items"))
+    candidates = night.slice_of("candidates").select("user_id", F.size("items").alias("n_candidates"))
+    lists = candidates.join(rows, "user_id", "left").fillna(0, "n_items")
+    short = lists.where(F.col("n_items") < F.least("n_candidates", F.lit(night.config.scoring.top_k)))
+    short = short.select(F.lit(night.run.run_id).alias("run_id"), "user_id", "n_items", F.lit("rules").alias("reason"))
+    others = night.slice_of("shortfalls").where(F.col("reason") != "rules").join(short.select("user_id"), "user_id", "left_anti")
+    return short.unionByName(others)
 
 
 STEPS: dict[str, Callable[[Night], StepResult]] = {"embed": embed, "index": index, "candidates": candidates, "score": score}

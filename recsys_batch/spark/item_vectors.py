@@ -2,40 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import datetime as dt
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.errors import AnalysisException, ParseException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recsys_batch.bundle import Bundle
 from recsys_batch.catalogue import Catalogue
-from recsys_batch.errors import ConfigError, InputMissing
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing
 from recsys_batch.model.towers import Towers
 from recsys_batch.ragged import column_matrix, matrix_column
 from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.spark.item_rules import business_of, eligible_of, rule_columns
 
 
 def catalogue(
-    bundle: Bundle, root: Path, items: DataFrame, positives: DataFrame, eligibility: Mapping[str, str]
+    bundle: Bundle, root: Path, items: DataFrame, positives: DataFrame, config: Config, run_date: dt.date
 ) -> tuple[Catalogue, np.ndarray]:
     """The night's catalogue, and int32 [n] users with a positive interaction per item.
 
     Items number in the millions at most, so one machine embeds them; users are what is distributed.
 
-    Args:
-        eligibility: segment -> boolean SQL over columns of items; null counts as false.
-
     Raises:
         InputMissing: the items table is empty.
-        ConfigError: an expression of ``eligibility`` is not boolean SQL over items.
+        ConfigError: a condition of ``retrieval.eligibility`` or ``rules`` is not boolean SQL over items.
     """
-    check_eligibility(items, eligibility)
-    rules = [F.coalesce(F.expr(rule), F.lit(False)).alias(f"rule {number}") for number, rule in enumerate(eligibility.values())]
+    rules = rule_columns(items, config, run_date)
     counts = positives.groupBy("item_id").agg(F.count_distinct("user_id").cast("int").alias("n_events"))
     ruled = items.select("item_id", "categories", "attributes", "is_available", *rules)
     counted = ruled.join(counts, "item_id", "left")
@@ -44,34 +41,14 @@ def catalogue(
         raise InputMissing("the items table is empty: run `recsys-batch ingest` with a source that has items")
     item_ids = table["item_id"].combine_chunks()
     n_events = np.asarray(pc.fill_null(table["n_events"], 0).to_numpy(), dtype=np.int32)
-    available = _bools(table["is_available"])
-    eligible = {segment: _bools(table[f"rule {number}"]) for number, segment in enumerate(eligibility)}
+    available = np.asarray(table["is_available"].to_numpy(zero_copy_only=False)).astype(bool)
+    eligible, business = eligible_of(table, config), business_of(table, config)
     if bundle.kind == "embeddings":
         embeddings, known = _brought_items(bundle, root, item_ids)
         history, log_popularity = np.zeros((len(item_ids), 0), dtype=np.float32), np.log1p(n_events).astype(np.float32)
-        return Catalogue(item_ids, embeddings, history, log_popularity, available & known, eligible), n_events
+        return Catalogue(item_ids, embeddings, history, log_popularity, available & known, eligible, business), n_events
     vectors = Towers.from_bundle(bundle).encode_items(table)
-    return Catalogue(item_ids, vectors.embeddings, vectors.history, vectors.log_popularity, available, eligible), n_events
-
-
-def check_eligibility(items: DataFrame, eligibility: Mapping[str, str]) -> None:
-    """Analyse the rules without running them.
-
-    Raises:
-        ConfigError: one is not boolean SQL over columns of items.
-    """
-    for segment, rule in eligibility.items():
-        try:
-            kind = items.select(F.expr(rule).alias("rule")).schema["rule"].dataType.simpleString()
-        except (AnalysisException, ParseException) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"retrieval.eligibility.{segment} = {rule!r} cannot be evaluated over items: {reason}") from None
-        if kind != "boolean":
-            raise ConfigError(f"retrieval.eligibility.{segment} = {rule!r} gives {kind}, it must give a boolean")
-
-
-def _bools(column: pa.ChunkedArray) -> np.ndarray:
-    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(bool)
+    return Catalogue(item_ids, vectors.embeddings, vectors.history, vectors.log_popularity, available, eligible, business), n_events
 
 
 def rows(night_catalogue: Catalogue, n_events: np.ndarray, run_id: str, ids: IdTypes) -> pa.Table:

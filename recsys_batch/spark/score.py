@@ -12,12 +12,16 @@ import pyarrow as pa
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ragged import column_matrix, ragged
+from recsys_batch.rules import pick
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import Part, Slice
+from recsys_batch.slices import Part, Slice, counted
 from recsys_batch.spark.batches import BatchFunction
 from recsys_batch.spark.parts import candidates_with_embeddings
 from recsys_batch.spark.rankers import Ranking, open_ranking
-from recsys_batch.topk import top_k
+from recsys_batch.topk import NO_CODE
+
+SHORT_BY_RULES = "rules.users_short"
+"""Count of users whose lists the rules made shorter than their candidates would have."""
 
 _READ_USERS = 1024  # rows of candidates read at once: their ids are looked up together
 
@@ -98,8 +102,8 @@ def _rows(
     ranking = open_ranking(task.bundle_dir)
     if ranking is not None and modelled.any():
         final[modelled] = _ranked(batch, modelled, padded_codes[modelled], padded_scores[modelled], catalogue, ranking)
-    best = _best(final, padded_codes, task.top_k)
-    return _to_batch(best, batch, modelled, catalogue, task, schema)
+    best, counts = _best(final, padded_codes, task, catalogue)
+    return counted(_to_batch(best, batch, modelled, catalogue, task, schema), counts)
 
 
 def _ranked(
@@ -118,14 +122,17 @@ def _ranked(
     return np.where(there, result, -np.inf).astype(np.float32)
 
 
-def _best(final: np.ndarray, codes: np.ndarray, k: int) -> _Lists:
-    """Top k of each row; columns are put in code order first, so that ties go to the smaller item_id."""
-    by_code = np.argsort(np.where(codes >= 0, codes, np.iinfo(np.int64).max), axis=1, kind="stable")
-    values, columns = top_k(np.take_along_axis(final, by_code, axis=1), k)
-    columns = np.take_along_axis(by_code, columns, axis=1)
-    there = np.isfinite(values)
-    picked = np.take_along_axis(codes, columns, axis=1)
-    return _Lists(picked[there], values[there], columns[there] + 1, there.sum(axis=1))
+def _best(final: np.ndarray, codes: np.ndarray, task: ScoreTask, catalogue: Catalogue) -> tuple[_Lists, dict[str, int]]:
+    """Top k of each row under the rules of the business, and what these changed."""
+    picked = pick(final, codes, task.top_k, catalogue.business)
+    there = np.isfinite(picked.values)
+    best = np.take_along_axis(codes, picked.columns, axis=1)
+    lists = _Lists(best[there], picked.values[there], picked.columns[there] + 1, there.sum(axis=1))
+    counts = {f"rules.{rule}.rows_changed": n for rule, n in picked.changed.items()}
+    if catalogue.business.active:
+        without = np.minimum((codes != NO_CODE).sum(axis=1), task.top_k)
+        counts[SHORT_BY_RULES] = int(np.count_nonzero(lists.counts < without))
+    return lists, counts
 
 
 def _to_batch(

@@ -301,7 +301,7 @@ def test_a_damaged_file_is_refused_even_under_an_open_index(
     if already_open:
         open_retriever(tmp_path, info).search(VECTORS[:3], 5)
     damage(tmp_path / file.name)
-    with pytest.raises(IndexDamaged, match="run the index step again") as raised:
+    with pytest.raises(IndexDamaged, match="begin a new run") as raised:
         open_retriever(tmp_path, info)
     assert file.name in str(raised.value)
 

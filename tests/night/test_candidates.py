@@ -85,6 +85,32 @@ def test_a_rule_that_is_no_boolean_over_items_is_bad_config(spark: SparkSession,
         one_step(spark, changed(fresh, "retrieval", eligibility={"even": rule}), "embed", DAY)
 
 
+def test_rules_of_the_business_shape_the_lists_and_say_what_they_changed(spark: SparkSession, fresh: Config) -> None:
+    rules = {"boosts": {"item_id = 300": 100.0}, "blocklist": "item_id = 290", "max_per_category": 4}
+    run = nightly(spark, changed(fresh, "rules", **rules), DAY)
+    assert run.status == "PUBLISHED"
+    assert run.metrics["rules.boosts.rows_changed"] > 0
+    assert run.metrics["rules.max_per_category.rows_changed"] > 0
+    assert run.metrics["audit.rows_ruled_out"] == 0.0
+    lists = items_of(fresh, "topk")
+    assert not any(290 in items for items in lists.values())
+    first = {row["user_id"]: row["item_id"] for row in read_table(fresh.paths.warehouse, "topk").to_pylist() if row["rank"] == 1}
+    had = {user for user, items in items_of(fresh, "candidates").items() if 300 in items}
+    assert had
+    assert all(first[user] == 300 for user in had)
+    for user, items in lists.items():
+        for genre in range(3):
+            assert sum(item // 10 % 3 == genre for item in items) <= 4, user
+    # Three genres of at most four leave twelve of the twenty places: everybody is short, and the table says why.
+    short = read_table(fresh.paths.warehouse, "shortfalls")
+    reasons = dict(zip(short["user_id"].to_pylist(), short["reason"].to_pylist(), strict=True))
+    assert reasons.pop("glutton") == "catalogue_exhausted"
+    assert set(reasons.values()) == {"rules"}
+    assert dict(zip(short["user_id"].to_pylist(), short["n_items"].to_pylist(), strict=True)) == {
+        u: len(items) for u, items in lists.items()
+    }
+
+
 def test_every_item_can_be_scored_instead_of_retrieved(spark: SparkSession, fresh: Config, market: Any) -> None:
     config = changed(fresh, "scoring", candidates="all")
     run = nightly(spark, config, DAY)

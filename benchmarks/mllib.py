@@ -1,0 +1,56 @@
+"""MLlib's recommendForAllUsers on given factors: an ALSModel is written as its own save would, and loaded."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from measuring import ROOT, seconds
+
+from recsys_batch.config import load_config
+from recsys_batch.ragged import matrix_column
+from recsys_batch.spark.session import get_session
+
+_WARM_UP = 2_000
+
+
+def write_als(folder: Path, users: np.ndarray, items: np.ndarray) -> None:
+    """A fitted ALSModel on disk: its metadata, and the factors as Parquet."""
+    for part, matrix in (("userFactors", users), ("itemFactors", items)):
+        (folder / part).mkdir(parents=True)
+        table = pa.table({"id": pa.array(np.arange(len(matrix)), pa.int32()), "features": matrix_column(matrix)})
+        pq.write_table(table, folder / part / "part-0.parquet")
+    parameters = {"blockSize": 4096, "coldStartStrategy": "nan", "userCol": "user", "itemCol": "item", "predictionCol": "prediction"}
+    metadata = {
+        "class": "org.apache.spark.ml.recommendation.ALSModel",
+        "timestamp": 0,
+        "sparkVersion": "4.2.0",
+        "uid": "als",
+        "paramMap": {},
+        "defaultParamMap": parameters,
+        "rank": users.shape[1],
+    }
+    (folder / "metadata").mkdir()
+    (folder / "metadata" / "part-00000").write_text(json.dumps(metadata) + "\n", encoding="utf-8")
+
+
+def recommend(model: Path, k: int, target: Path) -> None:
+    """Load the model, and write the lists of all its users to a Delta table."""
+    from pyspark.ml.recommendation import ALSModel
+
+    ALSModel.load(str(model)).recommendForAllUsers(k).write.format("delta").mode("overwrite").save(str(target))
+
+
+def mllib_users_per_s(users: np.ndarray, items: np.ndarray, k: int, overrides: list[str]) -> float:
+    """Users per second, after a warm-up, in the session of conf/local.toml."""
+    get_session(load_config(ROOT / "conf" / "local.toml", [f"paths.jars={ROOT / '.jars'}", *overrides]))
+    with tempfile.TemporaryDirectory(prefix="bench-mllib-") as name:
+        folder = Path(name)
+        write_als(folder / "warm", users[:_WARM_UP], items)
+        write_als(folder / "all", users, items)
+        recommend(folder / "warm", k, folder / "lists")
+        return len(users) / seconds(lambda: recommend(folder / "all", k, folder / "lists"))

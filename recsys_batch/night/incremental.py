@@ -1,0 +1,189 @@
+"""Which users an incremental night has to compute again, or why it has to be a full one.
+
+Everything that a user's rows rest on is compared with the night that readers see: the model, the settings, the catalogue, the
+rows of interactions and users. Popularity and counts that would move every row every night are frozen in the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from deltalake import DeltaTable
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from recsys_batch import __version__
+from recsys_batch.artifacts import pointed, put_folder
+from recsys_batch.catalogue import Catalogue, open_catalogue
+from recsys_batch.night import manifest
+from recsys_batch.night.context import Night, run_rows
+from recsys_batch.night.manifest import Run
+from recsys_batch.slices import Slice, parts_of
+from recsys_batch.spark.carry import Files
+
+_TOO_MANY = 0.3
+"""Share of users from which on a full night is cheaper than to compute these and merge them."""
+
+_CHANGED = "changed.parquet"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The night that an incremental one goes on from.
+
+    Attributes:
+        changed: user_id of everybody whose rows are computed again, ascending.
+        gained: item_id of what can be recommended now and could not then, ascending; merged into the lists of all others.
+    """
+
+    run: Run
+    changed: pa.Array
+    gained: pa.Array
+
+    def files(self, where: Slice) -> Files:
+        """The base's rows of the table that ``where`` is a slice of."""
+        return _files(where, self.run)
+
+
+class NeedsFull(Exception):
+    """The night cannot be incremental; the message says why."""
+
+
+def find_base(night: Night, catalogue: Catalogue) -> Base:
+    """Compare with the published night, and record what is found as the run's pointer "base".
+
+    Raises:
+        NeedsFull: with a sentence.
+    """
+    run = manifest.current(run_rows(night.tables))
+    if run is None:
+        raise NeedsFull("nothing is published yet")
+    for what, then, now in (
+        ("model version", run.model_version, night.run.model_version),
+        ("settings", run.config_hash, night.run.config_hash),
+        ("release", run.code_version, __version__),
+    ):
+        if then != now:
+            raise NeedsFull(f"run {run.run_id} has {what} {then}, this one {now}")
+    before = open_catalogue(str(night.root / "catalogues" / str(pointed(night.root, run.run_id, "catalogue")["folder"])))
+    gained, lost = _compared(before, catalogue, night)
+    users = _keys(night.slice("candidates"), run, "user_id")
+    embedded = _keys(night.slice("user_embeddings"), run, "user_id")
+    parts = [
+        _with_new_events(night, run),
+        _with_other_rows(night, run),
+        users.filter(pc.invert(pc.is_in(users, value_set=embedded))),  # their popular lists move every night
+        *(_holding(night, run, lost) if len(lost) else []),
+    ]
+    changed = pa.chunked_array(parts).unique().sort()
+    if len(changed) > _TOO_MANY * max(len(users), 1):
+        raise NeedsFull(f"{len(changed)} of {len(users)} users have changed, more than {_TOO_MANY:.0%}")
+    table = pa.table({"user_id": changed})
+    folder = put_folder(night.root, "changed", lambda target: pq.write_table(table, target / _CHANGED))
+    night.point("base", {"run_id": run.run_id, "changed": folder.name, "gained": gained.to_pylist()})
+    return Base(run, changed, gained)
+
+
+def recorded_base(night: Night) -> Base | None:
+    """What ``find_base`` recorded for this run; None for a full night."""
+    if not (night.root / "runs" / night.run.run_id / "base.json").is_file():
+        return None
+    pointer = night.pointed("base")
+    run = manifest.fold(run_rows(night.tables))[pointer["run_id"]]
+    changed = pq.read_table(changed_file(night))["user_id"].combine_chunks()
+    return Base(run, changed, pa.array(pointer["gained"], type=night.ids.item_arrow))
+
+
+def changed_file(night: Night) -> Path:
+    """Parquet of user_id, ascending."""
+    return night.root / "changed" / str(night.pointed("base")["changed"]) / _CHANGED
+
+
+def _compared(before: Catalogue, now: Catalogue, night: Night) -> tuple[pa.Array, pa.Array]:
+    """item_ids that came and that went.
+
+    Raises:
+        NeedsFull: something that everybody's rows rest on is not what it was.
+    """
+    both = before.item_ids.filter(pc.is_in(before.item_ids, value_set=now.item_ids))
+    old, new = before.codes(both), now.codes(both)
+    reads_popularity = night.bundle.kind == "two_tower" or night.bundle.ranker_path is not None
+    arrays = [("vectors", before.embeddings, now.embeddings), ("history vectors", before.history, now.history)]
+    if reads_popularity:
+        arrays.append(("popularity, which the ranker reads", before.log_popularity, now.log_popularity))
+    for segment in now.eligible:
+        arrays.append((f"eligibility for {segment}", before.eligible[segment], now.eligible[segment]))
+    for name in ("boost", "blocked", "stale"):
+        if getattr(now.business, name) is not None:
+            arrays.append((f"rules ({name})", getattr(before.business, name), getattr(now.business, name)))
+    for name, then, today in arrays:
+        same = np.asarray(then[old] == today[new]).reshape(len(both), -1).all(axis=1)
+        if not same.all():
+            raise NeedsFull(f"the {name} of {int(np.count_nonzero(~same))} items are not what they were")
+    if now.business.max_per_category is not None and not before.item_ids.equals(now.item_ids):
+        raise NeedsFull("items came or went, and rules.max_per_category weighs all of a list against each other")
+    was, now_is = before.item_ids.filter(pa.array(before.retrievable)), now.item_ids.filter(pa.array(now.retrievable))
+    gained, lost = now_is.filter(pc.invert(pc.is_in(now_is, value_set=was))), was.filter(pc.invert(pc.is_in(was, value_set=now_is)))
+    if len(gained) and now.eligible:
+        raise NeedsFull(f"{len(gained)} items came, and retrieval.eligibility says for each segment whether they may")
+    return gained, lost
+
+
+def _with_new_events(night: Night, run: Run) -> pa.Array:
+    """Users of the files that interactions has got since."""
+    root = night.tables.folder("interactions")
+    then, now = (
+        set(pa.table(DeltaTable(root, version=versions["interactions"]).get_add_actions())["path"].to_pylist())
+        for versions in (run.input_versions, night.run.input_versions)
+    )
+    if then - now:
+        raise NeedsFull("interactions was rewritten since (compacted, or rows were removed)")
+    files = [str(Path(root) / path) for path in sorted(now - then)]
+    columns = [pq.read_table(path, columns=["user_id"], partitioning=None)["user_id"].unique() for path in files]
+    return pa.chunked_array(columns, type=night.ids.user_arrow).unique()
+
+
+def _with_other_rows(night: Night, run: Run) -> pa.Array:
+    """Users whose row in users is another one, or came, or went."""
+    then, now = run.input_versions.get("users"), night.run.input_versions.get("users")
+    if then == now:
+        return pa.array([], type=night.ids.user_arrow)
+    sides = [_comparable(night.tables.read("users", version)) for version in (then, now) if version is not None]
+    rows = sides[0] if len(sides) == 1 else sides[0].exceptAll(sides[1]).unionByName(sides[1].exceptAll(sides[0]))
+    return rows.select("user_id").distinct().toArrow()["user_id"].combine_chunks().cast(night.ids.user_arrow)
+
+
+def _comparable(users: DataFrame) -> DataFrame:
+    """Maps as sorted entries, as Spark compares no maps."""
+    return users.select("user_id", "segment", F.array_sort(F.map_entries("attributes")).alias("attributes"))
+
+
+def _holding(night: Night, run: Run, lost: pa.Array) -> Iterator[pa.Array]:
+    """Users with a candidate that is gone."""
+    where = night.slice("candidates")
+    for part in _files(where, run).parts:
+        with pq.ParquetFile(Path(where.root) / part.path, memory_map=True) as file:
+            for batch in file.iter_batches(columns=["user_id", "items"]):
+                lists = batch["items"]
+                hit = pc.is_in(lists.flatten().field("item_id"), value_set=lost)
+                rows = pc.list_parent_indices(lists).filter(hit).unique()
+                yield batch["user_id"].take(rows)
+
+
+def _keys(where: Slice, run: Run, key: str) -> pa.Array:
+    """A column of the run's slice."""
+    columns = [pq.read_table(Path(where.root) / part.path, columns=[key], partitioning=None)[key] for part in _files(where, run).parts]
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=where.schema.field(key).type).combine_chunks()
+
+
+def _files(where: Slice, run: Run) -> Files:
+    values: dict[str, Any] = {"run_id": run.run_id, "run_date": run.run_date}
+    theirs = replace(where, partition={name: values[name] for name in where.partition})
+    return Files(theirs, parts_of(theirs, run.table_versions[where.spec.name]))

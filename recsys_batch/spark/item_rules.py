@@ -1,0 +1,77 @@
+"""What configuration says about items, evaluated once per night: which segments may get them, and the rules of the business."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import numpy as np
+import pyarrow as pa
+from pyspark.errors import AnalysisException, ParseException
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from recsys_batch.config import Config
+from recsys_batch.errors import ConfigError
+from recsys_batch.ragged import ragged
+from recsys_batch.rules import ItemRules
+
+
+def rule_columns(items: DataFrame, config: Config, run_date: dt.date) -> list[Column]:
+    """Columns over items for ``eligible_of`` and ``business_of``; a condition that is null counts as false.
+
+    Raises:
+        ConfigError: a condition is not boolean SQL over columns of items.
+    """
+    rules = config.rules
+    columns = [
+        _condition(items, f"retrieval.eligibility.{segment}", sql).alias(f"eligible {number}")
+        for number, (segment, sql) in enumerate(config.retrieval.eligibility.items())
+    ]
+    boost = F.lit(0.0)
+    for sql, value in rules.boosts.items():
+        boost = boost + F.when(_condition(items, "rules.boosts", sql), F.lit(value)).otherwise(F.lit(0.0))
+    blocked = _condition(items, "rules.blocklist", rules.blocklist) if rules.blocklist else F.lit(False)
+    # Who does not say when an item came cannot say that it is new.
+    oldest = F.lit(dt.datetime.combine(run_date, dt.time(), dt.UTC) - dt.timedelta(days=rules.max_age_days or 0))
+    stale = F.coalesce(F.col("first_seen_ts") < oldest, F.lit(True)) if rules.max_age_days else F.lit(False)
+    return [*columns, boost.cast("float").alias("boost"), blocked.alias("blocked"), stale.alias("stale")]
+
+
+def eligible_of(table: pa.Table, config: Config) -> dict[str, np.ndarray]:
+    """Segment -> bool [n], from rows that have ``rule_columns``."""
+    return {segment: _bools(table[f"eligible {number}"]) for number, segment in enumerate(config.retrieval.eligibility)}
+
+
+def business_of(table: pa.Table, config: Config) -> ItemRules:
+    """The rules in force, from rows that have ``rule_columns`` and categories."""
+    rules = config.rules
+    codes = offsets = None
+    if rules.max_per_category is not None:
+        names, offsets = ragged(table["categories"].combine_chunks())
+        encoded = names.dictionary_encode()
+        if encoded.null_count:
+            raise ConfigError("rules.max_per_category needs names in categories, and an item has one that is null: mend the items table")
+        codes = np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int32)
+    return ItemRules(
+        boost=np.asarray(table["boost"].to_numpy(), dtype=np.float32) if rules.boosts else None,
+        blocked=_bools(table["blocked"]) if rules.blocklist else None,
+        stale=_bools(table["stale"]) if rules.max_age_days else None,
+        category_codes=codes,
+        category_offsets=offsets,
+        max_per_category=rules.max_per_category,
+    )
+
+
+def _condition(items: DataFrame, key: str, sql: str) -> Column:
+    """The condition, analysed without being run."""
+    try:
+        kind = items.select(F.expr(sql).alias("rule")).schema["rule"].dataType.simpleString()
+    except (AnalysisException, ParseException) as error:
+        raise ConfigError(f"{key} = {sql!r} cannot be evaluated over items: {str(error).splitlines()[0]}") from None
+    if kind != "boolean":
+        raise ConfigError(f"{key} = {sql!r} gives {kind}, it must give a boolean")
+    return F.coalesce(F.expr(sql), F.lit(False))
+
+
+def _bools(column: pa.ChunkedArray) -> np.ndarray:
+    return np.asarray(column.to_numpy(zero_copy_only=False)).astype(bool)
