@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo bench-retrieval bench-size clean distclean
+.PHONY: help setup data test lint format demo bench-retrieval bench-size bench-scoring bench-night bench-incremental clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -62,6 +62,15 @@ bench-retrieval: setup ## MLlib, exact, ivf and raw faiss on the same factors: U
 
 bench-size: setup ## generate, then candidates, at a tenth and in full: USERS= ITEMS= DIM= K= (1000000 100000 64 200)
 	$(BIN)/python benchmarks/size.py $(bench_options)
+
+bench-scoring: setup ## pairs per second of the score step against the model alone: USERS= ITEMS= DIM= K=
+	$(BIN)/python benchmarks/scoring.py $(bench_options)
+
+bench-night: setup ## a whole night against MLlib's candidates alone: USERS= ITEMS= K= (100000 50000 200)
+	$(BIN)/python benchmarks/night.py $(bench_options)
+
+bench-incremental: setup ## a night after 1 % of the users did something, against a full one: USERS= ITEMS= K=
+	$(BIN)/python benchmarks/incremental.py $(bench_options)
 
 clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log

@@ -26,6 +26,7 @@ from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import load_config
 from recsys_batch.features import FeatureSpec, PairFeatures
 from recsys_batch.model.ranker import Ranker, RankerParameters
+from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.ragged import list_column, matrix_column
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
 from recsys_batch.slices import PART_SCHEMA, Part, Slice, commit, part_of_row
@@ -36,7 +37,6 @@ from recsys_batch.spark.tables import Tables
 
 IDS = IdTypes("BIGINT", "BIGINT")
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-_USERS_PER_FILE = 12_500
 
 
 def main() -> None:
@@ -88,8 +88,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     candidates, embeddings, topk = (slice_of(name) for name in ("candidates", "user_embeddings", "topk"))
     parts: list[Part] = []
     known: list[Part] = []
-    for start in range(0, n, _USERS_PER_FILE):
-        rows = slice(start, min(start + _USERS_PER_FILE, n))
+    per_file = -(-n // user_tasks(n, users_per_task(k, arguments.dim), spark.sparkContext.defaultParallelism))
+    for start in range(0, n, per_file):
+        rows = slice(start, min(start + per_file, n))
         users = pa.array(np.arange(rows.start, rows.stop))
         pairs = pa.StructArray.from_arrays([pa.array(codes[rows].ravel()), pa.array(retrieval[rows].ravel())], ["item_id", "score"])
         lists = list_column(pairs, np.arange(len(users) + 1) * k)
@@ -100,7 +101,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     commit(candidates, parts, {})
     commit(embeddings, known, {})
     task = ScoreTask(
-        "r1", NOW.date(), NOW, "1", IDS, str(bundle.path), str(folder / "catalogue"), arguments.top_k, config.scoring.batch_users
+        "r1", NOW.date(), NOW, "1", IDS, str(bundle.path), str(folder / "catalogue"), k, arguments.top_k, config.scoring.batch_users
     )
 
     def in_spark() -> None:

@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ class Slice:
     partition: Mapping[str, str | dt.date]
     target_bytes: int
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         """Of the files: the table's without its partition columns."""
         return pa.schema([field for field in self.spec.arrow_schema(self.ids) if field.name not in self.partition])
@@ -121,15 +122,18 @@ class _Writer:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._sink = pa.OSFile(str(self._path), "wb")
         names = [name for name in where.schema.names if name in _REPEATING]
-        self._writer = pq.ParquetWriter(self._sink, where.schema, compression="zstd", compression_level=1, use_dictionary=names)
+        # Statistics of the key alone: it is what files and row groups are told apart by.
+        told = [where.key] if where.key else False
+        self._writer = pq.ParquetWriter(self._sink, where.schema, compression="snappy", use_dictionary=names, write_statistics=told)
         self._required = [field.name for field in where.schema if not field.nullable]
         self._pending: list[pa.RecordBatch] = []
+        self._pending_bytes = 0
         self._counts: Counter[str] = Counter()
         self._n_rows, self._bounds = 0, pa.array([], type=where.schema.field(where.key).type if where.key else pa.null())
 
     @property
     def n_bytes(self) -> int:
-        return int(self._sink.tell() + sum(batch.nbytes for batch in self._pending) // 2)
+        return int(self._sink.tell()) + self._pending_bytes // 2
 
     def add(self, batch: pa.RecordBatch, counts: Mapping[str, int]) -> None:
         self._counts.update(counts)
@@ -142,7 +146,8 @@ class _Writer:
             found = pc.min_max(batch[self._where.key])
             self._bounds = pa.concat_arrays([self._bounds, pa.array([found["min"].as_py(), found["max"].as_py()], self._bounds.type)])
         self._pending.append(batch)
-        if sum(pending.nbytes for pending in self._pending) >= _ROW_GROUP_BYTES:
+        self._pending_bytes += batch.nbytes
+        if self._pending_bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
     def close(self) -> Part:
@@ -155,7 +160,7 @@ class _Writer:
     def _flush(self) -> None:
         if self._pending:
             self._writer.write_table(pa.Table.from_batches(self._pending, schema=self._where.schema))
-        self._pending = []
+        self._pending, self._pending_bytes = [], 0
 
 
 def commit(where: Slice, parts: Iterable[Part], metadata: Mapping[str, Any]) -> int:

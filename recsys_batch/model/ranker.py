@@ -101,10 +101,12 @@ class Ranker:
             user = torch.from_numpy(np.require(users, requirements=["C", "W"]))
             vectors = torch.from_numpy(items.take(codes.ravel(), axis=0)).view(n, c, -1)
             pair = torch.from_numpy(np.stack([features.retrieval_score, features.log_popularity], axis=2))
-            per_user = user @ p.user + p.bias + torch.from_numpy(features.log_n_events)[:, None] * p.features[2]
-            hidden = torch.baddbmm(per_user[:, None].expand(n, c, -1), pair, p.features[:2].expand(n, -1, -1))
+            # One product per user throughout: its bits do not depend on how many users are in the block.
+            constant = p.bias + torch.from_numpy(features.log_n_events)[:, None, None] * p.features[2]
+            per_user = torch.baddbmm(constant, user[:, None], p.user.expand(n, -1, -1))
+            hidden = torch.baddbmm(per_user.expand(n, c, -1), pair, p.features[:2].expand(n, -1, -1))
             hidden = hidden.baddbmm_(vectors, p.item + user[:, :, None] * p.product).relu_()
-            return (pair[..., 0] + (hidden @ p.output)[..., 0]).numpy()
+            return (pair[..., 0] + torch.bmm(hidden, p.output.expand(n, -1, -1))[..., 0]).numpy()
 
     def score(self, user_embeddings: np.ndarray, item_embeddings: np.ndarray, features: np.ndarray) -> np.ndarray:
         """float32 [B, C] from float32 [B, d], [B, C, d], [B, C, F]."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
-from pyspark.sql import DataFrame
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from recsys_batch.artifacts import put_folder
 from recsys_batch.config import Audit
 from recsys_batch.night.context import Night
-from recsys_batch.schemas import ALL_SEGMENTS
+from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
+from recsys_batch.slices import parts_of
+from recsys_batch.spark import histories
+from recsys_batch.spark.carry import Files, Range, ranges
+from recsys_batch.spark.verify import COUNTS, COUNTS_SCHEMA, VerifyTask, verifier
 
 
 @dataclass(frozen=True)
@@ -51,99 +58,69 @@ def gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
 
 
 def measure(night: Night) -> dict[str, float]:
-    """Read the run's topk back and count."""
-    topk, top_k = night.slice_of("topk"), night.config.scoring.top_k
-    lists = _lists(topk).join(night.slice_of("shortfalls").select("user_id", "n_items"), "user_id", "left")
-    per_user = _row(
-        lists.agg(
-            F.count(F.lit(1)).alias("n_users"),
-            F.sum("n_rows").alias("n_rows"),
-            F.count_if("broken").alias("lists_broken"),
-            F.sum("not_finite").alias("rows_not_finite"),
-            F.count_if((F.col("n_rows") < top_k) & (F.coalesce("n_items", F.lit(-1)) != F.col("n_rows"))).alias("lists_short_unexplained"),
-            F.count_if("popular").alias("popular"),
-        )
+    """Read the run's topk back, a range of users at a time beside what they have seen, and count."""
+    topk, shortfalls = (Files(where, parts_of(where)) for where in (night.slice("topk"), night.slice("shortfalls")))
+    bounds = ranges(topk.parts)
+    segments = list(night.config.retrieval.eligibility)
+    folder = put_folder(night.root, "audits", lambda target: pq.write_table(_items(night), target / "items.parquet"))
+    task = VerifyTask(
+        topk=topk,
+        shortfalls=shortfalls,
+        items=folder / "items.parquet",
+        segments=segments,
+        default=segments.index(ALL_SEGMENTS) if ALL_SEGMENTS in segments else -1,
+        top_k=night.config.scoring.top_k,
+        bounds=bounds,
     )
-    n_users = float(per_user["n_users"])
-    shared = max(n_users, 1.0)
+    users = _known_users(night, bounds).repartitionById(len(bounds), "range")
+    counts = users.mapInArrow(verifier(task), spark_ddl(COUNTS_SCHEMA)).toArrow()
+    found = {name: float(pc.sum(counts[name]).as_py() or 0) for name in COUNTS}
     # Who has seen all there is has no rows, and a shortfall that says so.
     nothing_left = night.slice_of("shortfalls").where("n_items = 0").count()
     return {
-        **{name: float(per_user[name] or 0) for name in ("n_rows", "lists_broken", "rows_not_finite", "lists_short_unexplained")},
-        "n_users": n_users,
-        "rows_seen": float(_seen_rows(night, topk)),
-        "rows_unavailable": float(_unavailable_rows(night, topk)),
-        "rows_ineligible": float(_ineligible_rows(night, topk)),
-        "rows_ruled_out": float(_ruled_out_rows(night, topk)),
-        "user_coverage": (n_users + nothing_left) / max(_known_users(night), 1),
+        **found,
+        "user_coverage": (found["n_users"] + nothing_left) / max(found["n_known"], 1.0),
         "knn_recall": night.run.metrics.get("knn_recall", float("nan")),
-        "popular_share": float(per_user["popular"]) / shared,
+        "popular_share": found["n_popular"] / max(found["n_users"], 1.0),
     }
 
 
-def _lists(topk: DataFrame) -> DataFrame:
-    """One row per user: n_rows, broken (ranks not 1..n, an item twice, or scores that rise), not_finite, popular."""
-    by_rank = F.sort_array(F.collect_list(F.struct("rank", "score")))
-    grouped = topk.groupBy("user_id").agg(
-        F.count(F.lit(1)).alias("n_rows"),
-        F.count_distinct("item_id").alias("n_items_distinct"),
-        by_rank.alias("ranked"),
-        F.count_if(F.isnan("score") | F.col("score").isNull() | (F.abs("score") == float("inf"))).alias("not_finite"),
-        (F.min("source") == "popular").alias("popular"),
-    )
-    scores, ranks = F.col("ranked.score"), F.col("ranked.rank")
-    falling = scores == F.sort_array(scores, asc=False)
-    counted = ranks == F.sequence(F.lit(1), F.col("n_rows").cast("int"))
-    broken = ~counted | ~falling | (F.col("n_items_distinct") != F.col("n_rows"))
-    return grouped.select("user_id", "n_rows", broken.alias("broken"), "not_finite", "popular")
-
-
-def _seen_rows(night: Night, topk: DataFrame) -> int:
-    seen = night.read_input("interactions").select("user_id", "item_id")
-    return topk.join(seen, ["user_id", "item_id"], "left_semi").count()
-
-
-def _unavailable_rows(night: Night, topk: DataFrame) -> int:
-    available = night.read_input("items").where("is_available").select("item_id")
-    return topk.join(available, "item_id", "left_anti").count()
-
-
-def _ineligible_rows(night: Night, topk: DataFrame) -> int:
-    """Rows of items that the rule of the user's segment does not allow, by the rules themselves."""
-    rules = night.config.retrieval.eligibility
-    if not rules:
-        return 0
-    users = night.users_table()
-    rows = topk.select("user_id", "item_id")
-    rows = rows.withColumn("segment", F.lit(None)) if users is None else rows.join(users.select("user_id", "segment"), "user_id", "left")
-    rule = F.when(F.coalesce(F.col("segment").isin(list(rules)), F.lit(False)), F.col("segment")).otherwise(F.lit(ALL_SEGMENTS))
-    held_out = None
-    for segment, condition in rules.items():
-        banned = night.read_input("items").where(~F.coalesce(F.expr(condition), F.lit(False)))
-        banned = banned.select("item_id", F.lit(segment).alias("rule"))
-        held_out = banned if held_out is None else held_out.unionByName(banned)
-    return rows.withColumn("rule", rule).join(cast("Any", held_out), ["item_id", "rule"], "left_semi").count()
-
-
-def _ruled_out_rows(night: Night, topk: DataFrame) -> int:
-    """Rows of items that the blocklist or the age limit keeps out, by the rules themselves."""
-    rules = night.config.rules
-    out = F.coalesce(F.expr(rules.blocklist), F.lit(False)) if rules.blocklist else F.lit(False)
+def _items(night: Night) -> pa.Table:
+    """What the items table and the rules over it say, by themselves: the night's own catalogue is not asked."""
+    items, rules = night.read_input("items"), night.config.rules
+    ruled_out = _holds(rules.blocklist) if rules.blocklist else F.lit(False)
     if rules.max_age_days:
         age = F.datediff(F.lit(night.run.run_date), F.to_date("first_seen_ts"))
-        out = out | F.coalesce(age > rules.max_age_days, F.lit(True))
-    elif not rules.blocklist:
-        return 0
-    return topk.join(night.read_input("items").where(out).select("item_id"), "item_id", "left_semi").count()
+        ruled_out = ruled_out | F.coalesce(age > rules.max_age_days, F.lit(True))
+    eligible = [_holds(rule).alias(f"eligible {number}") for number, rule in enumerate(night.config.retrieval.eligibility.values())]
+    return items.select("item_id", "is_available", ruled_out.alias("ruled_out"), *eligible).toArrow()
 
 
-def _known_users(night: Night) -> int:
-    users = night.read_input("interactions").select("user_id").unionByName(night.slice_of("user_embeddings").select("user_id"))
+def _holds(condition: str) -> Column:
+    return F.coalesce(F.expr(condition), F.lit(False))
+
+
+def _known_users(night: Night, bounds: Sequence[Range]) -> DataFrame:
+    """range, user_id, seen, segment: everybody with an interaction, an embedding or a row in users; and a row without a user per range."""
+    users = histories.seen_items(night.read_input("interactions"))
+    users = users.join(night.slice_of("user_embeddings").select("user_id"), "user_id", "full_outer")
     table = night.users_table()
-    if table is not None:
-        users = users.unionByName(table.select("user_id"))
-    return users.distinct().count()
+    nobody = F.lit(None).cast("string")
+    users = (
+        users.withColumn("segment", nobody) if table is None else users.join(table.select("user_id", "segment"), "user_id", "full_outer")
+    )
+    users = users.select(_range_of(bounds).alias("range"), "user_id", "seen", "segment")
+    ranges = night.spark.range(len(bounds)).select(F.col("id").cast("int").alias("range"))
+    return users.unionByName(ranges, allowMissingColumns=True)
 
 
-def _row(df: DataFrame) -> Any:
-    return cast("Any", df.head())
+def _range_of(bounds: Sequence[Range]) -> Column:
+    """The place of a user_id's range, by halving."""
+
+    def within(low: int, high: int) -> Column:
+        if low == high:
+            return F.lit(low)
+        middle = (low + high) // 2
+        return F.when(F.col("user_id") <= F.lit(bounds[middle][1]), within(low, middle)).otherwise(within(middle + 1, high))
+
+    return within(0, len(bounds) - 1)

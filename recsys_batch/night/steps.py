@@ -215,6 +215,7 @@ def score(night: Night) -> StepResult:
         ids=night.ids,
         bundle_dir=str(night.bundle_dir),
         catalogue_dir=str(night.catalogue_dir),
+        n_candidates=config.retrieval.n_candidates,
         top_k=config.scoring.top_k,
         batch_users=config.scoring.batch_users,
     )

@@ -54,9 +54,9 @@ class Files:
 
 
 def ranges(parts: Sequence[Part]) -> list[Range]:
-    """A range per part (ascending, not overlapping), which together take in every user there could be."""
-    lasts = [part.last for part in parts]
-    return list(zip([None, *lasts[:-1]], [*lasts[:-1], None], strict=True)) if parts else [(None, None)]
+    """A range per part (one for those that end alike), which together take in every user there could be."""
+    lasts = sorted({part.last for part in parts})
+    return list(zip([None, *lasts[:-1]], [*lasts[:-1], None], strict=True)) if lasts else [(None, None)]
 
 
 def replaced(

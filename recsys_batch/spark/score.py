@@ -23,7 +23,7 @@ from recsys_batch.topk import NO_CODE
 SHORT_BY_RULES = "rules.users_short"
 """Count of users whose lists the rules made shorter than their candidates would have."""
 
-_READ_USERS = 1024  # rows of candidates read at once: their ids are looked up together
+_USERS = 1024  # users whose ids are looked up, and whose lists are cut, together
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class ScoreTask:
     ids: IdTypes
     bundle_dir: str
     catalogue_dir: str
+    n_candidates: int
     top_k: int
     batch_users: int
 
@@ -60,15 +61,8 @@ def scorer(task: ScoreTask) -> BatchFunction:
 
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            catalogue = open_catalogue(task.catalogue_dir)
-            pairs, offsets = ragged(batch["items"])
-            codes = catalogue.codes(pairs.field("item_id"))
-            scores = np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32)
-            for start in range(0, batch.num_rows, task.batch_users):
-                users = batch.slice(start, task.batch_users)
-                bounds = offsets[start : start + users.num_rows + 1]
-                mine = slice(bounds[0], bounds[-1])
-                yield _rows(users, codes[mine], scores[mine], bounds - bounds[0], catalogue, task, schema)
+            for start in range(0, batch.num_rows, _USERS):
+                yield _rows(batch.slice(start, _USERS), task, schema)
 
     return score
 
@@ -82,44 +76,53 @@ def part_scorer(
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for number in batch.column(0).to_pylist():
-                yield from score(candidates_with_embeddings(candidates, parts[number], embeddings, embedding_parts, _READ_USERS))
+                yield from score(candidates_with_embeddings(candidates, parts[number], embeddings, embedding_parts, _USERS))
 
     return run
 
 
-def _rows(
-    batch: pa.RecordBatch,
-    codes: np.ndarray,
-    retrieval_scores: np.ndarray,
-    offsets: np.ndarray,
-    catalogue: Catalogue,
-    task: ScoreTask,
-    schema: pa.Schema,
-) -> pa.RecordBatch:
-    padded_codes, padded_scores = _pad(codes, offsets, -1), _pad(retrieval_scores, offsets, -np.inf)
+def _rows(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> pa.RecordBatch:
+    catalogue = open_catalogue(task.catalogue_dir)
+    pairs, offsets = ragged(batch["items"])
+    # As wide for every user, whoever else is in the batch: a product of another shape may differ in its last bits.
+    width = max(task.n_candidates, int(np.diff(offsets).max(initial=1)))
+    codes = _pad(catalogue.codes(pairs.field("item_id")), offsets, NO_CODE, width)
+    final = _pad(np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32), offsets, -np.inf, width)
     modelled = np.asarray(batch["embedding"].is_valid())
-    final = padded_scores.copy()
     ranking = open_ranking(task.bundle_dir)
     if ranking is not None and modelled.any():
-        final[modelled] = _ranked(batch, modelled, padded_codes[modelled], padded_scores[modelled], catalogue, ranking)
-    best, counts = _best(final, padded_codes, task, catalogue)
+        final = _ranked(batch, modelled, codes, final, catalogue, ranking, task.batch_users)
+    best, counts = _best(final, codes, task, catalogue)
     return counted(_to_batch(best, batch, modelled, catalogue, task, schema), counts)
 
 
 def _ranked(
-    batch: pa.RecordBatch, modelled: np.ndarray, codes: np.ndarray, scores: np.ndarray, catalogue: Catalogue, ranking: Ranking
+    batch: pa.RecordBatch,
+    modelled: np.ndarray,
+    codes: np.ndarray,
+    scores: np.ndarray,
+    catalogue: Catalogue,
+    ranking: Ranking,
+    batch_users: int,
 ) -> np.ndarray:
-    """Ranker scores [B, C], -inf where there is no candidate."""
+    """``scores`` [B, C] with the ranker's in the rows of users with an embedding; -inf stays where there is no candidate."""
     mask = pa.array(modelled)
-    there = codes >= 0
     n_events = np.asarray(batch["n_events"].filter(mask).fill_null(0).to_numpy(zero_copy_only=False))
     users = column_matrix(batch["embedding"].filter(mask))
-    result = ranking.score(users, n_events, np.where(there, codes, 0), np.where(there, scores, np.float32(0)), catalogue)
-    if not np.isfinite(result[there]).all():
-        row = int(np.flatnonzero(~np.isfinite(np.where(there, result, 0)).all(axis=1))[0])
-        user = batch["user_id"].filter(mask)[row].as_py()
-        raise RecsysBatchError(f"the ranker gave user {user!r} a score that is not finite: check the ranker and its inputs")
-    return np.where(there, result, -np.inf).astype(np.float32)
+    rows = np.flatnonzero(modelled)
+    result = scores if modelled.all() else scores.copy()
+    for start in range(0, len(rows), batch_users):
+        part = slice(start, start + batch_users)
+        there = codes[rows[part]] != NO_CODE
+        retrieval = np.where(there, scores[rows[part]], np.float32(0))
+        ranked = ranking.score(users[part], n_events[part], np.where(there, codes[rows[part]], 0), retrieval, catalogue)
+        ranked = np.where(there, ranked, np.float32(-np.inf))
+        if not np.isfinite(ranked.sum(axis=1, where=there)).all():
+            row = int(np.flatnonzero(~np.isfinite(np.where(there, ranked, 0)).all(axis=1))[0])
+            user = batch["user_id"][int(rows[part][row])].as_py()
+            raise RecsysBatchError(f"the ranker gave user {user!r} a score that is not finite: check the ranker and its inputs")
+        result[rows[part]] = ranked
+    return result
 
 
 def _best(final: np.ndarray, codes: np.ndarray, task: ScoreTask, catalogue: Catalogue) -> tuple[_Lists, dict[str, int]]:
@@ -160,11 +163,12 @@ def _constant(value: object, n: int, dtype: pa.DataType) -> pa.Array:
     return pa.repeat(pa.scalar(value, dtype), n)
 
 
-def _pad(values: np.ndarray, offsets: np.ndarray, fill: float) -> np.ndarray:
-    """Ragged to [n, longest], ``fill`` behind each row's end (at least one column)."""
+def _pad(values: np.ndarray, offsets: np.ndarray, fill: float, width: int) -> np.ndarray:
+    """Ragged to [n, width], ``fill`` behind each row's end."""
     lengths = np.diff(offsets)
-    columns = np.arange(max(int(lengths.max(initial=0)), 1))
-    there = columns < lengths[:, None]
+    if (lengths == width).all():
+        return np.array(values).reshape(len(lengths), width)
+    there = np.arange(width) < lengths[:, None]
     padded = np.full(there.shape, fill, dtype=values.dtype)
     padded[there] = values
     return padded

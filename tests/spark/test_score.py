@@ -50,7 +50,7 @@ def bundle(folder: Path, kind: str, ranker: bool = True, scale: float = 1.0) -> 
 
 
 def task(bundle_dir: Path, catalogue_dir: Path, k: int = 5, batch_users: int = 3) -> ScoreTask:
-    return ScoreTask("r1", NOW.date(), NOW, "7", IDS, str(bundle_dir), str(catalogue_dir), k, batch_users)
+    return ScoreTask("r1", NOW.date(), NOW, "7", IDS, str(bundle_dir), str(catalogue_dir), 12, k, batch_users)
 
 
 def batch(users: list[tuple[int, list[tuple[int, float]], np.ndarray | None]]) -> pa.RecordBatch:
