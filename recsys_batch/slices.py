@@ -159,7 +159,9 @@ class _Writer:
 
     def _flush(self) -> None:
         if self._pending:
+            started = time.perf_counter()
             self._writer.write_table(pa.Table.from_batches(self._pending, schema=self._where.schema))
+            self._counts[WRITE_MS] += round(1000 * (time.perf_counter() - started))
         self._pending, self._pending_bytes = [], 0
 
 
@@ -208,6 +210,9 @@ def _stats(part: Part, key: str | None) -> str:
         stats |= {"minValues": {key: part.first}, "maxValues": {key: part.last}, "nullCount": {key: 0}}
     return json.dumps(stats)
 
+
+WRITE_MS, PYTHON_MS = "write_ms", "python_ms"
+"""Counts of every part: milliseconds in which it was encoded and written, and of processor time of the Python worker in all."""
 
 PART_SCHEMA = pa.schema(
     [

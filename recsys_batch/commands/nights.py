@@ -157,12 +157,23 @@ def _manifest_rows(config: Config) -> list[dict[str, Any]]:
 
 
 def print_night(run: Run) -> None:
-    """The table of steps: rows, seconds, users per second."""
+    """The table of steps: rows, seconds, users per second, bytes written, and where the cores' time went."""
     rows = []
     for step in _STEPS:
         seconds, users = run.metrics.get(f"{step}.seconds"), run.metrics.get(f"{step}.users", 0.0)
         if seconds is not None:
-            rows.append((step, count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", count(users / seconds) if seconds > 0.05 else ""))
-    print_table(f"run {run.run_id}: {run.status}", ("step", "rows", "seconds", "users/s"), rows)
+            rate = count(users / seconds) if seconds > 0.05 else ""
+            rows.append((step, count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", rate, *_shares(run, step, seconds)))
+    header = ("step", "rows", "seconds", "users/s", "written", "python", "write", "JVM, waiting")
+    print_table(f"run {run.run_id}: {run.status}", header, rows)
     recall = run.metrics.get("knn_recall", float("nan"))
     console().print(f"ANN recall against exact search, measured: {recall:.4f}; model version {run.model_version}")
+
+
+def _shares(run: Run, step: str, seconds: float) -> tuple[str, str, str, str]:
+    """Bytes, and shares of seconds * cores; empty for a step without tasks of its own."""
+    cores = run.metrics.get(f"{step}.cores")
+    if not cores or seconds <= 0:
+        return "", "", "", ""
+    python, write = (run.metrics[f"{step}.{name}_seconds"] / (seconds * cores) for name in ("python", "write"))
+    return size(run.metrics[f"{step}.bytes"]), f"{python:.0%}", f"{write:.0%}", f"{max(1 - python - write, 0):.0%}"

@@ -42,10 +42,11 @@ class AlreadyDone(Exception):
 
 @dataclass(frozen=True)
 class Written:
-    """A committed slice: the table's version, the rows in it, and what the tasks counted."""
+    """A committed slice: the table's version, rows and bytes of files, and what the tasks counted."""
 
     version: int
     rows: int
+    n_bytes: int
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -120,7 +121,7 @@ class Night:
     def _commit(self, where: Slice, parts: list[Part]) -> Written:
         version = commit(where, parts, {"run_id": self.run.run_id, "attempt": self.run.attempt})
         counts = sum((Counter(part.counts) for part in parts), Counter())
-        return Written(version, sum(part.n_rows for part in parts), dict(counts))
+        return Written(version, sum(part.n_rows for part in parts), sum(part.n_bytes for part in parts), dict(counts))
 
     def point(self, name: str, value: Mapping[str, Any]) -> None:
         point(self.root, self.run.run_id, name, value)

@@ -23,7 +23,7 @@ from recsys_batch.night.index import INDEX_METRICS, PARALLEL_ITEMS, SampledUsers
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.ragged import column_matrix
 from recsys_batch.schemas import ALL_SEGMENTS
-from recsys_batch.slices import parts_of
+from recsys_batch.slices import PYTHON_MS, WRITE_MS, parts_of
 from recsys_batch.spark import histories, item_vectors
 from recsys_batch.spark.assign import assign_in_tasks
 from recsys_batch.spark.batches import BatchFunction
@@ -60,6 +60,7 @@ def embed(night: Night) -> StepResult:
     versions = {name: one.version for name, one in written.items()}
     users = written["user_embeddings"].rows
     metrics = {"n_items": float(len(catalogue)), "incremental": float(base is not None)}
+    metrics |= _named(night, "embed", written["user_embeddings"])
     if base is not None:
         metrics |= {"incremental.users_changed": float(len(base.changed)), "incremental.items_gained": float(len(base.gained))}
     return StepResult(versions, rows=users + items.num_rows, users=users, metrics=metrics)
@@ -158,7 +159,7 @@ def candidates(night: Night) -> StepResult:
         written["candidates"] = _merged(night, base, "candidates", fresh, _gained_items(night, base, catalogue))
     written["shortfalls"] = night.write_slice("shortfalls", _shortfalls(night))
     users, versions = written["candidates"].rows, {name: one.version for name, one in written.items()}
-    metrics = {"n_shortfalls": float(written["shortfalls"].rows), **_named("candidates", written["candidates"])}
+    metrics = {"n_shortfalls": float(written["shortfalls"].rows), **_named(night, "candidates", written["candidates"])}
     return StepResult(versions, rows=users, users=users, metrics=metrics)
 
 
@@ -230,15 +231,23 @@ def score(night: Night) -> StepResult:
         lists, vectors = Files(candidates, parts), Files(embeddings, known)
         scoring, n = carried_scorer(task, lists, vectors, before, changed_file(night), base.gained, bounds), len(bounds)
     written = night.write_slice("topk", _numbers(night, n), scoring)
-    versions, counts = {"topk": written.version}, _named("score", written)
+    versions, counts = {"topk": written.version}, _named(night, "score", written)
     if counts.get(SHORT_BY_RULES):
         versions["shortfalls"] = night.write_slice("shortfalls", _short_by_rules(night)).version
     return StepResult(versions, rows=written.rows, users=sum(part.n_rows for part in parts), metrics=counts)
 
 
-def _named(step: str, written: Written) -> dict[str, float]:
-    """What the tasks counted, for the manifest; the rules' counts have names of their own."""
-    return {name if "." in name else f"{step}.{name}": float(n) for name, n in written.counts.items()}
+def _named(night: Night, step: str, written: Written) -> dict[str, float]:
+    """What the tasks of a step's main pass counted, for the manifest; the rules' counts have names of their own.
+
+    ``STEP.python_seconds`` and ``STEP.write_seconds`` are summed over tasks, so that they divide by STEP.seconds * STEP.cores.
+    """
+    counts = dict(written.counts)
+    write, python = (counts.pop(name, 0) / 1000 for name in (WRITE_MS, PYTHON_MS))
+    metrics = {name if "." in name else f"{step}.{name}": float(n) for name, n in counts.items()}
+    own = {"bytes": written.n_bytes, "write_seconds": write, "python_seconds": max(python - write, 0.0)}
+    own["cores"] = night.spark.sparkContext.defaultParallelism
+    return metrics | {f"{step}.{name}": float(value) for name, value in own.items()}
 
 
 def _short_by_rules(night: Night) -> DataFrame:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark import TaskContext
 
-from recsys_batch.slices import Part, Slice, part_batch
+from recsys_batch.slices import PYTHON_MS, Part, Slice, part_batch
 from recsys_batch.spark.batches import BatchFunction
 
 
@@ -19,8 +21,11 @@ def part_writer(function: BatchFunction, where: Slice) -> BatchFunction:
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
+        started = time.process_time()
         for part in where.write(function(batches), context.partitionId() if context else 0):
-            yield part_batch(part)
+            now = time.process_time()
+            yield part_batch(replace(part, counts={**part.counts, PYTHON_MS: round(1000 * (now - started))}))
+            started = now
 
     return run
 
