@@ -15,8 +15,12 @@ from recsys_batch.ann.search import open_retriever
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.ragged import column_matrix, list_column, mask_ragged, ragged
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES, IdTypes
+from recsys_batch.slices import counted, counts_of
 from recsys_batch.spark.batches import BatchFunction
 from recsys_batch.topk import NO_CODE
+
+SHORT = "users_short"
+"""Count of users with fewer candidates than wanted."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,17 @@ def candidate_finder(task: RetrieveTask) -> BatchFunction:
             yield pa.RecordBatch.from_arrays([pa.repeat(task.run_id, batch.num_rows), batch["user_id"], items], schema=schema)
 
     return find
+
+
+def counting_short(function: BatchFunction, n_wanted: int) -> BatchFunction:
+    """The same rows of candidates, with a count of those that have fewer items."""
+
+    def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in function(batches):
+            short = int(np.count_nonzero(np.asarray(batch["items"].value_lengths()) < n_wanted))
+            yield counted(batch, {**counts_of(batch), SHORT: short})
+
+    return count
 
 
 def _find(batch: pa.RecordBatch, task: RetrieveTask) -> Retrieved:
