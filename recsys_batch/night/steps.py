@@ -81,12 +81,13 @@ def _user_embeddings(night: Night, positives: DataFrame, base: Base | None) -> W
         positives = of_changed(night, positives)
     encode: BatchFunction = unchanged
     if night.bundle.kind == "embeddings":
-        rows = item_vectors.brought_users(night.spark, night.bundle, night.root, positives, night.run.run_id)
+        owners = rows = item_vectors.brought_users(night.spark, night.bundle, night.root, positives, night.run.run_id)
     else:
+        owners = positives  # counted before anything is grouped
         rows = with_segments(histories.histories(positives, int(night.bundle.manifest["model"]["history_length"])), night, "left")
         encode = user_encoder(str(night.bundle_dir), str(night.catalogue_dir), night.ids, night.run.run_id)
     if base is None:
-        return night.write_slice("user_embeddings", by_user(rows, n_tasks(night, approximate_users(rows))), encode)
+        return night.write_slice("user_embeddings", by_user(rows, n_tasks(night, approximate_users(owners))), encode)
     changed = by_user(of_changed(night, rows), n_tasks(night, len(base.changed)))
     return merged(night, base, "user_embeddings", night.stage("user_embeddings", changed, encode))
 
