@@ -74,7 +74,6 @@ def _known_users(night: Night) -> DataFrame:
 
 def _retrieve_task(night: Night, catalogue: Catalogue) -> RetrieveTask:
     pointer = night.pointed("index")
-    everything = night.config.scoring.candidates == "all"
     popular: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     table = night.slice_of("popular").select("segment", "rank", "item_id", "score").orderBy("segment", "rank").toArrow()
     codes = catalogue.codes(table["item_id"].combine_chunks())
@@ -91,7 +90,7 @@ def _retrieve_task(night: Night, catalogue: Catalogue) -> RetrieveTask:
         index=pointer["index"],
         nprobe=pointer["tuning"]["nprobe"],
         overfetch=pointer["tuning"]["overfetch"],
-        n_candidates=len(catalogue.retrievable_codes()) if everything else night.config.retrieval.n_candidates,
+        n_candidates=_n_candidates(night.config, catalogue),
         popular=popular,
     )
 
@@ -108,10 +107,15 @@ def _gained_items(night: Night, base: Base, catalogue: Catalogue) -> Callable[[p
         codes=catalogue.codes(base.gained),
         catalogue_dir=str(night.catalogue_dir),
         cosine=night.config.retrieval.metric == "cosine",
-        n_candidates=_retrieve_task(night, catalogue).n_candidates,
+        n_candidates=_n_candidates(night.config, catalogue),
         seen=folder / "seen.parquet",
         embeddings=Files(embeddings, parts_of(embeddings)),
     ).extend
+
+
+def _n_candidates(config: Config, catalogue: Catalogue) -> int:
+    """Items of the longest list."""
+    return len(catalogue.retrievable_codes()) if config.scoring.candidates == "all" else config.retrieval.n_candidates
 
 
 def _n_wanted(config: Config) -> int:
