@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo bench-retrieval bench-size bench-scoring bench-night bench-incremental clean distclean
+.PHONY: help setup data test lint format demo profile bench-retrieval bench-size bench-scoring bench-night bench-incremental clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -51,6 +51,9 @@ demo: setup data ## a whole night on MovieLens-100K: RUN_DATE=YYYY-MM-DD, FORCE=
 	$(CLI) evaluate --conf $(CONF) --holdout --k 10,20
 	$(CLI) show --conf $(CONF) --users 3
 
+profile: setup ## a night of RUN_DATE once more, every task profiled, and its slowest step opened: STEP=score opens that one
+	$(BIN)/python tools/profile_night.py --conf $(CONF) --run-date $(RUN_DATE) $(if $(STEP),--step $(STEP))
+
 USERS ?=
 ITEMS ?=
 DIM ?=
@@ -73,7 +76,7 @@ bench-incremental: setup ## a night after 1 % of the users did something, agains
 	$(BIN)/python benchmarks/incremental.py $(bench_options)
 
 clean: ## remove what demo and tests wrote; keep .venv and downloads
-	rm -rf data/warehouse data/state data/smoke .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
+	rm -rf data/warehouse data/state data/smoke data/profile .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
 distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
 	rm -rf .venv .jars .java data/ml-100k *.egg-info build

@@ -13,6 +13,7 @@ import datetime as dt
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +29,12 @@ from recsys_batch.features import FeatureSpec, PairFeatures
 from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.ragged import list_column, matrix_column
+from recsys_batch.ranges import Files, ranges
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
 from recsys_batch.slices import PART_SCHEMA, Part, Slice, commit, part_of_row
+from recsys_batch.spark.batches import by_range
 from recsys_batch.spark.parts import part_writer
-from recsys_batch.spark.score import ScoreTask, part_scorer
+from recsys_batch.spark.score import Lists, ScoreTask, ranked
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import Tables
 
@@ -104,11 +107,11 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         "r1", NOW.date(), NOW, "1", IDS, str(bundle.path), str(folder / "catalogue"), k, arguments.top_k, config.scoring.batch_users
     )
 
+    lists, bounds = Lists(Files(candidates, parts), Files(embeddings, known)), ranges(parts)
+
     def in_spark() -> None:
-        numbers = spark.range(0, len(parts), 1, len(parts))
-        rows = numbers.mapInArrow(
-            part_writer(part_scorer(task, candidates, parts, embeddings, known), topk), spark_ddl(PART_SCHEMA)
-        ).collect()
+        numbers = spark.range(0, len(bounds), 1, len(bounds))
+        rows = numbers.mapInArrow(part_writer(by_range(partial(ranked, task, lists), bounds), topk), spark_ddl(PART_SCHEMA)).collect()
         commit(topk, [part_of_row(row.asDict()) for row in rows], {})
 
     ranker = Ranker.from_bundle(bundle)

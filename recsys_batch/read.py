@@ -57,7 +57,12 @@ def run_rows(warehouse: str) -> list[dict[str, Any]]:
     """Every row of the manifest, maps as dicts; empty when no night ever began."""
     if not has_table(warehouse, "runs"):
         return []
-    rows: list[dict[str, Any]] = read_table(warehouse, "runs").to_pylist(maps_as_pydicts="strict")
+    return rows_in(f"{warehouse.rstrip('/')}/runs")
+
+
+def rows_in(folder: str) -> list[dict[str, Any]]:
+    """Every row of a small table, maps as dicts."""
+    rows: list[dict[str, Any]] = _dataset_of(folder, DeltaTable(folder)).to_table().to_pylist(maps_as_pydicts="strict")
     return rows
 
 
@@ -116,13 +121,14 @@ def column_type(warehouse: str, name: str, column: str) -> pa.DataType:
 
 
 def _dataset(warehouse: str, name: str, version: int | None = None) -> ds.Dataset:
-    """The table's files as a dataset.
+    """The table's files as a dataset."""
+    return _dataset_of(f"{warehouse.rstrip('/')}/{name}", open_table(warehouse, name, version))
 
-    A local warehouse is read by Arrow's own filesystem: deltalake's default calls back into Python from Arrow's threads, which
+
+def _dataset_of(path: str, table: DeltaTable) -> ds.Dataset:
+    """A local warehouse is read by Arrow's own filesystem: deltalake's default calls back into Python from Arrow's threads, which
     can still be running when the interpreter ends, and then aborts the process.
     """
-    table = open_table(warehouse, name, version)
-    path = f"{warehouse.rstrip('/')}/{name}"
     if "://" in path:
         return table.to_pyarrow_dataset()
     return table.to_pyarrow_dataset(filesystem=fs.SubTreeFileSystem(str(Path(path).absolute()), fs.LocalFileSystem()))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 import mlflow
 from mlflow.artifacts import download_artifacts
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
@@ -26,6 +28,7 @@ from recsys_batch.errors import InputMissing
 _BUNDLE = "bundle"
 _DIGEST_TAG = "bundle_digest"
 _TRAINING_TAG = "training_key"
+_METRICS_PER_CALL = 1000  # as many as a tracking server takes
 
 
 @dataclass(frozen=True)
@@ -124,16 +127,14 @@ class Registry:
 
     def log_metrics(self, mlflow_run_id: str, metrics: Mapping[str, float]) -> None:
         """Log numbers to a run."""
-        for key, value in metrics.items():
-            self._client.log_metric(mlflow_run_id, key, float(value))
+        now = int(time.time() * 1000)
+        logged = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+        for start in range(0, len(logged), _METRICS_PER_CALL):
+            self._client.log_batch(mlflow_run_id, logged[start : start + _METRICS_PER_CALL])
 
     def log_figure(self, mlflow_run_id: str, figure: Any, name: str) -> None:
         """Log a matplotlib figure to a run, as the file ``name``."""
         self._client.log_figure(mlflow_run_id, figure, name)
-
-    def artifacts(self, mlflow_run_id: str) -> list[str]:
-        """Names of the files that were logged to a run."""
-        return [str(found.path) for found in self._client.list_artifacts(mlflow_run_id)]
 
     def finish(self, mlflow_run_id: str, *, failed: bool) -> None:
         """Close a night's run."""

@@ -30,6 +30,8 @@ from recsys_batch.schemas import IdTypes, TableSpec
 _ROW_GROUP_BYTES = 8 * 2**20  # uncompressed: what a reader of one user's rows has to decode
 _REPEATING = ("run_id", "user_id", "source", "model_version", "segment", "reason", "rank", "generated_at")
 """Columns whose values repeat in a run of rows; the others are not worth a dictionary."""
+_FEW = ("source", "model_version")
+"""Text of few values, which stays a dictionary in memory: neither read nor written word by word."""
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,21 @@ class Slice:
         """Of the files: the table's without its partition columns."""
         return pa.schema([field for field in self.spec.arrow_schema(self.ids) if field.name not in self.partition])
 
+    @cached_property
+    def file_schema(self) -> pa.Schema:
+        """``schema`` as rows are best given to ``write``: text of few values as dictionaries."""
+        dictionary = pa.dictionary(pa.int32(), pa.string())
+        return pa.schema([field.with_type(dictionary) if field.name in _FEW else field for field in self.schema])
+
     @property
     def key(self) -> str | None:
         """The column that files are told apart by."""
         names = self.schema.names
         return next((name for name in ("user_id", "item_id") if name in names), None)
 
-    @property
-    def folder(self) -> str:
-        return "/".join(f"{name}={self.partition[name]}" for name in self.spec.partition_by)
+    def file(self, name: str) -> str:
+        """Path within the table's folder of a file of that name."""
+        return "/".join([*(f"{column}={self.partition[column]}" for column in self.spec.partition_by), name])
 
     def write(self, batches: Iterable[pa.RecordBatch], task: int) -> Iterator[Part]:
         """Write rows in the order in which they come; the files, each as it is closed.
@@ -100,31 +108,40 @@ class Slice:
             if batch.num_rows == 0:
                 continue
             writer = writer or _Writer(self, task)
-            writer.add(self._conformed(batch), counts_of(batch))
+            writer.add(self.conformed(batch), counts_of(batch))
             if writer.n_bytes >= self.target_bytes:
                 yield writer.close()
                 writer = None
         if writer is not None:
             yield writer.close()
 
-    def _conformed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The contract's columns under their own types: Spark calls the element of a list otherwise."""
-        columns = [batch[name] for name in self.schema.names]
-        same = [column if column.type.equals(kind) else column.cast(kind) for column, kind in zip(columns, self.schema.types, strict=True)]
-        return pa.RecordBatch.from_arrays(same, schema=self.schema)
+    def conformed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The contract's columns in ``file_schema``: Spark calls the element of a list otherwise."""
+        columns = (batch[name] for name in self.schema.names)
+        same = [_as(column, kind) for column, kind in zip(columns, self.file_schema.types, strict=True)]
+        return pa.RecordBatch.from_arrays(same, schema=self.file_schema)
+
+
+def _as(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if column.type.equals(kind):
+        return column
+    return column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
 
 
 class _Writer:
     def __init__(self, where: Slice, task: int) -> None:
         self._where = where
-        self._name = f"{where.folder}/part-{task:05d}-{uuid.uuid4().hex}.parquet"
+        self._name = where.file(f"part-{task:05d}-{uuid.uuid4().hex}.parquet")
         self._path = Path(where.root) / self._name
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._sink = pa.OSFile(str(self._path), "wb")
         names = [name for name in where.schema.names if name in _REPEATING]
         # Statistics of the key alone: it is what files and row groups are told apart by.
         told = [where.key] if where.key else False
-        self._writer = pq.ParquetWriter(self._sink, where.schema, compression="snappy", use_dictionary=names, write_statistics=told)
+        # Without Arrow's own schema, in which a dictionary would not read as the text that it is.
+        self._writer = pq.ParquetWriter(
+            self._sink, where.file_schema, compression="snappy", use_dictionary=names, write_statistics=told, store_schema=False
+        )
         self._required = [field.name for field in where.schema if not field.nullable]
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
@@ -160,7 +177,7 @@ class _Writer:
     def _flush(self) -> None:
         if self._pending:
             started = time.perf_counter()
-            self._writer.write_table(pa.Table.from_batches(self._pending, schema=self._where.schema))
+            self._writer.write_table(pa.Table.from_batches(self._pending, schema=self._where.file_schema))
             self._counts[WRITE_MS] += round(1000 * (time.perf_counter() - started))
         self._pending, self._pending_bytes = [], 0
 
@@ -175,17 +192,24 @@ def commit(where: Slice, parts: Iterable[Part], metadata: Mapping[str, Any]) -> 
     filters = [(name, "=", str(value)) for name, value in where.partition.items()]
     if not parts and not table.file_uris(file_pruning_predicate=filters):
         return int(table.version())
+    return _committed(table, where, parts, metadata, mode="overwrite", partition_filters=filters)
+
+
+def append(where: Slice, rows: pa.Table, metadata: Mapping[str, Any]) -> int:
+    """Add rows to a table without partitions, in one commit; its version."""
+    return _committed(DeltaTable(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
+
+
+def _committed(table: DeltaTable, where: Slice, parts: Iterable[Part], metadata: Mapping[str, Any], **how: Any) -> int:
     token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
     now = int(time.time() * 1000)
     partition = {name: str(value) for name, value in where.partition.items()}
-    actions = [AddAction(part.path, part.n_bytes, partition, now, True, _stats(part, where.key)) for part in parts]
     table.create_write_transaction(
-        actions,
-        mode="overwrite",
+        [AddAction(part.path, part.n_bytes, partition, now, True, _stats(part, where.key)) for part in parts],
         schema=table.schema(),
         partition_by=list(where.spec.partition_by),
-        partition_filters=filters,
         commit_properties=CommitProperties(custom_metadata={"userMetadata": token}),
+        **how,
     )
     mine = [entry["version"] for entry in DeltaTable(where.root).history(20) if entry.get("userMetadata") == token]
     return int(str(mine[0]))

@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-
-NO_TIME = np.iinfo(np.int64).min
+from recsys_batch.histories import NO_TIME
 
 
 @dataclass(frozen=True)

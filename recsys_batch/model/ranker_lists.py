@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from recsys_batch.features import Context, FeatureSpec, pair_features
+from recsys_batch.histories import NO_TIME
 from recsys_batch.metrics import hit_matrix
-from recsys_batch.model.data import NO_TIME, Positives
+from recsys_batch.model.data import Positives
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
 from recsys_batch.topk import top_k
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.artifacts import put_folder
+from recsys_batch.artifacts import pointed, put_folder
 from recsys_batch.config import Audit
 from recsys_batch.night.context import Night
+from recsys_batch.night.incremental import Base, changed_file, recorded_base
+from recsys_batch.night.passes import interactions_of, of_changed, with_range
+from recsys_batch.ranges import ranges
 from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
-from recsys_batch.slices import parts_of
-from recsys_batch.spark import histories
-from recsys_batch.spark.carry import Files, Range, ranges
-from recsys_batch.spark.verify import COUNTS, COUNTS_SCHEMA, VerifyTask, verifier
+from recsys_batch.spark.verify import COUNTS, COUNTS_SCHEMA, Earlier, VerifyTask, verifier
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ class Gate:
 
 
 def audit(night: Night) -> tuple[list[Gate], dict[str, float]]:
-    """Every gate with its value, and the counts n_users and n_rows."""
+    """Every gate with its value, and the counts n_users, n_rows and n_known."""
     measured = measure(night)
-    return gates(measured, night.config.audit), {"n_users": measured["n_users"], "n_rows": measured["n_rows"]}
+    return gates(measured, night.config.audit), {name: measured[name] for name in ("n_users", "n_rows", "n_known")}
 
 
 def gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
     """The gates over measured values. Counts of broken rows have no threshold in config: one is one too many."""
-    kept_out = ("rows_seen", "rows_unavailable", "rows_ineligible", "rows_ruled_out")
+    kept_out = ("rows_seen", "rows_unavailable", "rows_ineligible", "rows_ruled_out", "rows_not_carried")
     broken = ("lists_broken", "rows_not_finite", *kept_out, "lists_short_unexplained")
     return [
         *(Gate(name, measured[name], 0.0, at_least=False) for name in broken),
@@ -58,31 +58,77 @@ def gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
 
 
 def measure(night: Night) -> dict[str, float]:
-    """Read the run's topk back, a range of users at a time beside what they have seen, and count."""
-    topk, shortfalls = (Files(where, parts_of(where)) for where in (night.slice("topk"), night.slice("shortfalls")))
+    """Read the run's topk back, a range of users at a time beside what the inputs say of these users, and count.
+
+    An incremental night's carried rows are held against the rows of the night they come from, which was audited, and against all
+    that happened since; where items were merged into lists, or may be in some only, everybody's rows are verified as new.
+    """
+    base = recorded_base(night)
+    if base is not None and (len(base.gained) or (night.config.retrieval.eligibility and not base.same_items)):
+        base = None
+    topk = night.files("topk")
     bounds = ranges(topk.parts)
     segments = list(night.config.retrieval.eligibility)
     folder = put_folder(night.root, "audits", lambda target: pq.write_table(_items(night), target / "items.parquet"))
+    night.point("audit", {"items": folder.name})
     task = VerifyTask(
         topk=topk,
-        shortfalls=shortfalls,
+        shortfalls=night.files("shortfalls"),
+        embeddings=night.files("user_embeddings"),
         items=folder / "items.parquet",
         segments=segments,
         default=segments.index(ALL_SEGMENTS) if ALL_SEGMENTS in segments else -1,
         top_k=night.config.scoring.top_k,
         bounds=bounds,
+        earlier=_earlier(night, base, folder.name),
     )
-    users = _known_users(night, bounds).repartitionById(len(bounds), "range")
-    counts = users.mapInArrow(verifier(task), spark_ddl(COUNTS_SCHEMA)).toArrow()
+    ranges_alone = night.spark.range(len(bounds)).select(F.col("id").cast("int").alias("range"))
+    said = with_range(_said(night, base), bounds).unionByName(ranges_alone, allowMissingColumns=True)
+    counts = said.repartitionById(len(bounds), "range").mapInArrow(verifier(task), spark_ddl(COUNTS_SCHEMA)).toArrow()
     found = {name: float(pc.sum(counts[name]).as_py() or 0) for name in COUNTS}
+    if base is not None:
+        found["n_known"] += base.run.metrics["audit.n_known"] - found["n_known_before"]
     # Who has seen all there is has no rows, and a shortfall that says so.
-    nothing_left = night.slice_of("shortfalls").where("n_items = 0").count()
+    nothing_left = sum(pc.sum(pc.equal(batch["n_items"], 0)).as_py() or 0 for batch in task.shortfalls.batches())
     return {
         **found,
         "user_coverage": (found["n_users"] + nothing_left) / max(found["n_known"], 1.0),
         "knn_recall": night.run.metrics.get("knn_recall", float("nan")),
         "popular_share": found["n_popular"] / max(found["n_users"], 1.0),
     }
+
+
+def _earlier(night: Night, base: Base | None, items: str) -> Earlier | None:
+    if base is None:
+        return None
+    topk, embeddings = (base.files(night.slice(name)) for name in ("topk", "user_embeddings"))
+    return Earlier(topk, embeddings, changed_file(night), pointed(night.root, base.run.run_id, "audit")["items"] == items)
+
+
+def _said(night: Night, base: Base | None) -> DataFrame:
+    """user_id, item_id, segment, now, before: an event or a row in users each."""
+    events, nothing = night.read_input("interactions"), F.lit(None).cast("string").alias("segment")
+    now = F.lit(True).alias("now")
+    versions = [(night.run.input_versions, True)]
+    if base is None:
+        said = events.select("user_id", "item_id", nothing, now, F.lit(False).alias("before"))
+    else:
+        said = interactions_of(night, base).select("user_id", "item_id", nothing, now, "before")
+        versions.append((base.run.input_versions, False))
+    for inputs, is_now in versions:
+        if "users" in inputs:
+            users = night.tables.read("users", inputs["users"])
+            users = users if base is None else of_changed(night, users)
+            said = said.unionByName(
+                users.select(
+                    "user_id",
+                    F.lit(None).cast(events.schema["item_id"].dataType).alias("item_id"),
+                    "segment",
+                    F.lit(is_now).alias("now"),
+                    F.lit(not is_now).alias("before"),
+                )
+            )
+    return said
 
 
 def _items(night: Night) -> pa.Table:
@@ -98,29 +144,3 @@ def _items(night: Night) -> pa.Table:
 
 def _holds(condition: str) -> Column:
     return F.coalesce(F.expr(condition), F.lit(False))
-
-
-def _known_users(night: Night, bounds: Sequence[Range]) -> DataFrame:
-    """range, user_id, seen, segment: everybody with an interaction, an embedding or a row in users; and a row without a user per range."""
-    users = histories.seen_items(night.read_input("interactions"))
-    users = users.join(night.slice_of("user_embeddings").select("user_id"), "user_id", "full_outer")
-    table = night.users_table()
-    nobody = F.lit(None).cast("string")
-    users = (
-        users.withColumn("segment", nobody) if table is None else users.join(table.select("user_id", "segment"), "user_id", "full_outer")
-    )
-    users = users.select(_range_of(bounds).alias("range"), "user_id", "seen", "segment")
-    ranges = night.spark.range(len(bounds)).select(F.col("id").cast("int").alias("range"))
-    return users.unionByName(ranges, allowMissingColumns=True)
-
-
-def _range_of(bounds: Sequence[Range]) -> Column:
-    """The place of a user_id's range, by halving."""
-
-    def within(low: int, high: int) -> Column:
-        if low == high:
-            return F.lit(low)
-        middle = (low + high) // 2
-        return F.when(F.col("user_id") <= F.lit(bounds[middle][1]), within(low, middle)).otherwise(within(middle + 1, high))
-
-    return within(0, len(bounds) - 1)

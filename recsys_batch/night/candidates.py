@@ -1,9 +1,10 @@
-"""The candidates step: popular lists, every known user's candidates, and who came short."""
+"""The candidates step: every known user's candidates, and who came short."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,37 +16,27 @@ from recsys_batch.artifacts import put_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.config import Config
 from recsys_batch.night.context import Night
-from recsys_batch.night.incremental import Base, recorded_base
-from recsys_batch.night.passes import (
-    StepResult,
-    by_user,
-    counted_metrics,
-    merged,
-    n_tasks,
-    of_changed,
-    with_segments,
-)
+from recsys_batch.night.gather import recorded
+from recsys_batch.night.incremental import Base, changed_file, recorded_base
+from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
+from recsys_batch.ranges import LIST_ROWS, Range
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
 from recsys_batch.slices import parts_of
-from recsys_batch.spark import histories
-from recsys_batch.spark.carry import Files, GainedItems, Range
-from recsys_batch.spark.retrieve import SHORT, RetrieveTask, candidate_finder, counting_short
+from recsys_batch.spark.carry import Change, GainedItems
+from recsys_batch.spark.retrieve import SHORT, KnownUsers, RetrieveTask, counting_short, found
 
 
 def candidates(night: Night) -> StepResult:
-    """Popular lists, then every known user's candidates, then who came short."""
+    """Every known user's candidates, then who came short."""
     catalogue = open_catalogue(str(night.catalogue_dir))
-    popular = _popular(night).toArrow()
-    written = {"popular": night.write_table("popular", popular)}
-    finder, n_wanted = candidate_finder(_retrieve_task(night, catalogue)), _n_wanted(night.config)
-    base = recorded_base(night)
+    base, gathered = recorded_base(night), recorded(night)
+    known = KnownUsers(gathered, night.files("user_embeddings"), None if base is None else changed_file(night))
+    rows = partial(found, _retrieve_task(night, catalogue), known)
     if base is None:
-        written["candidates"] = night.write_slice("candidates", _known_users(night), counting_short(finder, n_wanted))
+        tasks, function = ranged(night, rows, gathered.bounds)
     else:
-        fresh = night.stage("candidates", of_changed(night, _known_users(night)), finder)
-        gained = _gained_items(night, base, catalogue)
-        count = partial(counting_short, n_wanted=n_wanted)
-        written["candidates"] = merged(night, base, "candidates", fresh, gained, count)
+        tasks, function = carried(night, base, "candidates", rows, _gained_items(night, base, catalogue), LIST_ROWS)
+    written = {"candidates": night.write_slice("candidates", tasks, counting_short(function, _n_wanted(night.config)))}
     # Counted while they were written: reading all of them again takes as long as a fifth of the search.
     if written["candidates"].counts.get(SHORT):
         written["shortfalls"] = night.write_slice("shortfalls", _shortfalls(night))
@@ -56,26 +47,12 @@ def candidates(night: Night) -> StepResult:
     return StepResult(versions, rows=users, users=users, metrics=metrics)
 
 
-def _popular(night: Night) -> DataFrame:
-    available = night.read_input("items").where("is_available")
-    positives = histories.positive(night.read_input("interactions"), night.config.data.min_weight)
-    lists = histories.popularity(positives, night.users_table(), available, night.config.tables.popular_items)
-    return lists.select(F.lit(night.run.run_id).alias("run_id"), "segment", "rank", "item_id", "score")
-
-
-def _known_users(night: Night) -> DataFrame:
-    """user_id, embedding, seen, segment: everybody with an embedding, an interaction or a row in users."""
-    embeddings = night.slice_of("user_embeddings").select("user_id", "embedding")
-    n = n_tasks(night, int(night.run.metrics["embed.users"]))
-    users = embeddings.join(histories.seen_items(night.read_input("interactions")), "user_id", "full_outer")
-    users = with_segments(users, night, "full_outer").select("user_id", "embedding", "seen", "segment")
-    return by_user(users, n)
-
-
 def _retrieve_task(night: Night, catalogue: Catalogue) -> RetrieveTask:
     pointer = night.pointed("index")
     popular: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    table = night.slice_of("popular").select("segment", "rank", "item_id", "score").orderBy("segment", "rank").toArrow()
+    where = night.slice("popular")
+    table = pa.concat_tables(pq.read_table(Path(where.root) / part.path, partitioning=None) for part in parts_of(where))
+    table = table.sort_by([("segment", "ascending"), ("rank", "ascending")])
     codes = catalogue.codes(table["item_id"].combine_chunks())
     segments = np.asarray(table["segment"].to_pylist(), dtype=object)
     scores = table["score"].to_numpy()
@@ -95,22 +72,21 @@ def _retrieve_task(night: Night, catalogue: Catalogue) -> RetrieveTask:
     )
 
 
-def _gained_items(night: Night, base: Base, catalogue: Catalogue) -> Callable[[pa.Table, Range], pa.Table] | None:
+def _gained_items(night: Night, base: Base, catalogue: Catalogue) -> Callable[[Range], Change] | None:
     """How the lists that are carried get the items that are new; None where none is."""
     if len(base.gained) == 0:
         return None
     ids = night.spark.createDataFrame(pa.table({"item_id": base.gained}))
     seen = night.read_input("interactions").join(F.broadcast(ids), "item_id", "left_semi").select("user_id", "item_id").distinct().toArrow()
     folder = put_folder(night.root, "changed", lambda target: pq.write_table(seen, target / "seen.parquet"))
-    embeddings = night.slice("user_embeddings")
     return GainedItems(
         codes=catalogue.codes(base.gained),
         catalogue_dir=str(night.catalogue_dir),
         cosine=night.config.retrieval.metric == "cosine",
         n_candidates=_n_candidates(night.config, catalogue),
         seen=folder / "seen.parquet",
-        embeddings=Files(embeddings, parts_of(embeddings)),
-    ).extend
+        embeddings=night.files("user_embeddings"),
+    ).within
 
 
 def _n_candidates(config: Config, catalogue: Catalogue) -> int:

@@ -23,11 +23,12 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.night import manifest
 from recsys_batch.night.manifest import Run
 from recsys_batch.night.partitions import fit_shuffles
+from recsys_batch.ranges import Files
+from recsys_batch.read import rows_in
 from recsys_batch.registry import Registry
-from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
-from recsys_batch.slices import PART_SCHEMA, Part, Slice, commit, part_of_row
+from recsys_batch.schemas import TABLES, IdTypes, TableSpec, spark_ddl
+from recsys_batch.slices import PART_SCHEMA, Part, Slice, append, commit, part_of_row, parts_of
 from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.carry import Files
 from recsys_batch.spark.parts import part_writer, unchanged
 from recsys_batch.spark.tables import Tables
 
@@ -70,7 +71,7 @@ class Night:
     def record(self, **changes: Any) -> None:
         """Append the run's next manifest row."""
         self.run = self.run.next_event(**changes)
-        append_runs(self.spark, self.tables, [self.run])
+        append_runs(self.tables, [self.run])
 
     def read_input(self, name: str) -> DataFrame:
         """An input table at the version pinned when the run began."""
@@ -88,19 +89,27 @@ class Night:
         """Where this run's rows of an output table are; the table is made if it is missing."""
         self.tables.ensure(name, self.ids)
         spec = TABLES[name]
-        values: dict[str, str | dt.date] = {"run_id": self.run.run_id, "run_date": self.run.run_date}
-        partition = {column: values[column] for column in spec.partition_by}
-        return Slice(self.tables.folder(name), spec, self.ids, partition, self.config.tables.target_file_mb * 2**20)
+        return Slice(self.tables.folder(name), spec, self.ids, partition_of(spec, self.run), self._file_bytes)
+
+    def files(self, name: str) -> Files:
+        """This run's files of an output table."""
+        where = self.slice(name)
+        return Files(where, parts_of(where))
 
     def write_slice(self, name: str, df: DataFrame, function: BatchFunction = unchanged) -> Written:
         """Replace this run's rows of an output table by what ``function`` makes of ``df``, each task writing its own files."""
         where = self.slice(name)
         return self._commit(where, _written(where, df, function))
 
-    def stage(self, name: str, df: DataFrame, function: BatchFunction = unchanged) -> Files:
-        """The same into files that belong to no table, for a later merge; ``drop_drafts`` removes them."""
-        where = replace(self.slice(name), root=str(self._drafts / name))
-        return Files(where, sorted(_written(where, df, function), key=lambda part: part.first))
+    def draft(self, spec: TableSpec) -> Slice:
+        """Where the run keeps rows that later steps read and no table has; ``drop_drafts`` removes them."""
+        return Slice(str(self._drafts / spec.name), spec, self.ids, {}, self._file_bytes)
+
+    def stage(self, spec: TableSpec, df: DataFrame) -> Files:
+        """Replace the draft by the rows of ``df``, each task writing its own files."""
+        where = self.draft(spec)
+        shutil.rmtree(where.root, ignore_errors=True)
+        return Files(where, sorted(_written(where, df, unchanged), key=lambda part: part.first))
 
     def drop_drafts(self) -> None:
         shutil.rmtree(self._drafts, ignore_errors=True)
@@ -108,6 +117,10 @@ class Night:
     @property
     def _drafts(self) -> Path:
         return self.root / "drafts" / self.run.run_id
+
+    @property
+    def _file_bytes(self) -> int:
+        return self.config.tables.target_file_mb * 2**20
 
     def unpoint(self, name: str) -> None:
         """Forget what ``point`` recorded."""
@@ -135,12 +148,23 @@ class Night:
 
     @property
     def catalogue_dir(self) -> Path:
-        return self.root / "catalogues" / str(self.pointed("catalogue")["folder"])
+        return catalogue_folder(self.root, self.run.run_id)
 
     @cached_property
     def bundle(self) -> Bundle:
         """The run's model, verified."""
         return load_bundle(self.bundle_dir)
+
+
+def catalogue_folder(root: Path, run_id: str) -> Path:
+    """Where a run's catalogue is."""
+    return root / "catalogues" / str(pointed(root, run_id, "catalogue")["folder"])
+
+
+def partition_of(spec: TableSpec, run: Run) -> dict[str, str | dt.date]:
+    """Partition values of a run's slice."""
+    values: dict[str, str | dt.date] = {"run_id": run.run_id, "run_date": run.run_date}
+    return {column: values[column] for column in spec.partition_by}
 
 
 def _written(where: Slice, df: DataFrame, function: BatchFunction) -> list[Part]:
@@ -150,17 +174,16 @@ def _written(where: Slice, df: DataFrame, function: BatchFunction) -> list[Part]
 
 def run_rows(tables: Tables) -> list[dict[str, Any]]:
     """Every manifest row, maps as dicts; empty before the first night."""
-    if not tables.exists("runs"):
-        return []
-    return [row.asDict(recursive=True) for row in tables.read("runs").collect()]
+    return rows_in(tables.folder("runs")) if tables.exists("runs") else []
 
 
-def append_runs(spark: SparkSession, tables: Tables, runs: list[Run]) -> None:
+def append_runs(tables: Tables, runs: list[Run]) -> None:
     """Append manifest rows in one commit, so that a reader sees all of them or none."""
     ids = tables.require_ids()
     tables.ensure("runs", ids)
-    rows = pa.Table.from_pylist([run.row() for run in runs], schema=TABLES["runs"].arrow_schema(ids))
-    tables.append("runs", spark.createDataFrame(rows), {"run_ids": [run.run_id for run in runs], "status": runs[-1].status})
+    where = Slice(tables.folder("runs"), TABLES["runs"], ids, {}, 2**20)
+    rows = pa.Table.from_pylist([run.row() for run in runs], schema=where.schema)
+    append(where, rows, {"run_ids": [run.run_id for run in runs], "status": runs[-1].status})
 
 
 def open_night(

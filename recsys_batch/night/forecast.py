@@ -22,7 +22,7 @@ from recsys_batch.catalogue import open_catalogue
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.night import manifest
-from recsys_batch.night.context import run_rows
+from recsys_batch.night.context import catalogue_folder, run_rows
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.registry import Registry
 from recsys_batch.spark.tables import Tables
@@ -80,7 +80,7 @@ def forecast(spark: SparkSession, config: Config, run_date: dt.date, run_id: str
     root = artifact_root(config.paths.warehouse)
     if run and "user_embeddings" in done:
         n_users = int(run.metrics["embed.users"])
-        catalogue = open_catalogue(str(root / "catalogues" / str(pointed(root, run.run_id, "catalogue")["folder"])))
+        catalogue = open_catalogue(str(catalogue_folder(root, run.run_id)))
         n_items, dim = len(catalogue.retrievable_codes()), catalogue.embeddings.shape[1]
     else:
         interactions = tables.read("interactions")

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +22,17 @@ from recsys_batch import __version__
 from recsys_batch.artifacts import pointed, put_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.night import manifest
-from recsys_batch.night.context import Night, run_rows
+from recsys_batch.night.context import Night, catalogue_folder, partition_of, run_rows
 from recsys_batch.night.manifest import Run
+from recsys_batch.ranges import LIST_ROWS, Files
 from recsys_batch.slices import Slice, parts_of
-from recsys_batch.spark.carry import Files
 
 _TOO_MANY = 0.3
 """Share of users from which on a full night is cheaper than to compute these and merge them."""
 
 _CHANGED = "changed.parquet"
+POPULARITY = "counts.parquet"
+_OF_USERS = ("candidates", "user_embeddings")
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ class Base:
     Attributes:
         changed: user_id of everybody whose rows are computed again, ascending.
         gained: item_id of what can be recommended now and could not then, ascending; merged into the lists of all others.
+        same_items: whether what can be recommended is what it was.
     """
 
     run: Run
     changed: pa.Array
     gained: pa.Array
+    same_items: bool
 
     def files(self, where: Slice) -> Files:
         """The base's rows of the table that ``where`` is a slice of."""
@@ -72,10 +75,8 @@ def find_base(night: Night, catalogue: Catalogue) -> Base:
     ):
         if then != now:
             raise NeedsFull(f"run {run.run_id} has {what} {then}, this one {now}")
-    before = open_catalogue(str(night.root / "catalogues" / str(pointed(night.root, run.run_id, "catalogue")["folder"])))
-    gained, lost = _compared(before, catalogue, night)
-    users = _keys(night.slice("candidates"), run, "user_id")
-    embedded = _keys(night.slice("user_embeddings"), run, "user_id")
+    gained, lost = _compared(open_catalogue.__wrapped__(str(catalogue_folder(night.root, run.run_id))), catalogue, night)
+    users, embedded = (_files(night.slice(name), run).between(columns=["user_id"])["user_id"].combine_chunks() for name in _OF_USERS)
     parts = [
         _with_new_events(night, run),
         _with_other_rows(night, run),
@@ -87,8 +88,9 @@ def find_base(night: Night, catalogue: Catalogue) -> Base:
         raise NeedsFull(f"{len(changed)} of {len(users)} users have changed, more than {_TOO_MANY:.0%}")
     table = pa.table({"user_id": changed})
     folder = put_folder(night.root, "changed", lambda target: pq.write_table(table, target / _CHANGED))
-    night.point("base", {"run_id": run.run_id, "changed": folder.name, "gained": gained.to_pylist()})
-    return Base(run, changed, gained)
+    found = {"run_id": run.run_id, "changed": folder.name, "gained": gained.to_pylist(), "same_items": not len(gained) and not len(lost)}
+    night.point("base", found)
+    return Base(run, changed, gained, found["same_items"])
 
 
 def recorded_base(night: Night) -> Base | None:
@@ -98,12 +100,17 @@ def recorded_base(night: Night) -> Base | None:
     pointer = night.pointed("base")
     run = manifest.fold(run_rows(night.tables))[pointer["run_id"]]
     changed = pq.read_table(changed_file(night))["user_id"].combine_chunks()
-    return Base(run, changed, pa.array(pointer["gained"], type=night.ids.item_arrow))
+    return Base(run, changed, pa.array(pointer["gained"], type=night.ids.item_arrow), pointer["same_items"])
 
 
 def changed_file(night: Night) -> Path:
     """Parquet of user_id, ascending."""
     return night.root / "changed" / str(night.pointed("base")["changed"]) / _CHANGED
+
+
+def popularity_file(root: Path, run_id: str) -> Path:
+    """Parquet of segment, item_id, n: the users of each, as the run counted them."""
+    return root / "popularity" / str(pointed(root, run_id, "popularity")["folder"]) / POPULARITY
 
 
 def _compared(before: Catalogue, now: Catalogue, night: Night) -> tuple[pa.Array, pa.Array]:
@@ -114,10 +121,7 @@ def _compared(before: Catalogue, now: Catalogue, night: Night) -> tuple[pa.Array
     """
     both = before.item_ids.filter(pc.is_in(before.item_ids, value_set=now.item_ids))
     old, new = before.codes(both), now.codes(both)
-    reads_popularity = night.bundle.kind == "two_tower" or night.bundle.ranker_path is not None
     arrays = [("vectors", before.embeddings, now.embeddings), ("history vectors", before.history, now.history)]
-    if reads_popularity:
-        arrays.append(("popularity, which the ranker reads", before.log_popularity, now.log_popularity))
     for segment in now.eligible:
         arrays.append((f"eligibility for {segment}", before.eligible[segment], now.eligible[segment]))
     for name in ("boost", "blocked", "stale"):
@@ -136,8 +140,12 @@ def _compared(before: Catalogue, now: Catalogue, night: Night) -> tuple[pa.Array
     return gained, lost
 
 
-def _with_new_events(night: Night, run: Run) -> pa.Array:
-    """Users of the files that interactions has got since."""
+def event_files(night: Night, run: Run) -> tuple[list[str], list[str]]:
+    """Files of interactions that the run read, and those that came since.
+
+    Raises:
+        NeedsFull: some are no longer there.
+    """
     root = night.tables.folder("interactions")
     then, now = (
         set(pa.table(DeltaTable(root, version=versions["interactions"]).get_add_actions())["path"].to_pylist())
@@ -145,7 +153,15 @@ def _with_new_events(night: Night, run: Run) -> pa.Array:
     )
     if then - now:
         raise NeedsFull("interactions was rewritten since (compacted, or rows were removed)")
-    files = [str(Path(root) / path) for path in sorted(now - then)]
+    before, since = ([str(Path(root) / path) for path in sorted(paths)] for paths in (then, now - then))
+    return before, since
+
+
+def _with_new_events(night: Night, run: Run) -> pa.Array:
+    """Users of the files that interactions has got since."""
+    _, files = event_files(night, run)
+    if files and night.bundle.kind == "embeddings" and night.bundle.ranker_path is not None:
+        raise NeedsFull("there are new interactions, and the ranker that was brought reads popularity, which they move")
     columns = [pq.read_table(path, columns=["user_id"], partitioning=None)["user_id"].unique() for path in files]
     return pa.chunked_array(columns, type=night.ids.user_arrow).unique()
 
@@ -167,23 +183,11 @@ def _comparable(users: DataFrame) -> DataFrame:
 
 def _holding(night: Night, run: Run, lost: pa.Array) -> Iterator[pa.Array]:
     """Users with a candidate that is gone."""
-    where = night.slice("candidates")
-    for part in _files(where, run).parts:
-        with pq.ParquetFile(Path(where.root) / part.path, memory_map=True) as file:
-            for batch in file.iter_batches(columns=["user_id", "items"]):
-                lists = batch["items"]
-                hit = pc.is_in(lists.flatten().field("item_id"), value_set=lost)
-                rows = pc.list_parent_indices(lists).filter(hit).unique()
-                yield batch["user_id"].take(rows)
-
-
-def _keys(where: Slice, run: Run, key: str) -> pa.Array:
-    """A column of the run's slice."""
-    columns = [pq.read_table(Path(where.root) / part.path, columns=[key], partitioning=None)[key] for part in _files(where, run).parts]
-    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], type=where.schema.field(key).type).combine_chunks()
+    for batch in _files(night.slice("candidates"), run).batches(columns=["user_id", "items"], n_rows=LIST_ROWS):
+        hit = pc.is_in(batch["items"].flatten().field("item_id"), value_set=lost)
+        yield batch["user_id"].take(pc.list_parent_indices(batch["items"]).filter(hit).unique())
 
 
 def _files(where: Slice, run: Run) -> Files:
-    values: dict[str, Any] = {"run_id": run.run_id, "run_date": run.run_date}
-    theirs = replace(where, partition={name: values[name] for name in where.partition})
+    theirs = replace(where, partition=partition_of(where.spec, run))
     return Files(theirs, parts_of(theirs, run.table_versions[where.spec.name]))

@@ -103,7 +103,7 @@ def rollback(spark: SparkSession, config: Config, to: str | None = None) -> Run:
         raise AlreadyDone(f"run {now.run_id} is what readers see already")
     back = target.next_event(status="PUBLISHED", published_at=dt.datetime.now(dt.UTC), attempt=target.attempt + 1)
     # The withdrawn run's row and the restored run's row are one commit: no reader sees a state between.
-    append_runs(spark, tables, [now.next_event(status="ROLLED_BACK", published_at=None), back])
+    append_runs(tables, [now.next_event(status="ROLLED_BACK", published_at=None), back])
     return back
 
 
@@ -144,7 +144,7 @@ def _audit(night: Night, started: float) -> dict[str, float]:
     gates, counts = audit(night)
     refused = [gate for gate in gates if not gate.passed]
     numbers = {"rows": counts["n_rows"], "users": counts["n_users"], "seconds": time.monotonic() - started}
-    values = {f"audit.{gate.name}": gate.value for gate in gates}
+    values = {f"audit.{gate.name}": gate.value for gate in gates} | {"audit.n_known": counts["n_known"]}
     verdicts = {manifest.GATE + gate.name: float(gate.passed) for gate in gates}
     metrics = {**_prefixed("audit", numbers), **values, **verdicts, manifest.GATE_REFUSED: float(bool(refused))}
     n_users, n_rows = int(counts["n_users"]), int(counts["n_rows"])
@@ -163,6 +163,7 @@ def _publish(night: Night, started: float) -> dict[str, float]:
         "seconds": time.monotonic() - started,
     }
     night.record(status="PUBLISHED", published_at=dt.datetime.now(dt.UTC), metrics=_prefixed("publish", numbers))
+    night.drop_drafts()
     if night.run.mlflow_run_id:
         night.registry.log_metrics(night.run.mlflow_run_id, night.run.metrics)
         night.registry.finish(night.run.mlflow_run_id, failed=False)

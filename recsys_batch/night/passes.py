@@ -1,21 +1,22 @@
-"""What the steps share: their result, passes over users, and the merge of an incremental night."""
+"""What the steps share: their result, and passes over users by ranges, of everybody or of those whom an incremental night computes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
-import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from recsys_batch.gathered import EVENTS
 from recsys_batch.night.context import Night, Written
-from recsys_batch.night.incremental import Base, changed_file
-from recsys_batch.night.partitions import user_tasks, users_per_task
+from recsys_batch.night.incremental import Base, changed_file, event_files
+from recsys_batch.ranges import BATCH_ROWS, Range, ranges
+from recsys_batch.schemas import spark_ddl
 from recsys_batch.slices import PYTHON_MS, WRITE_MS
-from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.carry import Files, Range, ranges, replaced
+from recsys_batch.spark.batches import BatchFunction, RangeFunction, by_range
+from recsys_batch.spark.carry import Change, replaced
+from recsys_batch.spark.events import EventFiles, events_of
 
 
 @dataclass(frozen=True)
@@ -28,25 +29,6 @@ class StepResult:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
-def n_tasks(night: Night, n_users: int) -> int:
-    """Tasks for a pass over so many users."""
-    per_task = users_per_task(night.config.retrieval.n_candidates, night.bundle.embedding_dim)
-    return user_tasks(n_users, per_task, night.spark.sparkContext.defaultParallelism)
-
-
-def by_user(rows: DataFrame, n_tasks: int) -> DataFrame:
-    """In ranges of user_id, sorted: each file of the slice then holds users that no other file has, and its statistics say which.
-
-    The last thing before rows are used, as a join would choose tasks of its own.
-    """
-    return rows.repartitionByRange(n_tasks, "user_id").sortWithinPartitions("user_id")
-
-
-def approximate_users(rows: DataFrame) -> int:
-    """Distinct users, within a few per cent: enough to choose a number of tasks."""
-    return int(cast("Any", rows.agg(F.approx_count_distinct("user_id")).head())[0])
-
-
 def with_segments(users: DataFrame, night: Night, how: str) -> DataFrame:
     """With segment and attributes of the users table, nulls where there is none."""
     table = night.users_table()
@@ -56,31 +38,58 @@ def with_segments(users: DataFrame, night: Night, how: str) -> DataFrame:
     return users.join(table, "user_id", how)
 
 
+def ranged(night: Night, rows: RangeFunction, bounds: Sequence[Range]) -> tuple[DataFrame, BatchFunction]:
+    """A task per range, in which ``rows`` makes its rows."""
+    return numbers(night, len(bounds)), by_range(rows, bounds)
+
+
+def carried(
+    night: Night,
+    base: Base,
+    name: str,
+    fresh: RangeFunction,
+    change: Callable[[Range], Change] | None = None,
+    n_rows: int = BATCH_ROWS,
+) -> tuple[DataFrame, BatchFunction]:
+    """A task per file of the base's slice: its rows with the fresh ones in the place of the changed users'."""
+    old = base.files(night.slice(name))
+    bounds = ranges(old.parts)
+    return numbers(night, len(bounds)), replaced(old, fresh, changed_file(night), bounds, change, n_rows)
+
+
+def in_ranges(rows: DataFrame, bounds: Sequence[Range]) -> DataFrame:
+    """The same rows, each range in one task."""
+    return with_range(rows, bounds).repartitionById(len(bounds), "range")
+
+
+def with_range(rows: DataFrame, bounds: Sequence[Range]) -> DataFrame:
+    """The same rows with the number of their user's range as "range"."""
+    return rows.withColumn("range", _range_of(bounds))
+
+
+def _range_of(bounds: Sequence[Range]) -> Column:
+    """The place of a user_id's range, by halving."""
+
+    def within(low: int, high: int) -> Column:
+        if low == high:
+            return F.lit(low)
+        middle = (low + high) // 2
+        return F.when(F.col("user_id") <= F.lit(bounds[middle][1]), within(low, middle)).otherwise(within(middle + 1, high))
+
+    return within(0, len(bounds) - 1)
+
+
 def of_changed(night: Night, rows: DataFrame) -> DataFrame:
     """Rows of the users whom an incremental night computes again."""
     changed = night.spark.read.parquet(str(changed_file(night)))
     return rows.join(F.broadcast(changed), "user_id", "left_semi")
 
 
-def merged(
-    night: Night,
-    base: Base,
-    name: str,
-    fresh: Files,
-    extend: Callable[[pa.Table, Range], pa.Table] | None = None,
-    count: Callable[[BatchFunction], BatchFunction] = lambda function: function,
-) -> Written:
-    """The base's slice with the fresh rows in the place of the changed users', in tasks of the base's files.
-
-    Args:
-        extend: of ``replaced``.
-        count: wraps what is written, to count in it.
-    """
-    old = base.files(night.slice(name))
-    bounds = ranges(old.parts)
-    written = night.write_slice(name, numbers(night, len(bounds)), count(replaced(old, fresh, changed_file(night), bounds, extend)))
-    night.drop_drafts()
-    return written
+def interactions_of(night: Night, base: Base) -> DataFrame:
+    """Rows of EVENTS of an incremental night: those of users who changed, and all that came since the base."""
+    files = event_files(night, base.run)
+    wanted = EventFiles(*files, changed_file(night))
+    return numbers(night, len(wanted.paths)).mapInArrow(events_of(wanted, night.ids), spark_ddl(EVENTS.arrow_schema(night.ids)))
 
 
 def numbers(night: Night, n: int) -> DataFrame:

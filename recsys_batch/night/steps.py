@@ -4,61 +4,62 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.artifacts import pointed, put_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue, write_catalogue
-from recsys_batch.config import Scoring
+from recsys_batch.config import Rules, Scoring
 from recsys_batch.errors import ConfigError
+from recsys_batch.gathered import Gathered
 from recsys_batch.night.candidates import candidates
 from recsys_batch.night.context import Night, Written
-from recsys_batch.night.incremental import Base, NeedsFull, changed_file, find_base, recorded_base
+from recsys_batch.night.gather import changed_users, everybody
+from recsys_batch.night.incremental import POPULARITY, Base, NeedsFull, changed_file, find_base, popularity_file, recorded_base
 from recsys_batch.night.index import INDEX_METRICS, PARALLEL_ITEMS, SampledUsers, build, tuning_figure
-from recsys_batch.night.passes import (
-    StepResult,
-    approximate_users,
-    by_user,
-    counted_metrics,
-    merged,
-    n_tasks,
-    numbers,
-    of_changed,
-    with_segments,
-)
+from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
+from recsys_batch.popularity import counts_schema, popular_lists, sum_of, users_per_item
 from recsys_batch.ragged import column_matrix
-from recsys_batch.slices import parts_of
-from recsys_batch.spark import histories, item_vectors
+from recsys_batch.ranges import ranges
+from recsys_batch.schemas import spark_ddl
+from recsys_batch.spark import item_vectors
 from recsys_batch.spark.assign import assign_in_tasks
-from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.carry import Files, carried_scorer, ranges
-from recsys_batch.spark.embed import user_encoder
-from recsys_batch.spark.parts import unchanged
-from recsys_batch.spark.score import SHORT_BY_RULES, ScoreTask, part_scorer
+from recsys_batch.spark.carry import dated
+from recsys_batch.spark.embed import EmbedTask, popularity_counter
+from recsys_batch.spark.score import SHORT_BY_RULES, Lists, ScoreTask, ranked
 
 logger = logging.getLogger("recsys_batch.night")
 
 
 def embed(night: Night) -> StepResult:
-    """Item and user embeddings, and the catalogue that later steps share."""
-    positives = histories.positive(night.read_input("interactions"), night.config.data.min_weight)
-    catalogue, n_events = item_vectors.catalogue(
-        night.bundle, night.root, night.read_input("items"), positives, night.config, night.run.run_date
-    )
+    """What is known of users brought together; popularity, the catalogue that later steps share, item and user embeddings."""
+    items = item_vectors.item_table(night.read_input("items"), night.config, night.run.run_date)
+    catalogue = item_vectors.catalogue(night.bundle, night.root, items, night.config)
+    base = _decide(night, catalogue)
+    gathered = everybody(night) if base is None else changed_users(night, base)
+    counts = _popularity(night, gathered, base)
+    n_events = users_per_item(counts, catalogue.item_ids)
+    catalogue = item_vectors.with_popularity(catalogue, night.bundle, n_events)
     folder = put_folder(night.root, "catalogues", lambda target: write_catalogue(target, catalogue))
     night.point("catalogue", {"folder": folder.name})
-    items = item_vectors.rows(catalogue, n_events, night.run.run_id, night.ids)
-    base = _decide(night, catalogue)
-    written = {"item_embeddings": night.write_table("item_embeddings", items), "user_embeddings": _user_embeddings(night, positives, base)}
+    lists = popular_lists(counts, items["item_id"].filter(items["is_available"]).combine_chunks(), night.config.tables.popular_items)
+    written = {
+        "item_embeddings": night.write_table("item_embeddings", item_vectors.rows(catalogue, n_events, night.run.run_id, night.ids)),
+        "popular": night.write_table("popular", lists),
+        "user_embeddings": _user_embeddings(night, gathered, base),
+    }
     versions = {name: one.version for name, one in written.items()}
     users = written["user_embeddings"].rows
     metrics = {"n_items": float(len(catalogue)), "incremental": float(base is not None)}
     metrics |= counted_metrics(night, "embed", written["user_embeddings"])
     if base is not None:
         metrics |= {"incremental.users_changed": float(len(base.changed)), "incremental.items_gained": float(len(base.gained))}
-    return StepResult(versions, rows=users + items.num_rows, users=users, metrics=metrics)
+    return StepResult(versions, rows=users + written["item_embeddings"].rows, users=users, metrics=metrics)
 
 
 def _decide(night: Night, catalogue: Catalogue) -> Base | None:
@@ -76,20 +77,32 @@ def _decide(night: Night, catalogue: Catalogue) -> Base | None:
     return base
 
 
-def _user_embeddings(night: Night, positives: DataFrame, base: Base | None) -> Written:
+def _popularity(night: Night, gathered: Gathered, base: Base | None) -> pa.Table:
+    """Users per segment and item: counted, or the base's with what the changed users did since."""
+    counter = partial(popularity_counter, gathered, night.config.data.min_weight)
+    tasks, function = ranged(night, counter, gathered.bounds)
+    counted = [tasks.mapInArrow(function, spark_ddl(counts_schema(night.ids))).toArrow()]
     if base is not None:
-        positives = of_changed(night, positives)
-    encode: BatchFunction = unchanged
-    if night.bundle.kind == "embeddings":
-        owners = rows = item_vectors.brought_users(night.spark, night.bundle, night.root, positives, night.run.run_id)
-    else:
-        owners = positives  # counted before anything is grouped
-        rows = with_segments(histories.histories(positives, int(night.bundle.manifest["model"]["history_length"])), night, "left")
-        encode = user_encoder(str(night.bundle_dir), str(night.catalogue_dir), night.ids, night.run.run_id)
-    if base is None:
-        return night.write_slice("user_embeddings", by_user(rows, n_tasks(night, approximate_users(owners))), encode)
-    changed = by_user(of_changed(night, rows), n_tasks(night, len(base.changed)))
-    return merged(night, base, "user_embeddings", night.stage("user_embeddings", changed, encode))
+        counted.append(pq.read_table(popularity_file(night.root, base.run.run_id)))
+    counts = sum_of(counted, night.ids)
+    folder = put_folder(night.root, "popularity", lambda target: pq.write_table(counts, target / POPULARITY))
+    night.point("popularity", {"folder": folder.name})
+    return counts
+
+
+def _user_embeddings(night: Night, gathered: Gathered, base: Base | None) -> Written:
+    brought = night.bundle.kind == "embeddings"
+    task = EmbedTask(
+        run_id=night.run.run_id,
+        gathered=gathered,
+        min_weight=night.config.data.min_weight,
+        bundle_dir=str(night.bundle_dir),
+        catalogue_dir=str(night.catalogue_dir),
+        history_length=0 if brought else int(night.bundle.manifest["model"]["history_length"]),
+    )
+    rows = task.brought if brought else task.encoded
+    tasks = ranged(night, rows, gathered.bounds) if base is None else carried(night, base, "user_embeddings", rows)
+    return night.write_slice("user_embeddings", *tasks)
 
 
 def index(night: Night) -> StepResult:
@@ -97,7 +110,7 @@ def index(night: Night) -> StepResult:
     catalogue = open_catalogue(str(night.catalogue_dir))
     check_all_candidates(night.config.scoring, len(catalogue.retrievable_codes()))
     base = recorded_base(night)
-    if base is not None and _same_items(night, base, catalogue):
+    if base is not None and base.same_items:
         night.point("index", pointed(night.root, base.run.run_id, "index"))
         kept = {name: value for name, value in base.run.metrics.items() if name in INDEX_METRICS}
         version = night.run.table_versions["item_embeddings"]
@@ -115,13 +128,6 @@ def index(night: Night) -> StepResult:
         night.registry.log_figure(night.run.mlflow_run_id, tuning_figure(built.tuning), "retrieval_tuning.png")
     version = night.run.table_versions["item_embeddings"]
     return StepResult({"index": version}, rows=built.info.n_items, users=len(sampled.queries), metrics=built.metrics())
-
-
-def _same_items(night: Night, base: Base, catalogue: Catalogue) -> bool:
-    """Whether the base's index is over exactly the items of this night."""
-    before = open_catalogue.__wrapped__(str(night.root / "catalogues" / str(pointed(night.root, base.run.run_id, "catalogue")["folder"])))
-    then, now = (one.item_ids.filter(pa.array(one.retrievable)) for one in (before, catalogue))
-    return bool(then.equals(now))
 
 
 def check_all_candidates(scoring: Scoring, n_items: int) -> None:
@@ -150,21 +156,19 @@ def score(night: Night) -> StepResult:
         top_k=config.scoring.top_k,
         batch_users=config.scoring.batch_users,
     )
-    candidates, embeddings = night.slice("candidates"), night.slice("user_embeddings")
-    parts = parts_of(candidates, run.table_versions["candidates"])
-    known = parts_of(embeddings, run.table_versions["user_embeddings"])
-    base = recorded_base(night)
+    base, candidates = recorded_base(night), night.files("candidates")
+    lists = Lists(candidates, night.files("user_embeddings"))
     if base is None:
-        scoring, n = part_scorer(task, candidates, parts, embeddings, known), len(parts)
+        tasks = ranged(night, partial(ranked, task, lists), ranges(candidates.parts))
     else:
-        bounds, before = ranges(parts), base.files(night.slice("topk"))
-        lists, vectors = Files(candidates, parts), Files(embeddings, known)
-        scoring, n = carried_scorer(task, lists, vectors, before, changed_file(night), base.gained, bounds), len(bounds)
-    written = night.write_slice("topk", numbers(night, n), scoring)
+        lists = replace(lists, changed=changed_file(night), gained=base.gained)
+        tasks = carried(night, base, "topk", partial(ranked, task, lists), dated(task.generated_at))
+    written = night.write_slice("topk", *tasks)
     versions, counts = {"topk": written.version}, counted_metrics(night, "score", written)
-    if counts.get(SHORT_BY_RULES):
+    # Of the lists that are carried, nobody has counted which are short.
+    if counts.get(SHORT_BY_RULES) or (base is not None and night.config.rules != Rules()):
         versions["shortfalls"] = night.write_slice("shortfalls", _short_by_rules(night)).version
-    return StepResult(versions, rows=written.rows, users=sum(part.n_rows for part in parts), metrics=counts)
+    return StepResult(versions, rows=written.rows, users=sum(part.n_rows for part in candidates.parts), metrics=counts)
 
 
 def _short_by_rules(night: Night) -> DataFrame:

@@ -1,60 +1,94 @@
-"""Executor code of the embed step: histories in, user embeddings out."""
+"""Executor code of the embed step: events of a range of users in, their embeddings out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys_batch.bundle import load_bundle
 from recsys_batch.catalogue import open_catalogue
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.model.data import NO_TIME
+from recsys_batch.gathered import Gathered
+from recsys_batch.histories import histories
 from recsys_batch.model.towers import Towers
-from recsys_batch.ragged import mask_ragged, matrix_column, ragged
-from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.popularity import added, count, negative
+from recsys_batch.ragged import matrix_column
+from recsys_batch.ranges import Range
+from recsys_batch.schemas import TABLES
+
+_USERS = 8_192  # users embedded together
 
 
-def user_encoder(bundle_dir: str, catalogue_dir: str, ids: IdTypes, run_id: str) -> BatchFunction:
-    """A function for mapInArrow: rows of ``histories`` with segment and attributes -> rows of user_embeddings."""
-    schema = TABLES["user_embeddings"].arrow_schema(ids)
+@dataclass(frozen=True)
+class EmbedTask:
+    """What executors need to know; small, as it travels in the closure.
 
-    def encode(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            if batch.num_rows == 0:
-                continue
-            embeddings = _encode(batch, _towers(bundle_dir), catalogue_dir)
-            columns = [pa.array([run_id] * batch.num_rows), batch["user_id"], matrix_column(embeddings), batch["n_events"]]
-            yield pa.RecordBatch.from_arrays(columns, schema=schema)
+    Attributes:
+        history_length: newest items that the user tower reads; 0 where embeddings were brought.
+    """
 
-    return encode
+    run_id: str
+    gathered: Gathered
+    min_weight: float
+    bundle_dir: str
+    catalogue_dir: str
+    history_length: int
+
+    def encoded(self, bounds: Range) -> Iterator[pa.RecordBatch]:
+        """Rows of user_embeddings by the user tower: everybody with a positive event."""
+        catalogue = open_catalogue(self.catalogue_dir)
+        found = histories(self.gathered.positives(bounds, self.min_weight), catalogue, self.history_length)
+        profiles = self.gathered.profiles(bounds)
+        place = pc.index_in(found.user_ids, value_set=profiles["user_id"].combine_chunks())
+        for start in range(0, len(found.user_ids), _USERS):
+            users = slice(start, min(start + _USERS, len(found.user_ids)))
+            first, last = found.offsets[users.start], found.offsets[users.stop]
+            segments, attributes = (profiles[name].combine_chunks().take(place[users]) for name in ("segment", "attributes"))
+            embeddings = _towers(self.bundle_dir).encode_users(
+                found.codes[first:last],
+                found.offsets[users.start : users.stop + 1] - first,
+                found.event_us[first:last],
+                found.weights[first:last],
+                segments.to_pylist(),
+                attributes.to_pylist(maps_as_pydicts="strict"),
+                catalogue.history,
+            )
+            finite = np.isfinite(embeddings).all(axis=1)
+            if not finite.all():
+                user = found.user_ids[start + int(np.flatnonzero(~finite)[0])].as_py()
+                raise RecsysBatchError(f"the embedding of user {user!r} is not finite: the model is broken, or its input is")
+            yield self._rows(found.user_ids[users], matrix_column(embeddings), pa.array(found.n_events[users]))
+
+    def brought(self, bounds: Range) -> Iterator[pa.RecordBatch]:
+        """Rows of user_embeddings as they were registered."""
+        assert self.gathered.vectors is not None
+        counts = histories(self.gathered.positives(bounds, self.min_weight), open_catalogue(self.catalogue_dir), 0)
+        for batch in self.gathered.vectors.batches(bounds, n_rows=_USERS):
+            place = pc.index_in(batch["user_id"], value_set=counts.user_ids)
+            n_events = pc.fill_null(pa.array(counts.n_events).take(place), 0)
+            yield self._rows(batch["user_id"], batch["embedding"], n_events)
+
+    def _rows(self, user_ids: pa.Array, embeddings: pa.Array, n_events: pa.Array) -> pa.RecordBatch:
+        schema = TABLES["user_embeddings"].arrow_schema(self.gathered.events.where.ids)
+        columns = [pa.repeat(self.run_id, len(user_ids)), user_ids, embeddings, n_events.cast(pa.int32())]
+        return pa.RecordBatch.from_arrays([column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
-def _encode(batch: pa.RecordBatch, towers: Towers, catalogue_dir: str) -> np.ndarray:
-    catalogue = open_catalogue(catalogue_dir)
-    item_ids, offsets = ragged(batch["item_ids"])
-    codes = catalogue.codes(item_ids)
-    weights = np.asarray(batch["weights"].flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
-    known = codes >= 0
-    # Events without a time come last in their user's order, and stay there whatever else is in the batch.
-    times = np.asarray(batch["event_us"].flatten().fill_null(NO_TIME).to_numpy(zero_copy_only=False), dtype=np.int64)[known]
-    embeddings = towers.encode_users(
-        codes[known],
-        mask_ragged(offsets, known),
-        times,
-        weights[known],
-        batch["segment"].to_pylist(),
-        batch["attributes"].to_pylist(maps_as_pydicts="strict"),
-        catalogue.history,
-    )
-    finite = np.isfinite(embeddings).all(axis=1)
-    if not finite.all():
-        user = batch["user_id"][int(np.flatnonzero(~finite)[0])].as_py()
-        raise RecsysBatchError(f"the embedding of user {user!r} is not finite: the model is broken, or its input is")
-    return embeddings
+def popularity_counter(gathered: Gathered, min_weight: float, bounds: Range) -> Iterator[pa.RecordBatch]:
+    """Users per segment and item in the range, less what of it the base knew (in an incremental night; nothing else)."""
+    positives, ids = gathered.positives(bounds, min_weight), gathered.events.where.ids
+    segments = gathered.people.between(bounds, ["user_id", "segment", "segment_before"]) if gathered.people else None
+    now = count(positives, segments.select(["user_id", "segment"]) if segments else None, ids)
+    earlier = positives.filter(positives["before"])
+    if earlier.num_rows:
+        before = segments.select(["user_id", "segment_before"]).rename_columns(["user_id", "segment"]) if segments else None
+        now = added(now, negative(count(earlier, before, ids)))
+    yield from now.to_batches()
 
 
 @lru_cache(maxsize=1)

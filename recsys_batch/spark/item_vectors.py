@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from recsys_batch.bundle import Bundle
 from recsys_batch.catalogue import Catalogue
@@ -21,10 +21,8 @@ from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.item_rules import business_of, eligible_of, rule_columns
 
 
-def catalogue(
-    bundle: Bundle, root: Path, items: DataFrame, positives: DataFrame, config: Config, run_date: dt.date
-) -> tuple[Catalogue, np.ndarray]:
-    """The night's catalogue, and int32 [n] users with a positive interaction per item.
+def item_table(items: DataFrame, config: Config, run_date: dt.date) -> pa.Table:
+    """The items with what the rules say of each, in order of item_id.
 
     Items number in the millions at most, so one machine embeds them; users are what is distributed.
 
@@ -33,22 +31,34 @@ def catalogue(
         ConfigError: a condition of ``retrieval.eligibility`` or ``rules`` is not boolean SQL over items.
     """
     rules = rule_columns(items, config, run_date)
-    counts = positives.groupBy("item_id").agg(F.count_distinct("user_id").cast("int").alias("n_events"))
-    ruled = items.select("item_id", "categories", "attributes", "is_available", *rules)
-    counted = ruled.join(counts, "item_id", "left")
-    table = counted.toArrow().sort_by("item_id").combine_chunks()
+    table = items.select("item_id", "categories", "attributes", "is_available", *rules).toArrow().sort_by("item_id").combine_chunks()
     if table.num_rows == 0:
         raise InputMissing("the items table is empty: run `recsys-batch ingest` with a source that has items")
-    item_ids = table["item_id"].combine_chunks()
-    n_events = np.asarray(pc.fill_null(table["n_events"], 0).to_numpy(), dtype=np.int32)
-    available = np.asarray(table["is_available"].to_numpy(zero_copy_only=False)).astype(bool)
-    eligible, business = eligible_of(table, config), business_of(table, config)
+    return table
+
+
+def catalogue(bundle: Bundle, root: Path, items: pa.Table, config: Config) -> Catalogue:
+    """The night's catalogue of ``item_table``; where embeddings were brought, ``with_popularity`` completes it."""
+    item_ids = items["item_id"].combine_chunks()
+    available = np.asarray(items["is_available"].to_numpy(zero_copy_only=False)).astype(bool)
+    eligible, business = eligible_of(items, config), business_of(items, config)
     if bundle.kind == "embeddings":
         embeddings, known = _brought_items(bundle, root, item_ids)
-        history, log_popularity = np.zeros((len(item_ids), 0), dtype=np.float32), np.log1p(n_events).astype(np.float32)
-        return Catalogue(item_ids, embeddings, history, log_popularity, available & known, eligible, business), n_events
-    vectors = Towers.from_bundle(bundle).encode_items(table)
-    return Catalogue(item_ids, vectors.embeddings, vectors.history, vectors.log_popularity, available, eligible, business), n_events
+        history, nobody = np.zeros((len(item_ids), 0), dtype=np.float32), np.zeros(len(item_ids), dtype=np.float32)
+        return Catalogue(item_ids, embeddings, history, nobody, available & known, eligible, business)
+    vectors = Towers.from_bundle(bundle).encode_items(items)
+    return Catalogue(item_ids, vectors.embeddings, vectors.history, vectors.log_popularity, available, eligible, business)
+
+
+def with_popularity(night_catalogue: Catalogue, bundle: Bundle, n_events: np.ndarray) -> Catalogue:
+    """With tonight's popularity for a ranker that was brought; the reference model's is frozen in it.
+
+    Args:
+        n_events: int32 [n], users with a positive interaction per item.
+    """
+    if bundle.kind != "embeddings":
+        return night_catalogue
+    return replace(night_catalogue, log_popularity=np.log1p(n_events).astype(np.float32))
 
 
 def rows(night_catalogue: Catalogue, n_events: np.ndarray, run_id: str, ids: IdTypes) -> pa.Table:
@@ -58,14 +68,9 @@ def rows(night_catalogue: Catalogue, n_events: np.ndarray, run_id: str, ids: IdT
     return pa.Table.from_arrays(columns, schema=TABLES["item_embeddings"].arrow_schema(ids))
 
 
-def brought_users(spark: SparkSession, bundle: Bundle, root: Path, positives: DataFrame, run_id: str) -> DataFrame:
-    """Rows of user_embeddings from the table that was registered."""
-    vectors = spark.read.parquet(str(root / "embeddings" / str(bundle.manifest["tables"]["user_embeddings"])))
-    counts = positives.groupBy("user_id").agg(F.count_distinct("item_id").cast("int").alias("n_events"))
-    joined = vectors.join(counts, "user_id", "left")
-    return joined.select(
-        F.lit(run_id).alias("run_id"), "user_id", "embedding", F.coalesce("n_events", F.lit(0)).cast("int").alias("n_events")
-    )
+def brought_users(spark: SparkSession, bundle: Bundle, root: Path) -> DataFrame:
+    """user_id, embedding as they were registered."""
+    return spark.read.parquet(str(root / "embeddings" / str(bundle.manifest["tables"]["user_embeddings"]))).select("user_id", "embedding")
 
 
 def _brought_items(bundle: Bundle, root: Path, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,19 @@ from recsys_batch.ann.index import IndexInfo
 from recsys_batch.ann.retrieval import Retrieved, retrieve
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.catalogue import Catalogue, open_catalogue
+from recsys_batch.gathered import Gathered
 from recsys_batch.ragged import column_matrix, list_column, mask_ragged, ragged
+from recsys_batch.ranges import Files, Range
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES, IdTypes
 from recsys_batch.slices import counted, counts_of
 from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.spark.events import changed_users
 from recsys_batch.topk import NO_CODE
 
 SHORT = "users_short"
 """Count of users with fewer candidates than wanted."""
+
+_USERS = 10_000  # users searched together: inverted lists are multiplied with all that probe them
 
 
 @dataclass(frozen=True)
@@ -55,16 +61,34 @@ def candidate_finder(task: RetrieveTask) -> BatchFunction:
         for batch in batches:
             if batch.num_rows == 0:
                 continue
-            found = _find(batch, task)
-            there = np.arange(found.codes.shape[1]) < found.counts[:, None]
-            item_ids = open_catalogue(task.catalogue_dir).ids(found.codes[there])
-            pairs = pa.StructArray.from_arrays(
-                [item_ids, pa.array(found.scores[there])], fields=list(schema.field("items").type.value_type)
-            )
-            items = list_column(pairs, np.concatenate([[0], np.cumsum(found.counts)])).cast(schema.field("items").type)
+            best = _find(batch, task)
+            there = np.arange(best.codes.shape[1]) < best.counts[:, None]
+            item_ids = open_catalogue(task.catalogue_dir).ids(best.codes[there])
+            pairs = pa.StructArray.from_arrays([item_ids, pa.array(best.scores[there])], fields=list(schema.field("items").type.value_type))
+            items = list_column(pairs, np.concatenate([[0], np.cumsum(best.counts)])).cast(schema.field("items").type)
             yield pa.RecordBatch.from_arrays([pa.repeat(task.run_id, batch.num_rows), batch["user_id"], items], schema=schema)
 
     return find
+
+
+@dataclass(frozen=True)
+class KnownUsers:
+    """Who gets candidates.
+
+    Attributes:
+        embeddings: the run's rows.
+        changed: Parquet of user_id: only these.
+    """
+
+    gathered: Gathered
+    embeddings: Files
+    changed: Path | None = None
+
+
+def found(task: RetrieveTask, known: KnownUsers, bounds: Range) -> Iterator[pa.RecordBatch]:
+    """Rows of candidates of a range of users."""
+    among = None if known.changed is None else changed_users(str(known.changed))
+    return candidate_finder(task)(known.gathered.known_users(known.embeddings, bounds, _USERS, among))
 
 
 def counting_short(function: BatchFunction, n_wanted: int) -> BatchFunction:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ragged import column_matrix, ragged
+from recsys_batch.ranges import Files, Range
 from recsys_batch.rules import pick
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import Part, Slice, counted
+from recsys_batch.slices import counted
 from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.parts import candidates_with_embeddings
+from recsys_batch.spark.events import changed_users
 from recsys_batch.spark.rankers import Ranking, open_ranking
 from recsys_batch.topk import NO_CODE
 
@@ -43,7 +46,7 @@ class ScoreTask:
 
 
 @dataclass(frozen=True)
-class _Lists:
+class _Best:
     """The best items of some users: flat arrays, ``counts`` per user."""
 
     codes: np.ndarray
@@ -67,18 +70,45 @@ def scorer(task: ScoreTask) -> BatchFunction:
     return score
 
 
-def part_scorer(
-    task: ScoreTask, candidates: Slice, parts: Sequence[Part], embeddings: Slice, embedding_parts: Sequence[Part]
-) -> BatchFunction:
-    """A function for mapInArrow: numbers of ``parts`` -> the rows of topk of the users in them."""
-    score = scorer(task)
+@dataclass(frozen=True)
+class Lists:
+    """Whose candidates are ranked.
 
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for number in batch.column(0).to_pylist():
-                yield from score(candidates_with_embeddings(candidates, parts[number], embeddings, embedding_parts, _USERS))
+    Attributes:
+        candidates, embeddings: the run's rows.
+        changed, gained: in an incremental night only lists of these users (Parquet of user_id), or with one of these items.
+    """
 
-    return run
+    candidates: Files
+    embeddings: Files
+    changed: Path | None = None
+    gained: pa.Array | None = None
+
+    def batches(self, bounds: Range) -> Iterator[pa.RecordBatch]:
+        """Input of ``scorer`` for a range of users; the two tables meet there, and no row is shuffled for it."""
+        known = self.embeddings.between(bounds, ["user_id", "embedding", "n_events"])
+        users = known["user_id"].combine_chunks()
+        for batch in self.candidates.batches(bounds, ["user_id", "items"], _USERS):
+            chosen = batch if self.changed is None else batch.filter(self._again(batch))
+            if chosen.num_rows:
+                place = pc.index_in(chosen["user_id"], value_set=users)
+                found = [known[name].combine_chunks().take(place) for name in ("embedding", "n_events")]
+                columns = [chosen["user_id"], chosen["items"], *found]
+                yield pa.RecordBatch.from_arrays(columns, names=["user_id", "items", "embedding", "n_events"])
+
+    def _again(self, batch: pa.RecordBatch) -> pa.Array:
+        again = pc.is_in(batch["user_id"], value_set=changed_users(str(self.changed)))
+        if self.gained is None or len(self.gained) == 0:
+            return again
+        hit = pc.is_in(batch["items"].flatten().field("item_id"), value_set=self.gained)
+        found = np.zeros(batch.num_rows, dtype=bool)
+        found[np.asarray(pc.list_parent_indices(batch["items"]).filter(hit))] = True
+        return pc.or_(again, pa.array(found))
+
+
+def ranked(task: ScoreTask, lists: Lists, bounds: Range) -> Iterator[pa.RecordBatch]:
+    """Rows of topk of a range of users."""
+    return scorer(task)(lists.batches(bounds))
 
 
 def _rows(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> pa.RecordBatch:
@@ -125,12 +155,12 @@ def _ranked(
     return result
 
 
-def _best(final: np.ndarray, codes: np.ndarray, task: ScoreTask, catalogue: Catalogue) -> tuple[_Lists, dict[str, int]]:
+def _best(final: np.ndarray, codes: np.ndarray, task: ScoreTask, catalogue: Catalogue) -> tuple[_Best, dict[str, int]]:
     """Top k of each row under the rules of the business, and what these changed."""
     picked = pick(final, codes, task.top_k, catalogue.business)
     there = np.isfinite(picked.values)
     best = np.take_along_axis(codes, picked.columns, axis=1)
-    lists = _Lists(best[there], picked.values[there], picked.columns[there] + 1, there.sum(axis=1))
+    lists = _Best(best[there], picked.values[there], picked.columns[there] + 1, there.sum(axis=1))
     counts = {f"rules.{rule}.rows_changed": n for rule, n in picked.changed.items()}
     if catalogue.business.active:
         without = np.minimum((codes != NO_CODE).sum(axis=1), task.top_k)
@@ -139,7 +169,7 @@ def _best(final: np.ndarray, codes: np.ndarray, task: ScoreTask, catalogue: Cata
 
 
 def _to_batch(
-    best: _Lists, batch: pa.RecordBatch, modelled: np.ndarray, catalogue: Catalogue, task: ScoreTask, schema: pa.Schema
+    best: _Best, batch: pa.RecordBatch, modelled: np.ndarray, catalogue: Catalogue, task: ScoreTask, schema: pa.Schema
 ) -> pa.RecordBatch:
     n = len(best.codes)
     user_rows = np.repeat(np.arange(batch.num_rows), best.counts)
@@ -152,11 +182,15 @@ def _to_batch(
         "item_id": catalogue.ids(best.codes),
         "score": pa.array(best.scores.astype(np.float32)),
         "candidate_rank": pa.array(best.candidate_ranks.astype(np.int32)),
-        "source": pa.array(np.array(["popular", "model"], dtype=object)).take(pa.array(modelled[user_rows].astype(np.int8))),
-        "model_version": _constant(task.model_version, n, pa.string()),
+        "source": _words(["popular", "model"], modelled[user_rows]),
+        "model_version": _words([task.model_version], np.zeros(n)),
         "generated_at": _constant(task.generated_at, n, schema.field("generated_at").type),
     }
-    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], names=schema.names)
+
+
+def _words(words: list[str], chosen: np.ndarray) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(chosen.astype(np.int32)), pa.array(words))
 
 
 def _constant(value: object, n: int, dtype: pa.DataType) -> pa.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys_batch.ragged import ragged
+from recsys_batch.ranges import Files, Range, runs, without
 from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.carry import Files, Range
+from recsys_batch.spark.events import changed_users
+from recsys_batch.spark.profiled import profiled
 
 COUNTS = (
     "n_known",
+    "n_known_before",
     "n_users",
     "n_rows",
     "n_popular",
@@ -26,9 +29,27 @@ COUNTS = (
     "rows_unavailable",
     "rows_ineligible",
     "rows_ruled_out",
+    "rows_not_carried",
     "lists_short_unexplained",
 )
+_SAME = ["user_id", "rank", "item_id", "score"]
+_COLUMNS = [*_SAME, "source"]
 COUNTS_SCHEMA = pa.schema([(name, pa.int64()) for name in COUNTS])
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The audited night that an incremental one went on from.
+
+    Attributes:
+        changed: Parquet of user_id; all others' rows are to be the same.
+        same_items: whether the items table and the rules say of every item what they said then.
+    """
+
+    topk: Files
+    embeddings: Files
+    changed: Path
+    same_items: bool
 
 
 @dataclass(frozen=True)
@@ -38,80 +59,164 @@ class VerifyTask:
     Attributes:
         items: Parquet of item_id, is_available, ruled_out and "eligible 0" .., as the items table says.
         segments: the segment of each eligibility column; ``default`` is the place of the one for all others, -1 for none.
+        earlier: None where all rows are new.
     """
 
     topk: Files
     shortfalls: Files
+    embeddings: Files
     items: Path
     segments: Sequence[str]
     default: int
     top_k: int
     bounds: Sequence[Range]
+    earlier: Earlier | None
 
 
 def verifier(task: VerifyTask) -> BatchFunction:
-    """A function for mapInArrow: (range, user_id or null, seen, segment), a range's rows all in one task -> counts per range.
+    """A function for mapInArrow: (range, user_id, item_id, segment, now, before), a range's rows all in one task -> counts per range.
 
-    Every range comes with a row without a user, so that it is looked at even if nobody in it is known.
+    A row is something that the inputs say of a user (an event, or a segment), ``now`` or at the time of the night ``before``. Every
+    range comes with a row without a user, so that it is looked at even if nobody in it is known.
     """
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         rows = [batch for batch in batches if batch.num_rows]
         if not rows:
             return
-        known = pa.Table.from_batches(rows)
-        for number in pc.unique(known["range"]).to_pylist():
-            mine = known.filter(pc.and_(pc.equal(known["range"], number), known["user_id"].is_valid())).combine_chunks()
+        said = pa.Table.from_batches(rows)
+        for number in pc.unique(said["range"]).to_pylist():
+            mine = said.filter(pc.and_(pc.equal(said["range"], number), said["user_id"].is_valid())).combine_chunks()
             counts = _verified(task, task.bounds[number], mine)
             yield pa.RecordBatch.from_pylist([counts], schema=COUNTS_SCHEMA)
 
-    return run
+    return profiled(run, "audit")
 
 
-def _verified(task: VerifyTask, bounds: Range, known: pa.Table) -> dict[str, int]:
-    rows = task.topk.between(bounds, ["user_id", "rank", "item_id", "score", "source"])
-    rows = rows.sort_by([("user_id", "ascending"), ("rank", "ascending")]).combine_chunks()
+def _verified(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, int]:
     items = pq.read_table(task.items)
-    item = _places(rows["item_id"], items["item_id"])
-    users, owner = _owners(rows["user_id"])
-    n_rows = np.bincount(owner, minlength=len(users)).astype(np.int64)
-    first = np.cumsum(n_rows) - n_rows
-    place = np.arange(len(owner)) - first[owner]
+    if task.earlier is None:
+        rows, counts = task.topk.between(bounds, _COLUMNS), Counter[str]()
+    else:
+        rows, counts = _carried(task, task.earlier, bounds, items, said)
+    counts.update(_known(task, bounds, said))
+    counts.update(_checked(task, bounds, _in_order(rows), items, said))
+    return {name: counts[name] for name in COUNTS}
+
+
+def _checked(task: VerifyTask, bounds: Range, rows: pa.Table, items: pa.Table, said: pa.Table) -> dict[str, int]:
+    """Rows that are new, from everything that they have to keep to."""
+    users, starts = runs(rows["user_id"].combine_chunks())
+    n_rows = np.diff(starts)
+    owner, item = np.repeat(np.arange(len(users)), n_rows), _places(rows["item_id"], items["item_id"])
     score = np.asarray(rows["score"].to_numpy(), dtype=np.float64)
     rises = np.diff(score, prepend=np.inf) > 0
-    rises[first] = False
+    rises[starts[:-1]] = False
     broken = np.zeros(len(users), dtype=bool)
-    broken[owner[(np.asarray(rows["rank"].to_numpy()) != place + 1) | rises]] = True
+    broken[owner[(np.asarray(rows["rank"].to_numpy()) != np.arange(len(owner)) - starts[owner] + 1) | rises]] = True
     # An item that is nowhere is told apart from others by its id alone.
-    named = np.where(item >= 0, item, len(items) + np.asarray(rows["item_id"].combine_chunks().dictionary_encode().indices))
-    keys = np.sort(owner * (2 * len(items) + len(rows) + 1) + named)
-    broken[keys[1:][keys[1:] == keys[:-1]] // (2 * len(items) + len(rows) + 1)] = True
-    popular = np.asarray(pc.equal(rows["source"], "popular").to_numpy(zero_copy_only=False)).astype(bool)
+    nowhere = np.flatnonzero(item < 0)
+    named, n_names = item.copy(), len(items) + len(nowhere) + 1
+    named[nowhere] = len(items) + np.asarray(rows["item_id"].take(pa.array(nowhere)).combine_chunks().dictionary_encode().indices)
+    keys = np.sort(owner * n_names + named)
+    broken[keys[1:][keys[1:] == keys[:-1]] // n_names] = True
     return {
-        "n_known": len(known),
         "n_users": len(users),
         "n_rows": len(rows),
-        "n_popular": int(np.count_nonzero(np.bincount(owner[popular], minlength=len(users)) == n_rows)) if len(users) else 0,
+        "n_popular": int(np.count_nonzero(np.bincount(owner[_popular(rows["source"])], minlength=len(users)) == n_rows)),
         "lists_broken": int(np.count_nonzero(broken)),
         "rows_not_finite": int(np.count_nonzero(~np.isfinite(score))),
-        "rows_seen": _seen(known, users, owner, item, items["item_id"]),
+        "rows_seen": _seen(said, users, keys, n_names, items["item_id"]),
         "rows_unavailable": len(rows) - int(np.count_nonzero(_flags(items, "is_available")[item])),
-        "rows_ineligible": _ineligible(task, known, users, owner, item, items),
+        "rows_ineligible": _ineligible(task, said, users, owner, item, items),
         "rows_ruled_out": int(np.count_nonzero(_flags(items, "ruled_out")[item])),
         "lists_short_unexplained": _short(task, bounds, users, n_rows),
     }
 
 
+def _carried(task: VerifyTask, earlier: Earlier, bounds: Range, items: pa.Table, said: pa.Table) -> tuple[pa.Table, Counter[str]]:
+    """Rows of users who changed; and counts over all others, whose rows are to be those of the earlier night.
+
+    What that night's audit found of these rows holds still. What may have happened since is looked at: items that went, and events of
+    users who should be among the changed.
+    """
+    changed, counts, mine = changed_users(str(earlier.changed)), Counter[str](), []
+    users, n_rows, n_popular = [], [], []
+
+    def kept() -> Iterator[pa.RecordBatch]:
+        for batch in task.topk.batches(bounds, _COLUMNS):
+            mine.append(batch.filter(pc.is_in(batch["user_id"], value_set=changed)))
+            batch = without(batch, changed)
+            who, starts = runs(batch["user_id"])
+            users.append(who)
+            n_rows.append(np.diff(starts))
+            n_popular.append(np.add.reduceat(_popular(batch["source"]).astype(np.int64), starts[:-1]) if len(who) else starts[:0])
+            if not earlier.same_items:
+                item = _places(batch["item_id"], items["item_id"])
+                counts["rows_unavailable"] += batch.num_rows - int(np.count_nonzero(_flags(items, "is_available")[item]))
+                counts["rows_ruled_out"] += int(np.count_nonzero(_flags(items, "ruled_out")[item]))
+            yield batch.select(_SAME)
+
+    before = (without(batch, changed) for batch in earlier.topk.batches(bounds, _SAME))
+    counts["rows_not_carried"] = differing(kept(), before)
+    # A user's rows may lie in two batches.
+    who, starts = runs(pa.concat_arrays(users) if users else pa.array([], task.topk.where.ids.user_arrow))
+    total = [np.add.reduceat(np.concatenate(each), starts[:-1]) if len(who) else starts[:0] for each in (n_rows, n_popular)]
+    counts.update(n_users=len(who), n_rows=int(total[0].sum()), n_popular=int(np.count_nonzero(total[0] == total[1])))
+    counts["lists_short_unexplained"] = _short(task, bounds, who, total[0])
+    missed = said.filter(pc.invert(pc.is_in(said["user_id"], value_set=changed)))
+    counts["rows_not_carried"] += len(missed)
+    return pa.Table.from_batches(mine) if mine else task.topk.between((None, None), _COLUMNS).slice(0, 0), counts
+
+
+def differing(now: Iterator[pa.RecordBatch], before: Iterator[pa.RecordBatch]) -> int:
+    """Rows that are not the same in two streams of rows, whose batches need not begin and end together."""
+    left, right, n_differing = next(now, None), next(before, None), 0
+    while left is not None and right is not None:
+        n = min(left.num_rows, right.num_rows)
+        one, other = left.slice(0, n), right.slice(0, n)
+        if not one.equals(other):
+            same = [np.asarray(pc.equal(*columns)).astype(bool) for columns in zip(one.columns, other.columns, strict=True)]
+            n_differing += n - int(np.count_nonzero(np.logical_and.reduce(same)))
+        left = left.slice(n) if left.num_rows > n else next(now, None)
+        right = right.slice(n) if right.num_rows > n else next(before, None)
+    rest = [batch for batch in (left, right) if batch is not None]
+    return n_differing + int(sum(batch.num_rows for batch in [*rest, *now, *before]))
+
+
+def _in_order(rows: pa.Table) -> pa.Table:
+    """By user and rank, as a night writes them; who rewrites the table's files may not keep that."""
+    users, starts = runs(rows["user_id"].combine_chunks())
+    owner = np.repeat(np.arange(len(users)), np.diff(starts))
+    as_written = (np.asarray(rows["rank"].to_numpy()) == np.arange(len(owner)) - starts[owner] + 1).all()
+    if as_written and pc.all(pc.less(users[:-1], users[1:])).as_py() is not False:
+        return rows
+    return rows.sort_by([("user_id", "ascending"), ("rank", "ascending")]).combine_chunks()
+
+
+def _known(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, int]:
+    """Users who are to have a list; beside an earlier night only of those who changed, and how many of them it knew."""
+    sides = {"n_known": (said.filter(said["now"]), task.embeddings)}
+    if task.earlier is not None:
+        sides["n_known_before"] = said.filter(said["before"]), task.earlier.embeddings
+    counts = {"n_known_before": 0}
+    for name, (rows, embeddings) in sides.items():
+        embedded = embeddings.between(bounds, ["user_id"])["user_id"]
+        if task.earlier is not None:
+            embedded = embedded.filter(pc.is_in(embedded, value_set=changed_users(str(task.earlier.changed))))
+        counts[name] = len(pa.chunked_array([*rows["user_id"].chunks, *embedded.chunks], embedded.type).unique())
+    return counts
+
+
 def _places(values: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
     """int64 places, -1 for what is not there."""
-    found = pc.index_in(values, value_set=among.combine_chunks())
+    found = pc.index_in(values, value_set=among.combine_chunks() if isinstance(among, pa.ChunkedArray) else among)
     return np.asarray(pc.fill_null(found, -1).to_numpy(), dtype=np.int64)
 
 
-def _owners(user_ids: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """The users in order, and the number of each row's."""
-    encoded = user_ids.combine_chunks().dictionary_encode()
-    return encoded.dictionary, np.asarray(encoded.indices.to_numpy(zero_copy_only=False), dtype=np.int64)
+def _popular(source: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """bool [n]."""
+    return np.asarray(pc.equal(source, "popular").to_numpy(zero_copy_only=False)).astype(bool)
 
 
 def _flags(items: pa.Table, name: str) -> np.ndarray:
@@ -119,24 +224,23 @@ def _flags(items: pa.Table, name: str) -> np.ndarray:
     return np.append(np.asarray(items[name].to_numpy(zero_copy_only=False)).astype(bool), False)
 
 
-def _seen(known: pa.Table, users: pa.Array, owner: np.ndarray, item: np.ndarray, item_ids: pa.ChunkedArray) -> int:
-    values, offsets = ragged(known["seen"].combine_chunks())
-    seen_item = _places(pa.chunked_array([values]), item_ids)
-    seen_user = np.repeat(_places(known["user_id"], pa.chunked_array([users])), np.diff(offsets))
+def _seen(said: pa.Table, users: pa.Array, keys: np.ndarray, n_names: int, item_ids: pa.ChunkedArray) -> int:
+    """Listed pairs that the user has seen; ``keys`` are the listed ones, ascending."""
+    seen_user, seen_item = _places(said["user_id"], pa.chunked_array([users])), _places(said["item_id"], item_ids)
     there = (seen_item >= 0) & (seen_user >= 0)
-    keys = np.sort(seen_user[there] * len(item_ids) + seen_item[there])
-    asked = np.where(item >= 0, owner * len(item_ids) + item, -1)
+    asked = np.sort(seen_user[there] * n_names + seen_item[there])
+    asked = asked[np.diff(asked, prepend=-1) > 0]
     if len(keys) == 0:
         return 0
-    found = keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked
-    return int(np.count_nonzero(found))
+    return int(np.count_nonzero(keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked))
 
 
-def _ineligible(task: VerifyTask, known: pa.Table, users: pa.Array, owner: np.ndarray, item: np.ndarray, items: pa.Table) -> int:
+def _ineligible(task: VerifyTask, said: pa.Table, users: pa.Array, owner: np.ndarray, item: np.ndarray, items: pa.Table) -> int:
     if not task.segments:
         return 0
-    rules = pc.fill_null(pc.index_in(known["segment"], value_set=pa.array(list(task.segments), pa.string())), task.default)
-    place = _places(pa.chunked_array([users]), known["user_id"])
+    named = said.filter(pc.and_(said["now"], said["segment"].is_valid()))
+    rules = pc.fill_null(pc.index_in(named["segment"], value_set=pa.array(list(task.segments), pa.string())), task.default)
+    place = _places(pa.chunked_array([users]), named["user_id"])
     rule = np.append(np.asarray(rules.to_numpy(), dtype=np.int64), task.default)[place][owner]
     allowed = np.stack([_flags(items, f"eligible {number}") for number in range(len(task.segments))])
     return int(np.count_nonzero((rule >= 0) & ~allowed[rule, item]))

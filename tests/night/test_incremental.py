@@ -108,7 +108,7 @@ def test_it_computes_only_who_changed(spark: SparkSession, fresh_published: Conf
     run = nightly(spark, fresh_published, NEXT, incremental=True)
     # u003, u008, and who has no embedding: returner, quiet
     assert run.metrics["incremental.users_changed"] == run.metrics["score.users_computed"] == 4.0
-    assert run.metrics["candidates.users_carried"] == 149.0
+    assert run.metrics["candidates.rows_carried"] == 149.0
 
 
 @pytest.mark.parametrize(

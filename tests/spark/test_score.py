@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from recsys_batch.bundle import Bundle, load_bundle, write_bundle
@@ -15,8 +17,10 @@ from recsys_batch.errors import RecsysBatchError
 from recsys_batch.features import FeatureSpec, pair_features
 from recsys_batch.model.export import ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
+from recsys_batch.ranges import Files, ranges
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.score import ScoreTask, scorer
+from recsys_batch.slices import Slice
+from recsys_batch.spark.score import Lists, ScoreTask, scorer
 
 N_ITEMS, DIM = 50, 6
 IDS = IdTypes("BIGINT", "STRING")
@@ -131,3 +135,35 @@ def test_a_score_that_is_not_finite_names_the_user(tmp_path: Path, catalogue_dir
     with pytest.raises(RecsysBatchError, match="gave user 0 a score that is not finite"):
         rows(task(folder, catalogue_dir), batch(some_users(2)))
     assert load_bundle(folder).kind == "two_tower"
+
+
+def of(folder: Path, name: str, groups: list[list[dict[str, object]]]) -> Files:
+    """A slice of one file for each list of rows."""
+    where = Slice(str(folder / name), TABLES[name], IdTypes("BIGINT", "BIGINT"), {"run_id": "r1"}, 10**9)
+    parts = [
+        part for task, rows in enumerate(groups) for part in where.write([pa.RecordBatch.from_pylist(rows, schema=where.schema)], task)
+    ]
+    return Files(where, parts)
+
+
+def test_lists_meet_the_embeddings_of_their_users(tmp_path: Path) -> None:
+    def candidates(*users: int) -> list[dict[str, object]]:
+        return [{"user_id": user, "items": [{"item_id": user % 3, "score": 0.5}]} for user in users]
+
+    def embeddings(*users: int) -> list[dict[str, object]]:
+        return [{"user_id": user, "embedding": [float(user)], "n_events": user} for user in users]
+
+    lists = Lists(
+        of(tmp_path, "candidates", [candidates(1, 3, 4, 8), candidates(9, 12)]),
+        of(tmp_path, "user_embeddings", [embeddings(1, 2, 3), embeddings(5, 8, 9), embeddings(10)]),
+    )
+
+    def met(chosen: Lists) -> list[tuple[object, ...]]:
+        rows = [row for bounds in ranges(lists.candidates.parts) for batch in chosen.batches(bounds) for row in batch.to_pylist()]
+        return [(row["user_id"], row["embedding"], row["n_events"], row["items"][0]["item_id"]) for row in rows]
+
+    everybody = [(1, [1.0], 1, 1), (3, [3.0], 3, 0), (4, None, None, 1), (8, [8.0], 8, 2), (9, [9.0], 9, 0), (12, None, None, 0)]
+    assert met(lists) == everybody
+    pq.write_table(pa.table({"user_id": [4]}), tmp_path / "changed.parquet")
+    again = replace(lists, changed=tmp_path / "changed.parquet", gained=pa.array([2]))
+    assert met(again) == [everybody[2], everybody[3]]

@@ -1,0 +1,116 @@
+"""Bring together what is known of users, by ranges of user_id: the one time in a night that events are shuffled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+
+from recsys_batch.gathered import EVENTS, PEOPLE, VECTORS, Gathered
+from recsys_batch.night.context import Night
+from recsys_batch.night.incremental import Base
+from recsys_batch.night.partitions import user_tasks, users_per_task
+from recsys_batch.night.passes import in_ranges, interactions_of, of_changed
+from recsys_batch.ranges import Files, ranges_up_to
+from recsys_batch.schemas import TableSpec
+from recsys_batch.slices import Part
+from recsys_batch.spark import item_vectors
+
+_EVENTS_PER_TASK = 3_000_000  # about 100 MB in a Python worker
+_BYTES_PER_STEP = 8 * 2**20  # of interactions: one user in so many such steps is sampled, which is tens of thousands at any size
+
+
+def everybody(night: Night) -> Gathered:
+    """For a full night."""
+    events = night.read_input("interactions").select(
+        "user_id", "item_id", F.unix_micros("event_ts").alias("event_us"), "weight", F.lit(False).alias("before")
+    )
+    users, vectors = night.users_table(), None
+    people = None if users is None else _people_now(users)
+    if night.bundle.kind == "embeddings":
+        vectors = item_vectors.brought_users(night.spark, night.bundle, night.root)
+    return _staged(night, _cuts(night, [rows for rows in (events, people, vectors) if rows is not None]), events, people, vectors)
+
+
+def changed_users(night: Night, base: Base) -> Gathered:
+    """For an incremental night, of the users whom it computes again."""
+    per_task = users_per_task(night.config.retrieval.n_candidates, night.bundle.embedding_dim)
+    n = user_tasks(len(base.changed), per_task, night.spark.sparkContext.defaultParallelism)
+    places = np.unique(np.linspace(-1, len(base.changed) - 1, n + 1).astype(np.int64)[1:])
+    cuts = base.changed.take(pa.array(places[places >= 0])).to_pylist()
+    vectors = None
+    if night.bundle.kind == "embeddings":
+        vectors = of_changed(night, item_vectors.brought_users(night.spark, night.bundle, night.root))
+    return _staged(night, cuts, interactions_of(night, base), _people(night, base), vectors)
+
+
+def recorded(night: Night) -> Gathered:
+    """What this run has gathered."""
+    pointer = night.pointed("gathered")
+
+    def files(spec: TableSpec) -> Files | None:
+        return Files(night.draft(spec), [Part(**part) for part in pointer[spec.name]]) if pointer[spec.name] is not None else None
+
+    events = files(EVENTS)
+    assert events is not None
+    return Gathered(ranges_up_to(pointer["cuts"]), events, files(PEOPLE), files(VECTORS))
+
+
+def _staged(night: Night, cuts: list[Any], events: DataFrame, people: DataFrame | None, vectors: DataFrame | None) -> Gathered:
+    bounds, staged = ranges_up_to(cuts), {}
+    for spec, rows in ((EVENTS, events), (PEOPLE, people), (VECTORS, vectors)):
+        staged[spec.name] = night.stage(spec, in_ranges(rows, bounds).sortWithinPartitions("user_id")) if rows is not None else None
+    parts = {name: [asdict(part) for part in files.parts] if files is not None else None for name, files in staged.items()}
+    night.point("gathered", {"cuts": cuts, **parts})
+    return recorded(night)
+
+
+def _cuts(night: Night, sources: Sequence[DataFrame]) -> list[Any]:
+    """Last users of ranges with about as much work each: from users sampled by a hash of their id, and their numbers of events."""
+    one_in = max(1, night.tables.n_bytes("interactions") // _BYTES_PER_STEP)
+    kinds = ((rows, "item_id" in rows.columns) for rows in sources)
+    rows = reduce(DataFrame.unionAll, (rows.select("user_id", F.lit(int(events)).alias("n")) for rows, events in kinds))
+    sampled = rows.where(F.pmod(F.xxhash64("user_id"), F.lit(one_in)) == 0).groupBy("user_id").agg(F.sum("n").alias("n")).toArrow()
+    if sampled.num_rows == 0:
+        return []
+    sampled = sampled.sort_by("user_id")
+    n_events = np.asarray(sampled["n"], dtype=np.float64)
+    n_cores = night.spark.sparkContext.defaultParallelism
+    per_task = users_per_task(night.config.retrieval.n_candidates, night.bundle.embedding_dim)
+    n = user_tasks(one_in * len(sampled), per_task, n_cores)
+    n = max(n, n_cores * math.ceil(one_in * n_events.sum() / (_EVENTS_PER_TASK * n_cores)))
+    work = np.cumsum(1 / len(sampled) + n_events / max(n_events.sum(), 1.0))
+    places = np.searchsorted(work, work[-1] * np.arange(1, n + 1) / n)
+    return list(pc.unique(sampled["user_id"].take(pa.array(np.minimum(places, len(sampled) - 1)))).to_pylist())
+
+
+def _people(night: Night, base: Base) -> DataFrame | None:
+    """Rows of PEOPLE of the changed users: as they are, and the segment that they had."""
+    versions = [inputs.get("users") for inputs in (night.run.input_versions, base.run.input_versions)]
+    now, then = (of_changed(night, night.tables.read("users", version)) if version is not None else None for version in versions)
+    if now is not None and then is None:
+        return _people_now(now)
+    if then is None:
+        return None
+    before = then.select("user_id", F.col("segment").alias("segment_before"))
+    if now is None:
+        left = [_nothing("string").alias("segment"), _nothing("map<string,string>").alias("attributes"), F.lit(False).alias("in_users")]
+        return before.select("user_id", *left, "segment_before")
+    joined = now.withColumn("in_users", F.lit(True)).join(before, "user_id", "full_outer").fillna(False, ["in_users"])
+    return joined.select("user_id", "segment", "attributes", "in_users", "segment_before")
+
+
+def _people_now(users: DataFrame) -> DataFrame:
+    return users.select("user_id", "segment", "attributes", F.lit(True).alias("in_users"), _nothing("string").alias("segment_before"))
+
+
+def _nothing(kind: str) -> Column:
+    return F.lit(None).cast(kind)

@@ -1,0 +1,91 @@
+"""How many users took which item, by segment: counted per range of users, added up, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_batch.ranges import runs
+from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
+
+
+def counts_schema(ids: IdTypes) -> pa.Schema:
+    """segment (null for users without one), item_id, n users."""
+    return pa.schema([("segment", pa.string()), ("item_id", ids.item_arrow), ("n", pa.int64())])
+
+
+def count(positives: pa.Table, segments: pa.Table | None, ids: IdTypes) -> pa.Table:
+    """Distinct users per segment and item, in ``counts_schema``.
+
+    Args:
+        positives: user_id (rows lie user by user) and item_id of the interactions that count.
+        segments: user_id, segment; a user who is not there has none.
+    """
+    users, starts = runs(positives["user_id"].combine_chunks())
+    items = positives["item_id"].combine_chunks().dictionary_encode()
+    n_items = max(len(items.dictionary), 1)
+    owner = np.repeat(np.arange(len(users)), np.diff(starts))
+    pairs = _distinct(owner * n_items + np.asarray(items.indices, dtype=np.int64))
+    owner, item = pairs // n_items, pairs % n_items
+    if segments is None:
+        named, segment = pa.array([None], pa.string()), np.zeros(len(users), dtype=np.int64)
+    else:
+        place = pc.index_in(users, value_set=segments["user_id"].combine_chunks())
+        encoded = segments["segment"].combine_chunks().take(place).dictionary_encode(null_encoding="encode")
+        named, segment = encoded.dictionary, np.asarray(encoded.indices, dtype=np.int64)
+    cells, n = np.unique(segment[owner] * n_items + item, return_counts=True)
+    columns = [named.take(pa.array(cells // n_items)), items.dictionary.take(pa.array(cells % n_items)), pa.array(n, pa.int64())]
+    return pa.Table.from_arrays(columns, schema=counts_schema(ids))
+
+
+def added(*tables: pa.Table) -> pa.Table:
+    """The sum of counts; what comes to nothing is left out."""
+    total = pa.concat_tables(tables).group_by(["segment", "item_id"]).aggregate([("n", "sum")])
+    total = total.rename_columns(["segment", "item_id", "n"]).select(tables[0].schema.names)
+    return total.filter(pc.not_equal(total["n"], 0)).cast(tables[0].schema)
+
+
+def negative(counts: pa.Table) -> pa.Table:
+    """To take counts away by ``added``."""
+    return counts.set_column(2, counts.schema.field("n"), pc.negate(counts["n"]))
+
+
+def users_per_item(counts: pa.Table, item_ids: pa.Array) -> np.ndarray:
+    """int32 [n], of all segments together."""
+    place = np.asarray(pc.fill_null(pc.index_in(counts["item_id"].combine_chunks(), value_set=item_ids), -1))
+    known = place >= 0
+    found = np.bincount(place[known], weights=np.asarray(counts["n"])[known], minlength=len(item_ids))
+    return found.astype(np.int32)
+
+
+def popular_lists(counts: pa.Table, available: pa.Array, length: int) -> pa.Table:
+    """Popular list per segment and of everybody: segment, rank, item_id, score (distinct users), ties by item_id.
+
+    Args:
+        available: item_ids that may be recommended.
+        length: rows per segment.
+    """
+    counts = counts.filter(pc.is_in(counts["item_id"], value_set=available))
+    own = counts.filter(pc.not_equal(counts["segment"], ALL_SEGMENTS))
+    everybody = counts.set_column(0, counts.schema.field("segment"), pa.repeat(ALL_SEGMENTS, len(counts)))
+    listed = added(own, everybody).sort_by([("segment", "ascending"), ("n", "descending"), ("item_id", "ascending")]).combine_chunks()
+    encoded = listed["segment"].combine_chunks().dictionary_encode()
+    segment = np.asarray(encoded.indices, dtype=np.int64)
+    n = np.bincount(segment, minlength=len(encoded.dictionary))
+    rank = np.arange(len(segment)) - (np.cumsum(n) - n)[segment] + 1
+    listed = listed.append_column("rank", pa.array(rank.astype(np.int32)))
+    listed = listed.append_column("score", listed["n"].cast(pa.float32()))
+    return listed.filter(pc.less_equal(listed["rank"], length)).select(["segment", "rank", "item_id", "score"])
+
+
+def sum_of(tables: Sequence[pa.Table], ids: IdTypes) -> pa.Table:
+    """``added``, also of none."""
+    return added(counts_schema(ids).empty_table(), *tables)
+
+
+def _distinct(keys: np.ndarray) -> np.ndarray:
+    keys = np.sort(keys)
+    return keys[np.diff(keys, prepend=-1) > 0]

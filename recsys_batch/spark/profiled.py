@@ -1,0 +1,40 @@
+"""Where a step's Python time goes: a profile of every task, for ``tools/profile_night.py``."""
+
+from __future__ import annotations
+
+import cProfile
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from recsys_batch.spark.batches import BatchFunction
+
+FOLDER = "RECSYS_BATCH_PROFILE"
+"""Environment variable of executors: the folder, on a path that every node mounts, that each task leaves its profile in."""
+
+
+def profiled(function: BatchFunction, name: str) -> BatchFunction:
+    """``function``, whose tasks write NAME-*.prof where ``FOLDER`` is set on their executor."""
+
+    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        folder = os.environ.get(FOLDER)
+        if not folder:
+            yield from function(batches)
+            return
+        profile = cProfile.Profile()
+        made = function(batches)
+        while True:
+            profile.enable()
+            try:
+                batch = next(made, None)
+            finally:
+                profile.disable()
+            if batch is None:
+                break
+            yield batch
+        profile.dump_stats(Path(folder) / f"{name}-{uuid.uuid4().hex}.prof")
+
+    return run
