@@ -11,6 +11,7 @@ are the same for all.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import tempfile
@@ -101,10 +102,31 @@ def chart(runs: list[dict[str, Any]], path: Path) -> None:
     users = [one["users"] for one in runs]
     axes.stackplot(users, [[one["steps"][step] / one["users"] * 1000 for one in runs] for step in STEPS], labels=STEPS, alpha=0.8)
     axes.plot(users, [one["seconds"] / one["users"] * 1000 for one in runs], color="black", marker="o", label="command")
+    middles, marginal = further_users(runs)
+    axes.plot(middles, marginal, color="black", marker="s", linestyle="--", label="each further user")
     axes.set_xticks(users, [f"{n:,}" for n in users])
     axes.set_ylim(bottom=0)
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def further_users(runs: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """Between neighbouring sizes: (their geometric mean, milliseconds that each further user took)."""
+    pairs = list(itertools.pairwise(runs))
+    middles = [(one["users"] * more["users"]) ** 0.5 for one, more in pairs]
+    return middles, [1000 * (more["seconds"] - one["seconds"]) / (more["users"] - one["users"]) for one, more in pairs]
+
+
+def growth(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Cost per user, and of each further user: a night has a fixed part, so the first falls and the second is what has to stay flat."""
+    per_user, (_, marginal) = [1000 * one["seconds"] / one["users"] for one in runs], further_users(runs)
+    return {
+        "users": [one["users"] for one in runs],
+        "ms_per_user": [round(each, 4) for each in per_user],
+        "ms_per_further_user": [round(each, 4) for each in marginal],
+        "further_user_spread": round(max(marginal) / min(marginal) - 1, 3) if marginal else None,
+        "largest_vs_flat": round(per_user[-1] / min(per_user), 3),
+    }
 
 
 def main() -> None:
@@ -133,11 +155,8 @@ def main() -> None:
             print(json.dumps(found), flush=True)
         settings = {key: value for key, value in vars(arguments).items() if key != "growth"}
         if arguments.growth:
-            per_user = [one["seconds"] / one["users"] for one in runs]
             chart(runs, ROOT / "benchmarks" / "results" / "night_growth.png")
-            result = {"users": sizes, "ms_per_user": [round(1000 * each, 4) for each in per_user]}
-            result["largest_vs_flat"] = round(per_user[-1] / min(per_user), 3)
-            report("night_growth", settings, {"runs": runs}, result)
+            report("night_growth", settings, {"runs": runs}, growth(runs))
             return
         users = np.random.default_rng(arguments.seed).normal(size=(arguments.mllib_users, items.shape[1])).astype(np.float32)
         mllib = mllib_users_per_s(users, items, arguments.k, arguments.set)
