@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo profile bench-retrieval bench-size bench-scoring bench-night bench-incremental clean distclean
+.PHONY: help setup data test lint format demo fault-test airflow-test package cluster-test profile bench-retrieval bench-size bench-scoring bench-night bench-incremental clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -51,6 +51,18 @@ demo: setup data ## a whole night on MovieLens-100K: RUN_DATE=YYYY-MM-DD, FORCE=
 	$(CLI) evaluate --conf $(CONF) --holdout --k 10,20
 	$(CLI) show --conf $(CONF) --users 3
 
+fault-test: setup ## SIGKILL for NIGHTS=30 nights at times of their own; the same command again ends with the same tables
+	FAULT_NIGHTS=$(or $(NIGHTS),30) $(BIN)/python -m pytest tests/faults
+
+airflow-test: setup ## the DAG in a real Airflow, in a virtual environment of its own (.airflow)
+	$(BIN)/python tools/airflow_test.py
+
+package: .venv/.ready ## dist/recsys_batch-VERSION.zip, for spark-submit --py-files
+	@$(BIN)/python tools/package.py
+
+cluster-test: setup package ## a master, two workers, every job by spark-submit, an executor killed; tables as in local mode
+	$(BIN)/python tools/cluster_test.py
+
 profile: setup ## a night of RUN_DATE once more, every task profiled, and its slowest step opened: STEP=score opens that one
 	$(BIN)/python tools/profile_night.py --conf $(CONF) --run-date $(RUN_DATE) $(if $(STEP),--step $(STEP))
 
@@ -79,6 +91,6 @@ clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke data/profile .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
 distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
-	rm -rf .venv .jars .java data/ml-100k *.egg-info build
+	rm -rf .venv .airflow .jars .java data/ml-100k *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rmdir data 2>/dev/null || true

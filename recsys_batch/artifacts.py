@@ -50,16 +50,23 @@ def put_folder(root: Path, kind: str, write: Callable[[Path], None]) -> Path:
         names = sorted(path.name for path in draft.iterdir())
         listing = "\n".join(f"{name} {sha256_file(draft / name)}" for name in names)
         final = parent / hashlib.sha256(listing.encode()).hexdigest()[:24]
-        if not final.exists():
+        if final.exists():
+            os.utime(final)  # in use again: what is old and named by no run is removed some day
+        else:
             draft.rename(final)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return final
 
 
+def run_folder(root: Path, run_id: str) -> Path:
+    """Where a run's pointers are."""
+    return root / "runs" / run_id
+
+
 def point(root: Path, run_id: str, name: str, value: Mapping[str, Any]) -> None:
     """Record ``value`` (JSON) as the run's ``name``, replacing what stood there."""
-    folder = root / "runs" / run_id
+    folder = run_folder(root, run_id)
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{name}-{uuid.uuid4().hex}"
     with draft.open("w", encoding="utf-8") as stream:
@@ -75,7 +82,7 @@ def pointed(root: Path, run_id: str, name: str) -> dict[str, Any]:
     Raises:
         InputMissing: the run has none: the step that writes it has not finished.
     """
-    path = root / "runs" / run_id / f"{name}.json"
+    path = run_folder(root, run_id) / f"{name}.json"
     if not path.is_file():
         raise InputMissing(f"run {run_id} has no {name} ({path} is missing): run the steps before this one, or nightly")
     loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

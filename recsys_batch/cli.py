@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import click
 
-from recsys_batch import __version__
-from recsys_batch.commands import ingesting, models, nights, reading
+from recsys_batch import __version__, logs
+from recsys_batch.commands import ingesting, models, nights, operations, reading
 from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError
 
 NIGHT_PACKAGES = ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl")
@@ -26,8 +26,10 @@ NIGHT_PACKAGES = ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pand
 )
 @click.version_option(__version__, package_name="recsys-batch")
 @click.option("-v", "--verbose", is_flag=True, help="Debug log, and the stack trace of an error.")
-def group(verbose: bool) -> None:
+@click.option("--log-format", type=click.Choice(logs.FORMATS), default="text", show_default=True, help="Lines on standard error.")
+def group(verbose: bool, log_format: str) -> None:
     """Batch recommendations on Spark: precompute every user's top-K nightly, publish it all or not at all."""
+    logs.configure(log_format)
     logging.getLogger("recsys_batch").setLevel(logging.DEBUG if verbose else logging.INFO)
 
 
@@ -40,6 +42,8 @@ for _command in (
     nights.nightly,
     nights.rollback,
     nights.status,
+    operations.backfill,
+    operations.maintain,
     reading.evaluate,
     reading.show,
 ):
@@ -48,7 +52,6 @@ for _command in (
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; its exit code."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
         group.main(args=list(arguments), prog_name="recsys-batch", standalone_mode=False)
     except click.exceptions.Exit as stop:

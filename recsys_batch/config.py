@@ -12,8 +12,9 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlparse
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recsys_batch.errors import ConfigError
 
@@ -105,22 +106,47 @@ class Rules(Section):
 
 
 class Audit(Section):
+    """Gates before publishing; a limit that is not set is no gate."""
+
     min_user_coverage: float = Field(1.0, ge=0, le=1, description="share of known users with a published list")
+    min_list_fill: float = Field(0.5, ge=0, le=1, description="mean rows per listed user, as a share of scoring.top_k")
+    min_catalogue_coverage: float | None = Field(None, ge=0, le=1, description="share of available items that are in somebody's list")
     min_recall: float = Field(0.95, ge=0, le=1, description="measured ANN recall against exact search")
+    min_overlap: float | None = Field(
+        None, ge=0, le=1, description="mean Jaccard of users' items with the published run's, on sampled users"
+    )
+    min_model_metric_ratio: float | None = Field(
+        None, ge=0, description="the model's validation NDCG@10, as a share of that of the published run's model"
+    )
     max_popular_share: float = Field(0.5, ge=0, le=1, description="share of users served the popular list")
+    max_head_share: float | None = Field(
+        None, ge=0, le=1, description="share of rows whose item is among the most popular 1 % of the catalogue"
+    )
+    max_score_drift: float | None = Field(
+        None, ge=0, description="population stability index of scores against the published run, where it has the same model"
+    )
+    max_input_age_days: float | None = Field(None, ge=0, description="days from the newest event to the end of the run date")
 
 
 class Tables(Section):
     target_file_mb: int = Field(64, ge=1, le=1024, description="a file of the night's tables is closed at about this size")
     popular_items: int = Field(1000, ge=1, description="length of each segment's popular list")
     retention_days: int = Field(30, ge=1, description="time travel and VACUUM floor")
+    keep_runs: int = Field(14, ge=1, description="published runs whose rows `maintain` keeps, and rollback can go to")
 
 
 class MLflow(Section):
-    tracking_uri: str | None = Field(None, description="unset: sqlite in paths.state")
+    tracking_uri: str | None = Field(None, description="unset: RECSYS_BATCH_TRACKING_URI, or sqlite in paths.state")
     experiment: str = "recsys_batch"
     model_name: str = "recsys_batch"
     alias: str = "champion"
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _no_secrets(cls, uri: str | None) -> str | None:
+        if uri and urlparse(uri).password:
+            raise ValueError("has a password in it: leave the key out, and name the server in RECSYS_BATCH_TRACKING_URI")
+        return uri
 
 
 class Config(Section):
@@ -211,11 +237,16 @@ def _toml_value(text: str) -> Any:
         return text
 
 
+_NOT_SHOWN = ("mlflow.tracking_uri",)
+"""Settings whose wrong values may be secrets."""
+
+
 def _explain(error: Mapping[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
     name = ".".join(location)
     if error["type"] != "extra_forbidden":
-        return f"{name}: {error['msg']} (found {error['input']!r})" if name else str(error["msg"])
+        shown = "" if name in _NOT_SHOWN else f" (found {error['input']!r})"
+        return f"{name}: {error['msg']}{shown}" if name else str(error["msg"])
     known = _known_keys()
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if not near:

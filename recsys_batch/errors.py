@@ -45,5 +45,11 @@ class InputMissing(RecsysBatchError):
     exit_code = EXIT_MISSING
 
 
+class Busy(RecsysBatchError):
+    """Another process is at the same work; what this one was asked for is not there yet."""
+
+    exit_code = EXIT_MISSING
+
+
 class IndexDamaged(RecsysBatchError):
     """An index file is missing, cut short or not the one that was built; building the index again helps."""

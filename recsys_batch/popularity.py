@@ -77,7 +77,7 @@ def popular_lists(counts: pa.Table, available: pa.Array, length: int) -> pa.Tabl
     n = np.bincount(segment, minlength=len(encoded.dictionary))
     rank = np.arange(len(segment)) - (np.cumsum(n) - n)[segment] + 1
     listed = listed.append_column("rank", pa.array(rank.astype(np.int32)))
-    listed = listed.append_column("score", listed["n"].cast(pa.float32()))
+    listed = listed.append_column("score", listed["n"].cast(pa.float32(), safe=False))
     return listed.filter(pc.less_equal(listed["rank"], length)).select(["segment", "rank", "item_id", "score"])
 
 

@@ -73,12 +73,23 @@ def ranges_up_to(lasts: Iterable[Any]) -> list[Range]:
 
 def within(batch: pa.RecordBatch, bounds: Range) -> pa.RecordBatch:
     """Rows of the range."""
-    users = batch["user_id"]
+    inside = _inside(batch["user_id"], bounds)
+    return batch if inside is None else batch.filter(inside)
+
+
+def users_within(user_ids: pa.Array, bounds: Range) -> pa.Array:
+    """Those of the range: a set that rows are looked up in is built anew for every batch of them."""
+    inside = _inside(user_ids, bounds)
+    return user_ids if inside is None else user_ids.filter(inside)
+
+
+def _inside(user_ids: pa.Array, bounds: Range) -> pa.Array | None:
+    found = None
     for bound, compare in zip(bounds, (pc.greater, pc.less_equal), strict=True):
         if bound is not None:
-            batch = batch.filter(compare(users, pa.scalar(bound, users.type)))
-            users = batch["user_id"]
-    return batch
+            one = compare(user_ids, pa.scalar(bound, user_ids.type))
+            found = one if found is None else pc.and_(found, one)
+    return found
 
 
 def runs(user_ids: pa.Array) -> tuple[pa.Array, np.ndarray]:
@@ -111,6 +122,8 @@ def spliced(carried: Iterable[pa.RecordBatch], changed: pa.Array, fresh: pa.Tabl
     names, rows = _sortable(users), fresh.combine_chunks().to_batches()[0] if fresh.num_rows else None
     done = 0
     for batch in carried:
+        if batch.num_rows == 0:
+            continue
         held, begins = runs(batch["user_id"])
         gone = np.asarray(pc.is_in(held, value_set=changed))
         places = _sortable(held)

@@ -47,7 +47,7 @@ class Registry:
         state = Path(config.paths.state).absolute()
         self._name = config.mlflow.model_name
         self._alias = config.mlflow.alias
-        uri = config.mlflow.tracking_uri
+        named = uri = config.mlflow.tracking_uri or os.environ.get("RECSYS_BATCH_TRACKING_URI")
         if uri is None:
             state.mkdir(parents=True, exist_ok=True)
             uri = f"sqlite:///{state / 'mlflow.db'}"
@@ -55,7 +55,7 @@ class Registry:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         mlflow.set_tracking_uri(uri)
-        self._experiment = self._experiment_id(config.mlflow.experiment, None if config.mlflow.tracking_uri else state / "mlartifacts")
+        self._experiment = self._experiment_id(config.mlflow.experiment, None if named else state / "mlartifacts")
 
     def register(
         self,
@@ -135,6 +135,10 @@ class Registry:
     def log_figure(self, mlflow_run_id: str, figure: Any, name: str) -> None:
         """Log a matplotlib figure to a run, as the file ``name``."""
         self._client.log_figure(mlflow_run_id, figure, name)
+
+    def tag(self, mlflow_run_id: str, key: str, value: str) -> None:
+        """Set a tag of a run."""
+        self._client.set_tag(mlflow_run_id, key, value)
 
     def finish(self, mlflow_run_id: str, *, failed: bool) -> None:
         """Close a night's run."""

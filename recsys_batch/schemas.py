@@ -283,6 +283,7 @@ def spark_type(arrow: pa.DataType) -> str:
         pa.float32(): "FLOAT",
         pa.float64(): "DOUBLE",
         pa.string(): "STRING",
+        pa.binary(): "BINARY",
         pa.bool_(): "BOOLEAN",
         pa.date32(): "DATE",
         TIMESTAMP: "TIMESTAMP",

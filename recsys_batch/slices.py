@@ -12,7 +12,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.schemas import IdTypes, TableSpec
 
+_TRIES = 5
 _ROW_GROUP_BYTES = 8 * 2**20  # uncompressed: what a reader of one user's rows has to decode
 _REPEATING = ("run_id", "user_id", "source", "model_version", "segment", "reason", "rank", "generated_at")
 """Columns whose values repeat in a run of rows; the others are not worth a dictionary."""
@@ -200,7 +202,17 @@ def append(where: Slice, rows: pa.Table, metadata: Mapping[str, Any]) -> int:
     return _committed(DeltaTable(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
 
 
-def _committed(table: DeltaTable, where: Slice, parts: Iterable[Part], metadata: Mapping[str, Any], **how: Any) -> int:
+def _committed(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata: Mapping[str, Any], **how: Any) -> int:
+    """Again where somebody else's commit came between: slices of other runs share the table, not its rows."""
+    for _ in range(_TRIES - 1):
+        try:
+            return _commit_once(table, where, parts, metadata, **how)
+        except CommitFailedError:
+            table = DeltaTable(where.root)
+    return _commit_once(table, where, parts, metadata, **how)
+
+
+def _commit_once(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata: Mapping[str, Any], **how: Any) -> int:
     token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
     now = int(time.time() * 1000)
     partition = {name: str(value) for name, value in where.partition.items()}

@@ -84,7 +84,8 @@ def test_a_splice_is_what_sorting_all_rows_together_gives(
     base, new = table(carried, 0), table(fresh, 100)
     users = [f"u{user:02d}" if text else user for user in sorted(gone | set(fresh))]
     changed = pa.array(users, base.schema.field("user_id").type)
-    found = list(spliced(base.to_batches(n_rows), changed, new))
+    nothing = base.schema.empty_table().to_batches() or [pa.RecordBatch.from_pylist([], schema=base.schema)]
+    found = list(spliced([*nothing, *base.to_batches(n_rows), *nothing], changed, new))
     kept = [row for row in base.to_pylist() if row["user_id"] not in users]
     expected = sorted(kept + new.to_pylist(), key=lambda row: (row["user_id"], row["value"]))
     assert [row for batch, _ in found for row in batch.to_pylist()] == expected

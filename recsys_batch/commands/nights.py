@@ -10,6 +10,7 @@ import click
 
 from recsys_batch.commands.options import Date, with_config
 from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing
 from recsys_batch.terminal import console, count, print_table, size, step_progress
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def _step_command(name: str, text: str) -> click.Command:
     @run_date_option
     @run_id_option
     @with_config
-    def command(config: Config, run_date: dt.date, run_id: str | None, dry_run: bool = False) -> None:
+    def command(config: Config, run_date: dt.date, run_id: str | None, dry_run: bool = False, override: str | None = None) -> None:
         from recsys_batch.night.context import AlreadyDone
         from recsys_batch.night.nightly import one_step
         from recsys_batch.spark.session import get_session
@@ -62,7 +63,7 @@ def _step_command(name: str, text: str) -> click.Command:
             _print_forecast(config, run_date, run_id)
             return
         try:
-            run = one_step(get_session(config), config, name, run_date, run_id=run_id)
+            run = one_step(get_session(config), config, name, run_date, run_id=run_id, override=override)
         except AlreadyDone as done:
             click.echo(str(done))
             return
@@ -71,6 +72,8 @@ def _step_command(name: str, text: str) -> click.Command:
 
     if name == "candidates":
         command = click.option("--dry-run", is_flag=True, help="Print mode, sizes, partitions and a time estimate; run nothing.")(command)
+    if name == "publish":
+        command = click.option("--override", metavar="REASON", help="Publish a run that its audit refused; the reason is kept.")(command)
     return click.command(name, help=text)(command)
 
 
@@ -111,22 +114,55 @@ def rollback(config: Config, to: str | None) -> None:
 @click.command(help="The nights so far: what is published (*), what failed, which gates refused.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Newest runs shown.")
+@click.option("--run-id", help="One run in full: what it read and wrote, and every gate.")
 @with_config
-def status(config: Config, as_json: bool, limit: int) -> None:
+def status(config: Config, as_json: bool, limit: int, run_id: str | None) -> None:
     from recsys_batch.night import manifest
 
     rows = _manifest_rows(config)
     now = manifest.current(rows)
-    runs = sorted(manifest.fold(rows).values(), key=lambda run: run.metrics[manifest.STARTED_AT], reverse=True)[:limit]
+    runs = sorted(manifest.fold(rows).values(), key=lambda run: run.metrics[manifest.STARTED_AT], reverse=True)
+    if run_id is not None and run_id not in {run.run_id for run in runs}:
+        raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
+    runs = [run for run in runs if run_id in (None, run.run_id)][:limit]
     if as_json:
-        listed = [{**run.row(), "current": now is not None and run.run_id == now.run_id} for run in runs]
+        listed = [{**run.row(), "current": now is not None and run.run_id == now.run_id, "gates": _gates(run)} for run in runs]
         click.echo(json.dumps({"current": now.run_id if now else None, "runs": listed}, default=str, indent=2))
+        return
+    if run_id is not None:
+        _print_run(runs[0], now)
         return
     if not runs:
         click.echo("no night has run yet: run `recsys-batch nightly --run-date DATE`")
         return
     header = ("run", "status", "users", "rows", "model", "recall", "refused by")
     print_table("nights", header, [_status_row(run, now) for run in runs], left=(0, 1, 4, 6))
+
+
+def _gates(run: Run) -> dict[str, dict[str, Any]]:
+    from recsys_batch.night.gates import verdict_of
+
+    return {name: dict(zip(("value", "limit", "passed"), verdict, strict=True)) for name, verdict in verdict_of(run.metrics).items()}
+
+
+def _print_run(run: Run, now: Run | None) -> None:
+    facts = [
+        ("status", run.status + (", what readers see" if now is not None and run.run_id == now.run_id else "")),
+        ("published", f"{run.published_at:%Y-%m-%d %H:%M:%S} UTC" if run.published_at else "no"),
+        ("attempt", str(run.attempt)),
+        ("inputs", ", ".join(f"{name} {version}" for name, version in sorted(run.input_versions.items()))),
+        ("outputs", ", ".join(f"{name} {version}" for name, version in sorted(run.table_versions.items()))),
+        ("model", f"version {run.model_version}"),
+        ("code, settings", f"release {run.code_version}, config hash {run.config_hash}"),
+        ("MLflow run", run.mlflow_run_id or "none"),
+    ]
+    print_table(f"run {run.run_id} of {run.run_date}", ("", "with the Delta version of each table"), facts, left=(0, 1))
+    gates = [
+        (name, f"{gate['value']:.6g}", f"{gate['limit']:.6g}", "passed" if gate["passed"] else "REFUSED")
+        for name, gate in _gates(run).items()
+    ]
+    if gates:
+        print_table("gates", ("gate", "value", "limit", "verdict"), gates, left=(0, 3))
 
 
 def _status_row(run: Run, now: Run | None) -> tuple[str, ...]:

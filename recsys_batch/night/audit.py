@@ -2,59 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import datetime as dt
+from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.artifacts import pointed, put_folder
-from recsys_batch.config import Audit
-from recsys_batch.night.context import Night
-from recsys_batch.night.incremental import Base, changed_file, recorded_base
+from recsys_batch.artifacts import put_folder
+from recsys_batch.night import manifest
+from recsys_batch.night.context import MODEL_METRIC, Night, run_rows
+from recsys_batch.night.drift import overlap, stability_index
+from recsys_batch.night.gates import Gate, gates
+from recsys_batch.night.incremental import Base, changed_file, files_of, popularity_file, recorded_base
 from recsys_batch.night.passes import interactions_of, of_changed, with_range
+from recsys_batch.popularity import users_per_item
 from recsys_batch.ranges import ranges
 from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
-from recsys_batch.spark.verify import COUNTS, COUNTS_SCHEMA, Earlier, VerifyTask, verifier
+from recsys_batch.spark.verify import COUNTS, COUNTS_SCHEMA, LISTED, Earlier, VerifyTask, verifier
 
-
-@dataclass(frozen=True)
-class Gate:
-    """One check: ``value`` must be at least (or at most) ``threshold``."""
-
-    name: str
-    value: float
-    threshold: float
-    at_least: bool
-
-    @property
-    def passed(self) -> bool:
-        # A NaN compares false both ways, so an undefined value fails its gate.
-        return self.value >= self.threshold if self.at_least else self.value <= self.threshold
-
-    def sentence(self) -> str:
-        return f"{self.name} is {self.value:.6g}, {'at least' if self.at_least else 'at most'} {self.threshold:.6g} is required"
+_HEAD = 0.01
+"""Share of the catalogue that counts as its head."""
 
 
 def audit(night: Night) -> tuple[list[Gate], dict[str, float]]:
-    """Every gate with its value, and the counts n_users, n_rows and n_known."""
+    """Every gate with its value, and all that was measured."""
     measured = measure(night)
-    return gates(measured, night.config.audit), {name: measured[name] for name in ("n_users", "n_rows", "n_known")}
-
-
-def gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
-    """The gates over measured values. Counts of broken rows have no threshold in config: one is one too many."""
-    kept_out = ("rows_seen", "rows_unavailable", "rows_ineligible", "rows_ruled_out", "rows_not_carried")
-    broken = ("lists_broken", "rows_not_finite", *kept_out, "lists_short_unexplained")
-    return [
-        *(Gate(name, measured[name], 0.0, at_least=False) for name in broken),
-        Gate("user_coverage", measured["user_coverage"], limits.min_user_coverage, at_least=True),
-        Gate("knn_recall", measured["knn_recall"], limits.min_recall, at_least=True),
-        Gate("popular_share", measured["popular_share"], limits.max_popular_share, at_least=False),
-    ]
+    return gates(measured, night.config.audit), measured
 
 
 def measure(night: Night) -> dict[str, float]:
@@ -70,7 +47,6 @@ def measure(night: Night) -> dict[str, float]:
     bounds = ranges(topk.parts)
     segments = list(night.config.retrieval.eligibility)
     folder = put_folder(night.root, "audits", lambda target: pq.write_table(_items(night), target / "items.parquet"))
-    night.point("audit", {"items": folder.name})
     task = VerifyTask(
         topk=topk,
         shortfalls=night.files("shortfalls"),
@@ -80,7 +56,7 @@ def measure(night: Night) -> dict[str, float]:
         default=segments.index(ALL_SEGMENTS) if ALL_SEGMENTS in segments else -1,
         top_k=night.config.scoring.top_k,
         bounds=bounds,
-        earlier=_earlier(night, base, folder.name),
+        earlier=_earlier(night, base),
     )
     ranges_alone = night.spark.range(len(bounds)).select(F.col("id").cast("int").alias("range"))
     said = with_range(_said(night, base), bounds).unionByName(ranges_alone, allowMissingColumns=True)
@@ -95,14 +71,52 @@ def measure(night: Night) -> dict[str, float]:
         "user_coverage": (found["n_users"] + nothing_left) / max(found["n_known"], 1.0),
         "knn_recall": night.run.metrics.get("knn_recall", float("nan")),
         "popular_share": found["n_popular"] / max(found["n_users"], 1.0),
+        "list_fill": found["n_rows"] / max(found["n_users"] * task.top_k, 1.0),
+        "catalogue_coverage": _coverage(counts[LISTED], pq.read_table(task.items)),
+        "head_share": found["n_head"] / max(found["n_rows"], 1.0),
+        **_since_published(night),
+        **_input_age(night),
     }
 
 
-def _earlier(night: Night, base: Base | None, items: str) -> Earlier | None:
+def _coverage(listed: pa.ChunkedArray, items: pa.Table) -> float:
+    """Share of available items that some range has listed."""
+    bits = [np.frombuffer(mask, dtype=np.uint8) for mask in listed.to_pylist()]
+    found = np.unpackbits(np.bitwise_or.reduce(bits), count=len(items)).astype(bool) if bits else np.zeros(len(items), dtype=bool)
+    available = np.asarray(items["is_available"].to_numpy(zero_copy_only=False)).astype(bool)
+    return float(np.count_nonzero(found & available)) / max(int(np.count_nonzero(available)), 1)
+
+
+def _earlier(night: Night, base: Base | None) -> Earlier | None:
     if base is None:
         return None
-    topk, embeddings = (base.files(night.slice(name)) for name in ("topk", "user_embeddings"))
-    return Earlier(topk, embeddings, changed_file(night), pointed(night.root, base.run.run_id, "audit")["items"] == items)
+    return Earlier(base.files(night.slice("topk")), base.files(night.slice("user_embeddings")), changed_file(night))
+
+
+def _since_published(night: Night) -> dict[str, float]:
+    """Against the run that readers see; nothing on the first night, or where its rows are gone."""
+    run = manifest.current(run_rows(night.tables))
+    if run is None:
+        return {}
+    found: dict[str, float] = {}
+    compared = overlap(night.files("topk"), files_of(night.slice("topk"), run))
+    if compared is not None:
+        found["overlap"], now, before = compared
+        if run.model_version == night.run.model_version:
+            found["score_drift"] = stability_index(now, before)
+    ours, theirs = (run.metrics.get(MODEL_METRIC) for run in (night.run, run))
+    if ours is not None and theirs:
+        found["model_metric_ratio"] = ours / theirs
+    return found
+
+
+def _input_age(night: Night) -> dict[str, float]:
+    """Days from the newest event to the end of the run date; nothing where events have no time."""
+    newest = cast("Any", night.read_input("interactions").agg(F.max(F.unix_micros("event_ts"))).head())[0]
+    if newest is None:
+        return {}
+    end = dt.datetime.combine(night.run.run_date + dt.timedelta(days=1), dt.time(), dt.UTC)
+    return {"input_age_days": (end.timestamp() - newest / 1e6) / 86_400}
 
 
 def _said(night: Night, base: Base | None) -> DataFrame:
@@ -139,7 +153,11 @@ def _items(night: Night) -> pa.Table:
         age = F.datediff(F.lit(night.run.run_date), F.to_date("first_seen_ts"))
         ruled_out = ruled_out | F.coalesce(age > rules.max_age_days, F.lit(True))
     eligible = [_holds(rule).alias(f"eligible {number}") for number, rule in enumerate(night.config.retrieval.eligibility.values())]
-    return items.select("item_id", "is_available", ruled_out.alias("ruled_out"), *eligible).toArrow()
+    table = items.select("item_id", "is_available", ruled_out.alias("ruled_out"), *eligible).toArrow()
+    taken = users_per_item(pq.read_table(popularity_file(night.root, night.run.run_id)), table["item_id"].combine_chunks())
+    head = np.zeros(len(table), dtype=bool)
+    head[np.argsort(-taken, kind="stable")[: max(int(len(table) * _HEAD), 1)]] = True
+    return table.append_column("is_head", pa.array(head & (taken > 0)))
 
 
 def _holds(condition: str) -> Column:

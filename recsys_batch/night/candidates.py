@@ -51,7 +51,8 @@ def _retrieve_task(night: Night, catalogue: Catalogue) -> RetrieveTask:
     pointer = night.pointed("index")
     popular: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     where = night.slice("popular")
-    table = pa.concat_tables(pq.read_table(Path(where.root) / part.path, partitioning=None) for part in parts_of(where))
+    files = (pq.read_table(Path(where.root) / part.path, partitioning=None).cast(where.schema) for part in parts_of(where))
+    table = pa.concat_tables([where.schema.empty_table(), *files])
     table = table.sort_by([("segment", "ascending"), ("rank", "ascending")])
     codes = catalogue.codes(table["item_id"].combine_chunks())
     segments = np.asarray(table["segment"].to_pylist(), dtype=object)

@@ -6,7 +6,7 @@ import datetime as dt
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,10 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import artifact_root, point, pointed, put_folder
+from recsys_batch.artifacts import artifact_root, point, pointed, put_folder, run_folder
 from recsys_batch.bundle import Bundle, load_bundle
 from recsys_batch.config import Config
-from recsys_batch.errors import InputMissing
+from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.night import manifest
 from recsys_batch.night.manifest import Run
 from recsys_batch.night.partitions import fit_shuffles
@@ -33,6 +33,9 @@ from recsys_batch.spark.parts import part_writer, unchanged
 from recsys_batch.spark.tables import Tables
 
 logger = logging.getLogger("recsys_batch.night")
+
+MODEL_METRIC = "model.ndcg_at_10"
+"""What the model reached on its validation part, among a run's metrics; absent where nobody measured it."""
 
 _INPUTS = ("interactions", "items", "users")
 
@@ -56,7 +59,7 @@ class Night:
     """A run in progress.
 
     ``run`` moves on with every row that ``record`` appends to the manifest. ``incremental``: go on from the published night, where
-    that is possible.
+    that is possible. ``backfill``: publish without taking readers to an earlier date.
     """
 
     spark: SparkSession
@@ -67,11 +70,12 @@ class Night:
     root: Path
     registry: Registry = field(repr=False)
     incremental: bool = False
+    backfill: bool = False
 
-    def record(self, **changes: Any) -> None:
-        """Append the run's next manifest row."""
+    def record(self, *, also: Sequence[Run] = (), **changes: Any) -> None:
+        """Append the run's next manifest row, and those of other runs in the same commit."""
         self.run = self.run.next_event(**changes)
-        append_runs(self.tables, [self.run])
+        append_runs(self.tables, [self.run, *also])
 
     def read_input(self, name: str) -> DataFrame:
         """An input table at the version pinned when the run began."""
@@ -88,8 +92,8 @@ class Night:
     def slice(self, name: str) -> Slice:
         """Where this run's rows of an output table are; the table is made if it is missing."""
         self.tables.ensure(name, self.ids)
-        spec = TABLES[name]
-        return Slice(self.tables.folder(name), spec, self.ids, partition_of(spec, self.run), self._file_bytes)
+        where = empty_slice(self.tables, name)
+        return replace(where, partition=partition_of(where.spec, self.run), target_bytes=self._file_bytes)
 
     def files(self, name: str) -> Files:
         """This run's files of an output table."""
@@ -124,7 +128,7 @@ class Night:
 
     def unpoint(self, name: str) -> None:
         """Forget what ``point`` recorded."""
-        (self.root / "runs" / self.run.run_id / f"{name}.json").unlink(missing_ok=True)
+        (run_folder(self.root, self.run.run_id) / f"{name}.json").unlink(missing_ok=True)
 
     def write_table(self, name: str, table: pa.Table) -> Written:
         """The same for rows that the driver has."""
@@ -154,6 +158,11 @@ class Night:
     def bundle(self) -> Bundle:
         """The run's model, verified."""
         return load_bundle(self.bundle_dir)
+
+
+def empty_slice(tables: Tables, name: str) -> Slice:
+    """A table that is there, of no run yet."""
+    return Slice(tables.folder(name), TABLES[name], tables.require_ids(), {}, 2**26)
 
 
 def catalogue_folder(root: Path, run_id: str) -> Path:
@@ -195,6 +204,7 @@ def open_night(
     force: bool = False,
     begin: bool = True,
     incremental: bool = False,
+    as_it_is: bool = False,
 ) -> Night:
     """Resume the date's unfinished run, or begin one.
 
@@ -202,6 +212,7 @@ def open_night(
         run_id: that run, instead of the date's newest.
         force: begin a new run even if the date is published.
         begin: False for a step that cannot be a run's first.
+        as_it_is: go on with the run although the inputs, the model or the settings are others by now.
 
     Raises:
         AlreadyDone: the date (or run) is published.
@@ -219,7 +230,7 @@ def open_night(
     registry = Registry(config)
     night = Night(spark, config, tables, ids, known or _no_run(run_date), artifact_root(config.paths.warehouse), registry, incremental)
     fresh = _inputs(tables)
-    reason = _why_not_resume(known, config, fresh, registry) if known is not None and not force else None
+    reason = _why_not_resume(night, known, fresh) if known is not None and not force and not as_it_is else None
     if known is not None and not force and reason is None:
         logger.info(
             "resuming run %s (attempt %d): %s done", known.run_id, known.attempt + 1, ", ".join(sorted(known.table_versions)) or "nothing"
@@ -257,15 +268,23 @@ def _begin(night: Night, run_date: dt.date, run_id: str, inputs: Mapping[str, in
         model_version=champion.version,
         code_version=__version__,
         config_hash=night.config.config_hash(),
-        metrics={manifest.STARTED_AT: now.timestamp()},
+        metrics={manifest.STARTED_AT: now.timestamp(), **_model_metric(bundle)},
         mlflow_run_id=night.registry.start_night(run_id, {"run_date": run_date.isoformat(), "model_version": champion.version}),
     )
     night.record()
     logger.info("run %s began with model version %s on inputs %s", run_id, champion.version, dict(inputs))
 
 
-def _why_not_resume(run: Run, config: Config, inputs: Mapping[str, int], registry: Registry) -> str | None:
+def _model_metric(bundle: Bundle) -> dict[str, float]:
+    found = bundle.manifest.get("metrics", {}).get("ndcg_at_10")
+    return {MODEL_METRIC: float(found)} if found is not None else {}
+
+
+def _why_not_resume(night: Night, run: Run, inputs: Mapping[str, int]) -> str | None:
     """A sentence why the unfinished run's rows cannot be continued; None when they can."""
+    config, registry = night.config, night.registry
+    if not run_folder(night.root, run.run_id).is_dir() or ("topk" in run.table_versions and not night.files("topk").parts):
+        return f"run {run.run_id} is no longer kept: maintain removed what it had written"
     if run.config_hash != config.config_hash():
         return f"run {run.run_id} was begun with other settings (config hash {run.config_hash}, now {config.config_hash()})"
     if run.code_version != __version__:
@@ -281,7 +300,18 @@ def _why_not_resume(run: Run, config: Config, inputs: Mapping[str, int], registr
 
 
 def _inputs(tables: Tables) -> dict[str, int]:
-    return {name: tables.version(name) for name in _INPUTS if tables.exists(name)}
+    """Versions of the inputs that are there.
+
+    Raises:
+        UsageError: one lacks a column of the contract.
+    """
+    found = [name for name in _INPUTS if tables.exists(name)]
+    for name in found:
+        missing = [column.name for column in TABLES[name].columns if column.name not in tables.read(name).columns]
+        if missing:
+            lacking = f"table {name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
+            raise UsageError(f"{lacking} (docs/data-contract.md): write it as `recsys-batch ingest` does, or ingest it again")
+    return {name: tables.version(name) for name in found}
 
 
 def _copy_files(source: Path, target: Path) -> None:

@@ -19,8 +19,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import pointed, put_folder
+from recsys_batch.artifacts import pointed, put_folder, run_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue
+from recsys_batch.errors import InputMissing
 from recsys_batch.night import manifest
 from recsys_batch.night.context import Night, catalogue_folder, partition_of, run_rows
 from recsys_batch.night.manifest import Run
@@ -52,7 +53,7 @@ class Base:
 
     def files(self, where: Slice) -> Files:
         """The base's rows of the table that ``where`` is a slice of."""
-        return _files(where, self.run)
+        return files_of(where, self.run)
 
 
 class NeedsFull(Exception):
@@ -68,6 +69,8 @@ def find_base(night: Night, catalogue: Catalogue) -> Base:
     run = manifest.current(run_rows(night.tables))
     if run is None:
         raise NeedsFull("nothing is published yet")
+    if run.metrics.get(manifest.GATE_REFUSED):
+        raise NeedsFull(f"run {run.run_id} was published although its audit refused it")
     for what, then, now in (
         ("model version", run.model_version, night.run.model_version),
         ("settings", run.config_hash, night.run.config_hash),
@@ -76,7 +79,7 @@ def find_base(night: Night, catalogue: Catalogue) -> Base:
         if then != now:
             raise NeedsFull(f"run {run.run_id} has {what} {then}, this one {now}")
     gained, lost = _compared(open_catalogue.__wrapped__(str(catalogue_folder(night.root, run.run_id))), catalogue, night)
-    users, embedded = (_files(night.slice(name), run).between(columns=["user_id"])["user_id"].combine_chunks() for name in _OF_USERS)
+    users, embedded = (files_of(night.slice(name), run).between(columns=["user_id"])["user_id"].combine_chunks() for name in _OF_USERS)
     parts = [
         _with_new_events(night, run),
         _with_other_rows(night, run),
@@ -95,10 +98,13 @@ def find_base(night: Night, catalogue: Catalogue) -> Base:
 
 def recorded_base(night: Night) -> Base | None:
     """What ``find_base`` recorded for this run; None for a full night."""
-    if not (night.root / "runs" / night.run.run_id / "base.json").is_file():
+    if not (run_folder(night.root, night.run.run_id) / "base.json").is_file():
         return None
     pointer = night.pointed("base")
     run = manifest.fold(run_rows(night.tables))[pointer["run_id"]]
+    if run.status != "PUBLISHED" or not files_of(night.slice("topk"), run).parts:
+        gone = "was rolled back" if run.status != "PUBLISHED" else "is no longer kept"
+        raise InputMissing(f"run {run.run_id}, from which {night.run.run_id} goes on, {gone}: begin a new run (--force)")
     changed = pq.read_table(changed_file(night))["user_id"].combine_chunks()
     return Base(run, changed, pa.array(pointer["gained"], type=night.ids.item_arrow), pointer["same_items"])
 
@@ -131,8 +137,12 @@ def _compared(before: Catalogue, now: Catalogue, night: Night) -> tuple[pa.Array
         same = np.asarray(then[old] == today[new]).reshape(len(both), -1).all(axis=1)
         if not same.all():
             raise NeedsFull(f"the {name} of {int(np.count_nonzero(~same))} items are not what they were")
-    if now.business.max_per_category is not None and not before.item_ids.equals(now.item_ids):
-        raise NeedsFull("items came or went, and rules.max_per_category weighs all of a list against each other")
+    if now.business.max_per_category is not None:
+        if not before.item_ids.equals(now.item_ids):
+            raise NeedsFull("items came or went, and rules.max_per_category weighs all of a list against each other")
+        for name in ("category_codes", "category_offsets"):
+            if not np.array_equal(getattr(before.business, name), getattr(now.business, name)):
+                raise NeedsFull("categories of items are not what they were, and rules.max_per_category goes by them")
     was, now_is = before.item_ids.filter(pa.array(before.retrievable)), now.item_ids.filter(pa.array(now.retrievable))
     gained, lost = now_is.filter(pc.invert(pc.is_in(now_is, value_set=was))), was.filter(pc.invert(pc.is_in(was, value_set=now_is)))
     if len(gained) and now.eligible:
@@ -183,11 +193,12 @@ def _comparable(users: DataFrame) -> DataFrame:
 
 def _holding(night: Night, run: Run, lost: pa.Array) -> Iterator[pa.Array]:
     """Users with a candidate that is gone."""
-    for batch in _files(night.slice("candidates"), run).batches(columns=["user_id", "items"], n_rows=LIST_ROWS):
+    for batch in files_of(night.slice("candidates"), run).batches(columns=["user_id", "items"], n_rows=LIST_ROWS):
         hit = pc.is_in(batch["items"].flatten().field("item_id"), value_set=lost)
         yield batch["user_id"].take(pc.list_parent_indices(batch["items"]).filter(hit).unique())
 
 
-def _files(where: Slice, run: Run) -> Files:
+def files_of(where: Slice, run: Run) -> Files:
+    """A run's files of the table that ``where`` is a slice of."""
     theirs = replace(where, partition=partition_of(where.spec, run))
-    return Files(theirs, parts_of(theirs, run.table_versions[where.spec.name]))
+    return Files(theirs, parts_of(theirs))  # of the newest version: a published slice is never written again

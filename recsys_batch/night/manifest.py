@@ -18,8 +18,10 @@ from recsys_batch.schemas import SCHEMA_VERSION
 EVENT = "event"
 STARTED_AT = "started_at"
 GATE_REFUSED = "gate_refused"
-GATE = "gate."
-"""Prefix of a gate's verdict: 1 passed, 0 refused."""
+BACKFILLED = "backfilled"
+"""1 for a run of an earlier date than that of the run which readers kept seeing."""
+GATE, LIMIT = "gate.", "limit."
+"""Prefixes of a gate's verdict (1 passed, 0 refused) and threshold; its value is under "audit."."""
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

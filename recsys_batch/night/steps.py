@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from recsys_batch.artifacts import pointed, put_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue, write_catalogue
 from recsys_batch.config import Rules, Scoring
-from recsys_batch.errors import ConfigError
+from recsys_batch.errors import ConfigError, InputMissing
 from recsys_batch.gathered import Gathered
 from recsys_batch.night.candidates import candidates
 from recsys_batch.night.context import Night, Written
@@ -70,10 +70,10 @@ def _decide(night: Night, catalogue: Catalogue) -> Base | None:
     try:
         base = find_base(night, catalogue)
     except NeedsFull as reason:
-        logger.info("run_id=%s is a full night: %s", night.run.run_id, reason)
+        logger.info("this is a full night: %s", reason)
         return None
     changes = f"{len(base.changed)} users changed, {len(base.gained)} items are new"
-    logger.info("run_id=%s goes on from run %s: %s", night.run.run_id, base.run.run_id, changes)
+    logger.info("going on from run %s: %s", base.run.run_id, changes)
     return base
 
 
@@ -117,6 +117,11 @@ def index(night: Night) -> StepResult:
         return StepResult({"index": version}, rows=len(catalogue.retrievable_codes()), users=0, metrics=kept)
     sample = night.slice_of("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(night.config.retrieval.tuning_users)
     table = with_segments(sample, night, "left").orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
+    if table.num_rows == 0:
+        raise InputMissing(
+            f"no user has a positive interaction (weight > data.min_weight = {night.config.data.min_weight:g}), or an embedding that was "
+            "registered: ingest interactions first"
+        )
     sampled = SampledUsers(column_matrix(table["embedding"].combine_chunks()), catalogue.rules(table["segment"].combine_chunks()))
     assign_rows = assign_in_tasks(night.spark, night.root / "drafts") if len(catalogue) >= PARALLEL_ITEMS else None
     settings = night.config.retrieval

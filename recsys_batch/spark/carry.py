@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from recsys_batch.ann.kernels import inner_products, normalised
 from recsys_batch.catalogue import open_catalogue
 from recsys_batch.ragged import column_matrix, list_column, ragged
-from recsys_batch.ranges import BATCH_ROWS, Files, Range, runs, spliced
+from recsys_batch.ranges import BATCH_ROWS, Files, Range, runs, spliced, users_within
 from recsys_batch.slices import counted, counts_of
 from recsys_batch.spark.batches import BatchFunction, RangeFunction, by_range
 from recsys_batch.spark.events import changed_users
@@ -53,7 +53,7 @@ def replaced(
         counts = sum((Counter(counts_of(batch)) for batch in made), Counter())
         new = pa.Table.from_batches([base.where.conformed(batch) for batch in made], schema)
         users = runs(new["user_id"].combine_chunks())[0] if made else pa.array([], schema.field("user_id").type)
-        gone = pa.concat_arrays([changed_users(str(changed)), users])
+        gone = pa.concat_arrays([users_within(changed_users(str(changed)), within), users])
         counts[COMPUTED] = len(users)
         carried = base.batches(within, n_rows=n_rows)
         if change is not None:

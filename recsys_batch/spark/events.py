@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys_batch.gathered import EVENTS
-from recsys_batch.ranges import BATCH_ROWS
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.batches import BatchFunction
+
+_ROWS = 1_000_000  # the set of changed users is built anew for every batch of rows that are looked up in it
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def events_of(wanted: EventFiles, ids: IdTypes) -> BatchFunction:
         for number in (number for batch in batches for number in batch.column(0).to_pylist()):
             before = number < len(wanted.before)
             with pq.ParquetFile(wanted.paths[number], memory_map=True) as file:
-                for batch in file.iter_batches(BATCH_ROWS, columns=["user_id", "item_id", "event_ts", "weight"], use_threads=False):
+                for batch in file.iter_batches(_ROWS, columns=["user_id", "item_id", "event_ts", "weight"], use_threads=False):
                     if before:
                         batch = batch.filter(pc.is_in(batch["user_id"], value_set=changed_users(str(wanted.changed))))
                     if batch.num_rows:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,9 @@ from recsys_batch.config import Config
 from recsys_batch.errors import ConfigError
 from recsys_batch.ragged import ragged
 from recsys_batch.rules import ItemRules
+
+_BEYOND = re.compile("Subquery|^Exists$|ListQuery|Reflection|UDF|Window|Generator|Aggregate|^Explode|^PosExplode|^Rand|^Uuid")
+"""Names of Spark's expressions that read other tables, call other code, look at other rows, or differ from night to night."""
 
 
 def rule_columns(items: DataFrame, config: Config, run_date: dt.date) -> list[Column]:
@@ -65,9 +70,14 @@ def business_of(table: pa.Table, config: Config) -> ItemRules:
 def _condition(items: DataFrame, key: str, sql: str) -> Column:
     """The condition, analysed without being run."""
     try:
-        kind = items.select(F.expr(sql).alias("rule")).schema["rule"].dataType.simpleString()
+        selected = items.select(F.expr(sql).alias("rule"))
+        kind = selected.schema["rule"].dataType.simpleString()
     except (AnalysisException, ParseException) as error:
         raise ConfigError(f"{key} = {sql!r} cannot be evaluated over items: {str(error).splitlines()[0]}") from None
+    analysed = cast("Any", selected)._jdf.queryExecution().analyzed().toJSON()
+    reaching = sorted({name for name in re.findall(r'"class":"[\w.]*\.(\w+)"', analysed) if _BEYOND.search(name)})
+    if reaching:
+        raise ConfigError(f"{key} = {sql!r} reaches beyond the columns of items ({', '.join(reaching)}): only plain expressions are taken")
     if kind != "boolean":
         raise ConfigError(f"{key} = {sql!r} gives {kind}, it must give a boolean")
     return F.coalesce(F.expr(sql), F.lit(False))

@@ -16,7 +16,7 @@ from recsys_batch.ann.search import open_retriever
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.gathered import Gathered
 from recsys_batch.ragged import column_matrix, list_column, mask_ragged, ragged
-from recsys_batch.ranges import Files, Range
+from recsys_batch.ranges import Files, Range, users_within
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES, IdTypes
 from recsys_batch.slices import counted, counts_of
 from recsys_batch.spark.batches import BatchFunction
@@ -87,7 +87,7 @@ class KnownUsers:
 
 def found(task: RetrieveTask, known: KnownUsers, bounds: Range) -> Iterator[pa.RecordBatch]:
     """Rows of candidates of a range of users."""
-    among = None if known.changed is None else changed_users(str(known.changed))
+    among = None if known.changed is None else users_within(changed_users(str(known.changed)), bounds)
     return candidate_finder(task)(known.gathered.known_users(known.embeddings, bounds, _USERS, among))
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ragged import column_matrix, ragged
-from recsys_batch.ranges import Files, Range
+from recsys_batch.ranges import Files, Range, users_within
 from recsys_batch.rules import pick
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.slices import counted
@@ -88,16 +88,17 @@ class Lists:
         """Input of ``scorer`` for a range of users; the two tables meet there, and no row is shuffled for it."""
         known = self.embeddings.between(bounds, ["user_id", "embedding", "n_events"])
         users = known["user_id"].combine_chunks()
+        changed = None if self.changed is None else users_within(changed_users(str(self.changed)), bounds)
         for batch in self.candidates.batches(bounds, ["user_id", "items"], _USERS):
-            chosen = batch if self.changed is None else batch.filter(self._again(batch))
+            chosen = batch if changed is None else batch.filter(self._again(batch, changed))
             if chosen.num_rows:
                 place = pc.index_in(chosen["user_id"], value_set=users)
                 found = [known[name].combine_chunks().take(place) for name in ("embedding", "n_events")]
                 columns = [chosen["user_id"], chosen["items"], *found]
                 yield pa.RecordBatch.from_arrays(columns, names=["user_id", "items", "embedding", "n_events"])
 
-    def _again(self, batch: pa.RecordBatch) -> pa.Array:
-        again = pc.is_in(batch["user_id"], value_set=changed_users(str(self.changed)))
+    def _again(self, batch: pa.RecordBatch, changed: pa.Array) -> pa.Array:
+        again = pc.is_in(batch["user_id"], value_set=changed)
         if self.gained is None or len(self.gained) == 0:
             return again
         hit = pc.is_in(batch["items"].flatten().field("item_id"), value_set=self.gained)

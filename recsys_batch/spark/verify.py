@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys_batch.ranges import Files, Range, runs, without
+from recsys_batch.ranges import Files, Range, runs, users_within, without
 from recsys_batch.spark.batches import BatchFunction
 from recsys_batch.spark.events import changed_users
 from recsys_batch.spark.profiled import profiled
@@ -23,6 +24,7 @@ COUNTS = (
     "n_users",
     "n_rows",
     "n_popular",
+    "n_head",
     "lists_broken",
     "rows_not_finite",
     "rows_seen",
@@ -34,7 +36,9 @@ COUNTS = (
 )
 _SAME = ["user_id", "rank", "item_id", "score"]
 _COLUMNS = [*_SAME, "source"]
-COUNTS_SCHEMA = pa.schema([(name, pa.int64()) for name in COUNTS])
+LISTED = "listed"
+"""Bit per item of the catalogue, as bytes: whether it is in a list."""
+COUNTS_SCHEMA = pa.schema([*((name, pa.int64()) for name in COUNTS), (LISTED, pa.binary())])
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,11 @@ class Earlier:
 
     Attributes:
         changed: Parquet of user_id; all others' rows are to be the same.
-        same_items: whether the items table and the rules say of every item what they said then.
     """
 
     topk: Files
     embeddings: Files
     changed: Path
-    same_items: bool
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class VerifyTask:
     """What executors need to know.
 
     Attributes:
-        items: Parquet of item_id, is_available, ruled_out and "eligible 0" .., as the items table says.
+        items: Parquet of item_id, is_available, ruled_out, is_head (much taken) and "eligible 0" .., as the items table says.
         segments: the segment of each eligibility column; ``default`` is the place of the one for all others, -1 for none.
         earlier: None where all rows are new.
     """
@@ -93,18 +95,19 @@ def verifier(task: VerifyTask) -> BatchFunction:
     return profiled(run, "audit")
 
 
-def _verified(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, int]:
+def _verified(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, Any]:
     items = pq.read_table(task.items)
+    listed = np.zeros(len(items) + 1, dtype=bool)
     if task.earlier is None:
         rows, counts = task.topk.between(bounds, _COLUMNS), Counter[str]()
     else:
-        rows, counts = _carried(task, task.earlier, bounds, items, said)
+        rows, counts = _carried(task, task.earlier, bounds, items, said, listed)
     counts.update(_known(task, bounds, said))
-    counts.update(_checked(task, bounds, _in_order(rows), items, said))
-    return {name: counts[name] for name in COUNTS}
+    counts.update(_checked(task, bounds, _in_order(rows), items, said, listed))
+    return {**{name: counts[name] for name in COUNTS}, LISTED: np.packbits(listed[:-1]).tobytes()}
 
 
-def _checked(task: VerifyTask, bounds: Range, rows: pa.Table, items: pa.Table, said: pa.Table) -> dict[str, int]:
+def _checked(task: VerifyTask, bounds: Range, rows: pa.Table, items: pa.Table, said: pa.Table, listed: np.ndarray) -> dict[str, int]:
     """Rows that are new, from everything that they have to keep to."""
     users, starts = runs(rows["user_id"].combine_chunks())
     n_rows = np.diff(starts)
@@ -127,20 +130,21 @@ def _checked(task: VerifyTask, bounds: Range, rows: pa.Table, items: pa.Table, s
         "lists_broken": int(np.count_nonzero(broken)),
         "rows_not_finite": int(np.count_nonzero(~np.isfinite(score))),
         "rows_seen": _seen(said, users, keys, n_names, items["item_id"]),
-        "rows_unavailable": len(rows) - int(np.count_nonzero(_flags(items, "is_available")[item])),
         "rows_ineligible": _ineligible(task, said, users, owner, item, items),
-        "rows_ruled_out": int(np.count_nonzero(_flags(items, "ruled_out")[item])),
+        **_of_items(item, items, listed),
         "lists_short_unexplained": _short(task, bounds, users, n_rows),
     }
 
 
-def _carried(task: VerifyTask, earlier: Earlier, bounds: Range, items: pa.Table, said: pa.Table) -> tuple[pa.Table, Counter[str]]:
+def _carried(
+    task: VerifyTask, earlier: Earlier, bounds: Range, items: pa.Table, said: pa.Table, listed: np.ndarray
+) -> tuple[pa.Table, Counter[str]]:
     """Rows of users who changed; and counts over all others, whose rows are to be those of the earlier night.
 
     What that night's audit found of these rows holds still. What may have happened since is looked at: items that went, and events of
     users who should be among the changed.
     """
-    changed, counts, mine = changed_users(str(earlier.changed)), Counter[str](), []
+    changed, counts, mine = users_within(changed_users(str(earlier.changed)), bounds), Counter[str](), []
     users, n_rows, n_popular = [], [], []
 
     def kept() -> Iterator[pa.RecordBatch]:
@@ -151,10 +155,7 @@ def _carried(task: VerifyTask, earlier: Earlier, bounds: Range, items: pa.Table,
             users.append(who)
             n_rows.append(np.diff(starts))
             n_popular.append(np.add.reduceat(_popular(batch["source"]).astype(np.int64), starts[:-1]) if len(who) else starts[:0])
-            if not earlier.same_items:
-                item = _places(batch["item_id"], items["item_id"])
-                counts["rows_unavailable"] += batch.num_rows - int(np.count_nonzero(_flags(items, "is_available")[item]))
-                counts["rows_ruled_out"] += int(np.count_nonzero(_flags(items, "ruled_out")[item]))
+            counts.update(_of_items(_places(batch["item_id"], items["item_id"]), items, listed))
             yield batch.select(_SAME)
 
     before = (without(batch, changed) for batch in earlier.topk.batches(bounds, _SAME))
@@ -203,7 +204,7 @@ def _known(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, int]:
     for name, (rows, embeddings) in sides.items():
         embedded = embeddings.between(bounds, ["user_id"])["user_id"]
         if task.earlier is not None:
-            embedded = embedded.filter(pc.is_in(embedded, value_set=changed_users(str(task.earlier.changed))))
+            embedded = embedded.filter(pc.is_in(embedded, value_set=users_within(changed_users(str(task.earlier.changed)), bounds)))
         counts[name] = len(pa.chunked_array([*rows["user_id"].chunks, *embedded.chunks], embedded.type).unique())
     return counts
 
@@ -217,6 +218,14 @@ def _places(values: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
 def _popular(source: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """bool [n]."""
     return np.asarray(pc.equal(source, "popular").to_numpy(zero_copy_only=False)).astype(bool)
+
+
+def _of_items(item: np.ndarray, items: pa.Table, listed: np.ndarray) -> dict[str, int]:
+    """What the items of rows say of them; ``listed`` is marked."""
+    listed[item] = True
+    counted = {"n_head": "is_head", "rows_ruled_out": "ruled_out"}
+    found = {name: int(np.count_nonzero(_flags(items, flag)[item])) for name, flag in counted.items()}
+    return {**found, "rows_unavailable": len(item) - int(np.count_nonzero(_flags(items, "is_available")[item]))}
 
 
 def _flags(items: pa.Table, name: str) -> np.ndarray:

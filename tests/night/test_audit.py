@@ -27,6 +27,7 @@ GOOD = {
     "rows_ineligible": 0.0,
     "rows_ruled_out": 0.0,
     "rows_not_carried": 0.0,
+    "list_fill": 1.0,
     "lists_short_unexplained": 0.0,
     "user_coverage": 1.0,
     "knn_recall": 1.0,

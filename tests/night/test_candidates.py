@@ -79,6 +79,10 @@ def test_the_audit_counts_rows_that_a_rule_forbids(spark: SparkSession, fresh_pu
         ("no_such_column = 1", "cannot be evaluated over items"),
         ("item_id +", "cannot be evaluated over items"),
         ("item_id + 1", "gives bigint, it must give a boolean"),
+        ("item_id in (select item_id from delta.`/etc`)", "cannot be evaluated|reaches beyond"),
+        ("exists (select 1)", "reaches beyond the columns of items"),
+        ("reflect('java.lang.System', 'getenv', 'HOME') = 'x'", r"reaches beyond the columns of items \(CallMethodViaReflection\)"),
+        ("row_number() over (order by item_id) = 1", "reaches beyond the columns of items"),
     ],
 )
 def test_a_rule_that_is_no_boolean_over_items_is_bad_config(spark: SparkSession, fresh: Config, rule: str, message: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
 
+from recsys_batch.artifacts import artifact_root
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError
 from recsys_batch.night import nightly as night_module
@@ -161,6 +163,24 @@ def test_a_refused_gate_publishes_nothing_and_stays_refused(spark: SparkSession,
         nightly(spark, strict, dt.date(2026, 3, 2))
     run = nightly(spark, fresh_published, dt.date(2026, 3, 2))
     assert (run.run_id, run.attempt) == ("2026-03-02-r1", 3)
+
+
+def test_a_refused_run_is_published_for_a_reason_only(spark: SparkSession, fresh_published: Config, market: Any) -> None:
+    strict = fresh_published.model_copy(update={"audit": fresh_published.audit.model_copy(update={"max_popular_share": 0.0})})
+    day = dt.date(2026, 3, 2)
+    with pytest.raises(GateRefused):
+        nightly(spark, strict, day)
+    late = market.interactions.slice(0, 5).set_column(0, "user_id", pa.array(["late"] * 5))
+    Tables(spark, strict).append("interactions", spark.createDataFrame(late), {"by": "late"})
+    with pytest.raises(InputMissing):
+        one_step(spark, strict, "publish", day)
+    run = one_step(spark, strict, "publish", day, override="the newsletter cannot wait")
+    assert (run.run_id, run.metrics["override"], run.refused_gates) == ("2026-03-02-r1", 1.0, ["popular_share"])
+    assert published_run(strict.paths.warehouse)["run_id"] == "2026-03-02-r1"
+    why = json.loads((artifact_root(strict.paths.warehouse) / "runs" / "2026-03-02-r1" / "override.json").read_text(encoding="utf-8"))
+    assert (why["reason"], why["gates"]) == ("the newsletter cannot wait", "popular_share")
+    # What was not found good is nothing to carry forward.
+    assert nightly(spark, fresh_published, dt.date(2026, 3, 3), incremental=True).metrics["incremental"] == 0.0
 
 
 def test_force_computes_a_new_run_and_rollback_goes_back_and_forth(spark: SparkSession, fresh_published: Config) -> None:

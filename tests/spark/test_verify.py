@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from recsys_batch.ranges import Files
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.slices import Slice
-from recsys_batch.spark.verify import Earlier, VerifyTask, differing, verifier
+from recsys_batch.spark.verify import COUNTS, LISTED, Earlier, VerifyTask, differing, verifier
 
 IDS = IdTypes("BIGINT", "BIGINT")
 NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -52,7 +53,14 @@ def topk(folder: Path, lists: dict[int, list[int]], **changes: Any) -> Files:
 def task(tmp_path: Path) -> VerifyTask:
     """User 4 has changed; all others' rows are carried."""
     pq.write_table(pa.table({"user_id": [4]}), tmp_path / "changed.parquet")
-    items = pa.table({"item_id": [10, 20, 30, 40], "is_available": [True, True, True, False], "ruled_out": [False] * 4})
+    items = pa.table(
+        {
+            "item_id": [10, 20, 30, 40],
+            "is_available": [True, True, True, False],
+            "ruled_out": [False] * 4,
+            "is_head": [False] * 4,
+        }
+    )
     pq.write_table(items, tmp_path / "items.parquet")
     nobody = slice_of(tmp_path, "user_embeddings", [])
     return VerifyTask(
@@ -64,7 +72,7 @@ def task(tmp_path: Path) -> VerifyTask:
         default=-1,
         top_k=2,
         bounds=[(None, None)],
-        earlier=Earlier(topk(tmp_path / "before", LISTS), nobody, tmp_path / "changed.parquet", same_items=True),
+        earlier=Earlier(topk(tmp_path / "before", LISTS), nobody, tmp_path / "changed.parquet"),
     )
 
 
@@ -73,7 +81,7 @@ def counts(task: VerifyTask, *events: tuple[int, int, bool]) -> dict[str, int]:
     rows = [{"range": 0, "user_id": user, "item_id": item, "now": True, "before": before} for user, item, before in events]
     batch = pa.RecordBatch.from_pylist([*rows, {"range": 0}], schema=SAID)
     (found,) = verifier(task)(iter([batch]))
-    return {name: n for name, n in found.to_pylist()[0].items() if n}
+    return {name: n for name, n in found.select(COUNTS).to_pylist()[0].items() if n}
 
 
 GOOD = {"n_known": 1, "n_known_before": 1, "n_users": 4, "n_rows": 8}
@@ -107,9 +115,11 @@ def test_an_event_of_somebody_who_should_have_changed_is_found(task: VerifyTask)
 
 def test_an_item_that_went_is_found_in_carried_rows(task: VerifyTask, tmp_path: Path) -> None:
     assert task.earlier is not None
-    gone = pa.table({"item_id": [10, 20, 30], "is_available": [True, True, False], "ruled_out": [True, False, False]})
+    gone = pa.table(
+        {"item_id": [10, 20, 30], "is_available": [True, True, False], "ruled_out": [True, False, False], "is_head": [False] * 3}
+    )
     pq.write_table(gone, tmp_path / "gone.parquet")
-    found = counts(replace(task, items=tmp_path / "gone.parquet", earlier=replace(task.earlier, same_items=False)), (4, 40, True))
+    found = counts(replace(task, items=tmp_path / "gone.parquet"), (4, 40, True))
     assert (found["rows_unavailable"], found["rows_ruled_out"]) == (3, 2)
 
 
@@ -120,6 +130,18 @@ def test_users_without_history_count_as_popular_wherever_their_batches_end(
     popular = topk(tmp_path / "popular", LISTS, source="popular")
     assert task.earlier is not None
     assert counts(replace(task, topk=popular, earlier=replace(task.earlier, topk=popular)), (4, 40, True)) == {**GOOD, "n_popular": 4}
+
+
+def test_what_is_listed_and_what_of_it_is_much_taken(task: VerifyTask, tmp_path: Path) -> None:
+    items = pa.table(
+        {"item_id": [10, 15, 20, 30], "is_available": [True] * 4, "ruled_out": [False] * 4, "is_head": [True, True, False, False]}
+    )
+    pq.write_table(items, tmp_path / "head.parquet")
+    nobody = pa.RecordBatch.from_pylist([{"range": 0}], schema=SAID)
+    for one in (task, replace(task, earlier=None)):
+        (found,) = verifier(replace(one, items=tmp_path / "head.parquet"))(iter([nobody]))
+        assert found["n_head"].to_pylist() == [2]  # 10 in the lists of users 1 and 3
+        assert np.unpackbits(np.frombuffer(found[LISTED][0].as_py(), np.uint8), count=4).tolist() == [1, 0, 1, 1]
 
 
 def test_streams_are_compared_whatever_their_batches() -> None:

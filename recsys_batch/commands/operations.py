@@ -1,0 +1,92 @@
+"""backfill and maintain: what data engineers run now and then."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+
+import click
+
+from recsys_batch.commands.nights import print_night
+from recsys_batch.commands.options import Date, with_config
+from recsys_batch.config import Config
+from recsys_batch.errors import UsageError
+from recsys_batch.terminal import count, print_table, size, step_progress
+
+
+@click.command(help="Nights of a range of dates; a date that is published is left as it is. Readers stay with the latest date.")
+@click.option("--start", type=Date(), required=True, help="First date.")
+@click.option("--end", type=Date(), required=True, help="Last date.")
+@click.option("--force", is_flag=True, help="Compute published dates again, too.")
+@click.option("--dry-run", is_flag=True, help="Say what each date would be; run nothing.")
+@with_config
+def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run: bool) -> None:
+    from recsys_batch.night import manifest
+    from recsys_batch.night.context import AlreadyDone, run_rows
+    from recsys_batch.night.nightly import nightly
+    from recsys_batch.spark.session import get_session
+    from recsys_batch.spark.tables import Tables
+
+    if end < start:
+        raise UsageError(f"--end {end} is before --start {start}")
+    dates = [start + dt.timedelta(days=day) for day in range((end - start).days + 1)]
+    session = get_session(config)
+    if dry_run:
+        states = manifest.fold(run_rows(Tables(session, config)))
+        for date in dates:
+            known = manifest.newest_of(states, date)
+            finished = known is not None and known.status in ("PUBLISHED", "ROLLED_BACK")
+            if finished and not force:
+                what = "nothing to do"
+            else:
+                what = "a new run" if known is None or finished or force else f"go on with run {known.run_id} ({known.status})"
+            click.echo(f"{date}  {what}")
+        return
+    for date in dates:
+        try:
+            with step_progress(f"night of {date}") as progress:
+                run = nightly(session, config, date, force=force, backfill=True, progress=progress)
+        except AlreadyDone as done:
+            click.echo(str(done))
+            continue
+        print_night(run)
+
+
+@click.command(help="Remove what nothing needs: rows and artefacts of runs beyond those kept, files that no table names.")
+@click.option("--keep-runs", type=click.IntRange(1), help="Published runs that stay; tables.keep_runs where not given.")
+@click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@with_config
+def maintain(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool) -> None:
+    from recsys_batch.night.maintain import maintain as run_maintenance
+
+    now = dt.datetime.now(dt.UTC)
+    done = run_maintenance(config, _folders(config), keep_runs or config.tables.keep_runs, now, dry_run=dry_run)
+    if as_json:
+        click.echo(json.dumps({"dry_run": dry_run, **done.__dict__}, indent=2))
+        return
+    verb = "would be" if dry_run else "were"
+    rows = [(name, count(done.rows.get(name, 0)), count(done.vacuumed.get(name, 0))) for name in sorted({*done.rows, *done.vacuumed})]
+    if rows:
+        print_table(f"{'would be ' if dry_run else ''}removed", ("table", "rows", "files"), rows)
+    click.echo(f"{len(done.runs)} runs {verb} removed: {', '.join(done.runs) or 'none'}")
+    click.echo(f"{len(done.artefacts)} artefacts and {sum(done.vacuumed.values())} files {verb} removed, {size(done.n_bytes)}")
+    for name, n_files in done.compacted.items():
+        click.echo(f"{name}: {n_files} small files {verb} made one")
+
+
+def _folders(config: Config) -> dict[str, str]:
+    """The folder of each table that exists."""
+    from recsys_batch.schemas import TABLES
+
+    if config.catalog is None:
+        from recsys_batch.artifacts import artifact_root
+        from recsys_batch.read import has_table
+
+        warehouse = str(artifact_root(config.paths.warehouse).parent)
+        return {name: f"{warehouse}/{name}" for name in TABLES if has_table(warehouse, name)}
+    from recsys_batch.spark.session import get_session
+    from recsys_batch.spark.tables import Tables
+
+    tables = Tables(get_session(config), config)
+    return {name: tables.folder(name) for name in TABLES if tables.exists(name)}

@@ -1,0 +1,50 @@
+"""One process at a time: a lock that its holder's death releases."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from recsys_batch.errors import Busy
+
+
+@contextmanager
+def held(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock of that file for the ``with`` block, or fail at once.
+
+    By flock, which the system releases when the process ends in whatever way; the file stays, and says who held it last. On a shared
+    file system it holds between machines as far as that passes flock on, as NFS 4 and most cluster file systems do.
+
+    Args:
+        what: "a night of 2026-11-24", for the message.
+
+    Raises:
+        Busy: somebody else holds it; says who.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Busy(f"{what} is being computed already{_by(file.read())}: wait for it, or end that process first") from None
+        file.seek(0)
+        file.truncate()
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": int(time.time())}, file)
+        file.flush()
+        yield
+
+
+def _by(text: str) -> str:
+    try:
+        holder = json.loads(text)
+        since = time.strftime("%H:%M:%S UTC", time.gmtime(holder["since"]))
+        return f" by process {holder['pid']} on {holder['host']} since {since}"
+    except (ValueError, KeyError, TypeError):
+        return ""

@@ -1,0 +1,72 @@
+"""Log lines that say which run and step they belong to, as text or as JSON."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TextIO
+
+_CONTEXT: ContextVar[dict[str, str] | None] = ContextVar("recsys_batch_log_context", default=None)
+
+FORMATS = ("text", "json")
+
+
+@contextmanager
+def about(**fields: str) -> Iterator[None]:
+    """Every line logged inside carries these fields (run_id, step), beside those from outside."""
+    token = _CONTEXT.set({**(_CONTEXT.get() or {}), **fields})
+    try:
+        yield
+    finally:
+        _CONTEXT.reset(token)
+
+
+def fields() -> dict[str, str]:
+    """Those that hold here."""
+    return dict(_CONTEXT.get() or {})
+
+
+def configure(form: str = "text") -> None:
+    """Log to standard error. Called again, it replaces its own handler and leaves others alone."""
+    handler = _Stderr()
+    handler.setFormatter(_Json() if form == "json" else _Text("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    handler.set_name("recsys_batch")
+    root = logging.getLogger()
+    root.handlers = [other for other in root.handlers if other.get_name() != "recsys_batch"] + [handler]
+    root.setLevel(logging.WARNING)
+
+
+class _Stderr(logging.StreamHandler):
+    """To what standard error is when a line is logged: who calls commands in one process may put another in its place."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        head, *rest = super().format(record).split("\n")
+        return "\n".join([" ".join([head, *(f"{name}={value}" for name, value in fields().items())]), *rest])
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            **fields(),
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["stack"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)

@@ -1,0 +1,78 @@
+"""How far a night's lists are from those of the night that readers see: on users from all over, read on the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_batch.ranges import Files, Range, runs
+
+_PLACES = 20  # files of which the first rows are looked at: 65,536 each, so about 13,000 users with 100 items
+_BINS = 10
+_LEAST = 1e-4  # share of an empty bin, which has no logarithm
+
+
+def overlap(now: Files, before: Files) -> tuple[float, np.ndarray, np.ndarray] | None:
+    """(mean Jaccard of the same user's items, scores now, scores before) of sampled users; None where no user is in both.
+
+    Jaccard: items in both lists / items in either.
+    """
+    shared: list[np.ndarray] = []
+    either: list[np.ndarray] = []
+    scores: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+    for bounds in _places(now):
+        rows = [side.between(bounds, ["user_id", "item_id", "score"]) for side in (now, before)]
+        users = rows[0]["user_id"].combine_chunks().unique()
+        users = users.filter(pc.is_in(users, value_set=rows[1]["user_id"].combine_chunks()))
+        sides = [side.filter(pc.is_in(side["user_id"], value_set=users)) for side in rows]
+        items = pa.chunked_array([*sides[0]["item_id"].chunks, *sides[1]["item_id"].chunks]).unique()
+        keys = [
+            np.asarray(pc.index_in(side["user_id"], value_set=users)).astype(np.int64) * max(len(items), 1)
+            + np.asarray(pc.index_in(side["item_id"], value_set=items))
+            for side in sides
+        ]
+        common = np.intersect1d(keys[0], keys[1]) // max(len(items), 1)
+        lengths = [np.bincount(key // max(len(items), 1), minlength=len(users)) for key in keys]
+        both = np.bincount(common, minlength=len(users))
+        shared.append(both)
+        either.append(lengths[0] + lengths[1] - both)
+        for found, side in zip(scores, sides, strict=True):
+            found.append(np.asarray(side["score"].combine_chunks()))
+    total = np.concatenate(either) if either else np.zeros(0)
+    if len(total) == 0:
+        return None
+    return float(np.mean(np.concatenate(shared) / np.maximum(total, 1))), np.concatenate(scores[0]), np.concatenate(scores[1])
+
+
+def stability_index(now: np.ndarray, before: np.ndarray) -> float:
+    """Population stability index of scores over the deciles of ``before``: sum (p - q) ln(p / q).
+
+    0 where the distributions are the same; by common use, up to 0.1 is little and above 0.25 much.
+    """
+    edges = np.unique(np.quantile(before, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    shares = []
+    for values in (now, before):
+        counts = np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1)
+        shares.append(np.maximum(counts / max(len(values), 1), _LEAST))
+    p, q = shares
+    return float(np.sum((p - q) * np.log(p / q)))
+
+
+def _places(files: Files) -> Sequence[Range]:
+    """Ranges that begin with a file's first user, of about a batch of rows each."""
+    if not files.parts:
+        return []
+    chosen = [files.parts[place] for place in np.unique(np.linspace(0, len(files.parts) - 1, _PLACES).astype(int)).tolist()]
+    found = []
+    for part in chosen:
+        first = next(Files(files.where, [part]).batches(columns=["user_id"]))
+        users, _ = runs(first["user_id"])
+        if len(users) > 1:
+            # The first user has no lower end to be asked by, and the last one's rows may be cut off.
+            found.append((users[0].as_py(), users[len(users) - 2].as_py()))
+        elif len(chosen) == 1:
+            found.append((None, users[0].as_py()))
+    return found

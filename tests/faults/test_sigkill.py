@@ -1,0 +1,126 @@
+"""SIGKILL of real processes at times of their own: the same command again ends with the tables of a night that never died.
+
+FAULT_NIGHTS=30 pytest tests/faults/test_sigkill.py kills so many (`make fault-test`); the seed is in each test's name.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing
+from recsys_batch.read import published_run, read_table
+
+ROOT = Path(__file__).parent.parent.parent
+DAY = "2026-03-01"
+OUTPUTS = ("user_embeddings", "item_embeddings", "candidates", "shortfalls", "popular", "topk")
+N_NIGHTS = int(os.environ.get("FAULT_NIGHTS", "1"))
+_NIGHT_SECONDS = 20.0  # from the start of the process to its end, about
+
+
+def content(config: Config, name: str) -> list[tuple[str, ...]]:
+    rows = read_table(config.paths.warehouse, name)
+    names = [column for column in rows.schema.names if column != "generated_at"]
+    return sorted(tuple(map(str, values)) for values in zip(*(rows[column].to_pylist() for column in names), strict=True))
+
+
+def started(config: Config, options: Any, log: Path, limit_file_bytes: int | None = None) -> subprocess.Popen[bytes]:
+    def limited() -> None:
+        if limit_file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit_file_bytes, limit_file_bytes))
+
+    command = [sys.executable, "-c", "from recsys_batch.cli import main; main()", "nightly", "--run-date", DAY, *options(config)]
+    with log.open("ab") as stream:
+        return subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True, preexec_fn=limited)
+
+
+def finished(config: Config, options: Any, log: Path) -> None:
+    process = started(config, options, log)
+    assert process.wait(180) == 0, log.read_text(errors="replace")[-3000:]
+
+
+def same_as(config: Config, published: Config) -> None:
+    run = published_run(config.paths.warehouse)
+    assert run["run_id"] == f"{DAY}-r1"
+    for name in OUTPUTS:
+        assert content(config, name) == content(published, name), name
+
+
+def no_half_night(config: Config) -> None:
+    try:
+        run = published_run(config.paths.warehouse)
+    except InputMissing:
+        return
+    assert read_table(config.paths.warehouse, "topk").num_rows == run["n_rows"]
+
+
+@pytest.mark.parametrize("seed", range(N_NIGHTS))
+def test_the_driver(fresh: Config, published: Config, options: Any, tmp_path: Path, seed: int) -> None:
+    after = random.Random(seed).uniform(0.3, 1.0) * _NIGHT_SECONDS
+    process = started(fresh, options, tmp_path / "log")
+    try:
+        process.wait(after)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    no_half_night(fresh)
+    finished(fresh, options, tmp_path / "log")
+    same_as(fresh, published)
+
+
+def test_a_python_worker(fresh: Config, published: Config, options: Any, tmp_path: Path) -> None:
+    """The night fails or goes on, as Spark decides; it is never published short."""
+    process = started(fresh, options, tmp_path / "log")
+    killed = 0
+    while process.poll() is None and killed < 3:
+        for worker in workers_of(process.pid):
+            os.kill(worker, signal.SIGKILL)
+            killed += 1
+        time.sleep(0.5)
+    assert killed
+    assert process.wait(180) in (0, 1), (tmp_path / "log").read_text(errors="replace")[-3000:]
+    no_half_night(fresh)
+    finished(fresh, options, tmp_path / "log")
+    same_as(fresh, published)
+
+
+def test_files_that_cannot_grow(fresh: Config, published: Config, options: Any, tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk: writes fail in whichever process is at it."""
+    process = started(fresh, options, tmp_path / "log", limit_file_bytes=12_000)
+    assert process.wait(180) == 1, (tmp_path / "log").read_text(errors="replace")[-3000:]
+    no_half_night(fresh)
+    finished(fresh, options, tmp_path / "log")
+    same_as(fresh, published)
+
+
+def workers_of(driver: int) -> list[int]:
+    """Python workers below a driver: children of the daemon that its JVM started."""
+    parents, commands = {}, {}
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit():
+                status = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line)
+                parents[int(folder.name)] = int(status["PPid"])
+                commands[int(folder.name)] = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+
+    def below(process: int) -> bool:
+        while process in parents:
+            process = parents[process]
+            if process == driver:
+                return True
+        return False
+
+    daemons = {process for process, command in commands.items() if b"pyspark.daemon" in command and below(process)}
+    return [process for process in daemons if parents.get(process) in daemons]

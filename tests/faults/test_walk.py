@@ -1,0 +1,170 @@
+"""A night dies at every point where it writes, and the same command again ends with the tables of a night that never died."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from recsys_batch.ann import index as ann_index
+from recsys_batch.config import Config
+from recsys_batch.errors import EXIT_MISSING, Busy, InputMissing
+from recsys_batch.night import context, gather, steps
+from recsys_batch.night import index as night_index
+from recsys_batch.night import nightly as night_module
+from recsys_batch.night.context import Night
+from recsys_batch.night.nightly import nightly
+from recsys_batch.read import published_run, read_table, run_rows
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+DAY = dt.date(2026, 3, 1)
+OUTPUTS = ("user_embeddings", "item_embeddings", "candidates", "shortfalls", "popular", "topk")
+
+
+ALL_OF_THEM = "FAULT_NIGHTS" in os.environ
+"""`make fault-test` dies before and after each point; else it is after a commit, and before everything else."""
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL: no FAILED row, no tidying up in ``except Exception``."""
+
+
+Point = tuple[Any, str, Callable[..., bool]]
+"""Where to die: the holder of a function, its name, and which of its calls it is."""
+
+
+def table(name: str) -> Callable[..., bool]:
+    return lambda where, *_: where.spec.name == name
+
+
+def row(step: str) -> Callable[..., bool]:
+    """The manifest's row after a step."""
+    return lambda _, runs: f"{step}.seconds" in runs[-1].metrics and f"{_AFTER[step]}.seconds" not in runs[-1].metrics
+
+
+def pointer(name: str) -> Callable[..., bool]:
+    return lambda root, run_id, found, value: found == name
+
+
+def any_call(*_: Any, **__: Any) -> bool:
+    return True
+
+
+_AFTER = {"embed": "index", "index": "candidates", "candidates": "score", "score": "audit", "audit": "publish", "publish": "nothing"}
+POINTS: dict[str, Point] = {
+    "the copy of the bundle": (context, "put_folder", any_call),
+    "the run's first row": (context, "append_runs", lambda _, runs: not any(key.endswith(".seconds") for key in runs[-1].metrics)),
+    **{f"the pointer {name}": (context, "point", pointer(name)) for name in ("gathered", "popularity", "catalogue", "index", "audit")},
+    **{f"the commit of {name}": (context, "commit", table(name)) for name in OUTPUTS},
+    "what is gathered": (gather, "_staged", any_call),
+    "the index's files": (ann_index, "put", any_call),
+    "the index's figure": (night_index, "tuning_figure", any_call),
+    **{f"the row after {step}": (context, "append_runs", row(step)) for step in _AFTER},
+    "what publishing tidies up": (Night, "drop_drafts", any_call),
+    "the metrics in MLflow": (night_module.Night, "record", lambda night, **changes: changes.get("status") == "AUDITED"),
+}
+
+
+def content(config: Config, name: str) -> list[tuple[str, ...]]:
+    """A table's rows without the time of generation, in a fixed order."""
+    rows = read_table(config.paths.warehouse, name)
+    names = [column for column in rows.schema.names if column != "generated_at"]
+    return sorted(tuple(map(str, values)) for values in zip(*(rows[column].to_pylist() for column in names), strict=True))
+
+
+def manifest_of(config: Config) -> dict[str, Any]:
+    """What the published run's row says, without times and the numbers of versions and attempts."""
+    run = published_run(config.paths.warehouse)
+    timed = ("seconds", "python_seconds", "write_seconds", "seconds_per_1000_users", "started_at", "event")
+    metrics = {key: value for key, value in run["metrics"].items() if not any(part in key for part in timed)}
+    same = ("run_id", "run_date", "status", "input_versions", "model_version", "code_version", "config_hash", "n_users", "n_rows")
+    return {"metrics": metrics, "tables": sorted(run["table_versions"]), **{name: run[name] for name in same}}
+
+
+@contextlib.contextmanager
+def dying_at(point: Point, after: bool, death: BaseException) -> Iterator[list[bool]]:
+    holder, name, chosen = point
+    real, died = getattr(holder, name), []
+
+    def function(*arguments: Any, **named: Any) -> Any:
+        if died or not chosen(*arguments, **named):
+            return real(*arguments, **named)
+        if after:
+            real(*arguments, **named)
+        died.append(True)
+        raise death
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(holder, name, function)
+        yield died
+
+
+def readers_see_nothing_or_all(config: Config) -> None:
+    try:
+        run = published_run(config.paths.warehouse)
+    except InputMissing:
+        return
+    assert read_table(config.paths.warehouse, "topk").num_rows == run["n_rows"]
+
+
+WALK = [(name, after) for name in POINTS for after in (False, True) if ALL_OF_THEM or after is name.startswith("the commit")]
+
+
+@pytest.mark.parametrize(("name", "after"), WALK, ids=lambda value: value if isinstance(value, str) else ("before", "after")[value])
+def test_the_same_command_again_ends_with_the_same_tables(
+    spark: SparkSession, fresh: Config, published: Config, name: str, after: bool
+) -> None:
+    with dying_at(POINTS[name], after, Killed()) as died, contextlib.suppress(Killed):
+        nightly(spark, fresh, DAY)
+    assert died, "nothing died: the point is not one that a night passes"
+    readers_see_nothing_or_all(fresh)
+    with contextlib.suppress(context.AlreadyDone):
+        nightly(spark, fresh, DAY)
+    for table_name in OUTPUTS:
+        assert content(fresh, table_name) == content(published, table_name), table_name
+    assert manifest_of(fresh) == manifest_of(published)
+
+
+@pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only file system")])
+@pytest.mark.parametrize("name", ["the commit of topk", "the index's files", "the row after score"])
+def test_a_disk_that_is_full_fails_the_night_and_nothing_else(
+    spark: SparkSession, fresh_published: Config, problem: OSError, name: str
+) -> None:
+    before = published_run(fresh_published.paths.warehouse)
+    with dying_at(POINTS[name], False, problem), pytest.raises(OSError, match=problem.strerror):
+        nightly(spark, fresh_published, DAY, force=True)
+    assert published_run(fresh_published.paths.warehouse) == before
+    assert run_rows(fresh_published.paths.warehouse)[-1] is not None
+    run = nightly(spark, fresh_published, DAY)
+    assert (run.run_id, run.status) == ("2026-03-01-r2", "PUBLISHED")
+
+
+def test_of_two_nights_of_a_date_one_wins(spark: SparkSession, fresh: Config, published: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+    real = steps.STEPS["index"]
+
+    def waiting(night: Night) -> Any:
+        inside.set()
+        assert go_on.wait(60)
+        return real(night)
+
+    monkeypatch.setitem(steps.STEPS, "index", waiting)
+    first = threading.Thread(target=nightly, args=(spark, fresh, DAY))
+    first.start()
+    try:
+        assert inside.wait(60)
+        with pytest.raises(Busy, match=r"the night of 2026-03-01 is being computed already by process \d+") as refused:
+            nightly(spark, fresh, DAY)
+        assert refused.value.exit_code == EXIT_MISSING
+    finally:
+        go_on.set()
+        first.join()
+    assert content(fresh, "topk") == content(published, "topk")

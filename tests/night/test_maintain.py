@@ -1,0 +1,115 @@
+"""Maintenance keeps what readers and unfinished runs need, removes the rest, and says the same when it only would."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+import pytest
+
+from recsys_batch.artifacts import artifact_root
+from recsys_batch.cli import run as command
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing
+from recsys_batch.night import steps
+from recsys_batch.night.maintain import kept_runs
+from recsys_batch.night.manifest import Run
+from recsys_batch.night.nightly import nightly, rollback
+from recsys_batch.read import latest_topk, published_run, read_table
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+DAY = dt.date(2026, 3, 1)
+NOW = dt.datetime(2026, 3, 20, tzinfo=dt.UTC)
+
+
+def state(run_id: str, status: str, days_ago: float) -> Run:
+    when = NOW - dt.timedelta(days=days_ago)
+    published_at = when if status == "PUBLISHED" else None
+    return Run(run_id, when.date(), 1, status, published_at, {}, {}, "1", "0", "h", metrics={"started_at": when.timestamp()})
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(1, {"a", "r", "d"}), (2, {"a", "b", "r", "d"}), (9, {"a", "b", "c", "back", "r", "d"})])
+def test_the_newest_published_and_the_unfinished_stay(keep: int, expected: set[str]) -> None:
+    runs = [state("a", "PUBLISHED", 1), state("b", "PUBLISHED", 2), state("back", "ROLLED_BACK", 3), state("c", "PUBLISHED", 9)]
+    runs += [state("r", "RUNNING", 0.1), state("d", "FAILED", 4), state("old", "FAILED", 8)]
+    states = {run.run_id: run for run in runs}
+    assert kept_runs(states, states["a"], keep, NOW - dt.timedelta(days=7)) == expected
+    assert kept_runs(states, states["c"], 1, NOW - dt.timedelta(days=7)) >= {"c"}, "what readers see stays, whatever its age"
+
+
+def runs_in(config: Config, name: str) -> set[str]:
+    return set(pc.unique(read_table(config.paths.warehouse, name)["run_id"]).to_pylist())
+
+
+def age(root: Path) -> None:
+    for path in [*root.rglob("*")]:
+        os.utime(path, (0, 0))
+
+
+def test_only_the_kept_runs_rows_and_artefacts_stay(
+    spark: SparkSession, fresh_published: Config, options: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, root = fresh_published, artifact_root(fresh_published.paths.warehouse)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setitem(steps.STEPS, "score", _dies)
+        nightly(spark, config, dt.date(2026, 3, 2))
+    for _ in range(2):
+        nightly(spark, config, DAY, force=True)
+    before = latest_topk(config.paths.warehouse)
+    orphan = Path(config.paths.warehouse) / "topk" / "run_date=2026-03-01" / "run_id=2026-03-01-r1" / "part-0-lost.parquet"
+    orphan.write_bytes(b"cut short")
+    age(root)
+    os.utime(orphan, (0, 0))
+    assert runs_in(config, "topk") == {"2026-03-01-r1", "2026-03-01-r2", "2026-03-01-r3"}
+
+    def maintained(*more: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert command(["maintain", "--keep-runs", "1", "--json", *more, *options(config)]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    planned = maintained("--dry-run")
+    assert orphan.exists() and runs_in(config, "topk") == {"2026-03-01-r1", "2026-03-01-r2", "2026-03-01-r3"}
+    done = maintained()
+    assert {**done, "dry_run": True} == planned
+    assert done["runs"] == ["2026-03-01-r1", "2026-03-01-r2"]
+    assert done["rows"]["topk"] == 2 * before.num_rows
+    assert not orphan.exists() and done["vacuumed"]["topk"] >= 1
+    assert latest_topk(config.paths.warehouse).equals(before)
+    assert runs_in(config, "candidates") == {"2026-03-01-r3", "2026-03-02-r1"}
+    assert {path.name for path in (root / "runs").iterdir()} == {"2026-03-01-r3", "2026-03-02-r1"}
+    assert maintained()["runs"] == [] and maintained()["artefacts"] == []
+    with pytest.raises(InputMissing, match=r"run 2026-03-01-r1 is no longer kept: maintain removed its rows"):
+        rollback(spark, config, "2026-03-01-r1")
+    assert nightly(spark, config, dt.date(2026, 3, 2)).attempt == 2, "the unfinished run goes on"
+    assert nightly(spark, config, dt.date(2026, 3, 3), incremental=True).metrics["incremental"] == 1.0
+
+
+def _dies(night: Any) -> Any:
+    raise KeyboardInterrupt
+
+
+def test_nothing_to_maintain_is_no_error(config: Config, options: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(["maintain", *options(config)]) == 0
+    assert "0 runs were removed: none" in capsys.readouterr().out
+
+
+def test_backfilled_dates_leave_readers_with_the_latest(
+    spark: SparkSession, fresh_published: Config, options: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dates = ["--start", "2026-02-27", "--end", "2026-03-01"]
+    assert command(["backfill", *dates, "--dry-run", *options(fresh_published)]) == 0
+    assert capsys.readouterr().out.splitlines() == ["2026-02-27  a new run", "2026-02-28  a new run", "2026-03-01  nothing to do"]
+    assert command(["backfill", *dates, *options(fresh_published)]) == 0
+    assert "2026-03-01 is already published" in capsys.readouterr().out
+    assert published_run(fresh_published.paths.warehouse)["run_id"] == "2026-03-01-r1"
+    assert published_run(fresh_published.paths.warehouse, "2026-02-27-r1")["status"] == "PUBLISHED"
+    assert command(["backfill", "--start", "2026-03-02", "--end", "2026-03-02", *options(fresh_published)]) == 0
+    assert published_run(fresh_published.paths.warehouse)["run_id"] == "2026-03-02-r1"
+    assert command(["backfill", "--start", "2026-03-02", "--end", "2026-03-01", *options(fresh_published)]) == 2

@@ -1,0 +1,54 @@
+"""A lock is held by one, tells who holds it, and dies with its holder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recsys_batch.errors import EXIT_MISSING, Busy
+from recsys_batch.locks import held
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from recsys_batch.locks import held
+with held(Path(sys.argv[1]), "it"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_second_is_told_who_the_first_is(tmp_path: Path) -> None:
+    path = tmp_path / "locks" / "it"
+    with held(path, "a night of 2026-03-01"):
+        holder = rf"a night of 2026-03-01 is being computed already by process {os.getpid()} on "
+        with pytest.raises(Busy, match=holder) as refused, held(path, "a night of 2026-03-01"):
+            pass
+        assert refused.value.exit_code == EXIT_MISSING
+    with held(path, "again"):
+        pass
+
+
+def test_a_killed_holder_leaves_it_free(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "it")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(Busy, match=f"process {process.pid}"), held(tmp_path / "it", "it"):
+            pass
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    with held(tmp_path / "it", "it"):
+        pass
+
+
+def test_a_holders_note_that_was_cut_short_does_not_matter(tmp_path: Path) -> None:
+    with held(tmp_path / "it", "it"):
+        (tmp_path / "it").write_text('{"host": "a', encoding="utf-8")
+        with pytest.raises(Busy, match=r"it is being computed already: wait"), held(tmp_path / "it", "it"):
+            pass
