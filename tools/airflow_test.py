@@ -1,0 +1,116 @@
+"""Load and run jobs/airflow/recsys_nightly.py in a real Airflow, in a virtual environment of its own: `make airflow-test`.
+
+The steps are stood in for by a script that writes down how it was called and ends with the exit code that the test wants; what is
+tested is the DAG: its order, its run date, and which exit codes are tried again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+AIRFLOW = "apache-airflow==3.3.2"
+STEPS = ["embed", "index", "candidates", "score", "audit", "publish"]
+
+_STAND_IN = """
+import json, os, sys
+from pathlib import Path
+calls = Path(os.environ["CALLS"])
+earlier = calls.read_text().splitlines() if calls.exists() else []
+calls.write_text("\\n".join([*earlier, json.dumps(sys.argv[1:])]) + "\\n")
+codes = json.loads(os.environ["CODES"]).get(sys.argv[1], [])
+n = sum(json.loads(line)[0] == sys.argv[1] for line in earlier)
+print("step", sys.argv[1], "attempt", n + 1)
+sys.exit(codes[n] if n < len(codes) else 0)
+"""
+
+_RUN = """
+import json, sys
+from datetime import datetime, timedelta, timezone
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag(sys.argv[1], include_examples=False)
+assert not bag.import_errors, bag.import_errors
+dag = bag.dags["recsys_nightly"]
+assert [task.task_id for task in dag.topological_sort()] == json.loads(sys.argv[2])
+for task in dag.tasks:
+    assert task.retries == 3 and task.retry_delay == timedelta(minutes=5), task
+    task.retry_delay = timedelta(seconds=0)
+run = dag.test(logical_date=datetime(2026, 3, 1, 2, tzinfo=timezone.utc))
+print("STATES " + json.dumps({ti.task_id: [str(ti.state), ti.try_number] for ti in run.get_task_instances()}))
+"""
+
+
+def main() -> int:
+    python = interpreter()
+    for name, codes, expected in (
+        ("a night that goes well", {}, [[step, 1] for step in STEPS]),
+        (
+            "a step that fails once is tried again",
+            {"score": [1]},
+            [["embed", 1], ["index", 1], ["candidates", 1], ["score", 2], ["audit", 1], ["publish", 1]],
+        ),
+        ("a refused gate is not tried again, and nothing is published", {"audit": [3, 3, 3]}, [[step, 1] for step in STEPS[:-1]]),
+        ("bad usage is not tried again", {"embed": [2, 2, 2]}, [["embed", 1]]),
+    ):
+        calls = run(python, codes)
+        found: dict[str, int] = {}
+        for call in calls:
+            if call[1:] != ["--conf", "conf/cluster.toml", "--run-date", "2026-03-01"]:
+                raise SystemExit(f"{name}: called with {call}")
+            found[call[0]] = found.get(call[0], 0) + 1
+        if [[step, n] for step, n in found.items()] != expected:
+            raise SystemExit(f"{name}: the calls were {found}, expected {expected}")
+        print(f"{name}: {', '.join(f'{step} x{n}' if n > 1 else step for step, n in found.items())}", flush=True)
+    print("airflow test passed")
+    return 0
+
+
+def interpreter() -> Path:
+    """Of a virtual environment with Airflow, made where it is missing."""
+    folder = ROOT / ".airflow"
+    python = folder / "bin" / "python"
+    ready = folder / ".ready"
+    if not ready.exists() or ready.read_text(encoding="utf-8") != AIRFLOW:
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", AIRFLOW], check=True)
+        ready.write_text(AIRFLOW, encoding="utf-8")
+    return python
+
+
+def run(python: Path, codes: dict[str, list[int]]) -> list[list[str]]:
+    """The calls of one run of the DAG, in a fresh Airflow home."""
+    with tempfile.TemporaryDirectory(prefix="airflow-test-") as name:
+        folder = Path(name)
+        (folder / "stand_in.py").write_text(_STAND_IN, encoding="utf-8")
+        shutil.copytree(ROOT / "jobs" / "airflow", folder / "dags")
+        environment = {
+            **os.environ,
+            "AIRFLOW_HOME": str(folder),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(folder / "dags"),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}",
+            "RECSYS_BATCH": f"{sys.executable} {folder / 'stand_in.py'}",
+            "CALLS": str(folder / "calls"),
+            "CODES": json.dumps(codes),
+        }
+        for command in (
+            [str(python.parent / "airflow"), "db", "migrate"],
+            [str(python), "-c", _RUN, str(folder / "dags"), json.dumps(STEPS)],
+        ):
+            done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
+            if done.returncode and command[1] == "db":
+                raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
+        if "STATES" not in done.stdout:
+            raise SystemExit(done.stdout[-2000:] + done.stderr[-4000:])
+        return [json.loads(line) for line in (folder / "calls").read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
