@@ -34,7 +34,7 @@ _RUN = """
 import json, sys
 from datetime import datetime, timedelta, timezone
 from airflow.dag_processing.dagbag import DagBag
-bag = DagBag(sys.argv[1], include_examples=False)
+bag = DagBag(sys.argv[1])
 assert not bag.import_errors, bag.import_errors
 dag = bag.dags["recsys_nightly"]
 assert [task.task_id for task in dag.topological_sort()] == json.loads(sys.argv[2])
