@@ -8,18 +8,7 @@ from dataclasses import dataclass
 
 from recsys_batch.config import Audit
 from recsys_batch.night.manifest import GATE, LIMIT
-
-BROKEN = (
-    "lists_broken",
-    "rows_not_finite",
-    "rows_seen",
-    "rows_unavailable",
-    "rows_ineligible",
-    "rows_ruled_out",
-    "rows_not_carried",
-    "lists_short_unexplained",
-)
-"""Counts of rows or lists that are wrong: one is one too many, and no config says otherwise."""
+from recsys_batch.spark.verify import BROKEN
 
 
 @dataclass(frozen=True)
@@ -62,6 +51,7 @@ def gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
     A value that is not there could not be measured on this night (no earlier one to compare with, no times in the events), and has no
     gate; one that is not a number fails its gate. A limit that is not set is no gate either.
     """
+    # One row that is wrong is one too many, and no config says otherwise.
     found = [Gate(name, measured[name], 0.0, at_least=False) for name in BROKEN]
     for names, at_least in ((_AT_LEAST, True), (_AT_MOST, False)):
         for name, setting in names.items():

@@ -18,13 +18,7 @@ from recsys_batch.spark.batches import BatchFunction
 from recsys_batch.spark.events import changed_users
 from recsys_batch.spark.profiled import profiled
 
-COUNTS = (
-    "n_known",
-    "n_known_before",
-    "n_users",
-    "n_rows",
-    "n_popular",
-    "n_head",
+BROKEN = (
     "lists_broken",
     "rows_not_finite",
     "rows_seen",
@@ -34,6 +28,8 @@ COUNTS = (
     "rows_not_carried",
     "lists_short_unexplained",
 )
+"""Counts of rows or lists that are wrong."""
+COUNTS = ("n_known", "n_known_before", "n_users", "n_rows", "n_popular", "n_head", *BROKEN)
 _SAME = ["user_id", "rank", "item_id", "score"]
 _COLUMNS = [*_SAME, "source"]
 LISTED = "listed"
