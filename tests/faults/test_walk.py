@@ -76,7 +76,8 @@ POINTS: dict[str, Point] = {
 def manifest_of(config: Config) -> dict[str, Any]:
     """What the published run's row says, without times and the numbers of versions and attempts."""
     run = published_run(config.paths.warehouse)
-    timed = ("seconds", "python_seconds", "write_seconds", "seconds_per_1000_users", "started_at", "event")
+    # Bytes too: how well a file compresses depends on generated_at.
+    timed = ("seconds", "started_at", "event", "bytes")
     metrics = {key: value for key, value in run["metrics"].items() if not any(part in key for part in timed)}
     same = ("run_id", "run_date", "status", "input_versions", "model_version", "code_version", "config_hash", "n_users", "n_rows")
     return {"metrics": metrics, "tables": sorted(run["table_versions"]), **{name: run[name] for name in same}}
