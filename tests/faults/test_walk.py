@@ -62,11 +62,11 @@ _AFTER = {"embed": "index", "index": "candidates", "candidates": "score", "score
 POINTS: dict[str, Point] = {
     "the copy of the bundle": (context, "put_folder", any_call),
     "the run's first row": (context, "append_runs", lambda _, runs: not any(key.endswith(".seconds") for key in runs[-1].metrics)),
-    **{f"the pointer {name}": (context, "point", pointer(name)) for name in ("gathered", "popularity", "catalogue", "index", "audit")},
+    **{f"the pointer {name}": (context, "point", pointer(name)) for name in ("bundle", "gathered", "popularity", "catalogue", "index")},
     **{f"the commit of {name}": (context, "commit", table(name)) for name in OUTPUTS},
     "what is gathered": (gather, "_staged", any_call),
     "the index's files": (ann_index, "put", any_call),
-    "the index's figure": (night_index, "tuning_figure", any_call),
+    "the index's tuning": (night_index, "tune", any_call),
     **{f"the row after {step}": (context, "append_runs", row(step)) for step in _AFTER},
     "what publishing tidies up": (Night, "drop_drafts", any_call),
     "the metrics in MLflow": (night_module.Night, "record", lambda night, **changes: changes.get("status") == "AUDITED"),
