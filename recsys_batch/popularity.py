@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_batch.ragged import distinct
 from recsys_batch.ranges import runs
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
 
@@ -28,7 +29,7 @@ def count(positives: pa.Table, segments: pa.Table | None, ids: IdTypes) -> pa.Ta
     items = positives["item_id"].combine_chunks().dictionary_encode()
     n_items = max(len(items.dictionary), 1)
     owner = np.repeat(np.arange(len(users)), np.diff(starts))
-    pairs = _distinct(owner * n_items + np.asarray(items.indices, dtype=np.int64))
+    pairs = distinct(owner * n_items + np.asarray(items.indices, dtype=np.int64))
     owner, item = pairs // n_items, pairs % n_items
     if segments is None:
         named, segment = pa.array([None], pa.string()), np.zeros(len(users), dtype=np.int64)
@@ -84,8 +85,3 @@ def popular_lists(counts: pa.Table, available: pa.Array, length: int) -> pa.Tabl
 def sum_of(tables: Sequence[pa.Table], ids: IdTypes) -> pa.Table:
     """``added``, also of none."""
     return added(counts_schema(ids).empty_table(), *tables)
-
-
-def _distinct(keys: np.ndarray) -> np.ndarray:
-    keys = np.sort(keys)
-    return keys[np.diff(keys, prepend=-1) > 0]

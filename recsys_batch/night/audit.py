@@ -20,7 +20,7 @@ from recsys_batch.night.gates import Gate, gates
 from recsys_batch.night.incremental import Base, changed_file, files_of, popularity_file, recorded_base
 from recsys_batch.night.passes import interactions_of, of_changed, with_range
 from recsys_batch.popularity import users_per_item
-from recsys_batch.ranges import ranges
+from recsys_batch.ranges import Files, ranges
 from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
 from recsys_batch.spark.verify import COUNTS, COUNTS_SCHEMA, LISTED, Earlier, VerifyTask, verifier
 
@@ -74,7 +74,7 @@ def measure(night: Night) -> dict[str, float]:
         "list_fill": found["n_rows"] / max(found["n_users"] * task.top_k, 1.0),
         "catalogue_coverage": _coverage(counts[LISTED], pq.read_table(task.items)),
         "head_share": found["n_head"] / max(found["n_rows"], 1.0),
-        **_since_published(night),
+        **_since_published(night, topk),
         **_input_age(night),
     }
 
@@ -93,13 +93,13 @@ def _earlier(night: Night, base: Base | None) -> Earlier | None:
     return Earlier(base.files(night.slice("topk")), base.files(night.slice("user_embeddings")), changed_file(night))
 
 
-def _since_published(night: Night) -> dict[str, float]:
+def _since_published(night: Night, topk: Files) -> dict[str, float]:
     """Against the run that readers see; nothing on the first night, or where its rows are gone."""
     run = manifest.current(run_rows(night.tables))
     if run is None:
         return {}
     found: dict[str, float] = {}
-    compared = overlap(night.files("topk"), files_of(night.slice("topk"), run))
+    compared = overlap(topk, files_of(topk.where, run))
     if compared is not None:
         found["overlap"], now, before = compared
         if run.model_version == night.run.model_version:

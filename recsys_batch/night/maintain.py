@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -27,8 +26,6 @@ from recsys_batch.night import manifest
 from recsys_batch.night.manifest import Run
 from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
-
-logger = logging.getLogger("recsys_batch.night")
 
 _OUTPUTS = tuple(name for name, spec in TABLES.items() if "run_id" in spec.partition_by)
 _COMPACTED = ("runs", "rejected", "holdout")

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys_batch.ragged import distinct
 from recsys_batch.ranges import Files, Range, runs, users_within, without
 from recsys_batch.spark.batches import BatchFunction
 from recsys_batch.spark.events import changed_users
@@ -233,8 +234,7 @@ def _seen(said: pa.Table, users: pa.Array, keys: np.ndarray, n_names: int, item_
     """Listed pairs that the user has seen; ``keys`` are the listed ones, ascending."""
     seen_user, seen_item = _places(said["user_id"], pa.chunked_array([users])), _places(said["item_id"], item_ids)
     there = (seen_item >= 0) & (seen_user >= 0)
-    asked = np.sort(seen_user[there] * n_names + seen_item[there])
-    asked = asked[np.diff(asked, prepend=-1) > 0]
+    asked = distinct(seen_user[there] * n_names + seen_item[there])
     if len(keys) == 0:
         return 0
     return int(np.count_nonzero(keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked))
