@@ -12,11 +12,14 @@ from collections.abc import Sequence
 import click
 
 from recsys_batch import __version__, logs
-from recsys_batch.commands import ingesting, models, nights, operations, reading
+from recsys_batch.commands import ingesting, models, nights, operations, reading, serving
 from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError
 
-NIGHT_PACKAGES = ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl")
-"""What only the extra [night] installs."""
+EXTRAS = {
+    "night": ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl"),
+    "online": ("granian", "lmdb", "redis", "msgspec", "prometheus_client", "uvloop", "grpc", "google"),
+}
+"""What only an extra installs."""
 
 
 @click.group(
@@ -46,6 +49,8 @@ for _command in (
     operations.maintain,
     reading.evaluate,
     reading.show,
+    serving.export_snapshot,
+    serving.serve,
 ):
     group.add_command(_command)
 
@@ -66,11 +71,11 @@ def run(arguments: Sequence[str]) -> int:
         _report(error, str(error))
         return error.exit_code
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in NIGHT_PACKAGES:
+        package = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, packages in EXTRAS.items() if package in packages), None)
+        if extra is None:
             raise
-        click.echo(
-            f"error: this command needs {error.name}, which the light install leaves out: pip install 'recsys-batch[night]'", err=True
-        )
+        click.echo(f"error: this command needs {error.name}, which this install leaves out: pip install 'recsys-batch[{extra}]'", err=True)
         return EXIT_USAGE
     except Exception as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"

@@ -135,6 +135,31 @@ class Tables(Section):
     keep_runs: int = Field(14, ge=1, description="published runs whose rows `maintain` keeps, and rollback can go to")
 
 
+class Online(Section):
+    """The online ranker: where snapshots are, and how they are served."""
+
+    snapshots: str = Field("snapshots", description="folder of snapshots; export-snapshot fills it, serve reads it")
+    store: Literal["lmdb", "redis"] = Field(
+        "lmdb", description="users' lists: in the snapshot, or in Redis or Valkey (RECSYS_BATCH_REDIS_URL)"
+    )
+    keep: int = Field(3, ge=1, description="snapshots that export-snapshot keeps, beside those in use")
+    redis_cluster: bool = Field(False, description="the store is a cluster")
+    redis_expire_hours: float = Field(96.0, gt=0, description="records in Redis go by themselves after so long")
+    store_timeout_ms: float = Field(20.0, gt=0, description="a slower answer of Redis counts as none")
+    host: str = Field("127.0.0.1", description="0.0.0.0 lets others in: set RECSYS_BATCH_CLIENT_TOKEN then")
+    port: int = Field(8080, ge=1, le=65535)
+    workers: int | None = Field(None, ge=1, le=256, description="processes; unset: one per core")
+    max_k: int = Field(200, ge=1, le=10_000, description="longest list that a request may ask for")
+    max_ids: int = Field(1000, ge=1, description="most ids in session_item_ids, in exclude_item_ids, most events of a feedback")
+    max_body_kb: int = Field(256, ge=1, description="KiB of a request's body")
+    max_waiting: int = Field(64, ge=1, description="requests of a worker that may wait; more get 503 and Retry-After")
+    max_age_hours: float = Field(36.0, gt=0, description="since the night began; past it answers say degraded: stale_snapshot")
+    max_age_hard_hours: float | None = Field(None, gt=0, description="past it the server is not ready any more")
+    poll_ms: float = Field(100.0, ge=10, description="how often a worker looks for another snapshot")
+    batch_rows: int = Field(8, ge=1, description="/v2: most rows of concurrent requests in one run of the model")
+    batch_delay_us: int = Field(0, ge=0, description="/v2: how long a request may wait for others")
+
+
 class MLflow(Section):
     tracking_uri: str | None = Field(None, description="unset: RECSYS_BATCH_TRACKING_URI, or sqlite in paths.state")
     experiment: str = "recsys_batch"
@@ -161,6 +186,7 @@ class Config(Section):
     rules: Rules = Rules()
     audit: Audit = Audit()
     tables: Tables = Tables()
+    online: Online = Online()
     mlflow: MLflow = MLflow()
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ class FeatureSpec:
     """Which features, in which order, and how they are scaled.
 
     Attributes:
-        names: columns of the feature array.
+        names: columns of the feature array: PAIR, CONTEXT, then any attributes of the request (``attribute_value``).
         mean, scale: per feature of PAIR; a feature is (raw - mean) / scale. Frozen at training.
     """
 
@@ -66,12 +66,14 @@ class Context:
         weekday: float [B], 0 = Monday, NaN where unknown (with hour).
         device: per user, None where unknown.
         session_similarity: float32 [B, C] from ``session_similarity``, NaN where there is no session.
+        attributes: per user, what else is known, for the further features that a spec names.
     """
 
     hour: np.ndarray
     weekday: np.ndarray
     device: Sequence[str | None]
     session_similarity: np.ndarray | None = None
+    attributes: Sequence[Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,26 @@ def pair_features(
     pair = PairFeatures.scaled(spec, retrieval_score=retrieval_score, log_popularity=log_popularity, n_events=n_events)
     features[..., 0], features[..., 1], features[..., 2] = pair.retrieval_score, pair.log_popularity, pair.log_n_events[:, None]
     if context is not None:
-        features[..., len(PAIR) :] = _context_features(context, retrieval_score.shape)
+        known = len(PAIR) + len(CONTEXT)
+        features[..., len(PAIR) : known] = _context_features(context, retrieval_score.shape)
+        for column, name in enumerate(spec.names[known:], known):
+            features[..., column] = [[attribute_value(name, given)] for given in context.attributes or [{}] * len(features)]
     return features
+
+
+def attribute_value(name: str, given: Mapping[str, Any]) -> float:
+    """A further feature of a spec: "NAME" is the request's number of that name, "NAME=VALUE" is 1 where it has that value.
+
+    0, which is neutral, where the request does not say, or says something that is no finite number.
+    """
+    key, equals, wanted = name.partition("=")
+    value = given.get(key)
+    if equals:
+        return float(value is not None and str(value) == wanted)
+    if isinstance(value, bool | int | float):
+        number = float(value) if abs(value) < 1e30 else 0.0
+        return number if np.isfinite(number) else 0.0
+    return 0.0
 
 
 def session_similarity(item_embeddings: np.ndarray, session_embeddings: np.ndarray) -> np.ndarray:
@@ -126,7 +146,7 @@ def session_similarity(item_embeddings: np.ndarray, session_embeddings: np.ndarr
         float32 [B, C]; NaN for a user whose session is empty.
     """
     there = np.abs(session_embeddings).sum(axis=2) > 0
-    cosine = np.einsum("bcd,bsd->bcs", _unit(item_embeddings), _unit(session_embeddings))
+    cosine = np.matmul(_unit(item_embeddings), _unit(session_embeddings).swapaxes(1, 2))
     cosine = np.where(there[:, None, :], cosine, -np.inf)
     best = cosine.max(axis=2, initial=-np.inf)
     return np.where(np.isfinite(best), best, np.nan).astype(np.float32)

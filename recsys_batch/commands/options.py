@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +24,19 @@ def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(command)
     def wrapped(conf: str, overrides: tuple[str, ...], **options: Any) -> Any:
         return command(config=load_config(conf, overrides), **options)
+
+    return wrapped
+
+
+def with_config_if_any(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``with_config`` where there may be no file: a small image has none, and every key has a default."""
+
+    @click.option("--conf", metavar="TEXT", help=f"TOML file.  [default: {DEFAULT_CONF} where it is there]")
+    @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. online.port=9000. Repeatable.")
+    @functools.wraps(command)
+    def wrapped(conf: str | None, overrides: tuple[str, ...], **options: Any) -> Any:
+        found = conf or (DEFAULT_CONF if Path(DEFAULT_CONF).is_file() else None)
+        return command(config=load_config(found, overrides), **options)
 
     return wrapped
 

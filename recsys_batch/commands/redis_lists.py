@@ -1,0 +1,54 @@
+"""Users' lists into Redis, from Spark's executors."""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import TYPE_CHECKING
+
+from recsys_batch.config import Config
+from recsys_batch.errors import UsageError
+from recsys_batch.ranges import Range
+
+if TYPE_CHECKING:
+    from recsys_batch.online.export import PublishedRun
+    from recsys_batch.online.run_lists import RunLists
+
+
+def fill_redis(config: Config, run: PublishedRun) -> int:
+    """Put all users' records into the store of RECSYS_BATCH_REDIS_URL, each range of users by a task; how many there are.
+
+    Raises:
+        UsageError: no URL.
+        RecsysBatchError: the store refused.
+    """
+    from recsys_batch.online.redis_store import connect, mark_whole
+    from recsys_batch.online.settings import REDIS_URL
+    from recsys_batch.spark.over_ranges import counted_over
+    from recsys_batch.spark.session import get_session
+
+    url = os.environ.get(REDIS_URL)
+    if not url:
+        raise UsageError(f"online.store = redis needs the server in {REDIS_URL}, for example redis://127.0.0.1:6379/0")
+    expire = int(config.online.redis_expire_hours * 3600)
+    name = run.row["run_id"]
+    put = functools.partial(_put, run.lists, run.catalogue_dir, name, url, config.online.redis_cluster, expire)
+    n_records = counted_over(get_session(config), put, run.lists.bounds)
+    client = connect(url, config.online.redis_cluster)
+    try:
+        mark_whole(client, name, n_records, expire)
+    finally:
+        client.close()
+    return n_records
+
+
+def _put(lists: RunLists, catalogue_dir: str, name: str, url: str, cluster: bool, expire: int, bounds: Range) -> int:
+    """In an executor."""
+    from recsys_batch.catalogue import open_catalogue
+    from recsys_batch.online.redis_store import connect, fill
+
+    client = connect(url, cluster)
+    try:
+        return fill(client, name, lists.records(open_catalogue(catalogue_dir), bounds), expire)
+    finally:
+        client.close()

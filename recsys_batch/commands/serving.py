@@ -1,0 +1,106 @@
+"""export-snapshot and serve: the online side."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from recsys_batch.commands.options import with_config, with_config_if_any
+from recsys_batch.config import Config
+from recsys_batch.terminal import console, count
+
+if TYPE_CHECKING:
+    from recsys_batch.online.export import PublishedRun
+    from recsys_batch.online.manifest import Manifest
+
+
+@click.command(help="Turn a published run into a snapshot for the online ranker. No JVM where lists go into the snapshot.")
+@click.option("--run-id", help="A published run other than the current one.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of snapshots.  [default: online.snapshots]")
+@click.option("--activate/--no-activate", default=True, show_default=True, help="Let servers go over to it.")
+@with_config
+def export_snapshot(config: Config, run_id: str | None, out: Path | None, activate: bool) -> None:
+    from recsys_batch.online import folders
+    from recsys_batch.online.export import open_run
+    from recsys_batch.online.routes import read_routes
+
+    folder, began = out or Path(config.online.snapshots), time.monotonic()
+    run = open_run(config.paths.warehouse, run_id, config.retrieval.metric)
+    name = run.row["run_id"]
+    if name in folders.snapshots(folder):
+        console().print(f"snapshot {name} is in {folder} already")
+    else:
+        manifest = _written(config, run, folder)
+        size = sum(entry["bytes"] for entry in manifest.files.values())
+        told = f"{count(manifest.n_users)} users, {count(manifest.n_items)} items, {size / 2**20:,.1f} MiB"
+        console().print(f"snapshot {name}: {told} in {time.monotonic() - began:.1f} s, in {folder / name}")
+    if activate and folders.current(folder) != name:
+        folders.set_current(folder, name)
+        console().print(f"{folder / folders.CURRENT} names {name} now")
+    for gone in folders.prune(folder, config.online.keep, read_routes(folder).names):
+        console().print(f"removed {gone}: online.keep = {config.online.keep}")
+
+
+def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:
+    from recsys_batch.online.writing import write_snapshot
+
+    if config.online.store == "lmdb":
+        return write_snapshot(folder, run.contents(with_records=True))
+    from recsys_batch.commands.redis_lists import fill_redis
+
+    return write_snapshot(folder, run.contents(with_records=False), lambda: fill_redis(config, run))
+
+
+@click.command(help="Answer ranking requests from the current snapshot, and go over to others as they come.")
+@click.option("--snapshots", type=click.Path(path_type=Path), help="Folder of snapshots.  [default: online.snapshots]")
+@click.option("--host", help="Address.  [default: online.host]")
+@click.option("--port", type=click.IntRange(1, 65535), help="[default: online.port]")
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes.  [default: online.workers, or one per core]")
+@click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM file; HTTPS, with --tls-key.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file.")
+@with_config_if_any
+def serve(
+    config: Config,
+    snapshots: Path | None,
+    host: str | None,
+    port: int | None,
+    workers: int | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+) -> None:
+    """Tokens come from RECSYS_BATCH_ADMIN_TOKEN and RECSYS_BATCH_CLIENT_TOKEN."""
+    from recsys_batch.online.server import serve as run_server
+    from recsys_batch.online.settings import Settings
+
+    online = config.online
+    given = Settings(
+        snapshots=str((snapshots or Path(online.snapshots)).absolute()),
+        state=tempfile.mkdtemp(prefix="recsys-batch-serve-"),
+        host=host or online.host,
+        port=port or online.port,
+        workers=workers or online.workers or len(os.sched_getaffinity(0)),
+        **{name: getattr(online, name) for name in _PASSED},
+    )
+    click.echo(f"serving {given.snapshots} on {given.host}:{given.port} with {given.workers} workers", err=True)
+    run_server(given, certificate=tls_certificate, key=tls_key)
+
+
+_PASSED = (
+    "max_k",
+    "max_ids",
+    "max_body_kb",
+    "max_waiting",
+    "max_age_hours",
+    "max_age_hard_hours",
+    "store_timeout_ms",
+    "poll_ms",
+    "redis_cluster",
+    "batch_rows",
+    "batch_delay_us",
+)
+"""Settings that are the config's, by the same names."""

@@ -1,0 +1,32 @@
+"""A bounded queue: how many requests of a worker wait or are worked on.
+
+The server takes connections faster than requests are answered, and each waits in the event loop. A request is counted when it arrives,
+not when its turn comes, so past the bound it is refused at once, at the price of a few microseconds.
+"""
+
+from __future__ import annotations
+
+
+class Admission:
+    """Counts of one worker's event loop; no lock, as only its thread counts."""
+
+    __slots__ = ("bound", "waiting")
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self.waiting = 0
+
+    def enter(self) -> bool:
+        """Whether there is room; then ``leave`` has to follow."""
+        if self.waiting >= self.bound:
+            return False
+        self.waiting += 1
+        return True
+
+    def leave(self) -> None:
+        self.waiting -= 1
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody but the caller is being worked on."""
+        return self.waiting <= 1

@@ -1,0 +1,23 @@
+"""How old a snapshot may be."""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from typing import Literal
+
+Age = Literal["fresh", "stale", "too_old"]
+
+
+@dataclass(frozen=True)
+class Ages:
+    """Limits in hours since the night began: past ``stale`` answers say so, past ``hard`` the server is not ready any more."""
+
+    stale: float
+    hard: float | None
+
+    def of(self, generated_at: dt.datetime, now: dt.datetime | None = None) -> Age:
+        hours = ((now or dt.datetime.now(dt.UTC)) - generated_at).total_seconds() / 3600
+        if self.hard is not None and hours > self.hard:
+            return "too_old"
+        return "stale" if hours > self.stale else "fresh"

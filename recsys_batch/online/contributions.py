@@ -1,0 +1,44 @@
+"""What each group of features adds to an item's score: the score minus that with the group made neutral (ablation)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from recsys_batch.features import CONTEXT, PAIR, FeatureSpec
+from recsys_batch.onnx_ranker import OnnxRanker
+
+_GROUP_OF = {"retrieval_score": "retrieval", "log_popularity": "popularity", "log_n_events": "activity"}
+
+
+def groups(spec: FeatureSpec) -> dict[str, list[int]]:
+    """Columns of the feature array by group: retrieval, popularity, activity, time, device, session, attributes."""
+    found: dict[str, list[int]] = {}
+    for column, name in enumerate(spec.names):
+        found.setdefault(_group(name, column), []).append(column)
+    return found
+
+
+def _group(name: str, column: int) -> str:
+    if column >= len(PAIR) + len(CONTEXT):
+        return "attributes"
+    if name in _GROUP_OF:
+        return _GROUP_OF[name]
+    kind = name.partition("_")[0]
+    return {"device": "device", "session": "session"}.get(kind, "session" if name == "has_session" else "time")
+
+
+def contributions(
+    ranker: OnnxRanker, spec: FeatureSpec, user: np.ndarray, items: np.ndarray, features: np.ndarray
+) -> dict[str, np.ndarray]:
+    """float32 [k] per group; a group that is neutral in the request contributes 0.
+
+    Args:
+        user: float32 [1, d]. items: float32 [1, k, d]. features: float32 [1, k, F].
+    """
+    named = groups(spec)
+    ablated = np.repeat(features, len(named) + 1, axis=0)
+    for row, columns in enumerate(named.values(), 1):
+        ablated[row][:, columns] = 0.0
+    n = len(ablated)
+    scores = ranker.score(np.repeat(user, n, axis=0), np.repeat(items, n, axis=0), ablated)
+    return {name: scores[0] - scores[row] for row, name in enumerate(named, 1)}

@@ -1,0 +1,161 @@
+"""A published run as the contents of a snapshot: read by deltalake and Arrow from the warehouse, no JVM."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_batch import __version__
+from recsys_batch.artifacts import artifact_root, pointed
+from recsys_batch.bundle import Bundle, load_bundle
+from recsys_batch.catalogue import Catalogue, map_catalogue
+from recsys_batch.features import FeatureSpec
+from recsys_batch.online.contents import Contents, Facts
+from recsys_batch.online.items import Descriptions
+from recsys_batch.online.popular import Popular
+from recsys_batch.online.run_lists import RunLists
+from recsys_batch.ragged import column_matrix
+from recsys_batch.ranges import Files
+from recsys_batch.read import column_type, published_run, read_table, run_slice
+from recsys_batch.schemas import TABLES, IdType, IdTypes
+from recsys_batch.slices import Slice, parts_of
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """A published run opened for export."""
+
+    warehouse: str
+    row: dict[str, Any]
+    ids: IdTypes
+    catalogue_dir: str
+    bundle: Bundle
+    lists: RunLists
+    segments: tuple[str, ...]
+    metric: Literal["ip", "cosine"]
+
+    def contents(self, *, with_records: bool) -> Contents:
+        """Of its snapshot; without records they go to a store of their own."""
+        catalogue = map_catalogue(self.catalogue_dir)
+        ranker = self.bundle.ranker_path
+        return Contents(
+            facts=self._facts(),
+            catalogue=_without_history(catalogue),
+            described=_described(self.warehouse, self.row["input_versions"]["items"], catalogue),
+            popular=_popular(run_slice(self.warehouse, "popular", self.row), catalogue),
+            features=FeatureSpec.from_dict(self.bundle.manifest["features"]),
+            ranker=None if ranker is None else ranker.read_bytes(),
+            records=self._records(catalogue) if with_records else None,
+        )
+
+    def _records(self, catalogue: Catalogue) -> Iterator[tuple[bytes, bytes]]:
+        for bounds in self.lists.bounds:
+            yield from self.lists.records(catalogue, bounds)
+
+    def _facts(self) -> Facts:
+        began = dt.datetime.fromtimestamp(self.row["metrics"]["started_at"], dt.UTC)
+        return Facts(
+            snapshot_id=self.row["run_id"],
+            run_id=self.row["run_id"],
+            run_date=self.row["run_date"],
+            model_version=self.row["model_version"],
+            generated_at=began,
+            ids=self.ids,
+            metric=self.metric,
+            user_norm=_user_norm(self.lists.embeddings),
+            segments=self.segments,
+            code_version=__version__,
+        )
+
+
+def open_run(warehouse: str, run_id: str | None = None, metric: Literal["ip", "cosine"] = "ip") -> PublishedRun:
+    """The newest published run, or the published run of that id.
+
+    Args:
+        metric: ``retrieval.metric`` of its config.
+
+    Raises:
+        InputMissing: nothing (or not that run) is published, or what it wrote was removed since.
+    """
+    row = published_run(warehouse, run_id)
+    root = artifact_root(warehouse)
+    ids = IdTypes(_id_type(warehouse, "user_id"), _id_type(warehouse, "item_id"))
+    files = {name: _files(warehouse, name, row, ids) for name in ("candidates", "topk", "user_embeddings")}
+    segments, names = _segments(warehouse, row["input_versions"].get("users"))
+    return PublishedRun(
+        warehouse=warehouse,
+        row=row,
+        ids=ids,
+        catalogue_dir=str(root / "catalogues" / pointed(root, row["run_id"], "catalogue")["folder"]),
+        bundle=load_bundle(root / "bundles" / pointed(root, row["run_id"], "bundle")["folder"]),
+        lists=RunLists(files["candidates"], files["topk"], files["user_embeddings"], segments),
+        segments=names,
+        metric=metric,
+    )
+
+
+def _id_type(warehouse: str, column: str) -> IdType:
+    return "BIGINT" if pa.types.is_integer(column_type(warehouse, "topk", column)) else "STRING"
+
+
+def _files(warehouse: str, name: str, row: dict[str, Any], ids: IdTypes) -> Files:
+    spec = TABLES[name]
+    folder = str(Path(warehouse.removeprefix("file://")).absolute() / name)
+    where = Slice(folder, spec, ids, {column: row[column] for column in spec.partition_by}, 2**26)
+    return Files(where, parts_of(where))
+
+
+def _segments(warehouse: str, version: int | None) -> tuple[pa.Table | None, tuple[str, ...]]:
+    """(user_id, place) of every user with a segment, 12 bytes each, and the names."""
+    if version is None:
+        return None, ()
+    users = read_table(warehouse, "users", columns=["user_id", "segment"], version=version)
+    users = users.filter(pc.is_valid(users["segment"])).combine_chunks()
+    if users.num_rows == 0:
+        return None, ()
+    encoded = users["segment"].combine_chunks().dictionary_encode()
+    return pa.table({"user_id": users["user_id"], "place": encoded.indices.cast(pa.int32())}), tuple(encoded.dictionary.to_pylist())
+
+
+def _user_norm(embeddings: Files) -> float:
+    """Median length of the first few thousand users' embeddings; 1 where nobody has one."""
+    for batch in embeddings.batches(columns=["embedding"], n_rows=4096):
+        return float(np.median(np.linalg.norm(column_matrix(batch["embedding"]), axis=1)))
+    return 1.0
+
+
+def _without_history(catalogue: Catalogue) -> Catalogue:
+    """What user towers pool is of no use to a request, and as large as the embeddings."""
+    return Catalogue(
+        item_ids=catalogue.item_ids,
+        embeddings=catalogue.embeddings,
+        history=np.zeros((len(catalogue), 0), np.float32),
+        log_popularity=catalogue.log_popularity,
+        retrievable=catalogue.retrievable,
+        eligible=catalogue.eligible,
+        business=catalogue.business,
+    )
+
+
+def _described(warehouse: str, version: int, catalogue: Catalogue) -> Descriptions:
+    rows = read_table(warehouse, "items", columns=["item_id", "title", "categories"], version=version).combine_chunks()
+    place = pc.index_in(catalogue.item_ids, value_set=rows["item_id"].combine_chunks())
+    return Descriptions.of(rows["title"].combine_chunks().take(place), rows["categories"].combine_chunks().take(place))
+
+
+def _popular(rows: pa.Table, catalogue: Catalogue) -> Popular:
+    codes = catalogue.codes(rows["item_id"].combine_chunks()).astype(np.int32)
+    scores = np.asarray(rows["score"], dtype=np.float32)
+    segments = np.asarray(rows["segment"].to_pylist(), dtype=object)
+    lists = {}
+    for segment in dict.fromkeys(segments):
+        mine = (segments == segment) & (codes >= 0) & np.asarray(catalogue.retrievable)[codes]
+        lists[str(segment)] = (codes[mine], scores[mine])
+    return Popular(lists)

@@ -1,0 +1,109 @@
+"""The folder of snapshots: one folder each, and CURRENT, a file with the name of the one that is served. It moves by renaming."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+import uuid
+from pathlib import Path
+
+from recsys_batch.errors import InputMissing, UsageError
+
+CURRENT = "CURRENT"
+DRAFT = ".writing-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_STALE_DRAFT = 24 * 3600.0  # seconds after which nobody can still be writing it
+
+
+def check_name(snapshot_id: str) -> str:
+    """The id, if it can name a folder.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not _NAME.fullmatch(snapshot_id):
+        raise UsageError(
+            f"{snapshot_id!r} cannot name a snapshot: letters, digits, '.', '_' and '-', at most 100, not beginning with a sign"
+        )
+    return snapshot_id
+
+
+def current(folder: Path) -> str | None:
+    """The id in CURRENT, None where there is none yet."""
+    try:
+        return (folder / CURRENT).read_text(encoding="utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def set_current(folder: Path, snapshot_id: str) -> None:
+    """Let readers go over to a snapshot.
+
+    Raises:
+        InputMissing: there is none of that name.
+    """
+    if snapshot_id not in snapshots(folder):
+        raise InputMissing(f"{folder} has no snapshot {snapshot_id}; it has {', '.join(snapshots(folder)) or 'none'}")
+    write_file(folder / CURRENT, f"{snapshot_id}\n")
+
+
+def snapshots(folder: Path) -> list[str]:
+    """Ids of whole snapshots, newest last."""
+    if not folder.is_dir():
+        return []
+    whole = [path for path in folder.iterdir() if not path.name.startswith(".") and (path / "manifest.json").is_file()]
+    return [path.name for path in sorted(whole, key=lambda path: ((path / "manifest.json").stat().st_mtime_ns, path.name))]
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a small file: a reader sees the old text or the new, also after a power cut."""
+    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    with draft.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    draft.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in a folder last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make all that is below a folder last."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        else:
+            sync_folder(path)
+    sync_folder(folder)
+
+
+def prune(folder: Path, keep: int, also: frozenset[str] = frozenset()) -> list[str]:
+    """Remove all but the newest ``keep`` snapshots, the current one and those in ``also``, and drafts of a day ago; their names.
+
+    A server that has one open keeps its files until it lets go of them.
+    """
+    whole = snapshots(folder)
+    kept = {*whole[max(0, len(whole) - keep) :], current(folder), *also}
+    gone = [name for name in whole if name not in kept]
+    for name in gone:
+        hidden = folder / f"{DRAFT}removed-{uuid.uuid4().hex}"
+        (folder / name).rename(hidden)  # gone at once for whoever looks, whatever becomes of the removal
+        shutil.rmtree(hidden, ignore_errors=True)
+    for draft in folder.glob(f"{DRAFT}*"):
+        if time.time() - draft.stat().st_mtime > _STALE_DRAFT:
+            shutil.rmtree(draft, ignore_errors=True)
+    return gone

@@ -1,0 +1,119 @@
+"""The endpoints of /v1, and health."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import msgspec
+
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online import folders, metrics, switching
+from recsys_batch.online.http import HttpError, Request, Response, Route
+from recsys_batch.online.manifest import read_manifest
+from recsys_batch.online.openapi import document
+from recsys_batch.online.requests import BadRequest, Bounds, check_k, encode, read_rank
+from recsys_batch.online.routes import checked
+from recsys_batch.online.service import Service
+from recsys_batch.online.workers import reports
+
+_SWITCH_SECONDS = 120.0
+
+
+class Handlers:
+    """Of one worker. ``snapshots`` is the folder of snapshots, ``state`` that of the server."""
+
+    def __init__(self, service: Service, bounds: Bounds, snapshots: Path, state: Path) -> None:
+        self._service = service
+        self._bounds = bounds
+        self._snapshots = snapshots
+        self._state = state
+        self._document = b""
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        return [
+            Route("POST", "/v1/rank", self.rank),
+            Route("GET", "/v1/users/{user_id}/topk", self.topk),
+            Route("GET", "/v1/snapshots", self.snapshots, access="admin", counted=False),
+            Route("POST", "/v1/snapshots/rollback", self.roll_back, access="admin", counted=False),
+            Route("POST", "/v1/snapshots/{snapshot_id}/activate", self.activate, access="admin", counted=False),
+            Route("PUT", "/v1/routes", self.put_routes, access="admin", counted=False),
+            Route("GET", "/healthz", self.healthy, access="open", counted=False),
+            Route("GET", "/readyz", self.ready, access="open", counted=False),
+            Route("GET", "/metrics", self.metrics, access="open", counted=False),
+            Route("GET", "/openapi.json", self.openapi, access="open", counted=False),
+        ]
+
+    async def rank(self, request: Request) -> Response:
+        query, request_id = read_rank(request.body, self._bounds, request.arrived)
+        told, _ = await self._service.rank(query, request_id, request.arrived)
+        return Response(200, encode(told))
+
+    async def topk(self, request: Request) -> Response:
+        given = parse_qs(request.query, keep_blank_values=True)
+        unknown = sorted(set(given) - {"k"})
+        if unknown:
+            raise BadRequest(f"unknown parameter {unknown[0][:50]!r}; known: k")
+        text = given.get("k", [str(min(100, self._bounds.max_k))])[-1]
+        if not (text.isascii() and text.isdigit() and len(text) < 10):
+            raise BadRequest(f"k is {text[:50]!r}: expected a whole number")
+        check_k(int(text), self._bounds)
+        return Response(200, encode(await self._service.published(request.parameters["user_id"], int(text))))
+
+    async def snapshots(self, request: Request) -> Response:
+        return Response(200, encode(self._status()))
+
+    async def activate(self, request: Request) -> Response:
+        name = request.parameters["snapshot_id"]
+        await switching.activate(self._snapshots, self._state, name, _SWITCH_SECONDS)
+        return Response(200, encode(self._status()))
+
+    async def roll_back(self, request: Request) -> Response:
+        await switching.roll_back(self._snapshots, self._state, _SWITCH_SECONDS)
+        return Response(200, encode(self._status()))
+
+    async def put_routes(self, request: Request) -> Response:
+        try:
+            values = msgspec.json.decode(request.body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"the body is not JSON: {error}") from None
+        await switching.set_routes(self._snapshots, self._state, checked(values), _SWITCH_SECONDS)
+        return Response(200, encode(self._status()))
+
+    async def healthy(self, request: Request) -> Response:
+        return Response(200, b'{"status":"alive"}')
+
+    async def ready(self, request: Request) -> Response:
+        """Ready only with a warm snapshot that is not too old to be shown."""
+        current = self._service.live.current
+        if current is None:
+            refused = "; ".join(self._service.live.refused.values())
+            raise HttpError(503, f"no snapshot is in use{': ' + refused if refused else ''}")
+        facts = current.snapshot.manifest.facts
+        age = self._service.ages.of(facts.generated_at)
+        if age == "too_old":
+            raise HttpError(503, f"snapshot {facts.snapshot_id} is of {facts.generated_at.isoformat()}, which is past max_age_hard_hours")
+        return Response(200, encode({"status": "ready", "snapshot_id": facts.snapshot_id, "age": age}))
+
+    async def metrics(self, request: Request) -> Response:
+        text, kind = metrics.page()
+        return Response(200, text, (("content-type", kind),))
+
+    async def openapi(self, request: Request) -> Response:
+        self._document = self._document or encode(document())
+        return Response(200, self._document)
+
+    def _status(self) -> dict[str, Any]:
+        known: list[dict[str, Any]] = []
+        for name in folders.snapshots(self._snapshots):
+            try:
+                manifest = read_manifest(self._snapshots / name)
+            except RecsysBatchError as error:
+                known.append({"snapshot_id": name, "error": str(error)})
+                continue
+            facts = manifest.facts
+            told = {"snapshot_id": name, "run_date": facts.run_date, "model_version": facts.model_version}
+            known.append({**told, "generated_at": facts.generated_at, "n_users": manifest.n_users, "n_items": manifest.n_items})
+        return {"current": folders.current(self._snapshots), "snapshots": known, "workers": reports(self._state)}

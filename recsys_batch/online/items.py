@@ -1,0 +1,142 @@
+"""Everything about items that a request needs, memory-mapped and shared by the workers of a node: the night's own catalogue, so that the
+same numbers and rules rank online, and beside it titles and categories.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from recsys_batch.catalogue import Catalogue, map_catalogue, mapped, write_catalogue
+from recsys_batch.online.keys import as_number
+
+_TITLES, _CATEGORIES, _CODES, _OFFSETS = "titles.arrow", "categories.json", "category_codes.npy", "category_offsets.npy"
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """What items are called and belong to.
+
+    Attributes:
+        titles: Arrow string [n], null where an item has none.
+        categories: names; category_codes int32 [total] are places in it, category_offsets int64 [n + 1] as in ``ItemRules``.
+    """
+
+    titles: pa.Array
+    categories: Sequence[str]
+    category_codes: np.ndarray
+    category_offsets: np.ndarray
+
+    @classmethod
+    def of(cls, titles: pa.Array, categories: pa.Array) -> Descriptions:
+        """From columns in the catalogue's order; categories are lists of strings, nulls allowed."""
+        lengths = np.asarray(categories.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
+        encoded = categories.flatten().cast(pa.string()).dictionary_encode()
+        codes = np.asarray(encoded.indices.fill_null(-1), dtype=np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        if (codes < 0).any():  # a null among an item's categories is none
+            offsets = np.concatenate([[0], np.cumsum(codes >= 0)])[offsets].astype(np.int64)
+            codes = codes[codes >= 0]
+        return cls(titles.cast(pa.string()), encoded.dictionary.to_pylist(), codes, offsets)
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """The catalogue and its descriptions."""
+
+    catalogue: Catalogue
+    described: Descriptions
+
+    def __len__(self) -> int:
+        return len(self.catalogue)
+
+    @cached_property
+    def _numbers(self) -> np.ndarray | None:
+        ids = self.catalogue.item_ids
+        return ids.to_numpy() if pa.types.is_integer(ids.type) else None
+
+    def code(self, item_id: int | str) -> int:
+        """The code of an item as a request names it, -1 for one that the snapshot does not have: a search by halves, about 3 us."""
+        if self._numbers is not None:
+            number = as_number(item_id)
+            if number is None:
+                return -1
+            place = int(np.searchsorted(self._numbers, number))
+            return place if place < len(self._numbers) and self._numbers[place] == number else -1
+        return self._code_of_text(item_id if isinstance(item_id, str) else str(item_id))
+
+    def _code_of_text(self, text: str) -> int:
+        ids, low, high = self.catalogue.item_ids, 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            found = ids[middle].as_py()
+            if found == text:
+                return middle
+            # Arrow sorts text by its bytes, which for UTF-8 is the order of code points, as Python's.
+            low, high = (middle + 1, high) if found < text else (low, middle)
+        return -1
+
+    def codes(self, item_ids: Sequence[int | str]) -> np.ndarray:
+        """int64, those that are known, in the request's order."""
+        found = [self.code(one) for one in item_ids]
+        return np.array([code for code in found if code >= 0], dtype=np.int64)
+
+    def item_id(self, code: int) -> int | str:
+        value: int | str = self._numbers[code].item() if self._numbers is not None else self.catalogue.item_ids[code].as_py()
+        return value
+
+    def title(self, code: int) -> str | None:
+        found: str | None = self.described.titles[code].as_py()
+        return found
+
+    def categories(self, code: int) -> list[str]:
+        """Names of an item's categories."""
+        offsets = self.described.category_offsets
+        return [self.described.categories[one] for one in self.described.category_codes[offsets[code] : offsets[code + 1]]]
+
+    @cached_property
+    def _category_places(self) -> Mapping[str, int]:
+        return {name: place for place, name in enumerate(self.described.categories)}
+
+    def in_categories(self, codes: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """bool per code: whether the item has any of these categories."""
+        wanted = np.zeros(len(self.described.categories) + 1, dtype=np.int64)
+        wanted[[self._category_places[name] for name in names if name in self._category_places]] = 1
+        starts, ends = self.described.category_offsets[codes], self.described.category_offsets[codes + 1]
+        lengths = ends - starts
+        flat = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
+        counted = np.concatenate([[0], np.cumsum(wanted[self.described.category_codes[flat]])])
+        ends_at = np.cumsum(lengths)
+        return np.asarray(counted[ends_at] > counted[ends_at - lengths])
+
+
+def write_items(folder: Path, catalogue: Catalogue, described: Descriptions) -> None:
+    """Into a new folder."""
+    folder.mkdir()
+    write_catalogue(folder, catalogue)
+    table = pa.table({"title": described.titles})
+    with pa.OSFile(str(folder / _TITLES), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    (folder / _CATEGORIES).write_text(json.dumps(list(described.categories), ensure_ascii=False), encoding="utf-8")
+    for name, array in ((_CODES, described.category_codes), (_OFFSETS, described.category_offsets)):
+        np.save(folder / name, array, allow_pickle=False)
+
+
+def open_items(folder: Path) -> ItemTable:
+    """Memory-map what ``write_items`` wrote.
+
+    Raises:
+        RecsysBatchError: a file is missing.
+    """
+    catalogue = map_catalogue(str(folder))
+    with pa.memory_map(str(folder / _TITLES)) as source:
+        titles = pa.ipc.open_file(source).read_all()["title"].combine_chunks()
+    codes, offsets = mapped(folder / _CODES), mapped(folder / _OFFSETS)
+    names = json.loads((folder / _CATEGORIES).read_text(encoding="utf-8"))
+    return ItemTable(catalogue, Descriptions(titles, names, codes, offsets))

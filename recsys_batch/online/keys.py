@@ -1,0 +1,45 @@
+"""Keys of users in a store: bytes whose order is the order of the ids, so that a store is filled front to back."""
+
+from __future__ import annotations
+
+import hashlib
+
+from recsys_batch.schemas import IdType
+
+_LONGEST = 511  # LMDB's longest key
+_SHIFT = 2**63
+
+
+def user_key(user_id: int | str, kind: IdType) -> bytes | None:
+    """The key of a user as a request names one; None where no user of that type can be meant.
+
+    BIGINT ids are eight bytes, shifted so that negative ones come first; STRING ids their UTF-8 behind an "s". An id too long for
+    a key ends in its hash. Text that is a number names the same BIGINT user as the number, and a number the STRING user of its digits.
+    """
+    if kind == "BIGINT":
+        return _number_key(user_id)
+    text = user_id if isinstance(user_id, str) else str(user_id)
+    try:
+        key = b"s" + text.encode()
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and no table holds
+        return None
+    if len(key) <= _LONGEST:
+        return key
+    return key[: _LONGEST - 32] + hashlib.sha256(key).digest()
+
+
+def _number_key(user_id: int | str) -> bytes | None:
+    number = as_number(user_id)
+    return None if number is None else (number + _SHIFT).to_bytes(8, "big")
+
+
+def as_number(value: int | str) -> int | None:
+    """A BIGINT as a request may spell it; None for anything else."""
+    if isinstance(value, str):
+        if len(value) > 20:
+            return None
+        digits = value.removeprefix("-")
+        if not (digits.isascii() and digits.isdigit()):
+            return None
+        value = int(value)
+    return value if -_SHIFT <= value < _SHIFT else None

@@ -1,0 +1,26 @@
+"""How long a stage took lately."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_KEPT, _EVERY = 512, 32
+
+
+class Latency:
+    """The p99 of the last few hundred durations, worked out anew every few; cheap enough for every request."""
+
+    def __init__(self) -> None:
+        self._seconds = np.zeros(_KEPT)
+        self._n = 0
+        self._p99 = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._seconds[self._n % _KEPT] = seconds
+        self._n += 1
+        if self._n % _EVERY == 0 or self._n == 1:
+            self._p99 = float(np.quantile(self._seconds[: min(self._n, _KEPT)], 0.99))
+
+    def p99(self) -> float:
+        """Seconds; 0 before anything was measured."""
+        return self._p99

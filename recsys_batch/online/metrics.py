@@ -1,0 +1,49 @@
+"""What a server counts and measures, over all its workers. Import it only where PROMETHEUS_MULTIPROC_DIR is set already."""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from recsys_batch.online.ranking import REASONS, SOURCES
+
+BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
+"""Seconds: 0.5 to 100 ms."""
+STAGES = ("wait", "lookup", "features", "model", "select", "total")
+
+_STAGE = Histogram("recsys_rank_stage_seconds", "time of a ranking's stages", ["stage"], buckets=BUCKETS)
+_ANSWERS = Counter("recsys_rank_answers", "ranked answers by source", ["source"])
+_DEGRADED = Counter("recsys_rank_degraded", "answers that are not all that they could be, by reason", ["reason"])
+REQUESTS = Counter("recsys_http_requests", "HTTP requests by route and status", ["route", "status"])
+BY_SNAPSHOT = Counter("recsys_rank_by_snapshot", "ranked answers by the snapshot's part", ["part"])
+SHED = Counter("recsys_shed", "requests refused because too many waited")
+SHADOW = Counter("recsys_shadow", "requests scored by the shadow as well, and those left out", ["outcome"])
+SHADOW_OVERLAP = Histogram(
+    "recsys_shadow_overlap", "share of the shown items that the shadow shows", buckets=tuple(n / 10 for n in range(11))
+)
+SWAPS = Counter("recsys_snapshot_swaps", "times that a worker went over to another snapshot")
+REFUSED = Counter("recsys_snapshot_refused", "times that a worker refused a snapshot")
+WAITING = Gauge("recsys_waiting", "requests that wait or are worked on", multiprocess_mode="livesum")
+AGE = Gauge("recsys_snapshot_age_seconds", "time since the night of the snapshot in use began", multiprocess_mode="livemax")
+
+stages = {name: _STAGE.labels(name) for name in STAGES}
+sources = {name: _ANSWERS.labels(name) for name in SOURCES}
+reasons = {name: _DEGRADED.labels(name) for name in REASONS}
+parts = {name: BY_SNAPSHOT.labels(name) for name in ("current", "canary")}
+shadow = {name: SHADOW.labels(name) for name in ("scored", "dropped", "failed")}
+"""Looked up once: labels() takes as long as the counting."""
+
+
+def page() -> tuple[bytes, str]:
+    """(text, content type) of all workers' metrics."""
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def worker_gone(pid: int) -> None:
+    """Drop the gauges of a worker that ended."""
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]

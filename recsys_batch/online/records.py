@@ -1,0 +1,89 @@
+"""One user's precomputed lists as bytes: what a store holds under the user's key.
+
+Little-endian: a header of 16 bytes (format, flags, segment, n_events, numbers of candidates, of top-K rows, of dimensions), then
+the user's embedding float32 [d], candidates' codes int32 [C] and retrieval scores float32 [C], the top-K's scores float32 [K] and
+candidate ranks uint16 [K]. The top-K's items are candidates, so their codes are not repeated.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys_batch.errors import RecsysBatchError
+
+FORMAT = 1
+NO_SEGMENT = 0xFFFF
+MOST = 0xFFFF
+"""Candidates that a record can hold."""
+_HEADER = struct.Struct("<BBHIHHHH")
+_MODELLED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class UserLists:
+    """A user's part of a run.
+
+    Attributes:
+        embedding: float32 [d]; None for a user without one, whose candidates are a popular list.
+        n_events: distinct items that the user has a positive interaction with.
+        segment: place in the snapshot's segments; None for none.
+        codes: int32 [C], candidates by retrieval rank. retrieval: float32 [C].
+        top_places: int [K], places in ``codes`` of the published top-K, best first. top_scores: float32 [K].
+    """
+
+    embedding: np.ndarray | None
+    n_events: int
+    segment: int | None
+    codes: np.ndarray
+    retrieval: np.ndarray
+    top_places: np.ndarray
+    top_scores: np.ndarray
+
+
+def encode(lists: UserLists) -> bytes:
+    """The record.
+
+    Raises:
+        RecsysBatchError: more candidates, dimensions or segments than a record has room for.
+    """
+    d = 0 if lists.embedding is None else len(lists.embedding)
+    c, k = len(lists.codes), len(lists.top_places)
+    segment = NO_SEGMENT if lists.segment is None else lists.segment
+    if max(c, k, d) > MOST or segment > NO_SEGMENT:
+        raise RecsysBatchError(
+            f"a user has {c} candidates, {k} rows, {d} dimensions, segment {segment}: a snapshot holds at most {MOST} of each"
+        )
+    header = _HEADER.pack(FORMAT, _MODELLED if d else 0, segment, min(lists.n_events, 2**32 - 1), c, k, d, 0)
+    embedding = b"" if lists.embedding is None else lists.embedding.astype("<f4").tobytes()
+    pieces = (
+        lists.codes.astype("<i4").tobytes(),
+        lists.retrieval.astype("<f4").tobytes(),
+        lists.top_scores.astype("<f4").tobytes(),
+        lists.top_places.astype("<u2").tobytes(),
+    )
+    return b"".join((header, embedding, *pieces))
+
+
+def decode(record: bytes) -> UserLists:
+    """The inverse of ``encode``; its arrays are views of the record.
+
+    Raises:
+        RecsysBatchError: cut short, or of another format.
+    """
+    if len(record) < _HEADER.size:
+        raise RecsysBatchError(f"a user's record has {len(record)} bytes, fewer than its header: the store is damaged, export it again")
+    version, flags, segment, n_events, c, k, d, _ = _HEADER.unpack_from(record)
+    if version != FORMAT or len(record) != _HEADER.size + 4 * d + 8 * c + 6 * k:
+        raise RecsysBatchError(
+            f"a user's record of {len(record)} bytes is of format {version}, this release reads {FORMAT}: export it again"
+        )
+    at = _HEADER.size
+    embedding = np.frombuffer(record, "<f4", d, at) if flags & _MODELLED else None
+    at += 4 * d
+    codes, retrieval = np.frombuffer(record, "<i4", c, at), np.frombuffer(record, "<f4", c, at + 4 * c)
+    at += 8 * c
+    top_scores, top_places = np.frombuffer(record, "<f4", k, at), np.frombuffer(record, "<u2", k, at + 4 * k)
+    return UserLists(embedding, n_events, None if segment == NO_SEGMENT else segment, codes, retrieval, top_places, top_scores)

@@ -1,0 +1,146 @@
+"""What the server does, whatever it is spoken to in: rank for a user, show a published list, compare with a shadow."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from dataclasses import replace
+
+from recsys_batch.online import metrics
+from recsys_batch.online.admission import Admission
+from recsys_batch.online.ages import Ages
+from recsys_batch.online.live import Live, Loaded
+from recsys_batch.online.query import Query
+from recsys_batch.online.ranking import STALE, Ranked, rank
+from recsys_batch.online.records import UserLists, decode
+from recsys_batch.online.requests import Answer, answer
+from recsys_batch.online.stores import StoreUnavailable
+
+
+class NotReady(Exception):
+    """There is no snapshot to answer from yet. Status 503."""
+
+
+class UnknownUser(Exception):
+    """The snapshot has no list of that user. Status 404."""
+
+
+class Service:
+    """One worker's."""
+
+    def __init__(self, live: Live, ages: Ages, admission: Admission) -> None:
+        self.live = live
+        self.ages = ages
+        self._admission = admission
+        self._beside: set[asyncio.Task[None]] = set()
+
+    async def rank(self, query: Query, request_id: str | None, arrived: float) -> tuple[Answer, Ranked]:
+        """The answer, as words and as numbers.
+
+        Args:
+            arrived: time.perf_counter() at the request's arrival.
+
+        Raises:
+            NotReady: no snapshot.
+        """
+        began = time.perf_counter()
+        loaded, key = self._choose(query.user_id)
+        loaded.take()
+        try:
+            lists, failed = await self._lists(loaded, key)
+            looked_up = time.perf_counter()
+            ranked = rank(loaded.snapshot, query, lists, loaded.latency, store_failed=failed)
+            if ranked.degraded is None and self.ages.of(loaded.snapshot.manifest.facts.generated_at) != "fresh":
+                ranked.degraded = STALE
+            timings = {"wait": began - arrived, "lookup": looked_up - began, **ranked.stages, "total": time.perf_counter() - arrived}
+            told = answer(ranked, query, loaded.snapshot, request_id or uuid.uuid4().hex, timings)
+        finally:
+            loaded.give()
+        self._count(loaded, ranked, timings)
+        self.live.recent.append(query)
+        self._shadow(query, key, ranked, loaded)
+        return told, ranked
+
+    async def published(self, user_id: int | str, k: int) -> Answer:
+        """The user's published list itself.
+
+        Raises:
+            NotReady: no snapshot. UnknownUser: the snapshot has no list of that user. StoreUnavailable: nobody knows.
+        """
+        began = time.perf_counter()
+        loaded, key = self._choose(user_id)
+        loaded.take()
+        try:
+            lists, failed = await self._lists(loaded, key)
+            if failed:
+                raise StoreUnavailable("the store of users' lists does not answer")
+            if lists is None:
+                raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {user_id!r}")
+            places = lists.top_places[:k].astype("int64")
+            n = len(places)
+            source = "popular" if lists.embedding is None else "batch"
+            codes, ranks = lists.codes[places].astype("int64"), places + 1
+            ranked = Ranked(codes, lists.top_scores[:n], ranks, ranks, source, None, None, {})
+            if self.ages.of(loaded.snapshot.manifest.facts.generated_at) != "fresh":
+                ranked.degraded = STALE
+            return answer(ranked, Query(user_id, k), loaded.snapshot, uuid.uuid4().hex, {"total": time.perf_counter() - began})
+        finally:
+            loaded.give()
+
+    def _choose(self, user_id: int | str) -> tuple[Loaded, bytes | None]:
+        current = self.live.current
+        if current is None:
+            raise NotReady("no snapshot is in use yet: run `recsys-batch export-snapshot`, or wait while it is being opened")
+        key = current.snapshot.key(user_id)
+        chosen = self.live.choose(key) or current
+        return chosen, key if chosen is current else chosen.snapshot.key(user_id)
+
+    async def _lists(self, loaded: Loaded, key: bytes | None) -> tuple[UserLists | None, bool]:
+        """(lists, whether the store failed)."""
+        if key is None:
+            return None, False
+        if loaded.remote is None:
+            assert loaded.snapshot.store is not None
+            record = loaded.snapshot.store.get(key)
+        else:
+            try:
+                record = await loaded.remote.fetch(key)
+            except StoreUnavailable:
+                return None, True
+        return (decode(record) if record is not None else None), False
+
+    def _count(self, loaded: Loaded, ranked: Ranked, timings: dict[str, float]) -> None:
+        for name, seconds in timings.items():
+            metrics.stages[name].observe(seconds)
+        metrics.sources[ranked.source].inc()
+        if ranked.degraded is not None:
+            metrics.reasons[ranked.degraded].inc()
+        metrics.parts["canary" if loaded is self.live.canary else "current"].inc()
+
+    def _shadow(self, query: Query, key: bytes | None, shown: Ranked, loaded: Loaded) -> None:
+        """Score with the shadow as well once the answer is out; under load that is the first to go."""
+        shadow = self.live.shadow
+        if shadow is None or random.random() >= self.live.routes.share:
+            return
+        if not self._admission.idle or len(self._beside) > 4:
+            metrics.shadow["dropped"].inc()
+            return
+        items = {loaded.snapshot.items.item_id(int(code)) for code in shown.codes}
+        task = asyncio.get_running_loop().create_task(self._score_beside(shadow.take(), query, items))
+        self._beside.add(task)
+        task.add_done_callback(self._beside.discard)
+
+    async def _score_beside(self, shadow: Loaded, query: Query, shown: set[int | str]) -> None:
+        try:
+            await asyncio.sleep(0)
+            lists, failed = await self._lists(shadow, shadow.snapshot.key(query.user_id))
+            ranked = rank(shadow.snapshot, replace(query, deadline=None), lists, shadow.latency, store_failed=failed)
+            other = {shadow.snapshot.items.item_id(int(code)) for code in ranked.codes}
+            metrics.shadow["scored"].inc()
+            metrics.SHADOW_OVERLAP.observe(len(shown & other) / max(len(shown | other), 1))
+        except Exception:
+            metrics.shadow["failed"].inc()
+        finally:
+            shadow.give()

@@ -1,0 +1,104 @@
+"""Where users' records are. LMDB is a file of the snapshot; Redis is a server, and its answers can be late or missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import lmdb
+
+from recsys_batch.errors import RecsysBatchError
+
+LMDB_FILE = "users.lmdb"
+_TXN_RECORDS = 20_000
+_FIRST_SIZE = 64 * 2**20
+
+
+class StoreUnavailable(Exception):
+    """The store did not answer in time, or not at all; the message says what happened."""
+
+
+class Store(Protocol):
+    """Records by key."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """At once, from this process's memory map."""
+
+    def close(self) -> None: ...
+
+
+class LmdbStore:
+    """A read-only map of a file; several processes share its pages.
+
+    Raises:
+        RecsysBatchError: not a file that LMDB opens.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            # The file never changes, so nobody locks it; lookups are at random, so nothing is read ahead.
+            self._env = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=4)
+        except lmdb.Error as error:
+            raise RecsysBatchError(f"{path} is not an LMDB file that can be read: {error}") from None
+
+    def get(self, key: bytes) -> bytes | None:
+        with self._env.begin() as txn:
+            found: bytes | None = txn.get(key)
+            return found
+
+    def some(self, n: int) -> list[bytes]:
+        """The keys of about n users, evenly by key order of the first few thousand; to warm up with."""
+        keys = []
+        with self._env.begin() as txn:
+            for number, key in enumerate(txn.cursor().iternext(keys=True, values=False)):
+                if number >= 50 * n:
+                    break
+                if number % 50 == 0:
+                    keys.append(bytes(key))
+        return keys
+
+    def __len__(self) -> int:
+        return int(self._env.stat()["entries"])
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]]) -> int:
+    """A file of records; how many there are.
+
+    In ascending order of keys each page is filled before the next is begun (half the size that random order takes); what is out of
+    order is put where it belongs.
+
+    Raises:
+        RecsysBatchError: a key twice.
+    """
+    n = 0
+    # Nothing is synced on the way: the file is no snapshot before it is whole, and is synced once then.
+    env = lmdb.open(str(path), subdir=False, map_size=_FIRST_SIZE, lock=False, sync=False, metasync=False, writemap=False)
+    try:
+        pending: list[tuple[bytes, bytes]] = []
+        for record in records:
+            pending.append(record)
+            if len(pending) >= _TXN_RECORDS:
+                n += _put(env, pending)
+                pending = []
+        n += _put(env, pending)
+        env.sync(True)
+    finally:
+        env.close()
+    return n
+
+
+def _put(env: lmdb.Environment, records: list[tuple[bytes, bytes]]) -> int:
+    needed = 4 * sum(len(key) + len(value) + 64 for key, value in records)
+    while True:
+        try:
+            with env.begin(write=True) as txn:
+                for key, value in records:
+                    if not txn.put(key, value, append=True) and not txn.put(key, value, overwrite=False):
+                        raise RecsysBatchError(f"a user has two records (key {key!r}): is a user listed twice in candidates?")
+            return len(records)
+        except lmdb.MapFullError:
+            env.set_mapsize(env.info()["map_size"] * 2 + needed)

@@ -1,0 +1,96 @@
+"""One worker process: what Granian imports and calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import logging
+import os
+import time
+from pathlib import Path
+
+from recsys_batch import logs
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online import metrics
+from recsys_batch.online.admission import Admission
+from recsys_batch.online.ages import Ages
+from recsys_batch.online.app import App
+from recsys_batch.online.handlers import Handlers
+from recsys_batch.online.http import Routes
+from recsys_batch.online.live import Live
+from recsys_batch.online.redis_store import RedisStore
+from recsys_batch.online.requests import Bounds
+from recsys_batch.online.service import Service
+from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, REDIS_URL, Settings, settings
+from recsys_batch.online.workers import report
+
+logger = logging.getLogger("recsys_batch.online")
+
+
+class Worker(App):
+    """The application and what runs beside it."""
+
+    def __init__(self, given: Settings) -> None:
+        self._given = given
+        self._live = Live(Path(given.snapshots), functools.partial(_remote, given))
+        admission = Admission(given.max_waiting)
+        service = Service(self._live, Ages(given.max_age_hours, given.max_age_hard_hours), admission)
+        handlers = Handlers(service, Bounds(given.max_k, given.max_ids), Path(given.snapshots), Path(given.state))
+        super().__init__(
+            Routes(handlers.routes()),
+            admission,
+            max_body_bytes=given.max_body_kb * 1024,
+            admin_token=os.environ.get(ADMIN_TOKEN) or None,
+            client_token=os.environ.get(CLIENT_TOKEN) or None,
+        )
+        self._following: asyncio.Task[None] | None = None
+
+    def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Ready with the first request, not some requests later.
+        loop.run_until_complete(self._look())
+        gc.collect()
+        gc.freeze()
+        self._following = loop.create_task(self._follow())
+
+    def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._following is not None:
+            self._following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                loop.run_until_complete(self._following)
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self._given.poll_ms / 1000)
+            with contextlib.suppress(OSError):  # a folder that is being moved is looked at again in a moment
+                await self._look()
+
+    async def _look(self) -> None:
+        before = self._live.current
+        if await self._live.refresh():
+            report(Path(self._given.state), self._live)
+            metrics.REFUSED.inc(len(self._live.refused))
+            if before is not None and self._live.current is not before:
+                metrics.SWAPS.inc()
+        if self._live.current is not None:
+            metrics.AGE.set(_age(self._live))
+        metrics.WAITING.set(self._admission.waiting)
+
+
+def _age(live: Live) -> float:
+    assert live.current is not None
+    return time.time() - live.current.snapshot.manifest.facts.generated_at.timestamp()
+
+
+def _remote(given: Settings, snapshot_id: str) -> RedisStore:
+    url = os.environ.get(REDIS_URL)
+    if not url:
+        raise RecsysBatchError(f"snapshot {snapshot_id} has its users' lists in Redis: name the server in {REDIS_URL}")
+    return RedisStore(url, snapshot_id, cluster=given.redis_cluster, timeout=given.store_timeout_ms / 1000)
+
+
+def application() -> Worker:
+    """Granian's factory."""
+    logs.configure(os.environ.get("RECSYS_BATCH_LOG_FORMAT", "text"))
+    return Worker(settings())
