@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -145,25 +146,19 @@ def session_similarity(item_embeddings: np.ndarray, session_embeddings: np.ndarr
     Returns:
         float32 [B, C]; NaN for a user whose session is empty.
     """
-    there = np.abs(session_embeddings).sum(axis=2) > 0
-    cosine = np.matmul(_unit(item_embeddings), _unit(session_embeddings).swapaxes(1, 2))
+    session_norms = _norms(session_embeddings)
+    there = session_norms > 0
+    products = np.matmul(item_embeddings, (session_embeddings / np.maximum(session_norms, 1e-12)[..., None]).swapaxes(1, 2))
+    cosine = products / np.maximum(_norms(item_embeddings), 1e-12)[..., None]
     cosine = np.where(there[:, None, :], cosine, -np.inf)
     best = cosine.max(axis=2, initial=-np.inf)
     return np.where(np.isfinite(best), best, np.nan).astype(np.float32)
 
 
 def _context_features(context: Context, shape: tuple[int, ...]) -> np.ndarray:
-    n_users = shape[0]
-    known = np.isfinite(context.hour) & np.isfinite(context.weekday)
-    hour = np.where(known, context.hour, 0.0) * (2 * np.pi / 24)
-    weekday = np.where(known, context.weekday, 0.0) * (2 * np.pi / 7)
-    device = np.zeros((n_users, len(DEVICES) + 1), dtype=np.float32)
-    for row, name in enumerate(context.device):
-        if name is not None:
-            device[row, DEVICES.index(name) if name in DEVICES else len(DEVICES)] = 1.0
-    per_user = np.stack([known, *(known * wave for wave in (np.sin(hour), np.cos(hour), np.sin(weekday), np.cos(weekday)))], axis=1)
     result = np.zeros((*shape, len(CONTEXT)), dtype=np.float32)
-    result[..., : 5 + device.shape[1]] = np.concatenate([per_user, device], axis=1)[:, None, :]
+    per_user = [_of_user(*known) for known in zip(context.hour.tolist(), context.weekday.tolist(), context.device, strict=True)]
+    result[..., :-2] = np.array(per_user, dtype=np.float32)[:, None, :]
     if context.session_similarity is not None:
         similar = np.isfinite(context.session_similarity)
         result[..., -2] = similar
@@ -171,5 +166,17 @@ def _context_features(context: Context, shape: tuple[int, ...]) -> np.ndarray:
     return result
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
+def _of_user(hour: float, weekday: float, device: str | None) -> list[float]:
+    """Features of time and device. In plain Python: for the one user of a request a tenth of what a dozen calls of numpy take."""
+    features = [0.0] * (5 + len(DEVICES) + 1)
+    if math.isfinite(hour) and math.isfinite(weekday):
+        of_day, of_week = hour * (2 * math.pi / 24), weekday * (2 * math.pi / 7)
+        features[:5] = 1.0, math.sin(of_day), math.cos(of_day), math.sin(of_week), math.cos(of_week)
+    if device is not None:
+        features[5 + (DEVICES.index(device) if device in DEVICES else len(DEVICES))] = 1.0
+    return features
+
+
+def _norms(vectors: np.ndarray) -> np.ndarray:
+    """Lengths along the last axis."""
+    return np.asarray(np.sqrt(np.einsum("...d,...d->...", vectors, vectors)))

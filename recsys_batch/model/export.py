@@ -36,18 +36,20 @@ def ranker_onnx(arrays: dict[str, np.ndarray]) -> bytes:
 
 _AXES = {"one": [1], "last": [2], "zero_start": [0], "one_end": [1]}
 
+# What multiplies an item's embedding is one matrix per user, item + user * product: half the products of adding two (69 against 45 us
+# for 200 candidates of 64 dimensions), and how the night does it.
+
 _NODES = (
     ("MatMul", ["user_embedding", "w_user"], "user_part"),
     ("Add", ["user_part", "w_bias"], "user_biased"),
     ("Unsqueeze", ["user_biased", "one"], "user_wide"),
-    ("Unsqueeze", ["user_embedding", "one"], "user_each"),
-    ("MatMul", ["item_embedding", "w_item"], "item_part"),
-    ("Mul", ["user_each", "item_embedding"], "pair"),
-    ("MatMul", ["pair", "w_product"], "pair_part"),
+    ("Unsqueeze", ["user_embedding", "last"], "user_column"),
+    ("Mul", ["user_column", "w_product"], "product_scaled"),
+    ("Add", ["product_scaled", "w_item"], "item_weights"),
+    ("MatMul", ["item_embedding", "item_weights"], "item_part"),
     ("MatMul", ["features", "w_features"], "feature_part"),
-    ("Add", ["user_wide", "item_part"], "sum_1"),
-    ("Add", ["sum_1", "pair_part"], "sum_2"),
-    ("Add", ["sum_2", "feature_part"], "hidden"),
+    ("Add", ["item_part", "feature_part"], "pair_part"),
+    ("Add", ["pair_part", "user_wide"], "hidden"),
     ("Relu", ["hidden"], "active"),
     ("MatMul", ["active", "w_output"], "residual_wide"),
     ("Slice", ["features", "zero_start", "one_end", "last"], "retrieval_wide"),

@@ -91,9 +91,16 @@ class ItemTable:
         value: int | str = self._numbers[code].item() if self._numbers is not None else self.catalogue.item_ids[code].as_py()
         return value
 
-    def title(self, code: int) -> str | None:
-        found: str | None = self.described.titles[code].as_py()
-        return found
+    def item_ids(self, codes: np.ndarray) -> list[int | str]:
+        """Ids of codes."""
+        if self._numbers is not None:
+            found: list[int | str] = self._numbers[codes].tolist()
+            return found
+        return [self.catalogue.item_ids[code].as_py() for code in codes.tolist()]
+
+    def titles(self, codes: Sequence[int]) -> list[str | None]:
+        """One by one: for ten, taking them as an array is slower."""
+        return [self.described.titles[code].as_py() for code in codes]
 
     def categories(self, code: int) -> list[str]:
         """Names of an item's categories."""

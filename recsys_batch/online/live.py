@@ -8,12 +8,15 @@ mixes two. The old one is closed when the last request that has it is through.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import numpy as np
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online import folders, routes
@@ -22,6 +25,7 @@ from recsys_batch.online.query import Query
 from recsys_batch.online.ranking import rank
 from recsys_batch.online.records import decode
 from recsys_batch.online.redis_store import RedisStore
+from recsys_batch.online.requests import answer, encode
 from recsys_batch.online.routes import Routes
 from recsys_batch.online.snapshot import Snapshot, open_snapshot
 
@@ -140,18 +144,27 @@ class Live:
 
 
 def warm(loaded: Loaded, recent: list[Query]) -> None:
-    """Answer the newest requests, or some of the snapshot's users where there were none yet, so that the model's first runs and the pages'
-    first reads are nobody's request.
+    """Answer a request of every kind, and the newest requests, so that the model's first runs, first imports and first reads of pages are
+    nobody's request.
     """
     snapshot = loaded.snapshot
     records = [snapshot.store.get(key) for key in snapshot.store.some(WARM_REQUESTS)] if snapshot.store is not None else []
-    queries = recent or [Query(user_id=0, k=10)]
-    for number in range(WARM_REQUESTS):
-        query = replace(queries[number % len(queries)], deadline=None)
-        key = snapshot.key(query.user_id)
-        own = snapshot.store.get(key) if snapshot.store is not None and key is not None else None
-        record = own or (records[number % len(records)] if records else None)
-        rank(snapshot, query, decode(record) if record else None, Latency())
+    queries = [replace(query, deadline=None) for query in recent] + _kinds(snapshot)
+    for number in range(max(WARM_REQUESTS, len(queries))):
+        query = queries[number % len(queries)]
+        record = records[number % len(records)] if records else None
+        ranked = rank(snapshot, query, decode(record) if record else None, Latency())
+        encode(answer(ranked, query, snapshot, "warm", ranked.stages))
+        rank(snapshot, query, None, Latency())
+
+
+def _kinds(snapshot: Snapshot) -> list[Query]:
+    """A request of each kind, about the first items."""
+    items = snapshot.items.item_ids(np.arange(min(3, len(snapshot.items))))
+    now = dt.datetime.now(dt.UTC)
+    plain = Query(user_id=0, k=10)
+    full = replace(plain, when=now, device="mobile", session_item_ids=items[:2], exclude_item_ids=items[2:], explain=True)
+    return [plain, full, replace(plain, categories=snapshot.items.categories(0) if items else ())]
 
 
 def _stamp(path: Path) -> tuple[int, int]:

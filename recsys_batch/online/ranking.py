@@ -116,7 +116,7 @@ def _by_ranker(
     began = time.perf_counter()
     codes = lists.codes.astype(np.int64)
     catalogue, spec = snapshot.items.catalogue, snapshot.manifest.features
-    vectors = catalogue.embeddings[codes][None]
+    vectors = catalogue.embeddings.take(codes, axis=0)[None]
     features = _features(spec, catalogue.log_popularity[codes], query, lists, vectors, catalogue.embeddings[session])
     user = lists.embedding[None]
     prepared = time.perf_counter()

@@ -179,27 +179,25 @@ def read_time(value: Any) -> dt.datetime | None:
 
 def answer(ranked: Ranked, query: Query, snapshot: Snapshot, request_id: str, timings: Mapping[str, float]) -> Answer:
     """In words. ``timings`` are seconds."""
-    items = [_item(ranked, place, query, snapshot) for place in range(len(ranked.codes))]
+    items = _items(ranked, query, snapshot)
     facts = snapshot.manifest.facts
     milliseconds = {name: round(1000 * seconds, 3) for name, seconds in timings.items()}
     return Answer(query.user_id, items, ranked.source, ranked.degraded, facts.snapshot_id, facts.model_version, request_id, milliseconds)
 
 
-def _item(ranked: Ranked, place: int, query: Query, snapshot: Snapshot) -> AnswerItem:
-    code = int(ranked.codes[place])
-    items = snapshot.items
-    item = AnswerItem(
-        item_id=items.item_id(code),
-        score=float(ranked.scores[place]),
-        rank=place + 1,
-        candidate_rank=int(ranked.candidate_ranks[place]) or None,
-        title=items.title(code),
-    )
+def _items(ranked: Ranked, query: Query, snapshot: Snapshot) -> list[AnswerItem]:
+    codes = ranked.codes.tolist()
+    columns = (snapshot.items.item_ids(ranked.codes), ranked.scores.tolist(), ranked.candidate_ranks.tolist(), snapshot.items.titles(codes))
+    items = [
+        AnswerItem(item_id, score, rank, candidate_rank or None, title)
+        for rank, (item_id, score, candidate_rank, title) in enumerate(zip(*columns, strict=True), 1)
+    ]
     if query.explain:
-        item.batch_rank = int(ranked.batch_ranks[place]) or None
-        if ranked.contributions is not None:
-            item.contributions = {group: round(float(values[place]), 6) for group, values in ranked.contributions.items()}
-    return item
+        for place, item in enumerate(items):
+            item.batch_rank = int(ranked.batch_ranks[place]) or None
+            if ranked.contributions is not None:
+                item.contributions = {group: round(float(values[place]), 6) for group, values in ranked.contributions.items()}
+    return items
 
 
 def _decoded(decoder: Any, body: bytes) -> Any:

@@ -1,0 +1,186 @@
+"""A small snapshot of made-up data with a real ranker, and a server that answers from it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys_batch.features import FeatureSpec
+from recsys_batch.online.folders import set_current
+from recsys_batch.online.made_up import make_snapshot
+from recsys_batch.online.snapshot import Snapshot, open_snapshot
+
+N_USERS, N_ITEMS, DIM, N_CANDIDATES = 300, 500, 16, 60
+TOKEN = "for tests only"
+
+
+def small_ranker(seed: int = 1) -> bytes:
+    """A random reference ranker as ONNX."""
+    import torch
+
+    from recsys_batch.model.export import ranker_onnx
+    from recsys_batch.model.ranker import RankerParameters
+
+    params = RankerParameters.initial(DIM, len(FeatureSpec.default().names), seed)
+    params.output += 0.2 * torch.randn(params.output.shape, generator=torch.Generator().manual_seed(seed))
+    params.gate = 1.0
+    return ranker_onnx(params.arrays())
+
+
+@pytest.fixture(scope="session")
+def ranker() -> bytes:
+    return small_ranker()
+
+
+@pytest.fixture
+def make(tmp_path: Path, ranker: bytes) -> Callable[..., Path]:
+    """Writes a snapshot of an id into a folder of snapshots of this test; the folder."""
+
+    def write(snapshot_id: str = "first", *, with_ranker: bool = True, **sizes: int) -> Path:
+        wanted = {"users": N_USERS, "items": N_ITEMS, "dim": DIM, "candidates": N_CANDIDATES, **sizes}
+        make_snapshot(tmp_path / "snapshots", snapshot_id=snapshot_id, ranker=ranker if with_ranker else None, **wanted)
+        return tmp_path / "snapshots"
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def snapshot(tmp_path_factory: pytest.TempPathFactory, ranker: bytes) -> Iterator[Snapshot]:
+    """Read only."""
+    folder = tmp_path_factory.mktemp("snapshots")
+    make_snapshot(folder, snapshot_id="first", users=N_USERS, items=N_ITEMS, dim=DIM, candidates=N_CANDIDATES, ranker=ranker)
+    found = open_snapshot(folder / "first")
+    yield found
+    found.close()
+
+
+@dataclass
+class Served:
+    """A server of this test's own."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    snapshots: Path
+
+    def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, dict[str, str]]:
+        """(status, parsed body, headers); bytes are sent as they are."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request(method, path, raw, headers or {})
+        response = connection.getresponse()
+        text = response.read()
+        connection.close()
+        found = {name.lower(): value for name, value in response.getheaders()}
+        return response.status, json.loads(text) if "json" in found.get("content-type", "") else text, found
+
+    def admin(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        status, told, _ = self.call(method, path, body, {"authorization": f"Bearer {TOKEN}"})
+        return status, told
+
+    def rank(self, user_id: Any, **more: Any) -> Any:
+        status, told, _ = self.call("POST", "/v1/rank", {"user_id": user_id, **more})
+        assert status == 200, told
+        return told
+
+    def workers(self) -> list[int]:
+        status, told = self.admin("GET", "/v1/snapshots")
+        assert status == 200
+        return sorted(worker["pid"] for worker in told["workers"])
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_until(what: Callable[[], Any], seconds: float = 20.0) -> Any:
+    """What ``what`` returns once it is true and raises nothing."""
+    until, last = time.monotonic() + seconds, None
+    while time.monotonic() < until:
+        try:
+            found = what()
+        except (OSError, http.client.HTTPException, AssertionError) as error:
+            last = error
+        else:
+            if found:
+                return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds} s; last: {last!r}")
+
+
+class Servers:
+    """Starts servers, and ends them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def __call__(self, snapshots: Path, *options: str, ready: bool = True, tls: bool = False, **environment: str) -> Served:
+        port = free_port()
+        command = [sys.executable, "-c", "from recsys_batch.cli import main; main()", "serve", "--snapshots", str(snapshots)]
+        given = ["--port", str(port), "--set", "online.poll_ms=20", *options]
+        workers = [] if "--workers" in options else ["--workers", "1"]
+        env = {**os.environ, "RECSYS_BATCH_ADMIN_TOKEN": TOKEN, "PYTHONPATH": os.pathsep.join(sys.path), **environment}
+        with (self._folder / f"serve-{port}.log").open("wb") as log:
+            process = subprocess.Popen([*command, *given, *workers], env=env, cwd=self._folder, stderr=log)
+        self._started.append(process)
+        served = Served(port, process, snapshots)
+        if not tls:
+            path = "/readyz" if ready else "/healthz"
+            wait_until(lambda: served.call("GET", path)[0] == 200, 60)
+        return served
+
+    def end(self) -> None:
+        for process in self._started:
+            process.send_signal(signal.SIGTERM)
+        for process in self._started:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Servers]:
+    """Servers of this test's own."""
+    servers = Servers(tmp_path)
+    yield servers
+    servers.end()
+
+
+@pytest.fixture(scope="session")
+def shared_server(tmp_path_factory: pytest.TempPathFactory, ranker: bytes) -> Iterator[Served]:
+    """Of two workers; nobody changes it."""
+    folder = tmp_path_factory.mktemp("shared")
+    sizes = {"users": N_USERS, "items": N_ITEMS, "dim": DIM, "candidates": N_CANDIDATES}
+    make_snapshot(folder / "snapshots", snapshot_id="first", ranker=ranker, **sizes)
+    set_current(folder / "snapshots", "first")
+    servers = Servers(folder)
+    yield servers(folder / "snapshots", "--workers", "2")
+    servers.end()
+
+
+@pytest.fixture
+def current() -> Callable[[Path, str], None]:
+    """Makes a snapshot the current one."""
+    return set_current
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., Any]:
+    """Calls something until it is true."""
+    return wait_until

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import datetime as dt
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys_batch.online.latency import Latency
+from recsys_batch.online.query import Query
+from recsys_batch.online.ranking import Ranked, outside, rank
+from recsys_batch.online.records import UserLists, decode
+from recsys_batch.online.snapshot import Snapshot, open_snapshot
+from recsys_batch.rules import ItemRules
+
+N_USERS, N_ITEMS = 300, 500
+NOON = dt.datetime(2026, 11, 24, 12, 0, tzinfo=dt.UTC)
+
+
+def lists_of(snapshot: Snapshot, user: Any) -> UserLists | None:
+    assert snapshot.store is not None
+    key = snapshot.key(user)
+    record = snapshot.store.get(key) if key is not None else None
+    return decode(record) if record is not None else None
+
+
+def asked(snapshot: Snapshot, user: Any, k: int = 10, **more: Any) -> Ranked:
+    return rank(snapshot, Query(user, k, **more), lists_of(snapshot, user), Latency())
+
+
+def brute_force(snapshot: Snapshot, user: int, k: int) -> list[int]:
+    """Items of a user's list by the formula of the reference ranker, written anew: numpy, no code of the online side but the reading."""
+    lists = lists_of(snapshot, user)
+    assert lists is not None
+    catalogue = snapshot.items.catalogue
+    features = np.zeros((1, len(lists.codes), len(snapshot.manifest.features.names)), np.float32)
+    features[..., 0], features[..., 1] = lists.retrieval, catalogue.log_popularity[lists.codes]
+    features[..., 2] = np.log1p(lists.n_events)
+    assert snapshot.ranker is not None and lists.embedding is not None
+    scores = snapshot.ranker.score(lists.embedding[None], catalogue.embeddings[lists.codes][None], features)[0]
+    return [int(lists.codes[place]) for place in np.lexsort((lists.codes, -scores))[:k]]
+
+
+def test_a_neutral_request_is_ranked_by_the_formula(snapshot: Snapshot) -> None:
+    for user in range(0, N_USERS, 7):
+        ranked = asked(snapshot, user)
+        assert (ranked.source, ranked.degraded) == ("ranker", None)
+        assert ranked.codes.tolist() == brute_force(snapshot, user, 10)
+        assert (np.diff(ranked.scores) <= 0).all()
+
+
+def test_ranks_of_candidates_and_of_the_batch_are_the_lists_own(snapshot: Snapshot) -> None:
+    lists = lists_of(snapshot, 5)
+    assert lists is not None
+    ranked = asked(snapshot, 5, 20)
+    assert lists.codes[ranked.candidate_ranks - 1].tolist() == ranked.codes.tolist()
+    published = lists.codes[lists.top_places].tolist()
+    assert ranked.batch_ranks.tolist() == [published.index(code) + 1 for code in ranked.codes]
+
+
+def test_context_moves_the_ranking_and_what_is_unknown_does_not(snapshot: Snapshot) -> None:
+    neutral = asked(snapshot, 5, 30)
+    for context in ({"when": NOON}, {"device": "tv"}, {"session_item_ids": [1, 2, 3]}):
+        moved = asked(snapshot, 5, 30, **context)
+        kept = {int(code): float(score) for code, score in zip(neutral.codes, neutral.scores, strict=True)}
+        assert any(abs(kept[int(c)] - float(s)) > 1e-4 for c, s in zip(moved.codes, moved.scores, strict=True) if int(c) in kept), context
+    same = asked(snapshot, 5, 30, session_item_ids=["nothing", -1, 10**30], attributes={"mood": "good", "n": [1]})
+    assert same.codes.tolist() == neutral.codes.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    user=st.integers(-5, N_USERS + 5),
+    k=st.integers(1, 80),
+    session=st.lists(st.integers(0, N_ITEMS + 5), max_size=8),
+    excluded=st.lists(st.integers(0, N_ITEMS + 5), max_size=40),
+    categories=st.lists(st.sampled_from(["category 0", "category 3", "unheard of"]), max_size=2),
+)
+def test_session_and_excluded_items_never_come_back(
+    snapshot: Snapshot, user: int, k: int, session: list[int], excluded: list[int], categories: list[str]
+) -> None:
+    ranked = asked(snapshot, user, k, session_item_ids=session, exclude_item_ids=excluded, categories=categories)
+    shown = ranked.codes.tolist()  # made-up items are numbered as they are coded
+    assert not set(shown) & {*session, *excluded} and len(shown) == len(set(shown)) <= k
+    if categories:
+        wanted = {int(name.split()[1]) for name in categories if name != "unheard of"}
+        assert all(code % 20 in wanted for code in shown)
+    for values in (ranked.scores, ranked.candidate_ranks, ranked.batch_ranks):
+        assert len(values) == len(shown)
+
+
+def test_somebody_unknown_gets_what_is_near_to_the_session_or_what_is_popular(snapshot: Snapshot) -> None:
+    near = asked(snapshot, "nobody", 10, session_item_ids=[4, 9])
+    assert (near.source, near.degraded) == ("ranker", None) and len(near.codes) == 10 and not {4, 9} & set(near.codes.tolist())
+    popular = asked(snapshot, "nobody", 10)
+    assert (popular.source, popular.degraded) == ("popular", "unknown_user")
+    assert popular.codes.tolist() == snapshot.popular.of(None)[0][:10].tolist()
+
+
+def test_somebody_without_an_embedding_gets_the_published_list(snapshot: Snapshot) -> None:
+    lists = lists_of(snapshot, 5)
+    assert lists is not None
+    ranked = rank(snapshot, Query(5, 10), replace(lists, embedding=None), Latency())
+    assert (ranked.source, ranked.degraded) == ("popular", "no_embedding")
+    assert ranked.codes.tolist() == lists.codes[lists.top_places[:10]].tolist()
+
+
+def test_without_a_ranker_the_batch_order_stands(make: Callable[..., Path]) -> None:
+    snapshot = open_snapshot(make(with_ranker=False) / "first")
+    ranked = asked(snapshot, 5, exclude_item_ids=[])
+    lists = lists_of(snapshot, 5)
+    assert lists is not None and (ranked.source, ranked.degraded) == ("batch", "no_ranker")
+    assert ranked.codes.tolist() == lists.codes[lists.top_places[:10]].tolist()
+    first = int(ranked.codes[0])
+    assert asked(snapshot, 5, exclude_item_ids=[first]).codes.tolist() == lists.codes[lists.top_places[1:11]].tolist()
+    snapshot.close()
+
+
+def test_the_ranker_is_skipped_where_less_than_its_p99_is_left(snapshot: Snapshot) -> None:
+    slow = Latency()
+    slow.add(0.05)
+    lists = lists_of(snapshot, 5)
+    late = rank(snapshot, Query(5, 10, deadline=time.perf_counter() + 0.02), lists, slow)
+    assert (late.source, late.degraded) == ("batch", "deadline")
+    enough = rank(snapshot, Query(5, 10, deadline=time.perf_counter() + 5), lists, slow)
+    assert enough.source == "ranker"
+
+
+@pytest.mark.parametrize("answer", [math.nan, RuntimeError("broken")])
+def test_a_ranker_that_fails_costs_nobody_the_answer(snapshot: Snapshot, answer: Any) -> None:
+    class Broken:
+        def score(self, *_: Any) -> np.ndarray:
+            if isinstance(answer, Exception):
+                raise answer
+            return np.full((1, 60), answer, np.float32)
+
+    ranked = rank(replace(snapshot, ranker=Broken()), Query(5, 10), lists_of(snapshot, 5), Latency())  # type: ignore[arg-type]
+    assert (ranked.source, ranked.degraded) == ("batch", "ranker_failed") and len(ranked.codes) == 10
+
+
+def test_a_store_that_fails_leaves_what_is_popular(snapshot: Snapshot) -> None:
+    ranked = rank(snapshot, Query(5, 10), None, Latency(), store_failed=True)
+    assert (ranked.source, ranked.degraded) == ("popular", "store_unavailable") and len(ranked.codes) == 10
+
+
+def test_rules_of_the_business_hold_online_as_in_the_night(snapshot: Snapshot) -> None:
+    plain = asked(snapshot, 5, 10).codes
+    boost = np.zeros(N_ITEMS, np.float32)
+    boost[plain[9]] = 100.0
+    blocked = np.zeros(N_ITEMS, bool)
+    blocked[plain[0]] = True
+    catalogue = replace(snapshot.items.catalogue, business=ItemRules(boost=boost, blocked=blocked))
+    ruled = asked(replace(snapshot, items=replace(snapshot.items, catalogue=catalogue)), 5, 10).codes.tolist()
+    assert ruled[0] == plain[9] and int(plain[0]) not in ruled
+
+
+def test_contributions_are_what_the_score_loses_without_the_group(snapshot: Snapshot) -> None:
+    ranked = asked(snapshot, 5, 10, device="tv", explain=True)
+    neutral = asked(snapshot, 5, 60)
+    assert ranked.contributions is not None
+    scores = {int(code): float(score) for code, score in zip(neutral.codes, neutral.scores, strict=True)}
+    for place, code in enumerate(ranked.codes.tolist()):
+        assert ranked.contributions["device"][place] == pytest.approx(float(ranked.scores[place]) - scores[code], abs=1e-4)
+    assert set(ranked.contributions) == {"retrieval", "popularity", "activity", "time", "device", "session"}
+    assert np.abs(ranked.contributions["session"]).max() == 0 and np.abs(ranked.contributions["retrieval"]).max() > 0
+    assert asked(snapshot, 5, 10).contributions is None
+
+
+@given(st.lists(st.integers(0, 50), max_size=40), st.lists(st.integers(0, 50), max_size=60))
+def test_outside_is_not_in(codes: list[int], gone: list[int]) -> None:
+    assert outside(np.array(codes, np.int64), np.array(gone, np.int64)).tolist() == [code not in gone for code in codes]
+
+
+def test_the_p99_forgets_what_is_long_past() -> None:
+    latency = Latency()
+    for _ in range(100):
+        latency.add(1.0)
+    for _ in range(600):
+        latency.add(0.001)
+    assert latency.p99() == pytest.approx(0.001)
