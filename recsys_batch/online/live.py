@@ -28,10 +28,15 @@ from recsys_batch.online.redis_store import RedisStore
 from recsys_batch.online.requests import answer, encode
 from recsys_batch.online.routes import Routes
 from recsys_batch.online.snapshot import Snapshot, open_snapshot
+from recsys_batch.online.stores import StoreUnavailable
 
 logger = logging.getLogger("recsys_batch.online")
 
 WARM_REQUESTS = 64
+
+
+_CLOSING: set[asyncio.Task[None]] = set()
+"""Clients being closed: the loop itself holds its tasks only weakly."""
 
 
 @dataclass
@@ -66,6 +71,9 @@ class Loaded:
     def _close_if_free(self) -> None:
         if self.retired and self.leases == 0:
             self.snapshot.close()
+            if self.remote is not None:
+                _CLOSING.add(task := asyncio.get_running_loop().create_task(self.remote.close()))
+                task.add_done_callback(_CLOSING.discard)
 
 
 class Live:
@@ -131,6 +139,11 @@ class Live:
             self.refused[name] = str(error).splitlines()[0] if str(error) else type(error).__name__
             logger.error("snapshot %s is refused: %s", name, error)
             return None
+        if new.remote is not None and (why := await _why_not_whole(new.remote)):
+            self.refused[name] = why
+            logger.error("snapshot %s is refused: %s", name, why)
+            new.retire()
+            return None
         if old is not None:
             old.retire()
         logger.info("snapshot %s is in use", name)
@@ -141,6 +154,15 @@ class Live:
         loaded = Loaded(snapshot, self._open_remote(name) if snapshot.store is None else None)
         warm(loaded, list(self.recent))
         return loaded
+
+
+async def _why_not_whole(remote: RedisStore) -> str | None:
+    """A sentence where the store says that it lacks records; a store that does not answer may have all of them."""
+    try:
+        n_records = await remote.whole()
+    except StoreUnavailable:
+        return None
+    return None if n_records is not None else "its users' lists are not in Redis, or have expired: export the run again"
 
 
 def warm(loaded: Loaded, recent: list[Query]) -> None:

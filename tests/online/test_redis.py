@@ -122,6 +122,16 @@ def test_answers_from_redis_and_popular_while_it_is_away_and_back_by_itself(
     assert ranker.rank(5, k=5)["items"] == told["items"]
 
 
+def test_a_snapshot_whose_records_are_not_all_there_is_refused(
+    in_redis: Path, server: Redis, serve: Any, current: Any, wait_for: Any
+) -> None:
+    current(in_redis, "first")
+    redis.Redis.from_url(server.url).delete(whole_key("first"))
+    ranker = serve(in_redis, ready=False, RECSYS_BATCH_REDIS_URL=server.url)
+    told = wait_for(lambda: (found := ranker.call("GET", "/readyz")) and found[0] == 503 and found[1])
+    assert "export the run again" in told["error"]
+
+
 def test_a_snapshot_in_redis_needs_the_url(in_redis: Path, serve: Any, current: Any, wait_for: Any) -> None:
     current(in_redis, "first")
     server = serve(in_redis, ready=False)

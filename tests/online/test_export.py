@@ -1,0 +1,141 @@
+"""A published run as a snapshot: the same lists, the same order, no JVM."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recsys_batch.cli import run
+from recsys_batch.config import Config
+from recsys_batch.online.export import open_run
+from recsys_batch.online.latency import Latency
+from recsys_batch.online.query import Query
+from recsys_batch.online.ranking import rank
+from recsys_batch.online.records import decode
+from recsys_batch.online.snapshot import Snapshot, open_snapshot
+from recsys_batch.online.writing import write_snapshot
+from recsys_batch.read import latest_topk, published_run, read_table
+
+
+@pytest.fixture(scope="module")
+def exported(published: Config, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    folder = tmp_path_factory.mktemp("snapshots")
+    opened = open_run(published.paths.warehouse)
+    manifest = write_snapshot(folder, opened.contents(with_records=True))
+    return open_snapshot(folder / manifest.facts.snapshot_id)
+
+
+def test_the_online_order_is_the_batch_order_under_the_neutral_context(published: Config, exported: Snapshot) -> None:
+    """All users of the run; where two scores differ by rounding alone, their order may."""
+    topk = latest_topk(published.paths.warehouse).to_pandas()
+    modelled = 0
+    for user, rows in topk.groupby("user_id"):
+        assert exported.store is not None
+        record = exported.store.get(exported.key(user))  # type: ignore[arg-type]
+        assert record is not None
+        ranked = rank(exported, Query(user, len(rows)), decode(record), Latency())
+        items = [exported.items.item_id(int(code)) for code in ranked.codes]
+        expected, scores = rows["item_id"].tolist(), rows["score"].to_numpy()
+        np.testing.assert_allclose(ranked.scores, scores, atol=2e-4)
+        for place, (item, wanted) in enumerate(zip(items, expected, strict=True)):
+            assert item == wanted or abs(scores[place] - scores[expected.index(item)]) < 2e-4
+        assert ranked.source == ("ranker" if rows["source"].iloc[0] == "model" else "popular")
+        modelled += ranked.source == "ranker"
+    assert modelled > 100 and exported.manifest.n_users == topk["user_id"].nunique()
+
+
+def test_lists_titles_and_popular_items_are_the_runs_own(published: Config, exported: Snapshot) -> None:
+    warehouse, row = published.paths.warehouse, published_run(published.paths.warehouse)
+    assert exported.manifest.facts.model_version == row["model_version"]
+    candidates = read_table(warehouse, "candidates").to_pylist()
+    for one in candidates[::9]:
+        lists = decode(exported.store.get(exported.key(one["user_id"])))  # type: ignore[union-attr, arg-type]
+        found = [exported.items.item_id(int(code)) for code in lists.codes]
+        assert found == [item["item_id"] for item in one["items"]]
+        assert lists.retrieval.tolist() == [np.float32(item["score"]) for item in one["items"]]
+    titles = {item["item_id"]: item["title"] for item in read_table(warehouse, "items").to_pylist()}
+    assert exported.items.titles(range(len(titles))) == [titles[exported.items.item_id(code)] for code in range(len(titles))]
+    popular = read_table(warehouse, "popular").to_pylist()
+    for segment in {one["segment"] for one in popular}:
+        codes, _ = exported.popular.of(segment)
+        listed = sorted((one["rank"], one["item_id"]) for one in popular if one["segment"] == segment)
+        assert [exported.items.item_id(int(code)) for code in codes] == [item for _, item in listed]
+
+
+def test_the_command_writes_it_once_and_makes_it_current(
+    published: Config, options: Callable[[Config], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export-snapshot", *options(published), "--out", str(tmp_path / "snapshots")]
+    assert run(command) == 0
+    told = capsys.readouterr().out
+    assert "users" in told and "MiB" in told
+    name = (tmp_path / "snapshots" / "CURRENT").read_text().strip()
+    assert name == published_run(published.paths.warehouse)["run_id"]
+    assert run(command) == 0 and "already" in capsys.readouterr().out
+    assert run([*command, "--run-id", "nothing"]) == 4
+
+
+def test_exporting_and_serving_load_no_jvm_torch_or_mlflow(
+    published: Config, options: Callable[[Config], list[str]], tmp_path: Path
+) -> None:
+    code = """
+import sys
+from recsys_batch.cli import run
+assert run(sys.argv[1:]) == 0
+import recsys_batch.online.server
+import os
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[-1]
+import recsys_batch.online.worker
+print([name for name in ("pyspark", "py4j", "torch", "mlflow", "faiss", "pandas") if name in sys.modules and name != "pandas"])
+"""
+    command = [sys.executable, "-c", code, "export-snapshot", *options(published), "--out", str(tmp_path / "snapshots")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_executors_fill_redis_with_the_same_records(
+    published: Config, exported: Snapshot, options: Callable[[Config], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import redis
+
+    from recsys_batch.online.redis_store import redis_key, whole_key
+
+    server = shutil.which("redis-server")
+    assert server, "this test needs redis-server (Debian's package redis-server)"
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    process = subprocess.Popen([server, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(tmp_path)], stdout=-3)
+    try:
+        client = redis.Redis(port=port)
+        for _ in range(500):
+            try:
+                client.ping()
+                break
+            except redis.RedisError:
+                time.sleep(0.01)
+        monkeypatch.setenv("RECSYS_BATCH_REDIS_URL", f"redis://127.0.0.1:{port}/0")
+        command = ["export-snapshot", *options(published), "--set", "online.store=redis", "--out", str(tmp_path / "snapshots")]
+        assert run(command) == 0
+        name = exported.snapshot_id
+        assert int(client.get(whole_key(name))) == exported.manifest.n_users == client.dbsize() - 1  # type: ignore[arg-type]
+        for user in latest_topk(published.paths.warehouse, columns=["user_id"])["user_id"].unique().to_pylist()[::5]:
+            key = exported.key(user)
+            assert key is not None and client.get(redis_key(name, key)) == exported.store.get(key)  # type: ignore[union-attr]
+        manifest = json.loads((tmp_path / "snapshots" / name / "manifest.json").read_text())
+        assert manifest["store"] == "redis" and "users.lmdb" not in manifest["files"]
+        client.close()
+    finally:
+        process.kill()
+        process.wait(10)
