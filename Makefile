@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo fault-test airflow-test package cluster-test profile bench-retrieval bench-size bench-scoring bench-night bench-incremental clean distclean
+.PHONY: help setup data test lint format demo fault-test airflow-test protocol package cluster-test profile bench-retrieval bench-size bench-scoring bench-night bench-incremental clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -56,6 +56,9 @@ fault-test: setup ## SIGKILL for NIGHTS=30 nights at times of their own; the sam
 
 airflow-test: setup ## the DAG in a real Airflow, in a virtual environment of its own (.airflow)
 	$(BIN)/python tools/airflow_test.py
+
+protocol: .venv/.ready ## the messages of the Open Inference Protocol, generated from their .proto
+	cd recsys_batch/online/oip && $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=. grpc_predict_v2.proto
 
 package: .venv/.ready ## dist/recsys_batch-VERSION.zip, for spark-submit --py-files
 	@$(BIN)/python tools/package.py

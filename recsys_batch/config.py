@@ -148,6 +148,7 @@ class Online(Section):
     store_timeout_ms: float = Field(20.0, gt=0, description="a slower answer of Redis counts as none")
     host: str = Field("127.0.0.1", description="0.0.0.0 lets others in: set RECSYS_BATCH_CLIENT_TOKEN then")
     port: int = Field(8080, ge=1, le=65535)
+    grpc_port: int | None = Field(None, ge=1, le=65535, description="the Open Inference Protocol over gRPC; unset: over HTTP alone")
     workers: int | None = Field(None, ge=1, le=256, description="processes; unset: one per core")
     max_k: int = Field(200, ge=1, le=10_000, description="longest list that a request may ask for")
     max_ids: int = Field(1000, ge=1, description="most ids in session_item_ids, in exclude_item_ids, most events of a feedback")

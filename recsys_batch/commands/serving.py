@@ -60,6 +60,7 @@ def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:
 @click.option("--snapshots", type=click.Path(path_type=Path), help="Folder of snapshots.  [default: online.snapshots]")
 @click.option("--host", help="Address.  [default: online.host]")
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: online.port]")
+@click.option("--grpc-port", type=click.IntRange(1, 65535), help="Open Inference Protocol over gRPC.  [default: online.grpc_port]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes.  [default: online.workers, or one per core]")
 @click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM file; HTTPS, with --tls-key.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file.")
@@ -69,6 +70,7 @@ def serve(
     snapshots: Path | None,
     host: str | None,
     port: int | None,
+    grpc_port: int | None,
     workers: int | None,
     tls_certificate: Path | None,
     tls_key: Path | None,
@@ -83,6 +85,7 @@ def serve(
         state=tempfile.mkdtemp(prefix="recsys-batch-serve-"),
         host=host or online.host,
         port=port or online.port,
+        grpc_port=grpc_port or online.grpc_port,
         workers=workers or online.workers or len(os.sched_getaffinity(0)),
         **{name: getattr(online, name) for name in _PASSED},
     )

@@ -99,7 +99,7 @@ class App:
 
     async def _body(self, scope: Any, proto: Any, route: Route) -> bytes:
         """The body, up to the bound; what says that it is longer is not read at all."""
-        if route.method == "GET":
+        if scope.method in ("GET", "HEAD"):
             return b""
         bound = route.max_body_bytes or self._max_body_bytes
         length = scope.headers.get("content-length")

@@ -88,7 +88,7 @@ class Routes:
     def __init__(self, routes: list[Route]) -> None:
         self.all = routes
         self._fixed = {(route.method, route.path): route for route in routes if "{" not in route.path}
-        self._named = [route for route in routes if "{" in route.path]
+        self._named = [route for route in routes if "{" in route.path or route.method == "*"]
 
     def find(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
         """Raises HttpError 404 or 405."""

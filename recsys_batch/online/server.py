@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from granian import Granian
@@ -54,7 +59,34 @@ def serve(given: Settings, *, certificate: Path | None = None, key: Path | None 
         ssl_cert=certificate,
         ssl_key=key,
     )
+    with beside("recsys_batch.online.oip.grpc_server") if given.grpc_port else contextlib.nullcontext():
+        try:
+            server.serve()
+        finally:
+            shutil.rmtree(state, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def beside(module: str) -> Iterator[None]:
+    """Keep a process of that module running during the ``with`` block: started again where it dies, ended with the block."""
+    ending = threading.Event()
+
+    def keep() -> None:
+        while not ending.is_set():
+            process = subprocess.Popen([sys.executable, "-m", module])
+            while process.poll() is None and not ending.wait(0.1):
+                pass
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            ending.wait(0.2)
+
+    keeper = threading.Thread(target=keep, name=module)
+    keeper.start()
     try:
-        server.serve()
+        yield
     finally:
-        shutil.rmtree(state, ignore_errors=True)
+        ending.set()
+        keeper.join()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 import msgspec
+
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online.redis_store import RedisStore
 
 ENVIRONMENT = "RECSYS_BATCH_SERVE"
 ADMIN_TOKEN, CLIENT_TOKEN, REDIS_URL = "RECSYS_BATCH_ADMIN_TOKEN", "RECSYS_BATCH_CLIENT_TOKEN", "RECSYS_BATCH_REDIS_URL"
@@ -36,11 +38,23 @@ class Settings(msgspec.Struct, frozen=True):
     redis_cluster: bool
     batch_rows: int
     batch_delay_us: int
-    protocol: Literal["on", "off"] = "on"
+    grpc_port: int | None
 
     def put(self) -> None:
         """For processes that are started from here on."""
         os.environ[ENVIRONMENT] = msgspec.json.encode(self).decode()
+
+
+def remote_store(given: Settings, snapshot_id: str) -> RedisStore:
+    """The store beside a snapshot.
+
+    Raises:
+        RecsysBatchError: the environment does not name it.
+    """
+    url = os.environ.get(REDIS_URL)
+    if not url:
+        raise RecsysBatchError(f"snapshot {snapshot_id} has its users' lists in Redis: name the server in {REDIS_URL}")
+    return RedisStore(url, snapshot_id, cluster=given.redis_cluster, timeout=given.store_timeout_ms / 1000)
 
 
 def settings() -> Settings:

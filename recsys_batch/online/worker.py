@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 from recsys_batch import logs
-from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.admission import Admission
 from recsys_batch.online.ages import Ages
@@ -20,10 +19,12 @@ from recsys_batch.online.app import App
 from recsys_batch.online.handlers import Handlers
 from recsys_batch.online.http import Routes
 from recsys_batch.online.live import Live
-from recsys_batch.online.redis_store import RedisStore
+from recsys_batch.online.oip.batching import Batching
+from recsys_batch.online.oip.routes import Protocol
+from recsys_batch.online.oip.served import ServedModels
 from recsys_batch.online.requests import Bounds
 from recsys_batch.online.service import Service
-from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, REDIS_URL, Settings, settings
+from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, Settings, remote_store, settings
 from recsys_batch.online.workers import report
 
 logger = logging.getLogger("recsys_batch.online")
@@ -34,12 +35,14 @@ class Worker(App):
 
     def __init__(self, given: Settings) -> None:
         self._given = given
-        self._live = Live(Path(given.snapshots), functools.partial(_remote, given))
+        self._live = Live(Path(given.snapshots), functools.partial(remote_store, given))
         admission = Admission(given.max_waiting)
         service = Service(self._live, Ages(given.max_age_hours, given.max_age_hard_hours), admission)
         handlers = Handlers(service, Bounds(given.max_k, given.max_ids), Path(given.snapshots), Path(given.state))
+        batching = Batching(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
+        protocol = Protocol(ServedModels(self._live, given.max_k), batching)
         super().__init__(
-            Routes(handlers.routes()),
+            Routes([*handlers.routes(), *protocol.routes()]),
             admission,
             max_body_bytes=given.max_body_kb * 1024,
             admin_token=os.environ.get(ADMIN_TOKEN) or None,
@@ -81,13 +84,6 @@ class Worker(App):
 def _age(live: Live) -> float:
     assert live.current is not None
     return time.time() - live.current.snapshot.manifest.facts.generated_at.timestamp()
-
-
-def _remote(given: Settings, snapshot_id: str) -> RedisStore:
-    url = os.environ.get(REDIS_URL)
-    if not url:
-        raise RecsysBatchError(f"snapshot {snapshot_id} has its users' lists in Redis: name the server in {REDIS_URL}")
-    return RedisStore(url, snapshot_id, cluster=given.redis_cluster, timeout=given.store_timeout_ms / 1000)
 
 
 def application() -> Worker:

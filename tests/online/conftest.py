@@ -73,6 +73,8 @@ class Served:
     port: int
     process: subprocess.Popen[bytes]
     snapshots: Path
+    url: str = ""
+    grpc_url: str = ""
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, dict[str, str]]:
         """(status, parsed body, headers); bytes are sent as they are."""
@@ -160,6 +162,12 @@ def serve(tmp_path: Path) -> Iterator[Servers]:
     servers = Servers(tmp_path)
     yield servers
     servers.end()
+
+
+@pytest.fixture(scope="session")
+def servers() -> type[Servers]:
+    """To start servers that outlive a test."""
+    return Servers
 
 
 @pytest.fixture(scope="session")

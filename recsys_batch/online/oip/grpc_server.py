@@ -1,0 +1,168 @@
+"""The protocol over gRPC, in a process of its own: grpc.aio does not share a process with uvloop's workers (grpc#42357)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hmac
+import os
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+
+from recsys_batch import __version__, logs
+from recsys_batch.online.live import Live
+from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
+from recsys_batch.online.oip.batching import Batching
+from recsys_batch.online.oip.http import EXTENSIONS, SERVER_NAME
+from recsys_batch.online.oip.models import InvalidRequest, Models, ModelUnknown, Overloaded, checked
+from recsys_batch.online.oip.served import ServedModels
+from recsys_batch.online.oip.tensors import datatype_of, from_bytes, from_values, to_bytes
+from recsys_batch.online.settings import CLIENT_TOKEN, Settings, remote_store, settings
+
+_MAX_BYTES = 16 * 2**20
+_CONTENTS = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+class Servicer:
+    """Methods of inference.GRPCInferenceService: a request message in, an answer message out."""
+
+    def __init__(self, models: Models, batching: Batching) -> None:
+        self._models, self._batching = models, batching
+
+    async def ServerLive(self, request: Any) -> Any:  # noqa: N802
+        return messages.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any) -> Any:  # noqa: N802
+        return messages.ServerReadyResponse(ready=self._models.ready())
+
+    async def ModelReady(self, request: Any) -> Any:  # noqa: N802
+        try:
+            self._models.get(request.name, request.version or None)
+        except ModelUnknown:
+            return messages.ModelReadyResponse(ready=False)
+        return messages.ModelReadyResponse(ready=True)
+
+    async def ServerMetadata(self, request: Any) -> Any:  # noqa: N802
+        return messages.ServerMetadataResponse(name=SERVER_NAME, version=__version__, extensions=EXTENSIONS)
+
+    async def ModelMetadata(self, request: Any) -> Any:  # noqa: N802
+        model = self._models.get(request.name, request.version or None)
+        told = messages.ModelMetadataResponse(name=model.name, versions=[model.version], platform="onnxruntime")
+        for specs, field in ((model.inputs, told.inputs), (model.outputs, told.outputs)):
+            for spec in specs:
+                field.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+        return told
+
+    async def ModelInfer(self, request: Any) -> Any:  # noqa: N802
+        model = self._models.get(request.model_name, request.model_version or None)
+        checked(model, {one.name: (one.datatype, list(one.shape)) for one in request.inputs})
+        outputs = await self._batching.infer(model, _inputs(request))
+        wanted = [one.name for one in request.outputs] or list(outputs)
+        answer = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
+        for name in wanted:
+            if name not in outputs:
+                raise InvalidRequest(f"model {model.name} has no output {name!r}; it gives {', '.join(outputs)}")
+            answer.outputs.add(name=name, datatype=datatype_of(outputs[name]), shape=outputs[name].shape)
+            answer.raw_output_contents.append(to_bytes(outputs[name]))
+        return answer
+
+
+def _inputs(request: Any) -> dict[str, np.ndarray]:
+    if len({one.name for one in request.inputs}) < len(request.inputs):
+        raise InvalidRequest("inputs name a tensor twice")
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs")
+    found = {}
+    for number, one in enumerate(request.inputs):
+        if raw:
+            found[one.name] = from_bytes(one.name, one.datatype, list(one.shape), raw[number])
+            continue
+        if one.datatype not in _CONTENTS:
+            raise InvalidRequest(f"input {one.name} is {one.datatype!r}, which has no typed contents: send raw_input_contents")
+        found[one.name] = from_values(one.name, one.datatype, list(one.shape), list(getattr(one.contents, _CONTENTS[one.datatype])))
+    return found
+
+
+_STATUS = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    ModelUnknown: grpc.StatusCode.NOT_FOUND,
+    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+}
+_METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+
+
+def handlers(servicer: Servicer, token: str | None) -> grpc.GenericRpcHandler:
+    """The service, every error as a status with a sentence."""
+    methods = {
+        name: grpc.unary_unary_rpc_method_handler(
+            _guarded(getattr(servicer, name), token),
+            request_deserializer=getattr(messages, f"{name}Request").FromString,
+            response_serializer=getattr(messages, f"{name}Response").SerializeToString,
+        )
+        for name in _METHODS
+    }
+    return grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
+
+
+def _guarded(method: Callable[[Any], Any], token: str | None) -> Callable[[Any, Any], Any]:
+    async def call(request: Any, context: Any) -> Any:
+        if token is not None and not _knows(token, dict(context.invocation_metadata() or ())):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this needs the client's token as metadata `authorization: Bearer TOKEN`")
+        try:
+            return await method(request)
+        except tuple(_STATUS) as error:
+            await context.abort(_STATUS[type(error)], str(error))
+
+    return call
+
+
+def _knows(token: str, metadata: Mapping[str, Any]) -> bool:
+    scheme, _, given = str(metadata.get("authorization", "")).partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+
+
+async def run(given: Settings) -> None:
+    """Serve until SIGTERM, following snapshots as the HTTP workers do."""
+    live = Live(Path(given.snapshots), functools.partial(remote_store, given))
+    await live.refresh()
+    batching = Batching(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", _MAX_BYTES), ("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers((handlers(Servicer(ServedModels(live, given.max_k), batching), os.environ.get(CLIENT_TOKEN) or None),))
+    server.add_insecure_port(f"{given.host}:{given.grpc_port}")
+    await server.start()
+    ending = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ending.set)
+    parent = os.getppid()
+    while not ending.is_set() and os.getppid() == parent:  # nobody would end it after a parent that was killed
+        with contextlib.suppress(OSError):
+            await live.refresh()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ending.wait(), given.poll_ms / 1000)
+    await server.stop(grace=2)
+
+
+def main() -> None:
+    """The process that ``serve`` starts."""
+    logs.configure(os.environ.get("RECSYS_BATCH_LOG_FORMAT", "text"))
+    asyncio.run(run(settings()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Models as the protocol sees them: named tensors in, named tensors out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class InvalidRequest(Exception):
+    """Tensors that the model does not take; the message says what was found and what is expected."""
+
+
+class ModelUnknown(Exception):
+    """There is no model of that name and version."""
+
+
+class Overloaded(Exception):
+    """Too many requests wait for a model."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Attributes:
+    datatype: the protocol's name, e.g. FP32.
+    shape: -1 where any size goes.
+    optional: whether a request may leave it out.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    optional: bool = False
+
+    def check(self, datatype: str, shape: Sequence[int]) -> None:
+        """Raises InvalidRequest where a tensor is another one than this."""
+        fits = len(shape) == len(self.shape) and all(own in (-1, given) for own, given in zip(self.shape, shape, strict=True))
+        if datatype != self.datatype or not fits:
+            raise InvalidRequest(f"input {self.name} is {datatype} {list(shape)}, expected {self.datatype} {list(self.shape)}")
+
+
+class Model(Protocol):
+    """Attributes:
+    rows: whether the first dimension of every tensor counts independent rows, so that requests can be joined.
+    """
+
+    name: str
+    version: str
+    inputs: Sequence[TensorSpec]
+    outputs: Sequence[TensorSpec]
+    rows: bool
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Outputs of inputs that fit ``inputs``; BYTES tensors are object arrays of bytes.
+
+        Raises:
+            InvalidRequest: tensors that do not fit each other.
+        """
+
+
+class Models(Protocol):
+    def get(self, name: str, version: str | None) -> Model:
+        """Raises ModelUnknown."""
+
+    def names(self) -> list[str]: ...
+
+    def ready(self) -> bool: ...
+
+
+def checked(model: Model, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> None:
+    """Raises InvalidRequest unless the tensors (name -> datatype, shape) are the model's inputs."""
+    known = {spec.name: spec for spec in model.inputs}
+    for name, (datatype, shape) in tensors.items():
+        if name not in known:
+            raise InvalidRequest(f"model {model.name} has no input {name!r}; it takes {', '.join(known)}")
+        known[name].check(datatype, shape)
+    missing = [spec.name for spec in model.inputs if not spec.optional and spec.name not in tensors]
+    if missing:
+        raise InvalidRequest(f"model {model.name} lacks the input{'s' if len(missing) > 1 else ''} {', '.join(missing)}")

@@ -1,0 +1,27 @@
+"""The protocol's place among the server's routes."""
+
+from __future__ import annotations
+
+from recsys_batch.online.http import Request, Response, Route
+from recsys_batch.online.oip.batching import Batching
+from recsys_batch.online.oip.http import handle
+from recsys_batch.online.oip.models import Models
+
+MAX_BODY_BYTES = 16 * 2**20
+"""200 candidates of 64 dimensions are 70 kB, and a request may bring a few hundred users' worth."""
+
+
+class Protocol:
+    """/v2 of one worker."""
+
+    def __init__(self, models: Models, batching: Batching) -> None:
+        self._models, self._batching = models, batching
+
+    def routes(self) -> list[Route]:
+        """Health is open, as /healthz and /readyz are."""
+        health = [Route("GET", f"/v2/health/{name}", self.answer, access="open", counted=False) for name in ("live", "ready")]
+        rest = [Route("*", path, self.answer, max_body_bytes=MAX_BODY_BYTES) for path in ("/v2", "/v2/{rest*}")]
+        return [*health, *rest]
+
+    async def answer(self, request: Request) -> Response:
+        return await handle(request.method, request.path, request.headers, request.body, self._models, self._batching)

@@ -1,0 +1,281 @@
+"""The official client against a real server, over HTTP and gRPC, and whatever else may come over the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.grpc.aio
+import tritonclient.http
+import tritonclient.http.aio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tritonclient.utils import InferenceServerException
+
+from recsys_batch.features import FeatureSpec
+from recsys_batch.online.oip.batching import Batching
+from recsys_batch.online.oip.http import LENGTH, handle
+from recsys_batch.online.oip.models import InvalidRequest, ModelUnknown
+from recsys_batch.online.oip.served import RankerModel, RecommendModel
+from recsys_batch.online.snapshot import Snapshot, open_snapshot
+
+D, F, C = 16, len(FeatureSpec.default().names), 7
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, ranker: bytes, servers: Any) -> Iterator[Any]:
+    from recsys_batch.online.folders import set_current
+    from recsys_batch.online.made_up import make_snapshot
+
+    folder = tmp_path_factory.mktemp("protocol")
+    make_snapshot(folder / "snapshots", snapshot_id="first", users=300, items=500, dim=D, candidates=60, ranker=ranker)
+    set_current(folder / "snapshots", "first")
+    started = servers(folder)
+    port = free_port()
+    found = started(folder / "snapshots", "--grpc-port", str(port))
+    found.grpc_url, found.url = f"127.0.0.1:{port}", f"127.0.0.1:{found.port}"
+    wait = tritonclient.grpc.InferenceServerClient(found.grpc_url)
+    for _ in range(200):
+        try:
+            if wait.is_server_ready():
+                break
+        except InferenceServerException:
+            pass
+        time.sleep(0.05)
+    wait.close()
+    yield found
+    started.end()
+
+
+def pairs(B: int = 2, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = {"user_embedding": (B, D), "item_embedding": (B, C, D), "features": (B, C, F)}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def expected(server: Any, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    snapshot = open_snapshot(server.snapshots / "first")
+    assert snapshot.ranker is not None
+    scores = snapshot.ranker.score(tensors["user_embedding"], tensors["item_embedding"], tensors["features"])
+    snapshot.close()
+    return scores
+
+
+def inputs(kind: Any, tensors: dict[str, np.ndarray], **options: Any) -> list[Any]:
+    made = []
+    for name, array in tensors.items():
+        datatype = {"f": "FP32", "O": "BYTES", "i": "INT64" if array.dtype.itemsize == 8 else "INT32"}[array.dtype.kind]
+        one = kind.InferInput(name, list(array.shape), datatype)
+        one.set_data_from_numpy(array, **options)
+        made.append(one)
+    return made
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_the_http_client_works_unchanged(server: Any, binary: bool) -> None:
+    client = tritonclient.http.InferenceServerClient(server.url)
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("ranker") and not client.is_model_ready("x")
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    told = client.get_model_metadata("ranker")
+    assert told["versions"] == ["first"] and [one["name"] for one in told["inputs"]] == ["user_embedding", "item_embedding", "features"]
+    tensors = pairs()
+    wanted = [tritonclient.http.InferRequestedOutput("score", binary_data=binary)]
+    result = client.infer(
+        "ranker", inputs(tritonclient.http, tensors, binary_data=binary), outputs=wanted, request_id="mine", model_version="first"
+    )
+    np.testing.assert_allclose(result.as_numpy("score"), expected(server, tensors), atol=1e-5)
+    assert result.get_response()["id"] == "mine"
+    with pytest.raises(InferenceServerException, match="no version"):
+        client.infer("ranker", inputs(tritonclient.http, tensors), model_version="9")
+    client.close()
+
+
+def test_the_grpc_client_works_unchanged(server: Any) -> None:
+    client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("recommend") and not client.is_model_ready("x")
+    assert client.get_server_metadata().name == "recsys_batch"
+    assert list(client.get_model_metadata("ranker").versions) == ["first"]
+    tensors = pairs(3)
+    result = client.infer("ranker", inputs(tritonclient.grpc, tensors), request_id="mine")
+    np.testing.assert_allclose(result.as_numpy("score"), expected(server, tensors), atol=1e-5)
+    assert result.get_response().id == "mine"
+    with pytest.raises(InferenceServerException) as caught:
+        client.infer("nothing", inputs(tritonclient.grpc, tensors))
+    assert caught.value.status() == "StatusCode.NOT_FOUND"
+    with pytest.raises(InferenceServerException, match=r"expected FP32 \[-1, 16\]") as caught:
+        client.infer("ranker", inputs(tritonclient.grpc, {**tensors, "user_embedding": np.zeros((3, 5), np.float32)}))
+    assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
+    client.close()
+
+
+def test_the_aio_clients_work_unchanged_many_at_once(server: Any) -> None:
+    requests = [pairs(1 + n % 3, n) for n in range(40)]
+
+    async def ask(kind: Any, url: str) -> list[np.ndarray]:
+        async with kind.InferenceServerClient(url) as client:
+            assert await client.is_server_ready()
+            base = tritonclient.http if "http" in kind.__name__ else tritonclient.grpc
+            found = await asyncio.gather(*(client.infer("ranker", inputs(base, tensors)) for tensors in requests))
+            return [one.as_numpy("score") for one in found]
+
+    wanted = [expected(server, tensors) for tensors in requests]
+    for kind, url in ((tritonclient.http.aio, server.url), (tritonclient.grpc.aio, server.grpc_url)):
+        for got, scores in zip(asyncio.run(ask(kind, url)), wanted, strict=True):
+            np.testing.assert_allclose(got, scores, atol=1e-5)
+
+
+def test_recommend_ranks_as_v1_does_under_the_neutral_context(server: Any) -> None:
+    users = np.array([5, 6, 10**12])
+    for kind, url in ((tritonclient.http, server.url), (tritonclient.grpc, server.grpc_url)):
+        client = kind.InferenceServerClient(url)
+        result = client.infer("recommend", inputs(kind, {"user_id": users, "k": np.array([4], np.int32)}))
+        ids = result.as_numpy("item_id")
+        for row, user in enumerate(users.tolist()):
+            assert [int(one) for one in ids[row]] == [item["item_id"] for item in server.rank(user, k=4)["items"]]
+        with pytest.raises(InferenceServerException, match="k is 0"):
+            client.infer("recommend", inputs(kind, {"user_id": users, "k": np.array([0], np.int32)}))
+        client.close()
+
+
+def test_a_killed_grpc_process_is_replaced(server: Any, wait_for: Any) -> None:
+    def processes() -> list[int]:
+        told = subprocess.run(["pgrep", "-P", str(server.process.pid), "-f", "grpc_server"], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in told.stdout.split()]
+
+    (before,) = processes()
+    os.kill(before, signal.SIGKILL)
+    assert wait_for(lambda: (found := processes()) and found[0] != before and found)
+
+    def ready() -> bool:
+        client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+        try:
+            return bool(client.is_server_ready())
+        except InferenceServerException:
+            return False
+        finally:
+            client.close()
+
+    assert wait_for(ready)
+
+
+class OneModel:
+    """The ranker and recommend of a snapshot that stays."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self._models = {model.name: model for model in (RankerModel(snapshot), RecommendModel(snapshot, 50))}
+
+    def get(self, name: str, version: str | None) -> Any:
+        if name not in self._models:
+            raise ModelUnknown(name)
+        return self._models[name]
+
+    def names(self) -> list[str]:
+        return list(self._models)
+
+    def ready(self) -> bool:
+        return True
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+TENSOR = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["user_embedding", "item_embedding", "features", "user_id", "k"]) | ANY,
+        "datatype": st.sampled_from(["FP32", "INT64", "INT32", "BYTES"]) | ANY,
+        "shape": st.lists(st.integers(-1, 20), max_size=3) | ANY,
+        "data": st.lists(st.integers(-3, 3) | st.floats(allow_nan=False), max_size=20) | ANY,
+        "parameters": st.fixed_dictionaries({"binary_data_size": st.integers(-2, 50) | ANY}) | ANY,
+    },
+)
+BODY = st.fixed_dictionaries(
+    {"inputs": st.lists(TENSOR, max_size=3) | ANY},
+    optional={"outputs": st.lists(st.fixed_dictionaries({"name": st.just("score") | ANY}), max_size=2) | ANY, "parameters": ANY, "id": ANY},
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    body=BODY.map(lambda value: json.dumps(value).encode(errors="surrogatepass")) | st.binary(max_size=60),
+    behind=st.binary(max_size=40),
+    length=st.none() | st.integers(-5, 300).map(str) | st.text(max_size=5) | st.just("right"),
+    name=st.sampled_from(["ranker", "recommend", "x"]),
+)
+def test_no_request_makes_the_protocol_fail(snapshot: Snapshot, body: bytes, behind: bytes, length: str | None, name: str) -> None:
+    headers = {} if length is None else {LENGTH: str(len(body)) if length == "right" else length}
+    models = OneModel(snapshot)
+    response = asyncio.run(handle("POST", f"/v2/models/{name}/infer", headers, body + behind, models, Batching()))
+    assert response.status in (200, 400, 404)
+    if response.status != 200:
+        assert json.loads(response.body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2", 200),
+        ("GET", "/v2/health/live", 200),
+        ("GET", "/v2/models/ranker/versions/first", 200),
+        ("GET", "/v2/models/ranker/ready", 200),
+        ("POST", "/v2", 405),
+        ("GET", "/v2/models/ranker/infer", 405),
+        ("GET", "/v2/models", 404),
+        ("GET", "/v2/models/ranker/odd", 404),
+        ("GET", "/v2/models/x", 404),
+        ("GET", "/v2/models/ranker/versions", 404),
+    ],
+)
+def test_paths_of_the_protocol(snapshot: Snapshot, method: str, path: str, status: int) -> None:
+    assert asyncio.run(handle(method, path, {}, b"", OneModel(snapshot), Batching())).status == status
+
+
+def test_tensors_that_do_not_fit_each_other_are_told_apart(snapshot: Snapshot) -> None:
+    model = RankerModel(snapshot)
+    with pytest.raises(InvalidRequest, match="must agree"):
+        model.infer({**pairs(2), "user_embedding": np.zeros((3, D), np.float32)})
+    assert model.infer(pairs(0))["score"].shape == (0, C)
+
+
+def test_health_is_open_and_the_rest_asks_for_the_clients_token(make: Any, serve: Any, current: Any, tmp_path: Path) -> None:
+    folder = make()
+    current(folder, "first")
+    port = free_port()
+    server = serve(folder, "--grpc-port", str(port), RECSYS_BATCH_CLIENT_TOKEN="theirs")
+    assert server.call("GET", "/v2/health/ready")[0] == 200 and server.call("GET", "/v2")[0] == 401
+    assert server.call("GET", "/v2", None, {"authorization": "Bearer theirs"})[0] == 200
+    client = tritonclient.grpc.InferenceServerClient(f"127.0.0.1:{port}")
+
+    def status() -> str:
+        try:
+            client.get_server_metadata()
+        except InferenceServerException as error:
+            return str(error.status())
+        return "answered"
+
+    for _ in range(100):
+        if status() != "StatusCode.UNAVAILABLE":
+            break
+        time.sleep(0.05)
+    assert status() == "StatusCode.UNAUTHENTICATED"
+    assert client.get_server_metadata(headers={"authorization": "Bearer theirs"}).name == "recsys_batch"
+    client.close()

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from recsys_batch.online.oip.models import InvalidRequest
+from recsys_batch.online.oip.tensors import DTYPES, datatype_of, from_bytes, from_values, to_bytes, to_values
+
+NUMBERS = [dtype for dtype in DTYPES.values() if dtype.kind != "O"]
+SHAPES = arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
+
+
+@given(st.sampled_from(NUMBERS).flatmap(lambda dtype: arrays.arrays(dtype, SHAPES)))
+def test_numbers_read_back_from_their_bytes(array: np.ndarray) -> None:
+    found = from_bytes("x", datatype_of(array), array.shape, to_bytes(array))
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == array.dtype
+
+
+@given(st.lists(st.binary(max_size=9), max_size=9))
+def test_strings_read_back_from_their_bytes(strings: list[bytes]) -> None:
+    array = np.empty(len(strings), dtype=object)
+    array[:] = strings
+    assert from_bytes("x", "BYTES", [len(strings)], to_bytes(array)).tolist() == strings
+
+
+@given(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(-2, 5), max_size=4), st.binary(max_size=40))
+def test_bytes_that_do_not_fit_are_refused_and_never_fail(datatype: str, shape: list[int], raw: bytes) -> None:
+    try:
+        found = from_bytes("x", datatype, shape, raw)
+    except InvalidRequest as error:
+        assert "x" in str(error)
+    else:
+        assert list(found.shape) == shape
+
+
+def test_strings_of_lying_lengths_are_refused() -> None:
+    for raw in (struct.pack("<I", 5) + b"four", struct.pack("<I", 2**31) + b"x", b"\x01\x00", struct.pack("<I", 1) + b"ab"):
+        with pytest.raises(InvalidRequest, match="behind its length"):
+            from_bytes("x", "BYTES", [1], raw)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "shape", "values", "words"),
+    [
+        ("FP32", [2], [1], "expected 2"),
+        ("FP32", [1], ["1"], "no FP32"),
+        ("INT8", [1], [300], "beyond INT8"),
+        ("UINT8", [1], [-1], "beyond UINT8"),
+        ("INT32", [1], [1.5], "no INT32"),
+        ("INT32", [1], [True], "no INT32"),
+        ("BOOL", [1], [1], "no BOOL"),
+        ("BYTES", [1], [1], "no text"),
+        ("FP32", [1], {"a": 1}, "expected a list"),
+        ("FP32", [2**20, 2**20], [], "more than a request holds"),
+        ("FP99", [1], [1], "known: BOOL"),
+        ("FP32", [True], [1], "sizes from 0"),
+    ],
+)
+def test_values_of_another_kind_are_refused(datatype: str, shape: list[Any], values: Any, words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        from_values("x", datatype, shape, values)
+
+
+def test_nested_values_are_flat_ones_and_infinities_are_json() -> None:
+    assert from_values("x", "INT64", [2, 2], [[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
+    told = to_values(np.array([np.nan, np.inf, -np.inf, 1.5], np.float32))
+    assert json.loads(json.dumps(told, allow_nan=False))[-1] == 1.5 and told[2] < -3e38
