@@ -15,7 +15,7 @@ from recsys_batch.exposure_files import EXPOSURES, exposure_schema
 from recsys_batch.online.log_columns import Id, as_id, flat, maps, offsets_of, record_batch
 from recsys_batch.online.rotating import Limits, RotatingParquet
 from recsys_batch.online.row_log import RowLog
-from recsys_batch.schemas import IdType, IdTypes
+from recsys_batch.schemas import TIMESTAMP, IdType, IdTypes
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -80,22 +80,15 @@ def exposure_batch(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) ->
     Raises:
         ValueError, TypeError, pa.ArrowException: a row does not fit the schema.
     """
-    request_ids, shown, users, snapshots, models, sources, degraded, items, scores, batch, ranks, when, device, session, more = zip(
+    requests, shown, users, snapshots, models, sources, degraded, items, scores, batch, ranks, when, devices, sessions, more = zip(
         *rows, strict=True
     )
-    session = [[item for item in map(as_id, each, [ids.item] * len(each)) if item is not None] if each else () for each in session]
-    columns = [
-        request_ids,
-        shown,
-        [as_id(user, ids.user) for user in users],
-        snapshots,
-        models,
-        sources,
-        degraded,
-    ]
-    arrays = [pa.array(column, schema.field(place).type) for place, column in enumerate(columns)]
+    user_ids = [as_id(user, ids.user) for user in users]
+    session = [[item for item in (as_id(one, ids.item) for one in each) if item is not None] if each else () for each in sessions]
+    leading = (requests, shown, user_ids, snapshots, models, sources, degraded)
+    arrays = [pa.array(column, schema.field(place).type) for place, column in enumerate(leading)]
     arrays.append(_items(items, scores, batch, ranks, schema.field("items").type))
-    arrays += [pa.array(when, schema.field("context_ts").type), pa.array(device, pa.string())]
+    arrays += [pa.array(when, TIMESTAMP), pa.array(devices, pa.string())]
     arrays.append(pa.ListArray.from_arrays(offsets_of(list(map(len, session))), flat(session, ids.item_arrow)))
     arrays.append(maps(more, schema.field("attributes").type))
     return record_batch(arrays, schema)
@@ -114,8 +107,9 @@ def _items(
         if list(map(len, column)) != lengths:
             raise ValueError("an exposure has lists of different lengths")
     fields = [kind.value_type.field(place) for place in range(kind.value_type.num_fields)]
-    positions = pa.array(list(chain.from_iterable(range(1, n + 1) for n in lengths)), pa.int32())
-    values = [flat(items, fields[0].type), positions, *(flat(column, field.type) for column, field in zip((scores, *others), fields[2:], strict=True))]
+    positions = list(chain.from_iterable(range(1, n + 1) for n in lengths))
+    parts = (list(chain.from_iterable(items)), positions, *(list(chain.from_iterable(column)) for column in (scores, *others)))
+    values = [pa.array(part, field.type) for part, field in zip(parts, fields, strict=True)]
     if values[0].null_count:
         raise ValueError("an item_id is null")
     return pa.ListArray.from_arrays(offsets_of(lengths), pa.StructArray.from_arrays(values, fields=fields), kind)

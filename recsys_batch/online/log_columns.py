@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any
 
@@ -32,7 +32,7 @@ def offsets_of(lengths: Sequence[int]) -> pa.Array:
     return pa.array([0, *accumulate(lengths)], pa.int32())
 
 
-def flat(lists: Sequence[Sequence[Any]], kind: pa.DataType) -> pa.Array:
+def flat(lists: Sequence[Iterable[Any]], kind: pa.DataType) -> pa.Array:
     """All values of all lists."""
     return pa.array(list(chain.from_iterable(lists)), kind)
 
