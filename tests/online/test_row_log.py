@@ -140,7 +140,7 @@ def test_the_oldest_files_go_and_are_counted(tmp_path: Path) -> None:
 
 
 _WRITER = """
-import sys
+import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_row_log import open_log
@@ -149,6 +149,8 @@ number = 0
 while True:
     if log.record(number):
         number += 1
+    else:
+        time.sleep(0.01)
 """
 
 
@@ -161,13 +163,12 @@ def test_a_writer_that_is_killed_leaves_whole_files_and_a_later_one_removes_its_
     process = subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path), str(Path(__file__).parent)])
     try:
         until(lambda: len(files_in(tmp_path)) >= 3)
-        monkeypatch.setattr(rotating, "_YOUNG_SECONDS", -1)
-        rotating._remove_dead_drafts(tmp_path, "rows")  # of a writer that lives: they stay
         assert process.poll() is None
         until(lambda: any(draft.stat().st_size > 10_000 for draft in drafts() if draft.exists()))
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    monkeypatch.setattr(rotating, "_YOUNG_SECONDS", -1)
     found = rows_in(tmp_path)
     assert found == list(range(len(found))) and len(found) >= 9_000
     assert len(drafts()) == 1
@@ -176,6 +177,17 @@ def test_a_writer_that_is_killed_leaves_whole_files_and_a_later_one_removes_its_
     assert log.close()
     assert drafts() == []
     assert rows_in(tmp_path) == [*found, -1]
+
+
+def test_the_draft_of_a_writer_that_lives_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotating, "_YOUNG_SECONDS", -1)
+    one, other = (RotatingParquet(tmp_path, "rows", SCHEMA, worker, Limits(group_rows=1)) for worker in (1, 2))
+    one.append([encode([1])])
+    other.append([encode([2])])
+    other.rotate()
+    one.append([encode([3])])
+    one.rotate()
+    assert sorted(rows_in(tmp_path)) == [1, 2, 3]
 
 
 def test_a_full_disk_costs_rows_that_are_counted_and_the_log_recovers_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
