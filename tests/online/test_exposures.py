@@ -157,6 +157,19 @@ def test_a_row_that_cannot_be_is_counted_and_costs_no_other(tmp_path: Path, chan
     assert pq.read_table(file)["request_id"].to_pylist() == [f"r{number}" for number in range(100)]
 
 
+def test_the_first_row_loads_no_module_beside_the_first_requests(tmp_path: Path) -> None:
+    code = f"""
+import datetime as dt, sys
+from recsys_batch.online.exposures import Exposure, ExposureLog
+log = ExposureLog({str(tmp_path)!r}, user_type="BIGINT", item_type="BIGINT")
+before = set(sys.modules)
+log.record(Exposure("r", dt.datetime.now(dt.UTC), 1, "s", "7", "ranker", None, [10], [0.5], attributes={{"n": 1}}))
+assert log.close() and log.stats().written == 1, log.stats()
+print(*(set(sys.modules) - before))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
 def test_the_logs_load_neither_spark_nor_torch_nor_mlflow() -> None:
     code = "import sys, recsys_batch.online.exposures, recsys_batch.online.feedback; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()

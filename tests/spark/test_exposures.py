@@ -13,11 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 from pyspark.sql import SparkSession
 
+from recsys_batch.cli import run
 from recsys_batch.config import Config
-from recsys_batch.errors import SourceError
+from recsys_batch.errors import EXIT_OK, EXIT_USAGE, SourceError
 from recsys_batch.exposure_files import exposure_schema
+from recsys_batch.night import maintain
 from recsys_batch.online.exposures import Exposure, ExposureLog, exposure_batch
 from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog
+from recsys_batch.read import open_table, read_table
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.ingest import ingest, read_interactions
 from recsys_batch.spark.sources import IngestRequest
@@ -157,6 +160,24 @@ def test_a_folder_without_logs_and_options_that_do_not_go_with_them_are_refused(
         shop.ingest(columns={"user_id": "who"})
     with pytest.raises(SourceError, match="--holdout"):
         shop.ingest(holdout=0.2)
+
+
+def test_by_the_command_line_and_what_maintain_compacts_is_the_same(
+    shop: Shop, options: Callable[[Config], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintain, "_SMALL_FILES", 1)
+    command = ["ingest", "--format", "exposures", "--source", str(shop.folder), *options(shop.config)]
+    assert run(command) == EXIT_USAGE  # no folder yet
+    for number in range(2):
+        shop.logged([shown(f"r{number}", 1, ["a", "b"])], [event(f"r{number}", 1, "b", number)])
+        assert run(command) == EXIT_OK
+    assert run([*command, "--holdout", "0.2"]) == EXIT_USAGE
+    before = {name: read_table(shop.config.paths.warehouse, name).num_rows for name in ("exposures", "feedback")}
+    assert before == {"exposures": 4, "feedback": 2}
+    assert run(["maintain", *options(shop.config)]) == EXIT_OK
+    for name, n_rows in before.items():
+        assert len(open_table(shop.config.paths.warehouse, name).file_uris()) == 1
+        assert read_table(shop.config.paths.warehouse, name).num_rows == shop.tables.read(name).count() == n_rows
 
 
 def test_the_documents_query_gives_each_item_that_was_shown_its_label(shop: Shop) -> None:
