@@ -7,13 +7,13 @@ import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import pyarrow as pa
 
 from recsys_batch.exposure_files import EXPOSURES, exposure_schema
 from recsys_batch.online.log_columns import Id, as_id, flat, maps, offsets_of, record_batch
-from recsys_batch.online.rotating import Limits, RotatingParquet
+from recsys_batch.online.rotating import LimitOptions, Limits, RotatingParquet
 from recsys_batch.online.row_log import RowLog
 from recsys_batch.schemas import TIMESTAMP, IdType, IdTypes
 
@@ -56,6 +56,7 @@ class ExposureLog(RowLog[Exposure]):
         user_type, item_type: of the warehouse.
         queue_rows: exposures that may wait; beyond them they are dropped and counted.
         worker: this process, for the names of the files; its pid by default.
+        limits: rotate_rows, rotate_seconds, group_rows, max_files, max_mb: see rotating.Limits.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class ExposureLog(RowLog[Exposure]):
         user_type: IdType,
         item_type: IdType,
         queue_rows: int = 10_000,
-        limits: Limits | None = None,
         worker: int | None = None,
+        **limits: Unpack[LimitOptions],
     ) -> None:
         ids = IdTypes(user_type, item_type)
         schema, worker = exposure_schema(ids), os.getpid() if worker is None else worker
-        writer = RotatingParquet(Path(folder), EXPOSURES, schema, worker, limits or Limits())
+        writer = RotatingParquet(Path(folder), EXPOSURES, schema, worker, Limits(**limits))
         super().__init__(writer, lambda rows: exposure_batch(rows, ids, schema), queue_rows)
 
 

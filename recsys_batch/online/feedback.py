@@ -6,13 +6,13 @@ import datetime as dt
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import pyarrow as pa
 
 from recsys_batch.exposure_files import FEEDBACK, feedback_schema
 from recsys_batch.online.log_columns import Id, as_id, record_batch
-from recsys_batch.online.rotating import Limits, RotatingParquet
+from recsys_batch.online.rotating import LimitOptions, Limits, RotatingParquet
 from recsys_batch.online.row_log import RowLog
 from recsys_batch.schemas import IdType, IdTypes
 
@@ -43,12 +43,12 @@ class FeedbackLog(RowLog[FeedbackEvent]):
         user_type: IdType,
         item_type: IdType,
         queue_rows: int = 10_000,
-        limits: Limits | None = None,
         worker: int | None = None,
+        **limits: Unpack[LimitOptions],
     ) -> None:
         ids = IdTypes(user_type, item_type)
         schema, worker = feedback_schema(ids), os.getpid() if worker is None else worker
-        writer = RotatingParquet(Path(folder), FEEDBACK, schema, worker, limits or Limits())
+        writer = RotatingParquet(Path(folder), FEEDBACK, schema, worker, Limits(**limits))
         super().__init__(writer, lambda rows: feedback_batch(rows, ids, schema), queue_rows)
 
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -48,6 +49,16 @@ class Limits:
         for name, value in vars(self).items():
             if not value > 0:
                 raise UsageError(f"{name} of a log is {value}: expected more than 0")
+
+
+class LimitOptions(TypedDict, total=False):
+    """Of Limits, as keywords."""
+
+    rotate_rows: int
+    rotate_seconds: float
+    group_rows: int
+    max_files: int
+    max_mb: float
 
 
 class RotatingParquet:
