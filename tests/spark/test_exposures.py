@@ -122,13 +122,14 @@ def test_rows_that_cannot_be_used_are_rejected_with_a_reason(shop: Shop) -> None
     (shop.folder).mkdir()
     (shop.folder / "items.csv").write_text("item_id\na\nb\n")
     ingest(shop.spark, shop.config, IngestRequest(None, "csv", items=str(shop.folder / "items.csv")))
-    bad = exposure_batch([shown("", 1, ["a"]), shown("r9", 1, ["a", "gone"])], IDS, exposure_schema(IDS))
-    pq.write_table(pa.Table.from_batches([bad, bad.slice(1)]), shop.folder / "exposures-1.parquet")
+    # The same request again, later and in another order; and somebody else who chose the same request id.
+    rows = [shown("", 1, ["a"]), shown("r9", 1, ["a", "gone"]), shown("r9", 1, ["gone", "a"], 1), shown("r9", 2, ["a"])]
+    pq.write_table(pa.Table.from_batches([exposure_batch(rows, IDS, exposure_schema(IDS))]), shop.folder / "exposures-1.parquet")
     shop.logged([], [event("r1", 1, "gone"), event("r1", 1, "a", weight=float("nan")), event("r1", 1, "b"), event("r1", 1, "b")])
     summary = shop.ingest()
     assert summary.kinds["exposures"].rejected == {"null_request_id": 1, "duplicate": 2}
     assert summary.kinds["interactions"].rejected == {"unknown_item": 1, "bad_weight": 1, "duplicate": 1}
-    assert shop.rows("exposures", "request_id", "item_id") == [("r9", "a"), ("r9", "gone")]
+    assert shop.rows("exposures", "user_id", "item_id") == [(1, "a"), (1, "gone"), (2, "a")]
     assert shop.rows("feedback", "item_id") == [("b",)]
     kinds = [kind for (kind,) in shop.rows("rejected", "kind")]
     assert (kinds.count("exposures"), kinds.count("interactions")) == (3, 3)
