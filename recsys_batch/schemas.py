@@ -43,10 +43,10 @@ class IdTypes:
 
 @dataclass(frozen=True)
 class Column:
-    """A column; ``type`` is an Arrow type, or "user_id" / "item_id" / "candidates" where it depends on the ids."""
+    """A column; ``type`` is an Arrow type, or "user_id" / "item_id" / "item_ids" / "candidates" where it depends on the ids."""
 
     name: str
-    type: pa.DataType | Literal["user_id", "item_id", "candidates"]
+    type: pa.DataType | Literal["user_id", "item_id", "item_ids", "candidates"]
     comment: str
     nullable: bool = True
 
@@ -58,6 +58,8 @@ class Column:
             return ids.user_arrow
         if self.type == "item_id":
             return ids.item_arrow
+        if self.type == "item_ids":
+            return pa.list_(ids.item_arrow)
         if self.type == "candidates":
             return pa.list_(pa.struct([pa.field("item_id", ids.item_arrow), pa.field("score", pa.float32())]))
         return self.type
@@ -142,10 +144,44 @@ _SPECS = (
         (
             Column("ingest_id", pa.string(), "the ingest that refused the row"),
             Column("source", pa.string(), "file or folder the row came from"),
-            Column("kind", pa.string(), "interactions, items or users"),
+            Column("kind", pa.string(), "interactions, items, users or exposures"),
             Column("reason", pa.string(), "first reason that applied, a stable name"),
             Column("row", pa.string(), "the raw row as JSON"),
             Column("rejected_at", TIMESTAMP, "when the ingest ran, UTC"),
+        ),
+    ),
+    TableSpec(
+        "exposures",
+        "what the online side showed: one row per request and item; no event by itself",
+        (
+            Column("request_id", pa.string(), "the answer that showed the item; join to feedback", nullable=False),
+            _user_id("whom it was shown to"),
+            _item_id("what was shown"),
+            Column("position", pa.int32(), "place in the answer, 1 is on top", nullable=False),
+            Column("score", pa.float32(), "what the answer was ordered by; comparable within an answer"),
+            Column("batch_score", pa.float32(), "score that the night gave the item, where it did"),
+            Column("candidate_rank", pa.int32(), "position in candidates, from 1; null where the item was none"),
+            Column("source", pa.string(), "ranker, batch or popular: what ordered the answer"),
+            Column("degraded", pa.string(), "why nothing better did; null where nothing was amiss"),
+            Column("snapshot_id", pa.string(), "the snapshot that answered"),
+            Column("model_version", pa.string(), "registry version of the model"),
+            Column("shown_at", TIMESTAMP, "when the answer was sent, UTC", nullable=False),
+            Column("shown_date", pa.date32(), "UTC date of shown_at", nullable=False),
+            Column("context_ts", TIMESTAMP, "the time that the request's context gave, UTC"),
+            Column("device", pa.string(), "the device that the request's context gave"),
+            Column("session_item_ids", "item_ids", "items of the session so far, as the request's context gave them"),
+            Column("attributes", STRING_MAP, "whatever else the request's context held, values as text or JSON"),
+        ),
+        partition_by=("shown_date",),
+        sort_by=("request_id", "position"),
+        checks={"position_from_one": "position >= 1"},
+    ),
+    TableSpec(
+        "feedback",
+        "which answer an interaction came from: the events of feedback that name their request; all of them are in interactions, too",
+        (
+            Column("request_id", pa.string(), "the answer that showed the item; join to exposures", nullable=False),
+            *_INTERACTIONS,
         ),
     ),
     TableSpec(

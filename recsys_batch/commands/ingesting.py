@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from recsys_batch.spark.summary import IngestSummary
 
-_FORMATS = click.Choice(["movielens", "csv", "parquet", "delta"])
+_FORMATS = click.Choice(["movielens", "csv", "parquet", "delta", "exposures"])
 
 
 def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

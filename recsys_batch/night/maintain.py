@@ -28,7 +28,7 @@ from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
 
 _OUTPUTS = tuple(name for name, spec in TABLES.items() if "run_id" in spec.partition_by)
-_COMPACTED = ("runs", "rejected", "holdout")
+_COMPACTED = ("runs", "rejected", "holdout", "exposures", "feedback")
 """Tables of many small commits. interactions is not among them: an incremental night after it would be a full one."""
 _SMALL_FILES = 20
 _UNFINISHED = ("RUNNING", "AUDITED", "FAILED")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ from pyspark.storagelevel import StorageLevel
 from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
-from recsys_batch.spark import validate
+from recsys_batch.spark import exposures, validate
 from recsys_batch.spark.merge import in_span, items_from_events, merged_with_table, rejections_not_recorded, with_first_seen
 from recsys_batch.spark.reading import reading
 from recsys_batch.spark.sources import RAW_ROW, IngestRequest, RawSource, read_source
@@ -31,7 +31,8 @@ _ROWS_PER_FILE = 1_000_000
 
 
 def ingest(spark: SparkSession, config: Config, request: IngestRequest) -> IngestSummary:
-    """Bring the request's rows into interactions, holdout, items, users and rejected. The same call again changes nothing.
+    """Bring the request's rows into interactions, holdout, items, users, exposures, feedback and rejected. The same call again changes
+    nothing.
 
     Raises:
         SourceError: a file cannot be used at all; then no table was touched.
@@ -69,13 +70,14 @@ def _by_kind(raw: RawSource, request: IngestRequest) -> dict[str, tuple[DataFram
         "interactions": (raw.interactions, request.source),
         "items": (raw.items, request.items),
         "users": (raw.users, request.users),
+        "exposures": (raw.exposures, request.source),
     }
     return {kind: (df, str(path or request.source)) for kind, (df, path) in pairs.items() if df is not None}
 
 
 def _surveyed(spark: SparkSession, df: DataFrame, path: str) -> Survey:
     with reading(spark, path):
-        found = validate.survey(df)
+        found = validate.survey(df, "shown_at" if "shown_at" in df.columns else "event_ts")
     if found.n_rows == 0:
         raise SourceError(f"{path} has no rows: expected at least one below the header")
     return found
@@ -88,7 +90,8 @@ class _Ingest:
         self._spark, self._config, self._request, self._surveys = spark, config, request, surveys
         self._sources = _by_kind(raw, request)
         self._tables = Tables(spark, config)
-        self._ids = IdTypes(self._id_type("user_id", ("interactions", "users")), self._id_type("item_id", ("interactions", "items")))
+        users, items = ("interactions", "users", "exposures"), ("interactions", "items", "exposures")
+        self._ids = IdTypes(self._id_type("user_id", users), self._id_type("item_id", items))
         self._now = dt.datetime.now(dt.UTC)
         self._summary = IngestSummary(self._ids, f"{self._now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}")
         self._verdicts: dict[str, DataFrame] = {}
@@ -103,12 +106,15 @@ class _Ingest:
                 self._judge(kind, merged_with_table(typed, self._read(kind), set(self._sources[kind][0].columns)))
         if "interactions" in self._sources:
             self._judge("interactions", self._judged_interactions())
+        if "exposures" in self._sources:
+            self._judge("exposures", self._judged_exposures())
         self._write_items()
         if self._summary.kinds.get("users", KindSummary()).accepted:
             self._upsert("users", self._rows("users"))
         if "interactions" in self._sources:
             self._write_interactions()
             self._say_what_is_missing()
+        self._write_logged()
         self._write_rejected()
         return self._summary
 
@@ -117,7 +123,7 @@ class _Ingest:
         for df in self._verdicts.values():
             df.unpersist()
 
-    def _id_type(self, name: str, tables: tuple[str, str]) -> IdType:
+    def _id_type(self, name: str, tables: tuple[str, ...]) -> IdType:
         """The type that the tables have, else the one that the files need; interactions decide where there are any."""
         for table in tables:
             if self._tables.exists(table):
@@ -145,6 +151,11 @@ class _Ingest:
             known = reduce(DataFrame.unionByName, (items.select("item_id") for items in lists)).distinct()
             typed = validate.mark_unknown_items(typed, known)
         return validate.mark_holdout(typed, self._request.holdout, self._config.data.min_weight)
+
+    def _judged_exposures(self) -> DataFrame:
+        raw, there = self._sources["exposures"][0], self._read("exposures")
+        known = None if there is None else there.where(exposures.shown_in_span(self._surveys["exposures"]))
+        return validate.mark_repeated_and_present(exposures.typed_exposures(raw, self._ids), known, exposures.EXPOSURE_KEY)
 
     def _declared(self) -> bool:
         return "items" in self._sources or self._was_declared
@@ -188,11 +199,27 @@ class _Ingest:
         ):
             if n_rows:
                 self._tables.ensure(name, self._ids)
-                self._tables.append(name, _by_date(part.select(*_columns(name)), n_rows), self._metadata(name))
+                self._tables.append(name, _ordered(part.select(*_columns(name)), n_rows, ("event_date", "user_id")), self._metadata(name))
         if summary.accepted:
             accepted = usable.where(~F.col(HELD_OUT))
             found = accepted.agg(F.count_distinct("user_id"), F.count_distinct("item_id")).head()
             self._summary.n_users, self._summary.n_items = cast("Any", found)
+
+    def _write_logged(self) -> None:
+        """What was shown, and which feedback answers it."""
+        parts: list[tuple[str, DataFrame, tuple[str, ...]]] = []
+        if "exposures" in self._sources:
+            parts.append(("exposures", self._rows("exposures"), ("shown_date", *TABLES["exposures"].sort_by)))
+        if "interactions" in self._sources and "request_id" in self._verdicts["interactions"].columns:
+            answers = exposures.feedback_to_record(self._verdicts["interactions"], self._read("feedback"))
+            parts.append(("feedback", answers, ("event_date", "request_id")))
+        for name, rows, order in parts:
+            rows = rows.select(*_columns(name)).persist()
+            n_rows = rows.count()
+            if n_rows:
+                self._tables.ensure(name, self._ids)
+                self._tables.append(name, _ordered(rows, n_rows, order), self._metadata(name))
+            rows.unpersist()
 
     def _say_what_is_missing(self) -> None:
         there, notes = self._sources["interactions"][0].columns, self._summary.notes
@@ -244,8 +271,8 @@ def _columns(table: str) -> list[str]:
     return [column.name for column in TABLES[table].columns]
 
 
-def _by_date(rows: DataFrame, n_rows: int) -> DataFrame:
-    """Files of neighbouring dates, so that a reader of some days skips the others' files; one file where there is little."""
+def _ordered(rows: DataFrame, n_rows: int, order: Sequence[str]) -> DataFrame:
+    """Files of neighbouring rows, so that a reader of some days skips the others' files; one file where there is little."""
     n_files = -(-n_rows // _ROWS_PER_FILE)
-    parts = rows.repartitionByRange(n_files, "event_date", "user_id") if n_files > 1 else rows.coalesce(1)
-    return parts.sortWithinPartitions("event_date", "user_id")
+    parts = rows.repartitionByRange(n_files, *order) if n_files > 1 else rows.coalesce(1)
+    return parts.sortWithinPartitions(*order)

@@ -18,7 +18,7 @@ from recsys_batch.spark.files import list_files
 from recsys_batch.spark.reading import reading
 from recsys_batch.spark.tables import parse_identifier
 
-FORMATS = ("movielens", "csv", "parquet", "delta")
+FORMATS = ("movielens", "csv", "parquet", "delta", "exposures")
 RAW_ROW = "_row"
 
 INTERACTION_COLUMNS = ("user_id", "item_id", "event_ts", "event_type", "weight")
@@ -56,12 +56,14 @@ class IngestRequest:
 class RawSource:
     """DataFrames with our column names (those that the source has), raw values, ``_row`` (JSON) and ``_corrupt``.
 
-    Items and users carry unmapped columns, where there are any, in ``attributes`` (MAP<STRING,STRING>).
+    Items and users carry unmapped columns, where there are any, in ``attributes`` (MAP<STRING,STRING>). Interactions of feedback
+    files have request_id besides, and exposures are one row per request and item.
     """
 
     interactions: DataFrame | None
     items: DataFrame | None = None
     users: DataFrame | None = None
+    exposures: DataFrame | None = None
 
 
 def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
@@ -75,7 +77,13 @@ def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
     if request.format == "movielens":
         from recsys_batch.spark.movielens import read_movielens
 
-        return read_movielens(spark, _movielens_folder(request))
+        return read_movielens(spark, _whole_folder(request, "finds items, users and columns in the folder itself"))
+    if request.format == "exposures":
+        from recsys_batch.spark.exposures import read_exposure_files
+
+        if request.holdout:
+            raise SourceError("--format exposures does not go with --holdout: feedback answers what was shown, keep it together")
+        return read_exposure_files(spark, _whole_folder(request, "reads what the online side logs, whose columns are known"))
     interactions = items = users = None
     if request.source is not None:
         df = _open(spark, request.source, request)
@@ -152,13 +160,13 @@ def resolve_columns(
     raise SourceError(f"{path} has no column {', '.join(missing)}; it has {shown}.{hint}")
 
 
-def _movielens_folder(request: IngestRequest) -> str:
+def _whole_folder(request: IngestRequest, why: str) -> str:
+    """The source of a format whose files are known by their names."""
     if request.source is None:
-        raise SourceError("--format movielens reads a folder: pass it as --source")
+        raise SourceError(f"--format {request.format} reads a folder: pass it as --source")
     if request.items or request.users or request.columns or request.item_columns or request.user_columns:
         raise SourceError(
-            "--format movielens finds items, users and columns in the folder itself: drop --items, --users and the column options, "
-            "or read the files with --format csv"
+            f"--format {request.format} {why}: drop --items, --users and the column options, or read the files with --format csv or parquet"
         )
     return request.source
 

@@ -215,6 +215,8 @@ def parse_identifier(spark: SparkSession, text: str) -> DataFrame:
 
 
 def _made_by(name: str) -> str:
+    if name in ("exposures", "feedback"):
+        return "run `recsys-batch ingest --format exposures` first"
     if name in ("interactions", "items", "users", "holdout"):
         return "run `recsys-batch ingest` first"
     return "run `recsys-batch nightly` first"

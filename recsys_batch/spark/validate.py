@@ -43,14 +43,14 @@ class Survey:
     last_date: dt.date | None
 
 
-def survey(raw: DataFrame) -> Survey:
-    """Count the rows, find the id types and the span of dates, in one pass."""
+def survey(raw: DataFrame, time: str = "event_ts") -> Survey:
+    """Count the rows, find the id types and the span of dates by the column ``time``, in one pass."""
     columns = [F.count(F.lit(1)).alias("n_rows")]
     for name in ("user_id", "item_id"):
         there = name in raw.columns
         columns.append(F.count_if(~values.blank(name) if there else F.lit(False)).alias(f"n_{name}"))
         columns.append(F.count_if(values.foreign_to_bigint(raw, name) if there else F.lit(False)).alias(f"foreign_{name}"))
-    date = F.to_date(values.timestamp(raw, "event_ts")) if "event_ts" in raw.columns else F.lit(None).cast("date")
+    date = F.to_date(values.timestamp(raw, time)) if time in raw.columns else F.lit(None).cast("date")
     found = cast("Any", raw.agg(*columns, F.min(date).alias("first_date"), F.max(date).alias("last_date")).head()).asDict()
     types: dict[str, IdType | None] = {
         name: None if found[f"n_{name}"] == 0 else "STRING" if found[f"foreign_{name}"] else "BIGINT" for name in ("user_id", "item_id")
@@ -62,6 +62,7 @@ def typed_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Columns of interactions with ``_row`` and ``_reason`` (null: usable so far); repeated rows are not looked for yet.
 
     Without an event_ts column every event_ts is null; without a weight column every weight is 1; event_type defaults to "event".
+    A request_id, which feedback has, stays beside them.
     """
     timed, weighted = "event_ts" in raw.columns, "weight" in raw.columns
     weight = values.number(raw, "weight") if weighted else F.lit(1.0).cast("float")
@@ -84,6 +85,7 @@ def typed_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
         F.coalesce(kind, F.lit("event")).alias("event_type"),
         weight.alias("weight"),
         F.to_date(event_ts).alias("event_date"),
+        *([F.col("request_id").cast("string")] if "request_id" in raw.columns else []),
         RAW_ROW,
         first_reason(reasons).alias(REASON),
     )
@@ -127,20 +129,21 @@ def mark_repeated(df: DataFrame, key: str, reason: str) -> DataFrame:
     return numbered.withColumn(REASON, F.when(repeated, F.lit(reason)).otherwise(F.col(REASON))).drop("_n")
 
 
-def mark_repeated_and_present(df: DataFrame, there: DataFrame | None) -> DataFrame:
-    """Mark the usable interactions that the file says twice (duplicate) and those that are in the tables (already_present).
+def mark_repeated_and_present(df: DataFrame, there: DataFrame | None, key: Sequence[str] = EVENT_KEY) -> DataFrame:
+    """Mark the usable rows that the file says twice (duplicate) and those that are in the tables (already_present).
 
     Both are found in one shuffle: the tables' rows join the file's as further rows of the same window.
 
     Args:
-        df: typed interactions.
-        there: EVENT_KEY columns of the rows that the tables have; None where there are none.
+        df: typed interactions, or exposures.
+        there: the key's columns of the rows that the tables have; None where there are none.
+        key: columns in which equal rows say the same.
     """
     known = F.lit(None).cast("string")
     rows = df.withColumn("_there", F.lit(False))
     if there is not None:
-        rows = rows.unionByName(there.select(*EVENT_KEY, known.alias(REASON), F.lit(True).alias("_there")), allowMissingColumns=True)
-    equal = _of_equal_rows(EVENT_KEY)
+        rows = rows.unionByName(there.select(*key, known.alias(REASON), F.lit(True).alias("_there")), allowMissingColumns=True)
+    equal = _of_equal_rows(key)
     numbered = rows.withColumn("_present", F.max("_there").over(equal)).withColumn(
         "_n", F.row_number().over(equal.orderBy("_there", F.xxhash64(RAW_ROW), RAW_ROW))
     )

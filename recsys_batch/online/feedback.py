@@ -1,0 +1,65 @@
+"""What users did with what was shown: the events of POST /v1/feedback, on their way to the next ingest."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Unpack
+
+import pyarrow as pa
+
+from recsys_batch.exposure_files import FEEDBACK, feedback_schema
+from recsys_batch.online.log_columns import Id, as_id, record_batch
+from recsys_batch.online.rotating import LimitOptions, Limits, RotatingParquet
+from recsys_batch.online.row_log import RowLog
+from recsys_batch.schemas import IdType, IdTypes
+
+
+class FeedbackEvent(NamedTuple):
+    """A user did something with an item.
+
+    Attributes:
+        request_id: of the answer that showed the item; None where there was none. event_ts: with its time zone.
+        event_type: click, purchase, ... in the caller's words.
+    """
+
+    request_id: str | None
+    user_id: Id
+    item_id: Id
+    event_ts: dt.datetime
+    event_type: str
+    weight: float = 1.0
+
+
+class FeedbackLog(RowLog[FeedbackEvent]):
+    """Files ``feedback-*.parquet``, see exposure_files.feedback_schema. Arguments as of ExposureLog."""
+
+    def __init__(
+        self,
+        folder: Path | str,
+        *,
+        user_type: IdType,
+        item_type: IdType,
+        queue_rows: int = 10_000,
+        worker: int | None = None,
+        **limits: Unpack[LimitOptions],
+    ) -> None:
+        ids = IdTypes(user_type, item_type)
+        schema, worker = feedback_schema(ids), os.getpid() if worker is None else worker
+        writer = RotatingParquet(Path(folder), FEEDBACK, schema, worker, Limits(**limits))
+        super().__init__(writer, lambda rows: feedback_batch(rows, ids, schema), queue_rows)
+
+
+def feedback_batch(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows as Arrow, ids in the warehouse's types.
+
+    Raises:
+        ValueError, TypeError, pa.ArrowException: a row does not fit the schema.
+    """
+    requests, users, items, when, kinds, weights = zip(*rows, strict=True)
+    users = tuple(as_id(user, ids.user) for user in users)
+    items = tuple(as_id(item, ids.item) for item in items)
+    columns = (requests, users, items, when, kinds, weights)
+    return record_batch([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)

@@ -1,0 +1,176 @@
+"""Exposures and feedback become the rows that were recorded, in the warehouse's id types, whatever a request spells."""
+
+from __future__ import annotations
+
+import datetime as dt
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recsys_batch.exposure_files import exposure_schema, feedback_schema
+from recsys_batch.online.exposures import Exposure, ExposureLog, exposure_batch
+from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog, feedback_batch
+from recsys_batch.online.log_columns import as_id
+from recsys_batch.schemas import IdTypes
+
+NUMBERS, TEXTS = IdTypes("BIGINT", "BIGINT"), IdTypes("STRING", "STRING")
+NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+TEXT = st.text(st.characters(codec="utf-8"), max_size=5)
+WHEN = st.datetimes(dt.datetime(1950, 1, 1), dt.datetime(2100, 1, 1), timezones=st.just(dt.UTC))
+FLOAT = st.floats(width=32, allow_nan=False)
+
+
+def exposure(**changed: Any) -> Exposure:
+    given: dict[str, Any] = {"request_id": "r", "shown_at": NOON, "user_id": 1, "snapshot_id": "s", "model_version": "7"}
+    given |= {"source": "ranker", "degraded": None, "item_ids": [10, 20], "scores": [0.5, 0.25]}
+    return Exposure(**{**given, **changed})
+
+
+@st.composite
+def exposures(draw: st.DrawFn, ids: IdTypes) -> Exposure:
+    item = st.integers(-(2**63), 2**63 - 1) if ids.item == "BIGINT" else TEXT
+    n = draw(st.integers(0, 4))
+
+    def of_items(values: st.SearchStrategy[Any]) -> Any:
+        return draw(st.lists(values, min_size=n, max_size=n))
+
+    return Exposure(
+        request_id=draw(TEXT),
+        shown_at=draw(WHEN),
+        user_id=draw(st.integers(-(2**63), 2**63 - 1) if ids.user == "BIGINT" else TEXT),
+        snapshot_id=draw(st.none() | TEXT),
+        model_version=draw(st.none() | TEXT),
+        source=draw(TEXT),
+        degraded=draw(st.none() | TEXT),
+        item_ids=of_items(item),
+        scores=of_items(FLOAT),
+        batch_scores=of_items(st.none() | FLOAT) if draw(st.booleans()) else None,
+        candidate_ranks=of_items(st.none() | st.integers(1, 300)) if draw(st.booleans()) else None,
+        context_ts=draw(st.none() | WHEN),
+        device=draw(st.none() | TEXT),
+        session_item_ids=draw(st.lists(item, max_size=3)),
+        attributes=draw(st.dictionaries(TEXT, TEXT, max_size=3)),
+    )
+
+
+def as_row(one: Exposure) -> dict[str, Any]:
+    n = len(one.item_ids)
+    others = [values or [None] * n for values in (one.batch_scores, one.candidate_ranks)]
+    names = ("item_id", "position", "score", "batch_score", "candidate_rank")
+    items = [dict(zip(names, row, strict=True)) for row in zip(one.item_ids, range(1, n + 1), one.scores, *others, strict=True)]
+    same = ("request_id", "shown_at", "user_id", "snapshot_id", "model_version", "source", "degraded")
+    context = {"context_ts": one.context_ts, "device": one.device, "session_item_ids": list(one.session_item_ids)}
+    return {**{name: getattr(one, name) for name in same}, "items": items, **context, "attributes": list(one.attributes.items())}
+
+
+@pytest.mark.parametrize("ids", [NUMBERS, TEXTS], ids=["BIGINT", "STRING"])
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_value_of_every_exposure_comes_back(ids: IdTypes, data: st.DataObject) -> None:
+    rows = data.draw(st.lists(exposures(ids), min_size=1, max_size=4))
+    batch = exposure_batch(rows, ids, exposure_schema(ids))
+    batch.validate(full=True)
+    assert batch.to_pylist() == list(map(as_row, rows))
+
+
+def test_files_have_exactly_the_schema_that_ingest_reads(tmp_path: Path) -> None:
+    shows, events = (log(tmp_path, user_type="BIGINT", item_type="STRING") for log in (ExposureLog, FeedbackLog))
+    assert shows.record(exposure(item_ids=["a", "b"])) and events.record(FeedbackEvent(None, 1, "a", NOON, "click"))
+    assert shows.close() and events.close()
+    ids = IdTypes("BIGINT", "STRING")
+    (shown,), (told,) = (list(tmp_path.glob(f"{kind}-*.parquet")) for kind in ("exposures", "feedback"))
+    assert pq.read_schema(shown) == exposure_schema(ids)
+    assert str(pq.read_schema(shown).field("items").type.value_type) == str(
+        pa.struct(
+            [
+                pa.field("item_id", pa.string(), False),
+                pa.field("position", pa.int32(), False),
+                pa.field("score", pa.float32()),
+                pa.field("batch_score", pa.float32()),
+                pa.field("candidate_rank", pa.int32()),
+            ]
+        )
+    )
+    assert pq.read_schema(told) == feedback_schema(ids)
+    assert pq.read_table(told).to_pylist() == [
+        {"request_id": None, "user_id": 1, "item_id": "a", "event_ts": NOON, "event_type": "click", "weight": 1.0}
+    ]
+
+
+@given(st.integers(-(2**70), 2**70) | st.from_regex(r"-?[0-9]{1,25}", fullmatch=True) | TEXT)
+def test_an_id_is_the_one_that_the_warehouse_means(value: int | str) -> None:
+    assert as_id(value, "STRING") == str(value)
+    number = as_id(value, "BIGINT")
+    if number is None:
+        assert not (isinstance(value, int) and -(2**63) <= value < 2**63)
+    else:
+        assert number == int(value) and -(2**63) <= int(number) < 2**63
+
+
+def test_ids_of_the_other_type_are_the_same_ids_and_session_items_that_are_none_are_left_out() -> None:
+    row = exposure(user_id="7", session_item_ids=["10", "no number", 20])
+    found = exposure_batch([row], NUMBERS, exposure_schema(NUMBERS)).to_pylist()[0]
+    assert (found["user_id"], found["session_item_ids"]) == (7, [10, 20])
+    told = feedback_batch([FeedbackEvent("r", 7, 10, NOON, "click")], TEXTS, feedback_schema(TEXTS)).to_pylist()[0]
+    assert (told["user_id"], told["item_id"]) == ("7", "10")
+
+
+def test_context_values_that_are_no_text_are_logged_as_json() -> None:
+    row = exposure(attributes={"n": 3, "on": True, "tags": ["å"], "nothing": None, "text": "3"})
+    found = exposure_batch([row], NUMBERS, exposure_schema(NUMBERS)).to_pylist()[0]
+    assert found["attributes"] == [("n", "3"), ("on", "true"), ("tags", '["å"]'), ("nothing", None), ("text", "3")]
+
+
+INVALID: dict[str, dict[str, Any]] = {
+    "a user id that is no number": {"user_id": "somebody"},
+    "a user id beyond 64 bits": {"user_id": 2**63},
+    "an item id that is no number": {"item_ids": [10, "x"]},
+    "a missing item id": {"item_ids": [10, None]},
+    "fewer scores than items": {"scores": [0.5]},
+    "more ranks than items": {"candidate_ranks": [1, 2, 3]},
+    "no request id": {"request_id": None},
+    "a lone surrogate": {"device": "\ud800"},
+    "a time that is none": {"shown_at": "noon"},
+    "attributes that are no mapping": {"attributes": 3},
+}
+
+
+@pytest.mark.parametrize("changed", INVALID.values(), ids=INVALID.keys())
+def test_a_row_that_cannot_be_is_counted_and_costs_no_other(tmp_path: Path, changed: dict[str, Any]) -> None:
+    log = ExposureLog(tmp_path, user_type="BIGINT", item_type="BIGINT")
+    for number in range(100):
+        assert log.record(exposure(request_id=f"r{number}"))
+    assert log.record(exposure(**changed))
+    # Too many in one row, too few in the next: together the lengths would fit.
+    assert log.record(exposure(scores=[1.0])) and log.record(exposure(scores=[1.0, 2.0, 3.0]))
+    assert log.close()
+    found = log.stats()
+    assert (found.recorded, found.written, found.invalid, found.lost) == (103, 100, 3, 0)
+    (file,) = tmp_path.glob("exposures-*.parquet")
+    assert pq.read_table(file)["request_id"].to_pylist() == [f"r{number}" for number in range(100)]
+
+
+def test_the_first_row_loads_no_module_beside_the_first_requests(tmp_path: Path) -> None:
+    code = f"""
+import datetime as dt, sys
+from recsys_batch.online.exposures import Exposure, ExposureLog
+log = ExposureLog({str(tmp_path)!r}, user_type="BIGINT", item_type="BIGINT")
+before = set(sys.modules)
+log.record(Exposure("r", dt.datetime.now(dt.UTC), 1, "s", "7", "ranker", None, [10], [0.5], attributes={{"n": 1}}))
+assert log.close() and log.stats().written == 1, log.stats()
+print(*(set(sys.modules) - before))
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
+
+
+def test_the_logs_load_neither_spark_nor_torch_nor_mlflow() -> None:
+    code = "import sys, recsys_batch.online.exposures, recsys_batch.online.feedback; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pyspark", "delta", "torch", "mlflow", "faiss", "pandas"} & set(loaded)

@@ -1,0 +1,201 @@
+"""What the online side logged comes back once: feedback as interactions, what was shown in a table of its own, and both as labels."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyspark.sql import SparkSession
+
+from recsys_batch.cli import run
+from recsys_batch.config import Config
+from recsys_batch.errors import EXIT_OK, EXIT_USAGE, SourceError
+from recsys_batch.exposure_files import exposure_schema
+from recsys_batch.night import maintain
+from recsys_batch.online.exposures import Exposure, ExposureLog, exposure_batch
+from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog
+from recsys_batch.read import open_table, read_table
+from recsys_batch.schemas import IdTypes
+from recsys_batch.spark.ingest import ingest, read_interactions
+from recsys_batch.spark.sources import IngestRequest
+from recsys_batch.spark.summary import IngestSummary
+from recsys_batch.spark.tables import Tables
+
+ROOT = Path(__file__).parent.parent.parent
+NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+IDS = IdTypes("BIGINT", "STRING")
+
+
+def shown(request_id: str, user_id: int, items: list[str], hours: float = 0) -> Exposure:
+    when = NOON + dt.timedelta(hours=hours)
+    scores = [1.0 - place / 10 for place in range(len(items))]
+    ranks = list(range(len(items), 0, -1))
+    context: dict[str, Any] = {"context_ts": when, "device": "ios", "session_item_ids": ["s1"], "attributes": {"query": "lamp", "n": 2}}
+    return Exposure(request_id, when, user_id, "snap", "7", "ranker", None, items, scores, [s / 2 for s in scores], ranks, **context)
+
+
+def event(
+    request_id: str | None, user_id: int, item_id: str, hours: float = 0.1, kind: str = "click", weight: float = 1.0
+) -> FeedbackEvent:
+    return FeedbackEvent(request_id, user_id, item_id, NOON + dt.timedelta(hours=hours), kind, weight)
+
+
+class Shop:
+    """A warehouse and the folder that the online side logs to."""
+
+    def __init__(self, spark: SparkSession, config: Config, folder: Path) -> None:
+        self.spark, self.config, self.folder, self.tables = spark, config, folder, Tables(spark, config)
+
+    def logged(self, exposures: Sequence[Exposure] = (), feedback: Sequence[FeedbackEvent] = ()) -> None:
+        types: dict[str, Any] = {"user_type": IDS.user, "item_type": IDS.item}
+        shows, answers = ExposureLog(self.folder, **types), FeedbackLog(self.folder, **types)
+        assert all(map(shows.record, exposures)) and all(map(answers.record, feedback))
+        assert shows.close(60) and answers.close(60)
+
+    def ingest(self, **options: Any) -> IngestSummary:
+        summary = ingest(self.spark, self.config, IngestRequest(**{"source": str(self.folder), "format": "exposures", **options}))
+        for kind, s in summary.kinds.items():
+            assert s.read == s.accepted + s.already_present + sum(s.rejected.values()), kind
+        return summary
+
+    def versions(self) -> dict[str, int]:
+        names = ("interactions", "items", "exposures", "feedback", "rejected")
+        return {name: self.tables.version(name) for name in names if self.tables.exists(name)}
+
+    def rows(self, name: str, *columns: str) -> list[Any]:
+        return sorted(tuple(row) for row in self.tables.read(name).select(*columns).collect())
+
+
+@pytest.fixture
+def shop(spark: SparkSession, config: Config, tmp_path: Path) -> Shop:
+    return Shop(spark, config, tmp_path / "log")
+
+
+def test_what_was_shown_and_what_came_of_it_are_brought_in_once(shop: Shop) -> None:
+    shop.logged(
+        [shown("r1", 1, ["a", "b"]), shown("r2", 2, ["b"], 13)], [event("r1", 1, "b", kind="purchase", weight=3), event(None, 2, "c")]
+    )
+    (shop.folder / ".exposures-draft.parquet").write_bytes(b"half a file")
+    summary = shop.ingest()
+    assert {kind: (s.read, s.accepted) for kind, s in summary.kinds.items()} == {"interactions": (2, 2), "exposures": (3, 3)}
+    assert shop.tables.ids() == IDS
+    assert shop.rows("interactions", "user_id", "item_id", "event_type", "weight") == [(1, "b", "purchase", 3.0), (2, "c", "click", 1.0)]
+    assert shop.rows("feedback", "request_id", "user_id", "item_id") == [("r1", 1, "b")]
+    columns = ("request_id", "user_id", "item_id", "position", "candidate_rank", "shown_date")
+    assert shop.rows("exposures", *columns) == [
+        ("r1", 1, "a", 1, 2, dt.date(2026, 3, 1)),
+        ("r1", 1, "b", 2, 1, dt.date(2026, 3, 1)),
+        ("r2", 2, "b", 1, 1, dt.date(2026, 3, 2)),
+    ]
+    row = shop.tables.read("exposures").where("request_id = 'r1' AND position = 2").head()
+    assert row is not None
+    assert (row.score, row.batch_score) == (pytest.approx(0.9), pytest.approx(0.45))
+    assert (row.device, row.session_item_ids, row.attributes) == ("ios", ["s1"], {"query": "lamp", "n": "2"})
+    assert (row.source, row.degraded, row.snapshot_id, row.model_version) == ("ranker", None, "snap", "7")
+    assert row.shown_at == row.context_ts
+
+    before = shop.versions()
+    repeated = shop.ingest()
+    assert shop.versions() == before
+    assert {kind: s.already_present for kind, s in repeated.kinds.items()} == {"interactions": 2, "exposures": 3}
+    shop.logged([shown("r3", 1, ["a"], 14)])
+    assert {kind: s.accepted for kind, s in shop.ingest().kinds.items()} == {"interactions": 0, "exposures": 1}
+    assert len(shop.rows("exposures", "request_id")) == 4
+
+
+def test_what_was_only_shown_is_no_interaction(shop: Shop) -> None:
+    shop.logged([shown("r1", 1, ["a", "b"])])
+    assert list(shop.ingest().kinds) == ["exposures"]
+    assert list(shop.versions()) == ["exposures", "rejected"]
+    with pytest.raises(SourceError, match="no interactions"):
+        shop.tables.ensure("interactions", IDS)
+        read_interactions(shop.spark, shop.config, IngestRequest(str(shop.folder), "exposures"))
+
+
+def test_rows_that_cannot_be_used_are_rejected_with_a_reason(shop: Shop) -> None:
+    (shop.folder).mkdir()
+    (shop.folder / "items.csv").write_text("item_id\na\nb\n")
+    ingest(shop.spark, shop.config, IngestRequest(None, "csv", items=str(shop.folder / "items.csv")))
+    # The same request again, later and in another order; and somebody else who chose the same request id.
+    rows = [shown("", 1, ["a"]), shown("r9", 1, ["a", "gone"]), shown("r9", 1, ["gone", "a"], 1), shown("r9", 2, ["a"])]
+    pq.write_table(pa.Table.from_batches([exposure_batch(rows, IDS, exposure_schema(IDS))]), shop.folder / "exposures-1.parquet")
+    shop.logged([], [event("r1", 1, "gone"), event("r1", 1, "a", weight=float("nan")), event("r1", 1, "b"), event("r1", 1, "b")])
+    summary = shop.ingest()
+    assert summary.kinds["exposures"].rejected == {"null_request_id": 1, "duplicate": 2}
+    assert summary.kinds["interactions"].rejected == {"unknown_item": 1, "bad_weight": 1, "duplicate": 1}
+    assert shop.rows("exposures", "user_id", "item_id") == [(1, "a"), (1, "gone"), (2, "a")]
+    assert shop.rows("feedback", "item_id") == [("b",)]
+    kinds = [kind for (kind,) in shop.rows("rejected", "kind")]
+    assert (kinds.count("exposures"), kinds.count("interactions")) == (3, 3)
+
+
+def test_an_ingest_that_died_between_its_tables_is_completed_by_the_next(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.logged([shown("r1", 1, ["a"])], [event("r1", 1, "a")])
+    append: Callable[..., int] = Tables.append
+
+    def dying(tables: Tables, name: str, *rest: Any) -> int:
+        if name == "feedback":
+            raise OSError("killed")
+        return append(tables, name, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="killed"):
+        patched.setattr(Tables, "append", dying)
+        shop.ingest()
+    assert shop.rows("interactions", "item_id") == [("a",)]
+    shop.ingest()
+    assert shop.rows("interactions", "item_id") == shop.rows("feedback", "item_id") == shop.rows("exposures", "item_id") == [("a",)]
+
+
+def test_a_folder_without_logs_and_options_that_do_not_go_with_them_are_refused(shop: Shop) -> None:
+    shop.folder.mkdir()
+    (shop.folder / "other.parquet").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"holds no exposures-\*.parquet and no feedback-\*.parquet, but other.parquet"):
+        shop.ingest()
+    with pytest.raises(SourceError, match="--format exposures reads what the online side logs"):
+        shop.ingest(columns={"user_id": "who"})
+    with pytest.raises(SourceError, match="--holdout"):
+        shop.ingest(holdout=0.2)
+
+
+def test_by_the_command_line_and_what_maintain_compacts_is_the_same(
+    shop: Shop, options: Callable[[Config], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maintain, "_SMALL_FILES", 1)
+    command = ["ingest", "--format", "exposures", "--source", str(shop.folder), *options(shop.config)]
+    assert run(command) == EXIT_USAGE  # no folder yet
+    for number in range(2):
+        shop.logged([shown(f"r{number}", 1, ["a", "b"])], [event(f"r{number}", 1, "b", number)])
+        assert run(command) == EXIT_OK
+    assert run([*command, "--holdout", "0.2"]) == EXIT_USAGE
+    before = {name: read_table(shop.config.paths.warehouse, name).num_rows for name in ("exposures", "feedback")}
+    assert before == {"exposures": 4, "feedback": 2}
+    assert run(["maintain", *options(shop.config)]) == EXIT_OK
+    for name, n_rows in before.items():
+        assert len(open_table(shop.config.paths.warehouse, name).file_uris()) == 1
+        assert read_table(shop.config.paths.warehouse, name).num_rows == shop.tables.read(name).count() == n_rows
+
+
+def test_the_documents_query_gives_each_item_that_was_shown_its_label(shop: Shop) -> None:
+    shop.logged(
+        [shown("r1", 1, ["a", "b", "c"]), shown("r2", 2, ["a", "b"])],
+        [event("r1", 1, "b"), event("r1", 1, "b", 0.2, "purchase", 5), event("r1", 1, "c", kind="hide", weight=-1), event("r2", 2, "z")],
+    )
+    shop.ingest()
+    document = (ROOT / "docs" / "data-contract.md").read_text(encoding="utf-8")
+    found = re.search(r"```sql\n(SELECT e\.request_id, .*?)```", document, re.DOTALL)
+    assert found is not None
+    query = found.group(1).replace("/srv/recsys/warehouse", str(Path(shop.config.paths.warehouse).absolute()))
+    labels = [(row.request_id, row.position, row.item_id, row.clicked, row.weight) for row in shop.spark.sql(query).collect()]
+    assert sorted(labels) == [
+        ("r1", 1, "a", False, 0.0),
+        ("r1", 2, "b", True, 6.0),
+        ("r1", 3, "c", False, -1.0),
+        ("r2", 1, "a", False, 0.0),
+        ("r2", 2, "b", False, 0.0),
+    ]
