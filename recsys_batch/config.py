@@ -157,6 +157,10 @@ class Online(Section):
     max_age_hours: float = Field(36.0, gt=0, description="since the night began; past it answers say degraded: stale_snapshot")
     max_age_hard_hours: float | None = Field(None, gt=0, description="past it the server is not ready any more")
     poll_ms: float = Field(100.0, ge=10, description="how often a worker looks for another snapshot")
+    exposures: str | None = Field(
+        None, description="folder for what was shown and what POST /v1/feedback brings; ingest --format exposures reads it"
+    )
+    exposures_max_mb: float = Field(2048.0, gt=0, description="of each kind of file in that folder; the oldest go")
     batch_rows: int = Field(8, ge=1, description="/v2: most rows of concurrent requests in one run of the model")
     batch_delay_us: int = Field(0, ge=0, description="/v2: how long a request may wait for others")
 

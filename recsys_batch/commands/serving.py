@@ -62,6 +62,7 @@ def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: online.port]")
 @click.option("--grpc-port", type=click.IntRange(1, 65535), help="Open Inference Protocol over gRPC.  [default: online.grpc_port]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes.  [default: online.workers, or one per core]")
+@click.option("--exposures", type=click.Path(path_type=Path), help="Folder for the log of what was shown.  [default: online.exposures]")
 @click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM file; HTTPS, with --tls-key.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file.")
 @with_config_if_any
@@ -72,6 +73,7 @@ def serve(
     port: int | None,
     grpc_port: int | None,
     workers: int | None,
+    exposures: Path | None,
     tls_certificate: Path | None,
     tls_key: Path | None,
 ) -> None:
@@ -86,6 +88,7 @@ def serve(
         host=host or online.host,
         port=port or online.port,
         grpc_port=grpc_port or online.grpc_port,
+        exposures=str(folder.absolute()) if (folder := exposures or (online.exposures and Path(online.exposures))) else None,
         workers=workers or online.workers or len(os.sched_getaffinity(0)),
         **{name: getattr(online, name) for name in _PASSED},
     )
@@ -98,6 +101,7 @@ _PASSED = (
     "max_ids",
     "max_body_kb",
     "max_waiting",
+    "exposures_max_mb",
     "max_age_hours",
     "max_age_hard_hours",
     "store_timeout_ms",

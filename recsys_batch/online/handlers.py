@@ -13,7 +13,7 @@ from recsys_batch.online import folders, metrics, switching
 from recsys_batch.online.http import HttpError, Request, Response, Route
 from recsys_batch.online.manifest import read_manifest
 from recsys_batch.online.openapi import document
-from recsys_batch.online.requests import BadRequest, Bounds, check_k, encode, read_rank
+from recsys_batch.online.requests import BadRequest, Bounds, check_k, encode, read_feedback, read_rank
 from recsys_batch.online.routes import checked
 from recsys_batch.online.service import Service
 from recsys_batch.online.workers import reports
@@ -35,6 +35,7 @@ class Handlers:
         """All of them."""
         return [
             Route("POST", "/v1/rank", self.rank),
+            Route("POST", "/v1/feedback", self.feedback),
             Route("GET", "/v1/users/{user_id}/topk", self.topk),
             Route("GET", "/v1/snapshots", self.snapshots, access="admin", counted=False),
             Route("POST", "/v1/snapshots/rollback", self.roll_back, access="admin", counted=False),
@@ -48,8 +49,19 @@ class Handlers:
 
     async def rank(self, request: Request) -> Response:
         query, request_id = read_rank(request.body, self._bounds, request.arrived)
-        told, _ = await self._service.rank(query, request_id, request.arrived)
-        return Response(200, encode(told))
+        return Response(200, encode(await self._service.rank(query, request_id, request.arrived)))
+
+    async def feedback(self, request: Request) -> Response:
+        """Events of users, on their way to the next ingest."""
+        if not self._service.shown.on:
+            raise HttpError(404, "this server keeps no log: start it with --exposures FOLDER")
+        events = read_feedback(request.body, self._bounds)
+        taken = self._service.came_back(events)
+        if taken < len(events):
+            raise HttpError(
+                503, f"{len(events) - taken} of {len(events)} events were not taken: too many wait to be written", ("retry-after", "1")
+            )
+        return Response(202, encode({"taken": taken}))
 
     async def topk(self, request: Request) -> Response:
         given = parse_qs(request.query, keep_blank_values=True)

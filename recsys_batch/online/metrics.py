@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -25,6 +26,7 @@ SHADOW_OVERLAP = Histogram(
 )
 SWAPS = Counter("recsys_snapshot_swaps", "times that a worker went over to another snapshot")
 REFUSED = Counter("recsys_snapshot_refused", "times that a worker refused a snapshot")
+LOGGED = Counter("recsys_log_rows", "rows of the logs of exposures and feedback, by what became of them", ["log", "outcome"])
 WAITING = Gauge("recsys_waiting", "requests that wait or are worked on", multiprocess_mode="livesum")
 AGE = Gauge("recsys_snapshot_age_seconds", "time since the night of the snapshot in use began", multiprocess_mode="livemax")
 
@@ -34,6 +36,19 @@ reasons = {name: _DEGRADED.labels(name) for name in REASONS}
 parts = {name: BY_SNAPSHOT.labels(name) for name in ("current", "canary")}
 shadow = {name: SHADOW.labels(name) for name in ("scored", "dropped", "failed")}
 """Looked up once: labels() takes as long as the counting."""
+
+
+_logged: dict[tuple[str, str], int] = {}
+
+
+def count_logs(counts: Mapping[str, Mapping[str, int]]) -> None:
+    """Bring the counters up to what the logs of this worker count."""
+    for log, stats in counts.items():
+        for outcome in ("recorded", "dropped", "written", "lost", "invalid"):
+            before = _logged.get((log, outcome), 0)
+            # Less than before where the log was opened anew.
+            LOGGED.labels(log, outcome).inc(stats[outcome] - before if stats[outcome] >= before else stats[outcome])
+            _logged[log, outcome] = stats[outcome]
 
 
 def page() -> tuple[bytes, str]:

@@ -7,14 +7,16 @@ from typing import Any
 import msgspec
 
 from recsys_batch import __version__
-from recsys_batch.online.requests import Answer, RankRequest
+from recsys_batch.online.requests import Answer, Feedback, RankRequest
 
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 
 
 def document() -> dict[str, Any]:
     """OpenAPI 3.1."""
-    (request, answer), components = msgspec.json.schema_components((RankRequest, Answer), ref_template="#/components/schemas/{name}")
+    (request, answer, feedback), components = msgspec.json.schema_components(
+        (RankRequest, Answer, Feedback), ref_template="#/components/schemas/{name}"
+    )
     components["Error"] = _ERROR
     user = _parameter("user_id", "path", {"type": "string"}, "a number's digits where user ids are numbers")
     k = _parameter("k", "query", {"type": "integer", "minimum": 1, "default": 100}, "items of the list")
@@ -35,6 +37,9 @@ def document() -> dict[str, Any]:
         "info": {"title": "recsys_batch online ranker", "version": __version__},
         "paths": {
             "/v1/rank": {"post": _operation("Rank a user's candidates for this request", answer, request, errors=(400, 401, 413, 503))},
+            "/v1/feedback": {
+                "post": _operation("What users did, for the next ingest", anything, feedback, status=202, errors=(400, 401, 404, 413, 503))
+            },
             "/v1/users/{user_id}/topk": {
                 "get": _operation("The published list itself", answer, parameters=[user, k], errors=(400, 401, 404, 503))
             },
@@ -64,10 +69,11 @@ def _operation(
     body: dict[str, Any] | None = None,
     *,
     parameters: list[dict[str, Any]] | None = None,
+    status: int = 200,
     errors: tuple[int, ...] = (),
     admin: bool = False,
 ) -> dict[str, Any]:
-    responses = {"200": {"description": "the answer", "content": {"application/json": {"schema": answer}}}}
+    responses = {str(status): {"description": "the answer", "content": {"application/json": {"schema": answer}}}}
     problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
     responses |= {str(status): {"description": "why not", "content": problem} for status in errors}
     found: dict[str, Any] = {"summary": summary, "responses": responses}

@@ -41,6 +41,7 @@ class Ranked:
     Attributes:
         codes: int, items of the snapshot. scores: float32.
         candidate_ranks, batch_ranks: from 1; 0 where the item was not retrieved for the user, or is not in the published top-K.
+        batch_scores: float32, of the published top-K; NaN where the item is not in it.
         contributions: feature group -> float32 [k'], where the request asked to explain and the ranker ranked.
         stages: seconds by name.
     """
@@ -53,6 +54,7 @@ class Ranked:
     degraded: str | None
     contributions: dict[str, np.ndarray] | None
     stages: dict[str, float]
+    batch_scores: np.ndarray | None = None
 
 
 def rank(snapshot: Snapshot, query: Query, lists: UserLists | None, latency: Latency, *, store_failed: bool = False) -> Ranked:
@@ -129,7 +131,9 @@ def _by_ranker(
     places, values = best(masked, codes, query.k, snapshot)
     explained = contributions(snapshot.ranker, spec, user, vectors[:, places], features[:, places]) if query.explain else None
     stages["select"] = time.perf_counter() - scored
-    return Ranked(codes[places], values, places + 1, _batch_ranks(lists, places), "ranker", None, explained, stages)
+    ranks = _batch_ranks(lists, places)
+    published = np.append(lists.top_scores, np.float32(np.nan))[ranks - 1]
+    return Ranked(codes[places], values, places + 1, ranks, "ranker", None, explained, stages, published)
 
 
 def _features(
@@ -207,7 +211,7 @@ def _batch_order(
         places, codes, scores, ranks = places[keep], codes[keep], scores[keep], ranks[keep]
     k = query.k
     stages["select"] = time.perf_counter() - began
-    return Ranked(codes[:k], scores[:k], places[:k] + 1, ranks[:k], source, reason, None, stages)
+    return Ranked(codes[:k], scores[:k], places[:k] + 1, ranks[:k], source, reason, None, stages, scores[:k])
 
 
 def _popular(snapshot: Snapshot, query: Query, segment: str | None, gone: np.ndarray, reason: str | None) -> Ranked:

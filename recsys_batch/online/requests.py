@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from recsys_batch.online.feedback import FeedbackEvent
 from recsys_batch.online.query import Query
 from recsys_batch.online.ranking import Ranked
 from recsys_batch.online.snapshot import Snapshot
@@ -48,7 +49,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     request_id: str | None = None
 
 
-class FeedbackEvent(Struct, forbid_unknown_fields=True):
+class FeedbackBody(Struct, forbid_unknown_fields=True):
     """One event of POST /v1/feedback."""
 
     user_id: Id
@@ -62,7 +63,7 @@ class FeedbackEvent(Struct, forbid_unknown_fields=True):
 class Feedback(Struct, forbid_unknown_fields=True):
     """Body of POST /v1/feedback."""
 
-    events: list[FeedbackEvent]
+    events: list[FeedbackBody]
 
 
 class AnswerItem(Struct):
@@ -137,19 +138,25 @@ def read_rank(body: bytes, bounds: Bounds, arrived: float) -> tuple[Query, str |
 
 
 def read_feedback(body: bytes, bounds: Bounds) -> list[FeedbackEvent]:
-    """The events.
+    """The events; without a timestamp they happened now.
 
     Raises:
         BadRequest: as ``read_rank``.
     """
-    events: list[FeedbackEvent] = _decoded(_FEEDBACK, body).events
+    events: list[FeedbackBody] = _decoded(_FEEDBACK, body).events
     if not 1 <= len(events) <= bounds.max_ids:
         raise BadRequest(f"events has {len(events)} entries: expected 1 to {bounds.max_ids}")
-    for event in events:
-        if not event.event_type or len(event.event_type) > 100:
-            raise BadRequest(f"event_type has {len(event.event_type)} characters: expected 1 to 100")
-        read_time(event.timestamp)
-    return events
+    now = dt.datetime.now(dt.UTC)
+    return [_event(event, now) for event in events]
+
+
+def _event(given: FeedbackBody, now: dt.datetime) -> FeedbackEvent:
+    if not 1 <= len(given.event_type) <= 100:
+        raise BadRequest(f"event_type has {len(given.event_type)} characters: expected 1 to 100")
+    if not abs(given.weight) < 1e30:
+        raise BadRequest(f"weight is {given.weight}: expected a number below 1e30")
+    when = read_time(given.timestamp) or now
+    return FeedbackEvent(given.request_id, given.user_id, given.item_id, when, given.event_type, given.weight)
 
 
 def check_k(k: int, bounds: Bounds) -> None:

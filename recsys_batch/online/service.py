@@ -11,11 +11,13 @@ from dataclasses import replace
 from recsys_batch.online import metrics
 from recsys_batch.online.admission import Admission
 from recsys_batch.online.ages import Ages
+from recsys_batch.online.feedback import FeedbackEvent
 from recsys_batch.online.live import Live, Loaded
 from recsys_batch.online.query import Query
 from recsys_batch.online.ranking import STALE, Ranked, rank
 from recsys_batch.online.records import UserLists, decode
 from recsys_batch.online.requests import Answer, answer
+from recsys_batch.online.shown import Shown
 from recsys_batch.online.stores import StoreUnavailable
 
 
@@ -30,14 +32,15 @@ class UnknownUser(Exception):
 class Service:
     """One worker's."""
 
-    def __init__(self, live: Live, ages: Ages, admission: Admission) -> None:
+    def __init__(self, live: Live, ages: Ages, admission: Admission, shown: Shown) -> None:
         self.live = live
+        self.shown = shown
         self.ages = ages
         self._admission = admission
         self._beside: set[asyncio.Task[None]] = set()
 
-    async def rank(self, query: Query, request_id: str | None, arrived: float) -> tuple[Answer, Ranked]:
-        """The answer, as words and as numbers.
+    async def rank(self, query: Query, request_id: str | None, arrived: float) -> Answer:
+        """The answer; what it shows is logged.
 
         Args:
             arrived: time.perf_counter() at the request's arrival.
@@ -58,10 +61,22 @@ class Service:
             told = answer(ranked, query, loaded.snapshot, request_id or uuid.uuid4().hex, timings)
         finally:
             loaded.give()
+        self.shown.record(query, ranked, told, loaded.snapshot.manifest.facts.ids)
         self._count(loaded, ranked, timings)
         self.live.recent.append(query)
         self._shadow(query, key, ranked, loaded)
-        return told, ranked
+        return told
+
+    def came_back(self, events: list[FeedbackEvent]) -> int:
+        """Log events of users; how many were taken.
+
+        Raises:
+            NotReady: no snapshot, so nobody knows what kind of ids there are.
+        """
+        current = self.live.current
+        if current is None:
+            raise NotReady("no snapshot is in use yet")
+        return self.shown.came_back(events, current.snapshot.manifest.facts.ids)
 
     async def published(self, user_id: int | str, k: int) -> Answer:
         """The user's published list itself.

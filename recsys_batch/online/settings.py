@@ -39,6 +39,8 @@ class Settings(msgspec.Struct, frozen=True):
     batch_rows: int
     batch_delay_us: int
     grpc_port: int | None
+    exposures: str | None
+    exposures_max_mb: float
 
     def put(self) -> None:
         """For processes that are started from here on."""

@@ -25,6 +25,7 @@ from recsys_batch.online.oip.served import ServedModels
 from recsys_batch.online.requests import Bounds
 from recsys_batch.online.service import Service
 from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, Settings, remote_store, settings
+from recsys_batch.online.shown import Shown
 from recsys_batch.online.workers import report
 
 logger = logging.getLogger("recsys_batch.online")
@@ -37,7 +38,8 @@ class Worker(App):
         self._given = given
         self._live = Live(Path(given.snapshots), functools.partial(remote_store, given))
         admission = Admission(given.max_waiting)
-        service = Service(self._live, Ages(given.max_age_hours, given.max_age_hard_hours), admission)
+        self._shown = Shown(Path(given.exposures) if given.exposures else None, max_mb=given.exposures_max_mb)
+        service = Service(self._live, Ages(given.max_age_hours, given.max_age_hard_hours), admission, self._shown)
         handlers = Handlers(service, Bounds(given.max_k, given.max_ids), Path(given.snapshots), Path(given.state))
         batching = Batching(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
         protocol = Protocol(ServedModels(self._live, given.max_k), batching)
@@ -62,6 +64,7 @@ class Worker(App):
             self._following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 loop.run_until_complete(self._following)
+        self._shown.close()
 
     async def _follow(self) -> None:
         while True:
@@ -78,6 +81,7 @@ class Worker(App):
                 metrics.SWAPS.inc()
         if self._live.current is not None:
             metrics.AGE.set(_age(self._live))
+        metrics.count_logs(self._shown.counts())
         metrics.WAITING.set(self._admission.waiting)
 
 
