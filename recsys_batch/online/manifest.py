@@ -139,10 +139,15 @@ def verify(folder: Path, manifest: Manifest) -> None:
             raise SnapshotRefused(
                 f"{folder / name} has checksum {found[:12]}..., the manifest says {expected['sha256'][:12]}...: it is damaged"
             )
+    mark_verified(folder, manifest)
+
+
+def mark_verified(folder: Path, manifest: Manifest) -> None:
+    """Let the processes of this node take the files as they are now for verified: by whoever has just computed their checksums."""
     try:
-        draft = mark.with_name(f"{_VERIFIED}-{os.getpid()}")
-        draft.write_text(json.dumps(state), encoding="utf-8")
-        draft.replace(mark)
+        draft = folder / f"{_VERIFIED}-{os.getpid()}"
+        draft.write_text(json.dumps(_state(folder, manifest)), encoding="utf-8")
+        draft.replace(folder / _VERIFIED)
     except OSError:
         pass  # a read-only folder is verified by every worker
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -36,9 +37,9 @@ class LmdbStore:
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = str(path.resolve())
         try:
-            # The file never changes, so nobody locks it; lookups are at random, so nothing is read ahead.
-            self._env = lmdb.open(str(path), subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=4)
+            self._env = _OPEN.take(self._path)
         except lmdb.Error as error:
             raise RecsysBatchError(f"{path} is not an LMDB file that can be read: {error}") from None
 
@@ -62,7 +63,36 @@ class LmdbStore:
         return int(self._env.stat()["entries"])
 
     def close(self) -> None:
-        self._env.close()
+        """Once."""
+        _OPEN.give(self._path)
+
+
+class _OpenFiles:
+    """A process opens an LMDB file once at a time; a snapshot that is current and canary, or that comes back, has it in common."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[lmdb.Environment, int]] = {}
+
+    def take(self, path: str) -> lmdb.Environment:
+        with self._lock:
+            env, n = self._open.get(path, (None, 0))
+            if env is None:
+                # The file never changes, so nobody locks it; lookups are at random, so nothing is read ahead.
+                env = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=4)
+            self._open[path] = env, n + 1
+            return env
+
+    def give(self, path: str) -> None:
+        with self._lock:
+            env, n = self._open.pop(path)
+            if n > 1:
+                self._open[path] = env, n - 1
+            else:
+                env.close()
+
+
+_OPEN = _OpenFiles()
 
 
 def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]]) -> int:

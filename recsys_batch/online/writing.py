@@ -15,7 +15,7 @@ from recsys_batch.errors import UsageError
 from recsys_batch.online.contents import Contents
 from recsys_batch.online.folders import DRAFT, check_name, sync_folder, sync_tree
 from recsys_batch.online.items import write_items
-from recsys_batch.online.manifest import NAME, Manifest, StoreKind, listed
+from recsys_batch.online.manifest import NAME, Manifest, StoreKind, listed, mark_verified
 from recsys_batch.online.nearest import build_lists
 from recsys_batch.online.stores import LMDB_FILE, write_lmdb
 
@@ -45,6 +45,7 @@ def write_snapshot(folder: Path, contents: Contents, fill: Callable[[], int] | N
         sync_folder(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    mark_verified(target, manifest)
     return manifest
 
 

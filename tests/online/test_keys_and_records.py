@@ -87,6 +87,17 @@ def test_the_store_holds_what_was_put_in_whatever_order(tmp_path_factory: pytest
     store.close()
 
 
+def test_a_file_that_is_open_twice_stays_open_for_the_second(tmp_path: Path) -> None:
+    write_lmdb(tmp_path / "users.lmdb", [(b"a", b"1")])
+    one, other = LmdbStore(tmp_path / "users.lmdb"), LmdbStore(tmp_path / "users.lmdb")
+    one.close()
+    assert other.get(b"a") == b"1"
+    other.close()
+    again = LmdbStore(tmp_path / "users.lmdb")
+    assert again.get(b"a") == b"1"
+    again.close()
+
+
 def test_a_user_with_two_records_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecsysBatchError, match="listed twice"):
         write_lmdb(tmp_path / "users.lmdb", [(b"a", b"1"), (b"a", b"2")])

@@ -1,0 +1,135 @@
+"""An open loop: requests at fixed times, whatever became of those before, and latencies counted from those times.
+
+A closed loop waits for an answer before it asks again, so a server that stalls is asked less while it does (coordinated omission).
+One process, raw HTTP/1.1 over kept connections on uvloop; prints a JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import random
+import time
+from collections import Counter, deque
+
+import numpy as np
+import uvloop
+
+PATHS = {"ours": "/v1/rank", "torchserve": "/predictions/rerank", "triton": "/v2/models/rerank/infer"}
+
+
+def body(kind: str, user: int) -> bytes:
+    """A request for a user, as each server takes it; ours has a context, the peers have none."""
+    if kind == "triton":
+        return json.dumps({"inputs": [{"name": "user_id", "datatype": "INT64", "shape": [1, 1], "data": [user]}]}).encode()
+    if kind == "torchserve":
+        return json.dumps({"user_id": user}).encode()
+    context = {"timestamp": 1_700_000_000 + user, "device": "mobile", "session_item_ids": [user + 1, 3 * user + 7, 900_000 - user]}
+    return json.dumps({"user_id": user, "k": 10, "context": context}).encode()
+
+
+def request(kind: str, user: int) -> bytes:
+    raw = body(kind, user)
+    head = f"POST {PATHS[kind]} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    return head.encode() + raw
+
+
+class Connection(asyncio.Protocol):
+    """One request at a time."""
+
+    def __init__(self, load: Load) -> None:
+        self._load, self._buffer = load, b""
+        self._due = self._sent = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def send(self, raw: bytes, due: float) -> None:
+        self._due, self._sent = due, time.perf_counter()
+        self._transport.write(raw)  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        head, found, rest = self._buffer.partition(b"\r\n\r\n")
+        if not found:
+            return
+        lower = head.lower()
+        at = lower.index(b"content-length:") + 15
+        length = int(lower[at : lower.find(b"\r", at) if lower.find(b"\r", at) > 0 else None])
+        if len(rest) >= length:
+            self._buffer = rest[length:]
+            self._load.answered(self, int(head[9:12]), self._due, self._sent)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._load.lost(self)
+
+
+class Load:
+    def __init__(self, requests: list[bytes], rate: float, seconds: float) -> None:
+        self._requests, self._rate, self._seconds = requests, rate, seconds
+        self._free: list[Connection] = []
+        self._waiting: deque[tuple[bytes, float]] = deque()
+        self.due: list[tuple[int, float, float]] = []
+        self.n_lost = self.n_sent = 0
+
+    def answered(self, connection: Connection, status: int, due: float, sent: float) -> None:
+        now = time.perf_counter()
+        self.due.append((status, now - due, now - sent))
+        if self._waiting:
+            connection.send(*self._waiting.popleft())
+        else:
+            self._free.append(connection)
+
+    def lost(self, connection: Connection) -> None:
+        self.n_lost += 1
+        if connection in self._free:
+            self._free.remove(connection)
+
+    async def run(self, port: int, n_connections: int) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(n_connections):
+            _, connection = await loop.create_connection(lambda: Connection(self), "127.0.0.1", port)
+            self._free.append(connection)
+        start, n = time.perf_counter() + 0.05, int(self._rate * self._seconds)
+        while self.n_sent < n:
+            now = time.perf_counter()
+            while self.n_sent < n and start + self.n_sent / self._rate <= now:
+                raw, due = self._requests[self.n_sent % len(self._requests)], start + self.n_sent / self._rate
+                self.n_sent += 1
+                if self._free:
+                    self._free.pop().send(raw, due)
+                else:
+                    self._waiting.append((raw, due))
+            await asyncio.sleep(0.0005)
+        until = time.perf_counter() + 10
+        while len(self.due) < self.n_sent and self.n_lost == 0 and time.perf_counter() < until:
+            await asyncio.sleep(0.01)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", choices=sorted(PATHS), default="ours")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--rate", type=float, required=True, help="requests per second")
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--users", type=int, required=True)
+    given = parser.parse_args()
+    draw = random.Random(7)
+    load = Load([request(given.kind, draw.randrange(given.users)) for _ in range(20_000)], given.rate, given.seconds)
+    gc.disable()
+    uvloop.run(load.run(given.port, given.connections))
+    good = np.array([(due, sent) for status, due, sent in load.due if status == 200] or [(np.nan, np.nan)]) * 1000
+    told = {"sent": load.n_sent, "statuses": dict(Counter(status for status, _, _ in load.due)), "connections_lost": load.n_lost}
+    told["unanswered"] = load.n_sent - len(load.due)
+    for name, column in (("ms", good[:, 0]), ("ms_since_sent", good[:, 1])):
+        told[name] = {f"p{q}": round(float(np.percentile(column, q)), 3) for q in (50, 90, 99, 99.9)} | {
+            "max": round(float(column.max()), 3)
+        }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
