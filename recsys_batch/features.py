@@ -137,11 +137,12 @@ def attribute_value(name: str, given: Mapping[str, Any]) -> float:
     return 0.0
 
 
-def session_similarity(item_embeddings: np.ndarray, session_embeddings: np.ndarray) -> np.ndarray:
+def session_similarity(item_embeddings: np.ndarray, session_embeddings: np.ndarray, item_norms: np.ndarray | None = None) -> np.ndarray:
     """Largest cosine of each candidate with an item of the session.
 
     Args:
         item_embeddings: float32 [B, C, d]. session_embeddings: float32 [B, S, d]; all-zero rows stand for "no item".
+        item_norms: float32 [B, C], lengths of item_embeddings where they are known already.
 
     Returns:
         float32 [B, C]; NaN for a user whose session is empty.
@@ -149,7 +150,7 @@ def session_similarity(item_embeddings: np.ndarray, session_embeddings: np.ndarr
     session_norms = _norms(session_embeddings)
     there = session_norms > 0
     products = np.matmul(item_embeddings, (session_embeddings / np.maximum(session_norms, 1e-12)[..., None]).swapaxes(1, 2))
-    cosine = products / np.maximum(_norms(item_embeddings), 1e-12)[..., None]
+    cosine = products / np.maximum(_norms(item_embeddings) if item_norms is None else item_norms, 1e-12)[..., None]
     cosine = np.where(there[:, None, :], cosine, -np.inf)
     best = cosine.max(axis=2, initial=-np.inf)
     return np.where(np.isfinite(best), best, np.nan).astype(np.float32)

@@ -16,7 +16,8 @@ import pyarrow as pa
 from recsys_batch.catalogue import Catalogue, map_catalogue, mapped, write_catalogue
 from recsys_batch.online.keys import as_number
 
-_TITLES, _CATEGORIES, _CODES, _OFFSETS = "titles.arrow", "categories.json", "category_codes.npy", "category_offsets.npy"
+_TITLES, _CATEGORIES = "titles.arrow", "categories.json"
+_CODES, _OFFSETS, _NORMS = "category_codes.npy", "category_offsets.npy", "norms.npy"
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ class Descriptions:
 
 @dataclass(frozen=True)
 class ItemTable:
-    """The catalogue and its descriptions."""
+    """The catalogue and its descriptions; ``norms`` float32 [n] are the lengths of the embeddings."""
 
     catalogue: Catalogue
     described: Descriptions
+    norms: np.ndarray
 
     def __len__(self) -> int:
         return len(self.catalogue)
@@ -131,7 +133,8 @@ def write_items(folder: Path, catalogue: Catalogue, described: Descriptions) -> 
     with pa.OSFile(str(folder / _TITLES), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     (folder / _CATEGORIES).write_text(json.dumps(list(described.categories), ensure_ascii=False), encoding="utf-8")
-    for name, array in ((_CODES, described.category_codes), (_OFFSETS, described.category_offsets)):
+    norms = np.sqrt(np.einsum("nd,nd->n", catalogue.embeddings, catalogue.embeddings)).astype(np.float32)
+    for name, array in ((_CODES, described.category_codes), (_OFFSETS, described.category_offsets), (_NORMS, norms)):
         np.save(folder / name, array, allow_pickle=False)
 
 
@@ -144,6 +147,6 @@ def open_items(folder: Path) -> ItemTable:
     catalogue = map_catalogue(str(folder))
     with pa.memory_map(str(folder / _TITLES)) as source:
         titles = pa.ipc.open_file(source).read_all()["title"].combine_chunks()
-    codes, offsets = mapped(folder / _CODES), mapped(folder / _OFFSETS)
+    codes, offsets, norms = (mapped(folder / name) for name in (_CODES, _OFFSETS, _NORMS))
     names = json.loads((folder / _CATEGORIES).read_text(encoding="utf-8"))
-    return ItemTable(catalogue, Descriptions(titles, names, codes, offsets))
+    return ItemTable(catalogue, Descriptions(titles, names, codes, offsets), norms)

@@ -40,11 +40,12 @@ class Query:
     segment: str | None = None
 
 
-def features_context(query: Query, candidates: np.ndarray, session: np.ndarray) -> Context | None:
+def features_context(query: Query, candidates: np.ndarray, norms: np.ndarray, session: np.ndarray) -> Context | None:
     """For features.pair_features; None where nothing is known, which is the batch's neutral context.
 
     Args:
-        candidates: float32 [1, C, d]. session: float32 [S, d], embeddings of the session's items that are known, newest last.
+        candidates: float32 [1, C, d]; norms: float32 [1, C], their lengths.
+        session: float32 [S, d], embeddings of the session's items that are known, newest last.
     """
     if query.when is None and query.device is None and len(session) == 0 and not query.attributes:
         return None
@@ -55,6 +56,6 @@ def features_context(query: Query, candidates: np.ndarray, session: np.ndarray) 
         hour=np.array([hour]),
         weekday=np.array([weekday]),
         device=[query.device],
-        session_similarity=session_similarity(candidates, session[None, -SESSION_ITEMS:]) if len(session) else None,
+        session_similarity=session_similarity(candidates, session[None, -SESSION_ITEMS:], norms) if len(session) else None,
         attributes=[query.attributes],
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys_batch.features import FeatureSpec, pair_features
+from recsys_batch.features import pair_features
 from recsys_batch.online.contributions import contributions
 from recsys_batch.online.latency import Latency
 from recsys_batch.online.query import Query, features_context
@@ -119,7 +119,13 @@ def _by_ranker(
     codes = lists.codes.astype(np.int64)
     catalogue, spec = snapshot.items.catalogue, snapshot.manifest.features
     vectors = catalogue.embeddings.take(codes, axis=0)[None]
-    features = _features(spec, catalogue.log_popularity[codes], query, lists, vectors, catalogue.embeddings[session])
+    features = pair_features(
+        spec,
+        retrieval_score=lists.retrieval[None],
+        log_popularity=catalogue.log_popularity[codes][None],
+        n_events=np.array([lists.n_events]),
+        context=features_context(query, vectors, snapshot.items.norms[codes][None], catalogue.embeddings[session]),
+    )
     user = lists.embedding[None]
     prepared = time.perf_counter()
     scores = snapshot.ranker.score(user, vectors, features)
@@ -134,19 +140,6 @@ def _by_ranker(
     ranks = _batch_ranks(lists, places)
     published = np.append(lists.top_scores, np.float32(np.nan))[ranks - 1]
     return Ranked(codes[places], values, places + 1, ranks, "ranker", None, explained, stages, published)
-
-
-def _features(
-    spec: FeatureSpec, popularity: np.ndarray, query: Query, lists: UserLists, vectors: np.ndarray, session: np.ndarray
-) -> np.ndarray:
-    """float32 [1, C, F]."""
-    return pair_features(
-        spec,
-        retrieval_score=lists.retrieval[None],
-        log_popularity=popularity[None],
-        n_events=np.array([lists.n_events]),
-        context=features_context(query, vectors, session),
-    )
 
 
 def _masked(snapshot: Snapshot, query: Query, codes: np.ndarray, scores: np.ndarray, gone: np.ndarray) -> np.ndarray:

@@ -71,19 +71,21 @@ def beside(module: str) -> Iterator[None]:
     """Keep a process of that module running during the ``with`` block: started again where it dies, ended with the block."""
     ending = threading.Event()
 
-    def keep() -> None:
-        while not ending.is_set():
-            process = subprocess.Popen([sys.executable, "-m", module])
-            while process.poll() is None and not ending.wait(0.1):
-                pass
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            ending.wait(0.2)
+    def start() -> subprocess.Popen[bytes]:
+        # With close_fds Popen waits on a pipe until the process runs, and a worker forked at that moment would hold the pipe open.
+        return subprocess.Popen([sys.executable, "-m", module], close_fds=False)
 
-    keeper = threading.Thread(target=keep, name=module)
+    def keep(process: subprocess.Popen[bytes]) -> None:
+        while not ending.wait(0.1):
+            if process.poll() is not None:
+                process = start()
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+    keeper = threading.Thread(target=keep, args=(start(),), name=module)
     keeper.start()
     try:
         yield

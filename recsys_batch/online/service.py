@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import secrets
 import time
-import uuid
 from dataclasses import replace
 
 from recsys_batch.online import metrics
@@ -37,6 +37,7 @@ class Service:
         self.shown = shown
         self.ages = ages
         self._admission = admission
+        self._n_ranked = 0
         self._beside: set[asyncio.Task[None]] = set()
 
     async def rank(self, query: Query, request_id: str | None, arrived: float) -> Answer:
@@ -58,7 +59,7 @@ class Service:
             if ranked.degraded is None and self.ages.of(loaded.snapshot.manifest.facts.generated_at) != "fresh":
                 ranked.degraded = STALE
             timings = {"wait": began - arrived, "lookup": looked_up - began, **ranked.stages, "total": time.perf_counter() - arrived}
-            told = answer(ranked, query, loaded.snapshot, request_id or uuid.uuid4().hex, timings)
+            told = answer(ranked, query, loaded.snapshot, request_id or secrets.token_hex(16), timings)
         finally:
             loaded.give()
         self.shown.record(query, ranked, told, loaded.snapshot.manifest.facts.ids)
@@ -100,7 +101,7 @@ class Service:
             ranked = Ranked(codes, lists.top_scores[:n], ranks, ranks, source, None, None, {})
             if self.ages.of(loaded.snapshot.manifest.facts.generated_at) != "fresh":
                 ranked.degraded = STALE
-            return answer(ranked, Query(user_id, k), loaded.snapshot, uuid.uuid4().hex, {"total": time.perf_counter() - began})
+            return answer(ranked, Query(user_id, k), loaded.snapshot, secrets.token_hex(16), {"total": time.perf_counter() - began})
         finally:
             loaded.give()
 
@@ -127,8 +128,12 @@ class Service:
         return (decode(record) if record is not None else None), False
 
     def _count(self, loaded: Loaded, ranked: Ranked, timings: dict[str, float]) -> None:
-        for name, seconds in timings.items():
-            metrics.stages[name].observe(seconds)
+        metrics.stages["total"].observe(timings["total"])
+        self._n_ranked += 1
+        if self._n_ranked % metrics.SAMPLED == 0:
+            for name, seconds in timings.items():
+                if name != "total":
+                    metrics.stages[name].observe(seconds)
         metrics.sources[ranked.source].inc()
         if ranked.degraded is not None:
             metrics.reasons[ranked.degraded].inc()
