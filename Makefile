@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo fault-test airflow-test protocol package cluster-test profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online clean distclean
+.PHONY: help setup data test lint format demo fault-test airflow-test protocol package cluster-test profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -92,6 +92,9 @@ bench-incremental: setup ## a night after 1 % of the users did something, agains
 
 bench-online: setup ## our server beside others on the same work: PEERS=torchserve,triton (each in an environment of its own)
 	$(BIN)/python benchmarks/online.py $(if $(PEERS),--peers $(PEERS)) $(bench_options)
+
+bench-snapshot: setup ## export-snapshot of a made-up run: USERS= ITEMS= DIM= K= (1000000 100000 64 100)
+	$(BIN)/python benchmarks/snapshot.py $(bench_options)
 
 clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke data/profile .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log

@@ -1,0 +1,165 @@
+"""export-snapshot of a published run of 1,000,000 users x 100 items: seconds, bytes, peak memory of the exporting process.
+
+The run is made up and written with Arrow and deltalake, in the layout that a night's tasks write (ranges of user_id, files of 64 MB).
+
+    make bench-snapshot USERS=1000000 ITEMS=100000 DIM=64 K=100
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from deltalake import DeltaTable
+from measuring import ROOT, report
+
+from recsys_batch import __version__
+from recsys_batch.artifacts import artifact_root, point, put_folder
+from recsys_batch.bundle import write_bundle
+from recsys_batch.catalogue import Catalogue, write_catalogue
+from recsys_batch.features import FeatureSpec
+from recsys_batch.model.export import ranker_onnx
+from recsys_batch.model.ranker import RankerParameters
+from recsys_batch.ragged import list_column, matrix_column
+from recsys_batch.schemas import ALL_SEGMENTS, SCHEMA_VERSION, TABLES, IdTypes
+from recsys_batch.slices import Slice, commit
+
+IDS, RUN, DATE = IdTypes("BIGINT", "BIGINT"), "2026-01-01-r1", dt.date(2026, 1, 1)
+NOW = dt.datetime.now(dt.UTC)
+BLOCK = 20_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=1_000_000)
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--k", type=int, default=100, help="candidates and rows per user")
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="bench-snapshot-"))
+    try:
+        measure(given, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(given: argparse.Namespace, folder: Path) -> None:
+    publish(given, folder / "warehouse")
+    command = [sys.executable, "-c", "from recsys_batch.cli import main; main()", "export-snapshot"]
+    options = ["--set", f"paths.warehouse={folder / 'warehouse'}", "--out", str(folder / "snapshots")]
+    began = time.monotonic()
+    process = subprocess.Popen([*command, *options], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    peak = {"VmHWM": 0, "RssAnon": 0}
+    while process.poll() is None:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        for name in peak:
+            found = re.search(rf"{name}:\s+(\d+)", status)
+            peak[name] = max(peak[name], int(found[1]) if found else 0)
+        time.sleep(0.1)
+    seconds = time.monotonic() - began
+    if process.returncode:
+        raise SystemExit(f"export-snapshot ended with {process.returncode}")
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in (folder / "snapshots").rglob("*") if path.is_file()}
+    size = sum(files.values())
+    result = {"users": given.users, "seconds": round(seconds, 1), "users_per_s": round(given.users / seconds)}
+    result |= {"size_mb": round(size / 2**20), "bytes_per_user": round(size / given.users)}
+    result |= {"peak_rss_mb": round(peak["VmHWM"] / 1024), "peak_own_mb": round(peak["RssAnon"] / 1024)}
+    report("snapshot", vars(given), {"files": files}, result)
+
+
+def publish(given: argparse.Namespace, warehouse: Path) -> None:
+    """Tables and artefacts of a published run."""
+    began, rng = time.monotonic(), np.random.default_rng(0)
+    vectors = rng.standard_normal((given.items, given.dim), dtype=np.float32)
+    ids = pa.array(np.arange(given.items))
+    items = {"item_id": ids, "title": [f"Item {n}" for n in range(given.items)], "categories": [[f"c{n % 20}"] for n in range(given.items)]}
+    items |= {"is_available": np.ones(given.items, bool), "first_seen_ts": [NOW] * given.items, "attributes": [[]] * given.items}
+    write(warehouse, "items", iter([table("items", items)]))
+    ranks = np.arange(1, 1001, dtype=np.int32)
+    popular = {"segment": [ALL_SEGMENTS] * 1000, "rank": ranks, "item_id": ids[:1000], "score": ranks[::-1].astype(np.float32)}
+    write(warehouse, "popular", iter([table("popular", popular)]))
+    for name, rows in (("user_embeddings", embeddings), ("candidates", candidates), ("topk", topk)):
+        write(warehouse, name, (table(name, rows(given, first)) for first in range(0, given.users, BLOCK)))
+    artefacts(given, warehouse, ids, vectors)
+    row: dict[str, Any] = {"run_id": RUN, "run_date": DATE, "attempt": 1, "status": "PUBLISHED", "published_at": NOW, "table_versions": []}
+    row |= {"input_versions": [("items", 1)], "model_version": "1", "code_version": __version__, "config_hash": "", "n_users": given.users}
+    row |= {"n_rows": given.users * given.k, "metrics": [("started_at", NOW.timestamp())], "mlflow_run_id": None}
+    write(warehouse, "runs", iter([table("runs", {name: [value] for name, value in (row | {"schema_version": SCHEMA_VERSION}).items()})]))
+    print(f"a run of {given.users} users in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def artefacts(given: argparse.Namespace, warehouse: Path, ids: pa.Array, vectors: np.ndarray) -> None:
+    root, n = artifact_root(str(warehouse)), given.items
+    catalogue = Catalogue(ids, vectors, np.zeros((n, 0), np.float32), np.zeros(n, np.float32), np.ones(n, bool))
+    folder = put_folder(root, "catalogues", lambda target: write_catalogue(target, catalogue))
+    point(root, RUN, "catalogue", {"folder": folder.name})
+    spec = FeatureSpec.default()
+    ranker = ranker_onnx(RankerParameters.initial(given.dim, len(spec.names), 1).arrays())
+    manifest = {"kind": "embeddings", "embedding_dim": given.dim, "features": spec.to_dict()}
+    folder = put_folder(root, "bundles", lambda target: write_bundle(target, manifest, ranker_onnx=ranker) and None)
+    point(root, RUN, "bundle", {"folder": folder.name})
+
+
+def block(given: argparse.Namespace, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(users [n], items [n, k], scores [n, k]) of a block, the same each time that it is asked for."""
+    rng = np.random.default_rng(first)
+    users = np.arange(first, min(first + BLOCK, given.users))
+    codes = (rng.integers(given.items, size=(len(users), 1)) + np.arange(given.k) * (given.items // given.k)) % given.items
+    return users, codes, -np.sort(-rng.standard_normal(codes.shape, dtype=np.float32), axis=1)
+
+
+def embeddings(given: argparse.Namespace, first: int) -> dict[str, Any]:
+    users = block(given, first)[0]
+    vectors = np.random.default_rng(first).standard_normal((len(users), given.dim), dtype=np.float32)
+    return {"user_id": users, "embedding": matrix_column(vectors), "n_events": np.full(len(users), 20, np.int32)}
+
+
+def candidates(given: argparse.Namespace, first: int) -> dict[str, Any]:
+    users, codes, scores = block(given, first)
+    pairs = pa.StructArray.from_arrays([pa.array(codes.ravel()), pa.array(scores.ravel())], names=["item_id", "score"])
+    return {"user_id": users, "items": list_column(pairs, np.arange(len(users) + 1) * given.k)}
+
+
+def topk(given: argparse.Namespace, first: int) -> dict[str, Any]:
+    users, codes, scores = block(given, first)
+    ranks = np.tile(np.arange(1, given.k + 1, dtype=np.int32), len(users))
+    rows = {"user_id": np.repeat(users, given.k), "rank": ranks, "item_id": codes.ravel(), "score": scores.ravel(), "candidate_rank": ranks}
+    n = len(ranks)
+    words = {"source": pa.repeat("model", n).dictionary_encode(), "model_version": pa.repeat("1", n).dictionary_encode()}
+    return rows | words | {"generated_at": pa.repeat(pa.scalar(NOW, pa.timestamp("us", "UTC")), n)}
+
+
+def table(name: str, columns: dict[str, Any]) -> pa.RecordBatch:
+    where = slice_of(Path(), name)
+    arrays = [columns[field.name] for field in where.file_schema]
+    made = []
+    for one, kept, plain in zip(arrays, where.file_schema.types, where.schema.types, strict=True):
+        made.append((one if isinstance(one, pa.Array) else pa.array(one, plain)).cast(kept))
+    return pa.RecordBatch.from_arrays(made, schema=where.file_schema)
+
+
+def slice_of(warehouse: Path, name: str) -> Slice:
+    spec, values = TABLES[name], {"run_id": RUN, "run_date": DATE}
+    return Slice(str(warehouse / name), spec, IDS, {column: values[column] for column in spec.partition_by}, 64 * 2**20)
+
+
+def write(warehouse: Path, name: str, batches: Iterator[pa.RecordBatch]) -> None:
+    where = slice_of(warehouse, name)
+    DeltaTable.create(where.root, schema=where.spec.arrow_schema(IDS), partition_by=list(where.spec.partition_by) or None)
+    commit(where, list(where.write(batches, 0)), {"by": "benchmark"})
+
+
+if __name__ == "__main__":
+    main()
