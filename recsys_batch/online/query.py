@@ -40,22 +40,33 @@ class Query:
     segment: str | None = None
 
 
-def features_context(query: Query, candidates: np.ndarray, norms: np.ndarray, session: np.ndarray) -> Context | None:
-    """For features.pair_features; None where nothing is known, which is the batch's neutral context.
+def features_context(queries: Sequence[Query], candidates: np.ndarray, norms: np.ndarray, sessions: Sequence[np.ndarray]) -> Context | None:
+    """For features.pair_features; None where nothing is known of any, which is the batch's neutral context.
 
     Args:
-        candidates: float32 [1, C, d]; norms: float32 [1, C], their lengths.
-        session: float32 [S, d], embeddings of the session's items that are known, newest last.
+        candidates: float32 [B, C, d]; norms: float32 [B, C], their lengths.
+        sessions: per query float32 [S, d], embeddings of the session's items that are known.
     """
-    if query.when is None and query.device is None and len(session) == 0 and not query.attributes:
+    longest = max(len(session) for session in sessions)
+    if not longest and all(query.when is None and query.device is None and not query.attributes for query in queries):
         return None
-    hour, weekday = math.nan, math.nan
-    if query.when is not None:
-        hour, weekday = query.when.hour + query.when.minute / 60 + query.when.second / 3600, float(query.when.weekday())
+    similarity = None
+    if longest:
+        padded = np.zeros((len(queries), longest, candidates.shape[2]), np.float32)
+        for row, session in enumerate(sessions):
+            padded[row, : len(session)] = session
+        similarity = session_similarity(candidates, padded, norms)
+    times = [_hour_and_weekday(query.when) for query in queries]
     return Context(
-        hour=np.array([hour]),
-        weekday=np.array([weekday]),
-        device=[query.device],
-        session_similarity=session_similarity(candidates, session[None, -SESSION_ITEMS:], norms) if len(session) else None,
-        attributes=[query.attributes],
+        hour=np.array([hour for hour, _ in times]),
+        weekday=np.array([weekday for _, weekday in times]),
+        device=[query.device for query in queries],
+        session_similarity=similarity,
+        attributes=[query.attributes for query in queries],
     )
+
+
+def _hour_and_weekday(when: dt.datetime | None) -> tuple[float, float]:
+    if when is None:
+        return math.nan, math.nan
+    return when.hour + when.minute / 60 + when.second / 3600, float(when.weekday())

@@ -15,7 +15,7 @@ import numpy as np
 from recsys_batch.features import pair_features
 from recsys_batch.online.contributions import contributions
 from recsys_batch.online.latency import Latency
-from recsys_batch.online.query import Query, features_context
+from recsys_batch.online.query import SESSION_ITEMS, Query, features_context
 from recsys_batch.online.records import UserLists
 from recsys_batch.online.snapshot import Snapshot
 from recsys_batch.online.strangers import from_session
@@ -58,94 +58,150 @@ class Ranked:
 
 
 def rank(snapshot: Snapshot, query: Query, lists: UserLists | None, latency: Latency, *, store_failed: bool = False) -> Ranked:
-    """Answer a query.
+    """Answer a query: ``rank_many`` of one."""
+    return rank_many(snapshot, [Asked(query, lists, store_failed)], latency)[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A query with the user's lists: None where the snapshot has none (or, with ``store_failed``, where nobody knows)."""
+
+    query: Query
+    lists: UserLists | None
+    store_failed: bool = False
+
+
+def rank_many(snapshot: Snapshot, asked: Sequence[Asked], latency: Latency) -> list[Ranked]:
+    """Answer queries that wait at the same time. What numpy and the model cost per call is shared; nobody's answer depends on the others,
+    but for rounding.
 
     Args:
-        lists: the user's, None where the snapshot has none (or, with ``store_failed``, where nobody knows).
-        latency: what the ranker took lately; the ranker is skipped where less than its p99 is left of the deadline.
+        latency: what the ranker took lately; it is skipped where less than its p99 is left of a deadline.
     """
-    session = snapshot.items.codes(query.session_item_ids) if query.session_item_ids else _NOBODY
-    excluded = snapshot.items.codes(query.exclude_item_ids) if query.exclude_item_ids else _NOBODY
-    gone = np.concatenate([session, excluded]) if len(session) or len(excluded) else _NOBODY
-    if store_failed:
-        return _popular(snapshot, query, None, gone, STORE_UNAVAILABLE)
-    stranger = lists is None or lists.embedding is None
-    if stranger and len(session):
-        found = from_session(snapshot, session, gone)
-        if len(found.codes):
-            return _ranked(snapshot, query, found, session, gone, latency, UNKNOWN_USER if lists is None else NO_EMBEDDING)
-    if lists is None:
-        return _popular(snapshot, query, None, gone, UNKNOWN_USER)
-    if lists.embedding is None:
-        return _batch_order(snapshot, query, lists, gone, NO_EMBEDDING, {}, source="popular")
-    return _ranked(snapshot, query, lists, session, gone, latency, None)
+    found: list[Ranked | None] = []
+    waiting: dict[int, list[tuple[int, Pair]]] = {}
+    for place, one in enumerate(asked):
+        pair = _paired(snapshot, one, latency)
+        found.append(pair if isinstance(pair, Ranked) else None)
+        if isinstance(pair, Pair):
+            waiting.setdefault(len(pair.lists.codes), []).append((place, pair))
+    for same in waiting.values():
+        for at in range(0, len(same), TOGETHER):
+            block = same[at : at + TOGETHER]
+            for (place, _), ranked in zip(block, _ranked(snapshot, [pair for _, pair in block], latency), strict=True):
+                found[place] = ranked
+    return [one for one in found if one is not None]
+
+
+TOGETHER = 16
+"""Most queries of one run of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A query and the lists to rank for it.
+
+    Attributes:
+        session, gone: int64, codes of the session's items, and of what must not come back.
+        own: whether the lists are the user's, and not made from the session.
+    """
+
+    query: Query
+    lists: UserLists
+    session: np.ndarray
+    gone: np.ndarray
+    own: bool
 
 
 _NOBODY = np.zeros(0, dtype=np.int64)
 
 
-def _ranked(
-    snapshot: Snapshot, query: Query, lists: UserLists, session: np.ndarray, gone: np.ndarray, latency: Latency, stranger: str | None
-) -> Ranked:
-    """The first rung; ``stranger`` says why the lists are not the user's own."""
-    reason: str | None = None
-    stages: dict[str, float] = {}
+def _paired(snapshot: Snapshot, asked: Asked, latency: Latency) -> Pair | Ranked:
+    """What the ranker is to rank, or the answer where there is nothing for it to rank."""
+    query, lists = asked.query, asked.lists
+    session = snapshot.items.codes(query.session_item_ids) if query.session_item_ids else _NOBODY
+    excluded = snapshot.items.codes(query.exclude_item_ids) if query.exclude_item_ids else _NOBODY
+    gone = np.concatenate([session, excluded]) if len(session) or len(excluded) else _NOBODY
+    if asked.store_failed:
+        return _popular(snapshot, query, gone, STORE_UNAVAILABLE)
+    own = lists is not None and lists.embedding is not None
+    if not own and len(session):
+        made = from_session(snapshot, session, gone)
+        if len(made.codes):
+            lists = made
+    if lists is None:
+        return _popular(snapshot, query, gone, UNKNOWN_USER)
+    if lists.embedding is None:
+        return _batch_order(snapshot, query, lists, gone, NO_EMBEDDING, source="popular")
+    pair = Pair(query, lists, session, gone, own)
     if snapshot.ranker is None:
-        reason = NO_RANKER
-    elif query.deadline is not None and query.deadline - time.perf_counter() < latency.p99():
-        reason = DEADLINE
-    else:
-        started = time.perf_counter()
-        try:
-            return _by_ranker(snapshot, query, lists, session, gone, stages)
-        except Exception:  # whatever a model that somebody brought raises, the lists are there
-            reason = RANKER_FAILED
-        finally:
-            latency.add(time.perf_counter() - started)
-    if stranger is not None:
-        return _popular(snapshot, query, None, gone, reason)
-    return _batch_order(snapshot, query, lists, gone, reason, stages)
+        return _without_ranker(snapshot, pair, NO_RANKER)
+    if query.deadline is not None and query.deadline - time.perf_counter() < latency.p99():
+        return _without_ranker(snapshot, pair, DEADLINE)
+    return pair
+
+
+def _ranked(snapshot: Snapshot, pairs: list[Pair], latency: Latency) -> list[Ranked]:
+    """By the ranker; where it fails for several, each alone, so that one's fault is its own."""
+    started = time.perf_counter()
+    try:
+        return _by_ranker(snapshot, pairs)
+    except Exception:  # whatever a model that somebody brought raises, the lists are there
+        if len(pairs) > 1:
+            return [one for pair in pairs for one in _ranked(snapshot, [pair], latency)]
+        return [_without_ranker(snapshot, pairs[0], RANKER_FAILED)]
+    finally:
+        latency.add(time.perf_counter() - started)
+
+
+def _without_ranker(snapshot: Snapshot, pair: Pair, reason: str) -> Ranked:
+    if pair.own:
+        return _batch_order(snapshot, pair.query, pair.lists, pair.gone, reason)
+    return _popular(snapshot, pair.query, pair.gone, reason)
 
 
 class _NotFinite(Exception):
     """The ranker gave a score that is not a number."""
 
 
-def _by_ranker(
-    snapshot: Snapshot, query: Query, lists: UserLists, session: np.ndarray, gone: np.ndarray, stages: dict[str, float]
-) -> Ranked:
-    assert snapshot.ranker is not None and lists.embedding is not None
+def _by_ranker(snapshot: Snapshot, pairs: list[Pair]) -> list[Ranked]:
+    """Lists of one length C; the stages' times are those of all together."""
+    assert snapshot.ranker is not None
     began = time.perf_counter()
-    codes = lists.codes.astype(np.int64)
     catalogue, spec = snapshot.items.catalogue, snapshot.manifest.features
-    vectors = catalogue.embeddings.take(codes, axis=0)[None]
+    users = np.stack([pair.lists.embedding for pair in pairs if pair.lists.embedding is not None])
+    codes = np.stack([pair.lists.codes for pair in pairs]).astype(np.int64)
+    vectors = catalogue.embeddings.take(codes.ravel(), axis=0).reshape(*codes.shape, -1)
+    sessions = [catalogue.embeddings[pair.session[-SESSION_ITEMS:]] for pair in pairs]
     features = pair_features(
         spec,
-        retrieval_score=lists.retrieval[None],
-        log_popularity=catalogue.log_popularity[codes][None],
-        n_events=np.array([lists.n_events]),
-        context=features_context(query, vectors, snapshot.items.norms[codes][None], catalogue.embeddings[session]),
+        retrieval_score=np.stack([pair.lists.retrieval for pair in pairs]),
+        log_popularity=catalogue.log_popularity.take(codes),
+        n_events=np.array([pair.lists.n_events for pair in pairs]),
+        context=features_context([pair.query for pair in pairs], vectors, snapshot.items.norms.take(codes), sessions),
     )
-    user = lists.embedding[None]
     prepared = time.perf_counter()
-    scores = snapshot.ranker.score(user, vectors, features)
+    scores = snapshot.ranker.score(users, vectors, features)
     if not np.isfinite(scores).all():
         raise _NotFinite
     scored = time.perf_counter()
-    stages["features"], stages["model"] = prepared - began, scored - prepared
-    masked = _masked(snapshot, query, codes, scores[0], gone)
-    places, values = best(masked, codes, query.k, snapshot)
-    explained = contributions(snapshot.ranker, spec, user, vectors[:, places], features[:, places]) if query.explain else None
-    stages["select"] = time.perf_counter() - scored
-    ranks = _batch_ranks(lists, places)
-    published = np.append(lists.top_scores, np.float32(np.nan))[ranks - 1]
-    return Ranked(codes[places], values, places + 1, ranks, "ranker", None, explained, stages, published)
-
-
-def _masked(snapshot: Snapshot, query: Query, codes: np.ndarray, scores: np.ndarray, gone: np.ndarray) -> np.ndarray:
-    """float32 [C], -inf for what the request rules out."""
-    keep = _kept(snapshot, query.categories, codes, gone)
-    return scores if keep is None else np.where(keep, scores, np.float32(-np.inf))
+    for row, pair in enumerate(pairs):
+        keep = _kept(snapshot, pair.query.categories, codes[row], pair.gone)
+        if keep is not None:
+            scores[row] = np.where(keep, scores[row], np.float32(-np.inf))
+    picked = best(scores, codes, max(pair.query.k for pair in pairs), snapshot)
+    found = []
+    for row, (pair, (all_places, all_values)) in enumerate(zip(pairs, picked, strict=True)):
+        places, values = all_places[: pair.query.k], all_values[: pair.query.k]
+        ranks = _batch_ranks(pair.lists, places)
+        published = np.append(pair.lists.top_scores, np.float32(np.nan))[ranks - 1]
+        explained = None
+        if pair.query.explain:
+            mine = slice(row, row + 1)
+            explained = contributions(snapshot.ranker, spec, users[mine], vectors[mine][:, places], features[mine][:, places])
+        stages = {"features": prepared - began, "model": scored - prepared, "select": time.perf_counter() - scored}
+        found.append(Ranked(codes[row][places], values, places + 1, ranks, "ranker", None, explained, stages, published))
+    return found
 
 
 def _kept(snapshot: Snapshot, categories: Sequence[str], codes: np.ndarray, gone: np.ndarray) -> np.ndarray | None:
@@ -166,17 +222,23 @@ def outside(codes: np.ndarray, gone: np.ndarray) -> np.ndarray:
     return np.asarray(~(codes[:, None] == gone).any(axis=1))
 
 
-def best(scores: np.ndarray, codes: np.ndarray, k: int, snapshot: Snapshot) -> tuple[np.ndarray, np.ndarray]:
-    """(places int64 [k'], scores float32 [k']) of the k best that the rules allow; -inf is out, ties go to the smaller code."""
+def best(scores: np.ndarray, codes: np.ndarray, k: int, snapshot: Snapshot) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(places int64 [k'], scores float32 [k']) per row, of the k best that the rules allow; -inf is out, ties go to the smaller code.
+
+    Every rule takes from the top, so a shorter list is the beginning of a longer one.
+
+    Args:
+        scores: float32 [B, C]. codes: int64 [B, C].
+    """
     rules = snapshot.items.catalogue.business
     if rules.active:
-        picked = pick(scores[None], codes[None], k, rules)
-        there = np.isfinite(picked.values[0])
-        return picked.columns[0][there], picked.values[0][there]
-    order = np.lexsort((codes, -scores))[:k]
-    values = scores[order]
-    there = values > -np.inf
-    return order[there], values[there]
+        picked = pick(scores, codes, k, rules)
+        columns, values = picked.columns, picked.values
+    else:
+        columns = np.lexsort((codes, -scores))[:, :k]
+        values = np.take_along_axis(scores, columns, axis=1)
+    there = np.isfinite(values)
+    return [(columns[row][mine], values[row][mine]) for row, mine in enumerate(there)]
 
 
 def _batch_ranks(lists: UserLists, places: np.ndarray) -> np.ndarray:
@@ -185,15 +247,7 @@ def _batch_ranks(lists: UserLists, places: np.ndarray) -> np.ndarray:
     return np.asarray(ranks[places])
 
 
-def _batch_order(
-    snapshot: Snapshot,
-    query: Query,
-    lists: UserLists,
-    gone: np.ndarray,
-    reason: str | None,
-    stages: dict[str, float],
-    source: str = "batch",
-) -> Ranked:
+def _batch_order(snapshot: Snapshot, query: Query, lists: UserLists, gone: np.ndarray, reason: str, source: str = "batch") -> Ranked:
     """The published list itself, without what the request rules out."""
     began = time.perf_counter()
     places = lists.top_places.astype(np.int64)
@@ -203,15 +257,17 @@ def _batch_order(
     if keep is not None:
         places, codes, scores, ranks = places[keep], codes[keep], scores[keep], ranks[keep]
     k = query.k
-    stages["select"] = time.perf_counter() - began
+    stages = {"select": time.perf_counter() - began}
     return Ranked(codes[:k], scores[:k], places[:k] + 1, ranks[:k], source, reason, None, stages, scores[:k])
 
 
-def _popular(snapshot: Snapshot, query: Query, segment: str | None, gone: np.ndarray, reason: str | None) -> Ranked:
+def _popular(snapshot: Snapshot, query: Query, gone: np.ndarray, reason: str) -> Ranked:
     began = time.perf_counter()
-    codes, scores = snapshot.popular.of(query.segment or segment)
-    codes = codes.astype(np.int64)
-    masked = _masked(snapshot, query, codes, scores, gone)
-    places, values = best(masked, codes, query.k, snapshot)
+    listed, scores = snapshot.popular.of(query.segment)
+    codes = listed.astype(np.int64)
+    keep = _kept(snapshot, query.categories, codes, gone)
+    if keep is not None:
+        scores = np.where(keep, scores, np.float32(-np.inf))
+    ((places, values),) = best(scores[None], codes[None], query.k, snapshot)
     nowhere = np.zeros(len(places), dtype=np.int64)
     return Ranked(codes[places], values, nowhere, nowhere, "popular", reason, None, {"select": time.perf_counter() - began})

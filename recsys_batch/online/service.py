@@ -14,11 +14,12 @@ from recsys_batch.online.ages import Ages
 from recsys_batch.online.feedback import FeedbackEvent
 from recsys_batch.online.live import Live, Loaded
 from recsys_batch.online.query import Query
-from recsys_batch.online.ranking import STALE, Ranked, rank
+from recsys_batch.online.ranking import STALE, Asked, Ranked, rank
 from recsys_batch.online.records import UserLists, decode
 from recsys_batch.online.requests import Answer, answer
 from recsys_batch.online.shown import Shown
 from recsys_batch.online.stores import StoreUnavailable
+from recsys_batch.online.together import Together
 
 
 class NotReady(Exception):
@@ -38,6 +39,7 @@ class Service:
         self.ages = ages
         self._admission = admission
         self._n_ranked = 0
+        self._together = Together()
         self._beside: set[asyncio.Task[None]] = set()
 
     async def rank(self, query: Query, request_id: str | None, arrived: float) -> Answer:
@@ -55,14 +57,14 @@ class Service:
         try:
             lists, failed = await self._lists(loaded, key)
             looked_up = time.perf_counter()
-            ranked = rank(loaded.snapshot, query, lists, loaded.latency, store_failed=failed)
+            ranked = await self._together.rank(loaded, Asked(query, lists, failed))
             if ranked.degraded is None and self.ages.of(loaded.snapshot.manifest.facts.generated_at) != "fresh":
                 ranked.degraded = STALE
             timings = {"wait": began - arrived, "lookup": looked_up - began, **ranked.stages, "total": time.perf_counter() - arrived}
             told = answer(ranked, query, loaded.snapshot, request_id or secrets.token_hex(16), timings)
         finally:
             loaded.give()
-        self.shown.record(query, ranked, told, loaded.snapshot.manifest.facts.ids)
+        self.shown.record(query, ranked, told)
         self._count(loaded, ranked, timings)
         self.live.recent.append(query)
         self._shadow(query, key, ranked, loaded)
@@ -74,10 +76,9 @@ class Service:
         Raises:
             NotReady: no snapshot, so nobody knows what kind of ids there are.
         """
-        current = self.live.current
-        if current is None:
+        if self.live.current is None:
             raise NotReady("no snapshot is in use yet")
-        return self.shown.came_back(events, current.snapshot.manifest.facts.ids)
+        return self.shown.came_back(events)
 
     async def published(self, user_id: int | str, k: int) -> Answer:
         """The user's published list itself.

@@ -1,4 +1,4 @@
-"""The server's logs of what was shown and of what came back, for one worker: opened for the id types of the snapshot in use."""
+"""The server's log of what was shown and of what came back, for one worker: opened for the id types of the snapshot in use."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from recsys_batch.online.exposures import Exposure, ExposureLog
-from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog
+from recsys_batch.online.exposures import Exposure
+from recsys_batch.online.feedback import FeedbackEvent
+from recsys_batch.online.log_process import LogProcess
 from recsys_batch.online.query import Query
 from recsys_batch.online.ranking import Ranked
 from recsys_batch.online.requests import Answer
@@ -20,27 +21,31 @@ class Shown:
 
     Args:
         folder: of the files; None to keep no log.
+        stats: a file of the server's, for what the log counts.
     """
 
-    def __init__(self, folder: Path | None, *, max_mb: float) -> None:
-        self._folder, self._max_mb = folder, max_mb
+    def __init__(self, folder: Path | None, stats: Path, *, max_mb: float) -> None:
+        self._folder, self._stats, self._max_mb = folder, stats, max_mb
         self._ids: IdTypes | None = None
-        self._exposures: ExposureLog | None = None
-        self._feedback: FeedbackLog | None = None
+        self._log: LogProcess | None = None
 
     @property
     def on(self) -> bool:
         return self._folder is not None
 
-    def record(self, query: Query, ranked: Ranked, told: Answer, ids: IdTypes) -> None:
-        """An answer that was given; ``ids`` are its snapshot's."""
-        if self._folder is None:
+    def open(self, ids: IdTypes) -> None:
+        """For a snapshot of these ids; another one with other id types is another warehouse's, and gets files of its own."""
+        if self._folder is None or ids == self._ids:
             return
-        if ids != self._ids:
-            self._open(ids)
-        assert self._exposures is not None
+        self.close()
+        self._ids, self._log = ids, LogProcess(self._folder, self._stats, ids, self._max_mb)
+
+    def record(self, query: Query, ranked: Ranked, told: Answer) -> None:
+        """An answer that was given."""
+        if self._log is None:
+            return
         items = told.items
-        self._exposures.record(
+        self._log.shown(
             Exposure(
                 request_id=told.request_id,
                 shown_at=dt.datetime.now(dt.UTC),
@@ -60,31 +65,19 @@ class Shown:
             )
         )
 
-    def came_back(self, events: list[FeedbackEvent], ids: IdTypes) -> int:
+    def came_back(self, events: list[FeedbackEvent]) -> int:
         """Events of users; how many were taken, the others were dropped because too many wait."""
-        if ids != self._ids:
-            self._open(ids)
-        assert self._feedback is not None
-        return sum(self._feedback.record(event) for event in events)
+        return sum(self._log.came_back(event) for event in events) if self._log is not None else 0
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Of each log, as ``LogStats``; since it was opened."""
-        logs = {"exposures": self._exposures, "feedback": self._feedback}
-        return {name: dict(vars(log.stats())) for name, log in logs.items() if log is not None}
+        """As ``LogProcess.counts``."""
+        return self._log.counts() if self._log is not None else {}
 
-    def close(self, seconds: float = 5.0) -> None:
+    def close(self) -> None:
         """Write what waits."""
-        for log in (self._exposures, self._feedback):
-            if log is not None:
-                log.close(seconds)
-
-    def _open(self, ids: IdTypes) -> None:
-        """For the first snapshot; another one with other id types is another warehouse's, and gets files of its own."""
-        self.close()
-        assert self._folder is not None
-        self._ids = ids
-        self._exposures = ExposureLog(self._folder, user_type=ids.user, item_type=ids.item, max_mb=self._max_mb)
-        self._feedback = FeedbackLog(self._folder, user_type=ids.user, item_type=ids.item, max_mb=self._max_mb)
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
 
 def _known(scores: np.ndarray) -> list[float | None]:

@@ -38,7 +38,8 @@ class Worker(App):
         self._given = given
         self._live = Live(Path(given.snapshots), functools.partial(remote_store, given))
         admission = Admission(given.max_waiting)
-        self._shown = Shown(Path(given.exposures) if given.exposures else None, max_mb=given.exposures_max_mb)
+        folder, stats = Path(given.exposures) if given.exposures else None, Path(given.state) / f"log-{os.getpid()}.json"
+        self._shown = Shown(folder, stats, max_mb=given.exposures_max_mb)
         service = Service(self._live, Ages(given.max_age_hours, given.max_age_hard_hours), admission, self._shown)
         handlers = Handlers(service, Bounds(given.max_k, given.max_ids), Path(given.snapshots), Path(given.state))
         batching = Batching(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
@@ -77,6 +78,8 @@ class Worker(App):
         if await self._live.refresh():
             report(Path(self._given.state), self._live)
             metrics.REFUSED.inc(len(self._live.refused))
+            if self._live.current is not None:
+                self._shown.open(self._live.current.snapshot.manifest.facts.ids)
             if before is not None and self._live.current is not before:
                 metrics.SWAPS.inc()
         if self._live.current is not None:
