@@ -32,7 +32,6 @@ class App:
         self._admission = admission
         self._max_body_bytes = max_body_bytes
         self._tokens = {"admin": admin_token, "client": client_token}
-        self._counters: dict[tuple[str, int], Any] = {}
 
     def __rsgi__(self, scope: Any, proto: Any) -> Awaitable[None]:
         """Called when a request arrives; what it returns runs when its turn comes."""
@@ -56,10 +55,7 @@ class App:
 
     async def _send(self, proto: Any, route: str, response: Response) -> None:
         proto.response_bytes(response.status, list(response.headers), response.body)
-        counter = self._counters.get((route, response.status))
-        if counter is None:
-            counter = self._counters[route, response.status] = metrics.REQUESTS.labels(route, response.status)
-        counter.inc()
+        metrics.tally.add("requests", route, str(response.status))
 
     async def _answered(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> Response:
         try:

@@ -110,6 +110,7 @@ class Handlers:
         return Response(200, encode({"status": "ready", "snapshot_id": facts.snapshot_id, "age": age}))
 
     async def metrics(self, request: Request) -> Response:
+        metrics.tally.flush()  # this worker's; the others' come within online.poll_ms
         text, kind = metrics.page()
         return Response(200, text, (("content-type", kind),))
 

@@ -33,11 +33,38 @@ WAITING = Gauge("recsys_waiting", "requests that wait or are worked on", multipr
 AGE = Gauge("recsys_snapshot_age_seconds", "time since the night of the snapshot in use began", multiprocess_mode="livemax")
 
 stages = {name: _STAGE.labels(name) for name in STAGES}
-sources = {name: _ANSWERS.labels(name) for name in SOURCES}
-reasons = {name: _DEGRADED.labels(name) for name in REASONS}
-parts = {name: BY_SNAPSHOT.labels(name) for name in ("current", "canary")}
-shadow = {name: SHADOW.labels(name) for name in ("scored", "dropped", "failed")}
 """Looked up once: labels() takes as long as the counting."""
+for _counter, _names in (
+    (_ANSWERS, SOURCES),
+    (_DEGRADED, REASONS),
+    (BY_SNAPSHOT, ("current", "canary")),
+    (SHADOW, ("scored", "dropped", "failed")),
+):
+    for _name in _names:
+        _counter.labels(_name)  # so that they are on the page from the start, at 0
+
+
+class Tally:
+    """Counts of one worker that are added to the shared counters now and then: an addition there asks the system for the process id and
+    writes to a mapped file, 2 us that a request would pay several times.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[tuple[str, ...], int] = {}
+
+    def add(self, *key: str) -> None:
+        """One more of (counter, label, ...)."""
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def flush(self) -> None:
+        """Into the counters that /metrics shows."""
+        counts, self._counts = self._counts, {}
+        for (name, *labels), n in counts.items():
+            _COUNTERS[name].labels(*labels).inc(n)
+
+
+tally = Tally()
+_COUNTERS = {"answers": _ANSWERS, "degraded": _DEGRADED, "requests": REQUESTS, "by_snapshot": BY_SNAPSHOT, "shadow": SHADOW}
 
 
 _logged: dict[tuple[str, str], int] = {}

@@ -135,10 +135,10 @@ class Service:
             for name, seconds in timings.items():
                 if name != "total":
                     metrics.stages[name].observe(seconds)
-        metrics.sources[ranked.source].inc()
+        metrics.tally.add("answers", ranked.source)
         if ranked.degraded is not None:
-            metrics.reasons[ranked.degraded].inc()
-        metrics.parts["canary" if loaded is self.live.canary else "current"].inc()
+            metrics.tally.add("degraded", ranked.degraded)
+        metrics.tally.add("by_snapshot", "canary" if loaded is self.live.canary else "current")
 
     def _shadow(self, query: Query, key: bytes | None, shown: Ranked, loaded: Loaded) -> None:
         """Score with the shadow as well once the answer is out; under load that is the first to go."""
@@ -146,7 +146,7 @@ class Service:
         if shadow is None or random.random() >= self.live.routes.share:
             return
         if not self._admission.idle or len(self._beside) > 4:
-            metrics.shadow["dropped"].inc()
+            metrics.tally.add("shadow", "dropped")
             return
         items = {loaded.snapshot.items.item_id(int(code)) for code in shown.codes}
         task = asyncio.get_running_loop().create_task(self._score_beside(shadow.take(), query, items))
@@ -159,9 +159,9 @@ class Service:
             lists, failed = await self._lists(shadow, shadow.snapshot.key(query.user_id))
             ranked = rank(shadow.snapshot, replace(query, deadline=None), lists, shadow.latency, store_failed=failed)
             other = {shadow.snapshot.items.item_id(int(code)) for code in ranked.codes}
-            metrics.shadow["scored"].inc()
+            metrics.tally.add("shadow", "scored")
             metrics.SHADOW_OVERLAP.observe(len(shown & other) / max(len(shown | other), 1))
         except Exception:
-            metrics.shadow["failed"].inc()
+            metrics.tally.add("shadow", "failed")
         finally:
             shadow.give()

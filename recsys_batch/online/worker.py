@@ -84,6 +84,7 @@ class Worker(App):
                 metrics.SWAPS.inc()
         if self._live.current is not None:
             metrics.AGE.set(_age(self._live))
+        metrics.tally.flush()
         metrics.count_logs(self._shown.counts())
         metrics.WAITING.set(self._admission.waiting)
 

@@ -144,8 +144,9 @@ def test_no_path_makes_the_server_fail(one: Any, method: str, path: str, body: b
         assert status < 500
 
 
-def test_metrics_count_over_all_workers_in_fine_buckets(one: Any) -> None:
+def test_metrics_count_over_all_workers_in_fine_buckets(one: Any, wait_for: Any) -> None:
     one.rank(5)
+    wait_for(lambda: b'recsys_http_requests_total{route="/v1/rank",status="200"}' in one.call("GET", "/metrics")[1])
     _, text, headers = one.call("GET", "/metrics")
     page = text.decode()
     assert headers["content-type"].startswith("text/plain")
