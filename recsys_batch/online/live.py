@@ -11,6 +11,7 @@ import asyncio
 import datetime as dt
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ from recsys_batch.online.stores import StoreUnavailable
 logger = logging.getLogger("recsys_batch.online")
 
 WARM_REQUESTS = 64
+_BREATH = 0.002
+"""Seconds between requests that warm a snapshot: they share the interpreter's lock with those that are answered."""
 
 
 _CLOSING: set[asyncio.Task[None]] = set()
@@ -175,6 +178,7 @@ def warm(loaded: Loaded, recent: list[Query]) -> None:
     for number in range(max(WARM_REQUESTS, len(queries))):
         query = queries[number % len(queries)]
         record = records[number % len(records)] if records else None
+        time.sleep(_BREATH)
         ranked = rank(snapshot, query, decode(record) if record else None, Latency())
         encode(answer(ranked, query, snapshot, "warm", ranked.stages))
         rank(snapshot, query, None, Latency())

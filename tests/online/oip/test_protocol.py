@@ -49,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, ranker: bytes, servers: Any
     set_current(folder / "snapshots", "first")
     started = servers(folder)
     port = free_port()
-    found = started(folder / "snapshots", "--grpc-port", str(port))
+    found = started(folder / "snapshots", "--grpc-port", str(port), "--set", "online.max_waiting=100")
     found.grpc_url, found.url = f"127.0.0.1:{port}", f"127.0.0.1:{found.port}"
     wait = tritonclient.grpc.InferenceServerClient(found.grpc_url)
     for _ in range(200):
