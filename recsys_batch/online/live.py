@@ -30,6 +30,7 @@ from recsys_batch.online.requests import answer, encode
 from recsys_batch.online.routes import Routes
 from recsys_batch.online.snapshot import Snapshot, open_snapshot
 from recsys_batch.online.stores import StoreUnavailable
+from recsys_batch.online.verifying import verify_apart
 
 logger = logging.getLogger("recsys_batch.online")
 
@@ -153,7 +154,10 @@ class Live:
         return new
 
     def _load(self, name: str) -> Loaded:
-        snapshot = open_snapshot(self.folder / folders.check_name(name))
+        folder = self.folder / folders.check_name(name)
+        if self.current is not None:  # somebody is being answered
+            verify_apart(folder)
+        snapshot = open_snapshot(folder)
         loaded = Loaded(snapshot, self._open_remote(name) if snapshot.store is None else None)
         warm(loaded, list(self.recent))
         return loaded

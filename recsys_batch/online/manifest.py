@@ -126,13 +126,8 @@ def verify(folder: Path, manifest: Manifest) -> None:
     Raises:
         SnapshotRefused: a file is missing, cut short or altered.
     """
-    state = _state(folder, manifest)
-    mark = folder / _VERIFIED
-    try:
-        if json.loads(mark.read_text(encoding="utf-8")) == state:
-            return
-    except (OSError, ValueError):
-        pass
+    if is_verified(folder, manifest):
+        return
     for name, expected in manifest.files.items():
         found = sha256_file(folder / name)
         if found != expected["sha256"]:
@@ -140,6 +135,19 @@ def verify(folder: Path, manifest: Manifest) -> None:
                 f"{folder / name} has checksum {found[:12]}..., the manifest says {expected['sha256'][:12]}...: it is damaged"
             )
     mark_verified(folder, manifest)
+
+
+def is_verified(folder: Path, manifest: Manifest) -> bool:
+    """Whether a process of this node has verified the files as they are now.
+
+    Raises:
+        SnapshotRefused: a file is missing, or of another size.
+    """
+    state = _state(folder, manifest)
+    try:
+        return bool(json.loads((folder / _VERIFIED).read_text(encoding="utf-8")) == state)
+    except (OSError, ValueError):
+        return False
 
 
 def mark_verified(folder: Path, manifest: Manifest) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from recsys_batch.errors import InputMissing, RecsysBatchError
 from recsys_batch.online import folders
-from recsys_batch.online.manifest import read_manifest, verify
 from recsys_batch.online.routes import Routes, write_routes
+from recsys_batch.online.verifying import verify_apart
 from recsys_batch.online.workers import reports
 
 PREVIOUS = "PREVIOUS"
@@ -32,7 +32,7 @@ async def activate(folder: Path, state: Path, snapshot_id: str, seconds: float) 
     if snapshot_id not in folders.snapshots(folder):
         known = ", ".join(folders.snapshots(folder)) or "none"
         raise InputMissing(f"there is no snapshot {snapshot_id}; there are: {known}")
-    await asyncio.to_thread(_verified, folder / snapshot_id)
+    await asyncio.to_thread(verify_apart, folder / snapshot_id)
     before = folders.current(folder)
     folders.set_current(folder, snapshot_id)
     taken, why = await _all_on(state, snapshot_id, seconds)
@@ -69,7 +69,7 @@ async def set_routes(folder: Path, state: Path, routes: Routes, seconds: float) 
     for name in routes.names:
         if name not in folders.snapshots(folder):
             raise InputMissing(f"there is no snapshot {name}; there are: {', '.join(folders.snapshots(folder)) or 'none'}")
-        await asyncio.to_thread(_verified, folder / name)
+        await asyncio.to_thread(verify_apart, folder / name)
     write_routes(folder, routes)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -83,10 +83,6 @@ async def set_routes(folder: Path, state: Path, routes: Routes, seconds: float) 
         await asyncio.sleep(_POLL)
     write_routes(folder, Routes())
     raise NotTaken(f"not every worker took the routes within {seconds:g} s")
-
-
-def _verified(folder: Path) -> None:
-    verify(folder, read_manifest(folder))
 
 
 async def _all_on(state: Path, snapshot_id: str, seconds: float) -> tuple[bool, str]:
