@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo fault-test airflow-test protocol package cluster-test profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot clean distclean
+.PHONY: help setup data test lint format demo fault-test airflow-test audit-deps protocol package cluster-test profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -57,6 +57,9 @@ fault-test: setup ## SIGKILL for NIGHTS=30 nights at times of their own; the sam
 airflow-test: setup ## the DAG in a real Airflow, in a virtual environment of its own (.airflow)
 	$(BIN)/python tools/airflow_test.py
 
+audit-deps: setup ## installed packages against known vulnerabilities (pip-audit, in an environment of its own)
+	$(BIN)/python tools/audit_deps.py
+
 protocol: .venv/.ready ## the messages of the Open Inference Protocol, generated from their .proto
 	cd recsys_batch/online/oip && $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=. grpc_predict_v2.proto
 
@@ -100,6 +103,6 @@ clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke data/profile .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
 distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
-	rm -rf .venv .airflow .jars .java data/ml-100k *.egg-info build dist
+	rm -rf .venv .airflow .audit .jars .java data/ml-100k *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rmdir data 2>/dev/null || true

@@ -15,30 +15,40 @@ from recsys_batch.errors import Busy
 
 
 @contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock of that file for the ``with`` block, or fail at once.
+def held(path: Path, what: str, doing: str = "is being computed", wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock of that file for the ``with`` block, or fail; at once, unless ``wait_seconds`` are given.
 
     By flock, which the system releases when the process ends in whatever way; the file stays, and says who held it last. On a shared
     file system it holds between machines as far as that passes flock on, as NFS 4 and most cluster file systems do.
 
     Args:
-        what: "a night of 2026-11-24", for the message.
+        what, doing: "a night of 2026-11-24", "is being computed", for the message.
 
     Raises:
         Busy: somebody else holds it; says who.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _taken(file.fileno(), wait_seconds):
             file.seek(0)
-            raise Busy(f"{what} is being computed already{_by(file.read())}: wait for it, or end that process first") from None
+            raise Busy(f"{what} {doing} already{_by(file.read())}: wait for it, or end that process first")
         file.seek(0)
         file.truncate()
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": int(time.time())}, file)
         file.flush()
         yield
+
+
+def _taken(handle: int, wait_seconds: float) -> bool:
+    until = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(0.05)
 
 
 def _by(text: str) -> str:

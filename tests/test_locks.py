@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,19 @@ def test_a_holders_note_that_was_cut_short_does_not_matter(tmp_path: Path) -> No
         (tmp_path / "it").write_text('{"host": "a', encoding="utf-8")
         with pytest.raises(Busy, match=r"it is being computed already: wait"), held(tmp_path / "it", "it"):
             pass
+
+
+def test_a_lock_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "it")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        started = time.monotonic()
+        with pytest.raises(Busy, match="it is being changed already"), held(tmp_path / "it", "it", "is being changed", 0.3):
+            pass
+        assert time.monotonic() - started >= 0.3
+        threading.Timer(0.3, process.kill).start()
+        with held(tmp_path / "it", "it", wait_seconds=20):
+            pass
+    finally:
+        process.kill()
+        process.wait()

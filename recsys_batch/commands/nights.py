@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from recsys_batch.commands.options import Date, with_config
+from recsys_batch.commands.results import echo, gates_of, run_result
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.terminal import console, count, print_table, size, step_progress
@@ -25,6 +25,7 @@ _STEPS = {
     "publish": "Make the audited run the one that readers see.",
 }
 
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
 run_date_option = click.option("--run-date", type=Date(), required=True, help="The night's date; never taken from the clock.")
 run_id_option = click.option("--run-id", help="This run instead of the date's newest.")
 
@@ -34,8 +35,9 @@ run_id_option = click.option("--run-id", help="This run instead of the date's ne
 @run_id_option
 @click.option("--force", is_flag=True, help="Compute the date again as a new run although it is published.")
 @click.option("--incremental", is_flag=True, help="Compute only what changed since the published night; full where that cannot be.")
+@json_option
 @with_config
-def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, incremental: bool) -> None:
+def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, incremental: bool, as_json: bool) -> None:
     from recsys_batch.night.context import AlreadyDone
     from recsys_batch.night.nightly import nightly as run_night
     from recsys_batch.spark.session import get_session
@@ -45,7 +47,10 @@ def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, 
             session = get_session(config)
             run = run_night(session, config, run_date, run_id=run_id, force=force, incremental=incremental, progress=progress)
     except AlreadyDone as done:
-        click.echo(str(done))
+        echo({"done": False, "reason": str(done)}) if as_json else click.echo(str(done))
+        return
+    if as_json:
+        echo({"done": True, "run": run_result(run)})
         return
     print_night(run)
 
@@ -97,18 +102,23 @@ step_commands = [_step_command(name, text) for name, text in _STEPS.items()]
 
 @click.command(help="Go back to an earlier published run; no data moves.")
 @click.option("--to", "to", metavar="RUN_ID", help="That run; the one published before the current one where not given.")
+@click.option("--dry-run", is_flag=True, help="Say which run readers would see; change nothing.")
+@json_option
 @with_config
-def rollback(config: Config, to: str | None) -> None:
+def rollback(config: Config, to: str | None, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.night.context import AlreadyDone
-    from recsys_batch.night.nightly import rollback as roll_back
+    from recsys_batch.night.publishing import rollback as roll_back
     from recsys_batch.spark.session import get_session
 
     try:
-        run = roll_back(get_session(config), config, to)
+        run = roll_back(get_session(config), config, to, dry_run=dry_run)
     except AlreadyDone as done:
-        click.echo(str(done))
+        echo({"done": False, "reason": str(done)}) if as_json else click.echo(str(done))
         return
-    click.echo(f"readers now see run {run.run_id} of {run.run_date} (model version {run.model_version})")
+    if as_json:
+        echo({"done": not dry_run, "dry_run": dry_run, "run": run_result(run)})
+        return
+    click.echo(f"readers {'would' if dry_run else 'now'} see run {run.run_id} of {run.run_date} (model version {run.model_version})")
 
 
 @click.command(help="The nights so far: what is published (*), what failed, which gates refused.")
@@ -126,8 +136,8 @@ def status(config: Config, as_json: bool, limit: int, run_id: str | None) -> Non
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
     runs = [run for run in runs if run_id in (None, run.run_id)][:limit]
     if as_json:
-        listed = [{**run.row(), "current": now is not None and run.run_id == now.run_id, "gates": _gates(run)} for run in runs]
-        click.echo(json.dumps({"current": now.run_id if now else None, "runs": listed}, default=str, indent=2))
+        listed = [{**run_result(run), "current": now is not None and run.run_id == now.run_id} for run in runs]
+        echo({"current": now.run_id if now else None, "runs": listed})
         return
     if run_id is not None:
         _print_run(runs[0], now)
@@ -137,12 +147,6 @@ def status(config: Config, as_json: bool, limit: int, run_id: str | None) -> Non
         return
     header = ("run", "status", "users", "rows", "model", "recall", "refused by")
     print_table("nights", header, [_status_row(run, now) for run in runs], left=(0, 1, 4, 6))
-
-
-def _gates(run: Run) -> dict[str, dict[str, Any]]:
-    from recsys_batch.night.gates import verdict_of
-
-    return {name: dict(zip(("value", "limit", "passed"), verdict, strict=True)) for name, verdict in verdict_of(run.metrics).items()}
 
 
 def _print_run(run: Run, now: Run | None) -> None:
@@ -159,7 +163,7 @@ def _print_run(run: Run, now: Run | None) -> None:
     print_table(f"run {run.run_id} of {run.run_date}", ("", "with the Delta version of each table"), facts, left=(0, 1))
     gates = [
         (name, f"{gate['value']:.6g}", f"{gate['limit']:.6g}", "passed" if gate["passed"] else "REFUSED")
-        for name, gate in _gates(run).items()
+        for name, gate in gates_of(run).items()
     ]
     if gates:
         print_table("gates", ("gate", "value", "limit", "verdict"), gates, left=(0, 3))

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.nights import print_night
+from recsys_batch.commands.nights import json_option, print_night
 from recsys_batch.commands.options import Date, with_config
+from recsys_batch.commands.results import echo, run_result
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.terminal import count, print_table, size, step_progress
+
+if TYPE_CHECKING:
+    from recsys_batch.night.manifest import Run
 
 
 @click.command(help="Nights of a range of dates; a date that is published is left as it is. Readers stay with the latest date.")
@@ -19,8 +25,9 @@ from recsys_batch.terminal import count, print_table, size, step_progress
 @click.option("--end", type=Date(), required=True, help="Last date.")
 @click.option("--force", is_flag=True, help="Compute published dates again, too.")
 @click.option("--dry-run", is_flag=True, help="Say what each date would be; run nothing.")
+@json_option
 @with_config
-def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run: bool) -> None:
+def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.night import manifest
     from recsys_batch.night.context import AlreadyDone, run_rows
     from recsys_batch.night.nightly import nightly
@@ -32,24 +39,45 @@ def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run:
     dates = [start + dt.timedelta(days=day) for day in range((end - start).days + 1)]
     session = get_session(config)
     if dry_run:
-        states = manifest.fold(run_rows(Tables(session, config)))
-        for date in dates:
-            known = manifest.newest_of(states, date)
-            finished = known is not None and known.status in ("PUBLISHED", "ROLLED_BACK")
-            if finished and not force:
-                what = "nothing to do"
-            else:
-                what = "a new run" if known is None or finished or force else f"go on with run {known.run_id} ({known.status})"
-            click.echo(f"{date}  {what}")
+        plans = _plans(manifest.fold(run_rows(Tables(session, config))), dates, force)
+        if as_json:
+            echo({"dry_run": True, "dates": plans})
+            return
+        for planned, what in plans.items():
+            click.echo(f"{planned}  {what}")
         return
+    found: dict[str, Any] = {}
     for date in dates:
         try:
             with step_progress(f"night of {date}") as progress:
                 run = nightly(session, config, date, force=force, backfill=True, progress=progress)
         except AlreadyDone as done:
-            click.echo(str(done))
+            found[str(date)] = {"done": False, "reason": str(done)}
+            if not as_json:
+                click.echo(str(done))
             continue
-        print_night(run)
+        found[str(date)] = {"done": True, "run": run_result(run)}
+        if not as_json:
+            print_night(run)
+    if as_json:
+        echo({"dry_run": False, "dates": found})
+
+
+def _plans(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict[str, str]:
+    """What each date would be."""
+    from recsys_batch.night import manifest
+
+    plans = {}
+    for date in dates:
+        known = manifest.newest_of(states, date)
+        finished = known is not None and known.status in ("PUBLISHED", "ROLLED_BACK")
+        if finished and not force:
+            plans[str(date)] = "nothing to do"
+        elif known is None or finished or force:
+            plans[str(date)] = "a new run"
+        else:
+            plans[str(date)] = f"go on with run {known.run_id} ({known.status})"
+    return plans
 
 
 @click.command(help="Remove what nothing needs: rows and artefacts of runs beyond those kept, files that no table names.")
@@ -61,7 +89,13 @@ def maintain(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool
     from recsys_batch.night.maintain import maintain as run_maintenance
 
     now = dt.datetime.now(dt.UTC)
-    done = run_maintenance(config, _folders(config), keep_runs or config.tables.keep_runs, now, dry_run=dry_run)
+
+    def optimize(folder: str) -> None:
+        from recsys_batch.spark.session import get_session
+
+        get_session(config).sql(f"OPTIMIZE delta.`{folder}`")
+
+    done = run_maintenance(config, _folders(config), keep_runs or config.tables.keep_runs, now, optimize=optimize, dry_run=dry_run)
     if as_json:
         click.echo(json.dumps({"dry_run": dry_run, **done.__dict__}, indent=2))
         return

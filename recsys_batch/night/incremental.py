@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -23,6 +22,7 @@ from recsys_batch.artifacts import pointed, put_folder, run_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
 from recsys_batch.night import manifest
+from recsys_batch.night.appended import Rewritten, appended_files
 from recsys_batch.night.context import Night, catalogue_folder, partition_of, run_rows
 from recsys_batch.night.manifest import Run
 from recsys_batch.ranges import LIST_ROWS, Files
@@ -156,15 +156,11 @@ def event_files(night: Night, run: Run) -> tuple[list[str], list[str]]:
     Raises:
         NeedsFull: some are no longer there.
     """
-    root = night.tables.folder("interactions")
-    then, now = (
-        set(pa.table(DeltaTable(root, version=versions["interactions"]).get_add_actions())["path"].to_pylist())
-        for versions in (run.input_versions, night.run.input_versions)
-    )
-    if then - now:
-        raise NeedsFull("interactions was rewritten since (compacted, or rows were removed)")
-    before, since = ([str(Path(root) / path) for path in sorted(paths)] for paths in (then, now - then))
-    return before, since
+    then, now = (versions["interactions"] for versions in (run.input_versions, night.run.input_versions))
+    try:
+        return appended_files(night.tables.folder("interactions"), then, now)
+    except Rewritten as why:
+        raise NeedsFull(str(why)) from None
 
 
 def _with_new_events(night: Night, run: Run) -> pa.Array:

@@ -1,4 +1,5 @@
-"""Remove what no reader and no unfinished run needs: old runs' rows, their artefacts, files that nothing names. Needs no JVM.
+"""Remove what no reader and no unfinished run needs: old runs' rows, their artefacts, files that nothing names. Needs no JVM, unless a
+clustered table has many small files.
 
 Every part can be done again, and is safe beside a night: what a running one has written and not named yet is younger than what is
 removed, and rows go by run.
@@ -10,7 +11,7 @@ import datetime as dt
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,15 @@ from recsys_batch.artifacts import artifact_root
 from recsys_batch.config import Config
 from recsys_batch.night import manifest
 from recsys_batch.night.manifest import Run
+from recsys_batch.night.turns import what_readers_see
 from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
 
 _OUTPUTS = tuple(name for name, spec in TABLES.items() if "run_id" in spec.partition_by)
 _COMPACTED = ("runs", "rejected", "holdout", "exposures", "feedback")
-"""Tables of many small commits. interactions is not among them: an incremental night after it would be a full one."""
+"""Tables of many small commits that deltalake compacts."""
+_CLUSTERED = ("interactions",)
+"""Likewise, but clustered, which only Spark's OPTIMIZE keeps."""
 _SMALL_FILES = 20
 _UNFINISHED = ("RUNNING", "AUDITED", "FAILED")
 _YOUNG_SECONDS = 24 * 3600
@@ -55,26 +59,40 @@ class Maintained:
     n_bytes: int = 0
 
 
-def maintain(config: Config, folders: Mapping[str, str], keep_runs: int, now: dt.datetime, *, dry_run: bool = False) -> Maintained:
+def maintain(
+    config: Config,
+    folders: Mapping[str, str],
+    keep_runs: int,
+    now: dt.datetime,
+    *,
+    optimize: Callable[[str], None] | None = None,
+    dry_run: bool = False,
+) -> Maintained:
     """Keep the newest published runs and those that can be resumed; remove everything else that is old enough.
 
     Args:
         folders: of each table that exists.
         keep_runs: published runs that stay, the one that readers see among them whatever its age.
+        optimize: compacts a clustered table's folder; called only where one has many small files.
         now: UTC; unfinished runs begun within ``tables.retention_days`` stay.
+
+    Raises:
+        Busy: another process changes what readers see.
     """
     done = Maintained()
-    rows = rows_in(folders["runs"]) if "runs" in folders else []
     since = now - dt.timedelta(days=config.tables.retention_days)
-    states, root = manifest.fold(rows), artifact_root(config.paths.warehouse)
-    kept = kept_runs(states, manifest.current(rows), keep_runs, since)
-    unfinished = {run_id for run_id in kept if states[run_id].status in _UNFINISHED}
-    kept |= _bases(root, unfinished)
-    # A run that began after the manifest was read is not known here, and stays.
-    _drop_rows(folders, set(states) - kept, done, dry_run)
-    _drop_artefacts(root, kept, unfinished, done, dry_run)
+    # Nobody rolls back to a run between the decision that it goes and its going.
+    with what_readers_see(config):
+        rows = rows_in(folders["runs"]) if "runs" in folders else []
+        states, root = manifest.fold(rows), artifact_root(config.paths.warehouse)
+        kept = kept_runs(states, manifest.current(rows), keep_runs, since)
+        unfinished = {run_id for run_id in kept if states[run_id].status in _UNFINISHED}
+        kept |= _bases(root, unfinished)
+        # A run that began after the manifest was read is not known here, and stays.
+        _drop_rows(folders, set(states) - kept, done, dry_run)
+        _drop_artefacts(root, kept, unfinished, done, dry_run)
     for name, folder in folders.items():
-        _compact(name, folder, done, dry_run)
+        _compact(name, folder, done, None if dry_run else optimize, dry_run)
         table = DeltaTable(folder)
         hours = config.tables.retention_days * 24
         gone = table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=True, full=True)
@@ -165,12 +183,18 @@ def _file_names(value: Any) -> Iterator[str]:
             yield from _file_names(inner)
 
 
-def _compact(name: str, folder: str, done: Maintained, dry_run: bool) -> None:
-    if name not in _COMPACTED:
+def _compact(name: str, folder: str, done: Maintained, optimize: Callable[[str], None] | None, dry_run: bool) -> None:
+    if name not in (*_COMPACTED, *_CLUSTERED):
         return
     table = DeltaTable(folder)
     n_files = len(table.file_uris())
-    if n_files > _SMALL_FILES:
-        done.compacted[name] = n_files
-        if not dry_run:
-            table.optimize.compact(commit_properties=CommitProperties(custom_metadata={"userMetadata": json.dumps({"by": "maintain"})}))
+    if n_files <= _SMALL_FILES or (name in _CLUSTERED and not dry_run and optimize is None):
+        return
+    done.compacted[name] = n_files
+    if dry_run:
+        return
+    if name in _CLUSTERED:
+        assert optimize is not None
+        optimize(folder)
+    else:
+        table.optimize.compact(commit_properties=CommitProperties(custom_metadata={"userMetadata": json.dumps({"by": "maintain"})}))

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from deltalake import DeltaTable
 
 from recsys_batch.config import Config
 from recsys_batch.night import incremental
+from recsys_batch.night.appended import Rewritten, appended_files
 from recsys_batch.night.manifest import Run
 from recsys_batch.night.nightly import nightly
 from recsys_batch.read import read_table
@@ -53,6 +55,14 @@ def put_user(user_id: str, segment: str, plan: str = "free") -> Change:
     return change
 
 
+def compact(spark: SparkSession, config: Config) -> None:
+    """As maintain does."""
+    folder = Tables(spark, config).folder("interactions")
+    before = len(DeltaTable(folder).file_uris())
+    spark.sql(f"OPTIMIZE delta.`{folder}` FULL")
+    assert before > 1 == len(DeltaTable(folder).file_uris())
+
+
 CHANGES: dict[str, list[Change]] = {
     "nothing": [],
     "events and users": [
@@ -61,6 +71,7 @@ CHANGES: dict[str, list[Change]] = {
         put_user("nobody yet", "even"),
         put_user("u006", "even", plan="paid"),
     ],
+    "a compaction between": [add_events(("u003", 450)), compact, add_events(("u003", 460), ("newcomer", 30))],
     "an item came and was taken": [put_item(905, genre=2), add_events(("u010", 905))],
     "all of it": [
         put_item(905, genre=1),
@@ -136,6 +147,27 @@ def test_it_is_a_full_night_where_it_cannot_be_less(
     assert run.metrics["incremental"] == 0.0
     assert reason in caplog.text
     assert "is a full night" in caplog.text
+
+
+def test_rows_that_were_removed_or_files_that_are_gone_are_no_appends(spark: SparkSession, fresh_published: Config) -> None:
+    folder = Tables(spark, fresh_published).folder("interactions")
+    then = DeltaTable(folder).version()
+    add_events(("u003", 450))(spark, fresh_published)
+    before, since = appended_files(folder, then, DeltaTable(folder).version())
+    assert before and len(since) >= 1
+    compact(spark, fresh_published)
+    assert appended_files(folder, then, DeltaTable(folder).version()) == (before, since)
+    Path(before[0]).rename(f"{before[0]}.gone")
+    with pytest.raises(Rewritten, match="1 files of interactions were replaced and vacuumed since"):
+        appended_files(folder, then, DeltaTable(folder).version())
+    Path(f"{before[0]}.gone").rename(before[0])
+    spark.sql(f"DELETE FROM delta.`{folder}` WHERE user_id = 'u003'")
+    with pytest.raises(Rewritten, match="rows of interactions were removed"):
+        appended_files(folder, then, DeltaTable(folder).version())
+    log = Path(folder) / "_delta_log" / f"{then + 1:020d}.json"
+    log.unlink()
+    with pytest.raises(Rewritten, match=f"no longer has version {then + 1}"):
+        appended_files(folder, then, then + 1)
 
 
 def test_without_a_published_night_it_is_a_full_one(spark: SparkSession, fresh: Config, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 import pytest
+from deltalake import DeltaTable
 
 from recsys_batch.artifacts import artifact_root
 from recsys_batch.cli import run as command
@@ -18,8 +19,10 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.night import steps
 from recsys_batch.night.maintain import kept_runs
 from recsys_batch.night.manifest import Run
-from recsys_batch.night.nightly import nightly, rollback
+from recsys_batch.night.nightly import nightly
+from recsys_batch.night.publishing import rollback
 from recsys_batch.read import latest_topk, published_run, read_table
+from recsys_batch.spark.tables import Tables
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -93,6 +96,24 @@ def test_only_the_kept_runs_rows_and_artefacts_stay(
 
 def _dies(night: Any) -> Any:
     raise KeyboardInterrupt
+
+
+def test_many_small_files_of_interactions_become_few_of_the_same_rows(
+    spark: SparkSession, fresh: Config, market: Any, options: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = Tables(spark, fresh)
+    for place in range(12):
+        tables.append("interactions", spark.createDataFrame(market.interactions.slice(10 * place, 10)), {"by": "test"})
+    folder = tables.folder("interactions")
+    rows, n_files = sorted(map(str, read_table(fresh.paths.warehouse, "interactions").to_pylist())), len(DeltaTable(folder).file_uris())
+    assert n_files > 20
+    for more in (["--dry-run"], []):
+        assert command(["maintain", "--json", *more, *options(fresh)]) == 0
+        assert json.loads(capsys.readouterr().out)["compacted"] == {"interactions": n_files}
+    assert len(DeltaTable(folder).file_uris()) < 5
+    assert sorted(map(str, read_table(fresh.paths.warehouse, "interactions").to_pylist())) == rows
+    assert command(["maintain", "--json", *options(fresh)]) == 0
+    assert json.loads(capsys.readouterr().out)["compacted"] == {}
 
 
 def test_nothing_to_maintain_is_no_error(config: Config, options: Any, capsys: pytest.CaptureFixture[str]) -> None:

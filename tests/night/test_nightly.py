@@ -11,13 +11,17 @@ import pyarrow as pa
 import pytest
 
 from recsys_batch.artifacts import artifact_root
+from recsys_batch.cli import run
 from recsys_batch.config import Config
-from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError
+from recsys_batch.errors import Busy, GateRefused, InputMissing, RecsysBatchError
 from recsys_batch.night import nightly as night_module
-from recsys_batch.night import steps
+from recsys_batch.night import steps, turns
 from recsys_batch.night.context import AlreadyDone, Night
-from recsys_batch.night.nightly import nightly, one_step, rollback
+from recsys_batch.night.nightly import nightly, one_step
+from recsys_batch.night.publishing import rollback
+from recsys_batch.night.turns import what_readers_see
 from recsys_batch.read import latest_topk, published_run, read_table, run_rows
+from recsys_batch.registry import Registry
 from recsys_batch.spark.tables import Tables
 
 if TYPE_CHECKING:
@@ -197,6 +201,64 @@ def test_force_computes_a_new_run_and_rollback_goes_back_and_forth(spark: SparkS
         rollback(spark, fresh_published, "2026-03-01-r2")
     with pytest.raises(InputMissing, match="never published"):
         rollback(spark, fresh_published, "nobody")
+
+
+def test_a_dry_rollback_names_the_run_and_changes_nothing(
+    spark: SparkSession, fresh_published: Config, options: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nightly(spark, fresh_published, DAY, force=True)
+    before = run_rows(fresh_published.paths.warehouse)
+    assert run(["rollback", "--dry-run", *options(fresh_published)]) == 0
+    assert "readers would see run 2026-03-01-r1" in capsys.readouterr().out
+    assert run(["rollback", "--dry-run", "--json", *options(fresh_published)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["done"], told["run"]["run_id"]) == (False, "2026-03-01-r1")
+    assert run(["rollback", "--dry-run", "--to", "nobody", *options(fresh_published)]) == 4
+    assert run_rows(fresh_published.paths.warehouse) == before
+    assert run(["rollback", "--json", *options(fresh_published)]) == 0
+    assert json.loads(capsys.readouterr().out)["run"]["status"] == "PUBLISHED"
+    assert published_run(fresh_published.paths.warehouse)["run_id"] == "2026-03-01-r1"
+
+
+def test_a_night_tells_machines_what_it_did(fresh_published: Config, options: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["nightly", "--run-date", "2026-03-02", "--json", *options(fresh_published)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["done"] and told["run"]["status"] == "PUBLISHED" and told["run"]["gates"]["popular_share"]["passed"]
+    assert run(["nightly", "--run-date", "2026-03-02", "--json", *options(fresh_published)]) == 0
+    assert json.loads(capsys.readouterr().out)["done"] is False
+    dates = ["--start", "2026-03-01", "--end", "2026-03-02"]
+    assert run(["backfill", *dates, "--json", *options(fresh_published)]) == 0
+    assert {date: one["done"] for date, one in json.loads(capsys.readouterr().out)["dates"].items()} == {
+        "2026-03-01": False,
+        "2026-03-02": False,
+    }
+
+
+def test_what_readers_see_is_changed_by_one_at_a_time(
+    spark: SparkSession, fresh_published: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nightly(spark, fresh_published, DAY, force=True)
+    monkeypatch.setattr(turns, "_CHANGE_SECONDS", 0.2)
+    with what_readers_see(fresh_published):
+        with pytest.raises(Busy, match="what readers see is being changed already by process"):
+            rollback(spark, fresh_published)
+        with pytest.raises(Busy):
+            nightly(spark, fresh_published, dt.date(2026, 3, 2))
+        assert published_run(fresh_published.paths.warehouse)["run_id"] == "2026-03-01-r2"
+    assert nightly(spark, fresh_published, dt.date(2026, 3, 2)).status == "PUBLISHED"
+
+
+def test_a_tracking_server_that_fails_after_the_publish_fails_no_night(
+    spark: SparkSession, fresh: Config, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise OSError("the tracking server is away")
+
+    monkeypatch.setattr(Registry, "log_metrics", away)
+    assert nightly(spark, fresh, DAY).status == "PUBLISHED"
+    assert "MLflow did not take its metrics: the tracking server is away" in caplog.text
+    assert run_rows(fresh.paths.warehouse)[-1]["status"] != "FAILED"
+    assert published_run(fresh.paths.warehouse)["run_id"] == "2026-03-01-r1"
 
 
 def test_single_steps_make_the_same_night(spark: SparkSession, fresh: Config, published: Config) -> None:

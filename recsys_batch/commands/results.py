@@ -1,0 +1,27 @@
+"""What commands say of a run for machines: one JSON object on standard output."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from recsys_batch.night.manifest import Run
+
+
+def gates_of(run: Run) -> dict[str, dict[str, Any]]:
+    """Value, limit and verdict of every gate that weighed the run."""
+    from recsys_batch.night.gates import verdict_of
+
+    return {name: dict(zip(("value", "limit", "passed"), verdict, strict=True)) for name, verdict in verdict_of(run.metrics).items()}
+
+
+def run_result(run: Run) -> dict[str, Any]:
+    """A run as ``status --json`` has it."""
+    return {**run.row(), "gates": gates_of(run)}
+
+
+def echo(result: dict[str, Any]) -> None:
+    click.echo(json.dumps(result, default=str, indent=2))

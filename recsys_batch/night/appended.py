@@ -1,0 +1,47 @@
+"""Which files of interactions came since a version: read from the table's log, so that a compaction between is seen through."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+
+class Rewritten(Exception):
+    """The table did not only grow, or nobody can tell any more; the message says why."""
+
+
+def appended_files(root: str, then: int, now: int) -> tuple[list[str], list[str]]:
+    """(files of version ``then``, files that were appended up to ``now``), as paths, together the rows of version ``now``.
+
+    OPTIMIZE replaces files by others with the same rows and marks them so (dataChange = false); the replaced ones stay on the disk for
+    ``tables.retention_days``, and are read for what they are.
+
+    Raises:
+        Rewritten: rows were removed since, the log no longer reaches back, or a file is gone.
+    """
+    before = set(pa.table(DeltaTable(root, version=then).get_add_actions())["path"].to_pylist())
+    since: set[str] = set()
+    for version in range(then + 1, now + 1):
+        for action in _actions(Path(root), version):
+            if "add" in action and action["add"]["dataChange"]:
+                since.add(unquote(action["add"]["path"]))
+            if "remove" in action and action["remove"]["dataChange"]:
+                raise Rewritten("rows of interactions were removed since")
+    paths = [[str(Path(root) / path) for path in sorted(files)] for files in (before, since)]
+    gone = [path for files in paths for path in files if not Path(path).is_file()]
+    if gone:
+        raise Rewritten(f"{len(gone)} files of interactions were replaced and vacuumed since")
+    return paths[0], paths[1]
+
+
+def _actions(root: Path, version: int) -> list[dict[str, Any]]:
+    path = root / "_delta_log" / f"{version:020d}.json"
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except FileNotFoundError:
+        raise Rewritten(f"the log of interactions no longer has version {version}") from None

@@ -1,0 +1,116 @@
+"""What readers see: publish a run, or go back to one. One process changes it at a time."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import time
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing
+from recsys_batch.night import manifest
+from recsys_batch.night.context import AlreadyDone, Night, append_runs, empty_slice, run_rows
+from recsys_batch.night.incremental import files_of
+from recsys_batch.night.manifest import Run
+from recsys_batch.night.turns import what_readers_see
+from recsys_batch.spark.tables import Tables
+
+logger = logging.getLogger("recsys_batch.night")
+
+
+def publish(night: Night, started: float) -> dict[str, float]:
+    """Make the night's run the one that readers see; rows, users and seconds.
+
+    Args:
+        started: of time.monotonic().
+
+    Raises:
+        Busy: another process changes what readers see.
+    """
+    numbers = {"rows": float(night.run.n_rows or 0), "users": float(night.run.n_users or 0), "seconds": time.monotonic() - started}
+    with what_readers_see(night.config):
+        now, current = dt.datetime.now(dt.UTC), manifest.current(run_rows(night.tables)) if night.backfill else None
+        # In the same commit, so that no reader sees the earlier date between.
+        later = current is not None and current.run_date > night.run.run_date
+        also = [_published_again(current, now + dt.timedelta(microseconds=1))] if current is not None and later else []
+        metrics = {**prefixed("publish", numbers), manifest.BACKFILLED: float(bool(also))}
+        night.record(status="PUBLISHED", published_at=now, metrics=metrics, also=also)
+    night.drop_drafts()
+    _tell_mlflow(night)
+    return {**numbers, "seconds": time.monotonic() - started}
+
+
+def prefixed(step: str, numbers: dict[str, float]) -> dict[str, float]:
+    """As the manifest's metrics name them."""
+    return {f"{step}.{key}": value for key, value in numbers.items()}
+
+
+def _tell_mlflow(night: Night) -> None:
+    """The run is published by now, and stays so whatever the tracking server says."""
+    if not night.run.mlflow_run_id:
+        return
+    try:
+        night.registry.log_metrics(night.run.mlflow_run_id, night.run.metrics)
+        night.registry.finish(night.run.mlflow_run_id, failed=False)
+    except Exception as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        logger.warning("run %s is published, but MLflow did not take its metrics: %s", night.run.run_id, line)
+
+
+def rollback(spark: SparkSession, config: Config, to: str | None = None, *, dry_run: bool = False) -> Run:
+    """Make an earlier published run the one that readers see; no data moves.
+
+    Args:
+        to: its run_id; the run published before the current one where it is not given.
+        dry_run: only say which run it would be.
+
+    Raises:
+        InputMissing: nothing to go back to, or ``to`` was never published.
+        AlreadyDone: ``to`` is current.
+        Busy: another process changes what readers see.
+    """
+    tables = Tables(spark, config)
+    with what_readers_see(config):
+        now, target = _way_back(tables, to)
+        if dry_run:
+            return target
+        back = _published_again(target, dt.datetime.now(dt.UTC))
+        # The withdrawn run's row and the restored run's row are one commit: no reader sees a state between.
+        append_runs(tables, [now.next_event(status="ROLLED_BACK", published_at=None), back])
+        return back
+
+
+def _way_back(tables: Tables, to: str | None) -> tuple[Run, Run]:
+    """(the current run, the one to go back to)."""
+    rows = run_rows(tables)
+    now = manifest.current(rows)
+    if now is None:
+        raise InputMissing("nothing is published, so there is nothing to roll back")
+    target = _rollback_target(rows, now, to)
+    if target.run_id == now.run_id:
+        raise AlreadyDone(f"run {now.run_id} is what readers see already")
+    if not files_of(empty_slice(tables, "topk"), target).parts:
+        raise InputMissing(f"run {target.run_id} is no longer kept: maintain removed its rows (tables.keep_runs)")
+    return now, target
+
+
+def _published_again(run: Run, when: dt.datetime) -> Run:
+    return run.next_event(status="PUBLISHED", published_at=when, attempt=run.attempt + 1)
+
+
+def _rollback_target(rows: list[dict[str, Any]], now: Run, to: str | None) -> Run:
+    states = manifest.fold(rows)
+    if to is not None:
+        target = states.get(to)
+        if target is None or not any(row["run_id"] == to and row["status"] == "PUBLISHED" for row in rows):
+            raise InputMissing(f"run {to} was never published: see `recsys-batch status` for those that were")
+        return target
+    earlier = [row for row in rows if states[str(row["run_id"])].status == "PUBLISHED" and row["run_id"] != now.run_id]
+    # A date that was filled in was never what readers saw.
+    target = manifest.current([row for row in earlier if not states[str(row["run_id"])].metrics.get(manifest.BACKFILLED)] or earlier)
+    if target is None:
+        raise InputMissing(f"run {now.run_id} is the only published one: there is nothing to roll back to")
+    return states[target.run_id]
