@@ -1,4 +1,4 @@
-"""The protocol over gRPC, in a process of its own: grpc.aio does not share a process with uvloop's workers (grpc#42357)."""
+"""The protocol over gRPC, in a process of its own: grpc.aio's poller does not share one with a web server's loop (grpc#42357)."""
 
 from __future__ import annotations
 
