@@ -16,8 +16,9 @@ from recsys_batch.commands import ingesting, models, nights, operations, reading
 from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError
 
 EXTRAS = {
+    "read": ("deltalake",),
     "night": ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl"),
-    "online": ("granian", "lmdb", "redis", "msgspec", "prometheus_client", "uvloop", "grpc", "google"),
+    "online": ("granian", "lmdb", "redis", "msgspec", "prometheus_client", "grpc", "google"),
 }
 """What only an extra installs."""
 

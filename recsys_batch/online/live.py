@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import fcntl
 import logging
 import os
 import time
@@ -34,8 +35,8 @@ from recsys_batch.online.verifying import verify_apart
 
 logger = logging.getLogger("recsys_batch.online")
 
-WARM_REQUESTS = 64
-_BREATH = 0.002
+WARM_REQUESTS = 24
+_BREATH = 0.004
 """Seconds between requests that warm a snapshot: they share the interpreter's lock with those that are answered."""
 
 
@@ -83,13 +84,17 @@ class Loaded:
 class Live:
     """What a worker answers from.
 
+    Args:
+        turns: a file that a server's workers lock in turn, so that they open a snapshot one after the other, not on all cores at once.
+
     Attributes:
         current: None before the first snapshot is warm, or where there is none.
         refused: snapshot id -> why it was not taken.
     """
 
-    def __init__(self, folder: Path, open_remote: Callable[[str], RedisStore]) -> None:
+    def __init__(self, folder: Path, open_remote: Callable[[str], RedisStore], turns: Path) -> None:
         self.folder = folder
+        self._turns = turns
         self.current: Loaded | None = None
         self.canary: Loaded | None = None
         self.shadow: Loaded | None = None
@@ -155,12 +160,14 @@ class Live:
 
     def _load(self, name: str) -> Loaded:
         folder = self.folder / folders.check_name(name)
-        if self.current is not None:  # somebody is being answered
-            verify_apart(folder)
-        snapshot = open_snapshot(folder)
-        loaded = Loaded(snapshot, self._open_remote(name) if snapshot.store is None else None)
-        warm(loaded, list(self.recent))
-        return loaded
+        with self._turns.open("a") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            if self.current is not None:  # somebody is being answered
+                verify_apart(folder)
+            snapshot = open_snapshot(folder)
+            loaded = Loaded(snapshot, self._open_remote(name) if snapshot.store is None else None)
+            warm(loaded, list(self.recent))
+            return loaded
 
 
 async def _why_not_whole(remote: RedisStore) -> str | None:
@@ -185,6 +192,7 @@ def warm(loaded: Loaded, recent: list[Query]) -> None:
         time.sleep(_BREATH)
         ranked = rank(snapshot, query, decode(record) if record else None, Latency())
         encode(answer(ranked, query, snapshot, "warm", ranked.stages))
+    for query in _kinds(snapshot):
         rank(snapshot, query, None, Latency())
 
 

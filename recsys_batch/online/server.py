@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from granian import Granian
-from granian.constants import HTTPModes, Interfaces, Loops, TaskImpl
+from granian.constants import HTTPModes, Interfaces, Loops
 from granian.log import LogLevels
 
 from recsys_batch.errors import UsageError
@@ -41,12 +41,10 @@ def serve(given: Settings, *, certificate: Path | None = None, key: Path | None 
     server = Granian(
         "recsys_batch.online.worker:application",
         factory=True,
-        # Tasks of Granian's own instead of asyncio's: a fifth more requests per second.
-        task_impl=TaskImpl.rust,
         address=given.host,
         port=given.port,
         interface=Interfaces.RSGI,
-        loop=Loops.uvloop,
+        loop=Loops.asyncio,
         workers=given.workers,
         runtime_threads=1,
         http=HTTPModes.auto if certificate else HTTPModes.http1,

@@ -12,6 +12,8 @@ from recsys_batch.online.redis_store import RedisStore
 ENVIRONMENT = "RECSYS_BATCH_SERVE"
 ADMIN_TOKEN, CLIENT_TOKEN, REDIS_URL = "RECSYS_BATCH_ADMIN_TOKEN", "RECSYS_BATCH_CLIENT_TOKEN", "RECSYS_BATCH_REDIS_URL"
 """Secrets come from the environment only."""
+TURNS = "opening.lock"
+"""In the server's folder: who holds it opens a snapshot."""
 
 
 class Settings(msgspec.Struct, frozen=True):

@@ -25,7 +25,7 @@ from recsys_batch.online.oip.routes import Protocol
 from recsys_batch.online.oip.served import ServedModels
 from recsys_batch.online.requests import Bounds
 from recsys_batch.online.service import Service
-from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, Settings, remote_store, settings
+from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, TURNS, Settings, remote_store, settings
 from recsys_batch.online.shown import Shown
 from recsys_batch.online.workers import report
 
@@ -40,7 +40,7 @@ class Worker(App):
 
     def __init__(self, given: Settings) -> None:
         self._given = given
-        self._live = Live(Path(given.snapshots), functools.partial(remote_store, given))
+        self._live = Live(Path(given.snapshots), functools.partial(remote_store, given), Path(given.state) / TURNS)
         admission = Admission(given.max_waiting)
         folder, stats = Path(given.exposures) if given.exposures else None, Path(given.state) / f"log-{os.getpid()}.json"
         self._shown = Shown(folder, stats, max_mb=given.exposures_max_mb)

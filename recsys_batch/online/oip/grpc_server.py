@@ -1,4 +1,4 @@
-"""The protocol over gRPC, in a process of its own: grpc.aio does not share a process with uvloop's workers (grpc#42357)."""
+"""The protocol over gRPC, in a process of its own: grpc.aio's poller does not share one with a web server's loop (grpc#42357)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from recsys_batch.online.oip.http import EXTENSIONS, SERVER_NAME
 from recsys_batch.online.oip.models import InvalidRequest, Models, ModelUnknown, Overloaded, checked
 from recsys_batch.online.oip.served import ServedModels
 from recsys_batch.online.oip.tensors import datatype_of, from_bytes, from_values, to_bytes
-from recsys_batch.online.settings import CLIENT_TOKEN, Settings, remote_store, settings
+from recsys_batch.online.settings import CLIENT_TOKEN, TURNS, Settings, remote_store, settings
 
 _MAX_BYTES = 16 * 2**20
 _CONTENTS = {
@@ -139,7 +139,7 @@ def _knows(token: str, metadata: Mapping[str, Any]) -> bool:
 
 async def run(given: Settings) -> None:
     """Serve until SIGTERM, following snapshots as the HTTP workers do."""
-    live = Live(Path(given.snapshots), functools.partial(remote_store, given))
+    live = Live(Path(given.snapshots), functools.partial(remote_store, given), Path(given.state) / TURNS)
     await live.refresh()
     batching = Batching(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", _MAX_BYTES), ("grpc.so_reuseport", 0)])
