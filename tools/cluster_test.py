@@ -65,10 +65,15 @@ def main() -> int:
             submit("maintain", "--dry-run")
             submit("evaluate", "--holdout", "--k", "10", expected=(4,))  # nothing was held out
             submit("nightly", "--run-date", DATE)  # published already: exit code 0
+            named = Submit(folder, master, python, catalog=folder / "catalog")
+            named("generate", *numbers)
+            named("nightly", "--run-date", DATE)  # by the model that is champion already
+            named("status")
         local = folder / "local"
         shutil.copytree(folder / "warehouse", local)
         run_locally(folder, local, "nightly", "--run-date", FORCED, "--force")
         compare(folder / "warehouse", local)
+        compare(folder / "catalog" / "recs.db", local)
     finally:
         if arguments.keep:
             print(f"kept: {folder}")
@@ -130,9 +135,13 @@ def cluster(folder: Path, python: Path) -> Iterator[tuple[str, list[subprocess.P
 
 
 class Submit:
-    """spark-submit of a job, as a user of the cluster calls it."""
+    """spark-submit of a job, as a user of the cluster calls it.
 
-    def __init__(self, folder: Path, master: str, python: Path) -> None:
+    Args:
+        catalog: where a Hive catalog keeps its tables; None for tables that are paths.
+    """
+
+    def __init__(self, folder: Path, master: str, python: Path, catalog: Path | None = None) -> None:
         self.folder = folder
         self.log = folder / "submit.log"
         archives = sorted((ROOT / "dist").glob("recsys_batch-*.zip"))
@@ -140,10 +149,16 @@ class Submit:
             raise SystemExit("dist/ has no archive of the package: run `make package`")
         jars = ",".join(str(path) for path in sorted((ROOT / ".jars").glob("*.jar")))
         self._jobs = folder / "jobs"
-        shutil.copytree(ROOT / "jobs", self._jobs)
+        shutil.copytree(ROOT / "jobs", self._jobs, dirs_exist_ok=True)
+        self._options = options(folder, folder / "warehouse")
         settings = {"spark.cores.max": "2", "spark.executor.memory": "1g", "spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}
         settings |= {"spark.pyspark.python": str(python), "spark.driver.memory": "1g", "spark.sql.shuffle.partitions": "4"}
         settings |= {"spark.databricks.delta.snapshotPartitions": "2"}
+        if catalog is not None:
+            metastore = f"jdbc:derby:;databaseName={folder / 'metastore'};create=true"
+            settings |= {"spark.sql.catalogImplementation": "hive", "spark.hadoop.javax.jdo.option.ConnectionURL": metastore}
+            settings |= {"spark.sql.warehouse.dir": str(catalog)}
+            self._options = [*options(folder, folder / "named"), "--set", "catalog=spark_catalog.recs"]
         confs = [part for name, value in settings.items() for part in ("--conf", f"{name}={value}")]
         spark_submit = str(Path(sys.executable).parent / "spark-submit")
         properties = str(ROOT / "conf" / "spark-defaults.standalone.conf")
@@ -155,7 +170,7 @@ class Submit:
 
     def __call__(self, job: str, *words: str, expected: tuple[int, ...] = (0,)) -> None:
         started = time.monotonic()
-        command = [*self._command, str(self._jobs / f"{job}.py"), *options(self.folder, self.folder / "warehouse"), *words]
+        command = [*self._command, str(self._jobs / f"{job}.py"), *self._options, *words]
         with self.log.open("ab") as log:
             code = subprocess.run(
                 command, cwd=self.folder, env=self._environment, stdout=log, stderr=log, timeout=_SECONDS, check=False

@@ -122,9 +122,12 @@ class Tables:
         return ids
 
     def ensure(self, name: str, ids: IdTypes) -> bool:
-        """Create the table by the contract if it is missing; whether it was."""
+        """Create the table by the contract if it is missing, and the catalog's schema; whether it was."""
         if self.exists(name):
             return False
+        catalog = self._config.catalog
+        if catalog and not self._spark.catalog.databaseExists(catalog):
+            self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {catalog}")
         spec = TABLES[name]
         columns = ", ".join(
             f"`{c.name}` {spark_type(c.arrow(ids).type)}{'' if c.nullable else ' NOT NULL'} COMMENT {_quote(c.comment)}"
