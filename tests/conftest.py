@@ -41,7 +41,9 @@ def spark() -> Iterator[SparkSession]:
     """By the same code and settings as the product's."""
     from recsys_batch.spark.session import get_session
 
-    session = get_session(load_config(ROOT / "conf" / "smoke.toml", [f"paths.jars={ROOT / '.jars'}"]))
+    # One driver for 2,400 tests keeps the logs of hundreds of tables: 2 GB ran out near the end.
+    settings = [f"paths.jars={ROOT / '.jars'}", "spark.conf.spark.driver.memory=4g"]
+    session = get_session(load_config(ROOT / "conf" / "smoke.toml", settings))
     yield session
     session.stop()
 
