@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from recsys_batch.online.latency import Latency
-from recsys_batch.online.live import Live
+from recsys_batch.online.live import Live, Loaded
 from recsys_batch.online.oip.models import InvalidRequest, Model, ModelUnknown, TensorSpec
 from recsys_batch.online.query import Query
 from recsys_batch.online.ranking import rank
@@ -97,7 +97,7 @@ class ServedModels:
 
     def __init__(self, live: Live, max_k: int) -> None:
         self._live, self._max_k = live, max_k
-        self._of: str | None = None
+        self._of: Loaded | None = None
         self._models: dict[str, Model] = {}
 
     def get(self, name: str, version: str | None) -> Model:
@@ -118,9 +118,9 @@ class ServedModels:
 
     def _look(self) -> None:
         current = self._live.current
-        if current is None or current.snapshot.snapshot_id == self._of:
+        if current is None or current is self._of:  # not by name: one that came back was closed in between and opened anew
             return
         models: list[Model] = [RecommendModel(current.snapshot, self._max_k)]
         if current.snapshot.ranker is not None:
             models.insert(0, RankerModel(current.snapshot))
-        self._of, self._models = current.snapshot.snapshot_id, {model.name: model for model in models}
+        self._of, self._models = current, {model.name: model for model in models}
