@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,6 +59,26 @@ class Model(Protocol):
         Raises:
             InvalidRequest: tensors that do not fit each other.
         """
+        ...
+
+    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+        """A request cut into runs of a few milliseconds each, between which others are answered; the outputs' first dimension joins them.
+
+        Raises:
+            InvalidRequest: more than the model answers at once.
+        """
+        return [inputs]
+
+    def held(self) -> AbstractContextManager[object]:
+        """Keeps open what the model reads, whatever comes into use meanwhile."""
+        return nullcontext()
+
+
+def cut(inputs: Mapping[str, np.ndarray], names: Sequence[str], most: int) -> list[Mapping[str, np.ndarray]]:
+    """Pieces of at most ``most`` rows of the tensors of those names, which have equally many; the others go with every piece."""
+    n = len(inputs[names[0]])
+    pieces = ({name: inputs[name][at : at + most] for name in names} for at in range(0, max(n, 1), most))
+    return [{**inputs, **piece} for piece in pieces]
 
 
 class Models(Protocol):

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
 
 from recsys_batch.online.latency import Latency
 from recsys_batch.online.live import Live, Loaded
-from recsys_batch.online.oip.models import InvalidRequest, Model, ModelUnknown, TensorSpec
+from recsys_batch.online.oip.models import InvalidRequest, Model, ModelUnknown, TensorSpec, cut
 from recsys_batch.online.query import Query
-from recsys_batch.online.ranking import rank
+from recsys_batch.online.ranking import TOGETHER, Asked, rank_many
 from recsys_batch.online.records import decode
 from recsys_batch.online.snapshot import Snapshot
 
 RANKER, RECOMMEND = "ranker", "recommend"
 _DEFAULT_K = 10
+_MOST_USERS = 1000
+_PAIRS_OF_A_TURN = 12_800
+"""Candidates that the ranker scores in 4 ms; others are answered before the next ones."""
 
 
-class RankerModel:
+class RankerModel(Model):
     """``ranker.onnx``: scores of candidates, as ``OnnxRanker`` takes them."""
 
     rows = True
@@ -35,6 +40,11 @@ class RankerModel:
         )
         self.outputs: Sequence[TensorSpec] = (TensorSpec("score", "FP32", (-1, -1)),)
 
+    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+        if len({len(array) for array in inputs.values()}) > 1:
+            return [inputs]  # infer says what does not fit
+        return cut(inputs, list(inputs), max(_PAIRS_OF_A_TURN // max(inputs["item_embedding"].shape[1], 1), 1))
+
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         users, items, features = (inputs[spec.name] for spec in self.inputs)
         if not (len(users) == len(items) == len(features) and items.shape[1] == features.shape[1]):
@@ -45,13 +55,13 @@ class RankerModel:
         return {"score": self._ranker.score(users, items, features)}
 
 
-class RecommendModel:
+class RecommendModel(Model):
     """Top k of users under the neutral context: item ids as text, short lists padded with "" and -inf."""
 
     rows = False
 
-    def __init__(self, snapshot: Snapshot, max_k: int) -> None:
-        self._snapshot, self._max_k = snapshot, max_k
+    def __init__(self, snapshot: Snapshot, max_k: int, held: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        self._snapshot, self._max_k, self._held = snapshot, max_k, held
         self.name, self.version = RECOMMEND, snapshot.snapshot_id
         self.inputs: Sequence[TensorSpec] = (
             TensorSpec("user_id", "INT64" if snapshot.manifest.facts.ids.user == "BIGINT" else "BYTES", (-1,)),
@@ -59,28 +69,33 @@ class RecommendModel:
         )
         self.outputs: Sequence[TensorSpec] = (TensorSpec("item_id", "BYTES", (-1, -1)), TensorSpec("score", "FP32", (-1, -1)))
 
+    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+        n = len(inputs["user_id"])
+        if n > _MOST_USERS:
+            raise InvalidRequest(f"user_id has {n} users: at most {_MOST_USERS} are answered at once")
+        return cut(inputs, ["user_id"], TOGETHER)
+
+    def held(self) -> AbstractContextManager[object]:
+        return self._held()
+
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         k = int(inputs["k"][0]) if "k" in inputs else min(_DEFAULT_K, self._max_k)
         if not 1 <= k <= self._max_k:
             raise InvalidRequest(f"k is {k}: expected 1 to {self._max_k}")
-        n = len(inputs["user_id"])
-        if n > 1000:
-            raise InvalidRequest(f"user_id has {n} users: at most 1000 are answered at once")
-        ids = np.full((n, k), b"", dtype=object)
-        scores = np.full((n, k), -np.inf, np.float32)
-        for row, user in enumerate(inputs["user_id"].tolist()):
-            codes, values = self._list(_user(user), k)
-            ids[row, : len(codes)] = [str(one).encode() for one in self._snapshot.items.item_ids(codes)]
-            scores[row, : len(codes)] = values
+        ranked = rank_many(self._snapshot, [self._asked(_user(one), k) for one in inputs["user_id"].tolist()], Latency())
+        ids = np.full((len(ranked), k), b"", dtype=object)
+        scores = np.full((len(ranked), k), -np.inf, np.float32)
+        for row, one in enumerate(ranked):
+            ids[row, : len(one.codes)] = [str(item).encode() for item in self._snapshot.items.item_ids(one.codes)]
+            scores[row, : len(one.codes)] = one.scores
         return {"item_id": ids, "score": scores}
 
-    def _list(self, user: int | str, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _asked(self, user: int | str, k: int) -> Asked:
         store, key = self._snapshot.store, self._snapshot.key(user)
         if store is None:
             raise InvalidRequest("users' lists are in Redis, which this protocol's recommend does not read: ask POST /v1/rank")
         record = store.get(key) if key is not None else None
-        ranked = rank(self._snapshot, Query(user, k), decode(record) if record is not None else None, Latency())
-        return ranked.codes, ranked.scores
+        return Asked(Query(user, k), decode(record) if record is not None else None)
 
 
 def _user(value: int | bytes) -> int | str:
@@ -90,6 +105,15 @@ def _user(value: int | bytes) -> int | str:
         return value.decode()
     except UnicodeDecodeError:
         raise InvalidRequest(f"user_id {value[:20]!r} is not UTF-8") from None
+
+
+@contextmanager
+def _lease(loaded: Loaded) -> Iterator[None]:
+    loaded.take()
+    try:
+        yield
+    finally:
+        loaded.give()
 
 
 class ServedModels:
@@ -120,7 +144,7 @@ class ServedModels:
         current = self._live.current
         if current is None or current is self._of:  # not by name: one that came back was closed in between and opened anew
             return
-        models: list[Model] = [RecommendModel(current.snapshot, self._max_k)]
+        models: list[Model] = [RecommendModel(current.snapshot, self._max_k, partial(_lease, current))]
         if current.snapshot.ranker is not None:
             models.insert(0, RankerModel(current.snapshot))
         self._of, self._models = current, {model.name: model for model in models}

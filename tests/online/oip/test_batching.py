@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from recsys_batch.online.oip.batching import Batching
-from recsys_batch.online.oip.models import InvalidRequest, Overloaded, TensorSpec
+from recsys_batch.online.oip.models import InvalidRequest, Model, Overloaded, TensorSpec, cut
 
 
-class Doubling:
+class Doubling(Model):
     """Doubles rows, refuses negative ones, and remembers how many rows each run had."""
 
     name, version, rows = "doubling", "1", True
@@ -112,3 +113,43 @@ def test_an_error_of_the_model_is_the_callers() -> None:
     assert [str(one) for one in found] == ["broken", "broken"]
     with pytest.raises(RuntimeError, match="broken"):
         raise found[0]
+
+
+class InPieces(Doubling):
+    """Of two rows; says when it is held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holders = 0
+
+    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+        return cut(inputs, ["x"], 2)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self.holders += 1
+        yield
+        self.holders -= 1
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        assert len(inputs["x"]) <= 2 and (len(inputs["x"]) < 2 or self.holders == 1)
+        return super().infer(inputs)
+
+
+def test_a_long_request_is_answered_whole_and_others_between_its_pieces() -> None:
+    async def both() -> tuple[list[str], Any]:
+        model, batching, order = InPieces(), Batching(max_rows=8), []
+
+        async def ask(name: str, request: dict[str, np.ndarray]) -> Any:
+            found = await batching.infer(model, request)
+            order.append(name)
+            return found
+
+        long = np.arange(18, dtype=np.float32).reshape(9, 2)
+        found, _ = await asyncio.gather(ask("long", {"x": long}), ask("short", of(1)))
+        np.testing.assert_array_equal(found["y"], 2 * long)
+        assert model.holders == 0
+        return order, model.runs
+
+    order, runs = asyncio.run(both())
+    assert order == ["short", "long"] and sorted(runs) == [1, 1, 2, 2, 2, 2]

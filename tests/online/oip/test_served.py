@@ -6,10 +6,16 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
+import pytest
 
+from recsys_batch.features import FeatureSpec
 from recsys_batch.online.live import Live
-from recsys_batch.online.oip.served import ServedModels
+from recsys_batch.online.oip.batching import Batching
+from recsys_batch.online.oip.models import InvalidRequest
+from recsys_batch.online.oip.served import RankerModel, RecommendModel, ServedModels
+from recsys_batch.online.snapshot import Snapshot
 
 
 def test_a_snapshot_that_comes_back_is_answered_from_as_opened_anew(make: Any, current: Any, tmp_path: Path) -> None:
@@ -29,3 +35,63 @@ def test_a_snapshot_that_comes_back_is_answered_from_as_opened_anew(make: Any, c
         np.testing.assert_array_equal(*answers)
 
     asyncio.run(there_and_back())
+
+
+def test_a_request_for_many_users_ends_on_the_snapshot_that_it_began_on(make: Any, current: Any, tmp_path: Path) -> None:
+    folder = make("first")
+    current(folder, "first")
+
+    async def retired_meanwhile() -> None:
+        live = Live(folder, lambda _: None, tmp_path / "turns")  # type: ignore[arg-type, return-value]
+        await live.refresh()
+        assert live.current is not None and live.current.snapshot.store is not None
+        model, store = ServedModels(live, 50).get("recommend", None), live.current.snapshot.store
+        request = asyncio.create_task(Batching().infer(model, {"user_id": np.arange(200)}))
+        await asyncio.sleep(0)
+        live.current.retire()
+        assert not request.done()
+        assert (await request)["item_id"].shape == (200, 10)
+        with pytest.raises(lmdb.Error, match="closed"):
+            store.get(b"anybody")
+
+    asyncio.run(retired_meanwhile())
+
+
+def test_users_asked_for_together_get_what_each_gets_alone(snapshot: Snapshot) -> None:
+    model, users = RecommendModel(snapshot, 50), np.array([7, 10**12, *range(40)])
+    together = asyncio.run(Batching().infer(model, {"user_id": users, "k": np.array([4], np.int32)}))
+    for row, user in enumerate(users):
+        alone = model.infer({"user_id": np.array([user]), "k": np.array([4], np.int32)})
+        np.testing.assert_array_equal(together["item_id"][row], alone["item_id"][0])
+        np.testing.assert_allclose(together["score"][row], alone["score"][0], atol=1e-6)
+    with pytest.raises(InvalidRequest, match="at most 1000"):
+        asyncio.run(Batching().infer(model, {"user_id": np.arange(1001)}))
+
+
+def test_rows_that_the_ranker_scored_together_have_the_scores_that_each_has_alone(snapshot: Snapshot) -> None:
+    """Within rounding: how a product is summed up is the library's choice, and may change with the number of rows."""
+    rng = np.random.default_rng(3)
+    widths = {"user_embedding": 16, "item_embedding": 16, "features": len(FeatureSpec.default().names)}
+
+    def request(B: int, C: int) -> dict[str, np.ndarray]:
+        shapes = {name: (B, width) if name == "user_embedding" else (B, C, width) for name, width in widths.items()}
+        return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+    runs: list[int] = []
+
+    class Counting(RankerModel):
+        def infer(self, inputs: Any) -> Any:
+            runs.append(len(inputs["features"]))
+            return super().infer(inputs)
+
+    model = Counting(snapshot)
+    requests = [request(1 + n % 3, 60) for n in range(12)] + [request(70, 400)]
+
+    async def all_at_once() -> list[Any]:
+        batching = Batching(max_rows=8)
+        return await asyncio.gather(*(batching.infer(model, one) for one in requests))
+
+    found = asyncio.run(all_at_once())
+    assert max(n for n in runs if n <= 8) > 3 and runs.count(32) == 2, runs
+    for one, answer in zip(requests, found, strict=True):
+        np.testing.assert_allclose(answer["score"], RankerModel(snapshot).infer(one)["score"], atol=1e-5)
