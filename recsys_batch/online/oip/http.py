@@ -14,11 +14,14 @@ from recsys_batch.online.http import JSON, HttpError, Response, problem
 from recsys_batch.online.oip.batching import Batching
 from recsys_batch.online.oip.models import InvalidRequest, Model, Models, ModelUnknown, Overloaded, checked
 from recsys_batch.online.oip.tensors import datatype_of, from_bytes, from_values, to_bytes, to_values
+from recsys_batch.online.oip.unpacking import unpacked
 from recsys_batch.online.requests import encode
 
 LENGTH = "inference-header-content-length"
 SERVER_NAME = "recsys_batch"
 EXTENSIONS = ("binary_tensor_data",)
+MAX_BODY_BYTES = 16 * 2**20
+"""200 candidates of 64 dimensions are 70 kB, and a request may bring a few hundred users' worth."""
 
 
 async def handle(method: str, path: str, headers: Any, body: bytes, models: Models, batching: Batching) -> Response:
@@ -77,7 +80,7 @@ def _described(model: Model) -> dict[str, Any]:
 
 
 async def _infer(model: Model, headers: Any, body: bytes, batching: Batching) -> Response:
-    request, behind = _parsed(headers, body)
+    request, behind = _parsed(headers, unpacked(body, headers.get("content-encoding"), MAX_BODY_BYTES))
     tensors = _objects(request, "inputs")
     checked(model, {_name(one): (_datatype(one), _shape(one)) for one in tensors})
     inputs, at = {}, 0
@@ -159,7 +162,7 @@ def _parameters(thing: Mapping[str, Any]) -> Mapping[str, Any]:
 def _encoded(request: Mapping[str, Any], model: Model, outputs: Mapping[str, np.ndarray]) -> Response:
     everything_binary = bool(_parameters(request).get("binary_data_output"))
     wanted = {name: everything_binary for name in outputs}
-    if request.get("outputs") is not None:
+    if request.get("outputs") not in (None, []):  # none named: all of them, as over gRPC
         wanted = {}
         for one in _objects(request, "outputs"):
             if one["name"] not in outputs:

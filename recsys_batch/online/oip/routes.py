@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from recsys_batch.online.http import Request, Response, Route
 from recsys_batch.online.oip.batching import Batching
-from recsys_batch.online.oip.http import handle
+from recsys_batch.online.oip.http import MAX_BODY_BYTES, handle
 from recsys_batch.online.oip.models import Models
-
-MAX_BODY_BYTES = 16 * 2**20
-"""200 candidates of 64 dimensions are 70 kB, and a request may bring a few hundred users' worth."""
 
 
 class Protocol:

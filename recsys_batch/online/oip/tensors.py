@@ -32,10 +32,9 @@ def n_elements(name: str, datatype: str, shape: Sequence[Any]) -> int:
         raise InvalidRequest(f"input {name} has datatype {datatype!r}; known: {', '.join(DTYPES)}")
     if len(shape) > 8 or not all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _MOST for size in shape):
         raise InvalidRequest(f"input {name} has shape {str(list(shape))[:100]}: expected up to 8 sizes from 0")
-    n: int = math.prod(shape)
-    if n >= _MOST:
-        raise InvalidRequest(f"input {name} has {n} elements: that is more than a request holds")
-    return n
+    if math.prod(max(size, 1) for size in shape) >= _MOST:  # numpy refuses such an array even where a size of 0 leaves it empty
+        raise InvalidRequest(f"input {name} has shape {list(shape)}: that is more than a request holds")
+    return math.prod(shape)
 
 
 def from_bytes(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:
@@ -67,10 +66,10 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> 
         array = np.empty(n, dtype=object)
         array[:] = [_as_bytes(name, one) for one in flat]
         return array.reshape(shape)
-    wanted = bool if datatype == "BOOL" else (int | float if datatype.startswith("FP") else int)
-    for one in flat:
-        if not isinstance(one, wanted) or (datatype != "BOOL" and isinstance(one, bool)):
-            raise InvalidRequest(f"input {name} holds {str(one)[:40]!r}, which is no {datatype}")
+    wanted = {bool} if datatype == "BOOL" else ({int, float} if datatype.startswith("FP") else {int})
+    if set(map(type, flat)) - wanted:
+        odd = next(one for one in flat if type(one) not in wanted)
+        raise InvalidRequest(f"input {name} holds {str(odd)[:40]!r}, which is no {datatype}")
     try:
         with np.errstate(over="ignore"):
             return np.array(flat, dtype=DTYPES[datatype]).reshape(shape)

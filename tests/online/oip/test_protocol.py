@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import signal
 import socket
 import subprocess
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,23 @@ def test_the_http_client_works_unchanged(server: Any, binary: bool) -> None:
     with pytest.raises(InferenceServerException, match="no version"):
         client.infer("ranker", inputs(tritonclient.http, tensors), model_version="9")
     client.close()
+
+
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_the_http_client_may_compress_its_requests(server: Any, algorithm: str) -> None:
+    client = tritonclient.http.InferenceServerClient(server.url)
+    tensors = pairs()
+    result = client.infer("ranker", inputs(tritonclient.http, tensors), request_compression_algorithm=algorithm)
+    np.testing.assert_allclose(result.as_numpy("score"), expected(server, tensors), atol=1e-5)
+    client.close()
+
+
+def test_no_outputs_named_are_all_of_them(snapshot: Snapshot) -> None:
+    user = {"name": "user_id", "datatype": "INT64", "shape": [1], "data": [5]}
+    for more in ({}, {"outputs": []}, {"outputs": None}):
+        body = json.dumps({"inputs": [user], **more}).encode()
+        response = asyncio.run(handle("POST", "/v2/models/recommend/infer", {}, body, OneModel(snapshot), Batching()))
+        assert [one["name"] for one in json.loads(response.body)["outputs"]] == ["item_id", "score"]
 
 
 def test_the_grpc_client_works_unchanged(server: Any) -> None:
@@ -220,12 +239,19 @@ BODY = st.fixed_dictionaries(
     behind=st.binary(max_size=40),
     length=st.none() | st.integers(-5, 300).map(str) | st.text(max_size=5) | st.just("right"),
     name=st.sampled_from(["ranker", "recommend", "x"]),
+    encoding=st.none() | st.sampled_from(["gzip", "deflate", "br"]),
+    packed=st.booleans(),
 )
-def test_no_request_makes_the_protocol_fail(snapshot: Snapshot, body: bytes, behind: bytes, length: str | None, name: str) -> None:
+def test_no_request_makes_the_protocol_fail(
+    snapshot: Snapshot, body: bytes, behind: bytes, length: str | None, name: str, encoding: str | None, packed: bool
+) -> None:
     headers = {} if length is None else {LENGTH: str(len(body)) if length == "right" else length}
-    models = OneModel(snapshot)
-    response = asyncio.run(handle("POST", f"/v2/models/{name}/infer", headers, body + behind, models, Batching()))
-    assert response.status in (200, 400, 404)
+    whole = body + behind
+    if encoding is not None:
+        headers["content-encoding"] = encoding
+        whole = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)(whole) if packed else whole
+    response = asyncio.run(handle("POST", f"/v2/models/{name}/infer", headers, whole, OneModel(snapshot), Batching()))
+    assert response.status in (200, 400, 404, 415)
     if response.status != 200:
         assert json.loads(response.body)["error"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -31,7 +31,8 @@ def test_strings_read_back_from_their_bytes(strings: list[bytes]) -> None:
     assert from_bytes("x", "BYTES", [len(strings)], to_bytes(array)).tolist() == strings
 
 
-@given(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(-2, 5), max_size=4), st.binary(max_size=40))
+@given(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(-2, 5) | st.just(2**31 - 1), max_size=4), st.binary(max_size=40))
+@example("FP64", [0, 2**31 - 1, 2**31 - 1], b"")
 def test_bytes_that_do_not_fit_are_refused_and_never_fail(datatype: str, shape: list[int], raw: bytes) -> None:
     try:
         found = from_bytes("x", datatype, shape, raw)
