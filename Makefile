@@ -61,7 +61,7 @@ audit-deps: setup ## installed packages against known vulnerabilities (pip-audit
 	$(BIN)/python tools/audit_deps.py
 
 protocol: .venv/.ready ## the messages of the Open Inference Protocol, generated from their .proto
-	cd recsys_batch/online/oip && $(abspath $(BIN))/python -m grpc_tools.protoc -I . --python_out=. grpc_predict_v2.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. recsys_batch/online/oip/grpc_predict_v2.proto
 
 package: .venv/.ready ## dist/recsys_batch-VERSION.zip, for spark-submit --py-files
 	@$(BIN)/python tools/package.py

@@ -44,10 +44,11 @@ class Worker(App):
         admission = Admission(given.max_waiting)
         folder, stats = Path(given.exposures) if given.exposures else None, Path(given.state) / f"log-{os.getpid()}.json"
         self._shown = Shown(folder, stats, max_mb=given.exposures_max_mb)
-        service = Service(self._live, Ages(given.max_age_hours, given.max_age_hard_hours), admission, self._shown)
+        ages = Ages(given.max_age_hours, given.max_age_hard_hours)
+        service = Service(self._live, ages, admission, self._shown)
         handlers = Handlers(service, Bounds(given.max_k, given.max_ids), Path(given.snapshots), Path(given.state))
         batching = Batching(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
-        protocol = Protocol(ServedModels(self._live, given.max_k), batching)
+        protocol = Protocol(ServedModels(self._live, given.max_k, ages), batching)
         super().__init__(
             Routes([*handlers.routes(), *protocol.routes()]),
             admission,

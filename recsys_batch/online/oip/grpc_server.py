@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import hmac
+import logging
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ import grpc
 import numpy as np
 
 from recsys_batch import __version__, logs
+from recsys_batch.online.ages import Ages
 from recsys_batch.online.live import Live
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip.batching import Batching
@@ -24,6 +26,8 @@ from recsys_batch.online.oip.models import InvalidRequest, Models, ModelUnknown,
 from recsys_batch.online.oip.served import ServedModels
 from recsys_batch.online.oip.tensors import datatype_of, from_bytes, from_values, to_bytes
 from recsys_batch.online.settings import CLIENT_TOKEN, TURNS, Settings, remote_store, settings
+
+logger = logging.getLogger("recsys_batch.online")
 
 _MAX_BYTES = 16 * 2**20
 _CONTENTS = {
@@ -104,14 +108,16 @@ _STATUS = {
     ModelUnknown: grpc.StatusCode.NOT_FOUND,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-_METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+_OPEN = ("ServerLive", "ServerReady")
+"""Asked without a token, as /v2/health is."""
+_METHODS = (*_OPEN, "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
 
 
 def handlers(servicer: Servicer, token: str | None) -> grpc.GenericRpcHandler:
     """The service, every error as a status with a sentence."""
     methods = {
         name: grpc.unary_unary_rpc_method_handler(
-            _guarded(getattr(servicer, name), token),
+            _guarded(getattr(servicer, name), None if name in _OPEN else token),
             request_deserializer=getattr(messages, f"{name}Request").FromString,
             response_serializer=getattr(messages, f"{name}Response").SerializeToString,
         )
@@ -128,6 +134,9 @@ def _guarded(method: Callable[[Any], Any], token: str | None) -> Callable[[Any, 
             return await method(request)
         except tuple(_STATUS) as error:
             await context.abort(_STATUS[type(error)], str(error))
+        except Exception:
+            logger.exception("%s over gRPC failed", method.__name__)
+            await context.abort(grpc.StatusCode.INTERNAL, "something went wrong here; the server's log says what")
 
     return call
 
@@ -141,9 +150,10 @@ async def run(given: Settings) -> None:
     """Serve until SIGTERM, following snapshots as the HTTP workers do."""
     live = Live(Path(given.snapshots), functools.partial(remote_store, given), Path(given.state) / TURNS)
     await live.refresh()
+    models = ServedModels(live, given.max_k, Ages(given.max_age_hours, given.max_age_hard_hours))
     batching = Batching(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", _MAX_BYTES), ("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((handlers(Servicer(ServedModels(live, given.max_k), batching), os.environ.get(CLIENT_TOKEN) or None),))
+    server.add_generic_rpc_handlers((handlers(Servicer(models, batching), os.environ.get(CLIENT_TOKEN) or None),))
     server.add_insecure_port(f"{given.host}:{given.grpc_port}")
     await server.start()
     ending = asyncio.Event()

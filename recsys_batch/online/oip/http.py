@@ -49,7 +49,7 @@ async def _answered(method: str, path: str, headers: Any, body: bytes, models: M
             return _json({"live": True})
         case ["health", "ready"]:
             _only("GET", method, path)
-            return _json({"ready": True}) if models.ready() else problem(503, "no snapshot is in use yet")
+            return _json({"ready": True}) if models.ready() else problem(503, "no snapshot is in use that is new enough to be shown")
         case ["models", name, *rest]:
             version = rest[1] if len(rest) > 1 and rest[0] == "versions" else None
             model = models.get(name, version)

@@ -8,6 +8,7 @@ from functools import partial
 
 import numpy as np
 
+from recsys_batch.online.ages import Ages
 from recsys_batch.online.latency import Latency
 from recsys_batch.online.live import Live, Loaded
 from recsys_batch.online.oip.models import InvalidRequest, Model, ModelUnknown, TensorSpec, cut
@@ -119,8 +120,8 @@ def _lease(loaded: Loaded) -> Iterator[None]:
 class ServedModels:
     """Of the snapshot that is in use at the moment of asking."""
 
-    def __init__(self, live: Live, max_k: int) -> None:
-        self._live, self._max_k = live, max_k
+    def __init__(self, live: Live, max_k: int, ages: Ages) -> None:
+        self._live, self._max_k, self._ages = live, max_k, ages
         self._of: Loaded | None = None
         self._models: dict[str, Model] = {}
 
@@ -138,7 +139,9 @@ class ServedModels:
         return list(self._models)
 
     def ready(self) -> bool:
-        return self._live.current is not None
+        """As /readyz says: a snapshot is in use that is not too old to be shown."""
+        current = self._live.current
+        return current is not None and self._ages.of(current.snapshot.manifest.facts.generated_at) != "too_old"
 
     def _look(self) -> None:
         current = self._live.current

@@ -302,6 +302,8 @@ def test_health_is_open_and_the_rest_asks_for_the_clients_token(make: Any, serve
         if status() != "StatusCode.UNAVAILABLE":
             break
         time.sleep(0.05)
-    assert status() == "StatusCode.UNAUTHENTICATED"
+    assert status() == "StatusCode.UNAUTHENTICATED" and client.is_server_live() and client.is_server_ready()
+    with pytest.raises(InferenceServerException, match="authorization: Bearer TOKEN"):
+        client.get_server_metadata(headers={"authorization": "Bearer another's"})
     assert client.get_server_metadata(headers={"authorization": "Bearer theirs"}).name == "recsys_batch"
     client.close()

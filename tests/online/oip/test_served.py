@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from recsys_batch.features import FeatureSpec
+from recsys_batch.online.ages import Ages
 from recsys_batch.online.live import Live
 from recsys_batch.online.oip.batching import Batching
 from recsys_batch.online.oip.models import InvalidRequest
@@ -25,7 +26,7 @@ def test_a_snapshot_that_comes_back_is_answered_from_as_opened_anew(make: Any, c
 
     async def there_and_back() -> None:
         live = Live(folder, lambda _: None, tmp_path / "turns")  # type: ignore[arg-type, return-value]
-        models = ServedModels(live, 50)
+        models = ServedModels(live, 50, Ages(36, None))
         answers = []
         for name, asked in (("first", True), ("second", False), ("first", True)):
             current(folder, name)
@@ -45,7 +46,7 @@ def test_a_request_for_many_users_ends_on_the_snapshot_that_it_began_on(make: An
         live = Live(folder, lambda _: None, tmp_path / "turns")  # type: ignore[arg-type, return-value]
         await live.refresh()
         assert live.current is not None and live.current.snapshot.store is not None
-        model, store = ServedModels(live, 50).get("recommend", None), live.current.snapshot.store
+        model, store = ServedModels(live, 50, Ages(36, None)).get("recommend", None), live.current.snapshot.store
         request = asyncio.create_task(Batching().infer(model, {"user_id": np.arange(200)}))
         await asyncio.sleep(0)
         live.current.retire()
@@ -95,3 +96,16 @@ def test_rows_that_the_ranker_scored_together_have_the_scores_that_each_has_alon
     assert max(n for n in runs if n <= 8) > 3 and runs.count(32) == 2, runs
     for one, answer in zip(requests, found, strict=True):
         np.testing.assert_allclose(answer["score"], RankerModel(snapshot).infer(one)["score"], atol=1e-5)
+
+
+def test_models_are_ready_once_a_snapshot_is_in_use_that_is_not_too_old(make: Any, current: Any, tmp_path: Path) -> None:
+    folder = make("first")
+
+    async def ready(hard: float | None) -> bool:
+        live = Live(folder, lambda _: None, tmp_path / "turns")  # type: ignore[arg-type, return-value]
+        await live.refresh()
+        return ServedModels(live, 50, Ages(0, hard)).ready()
+
+    assert not asyncio.run(ready(None))
+    current(folder, "first")
+    assert asyncio.run(ready(None)) and asyncio.run(ready(1.0)) and not asyncio.run(ready(1e-9))

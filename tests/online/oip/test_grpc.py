@@ -1,0 +1,150 @@
+"""The wire of gRPC by its bare messages: what the official client never sends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc
+
+from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
+from recsys_batch.online.oip.batching import Batching
+from recsys_batch.online.oip.grpc_server import Servicer, handlers
+from recsys_batch.online.oip.models import Model, ModelUnknown, Overloaded, TensorSpec
+from recsys_batch.online.oip.tensors import DTYPES, from_bytes
+
+
+class Echo(Model):
+    """Gives back what it is given, one tensor of each datatype; raises what it is told to."""
+
+    name, version, rows = "echo", "1", False
+    inputs: Sequence[TensorSpec] = tuple(TensorSpec(one, one, (-1,), optional=True) for one in sorted(DTYPES))
+    outputs: Sequence[TensorSpec] = inputs
+    error: Exception | None = None
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if self.error is not None:
+            raise self.error
+        return inputs
+
+
+class OneModel:
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def get(self, name: str, version: str | None) -> Model:
+        if name != self._model.name or version not in (None, self._model.version):
+            raise ModelUnknown(f"no {name}")
+        return self._model
+
+    def names(self) -> list[str]:
+        return [self._model.name]
+
+    def ready(self) -> bool:
+        return True
+
+
+def infer(request: Any, model: Model | None = None) -> Any:
+    """The answer, or (status, sentence), over a real connection."""
+
+    async def ask() -> Any:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((handlers(Servicer(OneModel(model or Echo()), Batching()), None),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(
+                "/inference.GRPCInferenceService/ModelInfer",
+                request_serializer=messages.ModelInferRequest.SerializeToString,
+                response_deserializer=messages.ModelInferResponse.FromString,
+            )
+            try:
+                return await call(request)
+            except grpc.aio.AioRpcError as error:
+                return error.code(), error.details()
+            finally:
+                await server.stop(None)
+
+    return asyncio.run(ask())
+
+
+def asked(*tensors: Mapping[str, Any], **more: Any) -> Any:
+    return messages.ModelInferRequest(model_name="echo", inputs=tensors, **more)
+
+
+def typed(datatype: str) -> tuple[dict[str, Any], list[Any]]:
+    """A tensor in typed contents, and its values."""
+    field, values = {
+        "BOOL": ("bool_contents", [True, False]),
+        "INT64": ("int64_contents", [-(2**63), 2**63 - 1]),
+        "UINT64": ("uint64_contents", [0, 2**64 - 1]),
+        "FP32": ("fp32_contents", [0.5, -2.0]),
+        "FP64": ("fp64_contents", [0.1, -1e300]),
+        "BYTES": ("bytes_contents", [b"", b"\xff\x00"]),
+    }.get(datatype, ("uint_contents", [0, 200]) if datatype.startswith("U") else ("int_contents", [-100, 100]))
+    return {"name": datatype, "datatype": datatype, "shape": [2], "contents": {field: values}}, values
+
+
+@pytest.mark.parametrize("datatype", sorted(set(DTYPES) - {"FP16"}))
+def test_typed_contents_are_taken_and_answered_raw(datatype: str) -> None:
+    tensor, values = typed(datatype)
+    answer = infer(asked(tensor))
+    (output,), (raw,) = answer.outputs, answer.raw_output_contents
+    assert (output.name, output.datatype, list(output.shape)) == (datatype, datatype, [2])
+    assert from_bytes("x", datatype, [2], raw).tolist() == values
+
+
+def test_outputs_come_in_the_order_asked_for_one_raw_buffer_each() -> None:
+    tensors = [typed("INT8")[0], typed("FP64")[0], typed("BYTES")[0]]
+    answer = infer(asked(*tensors, outputs=[{"name": "BYTES"}, {"name": "INT8"}]))
+    assert [one.name for one in answer.outputs] == ["BYTES", "INT8"] and len(answer.raw_output_contents) == 2
+    assert answer.raw_output_contents[1] == b"\x9c\x64"
+
+
+@pytest.mark.parametrize(
+    ("sent", "words"),
+    [
+        (asked(typed("INT8")[0], raw_input_contents=[b"ab", b"ab"]), "2 raw_input_contents for 1 inputs"),
+        (asked(typed("INT8")[0], raw_input_contents=[b"abc"]), "has 3 bytes, expected 2"),
+        (asked(typed("INT8")[0], typed("INT8")[0]), "name a tensor twice"),
+        (asked({"name": "FP16", "datatype": "FP16", "shape": [1]}), "send raw_input_contents"),
+        (asked({"name": "INT8", "datatype": "INT8", "shape": [1], "contents": {"int_contents": [300]}}), "beyond INT8"),
+        (asked({"name": "INT8", "datatype": "INT8", "shape": [3], "contents": {"int_contents": [1]}}), "expected 3"),
+        (asked({"name": "INT8", "datatype": "INT8", "shape": [-1], "contents": {"int_contents": [1]}}), "sizes from 0"),
+        (asked({"name": "INT8", "datatype": "odd", "shape": [1]}), "expected INT8"),
+        (asked({"name": "odd", "datatype": "INT8", "shape": [1]}), "no input 'odd'"),
+        (asked(typed("INT8")[0], outputs=[{"name": "odd"}]), "no output 'odd'"),
+    ],
+)
+def test_what_does_not_fit_is_an_invalid_argument(sent: Any, words: str) -> None:
+    code, details = infer(sent)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT and words in details
+
+
+def test_an_overload_and_an_unknown_model_have_statuses_of_their_own() -> None:
+    model = Echo()
+    model.error = Overloaded("40 requests wait for a model: try again")
+    assert infer(asked(typed("INT8")[0]), model) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "40 requests wait for a model: try again")
+    unknown = messages.ModelInferRequest(model_name="echo", model_version="2", inputs=[typed("INT8")[0]])
+    assert infer(unknown) == (grpc.StatusCode.NOT_FOUND, "no echo")
+
+
+def test_what_nobody_foresaw_is_in_the_log_and_not_in_the_answer(caplog: pytest.LogCaptureFixture) -> None:
+    model = Echo()
+    model.error = KeyError("a secret of the inside")
+    with caplog.at_level(logging.ERROR):
+        code, details = infer(asked(typed("INT8")[0]), model)
+    assert code is grpc.StatusCode.INTERNAL and "secret" not in details and "the server's log" in details
+    assert "a secret of the inside" in caplog.text
+
+
+def test_our_messages_are_the_official_clients_on_the_wire_and_beside_them_in_a_process() -> None:
+    official = tritonclient.grpc.service_pb2
+    ours = asked(typed("INT64")[0], id="mine", parameters={"p": {"int64_param": 5}}, raw_input_contents=[b"x"])
+    theirs = official.ModelInferRequest.FromString(ours.SerializeToString())
+    assert str(theirs) == str(ours)
