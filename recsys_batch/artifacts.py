@@ -76,6 +76,16 @@ def point(root: Path, run_id: str, name: str, value: Mapping[str, Any]) -> None:
     draft.rename(folder / f"{name}.json")
 
 
+def catalogue_folder(root: Path, run_id: str) -> Path:
+    """Where a run's catalogue is. Raises as ``pointed``."""
+    return root / "catalogues" / str(pointed(root, run_id, "catalogue")["folder"])
+
+
+def bundle_folder(root: Path, run_id: str) -> Path:
+    """Where a run's bundle is. Raises as ``pointed``."""
+    return root / "bundles" / str(pointed(root, run_id, "bundle")["folder"])
+
+
 def pointed(root: Path, run_id: str, name: str) -> dict[str, Any]:
     """What ``point`` recorded.
 

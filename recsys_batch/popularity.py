@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_batch.catalogue import Catalogue
 from recsys_batch.ragged import distinct
 from recsys_batch.ranges import runs
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
@@ -80,6 +81,19 @@ def popular_lists(counts: pa.Table, available: pa.Array, length: int) -> pa.Tabl
     listed = listed.append_column("rank", pa.array(rank.astype(np.int32)))
     listed = listed.append_column("score", listed["n"].cast(pa.float32(), safe=False))
     return listed.filter(pc.less_equal(listed["rank"], length)).select(["segment", "rank", "item_id", "score"])
+
+
+def by_segment(rows: pa.Table, catalogue: Catalogue) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(codes int64, scores float32) of each segment's popular list, of what can be retrieved, in the order of the rows.
+
+    Args:
+        rows: segment, item_id, score.
+    """
+    codes, scores = catalogue.codes(rows["item_id"].combine_chunks()), rows["score"].to_numpy()
+    segments = np.asarray(rows["segment"].to_pylist(), dtype=object)
+    usable = (codes >= 0) & np.asarray(catalogue.retrievable)[codes]
+    chosen = {str(segment): (segments == segment) & usable for segment in dict.fromkeys(segments)}
+    return {segment: (codes[mine], scores[mine]) for segment, mine in chosen.items()}
 
 
 def sum_of(tables: Sequence[pa.Table], ids: IdTypes) -> pa.Table:

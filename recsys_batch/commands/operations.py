@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +96,7 @@ def maintain(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool
 
     done = run_maintenance(config, _folders(config), keep_runs or config.tables.keep_runs, now, optimize=optimize, dry_run=dry_run)
     if as_json:
-        click.echo(json.dumps({"dry_run": dry_run, **done.__dict__}, indent=2))
+        echo({"dry_run": dry_run, **done.__dict__})
         return
     verb = "would be" if dry_run else "were"
     rows = [(name, count(done.rows.get(name, 0)), count(done.vacuumed.get(name, 0))) for name in sorted({*done.rows, *done.vacuumed})]

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
@@ -19,6 +18,7 @@ from recsys_batch.night.context import Night
 from recsys_batch.night.gather import recorded
 from recsys_batch.night.incremental import Base, changed_file, recorded_base
 from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
+from recsys_batch.popularity import by_segment
 from recsys_batch.ranges import LIST_ROWS, Range
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
 from recsys_batch.slices import parts_of
@@ -49,17 +49,10 @@ def candidates(night: Night) -> StepResult:
 
 def _retrieve_task(night: Night, catalogue: Catalogue) -> RetrieveTask:
     pointer = night.pointed("index")
-    popular: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     where = night.slice("popular")
     files = (pq.read_table(Path(where.root) / part.path, partitioning=None).cast(where.schema) for part in parts_of(where))
     table = pa.concat_tables([where.schema.empty_table(), *files])
     table = table.sort_by([("segment", "ascending"), ("rank", "ascending")])
-    codes = catalogue.codes(table["item_id"].combine_chunks())
-    segments = np.asarray(table["segment"].to_pylist(), dtype=object)
-    scores = table["score"].to_numpy()
-    for segment in dict.fromkeys(segments):
-        mine = (segments == segment) & catalogue.retrievable[codes]
-        popular[str(segment)] = (codes[mine], scores[mine])
     return RetrieveTask(
         run_id=night.run.run_id,
         ids=night.ids,
@@ -69,7 +62,7 @@ def _retrieve_task(night: Night, catalogue: Catalogue) -> RetrieveTask:
         nprobe=pointer["tuning"]["nprobe"],
         overfetch=pointer["tuning"]["overfetch"],
         n_candidates=_n_candidates(night.config, catalogue),
-        popular=popular,
+        popular=by_segment(table, catalogue),
     )
 
 

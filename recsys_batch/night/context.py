@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import artifact_root, point, pointed, put_folder, run_folder
+from recsys_batch.artifacts import artifact_root, bundle_folder, catalogue_folder, point, pointed, put_folder, run_folder
 from recsys_batch.bundle import Bundle, load_bundle
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
@@ -148,7 +148,7 @@ class Night:
 
     @property
     def bundle_dir(self) -> Path:
-        return self.root / "bundles" / str(self.pointed("bundle")["folder"])
+        return bundle_folder(self.root, self.run.run_id)
 
     @property
     def catalogue_dir(self) -> Path:
@@ -163,11 +163,6 @@ class Night:
 def empty_slice(tables: Tables, name: str) -> Slice:
     """A table that is there, of no run yet."""
     return Slice(tables.folder(name), TABLES[name], tables.require_ids(), {}, 2**26)
-
-
-def catalogue_folder(root: Path, run_id: str) -> Path:
-    """Where a run's catalogue is."""
-    return root / "catalogues" / str(pointed(root, run_id, "catalogue")["folder"])
 
 
 def partition_of(spec: TableSpec, run: Run) -> dict[str, str | dt.date]:

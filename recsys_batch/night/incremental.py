@@ -18,12 +18,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import pointed, put_folder, run_folder
+from recsys_batch.artifacts import catalogue_folder, pointed, put_folder, run_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
 from recsys_batch.night import manifest
 from recsys_batch.night.appended import Rewritten, appended_files
-from recsys_batch.night.context import Night, catalogue_folder, partition_of, run_rows
+from recsys_batch.night.context import Night, partition_of, run_rows
 from recsys_batch.night.manifest import Run
 from recsys_batch.ranges import LIST_ROWS, Files
 from recsys_batch.slices import Slice, parts_of

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import artifact_root, pointed
+from recsys_batch.artifacts import artifact_root, bundle_folder, catalogue_folder
 from recsys_batch.bundle import Bundle, load_bundle
 from recsys_batch.catalogue import Catalogue, map_catalogue
 from recsys_batch.features import FeatureSpec
@@ -21,6 +21,7 @@ from recsys_batch.online.contents import Contents, Facts
 from recsys_batch.online.items import Descriptions
 from recsys_batch.online.popular import Popular
 from recsys_batch.online.run_lists import RunLists
+from recsys_batch.popularity import by_segment
 from recsys_batch.ragged import column_matrix
 from recsys_batch.ranges import Files
 from recsys_batch.read import column_type, published_run, read_table, run_slice
@@ -93,8 +94,8 @@ def open_run(warehouse: str, run_id: str | None = None, metric: Literal["ip", "c
         warehouse=warehouse,
         row=row,
         ids=ids,
-        catalogue_dir=str(root / "catalogues" / pointed(root, row["run_id"], "catalogue")["folder"]),
-        bundle=load_bundle(root / "bundles" / pointed(root, row["run_id"], "bundle")["folder"]),
+        catalogue_dir=str(catalogue_folder(root, row["run_id"])),
+        bundle=load_bundle(bundle_folder(root, row["run_id"])),
         lists=RunLists(files["candidates"], files["topk"], files["user_embeddings"], segments),
         segments=names,
         metric=metric,
@@ -151,11 +152,4 @@ def _described(warehouse: str, version: int, catalogue: Catalogue) -> Descriptio
 
 
 def _popular(rows: pa.Table, catalogue: Catalogue) -> Popular:
-    codes = catalogue.codes(rows["item_id"].combine_chunks()).astype(np.int32)
-    scores = np.asarray(rows["score"], dtype=np.float32)
-    segments = np.asarray(rows["segment"].to_pylist(), dtype=object)
-    lists = {}
-    for segment in dict.fromkeys(segments):
-        mine = (segments == segment) & (codes >= 0) & np.asarray(catalogue.retrievable)[codes]
-        lists[str(segment)] = (codes[mine], scores[mine])
-    return Popular(lists)
+    return Popular({segment: (codes.astype(np.int32), scores) for segment, (codes, scores) in by_segment(rows, catalogue).items()})

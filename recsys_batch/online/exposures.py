@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from recsys_batch.exposure_files import EXPOSURES, exposure_schema
+from recsys_batch.online.file_log import FileLog
 from recsys_batch.online.log_columns import Id, as_id, flat, maps, offsets_of, record_batch
-from recsys_batch.online.rotating import LimitOptions, Limits, RotatingParquet
-from recsys_batch.online.row_log import RowLog
-from recsys_batch.schemas import TIMESTAMP, IdType, IdTypes
+from recsys_batch.schemas import TIMESTAMP, IdTypes
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -48,31 +45,16 @@ class Exposure(NamedTuple):
     attributes: Mapping[str, Any] = _NOTHING
 
 
-class ExposureLog(RowLog[Exposure]):
-    """Files ``exposures-*.parquet``, see exposure_files.exposure_schema.
+class ExposureLog(FileLog[Exposure]):
+    """Files ``exposures-*.parquet``, see exposure_files.exposure_schema."""
 
-    Args:
-        folder: made when the first rows come; several processes may share it.
-        user_type, item_type: of the warehouse.
-        queue_rows: exposures that may wait; beyond them they are dropped and counted.
-        worker: this process, for the names of the files; its pid by default.
-        limits: rotate_rows, rotate_seconds, group_rows, max_files, max_mb: see rotating.Limits.
-    """
+    kind = EXPOSURES
 
-    def __init__(
-        self,
-        folder: Path | str,
-        *,
-        user_type: IdType,
-        item_type: IdType,
-        queue_rows: int = 10_000,
-        worker: int | None = None,
-        **limits: Unpack[LimitOptions],
-    ) -> None:
-        ids = IdTypes(user_type, item_type)
-        schema, worker = exposure_schema(ids), os.getpid() if worker is None else worker
-        writer = RotatingParquet(Path(folder), EXPOSURES, schema, worker, Limits(**limits))
-        super().__init__(writer, lambda rows: exposure_batch(rows, ids, schema), queue_rows)
+    def columns(self, ids: IdTypes) -> pa.Schema:
+        return exposure_schema(ids)
+
+    def encode(self, rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+        return exposure_batch(rows, ids, schema)
 
 
 def exposure_batch(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:

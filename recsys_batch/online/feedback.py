@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple, Unpack
+from typing import NamedTuple
 
 import pyarrow as pa
 
 from recsys_batch.exposure_files import FEEDBACK, feedback_schema
+from recsys_batch.online.file_log import FileLog
 from recsys_batch.online.log_columns import Id, as_id, record_batch
-from recsys_batch.online.rotating import LimitOptions, Limits, RotatingParquet
-from recsys_batch.online.row_log import RowLog
-from recsys_batch.schemas import IdType, IdTypes
+from recsys_batch.schemas import IdTypes
 
 
 class FeedbackEvent(NamedTuple):
@@ -33,23 +30,16 @@ class FeedbackEvent(NamedTuple):
     weight: float = 1.0
 
 
-class FeedbackLog(RowLog[FeedbackEvent]):
-    """Files ``feedback-*.parquet``, see exposure_files.feedback_schema. Arguments as of ExposureLog."""
+class FeedbackLog(FileLog[FeedbackEvent]):
+    """Files ``feedback-*.parquet``, see exposure_files.feedback_schema."""
 
-    def __init__(
-        self,
-        folder: Path | str,
-        *,
-        user_type: IdType,
-        item_type: IdType,
-        queue_rows: int = 10_000,
-        worker: int | None = None,
-        **limits: Unpack[LimitOptions],
-    ) -> None:
-        ids = IdTypes(user_type, item_type)
-        schema, worker = feedback_schema(ids), os.getpid() if worker is None else worker
-        writer = RotatingParquet(Path(folder), FEEDBACK, schema, worker, Limits(**limits))
-        super().__init__(writer, lambda rows: feedback_batch(rows, ids, schema), queue_rows)
+    kind = FEEDBACK
+
+    def columns(self, ids: IdTypes) -> pa.Schema:
+        return feedback_schema(ids)
+
+    def encode(self, rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+        return feedback_batch(rows, ids, schema)
 
 
 def feedback_batch(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:

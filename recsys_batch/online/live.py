@@ -14,7 +14,8 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -67,6 +68,15 @@ class Loaded:
     def give(self) -> None:
         self.leases -= 1
         self._close_if_free()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep it open during the ``with`` block."""
+        self.take()
+        try:
+            yield
+        finally:
+            self.give()
 
     def retire(self) -> None:
         """No new request gets it."""

@@ -9,22 +9,17 @@ from typing import Any
 
 import pyarrow as pa
 
+from recsys_batch.online.keys import as_number
 from recsys_batch.schemas import IdType
 
 Id = int | str
-_LONGEST_DIGITS = 20
 
 
 def as_id(value: Id, kind: IdType) -> Id | None:
     """The id in the warehouse's type as the store looks it up: "7" is the BIGINT 7, 7 the STRING "7"; None where it is none."""
     if kind == "STRING":
         return value if isinstance(value, str) else str(value)
-    if isinstance(value, str):
-        digits = value.removeprefix("-")
-        if len(value) > _LONGEST_DIGITS or not (digits.isascii() and digits.isdigit()):
-            return None
-        value = int(value)
-    return value if -(2**63) <= value < 2**63 else None
+    return as_number(value)
 
 
 def offsets_of(lengths: Sequence[int]) -> pa.Array:

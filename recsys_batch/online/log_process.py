@@ -22,11 +22,11 @@ from typing import BinaryIO
 
 import msgspec
 
+from recsys_batch.exposure_files import EXPOSURES, FEEDBACK
 from recsys_batch.online.exposures import Exposure, ExposureLog
 from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog
 from recsys_batch.schemas import IdTypes
 
-EXPOSURES, FEEDBACK = "exposures", "feedback"
 _KINDS = {b"e": EXPOSURES, b"f": FEEDBACK}
 _HEAD = struct.Struct("<cI")
 _POLL_SECONDS = 0.02

@@ -133,7 +133,7 @@ def _paired(snapshot: Snapshot, asked: Asked, latency: Latency) -> Pair | Ranked
     if lists is None:
         return _popular(snapshot, query, gone, UNKNOWN_USER)
     if lists.embedding is None:
-        return _batch_order(snapshot, query, lists, gone, NO_EMBEDDING, source="popular")
+        return _batch_order(snapshot, query, lists, gone, NO_EMBEDDING)
     pair = Pair(query, lists, session, gone, own)
     if snapshot.ranker is None:
         return _without_ranker(snapshot, pair, NO_RANKER)
@@ -249,18 +249,27 @@ def _batch_ranks(lists: UserLists, places: np.ndarray) -> np.ndarray:
     return np.asarray(ranks[places])
 
 
-def _batch_order(snapshot: Snapshot, query: Query, lists: UserLists, gone: np.ndarray, reason: str, source: str = "batch") -> Ranked:
-    """The published list itself, without what the request rules out."""
+def published_order(query: Query, lists: UserLists, reason: str | None = None, keep: np.ndarray | None = None) -> Ranked:
+    """The first k of the published list itself; source popular where the night had only a popular list for the user.
+
+    Args:
+        reason: why it is not ranked for the request.
+        keep: bool per row of the published list; None where all stay.
+    """
     began = time.perf_counter()
-    places = lists.top_places.astype(np.int64)
-    codes = lists.codes[places].astype(np.int64)
-    scores, ranks = lists.top_scores, np.arange(1, len(places) + 1)
-    keep = _kept(snapshot, query.categories, codes, gone)
+    places, ranks = lists.top_places.astype(np.int64), np.arange(1, len(lists.top_places) + 1)
+    scores = lists.top_scores
     if keep is not None:
-        places, codes, scores, ranks = places[keep], codes[keep], scores[keep], ranks[keep]
-    k = query.k
+        places, scores, ranks = places[keep], scores[keep], ranks[keep]
+    places, scores, ranks = places[: query.k], scores[: query.k], ranks[: query.k]
+    source = "popular" if lists.embedding is None else "batch"
     stages = {"select": time.perf_counter() - began}
-    return Ranked(codes[:k], scores[:k], places[:k] + 1, ranks[:k], source, reason, None, stages, scores[:k])
+    return Ranked(lists.codes[places].astype(np.int64), scores, places + 1, ranks, source, reason, None, stages, scores)
+
+
+def _batch_order(snapshot: Snapshot, query: Query, lists: UserLists, gone: np.ndarray, reason: str) -> Ranked:
+    """The published list without what the request rules out."""
+    return published_order(query, lists, reason, _kept(snapshot, query.categories, lists.codes[lists.top_places], gone))
 
 
 def _popular(snapshot: Snapshot, query: Query, gone: np.ndarray, reason: str) -> Ranked:

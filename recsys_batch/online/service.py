@@ -14,7 +14,7 @@ from recsys_batch.online.ages import Ages
 from recsys_batch.online.feedback import FeedbackEvent
 from recsys_batch.online.live import Live, Loaded
 from recsys_batch.online.query import Query
-from recsys_batch.online.ranking import STALE, Asked, Ranked, rank
+from recsys_batch.online.ranking import STALE, Asked, Ranked, published_order, rank
 from recsys_batch.online.records import UserLists, decode
 from recsys_batch.online.requests import Answer, answer
 from recsys_batch.online.shown import Shown
@@ -53,17 +53,13 @@ class Service:
         """
         began = time.perf_counter()
         loaded, key = self._choose(query.user_id)
-        loaded.take()
-        try:
+        with loaded.held():
             lists, failed = await self._lists(loaded, key)
             looked_up = time.perf_counter()
             ranked = await self._together.rank(loaded, Asked(query, lists, failed))
-            if ranked.degraded is None and self.ages.of(loaded.snapshot.manifest.facts.generated_at) != "fresh":
-                ranked.degraded = STALE
+            self._flag_age(loaded, ranked)
             timings = {"wait": began - arrived, "lookup": looked_up - began, **ranked.stages, "total": time.perf_counter() - arrived}
             told = answer(ranked, query, loaded.snapshot, request_id or secrets.token_hex(16), timings)
-        finally:
-            loaded.give()
         self.shown.record(query, ranked, told)
         self._count(loaded, ranked, timings)
         self.live.recent.append(query)
@@ -88,23 +84,21 @@ class Service:
         """
         began = time.perf_counter()
         loaded, key = self._choose(user_id)
-        loaded.take()
-        try:
+        with loaded.held():
             lists, failed = await self._lists(loaded, key)
             if failed:
                 raise StoreUnavailable("the store of users' lists does not answer")
             if lists is None:
                 raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {user_id!r}")
-            places = lists.top_places[:k].astype("int64")
-            n = len(places)
-            source = "popular" if lists.embedding is None else "batch"
-            codes, ranks = lists.codes[places].astype("int64"), places + 1
-            ranked = Ranked(codes, lists.top_scores[:n], ranks, ranks, source, None, None, {})
-            if self.ages.of(loaded.snapshot.manifest.facts.generated_at) != "fresh":
-                ranked.degraded = STALE
-            return answer(ranked, Query(user_id, k), loaded.snapshot, secrets.token_hex(16), {"total": time.perf_counter() - began})
-        finally:
-            loaded.give()
+            query = Query(user_id, k)
+            ranked = published_order(query, lists)
+            self._flag_age(loaded, ranked)
+            return answer(ranked, query, loaded.snapshot, secrets.token_hex(16), {"total": time.perf_counter() - began})
+
+    def _flag_age(self, loaded: Loaded, ranked: Ranked) -> None:
+        """An old snapshot is a reason where there is no other."""
+        if ranked.degraded is None and self.ages.of(loaded.snapshot.manifest.facts.generated_at) != "fresh":
+            ranked.degraded = STALE
 
     def _choose(self, user_id: int | str) -> tuple[Loaded, bytes | None]:
         current = self.live.current

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import lmdb
 
@@ -18,15 +17,6 @@ _FIRST_SIZE = 64 * 2**20
 
 class StoreUnavailable(Exception):
     """The store did not answer in time, or not at all; the message says what happened."""
-
-
-class Store(Protocol):
-    """Records by key."""
-
-    def get(self, key: bytes) -> bytes | None:
-        """At once, from this process's memory map."""
-
-    def close(self) -> None: ...
 
 
 class LmdbStore:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import functools
 import gc
-import logging
 import os
 import sys
 import time
@@ -28,9 +27,6 @@ from recsys_batch.online.service import Service
 from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, TURNS, Settings, remote_store, settings
 from recsys_batch.online.shown import Shown
 from recsys_batch.online.workers import report
-
-logger = logging.getLogger("recsys_batch.online")
-
 
 _TURN_SECONDS = 0.0005
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from recsys_batch.features import FeatureSpec
 from recsys_batch.online.folders import set_current
@@ -108,6 +110,36 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+@dataclass
+class Redis:
+    port: int
+    folder: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        server = shutil.which("redis-server")
+        assert server, "these tests need redis-server (Debian's package redis-server)"
+        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no", "--dir", str(self.folder)]
+        self.process = subprocess.Popen([server, *options], stdout=subprocess.DEVNULL)
+        for _ in range(500):
+            try:
+                if redis.Redis.from_url(self.url).ping():
+                    return
+            except redis.RedisError:
+                time.sleep(0.01)
+        raise AssertionError("redis-server did not start")
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(10)
+            self.process = None
+
+
 def wait_until(what: Callable[[], Any], seconds: float = 20.0) -> Any:
     """What ``what`` returns once it is true and raises nothing."""
     until, last = time.monotonic() + seconds, None
@@ -192,3 +224,18 @@ def current() -> Callable[[Path, str], None]:
 def wait_for() -> Callable[..., Any]:
     """Calls something until it is true."""
     return wait_until
+
+
+@pytest.fixture(scope="session")
+def find_port() -> Callable[[], int]:
+    """Finds a port that nobody has."""
+    return free_port
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Redis]:
+    """A redis-server of this test's own."""
+    started = Redis(free_port(), tmp_path)
+    started.start()
+    yield started
+    started.kill()

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import redis
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
@@ -22,6 +21,7 @@ from recsys_batch.online.latency import Latency
 from recsys_batch.online.query import Query
 from recsys_batch.online.ranking import rank
 from recsys_batch.online.records import decode
+from recsys_batch.online.redis_store import redis_key, whole_key
 from recsys_batch.online.snapshot import Snapshot, open_snapshot
 from recsys_batch.online.writing import write_snapshot
 from recsys_batch.read import latest_topk, published_run, read_table
@@ -105,37 +105,21 @@ print([name for name in ("pyspark", "py4j", "torch", "mlflow", "faiss", "pandas"
 
 
 def test_the_executors_fill_redis_with_the_same_records(
-    published: Config, exported: Snapshot, options: Callable[[Config], list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: Config,
+    exported: Snapshot,
+    options: Callable[[Config], list[str]],
+    server: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    import redis
-
-    from recsys_batch.online.redis_store import redis_key, whole_key
-
-    server = shutil.which("redis-server")
-    assert server, "this test needs redis-server (Debian's package redis-server)"
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    process = subprocess.Popen([server, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(tmp_path)], stdout=-3)
-    try:
-        client = redis.Redis(port=port)
-        for _ in range(500):
-            try:
-                client.ping()
-                break
-            except redis.RedisError:
-                time.sleep(0.01)
-        monkeypatch.setenv("RECSYS_BATCH_REDIS_URL", f"redis://127.0.0.1:{port}/0")
-        command = ["export-snapshot", *options(published), "--set", "online.store=redis", "--out", str(tmp_path / "snapshots")]
-        assert run(command) == 0
-        name = exported.snapshot_id
-        assert int(client.get(whole_key(name))) == exported.manifest.n_users == client.dbsize() - 1  # type: ignore[arg-type]
-        for user in latest_topk(published.paths.warehouse, columns=["user_id"])["user_id"].unique().to_pylist()[::5]:
-            key = exported.key(user)
-            assert key is not None and client.get(redis_key(name, key)) == exported.store.get(key)  # type: ignore[union-attr]
-        manifest = json.loads((tmp_path / "snapshots" / name / "manifest.json").read_text())
-        assert manifest["store"] == "redis" and "users.lmdb" not in manifest["files"]
-        client.close()
-    finally:
-        process.kill()
-        process.wait(10)
+    monkeypatch.setenv("RECSYS_BATCH_REDIS_URL", server.url)
+    command = ["export-snapshot", *options(published), "--set", "online.store=redis", "--out", str(tmp_path / "snapshots")]
+    assert run(command) == 0
+    client, name = redis.Redis.from_url(server.url), exported.snapshot_id
+    assert int(client.get(whole_key(name))) == exported.manifest.n_users == client.dbsize() - 1  # type: ignore[arg-type]
+    for user in latest_topk(published.paths.warehouse, columns=["user_id"])["user_id"].unique().to_pylist()[::5]:
+        key = exported.key(user)
+        assert key is not None and client.get(redis_key(name, key)) == exported.store.get(key)  # type: ignore[union-attr]
+    manifest = json.loads((tmp_path / "snapshots" / name / "manifest.json").read_text())
+    assert manifest["store"] == "redis" and "users.lmdb" not in manifest["files"]
+    client.close()

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,51 +12,9 @@ from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.redis_store import connect, fill, mark_whole, redis_key, whole_key
 from recsys_batch.online.snapshot import open_snapshot
 
-SERVER = shutil.which("redis-server")
-
-
-@dataclass
-class Redis:
-    port: int
-    folder: Path
-    process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        assert SERVER, "these tests need redis-server (Debian's package redis-server)"
-        options = ["--bind", "127.0.0.1", "--port", str(self.port), "--save", "", "--appendonly", "no", "--dir", str(self.folder)]
-        self.process = subprocess.Popen([SERVER, *options], stdout=subprocess.DEVNULL)
-        for _ in range(500):
-            try:
-                if redis.Redis.from_url(self.url).ping():
-                    return
-            except redis.RedisError:
-                time.sleep(0.01)
-        raise AssertionError("redis-server did not start")
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait(10)
-            self.process = None
-
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Redis]:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    started = Redis(port, tmp_path)
-    started.start()
-    yield started
-    started.kill()
-
-
-@pytest.fixture
-def in_redis(make: Any, server: Redis) -> Path:
+def in_redis(make: Any, server: Any) -> Path:
     """The made-up snapshot with its users' lists in Redis instead of LMDB."""
     import json
 
@@ -83,7 +35,7 @@ def in_redis(make: Any, server: Redis) -> Path:
     return folder
 
 
-def test_records_expire_by_themselves_and_keys_name_their_snapshot(server: Redis) -> None:
+def test_records_expire_by_themselves_and_keys_name_their_snapshot(server: Any) -> None:
     client = connect(server.url)
     assert fill(client, "run", ((bytes([n]), b"x" * n) for n in range(1, 256)), 100) == 255
     mark_whole(client, "run", 255, 100)
@@ -93,14 +45,14 @@ def test_records_expire_by_themselves_and_keys_name_their_snapshot(server: Redis
     client.close()
 
 
-def test_a_server_that_is_away_is_named_when_filling(server: Redis) -> None:
+def test_a_server_that_is_away_is_named_when_filling(server: Any) -> None:
     server.kill()
     with pytest.raises(RecsysBatchError, match="stopped taking records"):
         fill(connect(server.url), "run", [(b"a", b"b")], 10)
 
 
 def test_answers_from_redis_and_popular_while_it_is_away_and_back_by_itself(
-    in_redis: Path, server: Redis, serve: Any, current: Any, wait_for: Any, make: Any
+    in_redis: Path, server: Any, serve: Any, current: Any, wait_for: Any, make: Any
 ) -> None:
     current(in_redis, "first")
     ranker = serve(in_redis, RECSYS_BATCH_REDIS_URL=server.url)
@@ -123,7 +75,7 @@ def test_answers_from_redis_and_popular_while_it_is_away_and_back_by_itself(
 
 
 def test_a_snapshot_whose_records_are_not_all_there_is_refused(
-    in_redis: Path, server: Redis, serve: Any, current: Any, wait_for: Any
+    in_redis: Path, server: Any, serve: Any, current: Any, wait_for: Any
 ) -> None:
     current(in_redis, "first")
     redis.Redis.from_url(server.url).delete(whole_key("first"))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -108,15 +107,6 @@ def _user(value: int | bytes) -> int | str:
         raise InvalidRequest(f"user_id {value[:20]!r} is not UTF-8") from None
 
 
-@contextmanager
-def _lease(loaded: Loaded) -> Iterator[None]:
-    loaded.take()
-    try:
-        yield
-    finally:
-        loaded.give()
-
-
 class ServedModels:
     """Of the snapshot that is in use at the moment of asking."""
 
@@ -147,7 +137,7 @@ class ServedModels:
         current = self._live.current
         if current is None or current is self._of:  # not by name: one that came back was closed in between and opened anew
             return
-        models: list[Model] = [RecommendModel(current.snapshot, self._max_k, partial(_lease, current))]
+        models: list[Model] = [RecommendModel(current.snapshot, self._max_k, current.held)]
         if current.snapshot.ranker is not None:
             models.insert(0, RankerModel(current.snapshot))
         self._of, self._models = current, {model.name: model for model in models}

@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import zlib
@@ -35,14 +34,8 @@ from recsys_batch.online.snapshot import Snapshot, open_snapshot
 D, F, C = 16, len(FeatureSpec.default().names), 7
 
 
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, ranker: bytes, servers: Any) -> Iterator[Any]:
+def server(tmp_path_factory: pytest.TempPathFactory, ranker: bytes, servers: Any, find_port: Any) -> Iterator[Any]:
     from recsys_batch.online.folders import set_current
     from recsys_batch.online.made_up import make_snapshot
 
@@ -50,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, ranker: bytes, servers: Any
     make_snapshot(folder / "snapshots", snapshot_id="first", users=300, items=500, dim=D, candidates=60, ranker=ranker)
     set_current(folder / "snapshots", "first")
     started = servers(folder)
-    port = free_port()
+    port = find_port()
     found = started(folder / "snapshots", "--grpc-port", str(port), "--set", "online.max_waiting=100")
     found.grpc_url, found.url = f"127.0.0.1:{port}", f"127.0.0.1:{found.port}"
     wait = tritonclient.grpc.InferenceServerClient(found.grpc_url)
@@ -282,10 +275,12 @@ def test_tensors_that_do_not_fit_each_other_are_told_apart(snapshot: Snapshot) -
     assert model.infer(pairs(0))["score"].shape == (0, C)
 
 
-def test_health_is_open_and_the_rest_asks_for_the_clients_token(make: Any, serve: Any, current: Any, tmp_path: Path) -> None:
+def test_health_is_open_and_the_rest_asks_for_the_clients_token(
+    find_port: Any, make: Any, serve: Any, current: Any, tmp_path: Path
+) -> None:
     folder = make()
     current(folder, "first")
-    port = free_port()
+    port = find_port()
     server = serve(folder, "--grpc-port", str(port), RECSYS_BATCH_CLIENT_TOKEN="theirs")
     assert server.call("GET", "/v2/health/ready")[0] == 200 and server.call("GET", "/v2")[0] == 401
     assert server.call("GET", "/v2", None, {"authorization": "Bearer theirs"})[0] == 200
