@@ -1,7 +1,8 @@
 """Files that a night shares with its executors: content-addressed folders under the warehouse, never changed once written.
 
-A folder is written beside its final name and renamed, so that a reader sees all of it or nothing. The pointer of a run to
-its folders is a small JSON file, written the same way.
+On a mounted path a folder is written beside its final name and renamed. A store has no renaming: there the folder is written on this
+machine, named, and uploaded, its listing last; a folder without one is not there. So a reader sees all of it or nothing. The pointer
+of a run to its folders is a small JSON file, written the same way.
 """
 
 from __future__ import annotations
@@ -10,90 +11,166 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from recsys_batch.bundle import sha256_file
-from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.errors import InputMissing
+from recsys_batch.filesystems import absolute, exists, is_remote, joined, listed, local_path, read_bytes, remove, upload, write_bytes
 
 FOLDER = "_artifacts"
+LISTING = "_listing"
+"""In a store, of each folder: a line "NAME SHA256" per file; the folder is named by the checksum of this text."""
 
 
-def artifact_root(warehouse: str) -> Path:
-    """The artefact folder of a warehouse.
+def artifact_root(warehouse: str) -> str:
+    """The artefact folder of a warehouse, as a location: an absolute path, or a URI.
 
     Raises:
-        UsageError: the warehouse is not on a filesystem that this machine mounts.
+        UsageError: the warehouse is neither on a mounted path nor in a store that is supported.
     """
-    parsed = urlparse(warehouse)
-    if parsed.scheme not in ("", "file"):
-        raise UsageError(
-            f"paths.warehouse is {warehouse}: indexes and bundles need a mounted path (local or shared), for example /mnt/recs"
-        )
-    return Path(parsed.path if parsed.scheme else warehouse).absolute() / FOLDER
+    return joined(absolute(warehouse), FOLDER)
 
 
-def put_folder(root: Path, kind: str, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` fill a new folder, name it by the SHA-256 of its files, and return where it stands.
+def put_folder(root: str, kind: str, write: Callable[[Path], None], scratch: str | None = None) -> str:
+    """Let ``write`` fill a new folder with files, name it by their SHA-256, and return where it stands.
 
     The same content written twice is stored once.
+
+    Args:
+        scratch: local folder for what goes into a store; the system's for temporary files where it is not given.
     """
-    parent = root / kind
+    if is_remote(root):
+        return _put_remote(joined(root, kind), write, scratch)
+    parent = Path(local_path(root)) / kind
     parent.mkdir(parents=True, exist_ok=True)
     draft = parent / f".writing-{uuid.uuid4().hex}"
     draft.mkdir()
     try:
         write(draft)
-        names = sorted(path.name for path in draft.iterdir())
-        listing = "\n".join(f"{name} {sha256_file(draft / name)}" for name in names)
-        final = parent / hashlib.sha256(listing.encode()).hexdigest()[:24]
+        final = parent / folder_name(listing_of(draft))
         if final.exists():
             os.utime(final)  # in use again: what is old and named by no run is removed some day
         else:
             draft.rename(final)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    return str(final)
+
+
+def _put_remote(parent: str, write: Callable[[Path], None], scratch: str | None) -> str:
+    with _drafting(scratch) as draft:
+        write(draft)
+        listing = listing_of(draft)
+        final = joined(parent, folder_name(listing))
+        if not exists(joined(final, LISTING)):
+            for path in sorted(draft.iterdir()):
+                upload(path, joined(final, path.name))
+        # Last, so that it says that the rest is there; and again where it was there: in use again, as above.
+        write_bytes(joined(final, LISTING), listing.encode())
     return final
 
 
-def run_folder(root: Path, run_id: str) -> Path:
+@contextmanager
+def writing_files(root: str, kind: str, scratch: str | None = None) -> Iterator[Path]:
+    """A local folder for files whose names carry their own checksums; they are in ``root/kind`` when the block ends.
+
+    A store gets each of them at once or not at all; what a file is, its reader verifies.
+    """
+    if not is_remote(root):
+        folder = Path(local_path(root)) / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        return
+    with _drafting(scratch) as draft:
+        yield draft
+        for path in sorted(draft.iterdir()):
+            upload(path, joined(root, kind, path.name))
+
+
+@contextmanager
+def _drafting(scratch: str | None) -> Iterator[Path]:
+    if scratch is not None:
+        Path(scratch).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="recsys-batch-", dir=scratch) as folder:
+        yield Path(folder)
+
+
+def listing_of(folder: Path) -> str:
+    """Every file's name and checksum."""
+    return "\n".join(f"{path.name} {sha256_file(path)}" for path in sorted(folder.iterdir()))
+
+
+def folder_name(listing: str) -> str:
+    """What a folder with this listing is called."""
+    return hashlib.sha256(listing.encode()).hexdigest()[:24]
+
+
+def run_folder(root: str, run_id: str) -> str:
     """Where a run's pointers are."""
-    return root / "runs" / run_id
+    return joined(root, "runs", run_id)
 
 
-def point(root: Path, run_id: str, name: str, value: Mapping[str, Any]) -> None:
+def point(root: str, run_id: str, name: str, value: Mapping[str, Any]) -> None:
     """Record ``value`` (JSON) as the run's ``name``, replacing what stood there."""
-    folder = run_folder(root, run_id)
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f".{name}-{uuid.uuid4().hex}"
+    location = _pointer(root, run_id, name)
+    text = json.dumps(value, indent=2, sort_keys=True)
+    if is_remote(location):
+        write_bytes(location, text.encode())
+        return
+    path = Path(location)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.parent / f".{name}-{uuid.uuid4().hex}"
     with draft.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=2, sort_keys=True)
+        stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
-    draft.rename(folder / f"{name}.json")
+    draft.rename(path)
 
 
-def catalogue_folder(root: Path, run_id: str) -> Path:
+def catalogue_folder(root: str, run_id: str) -> str:
     """Where a run's catalogue is. Raises as ``pointed``."""
-    return root / "catalogues" / str(pointed(root, run_id, "catalogue")["folder"])
+    return joined(root, "catalogues", str(pointed(root, run_id, "catalogue")["folder"]))
 
 
-def bundle_folder(root: Path, run_id: str) -> Path:
+def bundle_folder(root: str, run_id: str) -> str:
     """Where a run's bundle is. Raises as ``pointed``."""
-    return root / "bundles" / str(pointed(root, run_id, "bundle")["folder"])
+    return joined(root, "bundles", str(pointed(root, run_id, "bundle")["folder"]))
 
 
-def pointed(root: Path, run_id: str, name: str) -> dict[str, Any]:
+def unpoint(root: str, run_id: str, name: str) -> None:
+    """Forget what ``point`` recorded."""
+    remove(_pointer(root, run_id, name))
+
+
+def pointed(root: str, run_id: str, name: str) -> dict[str, Any]:
     """What ``point`` recorded.
 
     Raises:
         InputMissing: the run has none: the step that writes it has not finished.
     """
-    path = run_folder(root, run_id) / f"{name}.json"
-    if not path.is_file():
-        raise InputMissing(f"run {run_id} has no {name} ({path} is missing): run the steps before this one, or nightly")
-    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    location = _pointer(root, run_id, name)
+    try:
+        loaded: dict[str, Any] = json.loads(read_bytes(location))
+    except FileNotFoundError:
+        raise InputMissing(f"run {run_id} has no {name} ({location} is missing): run the steps before this one, or nightly") from None
     return loaded
+
+
+def is_pointed(root: str, run_id: str, name: str) -> bool:
+    """Whether the run has it."""
+    return exists(_pointer(root, run_id, name))
+
+
+def pointers(root: str, run_id: str) -> dict[str, dict[str, Any]]:
+    """All that a run has recorded, by name."""
+    names = [entry.name for entry in listed(run_folder(root, run_id)) if entry.name.endswith(".json")]
+    return {name: pointed(root, run_id, name) for name in (name.removesuffix(".json") for name in names)}
+
+
+def _pointer(root: str, run_id: str, name: str) -> str:
+    return joined(run_folder(root, run_id), f"{name}.json")

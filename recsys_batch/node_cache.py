@@ -1,0 +1,174 @@
+"""What a store holds and a night maps into memory, copied once per node: all Python workers of a machine share the copy.
+
+A local location is what it is. A folder of a store is downloaded under a lock, verified against the checksums that name it, and
+renamed to its place, so that whoever finds it there finds all of it. What nobody has used for long is removed, oldest first.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import stat
+import time
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from recsys_batch.artifacts import LISTING, folder_name
+from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
+from recsys_batch.filesystems import download, is_remote, joined, local_path, name_of, read_bytes
+
+_TRIES = 3
+_TOUCH_SECONDS = 15 * 60
+"""How old the mark of use of a folder may be before it is renewed, under the folder's lock."""
+_IN_USE_SECONDS = 4 * 3600
+"""A folder used within this time stays, however full the cache is: workers look at their index's files with every batch."""
+_KEEP_SECONDS = 7 * 24 * 3600
+_N_LOCKS = 256
+_CURE = "begin a new run (--force), which writes it again; if that says the same, remove it from the store first"
+
+
+@dataclass(frozen=True)
+class NodeCache:
+    """The cache of whichever machine asks; small, as it travels to executors in closures.
+
+    Attributes:
+        folder: of copies, the same path on every node, on each node's own disk.
+        max_mb: MiB that copies may take; those in use stay even so.
+    """
+
+    folder: str
+    max_mb: int = 51_200
+
+    def localized(self, location: str) -> Path:
+        """A path of this machine with the content of an artefact folder.
+
+        Raises:
+            UsageError: the cache's folder belongs to somebody else.
+            InputMissing: the artefact is not there, or not whole.
+            RecsysBatchError: a file of it is damaged, or the disk is full.
+        """
+        if not is_remote(location):
+            return Path(local_path(location))
+        name = name_of(location)
+        return self._find(name) or self._fetched(name, location, None)
+
+    def localized_files(self, location: str, checksums: Mapping[str, str]) -> Path:
+        """A path of this machine with the named files of a folder.
+
+        Args:
+            checksums: name -> hex SHA-256.
+
+        Raises:
+            As ``localized``.
+        """
+        if not is_remote(location):
+            return Path(local_path(location))
+        name = folder_name("\n".join(f"{name} {checksums[name]}" for name in sorted(checksums)))
+        return self._find(name) or self._fetched(name, location, checksums)
+
+    def _find(self, name: str) -> Path | None:
+        """The copy, where its mark of use is fresh: nobody removes such a one."""
+        final = Path(self.folder) / name
+        try:
+            return final if time.time() - final.stat().st_mtime < _TOUCH_SECONDS else None
+        except FileNotFoundError:
+            return None
+
+    def _fetched(self, name: str, location: str, checksums: Mapping[str, str] | None) -> Path:
+        folder, final = self._own_folder(), Path(self.folder) / name
+        with _locked(folder, name):
+            if final.is_dir():  # by another process, while this one waited
+                os.utime(final)
+                return final
+            for left in folder.glob(f".draft-{name}-*"):  # of a process that died: who writes holds the lock
+                shutil.rmtree(left, ignore_errors=True)
+            draft = folder / f".draft-{name}-{uuid.uuid4().hex}"
+            try:
+                draft.mkdir()
+                for file, checksum in (checksums or _listing(location, name)).items():
+                    _download(joined(location, file), draft / file, checksum)
+                draft.rename(final)
+            except OSError as error:
+                raise RecsysBatchError(f"{location} could not be copied to {folder} (paths.node_cache): {error}") from error
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
+        self._prune(folder)
+        return final
+
+    def _own_folder(self) -> Path:
+        """Made for this user alone: what is mapped from it is trusted."""
+        folder = Path(self.folder)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise UsageError(f"{folder} is not a folder of this user alone: set paths.node_cache to one that only this user writes")
+        return folder
+
+    def _prune(self, folder: Path) -> None:
+        """Remove what nobody has used for a week, and more where the cache is larger than it may be."""
+        copies = []
+        for path in folder.iterdir():
+            with suppress(FileNotFoundError):
+                if not path.name.startswith("."):
+                    copies.append((path.stat().st_mtime, sum(file.stat().st_size for file in path.iterdir()), path))
+        total = sum(n_bytes for _, n_bytes, _ in copies)
+        for used, n_bytes, path in sorted(copies):
+            idle = time.time() - used
+            if idle > _KEEP_SECONDS or (idle > _IN_USE_SECONDS and total > self.max_mb * 2**20):
+                _remove_idle(folder, path)
+                total -= n_bytes
+
+
+def _remove_idle(folder: Path, path: Path) -> None:
+    """Under its lock, and looked at again: somebody may have taken it up since."""
+    with suppress(BlockingIOError, FileNotFoundError), _locked(folder, path.name, wait=False):
+        if time.time() - path.stat().st_mtime > _IN_USE_SECONDS:
+            gone = folder / f".draft-{path.name}-{uuid.uuid4().hex}"
+            path.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+
+
+def _listing(location: str, name: str) -> dict[str, str]:
+    """Names and checksums of a folder's files."""
+    try:
+        text = read_bytes(joined(location, LISTING)).decode(errors="replace")
+    except FileNotFoundError:
+        raise InputMissing(f"{location} is not there, or its writing was cut short (no {LISTING}): {_CURE}") from None
+    if folder_name(text) != name:
+        raise RecsysBatchError(f"{location}/{LISTING} is not the listing that the folder is named by: damaged or altered; {_CURE}")
+    pairs = (line.rpartition(" ") for line in text.splitlines())
+    return {Path(file).name: checksum for file, _, checksum in pairs}
+
+
+def _download(location: str, target: Path, checksum: str) -> None:
+    """Again where what came is not what was expected, as after a connection that broke."""
+    found = ""
+    for _ in range(_TRIES):
+        try:
+            found = download(location, target)
+        except FileNotFoundError:
+            raise InputMissing(f"{location} is not there: {_CURE}") from None
+        if found == checksum:
+            return
+    n_bytes = target.stat().st_size
+    raise RecsysBatchError(
+        f"{location} ({n_bytes} bytes) came {_TRIES} times with another checksum ({found[:12]}..., expected {checksum[:12]}...): "
+        f"damaged or altered; {_CURE}"
+    )
+
+
+@contextmanager
+def _locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
+    """One process at a time, whoever dies lets go; a bounded number of lock files, so that some names share one.
+
+    Raises:
+        BlockingIOError: another process has it, and this one is not to wait.
+    """
+    with (folder / f".lock-{zlib.crc32(name.encode()) % _N_LOCKS:03d}").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
