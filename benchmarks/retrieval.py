@@ -32,6 +32,7 @@ from recsys_batch.ann.tuning import Sample, Tuning, tune
 from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Config, load_config
 from recsys_batch.night.partitions import user_tasks, users_per_task
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.ragged import matrix_column
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
@@ -106,6 +107,7 @@ class Bench:
             overfetch=self.tuning.overfetch,
             n_candidates=self.k,
             popular={"all": none},
+            cache=NodeCache(str(self.folder / "cache")),
         )
         users = self.spark.read.parquet(str(self.folder / "users.parquet")).where(F.col("user_id") < n_users).repartition(self.n_tasks)
         nothing = F.lit(None)

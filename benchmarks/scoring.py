@@ -104,7 +104,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     commit(candidates, parts, {})
     commit(embeddings, known, {})
     task = ScoreTask(
-        "r1", NOW.date(), NOW, "1", IDS, str(bundle.path), str(folder / "catalogue"), k, arguments.top_k, config.scoring.batch_users
+        "r1",
+        NOW.date(),
+        NOW,
+        "1",
+        IDS,
+        str(bundle.path),
+        str(folder / "catalogue"),
+        k,
+        arguments.top_k,
+        config.scoring.batch_users,
+        config.paths.cache,
     )
 
     lists, bounds = Lists(Files(candidates, parts), Files(embeddings, known)), ranges(parts)

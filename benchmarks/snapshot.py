@@ -30,6 +30,7 @@ from recsys_batch.artifacts import artifact_root, point, put_folder
 from recsys_batch.bundle import write_bundle
 from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.features import FeatureSpec
+from recsys_batch.filesystems import name_of
 from recsys_batch.model.export import ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.ragged import list_column, matrix_column
@@ -104,12 +105,12 @@ def artefacts(given: argparse.Namespace, warehouse: Path, ids: pa.Array, vectors
     root, n = artifact_root(str(warehouse)), given.items
     catalogue = Catalogue(ids, vectors, np.zeros((n, 0), np.float32), np.zeros(n, np.float32), np.ones(n, bool))
     folder = put_folder(root, "catalogues", lambda target: write_catalogue(target, catalogue))
-    point(root, RUN, "catalogue", {"folder": folder.name})
+    point(root, RUN, "catalogue", {"folder": name_of(folder)})
     spec = FeatureSpec.default()
     ranker = ranker_onnx(RankerParameters.initial(given.dim, len(spec.names), 1).arrays())
     manifest = {"kind": "embeddings", "embedding_dim": given.dim, "features": spec.to_dict()}
     folder = put_folder(root, "bundles", lambda target: write_bundle(target, manifest, ranker_onnx=ranker) and None)
-    point(root, RUN, "bundle", {"folder": folder.name})
+    point(root, RUN, "bundle", {"folder": name_of(folder)})
 
 
 def block(given: argparse.Namespace, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,27 +8,50 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
+import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlparse
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recsys_batch.errors import ConfigError
 
+if TYPE_CHECKING:
+    from recsys_batch.node_cache import NodeCache
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _temporary() -> str:
+    """Of this user, where the system keeps temporary files."""
+    return f"{tempfile.gettempdir()}/recsys_batch-{os.getuid()}"
+
+
 class Paths(Section):
     warehouse: str = Field(
-        "warehouse", description="folder that holds the Delta tables and run artefacts, on a path that every node mounts"
+        "warehouse",
+        description="folder that holds the Delta tables and run artefacts: on a path that every node mounts, or s3a://BUCKET/FOLDER",
     )
     state: str = Field("state", description="local folder for MLflow's database, its artefacts and bundles being written")
+    node_cache: str = Field(
+        default_factory=_temporary,
+        description="folder on each node's own disk for copies of an s3a:// warehouse's models and indexes",
+    )
+    node_cache_mb: int = Field(51_200, ge=1, description="MiB that these copies may take; what nobody uses goes first")
     jars: str = Field(".jars", description="folder with the Delta jars that set-up resolved; read when it exists")
+
+    @property
+    def cache(self) -> NodeCache:
+        """Of each node that works on an s3a:// warehouse."""
+        from recsys_batch.node_cache import NodeCache  # pyarrow and more, which some commands start without
+
+        return NodeCache(self.node_cache, self.node_cache_mb)
 
 
 class SparkSection(Section):

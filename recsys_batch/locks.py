@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import socket
@@ -11,7 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from recsys_batch.artifacts import artifact_root
 from recsys_batch.errors import Busy
+from recsys_batch.filesystems import absolute, is_remote
+
+
+def lock_file(warehouse: str, state: str, name: str) -> Path:
+    """Where the lock of that name lies: beside the tables, or for a warehouse in a store under ``state``, by the warehouse's name.
+
+    A store has no flock: there the lock holds between processes that have the same ``state``, so on the one host that starts nights.
+    """
+    root = artifact_root(warehouse)
+    if not is_remote(root):
+        return Path(root) / "locks" / name
+    return Path(state).absolute() / "locks" / hashlib.sha256(absolute(warehouse).encode()).hexdigest()[:16] / name
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from recsys_batch.filesystems import joined, parquet_file
 from recsys_batch.slices import Part, Slice
 
 Range = tuple[Any, Any]
@@ -44,7 +44,7 @@ class Files:
             if (after is not None and part.last <= after) or (upto is not None and part.first > upto):
                 continue
             inside = (after is None or part.first > after) and (upto is None or part.last <= upto)
-            with pq.ParquetFile(Path(self.where.root) / part.path, memory_map=True, read_dictionary=few) as file:
+            with parquet_file(joined(self.where.root, part.path), read_dictionary=few) as file:
                 groups = None if inside else _groups_within(file, bounds)
                 for batch in file.iter_batches(n_rows, row_groups=groups, columns=wanted, use_threads=False):
                     kept = batch if inside else within(batch, bounds)

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +16,8 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 from pyarrow import fs
 
-from recsys_batch.errors import InputMissing
+from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.filesystems import absolute, resolve, storage_options
 
 
 def open_table(warehouse: str, name: str, version: int | None = None) -> DeltaTable:
@@ -28,7 +28,7 @@ def open_table(warehouse: str, name: str, version: int | None = None) -> DeltaTa
     """
     path = f"{warehouse.rstrip('/')}/{name}"
     try:
-        return DeltaTable(path, version=version)
+        return DeltaTable(path, version=version, storage_options=_options(path))
     except TableNotFoundError:
         raise InputMissing(f"table {name} does not exist at {path}: was anything ingested or published there?") from None
     except DeltaError as error:
@@ -37,7 +37,8 @@ def open_table(warehouse: str, name: str, version: int | None = None) -> DeltaTa
 
 def has_table(warehouse: str, name: str) -> bool:
     """Whether the table exists."""
-    return bool(DeltaTable.is_deltatable(f"{warehouse.rstrip('/')}/{name}"))
+    path = f"{warehouse.rstrip('/')}/{name}"
+    return bool(DeltaTable.is_deltatable(path, storage_options=_options(path)))
 
 
 def read_table(
@@ -62,7 +63,8 @@ def run_rows(warehouse: str) -> list[dict[str, Any]]:
 
 def rows_in(folder: str) -> list[dict[str, Any]]:
     """Every row of a small table, maps as dicts."""
-    rows: list[dict[str, Any]] = _dataset_of(folder, DeltaTable(folder)).to_table().to_pylist(maps_as_pydicts="strict")
+    table = DeltaTable(folder, storage_options=_options(folder))
+    rows: list[dict[str, Any]] = _dataset_of(folder, table).to_table().to_pylist(maps_as_pydicts="strict")
     return rows
 
 
@@ -126,9 +128,18 @@ def _dataset(warehouse: str, name: str, version: int | None = None) -> ds.Datase
 
 
 def _dataset_of(path: str, table: DeltaTable) -> ds.Dataset:
-    """A local warehouse is read by Arrow's own filesystem: deltalake's default calls back into Python from Arrow's threads, which
-    can still be running when the interpreter ends, and then aborts the process.
+    """Read by Arrow's own filesystem where it has one: deltalake's default calls back into Python from Arrow's threads, which can
+    still be running when the interpreter ends, and then aborts the process.
     """
-    if "://" in path:
+    try:
+        filesystem, folder = resolve(absolute(path))
+    except UsageError:  # a store that only deltalake reads
         return table.to_pyarrow_dataset()
-    return table.to_pyarrow_dataset(filesystem=fs.SubTreeFileSystem(str(Path(path).absolute()), fs.LocalFileSystem()))
+    return table.to_pyarrow_dataset(filesystem=fs.SubTreeFileSystem(folder, filesystem))
+
+
+def _options(path: str) -> dict[str, str] | None:
+    try:
+        return storage_options(path)
+    except UsageError:  # deltalake reads more stores than nights are written to, and finds its own way there
+        return None

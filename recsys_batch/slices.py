@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +25,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties
 
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.filesystems import joined, open_output, storage_options
 from recsys_batch.schemas import IdTypes, TableSpec
 
 _TRIES = 5
@@ -63,7 +63,7 @@ class Slice:
     """Where a run's rows of a table go; small, as it travels to executors.
 
     Attributes:
-        root: the table's folder, on a path that every node mounts.
+        root: the table's folder, as a location that every node reaches: on a path that all mount, or in a store.
         partition: partition column -> value, for all of ``spec.partition_by``.
         target_bytes: a task's file is closed at about this size, and another one begun.
     """
@@ -134,9 +134,7 @@ class _Writer:
     def __init__(self, where: Slice, task: int) -> None:
         self._where = where
         self._name = where.file(f"part-{task:05d}-{uuid.uuid4().hex}.parquet")
-        self._path = Path(where.root) / self._name
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._sink = pa.OSFile(str(self._path), "wb")
+        self._sink = open_output(joined(where.root, self._name))
         names = [name for name in where.schema.names if name in _REPEATING]
         # Statistics of the key alone: it is what files and row groups are told apart by.
         told = [where.key] if where.key else False
@@ -172,9 +170,10 @@ class _Writer:
     def close(self) -> Part:
         self._flush()
         self._writer.close()
+        n_bytes = int(self._sink.tell())
         self._sink.close()
         found = pc.min_max(self._bounds)
-        return Part(self._name, self._path.stat().st_size, self._n_rows, found["min"].as_py(), found["max"].as_py(), dict(self._counts))
+        return Part(self._name, n_bytes, self._n_rows, found["min"].as_py(), found["max"].as_py(), dict(self._counts))
 
     def _flush(self) -> None:
         if self._pending:
@@ -184,12 +183,17 @@ class _Writer:
         self._pending, self._pending_bytes = [], 0
 
 
+def log_of(location: str, version: int | None = None) -> DeltaTable:
+    """The Delta table of a folder."""
+    return DeltaTable(location, version=version, storage_options=storage_options(location))
+
+
 def commit(where: Slice, parts: Iterable[Part], metadata: Mapping[str, Any]) -> int:
     """Make ``parts`` the rows of the slice, instead of what it held; the committed version.
 
     Nothing is committed where there was nothing and there is nothing: the newest version then.
     """
-    table = DeltaTable(where.root)
+    table = log_of(where.root)
     parts = list(parts)
     filters = [(name, "=", str(value)) for name, value in where.partition.items()]
     if not parts and not table.file_uris(file_pruning_predicate=filters):
@@ -199,7 +203,7 @@ def commit(where: Slice, parts: Iterable[Part], metadata: Mapping[str, Any]) -> 
 
 def append(where: Slice, rows: pa.Table, metadata: Mapping[str, Any]) -> int:
     """Add rows to a table without partitions, in one commit; its version."""
-    return _committed(DeltaTable(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
+    return _committed(log_of(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
 
 
 def _committed(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata: Mapping[str, Any], **how: Any) -> int:
@@ -208,7 +212,7 @@ def _committed(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata:
         try:
             return _commit_once(table, where, parts, metadata, **how)
         except CommitFailedError:
-            table = DeltaTable(where.root)
+            table = log_of(where.root)
     return _commit_once(table, where, parts, metadata, **how)
 
 
@@ -223,13 +227,13 @@ def _commit_once(table: DeltaTable, where: Slice, parts: Sequence[Part], metadat
         commit_properties=CommitProperties(custom_metadata={"userMetadata": token}),
         **how,
     )
-    mine = [entry["version"] for entry in DeltaTable(where.root).history(20) if entry.get("userMetadata") == token]
+    mine = [entry["version"] for entry in log_of(where.root).history(20) if entry.get("userMetadata") == token]
     return int(str(mine[0]))
 
 
 def parts_of(where: Slice, version: int | None = None) -> list[Part]:
     """The files of the slice, by their first key."""
-    table = DeltaTable(where.root, version=version)
+    table = log_of(where.root, version)
     found = pa.table(table.get_add_actions(flatten=True))
     for name, value in where.partition.items():
         found = found.filter(pc.equal(found[f"partition.{name}"].cast(pa.string()), str(value)))

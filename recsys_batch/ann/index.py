@@ -95,6 +95,13 @@ class IndexInfo:
         """Exact search over the same vectors."""
         return replace(self, mode="exact", storage="float32")
 
+    def files(self) -> list[IndexFile]:
+        return [*self.vectors, *(file for file in (self.lists, self.int8) if file is not None)]
+
+    def checksums(self) -> dict[str, str]:
+        """name -> SHA-256 of each file."""
+        return {file.name: file.sha256 for file in self.files()}
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -247,8 +254,7 @@ def _save(path: Path, matrix: np.ndarray) -> None:
 
 
 def _sized(info: IndexInfo) -> IndexInfo:
-    files = [*info.vectors, *(file for file in (info.lists, info.int8) if file is not None)]
-    return replace(info, n_bytes=sum(file.n_bytes for file in files))
+    return replace(info, n_bytes=sum(file.n_bytes for file in info.files()))
 
 
 def _check(embeddings: np.ndarray, settings: Retrieval) -> None:

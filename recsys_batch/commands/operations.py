@@ -113,11 +113,11 @@ def _folders(config: Config) -> dict[str, str]:
     from recsys_batch.schemas import TABLES
 
     if config.catalog is None:
-        from recsys_batch.artifacts import artifact_root
+        from recsys_batch.filesystems import absolute, joined
         from recsys_batch.read import has_table
 
-        warehouse = str(artifact_root(config.paths.warehouse).parent)
-        return {name: f"{warehouse}/{name}" for name in TABLES if has_table(warehouse, name)}
+        warehouse = absolute(config.paths.warehouse)
+        return {name: joined(warehouse, name) for name in TABLES if has_table(warehouse, name)}
     from recsys_batch.spark.session import get_session
     from recsys_batch.spark.tables import Tables
 

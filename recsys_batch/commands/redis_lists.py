@@ -11,6 +11,7 @@ from recsys_batch.errors import UsageError
 from recsys_batch.ranges import Range
 
 if TYPE_CHECKING:
+    from recsys_batch.node_cache import NodeCache
     from recsys_batch.online.export import PublishedRun
     from recsys_batch.online.run_lists import RunLists
 
@@ -32,7 +33,7 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
         raise UsageError(f"online.store = redis needs the server in {REDIS_URL}, for example redis://127.0.0.1:6379/0")
     expire = int(config.online.redis_expire_hours * 3600)
     name = run.row["run_id"]
-    put = functools.partial(_put, run.lists, run.catalogue_dir, name, url, config.online.redis_cluster, expire)
+    put = functools.partial(_put, run.lists, run.catalogue_dir, config.paths.cache, name, url, config.online.redis_cluster, expire)
     n_records = counted_over(get_session(config), put, run.lists.bounds)
     client = connect(url, config.online.redis_cluster)
     try:
@@ -42,13 +43,13 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
     return n_records
 
 
-def _put(lists: RunLists, catalogue_dir: str, name: str, url: str, cluster: bool, expire: int, bounds: Range) -> int:
+def _put(lists: RunLists, catalogue_dir: str, cache: NodeCache, name: str, url: str, cluster: bool, expire: int, bounds: Range) -> int:
     """In an executor."""
     from recsys_batch.catalogue import open_catalogue
     from recsys_batch.online.redis_store import connect, fill
 
     client = connect(url, cluster)
     try:
-        return fill(client, name, lists.records(open_catalogue(catalogue_dir), bounds), expire)
+        return fill(client, name, lists.records(open_catalogue(str(cache.localized(catalogue_dir))), bounds), expire)
     finally:
         client.close()

@@ -30,7 +30,7 @@ def export_snapshot(config: Config, run_id: str | None, out: Path | None, activa
     from recsys_batch.online.routes import read_routes
 
     folder, began = out or Path(config.online.snapshots), time.monotonic()
-    run = open_run(config.paths.warehouse, run_id, config.retrieval.metric)
+    run = open_run(config.paths.warehouse, config.paths.cache, run_id, config.retrieval.metric)
     name = run.row["run_id"]
     if name in folders.snapshots(folder):
         console().print(f"snapshot {name} is in {folder} already")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pyarrow as pa
-from deltalake import DeltaTable
+
+from recsys_batch.filesystems import file_sizes, joined, read_bytes
+from recsys_batch.slices import log_of
 
 
 class Rewritten(Exception):
@@ -24,24 +25,26 @@ def appended_files(root: str, then: int, now: int) -> tuple[list[str], list[str]
     Raises:
         Rewritten: rows were removed since, the log no longer reaches back, or a file is gone.
     """
-    before = set(pa.table(DeltaTable(root, version=then).get_add_actions())["path"].to_pylist())
+    before = set(pa.table(log_of(root, then).get_add_actions())["path"].to_pylist())
     since: set[str] = set()
     for version in range(then + 1, now + 1):
-        for action in _actions(Path(root), version):
+        for action in _actions(root, version):
             if "add" in action and action["add"]["dataChange"]:
                 since.add(unquote(action["add"]["path"]))
             if "remove" in action and action["remove"]["dataChange"]:
                 raise Rewritten("rows of interactions were removed since")
-    paths = [[str(Path(root) / path) for path in sorted(files)] for files in (before, since)]
-    gone = [path for files in paths for path in files if not Path(path).is_file()]
+    names = [sorted(files) for files in (before, since)]
+    there = file_sizes(root, [name for files in names for name in files])
+    gone = [name for files in names for name in files if name not in there]
     if gone:
         raise Rewritten(f"{len(gone)} files of interactions were replaced and vacuumed since")
-    return paths[0], paths[1]
+    first, second = ([joined(root, name) for name in files] for files in names)
+    return first, second
 
 
-def _actions(root: Path, version: int) -> list[dict[str, Any]]:
-    path = root / "_delta_log" / f"{version:020d}.json"
+def _actions(root: str, version: int) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        text = read_bytes(joined(root, "_delta_log", f"{version:020d}.json")).decode()
+        return [json.loads(line) for line in text.splitlines() if line]
     except FileNotFoundError:
         raise Rewritten(f"the log of interactions no longer has version {version}") from None

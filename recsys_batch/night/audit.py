@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.artifacts import put_folder
+from recsys_batch.filesystems import joined, read_parquet
 from recsys_batch.night import manifest
 from recsys_batch.night.context import MODEL_METRIC, Night, run_rows
 from recsys_batch.night.drift import overlap, stability_index
@@ -46,12 +46,12 @@ def measure(night: Night) -> dict[str, float]:
     topk = night.files("topk")
     bounds = ranges(topk.parts)
     segments = list(night.config.retrieval.eligibility)
-    folder = put_folder(night.root, "audits", lambda target: pq.write_table(_items(night), target / "items.parquet"))
+    folder = night.put_folder("audits", lambda target: pq.write_table(_items(night), target / "items.parquet"))
     task = VerifyTask(
         topk=topk,
         shortfalls=night.files("shortfalls"),
         embeddings=night.files("user_embeddings"),
-        items=folder / "items.parquet",
+        items=joined(folder, "items.parquet"),
         segments=segments,
         default=segments.index(ALL_SEGMENTS) if ALL_SEGMENTS in segments else -1,
         top_k=night.config.scoring.top_k,
@@ -72,7 +72,7 @@ def measure(night: Night) -> dict[str, float]:
         "knn_recall": night.run.metrics.get("knn_recall", float("nan")),
         "popular_share": found["n_popular"] / max(found["n_users"], 1.0),
         "list_fill": found["n_rows"] / max(found["n_users"] * task.top_k, 1.0),
-        "catalogue_coverage": _coverage(counts[LISTED], pq.read_table(task.items)),
+        "catalogue_coverage": _coverage(counts[LISTED], read_parquet(task.items)),
         "head_share": found["n_head"] / max(found["n_rows"], 1.0),
         **_since_published(night, topk),
         **_input_age(night),
@@ -154,7 +154,7 @@ def _items(night: Night) -> pa.Table:
         ruled_out = ruled_out | F.coalesce(age > rules.max_age_days, F.lit(True))
     eligible = [_holds(rule).alias(f"eligible {number}") for number, rule in enumerate(night.config.retrieval.eligibility.values())]
     table = items.select("item_id", "is_available", ruled_out.alias("ruled_out"), *eligible).toArrow()
-    taken = users_per_item(pq.read_table(popularity_file(night.root, night.run.run_id)), table["item_id"].combine_chunks())
+    taken = users_per_item(read_parquet(popularity_file(night.root, night.run.run_id)), table["item_id"].combine_chunks())
     head = np.zeros(len(table), dtype=bool)
     head[np.argsort(-taken, kind="stable")[: max(int(len(table) * _HEAD), 1)]] = True
     return table.append_column("is_head", pa.array(head & (taken > 0)))

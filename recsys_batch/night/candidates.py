@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.artifacts import put_folder
-from recsys_batch.catalogue import Catalogue, open_catalogue
+from recsys_batch.catalogue import Catalogue
 from recsys_batch.config import Config
+from recsys_batch.filesystems import joined, read_parquet
 from recsys_batch.night.context import Night
 from recsys_batch.night.gather import recorded
 from recsys_batch.night.incremental import Base, changed_file, recorded_base
@@ -28,7 +27,7 @@ from recsys_batch.spark.retrieve import SHORT, KnownUsers, RetrieveTask, countin
 
 def candidates(night: Night) -> StepResult:
     """Every known user's candidates, then who came short."""
-    catalogue = open_catalogue(str(night.catalogue_dir))
+    catalogue = night.open_catalogue()
     base, gathered = recorded_base(night), recorded(night)
     known = KnownUsers(gathered, night.files("user_embeddings"), None if base is None else changed_file(night))
     rows = partial(found, _retrieve_task(night, catalogue), known)
@@ -50,19 +49,20 @@ def candidates(night: Night) -> StepResult:
 def _retrieve_task(night: Night, catalogue: Catalogue) -> RetrieveTask:
     pointer = night.pointed("index")
     where = night.slice("popular")
-    files = (pq.read_table(Path(where.root) / part.path, partitioning=None).cast(where.schema) for part in parts_of(where))
+    files = (read_parquet(joined(where.root, part.path)).cast(where.schema) for part in parts_of(where))
     table = pa.concat_tables([where.schema.empty_table(), *files])
     table = table.sort_by([("segment", "ascending"), ("rank", "ascending")])
     return RetrieveTask(
         run_id=night.run.run_id,
         ids=night.ids,
-        catalogue_dir=str(night.catalogue_dir),
-        index_dir=str(night.root / "indexes"),
+        catalogue_dir=night.catalogue_dir,
+        index_dir=joined(night.root, "indexes"),
         index=pointer["index"],
         nprobe=pointer["tuning"]["nprobe"],
         overfetch=pointer["tuning"]["overfetch"],
         n_candidates=_n_candidates(night.config, catalogue),
         popular=by_segment(table, catalogue),
+        cache=night.cache,
     )
 
 
@@ -72,14 +72,15 @@ def _gained_items(night: Night, base: Base, catalogue: Catalogue) -> Callable[[R
         return None
     ids = night.spark.createDataFrame(pa.table({"item_id": base.gained}))
     seen = night.read_input("interactions").join(F.broadcast(ids), "item_id", "left_semi").select("user_id", "item_id").distinct().toArrow()
-    folder = put_folder(night.root, "changed", lambda target: pq.write_table(seen, target / "seen.parquet"))
+    folder = night.put_folder("changed", lambda target: pq.write_table(seen, target / "seen.parquet"))
     return GainedItems(
         codes=catalogue.codes(base.gained),
-        catalogue_dir=str(night.catalogue_dir),
+        catalogue_dir=night.catalogue_dir,
         cosine=night.config.retrieval.metric == "cosine",
         n_candidates=_n_candidates(night.config, catalogue),
-        seen=folder / "seen.parquet",
+        seen=joined(folder, "seen.parquet"),
         embeddings=night.files("user_embeddings"),
+        cache=night.cache,
     ).within
 
 

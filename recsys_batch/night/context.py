@@ -6,23 +6,39 @@ import datetime as dt
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import artifact_root, bundle_folder, catalogue_folder, point, pointed, put_folder, run_folder
+from recsys_batch.artifacts import (
+    artifact_root,
+    bundle_folder,
+    catalogue_folder,
+    is_pointed,
+    point,
+    pointed,
+    put_folder,
+    run_folder,
+    unpoint,
+    writing_files,
+)
 from recsys_batch.bundle import Bundle, load_bundle
+from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.filesystems import exists, joined, name_of, remove
 from recsys_batch.night import manifest
 from recsys_batch.night.manifest import Run
 from recsys_batch.night.partitions import fit_shuffles
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.ranges import Files
 from recsys_batch.read import rows_in
 from recsys_batch.registry import Registry
@@ -67,7 +83,7 @@ class Night:
     tables: Tables
     ids: IdTypes
     run: Run
-    root: Path
+    root: str
     registry: Registry = field(repr=False)
     incremental: bool = False
     backfill: bool = False
@@ -107,20 +123,20 @@ class Night:
 
     def draft(self, spec: TableSpec) -> Slice:
         """Where the run keeps rows that later steps read and no table has; ``drop_drafts`` removes them."""
-        return Slice(str(self._drafts / spec.name), spec, self.ids, {}, self._file_bytes)
+        return Slice(joined(self._drafts, spec.name), spec, self.ids, {}, self._file_bytes)
 
     def stage(self, spec: TableSpec, df: DataFrame) -> Files:
         """Replace the draft by the rows of ``df``, each task writing its own files."""
         where = self.draft(spec)
-        shutil.rmtree(where.root, ignore_errors=True)
+        remove(where.root)
         return Files(where, sorted(_written(where, df, unchanged), key=lambda part: part.first))
 
     def drop_drafts(self) -> None:
-        shutil.rmtree(self._drafts, ignore_errors=True)
+        remove(self._drafts)
 
     @property
-    def _drafts(self) -> Path:
-        return self.root / "drafts" / self.run.run_id
+    def _drafts(self) -> str:
+        return joined(self.root, "drafts", self.run.run_id)
 
     @property
     def _file_bytes(self) -> int:
@@ -128,7 +144,7 @@ class Night:
 
     def unpoint(self, name: str) -> None:
         """Forget what ``point`` recorded."""
-        (run_folder(self.root, self.run.run_id) / f"{name}.json").unlink(missing_ok=True)
+        unpoint(self.root, self.run.run_id, name)
 
     def write_table(self, name: str, table: pa.Table) -> Written:
         """The same for rows that the driver has."""
@@ -146,18 +162,38 @@ class Night:
     def pointed(self, name: str) -> dict[str, Any]:
         return pointed(self.root, self.run.run_id, name)
 
+    def is_pointed(self, name: str) -> bool:
+        return is_pointed(self.root, self.run.run_id, name)
+
+    def put_folder(self, kind: str, write: Callable[[Path], None]) -> str:
+        """A new artefact folder that ``write`` fills; its location."""
+        return put_folder(self.root, kind, write, self.config.paths.state)
+
+    def writing_files(self, kind: str) -> AbstractContextManager[Path]:
+        """A local folder for files named by their content, which are artefacts when the block ends."""
+        return writing_files(self.root, kind, self.config.paths.state)
+
     @property
-    def bundle_dir(self) -> Path:
+    def cache(self) -> NodeCache:
+        """Where each node has its copies of artefacts."""
+        return self.config.paths.cache
+
+    @property
+    def bundle_dir(self) -> str:
         return bundle_folder(self.root, self.run.run_id)
 
     @property
-    def catalogue_dir(self) -> Path:
+    def catalogue_dir(self) -> str:
         return catalogue_folder(self.root, self.run.run_id)
+
+    def open_catalogue(self) -> Catalogue:
+        """The run's, mapped on the driver."""
+        return open_catalogue(str(self.cache.localized(self.catalogue_dir)))
 
     @cached_property
     def bundle(self) -> Bundle:
         """The run's model, verified."""
-        return load_bundle(self.bundle_dir)
+        return load_bundle(self.cache.localized(self.bundle_dir))
 
 
 def empty_slice(tables: Tables, name: str) -> Slice:
@@ -246,11 +282,11 @@ def _begin(night: Night, run_date: dt.date, run_id: str, inputs: Mapping[str, in
     if champion is None:
         alias, name = night.config.mlflow.alias, night.config.mlflow.model_name
         raise InputMissing(f"model {name} has no alias {alias}: run `recsys-batch train`, or `recsys-batch register` your own")
-    draft = night.root / "downloads" / run_id
-    bundle = night.registry.fetch(champion.version, draft)
-    folder = put_folder(night.root, "bundles", lambda target: _copy_files(bundle.path, target))
-    shutil.rmtree(draft, ignore_errors=True)
-    point(night.root, run_id, "bundle", {"folder": folder.name, "model_version": champion.version, "digest": bundle.digest})
+    Path(night.config.paths.state).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="recsys-batch-", dir=night.config.paths.state) as download:
+        bundle = night.registry.fetch(champion.version, Path(download))
+        folder = night.put_folder("bundles", lambda target: _copy_files(bundle.path, target))
+    point(night.root, run_id, "bundle", {"folder": name_of(folder), "model_version": champion.version, "digest": bundle.digest})
     now = dt.datetime.now(dt.UTC)
     night.run = Run(
         run_id=run_id,
@@ -278,7 +314,7 @@ def _model_metric(bundle: Bundle) -> dict[str, float]:
 def _why_not_resume(night: Night, run: Run, inputs: Mapping[str, int]) -> str | None:
     """A sentence why the unfinished run's rows cannot be continued; None when they can."""
     config, registry = night.config, night.registry
-    if not run_folder(night.root, run.run_id).is_dir() or ("topk" in run.table_versions and not night.files("topk").parts):
+    if not exists(run_folder(night.root, run.run_id)) or ("topk" in run.table_versions and not night.files("topk").parts):
         return f"run {run.run_id} is no longer kept: maintain removed what it had written"
     if run.config_hash != config.config_hash():
         return f"run {run.run_id} was begun with other settings (config hash {run.config_hash}, now {config.config_hash()})"

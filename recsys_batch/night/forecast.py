@@ -80,7 +80,7 @@ def forecast(spark: SparkSession, config: Config, run_date: dt.date, run_id: str
     root = artifact_root(config.paths.warehouse)
     if run and "user_embeddings" in done:
         n_users = int(run.metrics["embed.users"])
-        catalogue = open_catalogue(str(catalogue_folder(root, run.run_id)))
+        catalogue = open_catalogue(str(config.paths.cache.localized(catalogue_folder(root, run.run_id))))
         n_items, dim = len(catalogue.retrievable_codes()), catalogue.embeddings.shape[1]
     else:
         interactions = tables.read("interactions")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +17,10 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import catalogue_folder, pointed, put_folder, run_folder
+from recsys_batch.artifacts import catalogue_folder, pointed
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
+from recsys_batch.filesystems import joined, name_of, read_parquet
 from recsys_batch.night import manifest
 from recsys_batch.night.appended import Rewritten, appended_files
 from recsys_batch.night.context import Night, partition_of, run_rows
@@ -78,7 +78,8 @@ def find_base(night: Night, catalogue: Catalogue) -> Base:
     ):
         if then != now:
             raise NeedsFull(f"run {run.run_id} has {what} {then}, this one {now}")
-    gained, lost = _compared(open_catalogue.__wrapped__(str(catalogue_folder(night.root, run.run_id))), catalogue, night)
+    before = night.cache.localized(catalogue_folder(night.root, run.run_id))
+    gained, lost = _compared(open_catalogue.__wrapped__(str(before)), catalogue, night)
     users, embedded = (files_of(night.slice(name), run).between(columns=["user_id"])["user_id"].combine_chunks() for name in _OF_USERS)
     parts = [
         _with_new_events(night, run),
@@ -90,33 +91,34 @@ def find_base(night: Night, catalogue: Catalogue) -> Base:
     if len(changed) > _TOO_MANY * max(len(users), 1):
         raise NeedsFull(f"{len(changed)} of {len(users)} users have changed, more than {_TOO_MANY:.0%}")
     table = pa.table({"user_id": changed})
-    folder = put_folder(night.root, "changed", lambda target: pq.write_table(table, target / _CHANGED))
-    found = {"run_id": run.run_id, "changed": folder.name, "gained": gained.to_pylist(), "same_items": not len(gained) and not len(lost)}
+    folder = night.put_folder("changed", lambda target: pq.write_table(table, target / _CHANGED))
+    same_items = not len(gained) and not len(lost)
+    found = {"run_id": run.run_id, "changed": name_of(folder), "gained": gained.to_pylist(), "same_items": same_items}
     night.point("base", found)
-    return Base(run, changed, gained, found["same_items"])
+    return Base(run, changed, gained, same_items)
 
 
 def recorded_base(night: Night) -> Base | None:
     """What ``find_base`` recorded for this run; None for a full night."""
-    if not (run_folder(night.root, night.run.run_id) / "base.json").is_file():
+    if not night.is_pointed("base"):
         return None
     pointer = night.pointed("base")
     run = manifest.fold(run_rows(night.tables))[pointer["run_id"]]
     if run.status != "PUBLISHED" or not files_of(night.slice("topk"), run).parts:
         gone = "was rolled back" if run.status != "PUBLISHED" else "is no longer kept"
         raise InputMissing(f"run {run.run_id}, from which {night.run.run_id} goes on, {gone}: begin a new run (--force)")
-    changed = pq.read_table(changed_file(night))["user_id"].combine_chunks()
+    changed = read_parquet(changed_file(night))["user_id"].combine_chunks()
     return Base(run, changed, pa.array(pointer["gained"], type=night.ids.item_arrow), pointer["same_items"])
 
 
-def changed_file(night: Night) -> Path:
-    """Parquet of user_id, ascending."""
-    return night.root / "changed" / str(night.pointed("base")["changed"]) / _CHANGED
+def changed_file(night: Night) -> str:
+    """Location of a Parquet file of user_id, ascending."""
+    return joined(night.root, "changed", str(night.pointed("base")["changed"]), _CHANGED)
 
 
-def popularity_file(root: Path, run_id: str) -> Path:
-    """Parquet of segment, item_id, n: the users of each, as the run counted them."""
-    return root / "popularity" / str(pointed(root, run_id, "popularity")["folder"]) / POPULARITY
+def popularity_file(root: str, run_id: str) -> str:
+    """Location of a Parquet file of segment, item_id, n: the users of each, as the run counted them."""
+    return joined(root, "popularity", str(pointed(root, run_id, "popularity")["folder"]), POPULARITY)
 
 
 def _compared(before: Catalogue, now: Catalogue, night: Night) -> tuple[pa.Array, pa.Array]:
@@ -168,7 +170,7 @@ def _with_new_events(night: Night, run: Run) -> pa.Array:
     _, files = event_files(night, run)
     if files and night.bundle.kind == "embeddings" and night.bundle.ranker_path is not None:
         raise NeedsFull("there are new interactions, and the ranker that was brought reads popularity, which they move")
-    columns = [pq.read_table(path, columns=["user_id"], partitioning=None)["user_id"].unique() for path in files]
+    columns = [read_parquet(path, columns=["user_id"])["user_id"].unique() for path in files]
     return pa.chunked_array(columns, type=night.ids.user_arrow).unique()
 
 

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable
 from deltalake.transaction import CommitProperties
 
-from recsys_batch.artifacts import artifact_root
+from recsys_batch.artifacts import artifact_root, is_pointed, pointed, pointers
 from recsys_batch.config import Config
+from recsys_batch.filesystems import Entry, file_sizes, joined, listed, remove
 from recsys_batch.night import manifest
 from recsys_batch.night.manifest import Run
 from recsys_batch.night.turns import what_readers_see
 from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
+from recsys_batch.slices import log_of
 
 _OUTPUTS = tuple(name for name, spec in TABLES.items() if "run_id" in spec.partition_by)
 _COMPACTED = ("runs", "rejected", "holdout", "exposures", "feedback")
@@ -93,10 +91,10 @@ def maintain(
         _drop_artefacts(root, kept, unfinished, done, dry_run)
     for name, folder in folders.items():
         _compact(name, folder, done, None if dry_run else optimize, dry_run)
-        table = DeltaTable(folder)
+        table = log_of(folder)
         hours = config.tables.retention_days * 24
         gone = table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=True, full=True)
-        sizes = [path.stat().st_size for path in (Path(folder) / name for name in gone) if path.is_file()]
+        sizes = list(file_sizes(folder, gone).values())
         if sizes:
             done.vacuumed[name], done.n_bytes = len(sizes), done.n_bytes + sum(sizes)
             if not dry_run:
@@ -113,17 +111,16 @@ def kept_runs(states: Mapping[str, Run], current: Run | None, keep_runs: int, un
     return kept | ({current.run_id} if current else set())
 
 
-def _bases(root: Path, unfinished: set[str]) -> set[str]:
+def _bases(root: str, unfinished: set[str]) -> set[str]:
     """Runs that unfinished incremental ones go on from."""
-    files = [root / "runs" / run_id / "base.json" for run_id in unfinished]
-    return {str(json.loads(path.read_text(encoding="utf-8"))["run_id"]) for path in files if path.is_file()}
+    return {str(pointed(root, run_id, "base")["run_id"]) for run_id in unfinished if is_pointed(root, run_id, "base")}
 
 
 def _drop_rows(folders: Mapping[str, str], dropped: set[str], done: Maintained, dry_run: bool) -> None:
     for name in _OUTPUTS:
         if name not in folders:
             continue
-        table = DeltaTable(folders[name])
+        table = log_of(folders[name])
         files = pa.table(table.get_add_actions(flatten=True))
         if files.num_rows == 0:
             continue
@@ -139,36 +136,38 @@ def _drop_rows(folders: Mapping[str, str], dropped: set[str], done: Maintained, 
             table.delete(f"run_id IN ({listed})", commit_properties=note)
 
 
-def _drop_artefacts(root: Path, kept: set[str], unfinished: set[str], done: Maintained, dry_run: bool) -> None:
-    named = {path for run_id in kept for path in _named(root, run_id)}
-    for folder in _candidates(root):
-        # Drafts of a published run are of no use to anybody.
-        holders = unfinished if folder.parent.name in ("drafts", "downloads") else kept
-        if folder in named or folder.name in holders or time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
-            continue
-        files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else [folder]
-        done.artefacts.append(str(folder.relative_to(root)))
-        done.n_bytes += sum(path.stat().st_size for path in files)
-        if not dry_run:
-            shutil.rmtree(folder, ignore_errors=True) if folder.is_dir() else folder.unlink(missing_ok=True)
-
-
-def _candidates(root: Path) -> Iterator[Path]:
-    """Everything that belongs to runs: content by its hash, pointers and drafts by run_id."""
+def _drop_artefacts(root: str, kept: set[str], unfinished: set[str], done: Maintained, dry_run: bool) -> None:
+    """Of everything that belongs to runs: content by its hash, pointers and drafts by run_id."""
+    named = {location for run_id in kept for location in _named(root, run_id)}
     for kind in ("bundles", "catalogues", "popularity", "changed", "audits", "indexes", "runs", "drafts", "downloads"):
-        if (root / kind).is_dir():
-            yield from sorted((root / kind).iterdir())
+        # Drafts of a published run are of no use to anybody.
+        holders = unfinished if kind in ("drafts", "downloads") else kept
+        for entry in listed(joined(root, kind)):
+            if entry.location in named or entry.name in holders:
+                continue
+            content = [entry, *(listed(entry.location, recursive=True) if entry.is_folder else [])]
+            if _is_young(content):
+                continue
+            done.artefacts.append(f"{kind}/{entry.name}")
+            done.n_bytes += sum(one.n_bytes for one in content)
+            if not dry_run:
+                remove(entry.location)
 
 
-def _named(root: Path, run_id: str) -> Iterator[Path]:
-    """Artefacts that a run's pointers name."""
-    for path in (root / "runs" / run_id).glob("*.json"):
-        pointer = json.loads(path.read_text(encoding="utf-8"))
-        if path.stem in _NAMED_BY:
-            kind, key = _NAMED_BY[path.stem]
-            yield root / kind / str(pointer[key])
-        elif path.stem == "index":
-            yield from (root / "indexes" / name for name in _file_names(pointer))
+def _is_young(content: list[Entry]) -> bool:
+    """By the newest of a folder and its files: in a store only files have a time."""
+    since = dt.datetime.now(dt.UTC).timestamp() - _YOUNG_SECONDS
+    return any(entry.modified is not None and entry.modified.timestamp() > since for entry in content)
+
+
+def _named(root: str, run_id: str) -> Iterator[str]:
+    """Locations of artefacts that a run's pointers name."""
+    for name, pointer in pointers(root, run_id).items():
+        if name in _NAMED_BY:
+            kind, key = _NAMED_BY[name]
+            yield joined(root, kind, str(pointer[key]))
+        elif name == "index":
+            yield from (joined(root, "indexes", file) for file in _file_names(pointer))
 
 
 def _file_names(value: Any) -> Iterator[str]:
@@ -186,7 +185,7 @@ def _file_names(value: Any) -> Iterator[str]:
 def _compact(name: str, folder: str, done: Maintained, optimize: Callable[[str], None] | None, dry_run: bool) -> None:
     if name not in (*_COMPACTED, *_CLUSTERED):
         return
-    table = DeltaTable(folder)
+    table = log_of(folder)
     n_files = len(table.file_uris())
     if n_files <= _SMALL_FILES or (name in _CLUSTERED and not dry_run and optimize is None):
         return

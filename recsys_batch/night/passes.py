@@ -81,7 +81,7 @@ def _range_of(bounds: Sequence[Range]) -> Column:
 
 def of_changed(night: Night, rows: DataFrame) -> DataFrame:
     """Rows of the users whom an incremental night computes again."""
-    changed = night.spark.read.parquet(str(changed_file(night)))
+    changed = night.spark.read.parquet(changed_file(night))
     return rows.join(F.broadcast(changed), "user_id", "left_semi")
 
 

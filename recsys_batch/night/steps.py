@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.artifacts import pointed, put_folder
-from recsys_batch.catalogue import Catalogue, open_catalogue, write_catalogue
+from recsys_batch.artifacts import pointed
+from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Rules, Scoring
 from recsys_batch.errors import ConfigError, InputMissing
+from recsys_batch.filesystems import name_of, read_parquet
 from recsys_batch.gathered import Gathered
 from recsys_batch.night.candidates import candidates
 from recsys_batch.night.context import Night, Written
@@ -45,8 +46,8 @@ def embed(night: Night) -> StepResult:
     counts = _popularity(night, gathered, base)
     n_events = users_per_item(counts, catalogue.item_ids)
     catalogue = item_vectors.with_popularity(catalogue, night.bundle, n_events)
-    folder = put_folder(night.root, "catalogues", lambda target: write_catalogue(target, catalogue))
-    night.point("catalogue", {"folder": folder.name})
+    folder = night.put_folder("catalogues", lambda target: write_catalogue(target, catalogue))
+    night.point("catalogue", {"folder": name_of(folder)})
     lists = popular_lists(counts, items["item_id"].filter(items["is_available"]).combine_chunks(), night.config.tables.popular_items)
     written = {
         "item_embeddings": night.write_table("item_embeddings", item_vectors.rows(catalogue, n_events, night.run.run_id, night.ids)),
@@ -83,10 +84,10 @@ def _popularity(night: Night, gathered: Gathered, base: Base | None) -> pa.Table
     tasks, function = ranged(night, counter, gathered.bounds)
     counted = [tasks.mapInArrow(function, spark_ddl(counts_schema(night.ids))).toArrow()]
     if base is not None:
-        counted.append(pq.read_table(popularity_file(night.root, base.run.run_id)))
+        counted.append(read_parquet(popularity_file(night.root, base.run.run_id)))
     counts = sum_of(counted, night.ids)
-    folder = put_folder(night.root, "popularity", lambda target: pq.write_table(counts, target / POPULARITY))
-    night.point("popularity", {"folder": folder.name})
+    folder = night.put_folder("popularity", lambda target: pq.write_table(counts, target / POPULARITY))
+    night.point("popularity", {"folder": name_of(folder)})
     return counts
 
 
@@ -96,9 +97,10 @@ def _user_embeddings(night: Night, gathered: Gathered, base: Base | None) -> Wri
         run_id=night.run.run_id,
         gathered=gathered,
         min_weight=night.config.data.min_weight,
-        bundle_dir=str(night.bundle_dir),
-        catalogue_dir=str(night.catalogue_dir),
+        bundle_dir=night.bundle_dir,
+        catalogue_dir=night.catalogue_dir,
         history_length=0 if brought else int(night.bundle.manifest["model"]["history_length"]),
+        cache=night.cache,
     )
     rows = task.brought if brought else task.encoded
     tasks = ranged(night, rows, gathered.bounds) if base is None else carried(night, base, "user_embeddings", rows)
@@ -107,7 +109,7 @@ def _user_embeddings(night: Night, gathered: Gathered, base: Base | None) -> Wri
 
 def index(night: Night) -> StepResult:
     """The search index over retrievable items, tuned on sampled users; a file, named in the run's pointers."""
-    catalogue = open_catalogue(str(night.catalogue_dir))
+    catalogue = night.open_catalogue()
     check_all_candidates(night.config.scoring, len(catalogue.retrievable_codes()))
     base = recorded_base(night)
     if base is not None and base.same_items:
@@ -123,11 +125,12 @@ def index(night: Night) -> StepResult:
             "registered: ingest interactions first"
         )
     sampled = SampledUsers(column_matrix(table["embedding"].combine_chunks()), catalogue.rules(table["segment"].combine_chunks()))
-    assign_rows = assign_in_tasks(night.spark, night.root / "drafts") if len(catalogue) >= PARALLEL_ITEMS else None
+    assign_rows = assign_in_tasks(night.spark, night.root, night.cache) if len(catalogue) >= PARALLEL_ITEMS else None
     settings = night.config.retrieval
     if night.config.scoring.candidates == "all":
         settings = settings.model_copy(update={"mode": "exact"})
-    built = build(night.root / "indexes", catalogue, sampled, settings, assign_rows)
+    with night.writing_files("indexes") as folder:
+        built = build(folder, catalogue, sampled, settings, assign_rows)
     night.point("index", built.to_dict())
     if night.run.mlflow_run_id and built.tuning.curve:
         night.registry.log_figure(night.run.mlflow_run_id, tuning_figure(built.tuning), "retrieval_tuning.png")
@@ -155,11 +158,12 @@ def score(night: Night) -> StepResult:
         generated_at=run.started_at,
         model_version=run.model_version,
         ids=night.ids,
-        bundle_dir=str(night.bundle_dir),
-        catalogue_dir=str(night.catalogue_dir),
+        bundle_dir=night.bundle_dir,
+        catalogue_dir=night.catalogue_dir,
         n_candidates=config.retrieval.n_candidates,
         top_k=config.scoring.top_k,
         batch_users=config.scoring.batch_users,
+        cache=night.cache,
     )
     base, candidates = recorded_base(night), night.files("candidates")
     lists = Lists(candidates, night.files("user_embeddings"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import datetime as dt
 from contextlib import AbstractContextManager
+from pathlib import Path
 
-from recsys_batch.artifacts import artifact_root
 from recsys_batch.config import Config
-from recsys_batch.locks import held
+from recsys_batch.locks import held, lock_file
 
 _CHANGE_SECONDS = 60.0
 """A publish or a rollback is a commit or two; one that takes longer than this hangs."""
@@ -19,7 +19,7 @@ def one_night(config: Config, run_date: dt.date) -> AbstractContextManager[None]
     Raises:
         Busy: another process computes the date.
     """
-    return held(artifact_root(config.paths.warehouse) / "locks" / f"{run_date}.lock", f"the night of {run_date}")
+    return held(_lock(config, f"{run_date}.lock"), f"the night of {run_date}")
 
 
 def what_readers_see(config: Config) -> AbstractContextManager[None]:
@@ -28,5 +28,8 @@ def what_readers_see(config: Config) -> AbstractContextManager[None]:
     Raises:
         Busy: another process still had it then.
     """
-    path = artifact_root(config.paths.warehouse) / "locks" / "current.lock"
-    return held(path, "what readers see", "is being changed", _CHANGE_SECONDS)
+    return held(_lock(config, "current.lock"), "what readers see", "is being changed", _CHANGE_SECONDS)
+
+
+def _lock(config: Config, name: str) -> Path:
+    return lock_file(config.paths.warehouse, config.paths.state, name)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,8 @@ from recsys_batch.artifacts import artifact_root, bundle_folder, catalogue_folde
 from recsys_batch.bundle import Bundle, load_bundle
 from recsys_batch.catalogue import Catalogue, map_catalogue
 from recsys_batch.features import FeatureSpec
+from recsys_batch.filesystems import absolute, joined
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.online.contents import Contents, Facts
 from recsys_batch.online.items import Descriptions
 from recsys_batch.online.popular import Popular
@@ -37,6 +38,7 @@ class PublishedRun:
     row: dict[str, Any]
     ids: IdTypes
     catalogue_dir: str
+    cache: NodeCache
     bundle: Bundle
     lists: RunLists
     segments: tuple[str, ...]
@@ -44,7 +46,7 @@ class PublishedRun:
 
     def contents(self, *, with_records: bool) -> Contents:
         """Of its snapshot; without records they go to a store of their own."""
-        catalogue = map_catalogue(self.catalogue_dir)
+        catalogue = map_catalogue(str(self.cache.localized(self.catalogue_dir)))
         ranker = self.bundle.ranker_path
         return Contents(
             facts=self._facts(),
@@ -76,10 +78,11 @@ class PublishedRun:
         )
 
 
-def open_run(warehouse: str, run_id: str | None = None, metric: Literal["ip", "cosine"] = "ip") -> PublishedRun:
+def open_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric: Literal["ip", "cosine"] = "ip") -> PublishedRun:
     """The newest published run, or the published run of that id.
 
     Args:
+        cache: of this machine, for what lies in a store.
         metric: ``retrieval.metric`` of its config.
 
     Raises:
@@ -94,8 +97,9 @@ def open_run(warehouse: str, run_id: str | None = None, metric: Literal["ip", "c
         warehouse=warehouse,
         row=row,
         ids=ids,
-        catalogue_dir=str(catalogue_folder(root, row["run_id"])),
-        bundle=load_bundle(bundle_folder(root, row["run_id"])),
+        catalogue_dir=catalogue_folder(root, row["run_id"]),
+        cache=cache,
+        bundle=load_bundle(cache.localized(bundle_folder(root, row["run_id"]))),
         lists=RunLists(files["candidates"], files["topk"], files["user_embeddings"], segments),
         segments=names,
         metric=metric,
@@ -108,8 +112,7 @@ def _id_type(warehouse: str, column: str) -> IdType:
 
 def _files(warehouse: str, name: str, row: dict[str, Any], ids: IdTypes) -> Files:
     spec = TABLES[name]
-    folder = str(Path(warehouse.removeprefix("file://")).absolute() / name)
-    where = Slice(folder, spec, ids, {column: row[column] for column in spec.partition_by}, 2**26)
+    where = Slice(joined(absolute(warehouse), name), spec, ids, {column: row[column] for column in spec.partition_by}, 2**26)
     return Files(where, parts_of(where))
 
 

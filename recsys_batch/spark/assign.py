@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,35 +12,42 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.ann.index import ASSIGN_ROWS, Assign, assign
 from recsys_batch.ann.kernels import limit_threads
+from recsys_batch.artifacts import put_folder
+from recsys_batch.filesystems import remove
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.spark.batches import BatchFunction
 
 
-def assign_in_tasks(spark: SparkSession, drafts: Path) -> Assign:
-    """An ``Assign`` that gives each block of rows to a task. The vectors travel as a file in ``drafts``, which all nodes mount."""
+def assign_in_tasks(spark: SparkSession, root: str, cache: NodeCache) -> Assign:
+    """An ``Assign`` that gives each block of rows to a task. The vectors travel as an artefact of ``root``, for as long as it takes."""
 
     def run(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-        folder = drafts / uuid.uuid4().hex
-        folder.mkdir(parents=True)
-        try:
+        def write(folder: Path) -> None:
             np.save(folder / "vectors.npy", vectors)
             np.save(folder / "centroids.npy", centroids)
+            # No other night's, even of the same items: it goes when this one has it.
+            (folder / "whose").write_text(uuid.uuid4().hex, encoding="utf-8")
+
+        folder = put_folder(root, "drafts", write)
+        try:
             n_blocks = -(-len(vectors) // ASSIGN_ROWS)
-            blocks = spark.range(0, n_blocks, 1, n_blocks).mapInArrow(block_assigner(str(folder)), "block BIGINT, lists ARRAY<BIGINT>")
+            blocks = spark.range(0, n_blocks, 1, n_blocks).mapInArrow(block_assigner(folder, cache), "block BIGINT, lists ARRAY<BIGINT>")
             table = blocks.toArrow().sort_by("block")
             return np.asarray(table["lists"].combine_chunks().flatten().to_numpy())
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
 
     return run
 
 
-def block_assigner(folder: str) -> BatchFunction:
+def block_assigner(location: str, cache: NodeCache) -> BatchFunction:
     """A function for mapInArrow: numbers of blocks of ``ASSIGN_ROWS`` rows -> (block, the list of each of its rows)."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         limit_threads(1)
-        vectors = np.load(Path(folder) / "vectors.npy", mmap_mode="r")
-        centroids = np.load(Path(folder) / "centroids.npy")
+        folder = cache.localized(location)
+        vectors = np.load(folder / "vectors.npy", mmap_mode="r")
+        centroids = np.load(folder / "centroids.npy")
         for batch in batches:
             for block in batch.column(0).to_pylist():
                 lists = assign(np.ascontiguousarray(vectors[block * ASSIGN_ROWS : (block + 1) * ASSIGN_ROWS]), centroids)

@@ -7,15 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from recsys_batch.ann.kernels import inner_products, normalised
 from recsys_batch.catalogue import open_catalogue
+from recsys_batch.filesystems import read_parquet
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.ragged import column_matrix, list_column, ragged
 from recsys_batch.ranges import BATCH_ROWS, Files, Range, runs, spliced, users_within
 from recsys_batch.slices import counted, counts_of
@@ -32,7 +32,7 @@ Change = Callable[[pa.RecordBatch], pa.RecordBatch]
 def replaced(
     base: Files,
     fresh: RangeFunction,
-    changed: Path,
+    changed: str,
     bounds: Sequence[Range],
     change: Callable[[Range], Change] | None = None,
     n_rows: int = BATCH_ROWS,
@@ -42,7 +42,7 @@ def replaced(
     Args:
         base: its rows stream through.
         fresh: rows of a range's users who are computed again; all of them are in memory.
-        changed: Parquet of user_id; the users of fresh rows are replaced, too.
+        changed: location of a Parquet file of user_id; the users of fresh rows are replaced, too.
         change: what is done to rows of the base first, in a range.
         n_rows: of the base, that are read at a time.
     """
@@ -53,7 +53,7 @@ def replaced(
         counts = sum((Counter(counts_of(batch)) for batch in made), Counter())
         new = pa.Table.from_batches([base.where.conformed(batch) for batch in made], schema)
         users = runs(new["user_id"].combine_chunks())[0] if made else pa.array([], schema.field("user_id").type)
-        gone = pa.concat_arrays([users_within(changed_users(str(changed)), within), users])
+        gone = pa.concat_arrays([users_within(changed_users(changed), within), users])
         counts[COMPUTED] = len(users)
         carried = base.batches(within, n_rows=n_rows)
         if change is not None:
@@ -72,15 +72,16 @@ class GainedItems:
 
     Attributes:
         codes: int64 [g], ascending.
-        seen: Parquet of (user_id, item_id), who has seen which of them.
+        seen: location of a Parquet file of (user_id, item_id), who has seen which of them.
     """
 
     codes: np.ndarray
     catalogue_dir: str
     cosine: bool
     n_candidates: int
-    seen: Path
+    seen: str
     embeddings: Files
+    cache: NodeCache
 
     def within(self, bounds: Range) -> Change:
         """For the rows of candidates of a range; users without an embedding have changed, and their rows are left out."""
@@ -89,7 +90,7 @@ class GainedItems:
 
     def _extended(self, rows: pa.RecordBatch, known: pa.Table) -> pa.RecordBatch:
         """The gained items in their places; the best n_candidates stay."""
-        catalogue = open_catalogue(self.catalogue_dir)
+        catalogue = open_catalogue(str(self.cache.localized(self.catalogue_dir)))
         place = pc.index_in(rows["user_id"], value_set=known["user_id"].combine_chunks())
         rows, place = rows.filter(place.is_valid()), place.drop_null()
         queries = column_matrix(known["embedding"].combine_chunks().take(place))
@@ -119,7 +120,7 @@ class GainedItems:
 
     def _seen(self, users: pa.Array, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """Places (user, item) of what was seen."""
-        table = _seen_table(str(self.seen))
+        table = _seen_table(self.seen)
         rows = pc.index_in(table["user_id"].combine_chunks(), value_set=users)
         columns = pc.index_in(table["item_id"].combine_chunks(), value_set=item_ids)
         both = pc.and_(rows.is_valid(), columns.is_valid())
@@ -138,5 +139,5 @@ def dated(generated_at: dt.datetime) -> Callable[[Range], Change]:
 
 
 @lru_cache(maxsize=1)
-def _seen_table(path: str) -> pa.Table:
-    return pq.read_table(path)
+def _seen_table(location: str) -> pa.Table:
+    return read_parquet(location)

@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.bundle import load_bundle
-from recsys_batch.catalogue import open_catalogue
+from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.gathered import Gathered
 from recsys_batch.histories import histories
 from recsys_batch.model.towers import Towers
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.popularity import added, count, negative
 from recsys_batch.ragged import matrix_column
 from recsys_batch.ranges import Range
@@ -38,10 +39,14 @@ class EmbedTask:
     bundle_dir: str
     catalogue_dir: str
     history_length: int
+    cache: NodeCache
+
+    def catalogue(self) -> Catalogue:
+        return open_catalogue(str(self.cache.localized(self.catalogue_dir)))
 
     def encoded(self, bounds: Range) -> Iterator[pa.RecordBatch]:
         """Rows of user_embeddings by the user tower: everybody with a positive event."""
-        catalogue = open_catalogue(self.catalogue_dir)
+        catalogue = self.catalogue()
         found = histories(self.gathered.positives(bounds, self.min_weight), catalogue, self.history_length)
         profiles = self.gathered.profiles(bounds)
         place = pc.index_in(found.user_ids, value_set=profiles["user_id"].combine_chunks())
@@ -49,7 +54,7 @@ class EmbedTask:
             users = slice(start, min(start + _USERS, len(found.user_ids)))
             first, last = found.offsets[users.start], found.offsets[users.stop]
             segments, attributes = (profiles[name].combine_chunks().take(place[users]) for name in ("segment", "attributes"))
-            embeddings = _towers(self.bundle_dir).encode_users(
+            embeddings = _towers(str(self.cache.localized(self.bundle_dir))).encode_users(
                 found.codes[first:last],
                 found.offsets[users.start : users.stop + 1] - first,
                 found.event_us[first:last],
@@ -67,7 +72,7 @@ class EmbedTask:
     def brought(self, bounds: Range) -> Iterator[pa.RecordBatch]:
         """Rows of user_embeddings as they were registered."""
         assert self.gathered.vectors is not None
-        counts = histories(self.gathered.positives(bounds, self.min_weight), open_catalogue(self.catalogue_dir), 0)
+        counts = histories(self.gathered.positives(bounds, self.min_weight), self.catalogue(), 0)
         for batch in self.gathered.vectors.batches(bounds, n_rows=_USERS):
             place = pc.index_in(batch["user_id"], value_set=counts.user_ids)
             n_events = pc.fill_null(pa.array(counts.n_events).take(place), 0)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from recsys_batch.filesystems import parquet_file, read_parquet
 from recsys_batch.gathered import EVENTS
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.batches import BatchFunction
@@ -24,12 +23,12 @@ class EventFiles:
 
     Attributes:
         before, since: files that the base knew, and those that came since.
-        changed: Parquet of user_id.
+        changed: location of a Parquet file of user_id.
     """
 
     before: Sequence[str]
     since: Sequence[str]
-    changed: Path
+    changed: str
 
     @property
     def paths(self) -> list[str]:
@@ -43,10 +42,10 @@ def events_of(wanted: EventFiles, ids: IdTypes) -> BatchFunction:
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for number in (number for batch in batches for number in batch.column(0).to_pylist()):
             before = number < len(wanted.before)
-            with pq.ParquetFile(wanted.paths[number], memory_map=True) as file:
+            with parquet_file(wanted.paths[number]) as file:
                 for batch in file.iter_batches(_ROWS, columns=["user_id", "item_id", "event_ts", "weight"], use_threads=False):
                     if before:
-                        batch = batch.filter(pc.is_in(batch["user_id"], value_set=changed_users(str(wanted.changed))))
+                        batch = batch.filter(pc.is_in(batch["user_id"], value_set=changed_users(wanted.changed)))
                     if batch.num_rows:
                         when = batch["event_ts"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
                         columns = [batch["user_id"], batch["item_id"], when, batch["weight"], pa.repeat(before, batch.num_rows)]
@@ -56,6 +55,6 @@ def events_of(wanted: EventFiles, ids: IdTypes) -> BatchFunction:
 
 
 @lru_cache(maxsize=2)
-def changed_users(path: str) -> pa.Array:
+def changed_users(location: str) -> pa.Array:
     """user_ids of a Parquet file."""
-    return pq.read_table(path)["user_id"].combine_chunks()
+    return read_parquet(location)["user_id"].combine_chunks()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ from recsys_batch.bundle import Bundle
 from recsys_batch.catalogue import Catalogue
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
+from recsys_batch.filesystems import joined, read_parquet
 from recsys_batch.model.towers import Towers
 from recsys_batch.ragged import column_matrix, matrix_column
 from recsys_batch.schemas import TABLES, IdTypes
@@ -37,7 +37,7 @@ def item_table(items: DataFrame, config: Config, run_date: dt.date) -> pa.Table:
     return table
 
 
-def catalogue(bundle: Bundle, root: Path, items: pa.Table, config: Config) -> Catalogue:
+def catalogue(bundle: Bundle, root: str, items: pa.Table, config: Config) -> Catalogue:
     """The night's catalogue of ``item_table``; where embeddings were brought, ``with_popularity`` completes it."""
     item_ids = items["item_id"].combine_chunks()
     available = np.asarray(items["is_available"].to_numpy(zero_copy_only=False)).astype(bool)
@@ -68,17 +68,14 @@ def rows(night_catalogue: Catalogue, n_events: np.ndarray, run_id: str, ids: IdT
     return pa.Table.from_arrays(columns, schema=TABLES["item_embeddings"].arrow_schema(ids))
 
 
-def brought_users(spark: SparkSession, bundle: Bundle, root: Path) -> DataFrame:
+def brought_users(spark: SparkSession, bundle: Bundle, root: str) -> DataFrame:
     """user_id, embedding as they were registered."""
-    return spark.read.parquet(str(root / "embeddings" / str(bundle.manifest["tables"]["user_embeddings"]))).select("user_id", "embedding")
+    return spark.read.parquet(joined(root, "embeddings", str(bundle.manifest["tables"]["user_embeddings"]))).select("user_id", "embedding")
 
 
-def _brought_items(bundle: Bundle, root: Path, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+def _brought_items(bundle: Bundle, root: str, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings [n, d] (zeros where none was brought) and bool [n] where there is one."""
-    import pyarrow.parquet as pq
-
-    folder = root / "embeddings" / str(bundle.manifest["tables"]["item_embeddings"])
-    table = pq.read_table(folder).combine_chunks()
+    table = read_parquet(joined(root, "embeddings", str(bundle.manifest["tables"]["item_embeddings"]))).combine_chunks()
     place = np.asarray(pc.fill_null(pc.index_in(item_ids, value_set=table["item_id"].combine_chunks()), -1).to_numpy(zero_copy_only=False))
     known = place >= 0
     embeddings = np.zeros((len(item_ids), bundle.embedding_dim), dtype=np.float32)

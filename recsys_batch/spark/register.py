@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from recsys_batch.bundle import Bundle, write_bundle
 from recsys_batch.config import Config
 from recsys_batch.errors import BundleError
 from recsys_batch.features import FeatureSpec
+from recsys_batch.filesystems import exists, joined, remove
 from recsys_batch.onnx_ranker import OnnxRanker
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.tables import Tables, parse_identifier
@@ -34,7 +34,7 @@ def bundle_of_tables(spark: SparkSession, config: Config, users: str, items: str
     for table, key, source in (("user_embeddings", "user_id", users), ("item_embeddings", "item_id", items)):
         vectors = _vectors(parse_identifier(spark, source), source, key, ids)
         dims[table], names[table] = _checked(vectors, source, key)
-        _store(vectors, root / "embeddings" / names[table])
+        _store(vectors, joined(root, "embeddings", names[table]))
     if dims["user_embeddings"] != dims["item_embeddings"]:
         raise BundleError(
             f"{users} has vectors of length {dims['user_embeddings']}, {items} of {dims['item_embeddings']}: "
@@ -93,8 +93,8 @@ def _checked(vectors: DataFrame, source: str, key: str) -> tuple[int, str]:
     return int(found.longest), f"{key}-{found.n}-{int(found.content) & (2**64 - 1):016x}"
 
 
-def _store(vectors: DataFrame, target: Path) -> None:
-    if (target / "_SUCCESS").is_file():
+def _store(vectors: DataFrame, target: str) -> None:
+    if exists(joined(target, "_SUCCESS")):
         return
-    shutil.rmtree(target, ignore_errors=True)
-    vectors.write.mode("overwrite").parquet(str(target))
+    remove(target)
+    vectors.write.mode("overwrite").parquet(target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from recsys_batch.ann.retrieval import Retrieved, retrieve
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.gathered import Gathered
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.ragged import column_matrix, list_column, mask_ragged, ragged
 from recsys_batch.ranges import Files, Range, users_within
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES, IdTypes
@@ -34,6 +34,7 @@ class RetrieveTask:
     """What executors need to know; small, as it travels in the closure.
 
     Attributes:
+        catalogue_dir, index_dir: locations; ``cache`` has the node's copies of what is in a store.
         nprobe, overfetch: as tuned.
         popular: segment -> (catalogue codes int64, scores float32), best first; has ALL_SEGMENTS.
     """
@@ -47,6 +48,10 @@ class RetrieveTask:
     overfetch: float
     n_candidates: int
     popular: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    cache: NodeCache
+
+    def catalogue(self) -> Catalogue:
+        return open_catalogue(str(self.cache.localized(self.catalogue_dir)))
 
 
 def candidate_finder(task: RetrieveTask) -> BatchFunction:
@@ -63,7 +68,7 @@ def candidate_finder(task: RetrieveTask) -> BatchFunction:
                 continue
             best = _find(batch, task)
             there = np.arange(best.codes.shape[1]) < best.counts[:, None]
-            item_ids = open_catalogue(task.catalogue_dir).ids(best.codes[there])
+            item_ids = task.catalogue().ids(best.codes[there])
             pairs = pa.StructArray.from_arrays([item_ids, pa.array(best.scores[there])], fields=list(schema.field("items").type.value_type))
             items = list_column(pairs, np.concatenate([[0], np.cumsum(best.counts)])).cast(schema.field("items").type)
             yield pa.RecordBatch.from_arrays([pa.repeat(task.run_id, batch.num_rows), batch["user_id"], items], schema=schema)
@@ -77,17 +82,17 @@ class KnownUsers:
 
     Attributes:
         embeddings: the run's rows.
-        changed: Parquet of user_id: only these.
+        changed: location of a Parquet file of user_id: only these.
     """
 
     gathered: Gathered
     embeddings: Files
-    changed: Path | None = None
+    changed: str | None = None
 
 
 def found(task: RetrieveTask, known: KnownUsers, bounds: Range) -> Iterator[pa.RecordBatch]:
     """Rows of candidates of a range of users."""
-    among = None if known.changed is None else users_within(changed_users(str(known.changed)), bounds)
+    among = None if known.changed is None else users_within(changed_users(known.changed), bounds)
     return candidate_finder(task)(known.gathered.known_users(known.embeddings, bounds, _USERS, among))
 
 
@@ -103,7 +108,7 @@ def counting_short(function: BatchFunction, n_wanted: int) -> BatchFunction:
 
 
 def _find(batch: pa.RecordBatch, task: RetrieveTask) -> Retrieved:
-    catalogue = open_catalogue(task.catalogue_dir)
+    catalogue = task.catalogue()
     seen_ids, seen_offsets = ragged(batch["seen"])
     seen_codes = catalogue.codes(seen_ids)
     embedded = np.asarray(batch["embedding"].is_valid())
@@ -147,8 +152,9 @@ def _nearest(
     wanted = np.repeat(users, np.diff(seen_offsets)) & (seen >= 0)
     offsets = mask_ragged(seen_offsets, wanted)[np.concatenate([[0], np.flatnonzero(users) + 1])]
     info = IndexInfo.from_dict(task.index)
-    retriever = open_retriever(task.index_dir, info, task.nprobe, task.overfetch)
-    exact = open_retriever(task.index_dir, info.exact())
+    folder = task.cache.localized_files(task.index_dir, info.checksums())
+    retriever = open_retriever(folder, info, task.nprobe, task.overfetch)
+    exact = open_retriever(folder, info.exact())
     if rule >= 0:
         retriever, exact = (searcher.among(allowed[retrievable]) for searcher in (retriever, exact))
     queries = column_matrix(batch["embedding"].filter(pa.array(users)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.ragged import column_matrix, ragged
 from recsys_batch.ranges import Files, Range, users_within
 from recsys_batch.rules import pick
@@ -43,6 +43,13 @@ class ScoreTask:
     n_candidates: int
     top_k: int
     batch_users: int
+    cache: NodeCache
+
+    def catalogue(self) -> Catalogue:
+        return open_catalogue(str(self.cache.localized(self.catalogue_dir)))
+
+    def ranking(self) -> Ranking | None:
+        return open_ranking(str(self.cache.localized(self.bundle_dir)))
 
 
 @dataclass(frozen=True)
@@ -76,19 +83,19 @@ class Lists:
 
     Attributes:
         candidates, embeddings: the run's rows.
-        changed, gained: in an incremental night only lists of these users (Parquet of user_id), or with one of these items.
+        changed, gained: in an incremental night only lists of these users (location of Parquet of user_id), or with one of these items.
     """
 
     candidates: Files
     embeddings: Files
-    changed: Path | None = None
+    changed: str | None = None
     gained: pa.Array | None = None
 
     def batches(self, bounds: Range) -> Iterator[pa.RecordBatch]:
         """Input of ``scorer`` for a range of users; the two tables meet there, and no row is shuffled for it."""
         known = self.embeddings.between(bounds, ["user_id", "embedding", "n_events"])
         users = known["user_id"].combine_chunks()
-        changed = None if self.changed is None else users_within(changed_users(str(self.changed)), bounds)
+        changed = None if self.changed is None else users_within(changed_users(self.changed), bounds)
         for batch in self.candidates.batches(bounds, ["user_id", "items"], _USERS):
             chosen = batch if changed is None else batch.filter(self._again(batch, changed))
             if chosen.num_rows:
@@ -113,14 +120,14 @@ def ranked(task: ScoreTask, lists: Lists, bounds: Range) -> Iterator[pa.RecordBa
 
 
 def _rows(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> pa.RecordBatch:
-    catalogue = open_catalogue(task.catalogue_dir)
+    catalogue = task.catalogue()
     pairs, offsets = ragged(batch["items"])
     # As wide for every user, whoever else is in the batch: a product of another shape may differ in its last bits.
     width = max(task.n_candidates, int(np.diff(offsets).max(initial=1)))
     codes = _pad(catalogue.codes(pairs.field("item_id")), offsets, NO_CODE, width)
     final = _pad(np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32), offsets, -np.inf, width)
     modelled = np.asarray(batch["embedding"].is_valid())
-    ranking = open_ranking(task.bundle_dir)
+    ranking = task.ranking()
     if ranking is not None and modelled.any():
         final = _ranked(batch, modelled, codes, final, catalogue, ranking, task.batch_users)
     best, counts = _best(final, codes, task, catalogue)

@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
-from urllib.parse import unquote, urlparse
 
 import pyarrow as pa
 from delta.tables import DeltaTable
-from deltalake import DeltaTable as DeltaLog
 from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
 from pyspark.sql.types import StringType
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.filesystems import absolute, joined
 from recsys_batch.schemas import TABLES, IdTypes, spark_type
+from recsys_batch.slices import log_of
 
 _PROPERTIES = {
     # Readers without a JVM (deltalake, DuckDB, Polars) need protocol version 1: see docs/decisions.
@@ -52,21 +51,16 @@ class Tables:
     def path(self, name: str) -> str:
         """Absolute, as SQL takes only absolute paths for table names."""
         warehouse = self._config.paths.warehouse
-        if not urlparse(warehouse).scheme:
-            warehouse = str(Path(warehouse).absolute())
-        return f"{warehouse.rstrip('/')}/{name}"
+        return joined(warehouse if warehouse.startswith("file:") else absolute(warehouse), name)
 
     def folder(self, name: str) -> str:
-        """The table's folder as a path of this machine, which every node mounts under the same name.
+        """The table's folder as a location: a path that every node mounts under the same name, or a URI.
 
         Raises:
-            UsageError: the table is kept elsewhere, as in an object store.
+            UsageError: the table is kept in a store that a night cannot write to.
         """
         location = cast("Any", self.delta(name).detail().select("location").head())[0] if self._config.catalog else self.path(name)
-        found = urlparse(str(location))
-        if found.scheme not in ("", "file"):
-            raise UsageError(f"table {name} is kept at {location}: a night writes files to a mounted path (local or shared)")
-        return unquote(found.path)
+        return absolute(str(location))
 
     def exists(self, name: str) -> bool:
         if self._config.catalog:
@@ -170,7 +164,7 @@ class Tables:
 
     def n_bytes(self, name: str) -> int:
         """Size of the newest version's files; a table that is there. By deltalake, which needs no job for it."""
-        sizes = pa.table(DeltaLog(self.folder(name)).get_add_actions())["size_bytes"].to_pylist()
+        sizes = pa.table(log_of(self.folder(name)).get_add_actions())["size_bytes"].to_pylist()
         return sum(sizes)
 
     def set_property(self, name: str, key: str, value: str) -> None:

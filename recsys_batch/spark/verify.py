@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from recsys_batch.filesystems import read_parquet
 from recsys_batch.ragged import distinct
 from recsys_batch.ranges import Files, Range, runs, users_within, without
 from recsys_batch.spark.batches import BatchFunction
@@ -48,7 +47,7 @@ class Earlier:
 
     topk: Files
     embeddings: Files
-    changed: Path
+    changed: str
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class VerifyTask:
     """What executors need to know.
 
     Attributes:
-        items: Parquet of item_id, is_available, ruled_out, is_head (much taken) and "eligible 0" .., as the items table says.
+        items: location of Parquet of item_id, is_available, ruled_out, is_head (much taken) and "eligible 0" .., as the items table says.
         segments: the segment of each eligibility column; ``default`` is the place of the one for all others, -1 for none.
         earlier: None where all rows are new.
     """
@@ -64,7 +63,7 @@ class VerifyTask:
     topk: Files
     shortfalls: Files
     embeddings: Files
-    items: Path
+    items: str
     segments: Sequence[str]
     default: int
     top_k: int
@@ -93,7 +92,7 @@ def verifier(task: VerifyTask) -> BatchFunction:
 
 
 def _verified(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, Any]:
-    items = pq.read_table(task.items)
+    items = read_parquet(task.items)
     listed = np.zeros(len(items) + 1, dtype=bool)
     if task.earlier is None:
         rows, counts = task.topk.between(bounds, _COLUMNS), Counter[str]()
@@ -141,7 +140,7 @@ def _carried(
     What that night's audit found of these rows holds still. What may have happened since is looked at: items that went, and events of
     users who should be among the changed.
     """
-    changed, counts, mine = users_within(changed_users(str(earlier.changed)), bounds), Counter[str](), []
+    changed, counts, mine = users_within(changed_users(earlier.changed), bounds), Counter[str](), []
     users, n_rows, n_popular = [], [], []
 
     def kept() -> Iterator[pa.RecordBatch]:
@@ -201,7 +200,7 @@ def _known(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, int]:
     for name, (rows, embeddings) in sides.items():
         embedded = embeddings.between(bounds, ["user_id"])["user_id"]
         if task.earlier is not None:
-            embedded = embedded.filter(pc.is_in(embedded, value_set=users_within(changed_users(str(task.earlier.changed)), bounds)))
+            embedded = embedded.filter(pc.is_in(embedded, value_set=users_within(changed_users(task.earlier.changed), bounds)))
         counts[name] = len(pa.chunked_array([*rows["user_id"].chunks, *embedded.chunks], embedded.type).unique())
     return counts
 

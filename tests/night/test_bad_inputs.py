@@ -134,7 +134,7 @@ def test_a_damaged_artefact_stops_the_night_before_it_is_used(
 ) -> None:
     for step in night_module.ALL_STEPS[: night_module.ALL_STEPS.index(after) + 1]:
         one_step(spark, fresh, step, DAY)
-    (path,) = (artifact_root(fresh.paths.warehouse) / kind).glob(pattern)
+    (path,) = (Path(artifact_root(fresh.paths.warehouse)) / kind).glob(pattern)
     whole = path.read_bytes()
     damage(path)
     code = command(["nightly", "--run-date", str(DAY), *options(fresh)])
@@ -150,7 +150,7 @@ def test_a_bundle_of_another_version(
     spark: SparkSession, fresh: Config, options: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     one_step(spark, fresh, "embed", DAY)
-    (bundle,) = (artifact_root(fresh.paths.warehouse) / "bundles").iterdir()
+    (bundle,) = (Path(artifact_root(fresh.paths.warehouse)) / "bundles").iterdir()
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
     manifest = json.loads((copy / "bundle.json").read_text(encoding="utf-8"))

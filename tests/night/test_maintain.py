@@ -58,7 +58,7 @@ def age(root: Path) -> None:
 def test_only_the_kept_runs_rows_and_artefacts_stay(
     spark: SparkSession, fresh_published: Config, options: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, root = fresh_published, artifact_root(fresh_published.paths.warehouse)
+    config, root = fresh_published, Path(artifact_root(fresh_published.paths.warehouse))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setitem(steps.STEPS, "score", _dies)
         nightly(spark, config, dt.date(2026, 3, 2))

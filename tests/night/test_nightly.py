@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -181,7 +182,8 @@ def test_a_refused_run_is_published_for_a_reason_only(spark: SparkSession, fresh
     run = one_step(spark, strict, "publish", day, override="the newsletter cannot wait")
     assert (run.run_id, run.metrics["override"], run.refused_gates) == ("2026-03-02-r1", 1.0, ["popular_share"])
     assert published_run(strict.paths.warehouse)["run_id"] == "2026-03-02-r1"
-    why = json.loads((artifact_root(strict.paths.warehouse) / "runs" / "2026-03-02-r1" / "override.json").read_text(encoding="utf-8"))
+    override = Path(artifact_root(strict.paths.warehouse)) / "runs" / "2026-03-02-r1" / "override.json"
+    why = json.loads(override.read_text(encoding="utf-8"))
     assert (why["reason"], why["gates"]) == ("the newsletter cannot wait", "popular_share")
     # What was not found good is nothing to carry forward.
     assert nightly(spark, fresh_published, dt.date(2026, 3, 3), incremental=True).metrics["incremental"] == 0.0

@@ -30,7 +30,7 @@ from recsys_batch.read import latest_topk, published_run, read_table
 @pytest.fixture(scope="module")
 def exported(published: Config, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     folder = tmp_path_factory.mktemp("snapshots")
-    opened = open_run(published.paths.warehouse)
+    opened = open_run(published.paths.warehouse, published.paths.cache)
     manifest = write_snapshot(folder, opened.contents(with_records=True))
     return open_snapshot(folder / manifest.facts.snapshot_id)
 

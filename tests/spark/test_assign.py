@@ -12,12 +12,14 @@ import pytest
 from recsys_batch.ann import index
 from recsys_batch.ann.index import build_index
 from recsys_batch.config import Retrieval
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.spark import assign
 from recsys_batch.spark.assign import assign_in_tasks, block_assigner
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+CACHE = NodeCache("not asked: everything here is local")
 VECTORS = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
 
 
@@ -26,7 +28,7 @@ def test_blocks_come_back_with_their_number(tmp_path: Path, monkeypatch: pytest.
     np.save(tmp_path / "vectors.npy", VECTORS)
     np.save(tmp_path / "centroids.npy", VECTORS[:20])
     batches = [pa.RecordBatch.from_pydict({"id": [3, 0]}), pa.RecordBatch.from_pydict({"id": pa.array([], pa.int64())})]
-    found = {row["block"]: row["lists"] for part in block_assigner(str(tmp_path))(iter(batches)) for row in part.to_pylist()}
+    found = {row["block"]: row["lists"] for part in block_assigner(str(tmp_path), CACHE)(iter(batches)) for row in part.to_pylist()}
     distances = np.square(VECTORS[:, None] - VECTORS[None, :20]).sum(axis=2).argmin(axis=1)
     assert found == {3: distances[900:].tolist(), 0: distances[:300].tolist()}
 
@@ -34,7 +36,7 @@ def test_blocks_come_back_with_their_number(tmp_path: Path, monkeypatch: pytest.
 def test_an_index_assigned_in_tasks_is_the_same_file(spark: SparkSession, tmp_path: Path) -> None:
     settings = Retrieval(mode="ivf")
     here = build_index(VECTORS, settings, tmp_path / "here", 1)
-    there = build_index(VECTORS, settings, tmp_path / "there", 1, assign_in_tasks(spark, tmp_path / "drafts"))
+    there = build_index(VECTORS, settings, tmp_path / "there", 1, assign_in_tasks(spark, str(tmp_path), CACHE))
     assert here == there
     assert list((tmp_path / "drafts").iterdir()) == []
     assert index.ASSIGN_ROWS == assign.ASSIGN_ROWS

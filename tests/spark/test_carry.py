@@ -36,7 +36,7 @@ def test_changed_users_are_taken_out_and_fresh_rows_put_in_wherever_they_fall(tm
         for batch in fresh.batches(within):
             yield counted(batch, {"looked at": batch.num_rows})
 
-    function = replaced(base, compute, tmp_path / "changed.parquet", bounds)
+    function = replaced(base, compute, str(tmp_path / "changed.parquet"), bounds)
     found, counts = [], []
     for number in range(len(bounds)):
         batches = list(function(iter([pa.RecordBatch.from_pydict({"id": [number]})])))

@@ -26,7 +26,7 @@ def test_rows_tell_whether_they_were_known(tmp_path: Path) -> None:
 
     pq.write_table(pa.table({"user_id": ["b"]}), tmp_path / "changed.parquet")
     wanted = EventFiles(
-        [file("old", ("a", 1, 5), ("b", 2, 6)), file("none", ("a", 3, 7))], [file("new", ("c", 4, None))], tmp_path / "changed.parquet"
+        [file("old", ("a", 1, 5), ("b", 2, 6)), file("none", ("a", 3, 7))], [file("new", ("c", 4, None))], str(tmp_path / "changed.parquet")
     )
     found = [row for batch in events_of(wanted, IDS)(iter([pa.RecordBatch.from_pydict({"id": [0, 1, 2]})])) for row in batch.to_pylist()]
     assert [tuple(row.values()) for row in found] == [("b", 2, 6_000_000, 1.0, True), ("c", 4, None, 1.0, False)]

@@ -12,6 +12,7 @@ import pytest
 from recsys_batch.ann.index import build_index
 from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Retrieval
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.ragged import matrix_column
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.retrieve import RetrieveTask, candidate_finder
@@ -46,6 +47,7 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         overfetch=1.0,
         n_candidates=N,
         popular={"all": everybody, "young": (np.array([7, 8], dtype=np.int64), np.array([2, 1], dtype=np.float32))},
+        cache=NodeCache(str(folder / "cache")),
     )
 
 

@@ -17,6 +17,7 @@ from recsys_batch.errors import RecsysBatchError
 from recsys_batch.features import FeatureSpec, pair_features
 from recsys_batch.model.export import ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
+from recsys_batch.node_cache import NodeCache
 from recsys_batch.ranges import Files, ranges
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.slices import Slice
@@ -54,7 +55,9 @@ def bundle(folder: Path, kind: str, ranker: bool = True, scale: float = 1.0) -> 
 
 
 def task(bundle_dir: Path, catalogue_dir: Path, k: int = 5, batch_users: int = 3) -> ScoreTask:
-    return ScoreTask("r1", NOW.date(), NOW, "7", IDS, str(bundle_dir), str(catalogue_dir), 12, k, batch_users)
+    return ScoreTask(
+        "r1", NOW.date(), NOW, "7", IDS, str(bundle_dir), str(catalogue_dir), 12, k, batch_users, NodeCache(str(catalogue_dir / "cache"))
+    )
 
 
 def batch(users: list[tuple[int, list[tuple[int, float]], np.ndarray | None]]) -> pa.RecordBatch:

@@ -67,12 +67,12 @@ def task(tmp_path: Path) -> VerifyTask:
         topk=topk(tmp_path / "now", {**LISTS, 4: [30, 20]}),
         shortfalls=slice_of(tmp_path, "shortfalls", []),
         embeddings=nobody,
-        items=tmp_path / "items.parquet",
+        items=str(tmp_path / "items.parquet"),
         segments=[],
         default=-1,
         top_k=2,
         bounds=[(None, None)],
-        earlier=Earlier(topk(tmp_path / "before", LISTS), nobody, tmp_path / "changed.parquet"),
+        earlier=Earlier(topk(tmp_path / "before", LISTS), nobody, str(tmp_path / "changed.parquet")),
     )
 
 
