@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import runpy
 import shutil
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow import fs
 
+from recsys_batch import filesystems
 from recsys_batch.config import Config, load_config
 from recsys_batch.schemas import TABLES, IdTypes
 
@@ -46,6 +50,31 @@ def spark() -> Iterator[SparkSession]:
     session = get_session(load_config(ROOT / "conf" / "smoke.toml", settings))
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, str]]:
+    """The environment of clients of an S3 server, which runs as long as the tests do."""
+    with runpy.run_path(str(ROOT / "tools" / "s3_server.py"))["s3_server"]() as environment:
+        yield environment
+
+
+@pytest.fixture
+def bucket(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """The location of a bucket of this test, in a store that this process reaches."""
+    for name, value in s3.items():
+        monkeypatch.setenv(name, value)
+    name = f"test-{uuid.uuid4().hex}"
+    fs.S3FileSystem(endpoint_override=s3["AWS_ENDPOINT_URL"], region=s3["AWS_REGION"], allow_bucket_creation=True).create_dir(name)
+    return f"s3a://{name}"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The location of a store without a server: what is in it lies under the folder "store" of this test, and is no mounted path."""
+    (tmp_path / "store").mkdir()
+    monkeypatch.setitem(filesystems.STORES, "fake", lambda: fs.SubTreeFileSystem(str(tmp_path / "store"), fs.LocalFileSystem()))
+    return "fake://bucket"
 
 
 @dataclass(frozen=True)

@@ -1,51 +1,140 @@
-"""Artefacts are whole or absent, and the same content is stored once."""
+"""Artefacts are whole or absent, and the same content is stored once: on a mounted path and in a store."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from recsys_batch.artifacts import artifact_root, point, pointed, put_folder
+from recsys_batch import artifacts
+from recsys_batch.artifacts import LISTING, artifact_root, is_pointed, point, pointed, pointers, put_folder, unpoint, writing_files
 from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.filesystems import exists, joined, listed, name_of, read_bytes, remove, write_bytes
 
 
-def test_the_same_content_is_stored_once_and_other_content_elsewhere(tmp_path: Path) -> None:
-    first = put_folder(tmp_path, "kind", lambda folder: _write(folder, "x"))
-    again = put_folder(tmp_path, "kind", lambda folder: _write(folder, "x"))
-    other = put_folder(tmp_path, "kind", lambda folder: _write(folder, "y"))
+@pytest.fixture(params=["path", "store"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An artefact root of each kind."""
+    return str(tmp_path / "root") if request.param == "path" else joined(request.getfixturevalue("store"), "root")
+
+
+def test_the_same_content_is_stored_once_and_other_content_elsewhere(root: str) -> None:
+    first = put_folder(root, "kind", lambda folder: _write(folder, "x"))
+    again = put_folder(root, "kind", lambda folder: _write(folder, "x"))
+    other = put_folder(root, "kind", lambda folder: _write(folder, "y"))
     assert first == again != other
-    assert (first / "a.txt").read_text() == "x"
-    assert {path.name for path in (tmp_path / "kind").iterdir()} == {first.name, other.name}
+    assert read_bytes(joined(first, "a.txt")) == b"x"
+    assert {entry.name for entry in listed(joined(root, "kind"))} == {name_of(first), name_of(other)}
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+def test_content_has_the_same_name_on_a_path_and_in_a_store(tmp_path: Path, store: str) -> None:
+    names = [name_of(put_folder(place, "kind", lambda folder: _write(folder, "x"))) for place in (str(tmp_path / "root"), store)]
+    assert names[0] == names[1]
+
+
+def test_a_failed_write_leaves_nothing(root: str, tmp_path: Path) -> None:
     def fails(folder: Path) -> None:
         _write(folder, "half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        put_folder(tmp_path, "kind", fails)
-    assert list((tmp_path / "kind").iterdir()) == []
+        put_folder(root, "kind", fails, str(tmp_path / "scratch"))
+    assert listed(joined(root, "kind")) == []
+    assert listed(str(tmp_path / "scratch")) == []
 
 
-def test_a_pointer_is_replaced_whole(tmp_path: Path) -> None:
-    point(tmp_path, "r1", "index", {"a": 1})
-    point(tmp_path, "r1", "index", {"b": 2})
-    assert pointed(tmp_path, "r1", "index") == {"b": 2}
-    assert [path.name for path in (tmp_path / "runs" / "r1").iterdir()] == ["index.json"]
+def test_an_upload_that_was_cut_short_is_no_folder_and_is_done_again(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def both(folder: Path) -> None:
+        _write(folder, "x")
+        (folder / "b.txt").write_text("more")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="connection reset"):
+        patch.setattr(artifacts, "upload", _second_fails(artifacts.upload))
+        put_folder(store, "kind", both)
+    (left,) = listed(joined(store, "kind"))
+    assert [entry.name for entry in listed(left.location)] == ["a.txt"]
+    assert put_folder(store, "kind", both) == left.location
+    assert [entry.name for entry in listed(left.location)] == [LISTING, "a.txt", "b.txt"]
 
 
-def test_a_missing_pointer_names_the_step_to_run(tmp_path: Path) -> None:
+def test_what_is_whole_in_a_store_is_not_uploaded_again_but_marked_as_in_use(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = put_folder(store, "kind", lambda folder: _write(folder, "x"))
+    before = {entry.name: entry.modified for entry in listed(folder)}
+    monkeypatch.setattr(artifacts, "upload", _never)
+    assert put_folder(store, "kind", lambda folder: _write(folder, "x")) == folder
+    after = {entry.name: entry.modified for entry in listed(folder)}
+    assert after["a.txt"] == before["a.txt"]
+    assert str(after[LISTING]) > str(before[LISTING])
+
+
+def test_files_named_by_their_content_are_there_when_the_block_ends(root: str, tmp_path: Path) -> None:
+    with writing_files(root, "indexes", str(tmp_path / "scratch")) as folder:
+        (folder / "vectors-1").write_text("v")
+    assert read_bytes(joined(root, "indexes", "vectors-1")) == b"v"
+    with writing_files(root, "indexes", str(tmp_path / "scratch")) as folder:
+        (folder / "vectors-2").write_text("w")
+    assert [entry.name for entry in listed(joined(root, "indexes"))] == ["vectors-1", "vectors-2"]
+    assert listed(str(tmp_path / "scratch")) == []
+
+
+def test_a_pointer_is_replaced_whole(root: str) -> None:
+    point(root, "r1", "index", {"a": 1})
+    point(root, "r1", "index", {"b": 2})
+    point(root, "r1", "bundle", {"folder": "x"})
+    assert pointed(root, "r1", "index") == {"b": 2}
+    assert [entry.name for entry in listed(joined(root, "runs", "r1"))] == ["bundle.json", "index.json"]
+    assert pointers(root, "r1") == {"index": {"b": 2}, "bundle": {"folder": "x"}}
+    assert pointers(root, "r2") == {}
+
+
+def test_a_pointer_is_forgotten(root: str) -> None:
+    point(root, "r1", "base", {"a": 1})
+    assert is_pointed(root, "r1", "base")
+    for _ in range(2):
+        unpoint(root, "r1", "base")
+        assert not is_pointed(root, "r1", "base")
+
+
+def test_a_missing_pointer_names_the_step_to_run(root: str) -> None:
     with pytest.raises(InputMissing, match="run r1 has no index"):
-        pointed(tmp_path, "r1", "index")
+        pointed(root, "r1", "index")
 
 
-def test_a_warehouse_that_is_not_mounted_is_refused() -> None:
-    assert artifact_root("file:///mnt/recs") == Path("/mnt/recs/_artifacts")
+def test_a_root_is_a_path_or_in_a_store_that_is_supported() -> None:
+    assert artifact_root("file:///mnt/recs") == "/mnt/recs/_artifacts"
+    assert artifact_root("s3a://bucket/recs/") == "s3a://bucket/recs/_artifacts"
     with pytest.raises(UsageError, match="mounted path"):
-        artifact_root("s3a://bucket/recs")
+        artifact_root("hdfs://name/recs")
+
+
+def test_all_of_it_works_in_s3(bucket: str) -> None:
+    folder = put_folder(bucket, "kind", lambda folder: _write(folder, "x"))
+    assert put_folder(bucket, "kind", lambda folder: _write(folder, "x")) == folder
+    assert [entry.name for entry in listed(folder)] == [LISTING, "a.txt"]
+    point(bucket, "r1", "index", {"a": 1})
+    write_bytes(joined(bucket, "runs", "r1", "other"), b"no pointer")
+    assert pointers(bucket, "r1") == {"index": {"a": 1}}
+    remove(joined(bucket, "runs", "r1"))
+    assert not is_pointed(bucket, "r1", "index")
+    assert exists(folder)
 
 
 def _write(folder: Path, text: str) -> None:
     (folder / "a.txt").write_text(text)
+
+
+def _never(source: Path, location: str) -> None:
+    raise AssertionError(f"{location} was uploaded again")
+
+
+def _second_fails(upload: Callable[[Path, str], None]) -> Callable[[Path, str], None]:
+    done: list[str] = []
+
+    def run(source: Path, location: str) -> None:
+        if done:
+            raise OSError("connection reset")
+        done.append(location)
+        upload(source, location)
+
+    return run
