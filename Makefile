@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo fault-test airflow-test audit-deps protocol package cluster-test profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot clean distclean
+.PHONY: help setup data test lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -69,6 +69,13 @@ package: .venv/.ready ## dist/recsys_batch-VERSION.zip, for spark-submit --py-fi
 cluster-test: setup package ## a master, two workers, every job by spark-submit, an executor killed; tables as in local mode
 	$(BIN)/python tools/cluster_test.py
 
+s3a-jars: .venv/.ready ## what Spark needs for a warehouse in s3a:// (690 MB), into .jars-s3a
+	@$(BIN)/python tools/fetch_java.py
+	@$(BIN)/python tools/fetch_jars.py --s3a
+
+object-store-test: setup s3a-jars ## nights with their warehouse in an S3 server on loopback; tables as on a local path
+	$(BIN)/python tools/object_store_test.py
+
 profile: setup ## a night of RUN_DATE once more, every task profiled, and its slowest step opened: STEP=score opens that one
 	$(BIN)/python tools/profile_night.py --conf $(CONF) --run-date $(RUN_DATE) $(if $(STEP),--step $(STEP))
 
@@ -103,6 +110,6 @@ clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke data/profile .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
 distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
-	rm -rf .venv .airflow .audit .jars .java data/ml-100k *.egg-info build dist
+	rm -rf .venv .airflow .jars-s3a .audit .jars .java data/ml-100k *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rmdir data 2>/dev/null || true

@@ -45,6 +45,7 @@ class Paths(Section):
     )
     node_cache_mb: int = Field(51_200, ge=1, description="MiB that these copies may take; what nobody uses goes first")
     jars: str = Field(".jars", description="folder with the Delta jars that set-up resolved; read when it exists")
+    s3a_jars: str = Field(".jars-s3a", description="folder with the jars of `make s3a-jars`; read where the warehouse is in s3a://")
 
     @property
     def cache(self) -> NodeCache:

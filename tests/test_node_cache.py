@@ -107,7 +107,11 @@ def test_processes_that_ask_at_the_same_time_share_one_copy(bucket: str, cache: 
     asking = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     for process in asking:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-    told = [process.communicate("\n", timeout=60)[0] for process in asking]
+    for process in asking:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    told = [process.communicate(timeout=60)[0] for process in asking]
     assert told[0].startswith("some vectors ")
     assert told == told[:1] * 3, "all have the same file, by its inode"
     assert log.read_text().splitlines() == [joined(location, name) for name in ("rules.json", "vectors.npy")]

@@ -1,29 +1,55 @@
-"""Resolve the Delta jars once into .jars/, so that every session starts without a network."""
+"""Resolve the Delta jars once into .jars/, so that every session starts without a network; with --s3a those for s3a:// into .jars-s3a/."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from recsys_batch.errors import UsageError
 from recsys_batch.spark.java import ensure_java
 
-TARGET = Path(".jars")
+TARGET, S3A_TARGET = Path(".jars"), Path(".jars-s3a")
 TRIES = 3
 PAUSE_S = 5
 TRY_SECONDS = 600
 
 
-def main(target: Path = TARGET) -> int:
-    spark_minor = ".".join(version("pyspark").split(".")[:2])
-    release = version("delta-spark")
-    stamp = target / f"delta-{release}-spark-{spark_minor}.resolved"
+@dataclass(frozen=True)
+class Jars:
+    """What is resolved: coordinates, the name of the file that says so, the group whose jars are kept ("" for all)."""
+
+    what: str
+    coordinates: str
+    stamp: str
+    group: str
+
+
+def delta_jars() -> Jars:
+    spark_minor, release = ".".join(version("pyspark").split(".")[:2]), version("delta-spark")
+    coordinates = f"io.delta:delta-spark_{spark_minor}_2.13:{release}"
+    return Jars("Delta jars", coordinates, f"delta-{release}-spark-{spark_minor}.resolved", "io.delta_")
+
+
+def s3a_jars() -> Jars:
+    """Of the Hadoop that pyspark brings: other releases do not fit it. Amazon's SDK, which they need, is 650 MB."""
+    import pyspark
+
+    (client,) = (Path(pyspark.__file__).parent / "jars").glob("hadoop-client-api-*.jar")
+    release = client.stem.removeprefix("hadoop-client-api-")
+    return Jars("jars for s3a://", f"org.apache.hadoop:hadoop-aws:{release}", f"hadoop-aws-{release}.resolved", "")
+
+
+def main(target: Path = TARGET, wanted: Jars | None = None) -> int:
+    wanted = wanted or delta_jars()
+    stamp = target / wanted.stamp
     if stamp.exists():
         return 0
     try:
@@ -31,14 +57,13 @@ def main(target: Path = TARGET) -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    coordinates = f"io.delta:delta-spark_{spark_minor}_2.13:{release}"
-    said = ""
+    coordinates, said = wanted.coordinates, ""
     for attempt in range(1, TRIES + 1):
         print(f"resolving {coordinates} (try {attempt} of {TRIES}) ...", flush=True)
         with tempfile.TemporaryDirectory(prefix="recsys-batch-ivy-") as folder:
             jars, said = _resolve(coordinates, Path(folder))
             if jars:
-                _keep(jars, target, stamp)
+                _keep([jar for jar in jars if jar.name.startswith(wanted.group)], target, stamp, wanted.what)
                 return 0
         if attempt < TRIES:
             time.sleep(PAUSE_S * attempt)
@@ -52,11 +77,11 @@ def main(target: Path = TARGET) -> int:
 
 
 def _resolve(coordinates: str, folder: Path) -> tuple[list[Path], str]:
-    """Let Spark's own Ivy download into ``folder``; Delta's jars, or none, and what Spark said.
+    """Let Spark's own Ivy download into ``folder``; the jars, or none, and what Spark said.
 
     user.home is moved there too: a ~/.m2 that holds POMs without jars would break the resolution. SPARK_HOME is left out,
-    or spark-submit would be that of another Spark. Of the 33 jars that Ivy brings, sessions need Delta's own five; the
-    others come with pyspark already, or talk to a Unity Catalog server.
+    or spark-submit would be that of another Spark. Of the 33 jars that Ivy brings for Delta, sessions need its own five;
+    the others come with pyspark already, or talk to a Unity Catalog server.
     """
     script = folder / "nothing.py"
     script.write_text("")
@@ -68,18 +93,20 @@ def _resolve(coordinates: str, folder: Path) -> tuple[list[Path], str]:
         done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=TRY_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return [], f"no end after {TRY_SECONDS} seconds"
-    jars = sorted((folder / "ivy" / "jars").glob("io.delta_*.jar"))
+    jars = sorted((folder / "ivy" / "jars").glob("*.jar"))
     return (jars if done.returncode == 0 else []), done.stderr
 
 
-def _keep(jars: list[Path], target: Path, stamp: Path) -> None:
+def _keep(jars: list[Path], target: Path, stamp: Path, what: str) -> None:
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     for jar in jars:
-        shutil.copyfile(jar, target / jar.name.removeprefix("io.delta_"))
+        shutil.copyfile(jar, target / jar.name.partition("_")[2])  # GROUP_NAME-RELEASE.jar
     stamp.touch()
-    print(f"Delta jars: {', '.join(path.name for path in sorted(target.glob('*.jar')))}")
+    print(f"{what}: {', '.join(path.name for path in sorted(target.glob('*.jar')))}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--s3a", action="store_true", help="The jars for s3a:// (about 690 MB).")
+    sys.exit(main(S3A_TARGET, s3a_jars()) if parser.parse_args().s3a else main())

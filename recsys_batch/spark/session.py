@@ -10,6 +10,7 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
+from recsys_batch.filesystems import is_remote
 from recsys_batch.spark.java import ensure_java
 
 _SETTINGS = {
@@ -28,7 +29,7 @@ def get_session(config: Config) -> SparkSession:
     Under spark-submit the master, jars and resources are those of the submit; here only what every session has is added.
 
     Raises:
-        UsageError: started without spark-submit and the Delta jars are not in ``paths.jars``.
+        UsageError: started without spark-submit, and the Delta jars are not in ``paths.jars``, or those for an s3a:// warehouse nowhere.
     """
     builder = SparkSession.builder.appName(config.spark.app_name)
     for key, value in {**_SETTINGS, **config.spark.conf}.items():
@@ -40,7 +41,7 @@ def get_session(config: Config) -> SparkSession:
         os.environ.pop("SPARK_HOME", None)
         # Executors of a local master are children of this process: same interpreter, same packages.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        builder = builder.master(config.spark.master).config("spark.jars", _delta_jars(config))
+        builder = builder.master(config.spark.master).config("spark.jars", _jars(config))
         builder = builder.config("spark.ui.showConsoleProgress", "false").config("spark.driver.extraJavaOptions", _java_options(config))
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
@@ -53,11 +54,26 @@ def _java_options(config: Config) -> str:
     return f"{config.spark.conf.get('spark.driver.extraJavaOptions', '')} {settings}".strip()
 
 
-def _delta_jars(config: Config) -> str:
+def _jars(config: Config) -> str:
+    """Delta's, those for a warehouse in a store, and what the config names."""
+    named = config.spark.conf.get("spark.jars", "")
+    jars = [*_delta_jars(config), *(jar for jar in named.split(",") if jar)]
+    if is_remote(config.paths.warehouse):
+        found = sorted(Path(config.paths.s3a_jars).glob("*.jar"))
+        if not found and "hadoop-aws" not in named + config.spark.conf.get("spark.jars.packages", ""):
+            raise UsageError(
+                f"paths.warehouse is {config.paths.warehouse}, and no jars for it are in {config.paths.s3a_jars} (paths.s3a_jars): "
+                "run `make s3a-jars`, name them in spark.jars or spark.jars.packages, or submit with spark-submit --packages"
+            )
+        jars += [str(jar.resolve()) for jar in found]
+    return ",".join(jars)
+
+
+def _delta_jars(config: Config) -> list[str]:
     jars = sorted(Path(config.paths.jars).glob("*.jar"))
     if not any("delta-spark" in jar.name for jar in jars):
         raise UsageError(
             f"no Delta jars in {config.paths.jars} (paths.jars): run `make setup`, which resolves them once, "
             "or submit with spark-submit --packages"
         )
-    return ",".join(str(jar.resolve()) for jar in jars)
+    return [str(jar.resolve()) for jar in jars]
