@@ -257,7 +257,7 @@ def compare(ours: Path, theirs: Path) -> None:
     print(f"all rows of {', '.join(sorted(runs))} are those of local mode: {', '.join(OUTPUTS)}")
 
 
-def rows(warehouse: Path, name: str, run_id: str) -> list[tuple[str, ...]]:
+def rows(warehouse: Path | str, name: str, run_id: str) -> list[tuple[str, ...]]:
     """A run's rows in a fixed order, without what tells runs apart."""
     table = read_table(str(warehouse), name, where=pc.field("run_id") == run_id)
     names = [column for column in table.schema.names if column not in ("run_id", "run_date", "generated_at")]
