@@ -75,6 +75,12 @@ def _put_remote(parent: str, write: Callable[[Path], None], scratch: str | None)
     return final
 
 
+def remove_folder(location: str) -> None:
+    """Remove an artefact folder. Its listing goes first: what a removal that was cut short leaves is no folder, and is uploaded again."""
+    remove(joined(location, LISTING))
+    remove(location)
+
+
 @contextmanager
 def writing_files(root: str, kind: str, scratch: str | None = None) -> Iterator[Path]:
     """A local folder for files whose names carry their own checksums; they are in ``root/kind`` when the block ends.

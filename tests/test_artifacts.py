@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 from recsys_batch import artifacts
-from recsys_batch.artifacts import LISTING, artifact_root, is_pointed, point, pointed, pointers, put_folder, unpoint, writing_files
+from recsys_batch.artifacts import (
+    LISTING,
+    artifact_root,
+    is_pointed,
+    point,
+    pointed,
+    pointers,
+    put_folder,
+    remove_folder,
+    unpoint,
+    writing_files,
+)
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.filesystems import exists, joined, listed, name_of, read_bytes, remove, write_bytes
 
@@ -56,6 +67,18 @@ def test_an_upload_that_was_cut_short_is_no_folder_and_is_done_again(store: str,
     assert [entry.name for entry in listed(left.location)] == ["a.txt"]
     assert put_folder(store, "kind", both) == left.location
     assert [entry.name for entry in listed(left.location)] == [LISTING, "a.txt", "b.txt"]
+
+
+def test_a_removal_that_was_cut_short_leaves_no_folder(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = put_folder(store, "kind", lambda folder: _write(folder, "x"))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="connection reset"):
+        patch.setattr(artifacts, "remove", _second_fails(artifacts.remove))
+        remove_folder(folder)
+    remove(joined(folder, "a.txt"))  # as far as it had come
+    assert put_folder(store, "kind", lambda folder: _write(folder, "x")) == folder
+    assert read_bytes(joined(folder, "a.txt")) == b"x"
+    remove_folder(folder)
+    assert not exists(folder)
 
 
 def test_what_is_whole_in_a_store_is_not_uploaded_again_but_marked_as_in_use(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,13 +151,13 @@ def _never(source: Path, location: str) -> None:
     raise AssertionError(f"{location} was uploaded again")
 
 
-def _second_fails(upload: Callable[[Path, str], None]) -> Callable[[Path, str], None]:
-    done: list[str] = []
+def _second_fails(function: Callable[..., None]) -> Callable[..., None]:
+    done: list[object] = []
 
-    def run(source: Path, location: str) -> None:
+    def run(*given: object) -> None:
         if done:
             raise OSError("connection reset")
-        done.append(location)
-        upload(source, location)
+        done.append(given)
+        function(*given)
 
     return run

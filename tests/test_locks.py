@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from recsys_batch.errors import EXIT_MISSING, Busy
-from recsys_batch.locks import held
+from recsys_batch.locks import held, lock_file
 
 HOLDER = """
 import sys, time
@@ -70,3 +70,12 @@ def test_a_lock_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_lock_lies_beside_the_tables_or_for_a_store_under_state(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    assert lock_file("/mnt/recs", state, "current.lock") == Path("/mnt/recs/_artifacts/locks/current.lock")
+    one = lock_file("s3a://bucket/recs", state, "current.lock")
+    assert one.is_relative_to(tmp_path / "state" / "locks") and one.name == "current.lock"
+    assert lock_file("s3a://bucket/recs/", state, "current.lock") == one
+    assert lock_file("s3a://bucket/others", state, "current.lock") != one

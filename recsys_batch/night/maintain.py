@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.transaction import CommitProperties
 
-from recsys_batch.artifacts import artifact_root, is_pointed, pointed, pointers
+from recsys_batch.artifacts import artifact_root, is_pointed, pointed, pointers, remove_folder
 from recsys_batch.config import Config
-from recsys_batch.filesystems import Entry, file_sizes, joined, listed, remove
+from recsys_batch.filesystems import Entry, file_sizes, joined, listed
 from recsys_batch.night import manifest
 from recsys_batch.night.manifest import Run
 from recsys_batch.night.turns import what_readers_see
@@ -151,7 +151,7 @@ def _drop_artefacts(root: str, kept: set[str], unfinished: set[str], done: Maint
             done.artefacts.append(f"{kind}/{entry.name}")
             done.n_bytes += sum(one.n_bytes for one in content)
             if not dry_run:
-                remove(entry.location)
+                remove_folder(entry.location)
 
 
 def _is_young(content: list[Entry]) -> bool:

@@ -12,8 +12,7 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.ann.index import ASSIGN_ROWS, Assign, assign
 from recsys_batch.ann.kernels import limit_threads
-from recsys_batch.artifacts import put_folder
-from recsys_batch.filesystems import remove
+from recsys_batch.artifacts import put_folder, remove_folder
 from recsys_batch.node_cache import NodeCache
 from recsys_batch.spark.batches import BatchFunction
 
@@ -35,7 +34,7 @@ def assign_in_tasks(spark: SparkSession, root: str, cache: NodeCache) -> Assign:
             table = blocks.toArrow().sort_by("block")
             return np.asarray(table["lists"].combine_chunks().flatten().to_numpy())
         finally:
-            remove(folder)
+            remove_folder(folder)
 
     return run
 
