@@ -76,8 +76,11 @@ def _put_remote(parent: str, write: Callable[[Path], None], scratch: str | None)
 
 
 def remove_folder(location: str) -> None:
-    """Remove an artefact folder. Its listing goes first: what a removal that was cut short leaves is no folder, and is uploaded again."""
-    remove(joined(location, LISTING))
+    """Remove an artefact folder, or file. In a store the listing goes first: what a removal that was cut short leaves is no folder then,
+    and is uploaded again.
+    """
+    if is_remote(location):
+        remove(joined(location, LISTING))
     remove(location)
 
 
