@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyspark
 import pytest
 
 TOOL = Path(__file__).parent.parent.parent / "tools" / "fetch_jars.py"
@@ -19,7 +20,7 @@ def tool(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     inside = names["main"].__globals__
     monkeypatch.setitem(inside, "PAUSE_S", 0)
     monkeypatch.setitem(inside, "ensure_java", lambda: None)
-    return SimpleNamespace(main=names["main"], put=lambda name, value: monkeypatch.setitem(inside, name, value))
+    return SimpleNamespace(main=names["main"], s3a_jars=names["s3a_jars"], put=lambda name, value: monkeypatch.setitem(inside, name, value))
 
 
 class Resolver:
@@ -70,3 +71,32 @@ def test_no_network_ends_with_a_sentence_and_keeps_what_was_there(tool: Any, tmp
     assert "io.delta:delta-spark_" in said and "could not be resolved in 3 tries" in said
     assert "download failed: io.delta#delta-spark" in said
     assert old.exists()
+
+
+def test_those_for_s3a_are_of_the_hadoop_that_pyspark_brings_and_lie_apart(tool: Any, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def resolve(coordinates: str, folder: Path) -> tuple[list[Path], str]:
+        asked.append(coordinates)
+        jars = [folder / "org.apache.hadoop_hadoop-aws-9.jar", folder / "software.amazon.awssdk_bundle-2.jar"]
+        for jar in jars:
+            jar.write_bytes(b"jar")
+        return jars, ""
+
+    tool.put("_resolve", resolve)
+    assert tool.main(tmp_path / "s3a", tool.s3a_jars()) == tool.main(tmp_path / "s3a", tool.s3a_jars()) == 0
+    assert sorted(path.name for path in (tmp_path / "s3a").glob("*.jar")) == ["bundle-2.jar", "hadoop-aws-9.jar"]
+    (client,) = (Path(pyspark.__file__).parent / "jars").glob("hadoop-client-api-*.jar")
+    assert asked == [f"org.apache.hadoop:hadoop-aws:{client.stem.rpartition('-')[2]}"]
+
+
+def test_of_what_delta_brings_its_own_jars_are_kept(tool: Any, tmp_path: Path) -> None:
+    def resolve(coordinates: str, folder: Path) -> tuple[list[Path], str]:
+        jars = [folder / "io.delta_delta-storage-4.4.0.jar", folder / "org.antlr_antlr4-runtime-4.13.1.jar"]
+        for jar in jars:
+            jar.write_bytes(b"jar")
+        return jars, ""
+
+    tool.put("_resolve", resolve)
+    assert tool.main(tmp_path / "jars") == 0
+    assert [path.name for path in (tmp_path / "jars").glob("*.jar")] == ["delta-storage-4.4.0.jar"]

@@ -1,0 +1,42 @@
+"""A session has the jars that its warehouse needs, or says where they come from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recsys_batch.config import Config, load_config
+from recsys_batch.errors import UsageError
+from recsys_batch.spark.session import _jars
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[str]:
+    """Settings that name a folder of Delta's jars, and an empty one for s3a."""
+    for folder, name in (("jars", "delta-spark_4.2_2.13-4.4.0.jar"), ("s3a", "")):
+        (tmp_path / folder).mkdir()
+        if name:
+            (tmp_path / folder / name).touch()
+    return [f"paths.jars={tmp_path / 'jars'}", f"paths.s3a_jars={tmp_path / 's3a'}"]
+
+
+def names(config: Config) -> list[str]:
+    return [Path(jar).name for jar in _jars(config).split(",")]
+
+
+def test_a_path_needs_deltas_jars_and_what_the_config_names(folders: list[str], tmp_path: Path) -> None:
+    (tmp_path / "s3a" / "hadoop-aws-3.5.0.jar").touch()
+    assert names(load_config(None, folders)) == ["delta-spark_4.2_2.13-4.4.0.jar"]
+    config = load_config(None, [*folders, "spark.conf.spark.jars=/opt/a.jar,/opt/b.jar"])
+    assert names(config) == ["delta-spark_4.2_2.13-4.4.0.jar", "a.jar", "b.jar"]
+
+
+def test_a_store_needs_its_own_too_or_says_how_to_get_them(folders: list[str], tmp_path: Path) -> None:
+    there = [*folders, "paths.warehouse=s3a://bucket/recs"]
+    with pytest.raises(UsageError, match="run `make s3a-jars`"):
+        names(load_config(None, there))
+    config = load_config(None, [*there, "spark.conf.spark.jars.packages=org.apache.hadoop:hadoop-aws:3.5.0"])
+    assert names(config) == ["delta-spark_4.2_2.13-4.4.0.jar"]
+    (tmp_path / "s3a" / "hadoop-aws-3.5.0.jar").touch()
+    assert names(load_config(None, there)) == ["delta-spark_4.2_2.13-4.4.0.jar", "hadoop-aws-3.5.0.jar"]
