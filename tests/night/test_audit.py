@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -55,7 +54,7 @@ def test_each_gate_refuses_what_is_bad_and_what_is_undefined(name: str) -> None:
 def night(spark: SparkSession, fresh_published: Config) -> Night:
     tables = Tables(spark, fresh_published)
     run = from_row(published_run(fresh_published.paths.warehouse))
-    root = Path(artifact_root(fresh_published.paths.warehouse))
+    root = artifact_root(fresh_published.paths.warehouse)
     return Night(spark, fresh_published, tables, tables.require_ids(), run, root, Registry(fresh_published))
 
 

@@ -119,7 +119,7 @@ def test_an_item_that_went_is_found_in_carried_rows(task: VerifyTask, tmp_path: 
         {"item_id": [10, 20, 30], "is_available": [True, True, False], "ruled_out": [True, False, False], "is_head": [False] * 3}
     )
     pq.write_table(gone, tmp_path / "gone.parquet")
-    found = counts(replace(task, items=tmp_path / "gone.parquet"), (4, 40, True))
+    found = counts(replace(task, items=str(tmp_path / "gone.parquet")), (4, 40, True))
     assert (found["rows_unavailable"], found["rows_ruled_out"]) == (3, 2)
 
 
@@ -139,7 +139,7 @@ def test_what_is_listed_and_what_of_it_is_much_taken(task: VerifyTask, tmp_path:
     pq.write_table(items, tmp_path / "head.parquet")
     nobody = pa.RecordBatch.from_pylist([{"range": 0}], schema=SAID)
     for one in (task, replace(task, earlier=None)):
-        (found,) = verifier(replace(one, items=tmp_path / "head.parquet"))(iter([nobody]))
+        (found,) = verifier(replace(one, items=str(tmp_path / "head.parquet")))(iter([nobody]))
         assert found["n_head"].to_pylist() == [2]  # 10 in the lists of users 1 and 3
         assert np.unpackbits(np.frombuffer(found[LISTED][0].as_py(), np.uint8), count=4).tolist() == [1, 0, 1, 1]
 
