@@ -6,6 +6,7 @@ Exit codes: 0 done or already done, 1 failed (may be retried), 2 bad usage or co
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ import click
 
 from recsys_batch import __version__, logs
 from recsys_batch.commands import ingesting, models, nights, operations, reading, serving
-from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError
+from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError, was_interrupted
 
 EXTRAS = {
     "read": ("deltalake",),
@@ -66,8 +67,7 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return EXIT_USAGE
     except click.Abort:
-        click.echo("interrupted; the same command goes on where this one stopped", err=True)
-        return EXIT_FAILED
+        return _interrupted()
     except RecsysBatchError as error:
         _report(error, str(error))
         return error.exit_code
@@ -79,10 +79,17 @@ def run(arguments: Sequence[str]) -> int:
         click.echo(f"error: this command needs {error.name}, which this install leaves out: pip install 'recsys-batch[{extra}]'", err=True)
         return EXIT_USAGE
     except Exception as error:
+        if was_interrupted(error):
+            return _interrupted()
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         _report(error, f"{type(error).__name__}: {first_line}")
         return EXIT_FAILED
     return EXIT_OK
+
+
+def _interrupted() -> int:
+    click.echo("interrupted; the same command goes on where this one stopped", err=True)
+    return EXIT_FAILED
 
 
 def _report(error: Exception, sentence: str) -> None:
@@ -95,9 +102,16 @@ def _report(error: Exception, sentence: str) -> None:
 
 def main() -> None:
     """Console script."""
+    _end_in_order_when_terminated()
     sys.exit(run(sys.argv[1:]))
 
 
 def job(command: str) -> None:
     """Body of ``jobs/COMMAND.py``: the same options, the same exit codes."""
+    _end_in_order_when_terminated()
     sys.exit(run([command, *sys.argv[1:]]))
+
+
+def _end_in_order_when_terminated() -> None:
+    """SIGTERM, by which schedulers stop a job, does what Ctrl-C does: what is running leaves its record, and the exit code is 1."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -53,3 +53,15 @@ class Busy(RecsysBatchError):
 
 class IndexDamaged(RecsysBatchError):
     """An index file is missing, cut short or not the one that was built; building the index again helps."""
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether Ctrl-C or SIGTERM is behind it: what Spark's Python side cleans up then fails in turn, and that error hides the first."""
+    seen: list[BaseException] = []
+    found: BaseException | None = error
+    while found is not None and found not in seen:  # `raise error from error` makes a ring
+        if isinstance(found, KeyboardInterrupt):
+            return True
+        seen.append(found)
+        found = found.__cause__ or found.__context__
+    return False

@@ -91,7 +91,12 @@ class Night:
     def record(self, *, also: Sequence[Run] = (), **changes: Any) -> None:
         """Append the run's next manifest row, and those of other runs in the same commit."""
         self.run = self.run.next_event(**changes)
-        append_runs(self.tables, [self.run, *also])
+        append_runs(self._manifest, [self.run, *also])
+
+    @cached_property
+    def _manifest(self) -> Slice:
+        """Looked up once: a failure can be recorded when the JVM is what failed."""
+        return manifest_of(self.tables)
 
     def read_input(self, name: str) -> DataFrame:
         """An input table at the version pinned when the run began."""
@@ -217,11 +222,15 @@ def run_rows(tables: Tables) -> list[dict[str, Any]]:
     return rows_in(tables.folder("runs")) if tables.exists("runs") else []
 
 
-def append_runs(tables: Tables, runs: list[Run]) -> None:
-    """Append manifest rows in one commit, so that a reader sees all of them or none."""
+def manifest_of(tables: Tables) -> Slice:
+    """Where manifest rows go; the table is made if it is missing."""
     ids = tables.require_ids()
     tables.ensure("runs", ids)
-    where = Slice(tables.folder("runs"), TABLES["runs"], ids, {}, 2**20)
+    return Slice(tables.folder("runs"), TABLES["runs"], ids, {}, 2**20)
+
+
+def append_runs(where: Slice, runs: list[Run]) -> None:
+    """Append manifest rows in one commit, so that a reader sees all of them or none."""
     rows = pa.Table.from_pylist([run.row() for run in runs], schema=where.schema)
     append(where, rows, {"run_ids": [run.run_id for run in runs], "status": runs[-1].status})
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
-from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError
+from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError, was_interrupted
 from recsys_batch.logs import about
 from recsys_batch.night import manifest
 from recsys_batch.night.audit import audit
@@ -23,6 +23,7 @@ from recsys_batch.night.manifest import Run
 from recsys_batch.night.publishing import prefixed, publish
 from recsys_batch.night.steps import OUTPUTS, STEPS
 from recsys_batch.night.turns import one_night
+from recsys_batch.spark.session import has_ended
 
 logger = logging.getLogger("recsys_batch.night")
 
@@ -170,14 +171,27 @@ def _recording_failure(night: Night) -> Iterator[None]:
     except GateRefused:
         _close_mlflow(night)
         raise
+    except KeyboardInterrupt:
+        _record_failure(night, "interrupted")
+        raise
     except Exception as error:
-        logger.error("run %s failed: %s", night.run.run_id, str(error).splitlines()[0] if str(error) else type(error).__name__)
-        try:
-            _close_mlflow(night)
-            night.record(status="FAILED")
-        except Exception as second:
-            logger.error("run %s: the failure could not be recorded: %s", night.run.run_id, str(second).splitlines()[0])
-        raise _clear(error) from error
+        if was_interrupted(error):
+            _record_failure(night, "interrupted")
+            raise
+        clear = _clear(error, night.spark)
+        _record_failure(night, (str(clear) or type(clear).__name__).splitlines()[0])
+        if clear is error:
+            raise
+        raise clear from error
+
+
+def _record_failure(night: Night, reason: str) -> None:
+    logger.error("run %s failed: %s", night.run.run_id, reason)
+    try:
+        _close_mlflow(night)
+        night.record(status="FAILED")
+    except Exception as second:
+        logger.error("run %s: the failure could not be recorded: %s", night.run.run_id, str(second).splitlines()[0])
 
 
 def _close_mlflow(night: Night) -> None:
@@ -185,10 +199,14 @@ def _close_mlflow(night: Night) -> None:
         night.registry.finish(night.run.mlflow_run_id, failed=True)
 
 
-def _clear(error: Exception) -> Exception:
-    """A worker's own message out of Spark's report of it."""
+def _clear(error: Exception, spark: SparkSession) -> Exception:
+    """A worker's own message out of Spark's report of it; of a JVM that is gone, that it is."""
     if isinstance(error, RecsysBatchError):
         return error
+    if has_ended(spark):
+        return RecsysBatchError(
+            "Spark's JVM ended while the night ran: killed, or short of memory (spark.driver.memory). The same command goes on"
+        )
     for line in str(error).splitlines():
         _, marker, message = line.partition("recsys_batch.errors.")
         if marker:

@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.night import manifest
-from recsys_batch.night.context import AlreadyDone, Night, append_runs, empty_slice, run_rows
+from recsys_batch.night.context import AlreadyDone, Night, append_runs, empty_slice, manifest_of, run_rows
 from recsys_batch.night.incremental import files_of
 from recsys_batch.night.manifest import Run
 from recsys_batch.night.turns import what_readers_see
@@ -79,7 +79,7 @@ def rollback(spark: SparkSession, config: Config, to: str | None = None, *, dry_
             return target
         back = _published_again(target, dt.datetime.now(dt.UTC))
         # The withdrawn run's row and the restored run's row are one commit: no reader sees a state between.
-        append_runs(tables, [now.next_event(status="ROLLED_BACK", published_at=None), back])
+        append_runs(manifest_of(tables), [now.next_event(status="ROLLED_BACK", published_at=None), back])
         return back
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
@@ -46,6 +47,15 @@ def get_session(config: Config) -> SparkSession:
     session = builder.getOrCreate()
     session.sparkContext.setLogLevel("ERROR")
     return session
+
+
+def has_ended(session: SparkSession) -> bool:
+    """Whether the JVM behind it no longer answers."""
+    try:
+        session.sparkContext._jvm.java.lang.System.nanoTime()  # type: ignore[union-attr]
+    except (Py4JError, OSError):
+        return True
+    return False
 
 
 def _java_options(config: Config) -> str:
