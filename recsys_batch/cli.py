@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import click
 
 from recsys_batch import __version__, logs
-from recsys_batch.commands import ingesting, models, nights, operations, reading, serving
+from recsys_batch.commands import ingesting, models, nights, operations, reading, reporting, serving
 from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError, was_interrupted
 
 EXTRAS = {
     "read": ("deltalake",),
+    "report": ("matplotlib", "cycler", "jinja2"),
     "night": ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl"),
     "online": ("granian", "lmdb", "redis", "msgspec", "prometheus_client", "grpc", "google"),
 }
@@ -51,6 +52,7 @@ for _command in (
     operations.maintain,
     reading.evaluate,
     reading.show,
+    reporting.report,
     serving.export_snapshot,
     serving.serve,
 ):

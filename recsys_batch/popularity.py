@@ -8,10 +8,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_batch.artifacts import pointed
 from recsys_batch.catalogue import Catalogue
+from recsys_batch.filesystems import joined
 from recsys_batch.ragged import distinct
 from recsys_batch.ranges import runs
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
+
+COUNTS = "counts.parquet"
+
+
+def counts_file(root: str, run_id: str) -> str:
+    """Location of a Parquet file in ``counts_schema``: what the run counted.
+
+    Raises:
+        InputMissing: the run has not got so far.
+    """
+    return joined(root, "popularity", str(pointed(root, run_id, "popularity")["folder"]), COUNTS)
 
 
 def counts_schema(ids: IdTypes) -> pa.Schema:

@@ -18,6 +18,9 @@ from pyarrow import fs
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.filesystems import absolute, resolve, storage_options
+from recsys_batch.ranges import Files
+from recsys_batch.schemas import TABLES, IdType, IdTypes
+from recsys_batch.slices import Slice, parts_of
 
 
 def open_table(warehouse: str, name: str, version: int | None = None) -> DeltaTable:
@@ -115,6 +118,26 @@ def run_slice(
     keys = [key for key in ("user_id", "segment", "rank") if key in dataset.schema.names]
     rows = dataset.to_table(columns=list(dict.fromkeys([*wanted, *keys])), filter=where)
     return (rows.sort_by([(key, "ascending") for key in keys]) if keys else rows).select(wanted)
+
+
+def run_files(warehouse: str, name: str, run: dict[str, Any]) -> Files:
+    """The files of an output table that a run wrote, to read by ranges of users.
+
+    Args:
+        run: its manifest row.
+    """
+    spec = TABLES[name]
+    where = Slice(f"{absolute(warehouse)}/{name}", spec, id_types(warehouse), {column: run[column] for column in spec.partition_by}, 2**26)
+    return Files(where, parts_of(where))
+
+
+def id_types(warehouse: str) -> IdTypes:
+    """Of users and items, as topk has them."""
+
+    def of(column: str) -> IdType:
+        return "BIGINT" if pa.types.is_integer(column_type(warehouse, "topk", column)) else "STRING"
+
+    return IdTypes(of("user_id"), of("item_id"))
 
 
 def column_type(warehouse: str, name: str, column: str) -> pa.DataType:

@@ -136,6 +136,10 @@ class Registry:
         """Log a matplotlib figure to a run, as the file ``name``."""
         self._client.log_figure(mlflow_run_id, figure, name)
 
+    def log_file(self, mlflow_run_id: str, path: Path) -> None:
+        """Log a file to a run, under its own name."""
+        self._client.log_artifact(mlflow_run_id, str(path))
+
     def tag(self, mlflow_run_id: str, key: str, value: str) -> None:
         """Set a tag of a run."""
         self._client.set_tag(mlflow_run_id, key, value)

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
+from recsys_batch.drift import compared, stability_index
 from recsys_batch.filesystems import joined, read_parquet
 from recsys_batch.night import manifest
 from recsys_batch.night.context import MODEL_METRIC, Night, run_rows
-from recsys_batch.night.drift import overlap, stability_index
 from recsys_batch.night.gates import Gate, gates
-from recsys_batch.night.incremental import Base, changed_file, files_of, popularity_file, recorded_base
+from recsys_batch.night.incremental import Base, changed_file, files_of, recorded_base
 from recsys_batch.night.passes import interactions_of, of_changed, with_range
-from recsys_batch.popularity import users_per_item
+from recsys_batch.popularity import counts_file, users_per_item
 from recsys_batch.ranges import Files, ranges
 from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
 from recsys_batch.spark.verify import COUNTS, COUNTS_SCHEMA, LISTED, Earlier, VerifyTask, verifier
@@ -99,11 +99,11 @@ def _since_published(night: Night, topk: Files) -> dict[str, float]:
     if run is None:
         return {}
     found: dict[str, float] = {}
-    compared = overlap(topk, files_of(topk.where, run))
-    if compared is not None:
-        found["overlap"], now, before = compared
+    both = compared(topk, files_of(topk.where, run))
+    if both is not None:
+        found["overlap"] = float(np.mean(both.jaccard))
         if run.model_version == night.run.model_version:
-            found["score_drift"] = stability_index(now, before)
+            found["score_drift"] = stability_index(both.now, both.before)
     ours, theirs = (run.metrics.get(MODEL_METRIC) for run in (night.run, run))
     if ours is not None and theirs:
         found["model_metric_ratio"] = ours / theirs
@@ -154,7 +154,7 @@ def _items(night: Night) -> pa.Table:
         ruled_out = ruled_out | F.coalesce(age > rules.max_age_days, F.lit(True))
     eligible = [_holds(rule).alias(f"eligible {number}") for number, rule in enumerate(night.config.retrieval.eligibility.values())]
     table = items.select("item_id", "is_available", ruled_out.alias("ruled_out"), *eligible).toArrow()
-    taken = users_per_item(read_parquet(popularity_file(night.root, night.run.run_id)), table["item_id"].combine_chunks())
+    taken = users_per_item(read_parquet(counts_file(night.root, night.run.run_id)), table["item_id"].combine_chunks())
     head = np.zeros(len(table), dtype=bool)
     head[np.argsort(-taken, kind="stable")[: max(int(len(table) * _HEAD), 1)]] = True
     return table.append_column("is_head", pa.array(head & (taken > 0)))

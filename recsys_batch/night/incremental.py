@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import catalogue_folder, pointed
+from recsys_batch.artifacts import catalogue_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
 from recsys_batch.filesystems import joined, name_of, read_parquet
@@ -32,7 +32,6 @@ _TOO_MANY = 0.3
 """Share of users from which on a full night is cheaper than to compute these and merge them."""
 
 _CHANGED = "changed.parquet"
-POPULARITY = "counts.parquet"
 _OF_USERS = ("candidates", "user_embeddings")
 
 
@@ -114,11 +113,6 @@ def recorded_base(night: Night) -> Base | None:
 def changed_file(night: Night) -> str:
     """Location of a Parquet file of user_id, ascending."""
     return joined(night.root, "changed", str(night.pointed("base")["changed"]), _CHANGED)
-
-
-def popularity_file(root: str, run_id: str) -> str:
-    """Location of a Parquet file of segment, item_id, n: the users of each, as the run counted them."""
-    return joined(root, "popularity", str(pointed(root, run_id, "popularity")["folder"]), POPULARITY)
 
 
 def _compared(before: Catalogue, now: Catalogue, night: Night) -> tuple[pa.Array, pa.Array]:

@@ -21,10 +21,10 @@ from recsys_batch.gathered import Gathered
 from recsys_batch.night.candidates import candidates
 from recsys_batch.night.context import Night, Written
 from recsys_batch.night.gather import changed_users, everybody
-from recsys_batch.night.incremental import POPULARITY, Base, NeedsFull, changed_file, find_base, popularity_file, recorded_base
+from recsys_batch.night.incremental import Base, NeedsFull, changed_file, find_base, recorded_base
 from recsys_batch.night.index import INDEX_METRICS, PARALLEL_ITEMS, SampledUsers, build, tuning_figure
 from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
-from recsys_batch.popularity import counts_schema, popular_lists, sum_of, users_per_item
+from recsys_batch.popularity import COUNTS, counts_file, counts_schema, popular_lists, sum_of, users_per_item
 from recsys_batch.ragged import column_matrix
 from recsys_batch.ranges import ranges
 from recsys_batch.schemas import spark_ddl
@@ -84,9 +84,9 @@ def _popularity(night: Night, gathered: Gathered, base: Base | None) -> pa.Table
     tasks, function = ranged(night, counter, gathered.bounds)
     counted = [tasks.mapInArrow(function, spark_ddl(counts_schema(night.ids))).toArrow()]
     if base is not None:
-        counted.append(read_parquet(popularity_file(night.root, base.run.run_id)))
+        counted.append(read_parquet(counts_file(night.root, base.run.run_id)))
     counts = sum_of(counted, night.ids)
-    folder = night.put_folder("popularity", lambda target: pq.write_table(counts, target / POPULARITY))
+    folder = night.put_folder("popularity", lambda target: pq.write_table(counts, target / COUNTS))
     night.point("popularity", {"folder": name_of(folder)})
     return counts
 

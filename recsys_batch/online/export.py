@@ -16,7 +16,6 @@ from recsys_batch.artifacts import artifact_root, bundle_folder, catalogue_folde
 from recsys_batch.bundle import Bundle, load_bundle
 from recsys_batch.catalogue import Catalogue, map_catalogue
 from recsys_batch.features import FeatureSpec
-from recsys_batch.filesystems import absolute, joined
 from recsys_batch.node_cache import NodeCache
 from recsys_batch.online.contents import Contents, Facts
 from recsys_batch.online.items import Descriptions
@@ -25,9 +24,8 @@ from recsys_batch.online.run_lists import RunLists
 from recsys_batch.popularity import by_segment
 from recsys_batch.ragged import column_matrix
 from recsys_batch.ranges import Files
-from recsys_batch.read import column_type, published_run, read_table, run_slice
-from recsys_batch.schemas import TABLES, IdType, IdTypes
-from recsys_batch.slices import Slice, parts_of
+from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice
+from recsys_batch.schemas import IdTypes
 
 
 @dataclass(frozen=True)
@@ -90,8 +88,8 @@ def open_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric
     """
     row = published_run(warehouse, run_id)
     root = artifact_root(warehouse)
-    ids = IdTypes(_id_type(warehouse, "user_id"), _id_type(warehouse, "item_id"))
-    files = {name: _files(warehouse, name, row, ids) for name in ("candidates", "topk", "user_embeddings")}
+    ids = id_types(warehouse)
+    files = {name: run_files(warehouse, name, row) for name in ("candidates", "topk", "user_embeddings")}
     segments, names = _segments(warehouse, row["input_versions"].get("users"))
     return PublishedRun(
         warehouse=warehouse,
@@ -104,16 +102,6 @@ def open_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric
         segments=names,
         metric=metric,
     )
-
-
-def _id_type(warehouse: str, column: str) -> IdType:
-    return "BIGINT" if pa.types.is_integer(column_type(warehouse, "topk", column)) else "STRING"
-
-
-def _files(warehouse: str, name: str, row: dict[str, Any], ids: IdTypes) -> Files:
-    spec = TABLES[name]
-    where = Slice(joined(absolute(warehouse), name), spec, ids, {column: row[column] for column in spec.partition_by}, 2**26)
-    return Files(where, parts_of(where))
 
 
 def _segments(warehouse: str, version: int | None) -> tuple[pa.Table | None, tuple[str, ...]]:

@@ -1,8 +1,9 @@
-"""How far a night's lists are from those of the night that readers see: on users from all over, read on the driver."""
+"""How far a run's lists are from those of another one: on users from all over."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,15 +16,26 @@ _BINS = 10
 _LEAST = 1e-4  # share of an empty bin, which has no logarithm
 
 
-def overlap(now: Files, before: Files) -> tuple[float, np.ndarray, np.ndarray] | None:
-    """(mean Jaccard of the same user's items, scores now, scores before) of sampled users; None where no user is in both.
+@dataclass(frozen=True)
+class Compared:
+    """Sampled users who are in both runs.
 
-    Jaccard: items in both lists / items in either.
+    Attributes:
+        jaccard: float64 [n_users], items in both lists / items in either.
+        now, before: float32 [rows], scores of their lists.
     """
+
+    jaccard: np.ndarray
+    now: np.ndarray
+    before: np.ndarray
+
+
+def compared(now: Files, before: Files) -> Compared | None:
+    """What sampled users have in both; None where no user is in both."""
     shared: list[np.ndarray] = []
     either: list[np.ndarray] = []
     scores: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for bounds in _places(now):
+    for bounds in sampled_places(now):
         rows = [side.between(bounds, ["user_id", "item_id", "score"]) for side in (now, before)]
         users = rows[0]["user_id"].combine_chunks().unique()
         users = users.filter(pc.is_in(users, value_set=rows[1]["user_id"].combine_chunks()))
@@ -44,7 +56,7 @@ def overlap(now: Files, before: Files) -> tuple[float, np.ndarray, np.ndarray] |
     total = np.concatenate(either) if either else np.zeros(0)
     if len(total) == 0:
         return None
-    return float(np.mean(np.concatenate(shared) / np.maximum(total, 1))), np.concatenate(scores[0]), np.concatenate(scores[1])
+    return Compared(np.concatenate(shared) / np.maximum(total, 1), np.concatenate(scores[0]), np.concatenate(scores[1]))
 
 
 def stability_index(now: np.ndarray, before: np.ndarray) -> float:
@@ -61,7 +73,7 @@ def stability_index(now: np.ndarray, before: np.ndarray) -> float:
     return float(np.sum((p - q) * np.log(p / q)))
 
 
-def _places(files: Files) -> Sequence[Range]:
+def sampled_places(files: Files) -> Sequence[Range]:
     """Ranges that begin with a file's first user, of about a batch of rows each."""
     if not files.parts:
         return []

@@ -1,0 +1,86 @@
+"""report: a run as one page."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from recsys_batch.commands.options import with_config
+from recsys_batch.commands.results import echo, gates_of
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.terminal import size
+
+if TYPE_CHECKING:
+    from recsys_batch.night.manifest import Run
+
+logger = logging.getLogger("recsys_batch")
+
+
+@click.command(help="A run as one HTML page: time, recall, scores, coverage, churn, segments, gates, users. A refused run has one, too.")
+@click.option("--run-id", help="That run; the one that readers see where not given.")
+@click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page.")
+@click.option("--users", "n_users", default=4, show_default=True, type=click.IntRange(0, 50), help="Users whose lists are in it.")
+@click.option("--log/--no-log", "to_mlflow", default=True, show_default=True, help="Add the page to the run in MLflow, where it has one.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@with_config
+def report(config: Config, run_id: str | None, out: str, n_users: int, to_mlflow: bool, as_json: bool) -> None:
+    from recsys_batch.report.facts import measure
+    from recsys_batch.report.page import render
+
+    run, seen = _found(config, run_id)
+    facts = measure(config.paths.warehouse, run.row(), config.data.min_weight, n_users)
+    page = render(facts, gates_of(run), seen)
+    path = _written(Path(out), page)
+    logged = to_mlflow and run.mlflow_run_id is not None and _log(config, run.mlflow_run_id, path)
+    n_bytes = path.stat().st_size
+    if as_json:
+        echo({"run_id": run.run_id, "out": str(path), "bytes": n_bytes, "in_mlflow": logged})
+        return
+    click.echo(f"run {run.run_id}: {path} ({size(n_bytes)}){', and in its MLflow run' if logged else ''}")
+
+
+def _found(config: Config, run_id: str | None) -> tuple[Run, bool]:
+    """(the run, whether readers see it)."""
+    from recsys_batch.night import manifest
+    from recsys_batch.read import run_rows
+
+    rows = run_rows(config.paths.warehouse)
+    now = manifest.current(rows)
+    if run_id is None:
+        if now is None:
+            raise InputMissing(
+                "no night is published yet: name a run by --run-id (see `recsys-batch status`), or run `recsys-batch nightly`"
+            )
+        run_id = now.run_id
+    run = manifest.fold(rows).get(run_id)
+    if run is None:
+        raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
+    return run, now is not None and now.run_id == run_id
+
+
+def _written(path: Path, page: str) -> Path:
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        draft.write_text(page, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise UsageError(f"--out {path} cannot be written: {error.strerror}") from error
+    return path
+
+
+def _log(config: Config, mlflow_run_id: str, path: Path) -> bool:
+    """Whether MLflow has it now; the page is there all the same."""
+    try:
+        from recsys_batch.registry import Registry
+
+        Registry(config).log_file(mlflow_run_id, path)
+    except ModuleNotFoundError:
+        return False  # an install for reading alone
+    except Exception as error:
+        logger.warning("MLflow did not take the report: %s", str(error).splitlines()[0])
+        return False
+    return True

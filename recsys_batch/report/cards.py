@@ -1,0 +1,71 @@
+"""Some users with what they liked and what they are recommended, by title."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_batch.read import read_table
+
+_N = 10
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A place of a list."""
+
+    rank: int
+    title: str
+    categories: str
+    score: float
+    candidate_rank: int | None
+
+
+@dataclass(frozen=True)
+class Card:
+    """One user: titles of positive interactions, newest first, beside the top of the list."""
+
+    user_id: Any
+    source: str
+    history: tuple[str, ...]
+    topk: tuple[Listed, ...]
+
+
+def cards(warehouse: str, row: dict[str, Any], sample: pa.Table, items: pa.Table, min_weight: float, n: int) -> tuple[Card, ...]:
+    """``n`` users spread over the sample.
+
+    Args:
+        sample: rows of topk, whole lists, those of a user together.
+        items: item_id, title, categories.
+    """
+    users = pc.unique(sample["user_id"])
+    chosen = users.take(pa.array(np.unique(np.linspace(0, len(users) - 1, min(n + 2, len(users))).astype(int))[:n]))
+    rows = sample.filter(pc.is_in(sample["user_id"], value_set=chosen)).filter(pc.less_equal(pc.field("rank"), _N))
+    liked = read_table(
+        warehouse,
+        "interactions",
+        columns=["user_id", "item_id", "event_ts"],
+        where=pc.field("user_id").isin(chosen) & (pc.field("weight") > min_weight),
+        version=row["input_versions"]["interactions"],
+    ).sort_by([("event_ts", "descending"), ("item_id", "ascending")])
+    described = {
+        item["item_id"]: (item["title"] or str(item["item_id"]), ", ".join(item["categories"] or ()))
+        for item in items.filter(
+            pc.is_in(items["item_id"], value_set=pa.concat_arrays([*rows["item_id"].chunks, *liked["item_id"].chunks]))
+        ).to_pylist()
+    }
+    return tuple(_card(user, rows, liked, described) for user in chosen.to_pylist())
+
+
+def _card(user: Any, rows: pa.Table, liked: pa.Table, described: dict[Any, tuple[str, str]]) -> Card:
+    mine = rows.filter(pc.equal(rows["user_id"], pa.scalar(user, rows["user_id"].type))).sort_by("rank").to_pylist()
+    history = liked.filter(pc.equal(liked["user_id"], pa.scalar(user, liked["user_id"].type)))["item_id"].to_pylist()[:_N]
+    topk = tuple(
+        Listed(line["rank"], *described.get(line["item_id"], (str(line["item_id"]), "")), line["score"], line["candidate_rank"])
+        for line in mine
+    )
+    return Card(user, mine[0]["source"], tuple(described.get(item, (str(item), ""))[0] for item in history), topk)

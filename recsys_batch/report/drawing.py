@@ -1,0 +1,74 @@
+"""matplotlib's figures as SVG that a page sets: its own fonts, and colours that follow light, dark and print."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import matplotlib as mpl
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, FIRST, SECOND, THIRD, WARN = "#010101", "#010102", "#010103", "#010104", "#010105", "#010106", "#010107"
+"""Stand for the page's colours; ``svg`` writes these."""
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second", THIRD: "third", WARN: "warn"}
+_WIDTH = 4.5  # inches: at 72 units an inch, text has about its own size on a phone
+_SETTINGS: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.size": 9.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=[FIRST, SECOND, THIRD]),
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "lines.linewidth": 2.0,
+    "lines.markersize": 5,
+}
+
+
+@contextmanager
+def axes(height: float = 3.0) -> Iterator[tuple[Figure, Axes]]:
+    """A plot in the page's style.
+
+    Args:
+        height: inches.
+    """
+    with mpl.rc_context(_SETTINGS):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def svg(figure: Figure, name: str) -> str:
+    """The figure as an <svg> element without a size of its own.
+
+    Args:
+        name: of this figure alone in its page; the same figure gives the same text.
+    """
+    stream = io.StringIO()
+    with mpl.rc_context({**_SETTINGS, "svg.hashsalt": name}):
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for placeholder, variable in _VARIABLES.items():
+        text = text.replace(placeholder, f"var(--{variable})")
+    used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    box = re.search(r'viewBox="[^"]+"', text)
+    assert box is not None  # matplotlib writes one
+    return f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} aria-hidden="true">' + text[text.index(">") + 1 :].strip()

@@ -1,0 +1,173 @@
+"""What a report shows, measured from a run's tables: one pass over every row, the rest on sampled users."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_batch.artifacts import artifact_root
+from recsys_batch.drift import Compared, compared, sampled_places
+from recsys_batch.errors import InputMissing
+from recsys_batch.filesystems import read_parquet
+from recsys_batch.popularity import counts_file, users_per_item
+from recsys_batch.ranges import Files
+from recsys_batch.read import read_table, run_files, run_rows
+from recsys_batch.report.cards import Card, cards
+from recsys_batch.report.segments import Segment, segments
+
+_COLUMNS = ["user_id", "rank", "item_id", "score", "candidate_rank", "source"]
+_N_MOVERS = 6
+
+
+@dataclass(frozen=True)
+class Mover:
+    """An item that sampled users' lists have more, or less, often than the earlier run's: shares of these users, 0 to 1."""
+
+    title: str
+    now: float
+    before: float
+
+
+@dataclass(frozen=True)
+class Churn:
+    """Against the run that was published before.
+
+    Attributes:
+        of: sampled users who are in both.
+        movers: the items whose share rose most, then those whose share fell most.
+    """
+
+    run_id: str
+    of: Compared
+    movers: tuple[Mover, ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one run.
+
+    Attributes:
+        row: its manifest row.
+        available: bool [n_items], of the catalogue.
+        listed: int64 [n_items], lists that have the item, over all users.
+        taken: int64 [n_items], users who took it before the night; None where the run's counts are gone.
+        sample: topk's rows of users from all over; ``of_users`` is their number.
+        segments: of the sampled users, largest first.
+    """
+
+    row: dict[str, Any]
+    available: np.ndarray
+    listed: np.ndarray
+    taken: np.ndarray | None
+    sample: pa.Table
+    of_users: int
+    churn: Churn | None
+    segments: tuple[Segment, ...]
+    cards: tuple[Card, ...]
+
+
+def measure(warehouse: str, row: dict[str, Any], min_weight: float, n_cards: int = 4) -> Facts:
+    """Read what the run wrote.
+
+    Args:
+        row: the run's newest manifest row; it may be one that a gate refused.
+        min_weight: interactions above it are positive.
+        n_cards: users whose lists are shown in full.
+
+    Memory: the catalogue's titles, and about a million rows of topk, whatever its size.
+
+    Raises:
+        InputMissing: the run wrote no lists, or they were removed since.
+    """
+    topk = run_files(warehouse, "topk", row)
+    if not topk.parts:
+        raise InputMissing(f"run {row['run_id']} ({row['status']}) has no rows in topk: it did not get so far, or they were removed since")
+    items = _items(warehouse, row)
+    sample = sample_of(topk)
+    listed = _listed(topk, items["item_id"].combine_chunks())
+    taken = _taken(warehouse, row, items["item_id"].combine_chunks())
+    return Facts(
+        row=row,
+        available=np.asarray(items["is_available"].to_numpy(zero_copy_only=False), dtype=bool),
+        listed=listed,
+        taken=taken,
+        sample=sample,
+        of_users=len(pc.unique(sample["user_id"])),
+        churn=_churn(warehouse, row, topk, items),
+        segments=segments(warehouse, row, sample, items["item_id"].combine_chunks(), taken, min_weight),
+        cards=cards(warehouse, row, sample, items, min_weight, n_cards),
+    )
+
+
+def sample_of(topk: Files) -> pa.Table:
+    """Rows of users from all over, whole lists."""
+    found = [topk.between(bounds, _COLUMNS) for bounds in sampled_places(topk)]
+    return pa.concat_tables(found).unify_dictionaries().combine_chunks()
+
+
+def _items(warehouse: str, row: dict[str, Any]) -> pa.Table:
+    """item_id, title, categories, is_available: as the night read them, or as they are now where that version was removed."""
+    columns = ["item_id", "title", "categories", "is_available"]
+    try:
+        return read_table(warehouse, "items", columns=columns, version=row["input_versions"]["items"])
+    except InputMissing:
+        return read_table(warehouse, "items", columns=columns)
+
+
+def _listed(topk: Files, item_ids: pa.Array) -> np.ndarray:
+    counts = np.zeros(len(item_ids), dtype=np.int64)
+    for batch in topk.batches(columns=["item_id"]):
+        codes = np.asarray(pc.fill_null(pc.index_in(batch["item_id"], value_set=item_ids), -1))
+        counts += np.bincount(codes[codes >= 0], minlength=len(counts))
+    return counts
+
+
+def _taken(warehouse: str, row: dict[str, Any], item_ids: pa.Array) -> np.ndarray | None:
+    try:
+        counts = read_parquet(counts_file(artifact_root(warehouse), row["run_id"]))
+    except (InputMissing, FileNotFoundError):
+        return None
+    return users_per_item(counts, item_ids).astype(np.int64)
+
+
+def _churn(warehouse: str, row: dict[str, Any], topk: Files, items: pa.Table) -> Churn | None:
+    earlier = before(run_rows(warehouse), row)
+    if earlier is None:
+        return None
+    theirs = run_files(warehouse, "topk", earlier)
+    of = compared(topk, theirs)
+    if of is None:
+        return None
+    return Churn(earlier["run_id"], of, _movers(topk, theirs, items))
+
+
+def before(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any] | None:
+    """The published row that readers followed until this run was published; for one that is not, the one they follow now."""
+    until = row["published_at"]
+    published = [other for other in rows if other["status"] == "PUBLISHED" and other["run_id"] != row["run_id"]]
+    earlier = [other for other in published if until is None or other["published_at"] < until]
+    return max(earlier, key=lambda other: other["published_at"], default=None)
+
+
+def _movers(now: Files, earlier: Files, items: pa.Table) -> tuple[Mover, ...]:
+    shares = []
+    item_ids = items["item_id"].combine_chunks()
+    for files in (now, earlier):
+        rows = [files.between(bounds, ["user_id", "item_id"]) for bounds in sampled_places(now)]
+        together = pa.concat_tables(rows)
+        codes = np.asarray(pc.fill_null(pc.index_in(together["item_id"].combine_chunks(), value_set=item_ids), -1))
+        n_users = max(len(pc.unique(together["user_id"])), 1)
+        shares.append(np.bincount(codes[codes >= 0], minlength=len(item_ids)) / n_users)
+    change = shares[0] - shares[1]
+    order = np.argsort(-change, kind="stable")
+    rose, fell = order[:_N_MOVERS], order[::-1][:_N_MOVERS]
+    chosen = [int(code) for code in (*rose[change[rose] > 0], *fell[change[fell] < 0])]
+    titles = items["title"]
+    return tuple(
+        Mover(titles[code].as_py() or str(item_ids[code].as_py()), float(shares[0][code]), float(shares[1][code])) for code in chosen
+    )

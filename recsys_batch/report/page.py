@@ -1,0 +1,51 @@
+"""One HTML file of its own: pictures, tables and some users' lists, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from recsys_batch import __version__
+from recsys_batch.report.facts import Facts
+from recsys_batch.report.plots import plots
+
+Verdicts = Mapping[str, Mapping[str, Any]]
+"""gate -> value, limit, passed."""
+
+
+def render(facts: Facts, gates: Verdicts, seen: bool) -> str:
+    """The page.
+
+    Args:
+        seen: readers follow this run now.
+    """
+    environment = Environment(
+        loader=PackageLoader("recsys_batch.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"figure": figure, "percent": percent}
+    row = facts.row
+    return environment.get_template("page.html").render(
+        facts=facts,
+        row=row,
+        metrics=row["metrics"],
+        plots=plots(facts),
+        gates=gates,
+        refused=[name for name, gate in gates.items() if not gate["passed"]],
+        seen=seen,
+        release=__version__,
+    )
+
+
+def figure(value: float | None) -> str:
+    """A number that is read at a glance: 1,234,567, 0.0123."""
+    if value is None or math.isnan(value):
+        return "unknown"
+    return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
+
+
+def percent(value: float | None) -> str:
+    """A share."""
+    return "unknown" if value is None or math.isnan(value) else f"{value:.1%}"

@@ -1,0 +1,126 @@
+"""How good and how varied the lists of each segment are, on sampled users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_batch.metrics import hit_matrix, ndcg_at_k
+from recsys_batch.read import has_table, read_table
+
+K = 10
+_HEAD = 0.01
+_MOST = 12
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Sampled users of one segment.
+
+    Attributes:
+        n_judged: those with an interaction that was held out.
+        ndcg, error: mean NDCG@10 of these, and its standard error; None where nobody is judged.
+        head_share: share of the places of their lists that the most popular 1 % of items take; None where popularity is not known.
+        n_items: different items in their lists.
+        popular_share: users who got the popular list.
+    """
+
+    name: str
+    n_users: int
+    n_judged: int
+    ndcg: float | None
+    error: float | None
+    head_share: float | None
+    n_items: int
+    popular_share: float
+
+
+def segments(
+    warehouse: str, row: dict[str, Any], sample: pa.Table, item_ids: pa.Array, taken: np.ndarray | None, min_weight: float
+) -> tuple[Segment, ...]:
+    """The largest segments, and "all" first.
+
+    Args:
+        sample: user_id, rank, item_id, source: whole lists, rows of a user together.
+        taken: int64 [n_items], users who took the item.
+        min_weight: held-out interactions above it are relevant.
+    """
+    users = pc.unique(sample["user_id"])
+    owner = _places(sample["user_id"], users)
+    codes = _places(sample["item_id"], item_ids)
+    popular = np.zeros(len(users), dtype=bool)
+    popular[owner[np.asarray(pc.equal(sample["source"].cast(pa.string()), "popular"))]] = True
+    ndcg = _ndcg(warehouse, users, owner, np.asarray(sample["rank"]), codes, item_ids, min_weight)
+    head = _head(taken)
+    found = []
+    for name, mine in _membership(warehouse, row, users):
+        rows = mine[owner] & (codes >= 0)
+        judged = ndcg[mine & ~np.isnan(ndcg)]
+        found.append(
+            Segment(
+                name=name,
+                n_users=int(mine.sum()),
+                n_judged=len(judged),
+                ndcg=float(judged.mean()) if len(judged) else None,
+                error=float(judged.std(ddof=1) / np.sqrt(len(judged))) if len(judged) > 1 else None,
+                head_share=float(head[codes[rows]].mean()) if head is not None and rows.any() else None,
+                n_items=len(np.unique(codes[rows])),
+                popular_share=float(popular[mine].mean()),
+            )
+        )
+    return tuple(found)
+
+
+def _membership(warehouse: str, row: dict[str, Any], users: pa.Array) -> list[tuple[str, np.ndarray]]:
+    """(name, bool [n_users]) of everybody and of each of the largest segments."""
+    found = [("all", np.ones(len(users), dtype=bool))]
+    if "users" not in row["input_versions"]:
+        return found
+    known = read_table(warehouse, "users", columns=["user_id", "segment"], where=pc.field("user_id").isin(users))
+    places = _places(known["user_id"], users)
+    names = np.full(len(users), None, dtype=object)
+    names[places] = known["segment"].to_pylist()
+    named, counts = np.unique([name for name in names if name is not None], return_counts=True)
+    for place in np.argsort(-counts, kind="stable")[:_MOST]:
+        found.append((str(named[place]), names == named[place]))
+    return found
+
+
+def _ndcg(
+    warehouse: str, users: pa.Array, owner: np.ndarray, ranks: np.ndarray, codes: np.ndarray, item_ids: pa.Array, min_weight: float
+) -> np.ndarray:
+    """float64 [n_users] NDCG@10 against the holdout table; NaN where a user has nothing there."""
+    result = np.full(len(users), np.nan)
+    if not has_table(warehouse, "holdout") or not len(users):
+        return result
+    where = pc.field("user_id").isin(users) & (pc.field("weight") > min_weight)
+    truth = read_table(warehouse, "holdout", columns=["user_id", "item_id"], where=where)
+    user, item = _places(truth["user_id"], users), _places(truth["item_id"], item_ids)
+    user, item = user[item >= 0], item[item >= 0]
+    order = np.argsort(user, kind="stable")
+    lists = np.full((len(users), K), -1, dtype=np.int64)
+    top = ranks <= K
+    lists[owner[top], ranks[top] - 1] = codes[top]
+    offsets = np.searchsorted(user[order], np.arange(len(users) + 1)).astype(np.int64)
+    hits, n_relevant = hit_matrix(lists, offsets, item[order], len(item_ids))
+    judged = n_relevant > 0
+    if judged.any():
+        result[judged] = ndcg_at_k(hits[judged], n_relevant[judged], K)
+    return result
+
+
+def _head(taken: np.ndarray | None) -> np.ndarray | None:
+    if taken is None:
+        return None
+    head = np.zeros(len(taken), dtype=bool)
+    head[np.argsort(-taken, kind="stable")[: max(int(len(taken) * _HEAD), 1)]] = True
+    return head
+
+
+def _places(values: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
+    """int64 place of each value, -1 where it is not there."""
+    return np.asarray(pc.fill_null(pc.index_in(values, value_set=among), -1).to_numpy(), dtype=np.int64)
