@@ -52,6 +52,7 @@ for _command in (
     operations.maintain,
     reading.evaluate,
     reading.show,
+    reading.changes,
     reporting.report,
     serving.export_snapshot,
     serving.serve,

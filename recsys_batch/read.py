@@ -7,7 +7,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from itertools import repeat
+from operator import and_
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -84,6 +88,26 @@ def published_run(warehouse: str, run_id: str | None = None) -> dict[str, Any]:
     return max(published, key=lambda row: row["published_at"])
 
 
+def published_before(warehouse: str, run: dict[str, Any]) -> dict[str, Any]:
+    """The manifest row that readers followed until ``run`` was published.
+
+    Raises:
+        InputMissing: there was none.
+    """
+    found = earlier_run(run_rows(warehouse), run)
+    if found is None:
+        raise InputMissing(f"no other run was published before {run['run_id']}: there is nothing to compare it with")
+    return found
+
+
+def earlier_run(rows: Sequence[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any] | None:
+    """Of the manifest's rows the one that readers followed until ``run`` was published; for a run that is not, the one they follow now."""
+    until = run["published_at"]
+    published = [row for row in rows if row["status"] == "PUBLISHED" and row["run_id"] != run["run_id"]]
+    earlier = [row for row in published if until is None or row["published_at"] < until]
+    return max(earlier, key=lambda row: row["published_at"], default=None)
+
+
 def latest_topk(
     warehouse: str, *, user_ids: Sequence[Any] | None = None, run_id: str | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
@@ -153,12 +177,34 @@ def _dataset(warehouse: str, name: str, version: int | None = None) -> ds.Datase
 def _dataset_of(path: str, table: DeltaTable) -> ds.Dataset:
     """Read by Arrow's own filesystem where it has one: deltalake's default calls back into Python from Arrow's threads, which can
     still be running when the interpreter ends, and then aborts the process.
+
+    Of deltalake's dataset only the files are taken: it also holds what statistics say of each, and lets a filter on a column
+    without any find nothing (delta-rs issue 3173).
     """
     try:
         filesystem, folder = resolve(absolute(path))
     except UsageError:  # a store that only deltalake reads
         return table.to_pyarrow_dataset()
-    return table.to_pyarrow_dataset(filesystem=fs.SubTreeFileSystem(folder, filesystem))
+    schema, files, kind = pa.schema(table.schema().to_arrow()), fs.SubTreeFileSystem(folder, filesystem), ds.ParquetFileFormat()
+    known = pa.table(table.get_add_actions(flatten=True))
+    within = [_within(schema, table.metadata().partition_columns, file) for file in known.to_pylist()]
+    paths = [unquote(path) for path in known["path"].to_pylist()]
+    return ds.FileSystemDataset([kind.make_fragment(*one) for one in zip(paths, repeat(files), within)], schema, kind, files)
+
+
+def _within(schema: pa.Schema, partition: Sequence[str], file: dict[str, Any]) -> pc.Expression | None:
+    """What holds for all rows of a file: values of the partition, and bounds of the ids."""
+    conditions = []
+    for name in partition:
+        value = file[f"partition.{name}"]
+        column = ds.field(name)
+        conditions.append(column.is_null() if value is None else column == pa.scalar(value).cast(schema.field(name).type))
+    for name in ("user_id", "item_id"):
+        least, most = file.get(f"min.{name}"), file.get(f"max.{name}")
+        if least is not None and most is not None:
+            kind = schema.field(name).type
+            conditions += [ds.field(name) >= pa.scalar(least, kind), ds.field(name) <= pa.scalar(most, kind)]
+    return reduce(and_, conditions) if conditions else None
 
 
 def _options(path: str) -> dict[str, str] | None:

@@ -87,6 +87,22 @@ class TableSpec:
     def arrow_schema(self, ids: IdTypes) -> pa.Schema:
         return pa.schema([column.arrow(ids) for column in self.columns])
 
+    @property
+    def key(self) -> str | None:
+        """The column that files of a night's table are told apart by."""
+        names = [column.name for column in self.columns if column.name not in self.partition_by]
+        return next((name for name in ("user_id", "item_id", "run_id") if name in names), None)
+
+    def stats_columns(self, ids: IdTypes) -> tuple[str, ...]:
+        """What each file's least and greatest value is kept of: of a night's tables the key, of others what Spark keeps both of.
+
+        Only these may be declared: deltalake's Arrow dataset takes a statistic that is not there for "no row fits" (delta-rs issue 3173).
+        """
+        if "run_id" in (column.name for column in self.columns):
+            return (self.key,) if self.key else ()
+        fields = [field for field in self.arrow_schema(ids) if field.name not in self.partition_by]
+        return tuple(field.name for field in fields if not (pa.types.is_nested(field.type) or pa.types.is_boolean(field.type)))
+
 
 def _run_id() -> Column:
     return Column("run_id", pa.string(), "the night that wrote this row; join to runs", nullable=False)

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.read import column_type, published_run, read_table, run_slice
+from recsys_batch.changes import as_id
+from recsys_batch.errors import InputMissing
+from recsys_batch.read import published_run, read_table, run_slice
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,7 @@ def user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min_weig
         UsageError: not an id of the tables' type.
     """
     run = published_run(warehouse, run_id)
-    id_type = column_type(warehouse, "topk", "user_id")
-    try:
-        user = pa.scalar(user_id).cast(id_type).as_py()
-    except pa.ArrowInvalid:
-        raise UsageError(f"user id {user_id!r} is not of type {id_type}, which the tables use") from None
+    user = as_id(warehouse, "user_id", user_id)
     rows = run_slice(warehouse, "topk", run, user_ids=[user], columns=["rank", "item_id", "score", "source"])
     if rows.num_rows == 0:
         raise InputMissing(f"user {user!r} has no list in run {run['run_id']}: it was not known when the run began")

@@ -88,8 +88,7 @@ class Slice:
     @property
     def key(self) -> str | None:
         """The column that files are told apart by."""
-        names = self.schema.names
-        return next((name for name in ("user_id", "item_id") if name in names), None)
+        return self.spec.key
 
     def file(self, name: str) -> str:
         """Path within the table's folder of a file of that name."""

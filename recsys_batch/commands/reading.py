@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from recsys_batch.commands.ingesting import source_options
 from recsys_batch.commands.options import Ks, with_config
+from recsys_batch.commands.results import echo
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.terminal import console, count, print_table
 
 if TYPE_CHECKING:
+    from recsys_batch.changes import ItemChanges, UserChanges
     from recsys_batch.evaluate import Evaluation
 
 
@@ -44,9 +45,60 @@ def evaluate(
         interactions, origin = read_truth(config, truth, **source), truth
     result = run_evaluation(warehouse, run, interactions, origin, ks, config.data.min_weight)
     if as_json:
-        click.echo(json.dumps(result.to_dict(), indent=2))
+        echo(result.to_dict())
         return
     print_evaluation(result)
+
+
+@click.command(help="What changed for a user or an item between two published nights, and why.")
+@click.option("--user-id", help="This user's top of the list.")
+@click.option("--item-id", help="This item's place in all lists.")
+@click.option("--from", "before", metavar="RUN_ID", help="The earlier run; where not given the one published before the later one.")
+@click.option("--to", "now", metavar="RUN_ID", help="The later run; where not given the one that readers see.")
+@click.option("--n", default=10, show_default=True, type=click.IntRange(1), help="Length of the top that is compared.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@with_config
+def changes(config: Config, user_id: str | None, item_id: str | None, before: str | None, now: str | None, n: int, as_json: bool) -> None:
+    from recsys_batch.changes import item_changes, user_changes
+    from recsys_batch.read import published_before, published_run
+
+    if (user_id is None) == (item_id is None):
+        raise UsageError("pass either --user-id or --item-id")
+    warehouse = config.paths.warehouse
+    later = published_run(warehouse, now)
+    earlier = published_run(warehouse, before) if before else published_before(warehouse, later)
+    if user_id is not None:
+        found = user_changes(warehouse, user_id, earlier, later, n)
+        echo(found.to_dict()) if as_json else _print_user(found, n)
+        return
+    of_item = item_changes(warehouse, item_id, earlier, later)
+    echo(of_item.to_dict()) if as_json else _print_item(of_item)
+
+
+def _print_user(found: UserChanges, n: int) -> None:
+    rows = [(change.title, "" if change.before is None else str(change.before), str(change.now or ""), change.why) for change in found.came]
+    rows += [(change.title, str(change.before), "" if change.now is None else str(change.now), change.why) for change in found.went]
+    title = f"user {found.user_id}: top {n} of {found.now} against {found.before}"
+    if rows:
+        print_table(title, ("item", "rank before", "now", "why"), rows, left=(0, 3))
+    models = found.models[0] if found.models[0] == found.models[1] else " then ".join(found.models)
+    console().print(f"{found.n_kept} items stayed; {found.n_new_events} new interactions of the user; model version {models}")
+
+
+def _print_item(found: ItemChanges) -> None:
+    def median(value: float | None) -> str:
+        return "" if value is None else f"{value:g}"
+
+    def available(value: bool | None) -> str:
+        return "not in the catalogue" if value is None else "yes" if value else "no"
+
+    rows = [
+        ("lists with it", count(found.n_lists[0]), count(found.n_lists[1])),
+        ("median rank there", median(found.median_rank[0]), median(found.median_rank[1])),
+        ("available", available(found.available[0]), available(found.available[1])),
+    ]
+    print_table(f"item {found.item_id}: {found.title}", ("", found.before, found.now), rows)
+    console().print(f"{count(found.n_new_events)} new interactions with it between the two")
 
 
 def print_evaluation(result: Evaluation) -> None:

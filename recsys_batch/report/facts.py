@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.filesystems import read_parquet
 from recsys_batch.popularity import counts_file, users_per_item
 from recsys_batch.ranges import Files
-from recsys_batch.read import read_table, run_files, run_rows
+from recsys_batch.read import earlier_run, read_table, run_files, run_rows
 from recsys_batch.report.cards import Card, cards
 from recsys_batch.report.segments import Segment, segments
 
@@ -136,7 +135,7 @@ def _taken(warehouse: str, row: dict[str, Any], item_ids: pa.Array) -> np.ndarra
 
 
 def _churn(warehouse: str, row: dict[str, Any], topk: Files, items: pa.Table) -> Churn | None:
-    earlier = before(run_rows(warehouse), row)
+    earlier = earlier_run(run_rows(warehouse), row)
     if earlier is None:
         return None
     theirs = run_files(warehouse, "topk", earlier)
@@ -144,14 +143,6 @@ def _churn(warehouse: str, row: dict[str, Any], topk: Files, items: pa.Table) ->
     if of is None:
         return None
     return Churn(earlier["run_id"], of, _movers(topk, theirs, items))
-
-
-def before(rows: Sequence[dict[str, Any]], row: dict[str, Any]) -> dict[str, Any] | None:
-    """The published row that readers followed until this run was published; for one that is not, the one they follow now."""
-    until = row["published_at"]
-    published = [other for other in rows if other["status"] == "PUBLISHED" and other["run_id"] != row["run_id"]]
-    earlier = [other for other in published if until is None or other["published_at"] < until]
-    return max(earlier, key=lambda other: other["published_at"], default=None)
 
 
 def _movers(now: Files, earlier: Files, items: pa.Table) -> tuple[Mover, ...]:

@@ -134,6 +134,7 @@ class Tables:
             **_PROPERTIES,
             "delta.deletedFileRetentionDuration": retention,
             "delta.logRetentionDuration": retention,
+            "delta.dataSkippingStatsColumns": ",".join(spec.stats_columns(ids)),
             **{f"delta.constraints.{check}": sql for check, sql in spec.checks.items()},
         }
         listed = ", ".join(f"{_quote(k)} = {_quote(v)}" for k, v in properties.items())

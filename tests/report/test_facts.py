@@ -11,8 +11,8 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.read import published_run, read_table, run_slice
-from recsys_batch.report.facts import before, measure
+from recsys_batch.read import earlier_run, published_run, read_table, run_slice
+from recsys_batch.report.facts import measure
 from recsys_batch.report.plots import gini_of, items_of_half
 from recsys_batch.report.segments import segments
 
@@ -24,14 +24,14 @@ def event(run_id: str, status: str, minute: int | None) -> dict[str, Any]:
 
 def test_the_earlier_run_is_the_one_that_readers_followed_until_then() -> None:
     rows = [event("a", "PUBLISHED", 1), event("b", "PUBLISHED", 2), event("c", "PUBLISHED", 3), event("d", "FAILED", None)]
-    assert before(rows, rows[1])["run_id"] == "a"  # type: ignore[index]
-    assert before(rows, rows[3])["run_id"] == "c"  # type: ignore[index]
-    assert before(rows, rows[0]) is None
+    assert earlier_run(rows, rows[1])["run_id"] == "a"  # type: ignore[index]
+    assert earlier_run(rows, rows[3])["run_id"] == "c"  # type: ignore[index]
+    assert earlier_run(rows, rows[0]) is None
 
 
 def test_a_run_that_came_back_by_rollback_is_before_the_next_one() -> None:
     rows = [event("a", "PUBLISHED", 1), event("b", "PUBLISHED", 2), event("a", "PUBLISHED", 3), event("c", "PUBLISHED", 4)]
-    assert before(rows, rows[3])["run_id"] == "a"  # type: ignore[index]
+    assert earlier_run(rows, rows[3])["run_id"] == "a"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(("counts", "expected"), [([5, 5, 5, 5], 0.0), ([0, 0, 0, 8], 0.75), ([1, 3], 0.25)])
