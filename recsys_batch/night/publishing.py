@@ -17,6 +17,7 @@ from recsys_batch.night.incremental import files_of
 from recsys_batch.night.manifest import Run
 from recsys_batch.night.turns import what_readers_see
 from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.views import create_views
 
 logger = logging.getLogger("recsys_batch.night")
 
@@ -39,6 +40,7 @@ def publish(night: Night, started: float) -> dict[str, float]:
         metrics = {**prefixed("publish", numbers), manifest.BACKFILLED: float(bool(also))}
         night.record(status="PUBLISHED", published_at=now, metrics=metrics, also=also)
     night.drop_drafts()
+    _show(night)
     _tell_mlflow(night)
     return {**numbers, "seconds": time.monotonic() - started}
 
@@ -46,6 +48,20 @@ def publish(night: Night, started: float) -> dict[str, float]:
 def prefixed(step: str, numbers: dict[str, float]) -> dict[str, float]:
     """As the manifest's metrics name them."""
     return {f"{step}.{key}": value for key, value in numbers.items()}
+
+
+def _show(night: Night) -> None:
+    """Views in the catalog; one that has none of its own says so, and the run stays published."""
+    if not night.config.catalog:
+        return
+    try:
+        create_views(night.spark, night.config.catalog)
+    except Exception as error:
+        logger.warning("run %s is published, but %s has no views: %s", night.run.run_id, night.config.catalog, _first_line(error))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _tell_mlflow(night: Night) -> None:
@@ -56,8 +72,7 @@ def _tell_mlflow(night: Night) -> None:
         night.registry.log_metrics(night.run.mlflow_run_id, night.run.metrics)
         night.registry.finish(night.run.mlflow_run_id, failed=False)
     except Exception as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        logger.warning("run %s is published, but MLflow did not take its metrics: %s", night.run.run_id, line)
+        logger.warning("run %s is published, but MLflow did not take its metrics: %s", night.run.run_id, _first_line(error))
 
 
 def rollback(spark: SparkSession, config: Config, to: str | None = None, *, dry_run: bool = False) -> Run:

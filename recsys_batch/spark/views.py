@@ -1,0 +1,49 @@
+"""Views in a catalog of what readers see now: they follow the manifest, so that no night has to touch them."""
+
+from __future__ import annotations
+
+from pyspark.sql import SparkSession
+
+_RUN = "SELECT run_id, run_date FROM {runs} WHERE status = 'PUBLISHED' ORDER BY published_at DESC LIMIT 1"
+_VALUES = (
+    ("knn_recall", "knn_recall"),
+    ("user_coverage", "audit.user_coverage"),
+    ("catalogue_coverage", "audit.catalogue_coverage"),
+    ("popular_share", "audit.popular_share"),
+    ("head_share", "audit.head_share"),
+    ("overlap", "audit.overlap"),
+    ("score_drift", "audit.score_drift"),
+)
+
+VIEWS = {
+    "topk_latest": (
+        "topk of the run that readers see",
+        f"SELECT t.* FROM {{topk}} t JOIN ({_RUN}) r ON t.run_id = r.run_id AND t.run_date = r.run_date",
+    ),
+    "candidates_latest": (
+        "candidates of the run that readers see, one row per user and candidate",
+        "SELECT c.run_id, c.user_id, place + 1 AS candidate_rank, item.item_id AS item_id, item.score AS score "
+        f"FROM {{candidates}} c JOIN ({_RUN}) r ON c.run_id = r.run_id LATERAL VIEW posexplode(c.items) AS place, item",
+    ),
+    "run_health": (
+        "one row per run: its state, its main values, the gates that refused it",
+        "SELECT run_id, run_date, status, attempt, published_at, "
+        f"coalesce(run_id = (SELECT run_id FROM ({_RUN})), false) AS is_current, n_users, n_rows, model_version, code_version, "
+        + ", ".join(f"metrics['{key}'] AS {name}" for name, key in _VALUES)
+        + ", transform(filter(map_keys(metrics), key -> key LIKE 'gate.%' AND metrics[key] = 0), key -> substring(key, 6)) AS refused_by "
+        "FROM (SELECT *, row_number() OVER (PARTITION BY run_id ORDER BY attempt DESC, metrics['event'] DESC) AS age FROM {runs}) "
+        "WHERE age = 1",
+    ),
+}
+"""name -> (comment, query over the tables' names)."""
+
+
+def create_views(spark: SparkSession, catalog: str) -> None:
+    """Make them, or bring those of an earlier release up to date.
+
+    Args:
+        catalog: with the schema, as in the config: its tables are there.
+    """
+    names = {name: f"{catalog}.{name}" for name in ("topk", "candidates", "runs")}
+    for name, (comment, query) in VIEWS.items():
+        spark.sql(f"CREATE OR REPLACE VIEW {catalog}.{name} COMMENT '{comment}' AS {query.format(**names)}")
