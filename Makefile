@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot clean distclean
+.PHONY: help setup data test lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -105,6 +105,9 @@ bench-online: setup ## our server beside others on the same work: PEERS=torchser
 
 bench-snapshot: setup ## export-snapshot of a made-up run: USERS= ITEMS= DIM= K= (1000000 100000 64 100)
 	$(BIN)/python benchmarks/snapshot.py $(bench_options)
+
+bench-digest: setup ## digest of a made-up run, and the next one: USERS= ITEMS= DIM= K= (1000000 100000 64 20)
+	$(BIN)/python benchmarks/digest.py $(bench_options)
 
 clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke data/profile .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
     report("snapshot", vars(given), {"files": files}, result)
 
 
-def publish(given: argparse.Namespace, warehouse: Path) -> None:
+def publish(given: argparse.Namespace, warehouse: Path, inputs: Sequence[tuple[str, int]] = (("items", 1),)) -> None:
     """Tables and artefacts of a published run."""
     began, rng = time.monotonic(), np.random.default_rng(0)
     vectors = rng.standard_normal((given.items, given.dim), dtype=np.float32)
@@ -95,7 +95,7 @@ def publish(given: argparse.Namespace, warehouse: Path) -> None:
         write(warehouse, name, (table(name, rows(given, first)) for first in range(0, given.users, BLOCK)))
     artefacts(given, warehouse, ids, vectors)
     row: dict[str, Any] = {"run_id": RUN, "run_date": DATE, "attempt": 1, "status": "PUBLISHED", "published_at": NOW, "table_versions": []}
-    row |= {"input_versions": [("items", 1)], "model_version": "1", "code_version": __version__, "config_hash": "", "n_users": given.users}
+    row |= {"input_versions": list(inputs), "model_version": "1", "code_version": __version__, "config_hash": "", "n_users": given.users}
     row |= {"n_rows": given.users * given.k, "metrics": [("started_at", NOW.timestamp())], "mlflow_run_id": None}
     write(warehouse, "runs", iter([table("runs", {name: [value] for name, value in (row | {"schema_version": SCHEMA_VERSION}).items()})]))
     print(f"a run of {given.users} users in {time.monotonic() - began:.0f} s", flush=True)

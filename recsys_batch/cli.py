@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 from recsys_batch import __version__, logs
-from recsys_batch.commands import ingesting, models, nights, operations, reading, reporting, serving
+from recsys_batch.commands import digesting, ingesting, models, nights, operations, reading, reporting, serving
 from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError, was_interrupted
 
 EXTRAS = {
@@ -54,6 +54,7 @@ for _command in (
     reading.show,
     reading.changes,
     reporting.report,
+    digesting.digest,
     serving.export_snapshot,
     serving.serve,
 ):

@@ -189,6 +189,13 @@ class Online(Section):
     batch_delay_us: int = Field(0, ge=0, description="/v2: how long a request may wait for others")
 
 
+class Digest(Section):
+    """What e-mail senders are given."""
+
+    max_age_hours: float = Field(36.0, gt=0, description="since the night began; an older run is refused")
+    repeat_days: int = Field(30, ge=0, le=3650, description="days in which nothing is sent to a user twice; 0: as the lists are")
+
+
 class MLflow(Section):
     tracking_uri: str | None = Field(None, description="unset: RECSYS_BATCH_TRACKING_URI, or sqlite in paths.state")
     experiment: str = "recsys_batch"
@@ -216,6 +223,7 @@ class Config(Section):
     audit: Audit = Audit()
     tables: Tables = Tables()
     online: Online = Online()
+    digest: Digest = Digest()
     mlflow: MLflow = MLflow()
 
     @model_validator(mode="after")

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime as dt
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from itertools import repeat
 from operator import and_
@@ -61,6 +62,25 @@ def read_table(
     return dataset.to_table(columns=list(columns) if columns is not None else None, filter=where)
 
 
+def batches_of(warehouse: str, name: str, columns: Sequence[str], version: int | None = None) -> Iterator[pa.RecordBatch]:
+    """Rows of a table a batch at a time, in no order."""
+    for batch in _dataset(warehouse, name, version).to_batches(columns=list(columns), batch_readahead=2, fragment_readahead=1):
+        if batch.num_rows:
+            yield batch
+
+
+def user_segments(warehouse: str, version: int | None) -> tuple[pa.Table | None, tuple[str, ...]]:
+    """(user_id, place) of every user with a segment, 12 bytes each, and the names; None where there is no users table, or none has one."""
+    if version is None:
+        return None, ()
+    users = read_table(warehouse, "users", columns=["user_id", "segment"], version=version)
+    users = users.filter(pc.is_valid(users["segment"])).combine_chunks()
+    if users.num_rows == 0:
+        return None, ()
+    encoded = users["segment"].combine_chunks().dictionary_encode()
+    return pa.table({"user_id": users["user_id"], "place": encoded.indices.cast(pa.int32())}), tuple(encoded.dictionary.to_pylist())
+
+
 def run_rows(warehouse: str) -> list[dict[str, Any]]:
     """Every row of the manifest, maps as dicts; empty when no night ever began."""
     if not has_table(warehouse, "runs"):
@@ -98,6 +118,26 @@ def published_before(warehouse: str, run: dict[str, Any]) -> dict[str, Any]:
     if found is None:
         raise InputMissing(f"no other run was published before {run['run_id']}: there is nothing to compare it with")
     return found
+
+
+def published_on(warehouse: str, run_date: dt.date, run_id: str | None = None) -> dict[str, Any]:
+    """The manifest row of the date's run that was published last and not rolled back since, or of that run.
+
+    Raises:
+        InputMissing: there is none.
+    """
+    state: dict[str, dict[str, Any]] = {}
+    for row in sorted(run_rows(warehouse), key=lambda row: (row["attempt"], row["metrics"].get("event", 0.0))):
+        state[row["run_id"]] = row
+    published = [row for row in state.values() if row["status"] == "PUBLISHED"]
+    found = [row for row in published if row["run_date"] == run_date and run_id in (None, row["run_id"])]
+    if found:
+        return max(found, key=lambda row: row["published_at"])
+    if run_id is not None:
+        raise InputMissing(f"run {run_id} is not published any more: it was rolled back")
+    newest = max((row["run_date"] for row in published), default=None)
+    there = f"the newest that is published is of {newest}" if newest else "no night is published yet"
+    raise InputMissing(f"no run of {run_date} is published ({there}): see `recsys-batch status`")
 
 
 def earlier_run(rows: Sequence[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any] | None:

@@ -201,6 +201,20 @@ _SPECS = (
         ),
     ),
     TableSpec(
+        "sent_log",
+        "what digests sent to whom; append-only, one commit per digest",
+        (
+            Column("digest_id", pa.string(), "the digest: date, segment, slots and shard, or what its sender called it", nullable=False),
+            Column("run_id", pa.string(), "the night that it was made from; join to runs", nullable=False),
+            _user_id("whom it was sent to"),
+            Column("slot", pa.int32(), "place in the digest, from 1", nullable=False),
+            _item_id("what was sent"),
+            Column("sent_date", pa.date32(), "run date of the night", nullable=False),
+        ),
+        partition_by=("sent_date",),
+        sort_by=("user_id", "slot"),
+    ),
+    TableSpec(
         "user_embeddings",
         "one vector per user with a positive interaction",
         (

@@ -217,10 +217,8 @@ def _committed(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata:
 
 def _commit_once(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata: Mapping[str, Any], **how: Any) -> int:
     token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
-    now = int(time.time() * 1000)
-    partition = {name: str(value) for name, value in where.partition.items()}
     table.create_write_transaction(
-        [AddAction(part.path, part.n_bytes, partition, now, True, _stats(part, where.key)) for part in parts],
+        add_actions(where, parts),
         schema=table.schema(),
         partition_by=list(where.spec.partition_by),
         commit_properties=CommitProperties(custom_metadata={"userMetadata": token}),
@@ -228,6 +226,13 @@ def _commit_once(table: DeltaTable, where: Slice, parts: Sequence[Part], metadat
     )
     mine = [entry["version"] for entry in log_of(where.root).history(20) if entry.get("userMetadata") == token]
     return int(str(mine[0]))
+
+
+def add_actions(where: Slice, parts: Sequence[Part]) -> list[AddAction]:
+    """What a commit says of files that were written."""
+    now = int(time.time() * 1000)
+    partition = {name: str(value) for name, value in where.partition.items()}
+    return [AddAction(part.path, part.n_bytes, partition, now, True, _stats(part, where.key)) for part in parts]
 
 
 def parts_of(where: Slice, version: int | None = None) -> list[Part]:

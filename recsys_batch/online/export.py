@@ -24,7 +24,7 @@ from recsys_batch.online.run_lists import RunLists
 from recsys_batch.popularity import by_segment
 from recsys_batch.ragged import column_matrix
 from recsys_batch.ranges import Files
-from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice
+from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice, user_segments
 from recsys_batch.schemas import IdTypes
 
 
@@ -90,7 +90,7 @@ def open_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric
     root = artifact_root(warehouse)
     ids = id_types(warehouse)
     files = {name: run_files(warehouse, name, row) for name in ("candidates", "topk", "user_embeddings")}
-    segments, names = _segments(warehouse, row["input_versions"].get("users"))
+    segments, names = user_segments(warehouse, row["input_versions"].get("users"))
     return PublishedRun(
         warehouse=warehouse,
         row=row,
@@ -102,18 +102,6 @@ def open_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric
         segments=names,
         metric=metric,
     )
-
-
-def _segments(warehouse: str, version: int | None) -> tuple[pa.Table | None, tuple[str, ...]]:
-    """(user_id, place) of every user with a segment, 12 bytes each, and the names."""
-    if version is None:
-        return None, ()
-    users = read_table(warehouse, "users", columns=["user_id", "segment"], version=version)
-    users = users.filter(pc.is_valid(users["segment"])).combine_chunks()
-    if users.num_rows == 0:
-        return None, ()
-    encoded = users["segment"].combine_chunks().dictionary_encode()
-    return pa.table({"user_id": users["user_id"], "place": encoded.indices.cast(pa.int32())}), tuple(encoded.dictionary.to_pylist())
 
 
 def _user_norm(embeddings: Files) -> float:

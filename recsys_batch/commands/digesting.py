@@ -1,0 +1,120 @@
+"""digest: what an e-mail sender is given."""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recsys_batch.commands.options import Date, with_config
+from recsys_batch.commands.results import echo
+from recsys_batch.config import Config
+from recsys_batch.errors import UsageError
+from recsys_batch.schemas import ALL_SEGMENTS
+from recsys_batch.terminal import bar, count
+
+if TYPE_CHECKING:
+    from recsys_batch.digest.digest import Result
+
+
+class Shard(click.ParamType):
+    """i/n, i from 1."""
+
+    name = "I/N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", str(value))
+        if not found or not 1 <= int(found[1]) <= int(found[2]):
+            self.fail(f"{value!r} is not a shard like 1/4 (the first of four)", param, ctx)
+        return int(found[1]), int(found[2])
+
+
+class Moment(click.ParamType):
+    """A time with its zone."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.datetime:
+        try:
+            moment = value if isinstance(value, dt.datetime) else dt.datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is not a time like 2026-11-24T06:00:00Z", param, ctx)
+        return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+
+
+@click.command(help="A few items per user for an e-mail, with titles and reasons; none that was sent lately. One record per user.")
+@click.option("--run-date", type=Date(), required=True, help="The night's date; never taken from the clock.")
+@click.option("--slots", default=5, show_default=True, type=click.IntRange(1, 1000), help="Items per user.")
+@click.option("--segment", help="Only users of this segment.")
+@click.option("--out", required=True, metavar="FILE|DIR", help="The file, or a folder that gets DIGEST_ID.FORMAT.")
+@click.option("--format", "form", default="jsonl", show_default=True, type=click.Choice(["jsonl", "parquet"]), help="Of the file.")
+@click.option("--shard", default="1/1", show_default=True, type=Shard(), help="Only the I-th of N parts of the users, for N senders.")
+@click.option("--digest-id", help="Its name in sent_log. Where not given: date, segment, slots and shard.")
+@click.option("--as-of", type=Moment(), help="The time that the run's age is measured at, for replays; the clock's where not given.")
+@click.option("--dry-run", is_flag=True, help="Count, and write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@with_config
+def digest(
+    config: Config,
+    run_date: dt.date,
+    slots: int,
+    segment: str | None,
+    out: str,
+    form: str,
+    shard: tuple[int, int],
+    digest_id: str | None,
+    as_of: dt.datetime | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from recsys_batch.digest.digest import make_digest
+    from recsys_batch.digest.users import Order
+
+    segment = None if segment == ALL_SEGMENTS else segment
+    name = digest_id or f"{run_date}.{segment or ALL_SEGMENTS}.{slots}.{shard[0]}of{shard[1]}"
+    order = Order(
+        run_date=run_date,
+        slots=slots,
+        segment=segment,
+        shard=shard,
+        out=_file(out, name, form),
+        form=form,  # type: ignore[arg-type]
+        repeat_days=config.digest.repeat_days,
+        max_age=dt.timedelta(hours=config.digest.max_age_hours),
+        digest_id=name,
+    )
+    with bar("digest", quiet=as_json) as progress:
+        now = as_of or dt.datetime.now(dt.UTC)
+        paths = config.paths
+        result = make_digest(paths.warehouse, paths.cache, order, now, config.data.min_weight, dry_run=dry_run, progress=progress)
+    if as_json:
+        echo({"dry_run": dry_run, **asdict(result)})
+        return
+    _print(result, slots, dry_run)
+
+
+def _file(out: str, name: str, form: str) -> Path:
+    path = Path(out)
+    if not (path.is_dir() or out.endswith("/")):
+        return path
+    if not re.fullmatch(r"[\w.@+-][\w.@ +-]{0,199}", name):
+        raise UsageError(f"digest id {name!r} is no name of a file: pass --out FILE, or --digest-id of letters, digits, '.', '_' and '-'")
+    return path / f"{name}.{form}"
+
+
+def _print(result: Result, slots: int, dry_run: bool) -> None:
+    verb = "would be" if dry_run else "are"
+    click.echo(f"run {result.run_id}: {count(result.n_slots)} items for {count(result.n_users)} users {verb} in {result.out}")
+    told = [f"{count(result.n_popular)} from popular lists"] if result.n_popular else []
+    told += [f"{count(result.n_short)} users have fewer than {slots}"] if result.n_short else []
+    told += [f"{count(result.n_without)} have nothing left to be sent"] if result.n_without else []
+    if told:
+        click.echo("; ".join(told))
+    if result.logged_before:
+        click.echo(f"digest {result.digest_id} was logged before: this is the same one")

@@ -1,0 +1,85 @@
+"""Which items a user gets: the first of the list that may be sent, and popular ones where these are too few. For one range of users."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recsys_batch.schemas import ALL_SEGMENTS
+
+Popular = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""segment -> (codes, scores) of its popular list."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Slots of users 0 to n - 1, those of a user together and in order.
+
+    Attributes:
+        owner: int64 [slots], the user; codes: int64 [slots]; scores: float32 [slots].
+        popular: bool [slots], from a popular list, not from the model.
+    """
+
+    owner: np.ndarray
+    codes: np.ndarray
+    scores: np.ndarray
+    popular: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+
+def choose(lists: Chosen, n_users: int, slots: int, sendable: np.ndarray, sent: np.ndarray) -> Chosen:
+    """The first ``slots`` of each list that may be sent.
+
+    Args:
+        lists: whole lists.
+        sendable: bool [n_items].
+        sent: int64, owner * n_items + code of what the users were sent lately.
+    """
+    keep = sendable[lists.codes] & ~np.isin(lists.owner * len(sendable) + lists.codes, sent)
+    place = np.cumsum(keep)
+    before = np.concatenate([[0], place])[np.searchsorted(lists.owner, np.arange(n_users))]
+    keep &= place - before[lists.owner] <= slots
+    return Chosen(lists.owner[keep], lists.codes[keep], lists.scores[keep], lists.popular[keep])
+
+
+def fill(chosen: Chosen, segments: Sequence[str | None], slots: int, popular: Popular, sendable: np.ndarray, barred: np.ndarray) -> Chosen:
+    """Users with fewer than ``slots`` get popular items of their segment, then of everybody, behind what they have.
+
+    Args:
+        segments: of each user, None without one.
+        barred: int64, owner * n_items + code of what users have seen, or were sent lately.
+    """
+    n_items = len(sendable)
+    counts = np.bincount(chosen.owner, minlength=len(segments))
+    added: list[tuple[int, int, float]] = []
+    barred = np.sort(np.concatenate([barred, chosen.owner * n_items + chosen.codes]))
+    for user in np.flatnonzero(counts < slots).tolist():
+        missing, taken = slots - int(counts[user]), set[int]()
+        for segment in dict.fromkeys((segments[user] or ALL_SEGMENTS, ALL_SEGMENTS)):
+            codes, scores = popular.get(segment, _NONE)
+            keys = user * n_items + codes
+            at = np.minimum(np.searchsorted(barred, keys), max(len(barred) - 1, 0))
+            free = sendable[codes] & ~(barred[at] == keys if len(barred) else np.zeros(len(keys), bool))
+            for code, score in zip(codes[free].tolist(), scores[free].tolist(), strict=True):
+                if missing and code not in taken:
+                    added.append((user, code, score))
+                    taken.add(code)
+                    missing -= 1
+    if not added:
+        return chosen
+    owner, codes, scores = (np.array(column) for column in zip(*added, strict=True))
+    order = np.argsort(np.concatenate([chosen.owner, owner]), kind="stable")
+    together = (
+        np.concatenate([chosen.owner, owner]).astype(np.int64),
+        np.concatenate([chosen.codes, codes]).astype(np.int64),
+        np.concatenate([chosen.scores, scores]).astype(np.float32),
+        np.concatenate([chosen.popular, np.ones(len(owner), bool)]),
+    )
+    return Chosen(*(column[order] for column in together))
+
+
+_NONE = (np.zeros(0, np.int64), np.zeros(0, np.float32))

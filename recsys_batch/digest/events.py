@@ -1,0 +1,68 @@
+"""Interactions brought into ranges of user_id, through files of this machine: the table lies in order of time."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_batch.ranges import Range
+
+_CHUNK = 65_536
+
+
+class EventsByRange:
+    """Writes each range's events to a file of its own while they come, and gives them back range by range.
+
+    Args:
+        folder: an existing one for the files, about 30 bytes per event.
+        bounds: ranges that together are everybody, in order.
+    """
+
+    def __init__(self, folder: Path, bounds: Sequence[Range], schema: pa.Schema) -> None:
+        self._folder, self._schema = folder, schema
+        self._ends = [upto for _, upto in bounds[:-1]]
+        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+
+    def add(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Take in events, in any order."""
+        try:
+            for batch in batches:
+                for start in range(0, batch.num_rows, _CHUNK):
+                    self._add(batch.slice(start, _CHUNK))
+        finally:
+            for writer in self._writers.values():
+                writer.close()
+
+    def _add(self, batch: pa.RecordBatch) -> None:
+        place = self._places(batch["user_id"])
+        order = np.argsort(place, kind="stable")
+        batch, place = batch.take(pa.array(order)), place[order]
+        for number in np.unique(place).tolist():
+            first, last = np.searchsorted(place, [number, number + 1])
+            if number not in self._writers:
+                self._writers[number] = pa.ipc.new_stream(str(self._file(number)), self._schema)
+            self._writers[number].write_batch(batch.slice(first, last - first))
+
+    def _places(self, users: pa.Array) -> np.ndarray:
+        if pa.types.is_integer(users.type):
+            return np.asarray(np.searchsorted(np.asarray(self._ends, dtype=np.int64), users.to_numpy()), dtype=np.int64)
+        encoded = users.dictionary_encode()
+        # Python orders text by code point, as UTF-8 and so Arrow do.
+        of_each = np.array([bisect_left(self._ends, user) for user in encoded.dictionary.to_pylist()], dtype=np.int64)
+        return np.asarray(of_each[np.asarray(encoded.indices)])
+
+    def of(self, number: int) -> pa.Table:
+        """The events of a range, in order of user_id."""
+        if number not in self._writers:
+            return self._schema.empty_table()
+        with pa.memory_map(str(self._file(number))) as source:
+            table = pa.ipc.open_stream(source).read_all()
+        return table.take(pc.sort_indices(table["user_id"])).combine_chunks()
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number}.arrows"

@@ -1,0 +1,139 @@
+"""One record per user into a file that appears when it is whole: JSON lines, or Parquet."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from recsys_batch.errors import Busy, UsageError
+from recsys_batch.schemas import IdTypes
+
+Format = Literal["jsonl", "parquet"]
+
+
+def schema(ids: IdTypes) -> pa.Schema:
+    """Of a digest: user_id, slots, run_id, model_version. ``because_item_id`` and the item of ``reason`` are the same."""
+    slot = pa.struct(
+        [
+            pa.field("slot", pa.int32(), nullable=False),
+            pa.field("item_id", ids.item_arrow, nullable=False),
+            pa.field("title", pa.string()),
+            pa.field("score", pa.float32()),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("reason", pa.string(), nullable=False),
+            pa.field("because_item_id", ids.item_arrow),
+        ]
+    )
+    return pa.schema(
+        [
+            pa.field("user_id", ids.user_arrow, nullable=False),
+            pa.field("slots", pa.list_(slot), nullable=False),
+            pa.field("run_id", pa.string(), nullable=False),
+            pa.field("model_version", pa.string(), nullable=False),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Block:
+    """Users and their slots.
+
+    Attributes:
+        users: n ids; offsets: n + 1 places into the columns of ``slots``.
+        slots: columns of the slot struct, as lists.
+    """
+
+    users: list[Any]
+    offsets: list[int]
+    slots: dict[str, list[Any]]
+
+
+class Sink(Protocol):
+    """Where blocks go."""
+
+    def write(self, block: Block) -> None: ...
+
+
+def draft_of(path: Path) -> Path:
+    """Where a file is written before it is there."""
+    return path.with_name(f".{path.name}.part")
+
+
+@contextmanager
+def writing(path: Path, form: Format, ids: IdTypes, run_id: str, model_version: str) -> Iterator[Sink]:
+    """Writes the draft of a file; one process at a time.
+
+    Raises:
+        UsageError: it cannot be written.
+        Busy: another process writes it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with draft_of(path).open("ab") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Busy(f"{path} is being written by another process already") from None
+            stream.truncate(0)
+            sink = _Json(stream, run_id, model_version) if form == "jsonl" else _Parquet(stream, schema(ids), run_id, model_version)
+            yield sink
+            sink.close()
+    except OSError as error:
+        raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
+
+
+def finish(path: Path) -> None:
+    """Make the draft the file, on the disk when this returns."""
+    with draft_of(path).open("rb") as stream:
+        os.fsync(stream.fileno())
+    draft_of(path).replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class _Json:
+    def __init__(self, stream: Any, run_id: str, model_version: str) -> None:
+        self._stream = stream
+        self._tail = f', "run_id": {json.dumps(run_id)}, "model_version": {json.dumps(model_version)}}}\n'
+
+    def write(self, block: Block) -> None:
+        names = list(block.slots)
+        encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+        slots = [dict(zip(names, values, strict=True)) for values in zip(*block.slots.values(), strict=True)]
+        lines = [
+            f'{{"user_id": {encode(user)}, "slots": {encode(slots[first:last])}{self._tail}'
+            for user, first, last in zip(block.users, block.offsets[:-1], block.offsets[1:], strict=True)
+        ]
+        self._stream.write("".join(lines).encode())
+
+    def close(self) -> None:
+        self._stream.flush()
+
+
+class _Parquet:
+    def __init__(self, stream: Any, columns: pa.Schema, run_id: str, model_version: str) -> None:
+        self._schema, self._constant = columns, (run_id, model_version)
+        self._writer = pq.ParquetWriter(stream, columns, compression="zstd")
+
+    def write(self, block: Block) -> None:
+        kind = self._schema.field("slots").type.value_type
+        values = pa.StructArray.from_arrays([pa.array(block.slots[field.name], field.type) for field in kind], fields=list(kind))
+        lists = pa.ListArray.from_arrays(pa.array(block.offsets, pa.int32()), values)
+        constant = [pa.repeat(text, len(block.users)) for text in self._constant]
+        users = pa.array(block.users, self._schema.field("user_id").type)
+        self._writer.write_batch(pa.RecordBatch.from_arrays([users, lists, *constant], schema=self._schema))
+
+    def close(self) -> None:
+        self._writer.close()
