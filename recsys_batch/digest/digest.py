@@ -94,7 +94,7 @@ def _both(made: Iterator[Slots], sink: Sink, digest_id: str, run_id: str, schema
     """Slots into the file, and as rows of the log."""
     for one in made:
         sink.write(one.block())
-        columns = one.columns()
+        columns = one.columns
         n = len(columns["item_id"])
         names = {"digest_id": pa.repeat(digest_id, n), "run_id": pa.repeat(run_id, n), "user_id": one.user_of_each()}
         yield rows_of(schema, {**names, "slot": columns["slot"], "item_id": columns["item_id"]})

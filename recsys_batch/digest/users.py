@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from recsys_batch.ranges import Files, Range, ranges, runs
 from recsys_batch.read import batches_of, read_table, run_files, run_slice, user_segments
 from recsys_batch.schemas import ALL_SEGMENTS
 
+_USERS = 8_192
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 Progress = Callable[[int, int], None]
@@ -164,10 +166,20 @@ class Slots:
     run: Run
     wanted: int
 
+    def pieces(self) -> Iterator[Slots]:
+        """The same, some users at a time: words take many times the memory of numbers."""
+        for first in range(0, len(self.users), _USERS):
+            last = min(first + _USERS, len(self.users))
+            part = slice(*np.searchsorted(self.chosen.owner, [first, last]))
+            chosen = self.chosen
+            some = Chosen(chosen.owner[part] - first, chosen.codes[part], chosen.scores[part], chosen.popular[part])
+            yield Slots(self.users[first:last], self.segments[first:last], some, self.because[part], self.run, self.wanted)
+
     def user_of_each(self) -> pa.Array:
         """user_id of every slot."""
         return self.users.take(pa.array(self.chosen.owner))
 
+    @cached_property
     def columns(self) -> dict[str, list[Any]]:
         """Of the slots, as ``writing.schema`` names them."""
         chosen, run = self.chosen, self.run
@@ -178,7 +190,7 @@ class Slots:
             "slot": (np.arange(len(chosen)) - first + 1).tolist(),
             "item_id": run.catalogue.ids(chosen.codes).to_pylist(),
             "title": titles,
-            "score": [round(float(score), 6) for score in chosen.scores],
+            "score": np.round(chosen.scores.astype(np.float64), 6).tolist(),
             "source": ["popular" if one else "model" for one in chosen.popular.tolist()],
             "reason": self._reasons(),
             "because_item_id": because.to_pylist(),
@@ -188,7 +200,7 @@ class Slots:
         """Of the users who get something."""
         counts = np.bincount(self.chosen.owner, minlength=len(self.users))
         users = self.users.filter(pa.array(counts > 0)).to_pylist()
-        return Block(users, [0, *np.cumsum(counts[counts > 0]).tolist()], self.columns())
+        return Block(users, [0, *np.cumsum(counts[counts > 0]).tolist()], self.columns)
 
     def _reasons(self) -> list[str]:
         titles = self.run.titles.take(pa.array(np.maximum(self.because, 0))).to_pylist() if len(self.because) else []
@@ -228,7 +240,7 @@ class Users:
             if len(listed.users):
                 chosen = chooser(listed, self.run)
                 because = because_of(chosen, len(listed.users), self._liked(listed), self.run.catalogue.embeddings)
-                yield Slots(listed.users, listed.segments, chosen, because, self.run, self.order.slots)
+                yield from Slots(listed.users, listed.segments, chosen, because, self.run, self.order.slots).pieces()
             progress(number + 1, len(self.bounds))
 
     def _listed(self, number: int, bounds: Range) -> Listed:
