@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot bench-digest clean distclean
+.PHONY: help setup data test lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -59,6 +59,10 @@ airflow-test: setup ## the DAG in a real Airflow, in a virtual environment of it
 
 audit-deps: setup ## installed packages against known vulnerabilities (pip-audit, in an environment of its own)
 	$(BIN)/python tools/audit_deps.py
+
+docs: ## the site out of docs/, into site/ (MkDocs, in an environment of its own)
+	@test -x .docs/bin/mkdocs || { $(PYTHON) -m venv .docs && .docs/bin/pip install -qq --disable-pip-version-check 'mkdocs>=1.6,<2'; }
+	NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict
 
 protocol: .venv/.ready ## the messages of the Open Inference Protocol, generated from their .proto
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. recsys_batch/online/oip/grpc_predict_v2.proto
@@ -113,6 +117,6 @@ clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke data/profile .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
 distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
-	rm -rf .venv .airflow .jars-s3a .audit .jars .java data/ml-100k *.egg-info build dist
+	rm -rf .venv .airflow .docs site .jars-s3a .audit .jars .java data/ml-100k *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rmdir data 2>/dev/null || true
