@@ -58,13 +58,13 @@ def read_table(
     version: int | None = None,
 ) -> pa.Table:
     """Rows of a table, with column projection and filter pushed into the files."""
-    dataset = _dataset(warehouse, name, version)
+    dataset = table_dataset(warehouse, name, version)
     return dataset.to_table(columns=list(columns) if columns is not None else None, filter=where)
 
 
 def batches_of(warehouse: str, name: str, columns: Sequence[str], version: int | None = None) -> Iterator[pa.RecordBatch]:
     """Rows of a table a batch at a time, in no order."""
-    for batch in _dataset(warehouse, name, version).to_batches(columns=list(columns), batch_readahead=2, fragment_readahead=1):
+    for batch in table_dataset(warehouse, name, version).to_batches(columns=list(columns), batch_readahead=2, fragment_readahead=1):
         if batch.num_rows:
             yield batch
 
@@ -172,7 +172,7 @@ def run_slice(
 
     A published slice is never written again, so the newest version of the table holds it as it was published.
     """
-    dataset = _dataset(warehouse, name)
+    dataset = table_dataset(warehouse, name)
     where = ds.field("run_id") == run["run_id"]
     if name == "topk":
         where &= ds.field("run_date") == pa.scalar(run["run_date"], pa.date32())
@@ -206,10 +206,10 @@ def id_types(warehouse: str) -> IdTypes:
 
 def column_type(warehouse: str, name: str, column: str) -> pa.DataType:
     """Arrow type of a column."""
-    return _dataset(warehouse, name).schema.field(column).type
+    return table_dataset(warehouse, name).schema.field(column).type
 
 
-def _dataset(warehouse: str, name: str, version: int | None = None) -> ds.Dataset:
+def table_dataset(warehouse: str, name: str, version: int | None = None) -> ds.Dataset:
     """The table's files as a dataset."""
     return _dataset_of(f"{warehouse.rstrip('/')}/{name}", open_table(warehouse, name, version))
 

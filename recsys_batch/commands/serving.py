@@ -50,10 +50,10 @@ def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:
     from recsys_batch.online.writing import write_snapshot
 
     if config.online.store == "lmdb":
-        return write_snapshot(folder, run.contents(with_records=True))
+        return write_snapshot(folder, run.contents(with_records=True, n_samples=config.online.samples))
     from recsys_batch.commands.redis_lists import fill_redis
 
-    return write_snapshot(folder, run.contents(with_records=False), lambda: fill_redis(config, run))
+    return write_snapshot(folder, run.contents(with_records=False, n_samples=config.online.samples), lambda: fill_redis(config, run))
 
 
 @click.command(help="Answer ranking requests from the current snapshot, and go over to others as they come.")
@@ -102,6 +102,7 @@ _PASSED = (
     "max_body_kb",
     "max_waiting",
     "exposures_max_mb",
+    "page",
     "max_age_hours",
     "max_age_hard_hours",
     "store_timeout_ms",

@@ -11,6 +11,7 @@ from recsys_batch.catalogue import Catalogue
 from recsys_batch.features import FeatureSpec
 from recsys_batch.online.items import Descriptions
 from recsys_batch.online.popular import Popular
+from recsys_batch.online.samples import Samples
 from recsys_batch.schemas import IdTypes
 
 
@@ -46,6 +47,7 @@ class Contents:
         ranker: ``ranker.onnx``; None where the model has none, and the retrieval order is the ranking.
         records: (key, record) of every user, best in the order of keys; read once, so that memory stays bounded. None where they
             are in a store beside the snapshot.
+        samples: users to look at, with the codes of what they did lately; may be empty.
     """
 
     facts: Facts
@@ -55,3 +57,4 @@ class Contents:
     features: FeatureSpec
     ranker: bytes | None = field(repr=False)
     records: Iterable[tuple[bytes, bytes]] | None = field(repr=False)
+    samples: Samples = field(default_factory=dict, repr=False)

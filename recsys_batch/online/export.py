@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,16 +16,18 @@ from recsys_batch import __version__
 from recsys_batch.artifacts import artifact_root, bundle_folder, catalogue_folder
 from recsys_batch.bundle import Bundle, load_bundle
 from recsys_batch.catalogue import Catalogue, map_catalogue
+from recsys_batch.errors import InputMissing
 from recsys_batch.features import FeatureSpec
 from recsys_batch.node_cache import NodeCache
 from recsys_batch.online.contents import Contents, Facts
 from recsys_batch.online.items import Descriptions
 from recsys_batch.online.popular import Popular
 from recsys_batch.online.run_lists import RunLists
+from recsys_batch.online.samples import latest, sampled_users
 from recsys_batch.popularity import by_segment
 from recsys_batch.ragged import column_matrix
 from recsys_batch.ranges import Files
-from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice, user_segments
+from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice, table_dataset, user_segments
 from recsys_batch.schemas import IdTypes
 
 
@@ -42,8 +45,12 @@ class PublishedRun:
     segments: tuple[str, ...]
     metric: Literal["ip", "cosine"]
 
-    def contents(self, *, with_records: bool) -> Contents:
-        """Of its snapshot; without records they go to a store of their own."""
+    def contents(self, *, with_records: bool, n_samples: int = 0) -> Contents:
+        """Of its snapshot; without records they go to a store of their own.
+
+        Args:
+            n_samples: users whose newest items it keeps to be looked at; the interactions are read through once for them.
+        """
         catalogue = map_catalogue(str(self.cache.localized(self.catalogue_dir)))
         ranker = self.bundle.ranker_path
         return Contents(
@@ -54,7 +61,17 @@ class PublishedRun:
             features=FeatureSpec.from_dict(self.bundle.manifest["features"]),
             ranker=None if ranker is None else ranker.read_bytes(),
             records=self._records(catalogue) if with_records else None,
+            samples=self._samples(catalogue, n_samples),
         )
+
+    def _samples(self, catalogue: Catalogue, n: int) -> dict[int | str, list[int]]:
+        """None where interactions are no longer what they were: only people miss them, so the night is served all the same."""
+        version = self.row["input_versions"].get("interactions")
+        if n == 0 or version is None:
+            return {}
+        with contextlib.suppress(InputMissing, FileNotFoundError):
+            return latest(table_dataset(self.warehouse, "interactions", version), sampled_users(self.lists.candidates, n), catalogue)
+        return {}
 
     def _records(self, catalogue: Catalogue) -> Iterator[tuple[bytes, bytes]]:
         for bounds in self.lists.bounds:

@@ -21,6 +21,9 @@ from recsys_batch.online.workers import reports
 _SWITCH_SECONDS = 120.0
 
 
+MOST_USERS = 1000
+
+
 class Handlers:
     """Of one worker. ``snapshots`` is the folder of snapshots, ``state`` that of the server."""
 
@@ -36,6 +39,8 @@ class Handlers:
         return [
             Route("POST", "/v1/rank", self.rank),
             Route("POST", "/v1/feedback", self.feedback),
+            Route("GET", "/v1/users", self.users),
+            Route("GET", "/v1/users/{user_id}", self.user),
             Route("GET", "/v1/users/{user_id}/topk", self.topk),
             Route("GET", "/v1/snapshots", self.snapshots, access="admin", counted=False),
             Route("POST", "/v1/snapshots/rollback", self.roll_back, access="admin", counted=False),
@@ -64,15 +69,21 @@ class Handlers:
         return Response(202, encode({"taken": taken}))
 
     async def topk(self, request: Request) -> Response:
-        given = parse_qs(request.query, keep_blank_values=True)
-        unknown = sorted(set(given) - {"k"})
-        if unknown:
-            raise BadRequest(f"unknown parameter {unknown[0][:50]!r}; known: k")
-        text = given.get("k", [str(min(100, self._bounds.max_k))])[-1]
-        if not (text.isascii() and text.isdigit() and len(text) < 10):
-            raise BadRequest(f"k is {text[:50]!r}: expected a whole number")
-        check_k(int(text), self._bounds)
-        return Response(200, encode(await self._service.published(request.parameters["user_id"], int(text))))
+        k = _number(request.query, "k", min(100, self._bounds.max_k))
+        check_k(k, self._bounds)
+        return Response(200, encode(await self._service.published(request.parameters["user_id"], k)))
+
+    async def users(self, request: Request) -> Response:
+        """Some users to look at."""
+        limit = _number(request.query, "limit", 20)
+        if not 1 <= limit <= MOST_USERS:
+            raise BadRequest(f"limit is {limit}: expected 1 to {MOST_USERS}")
+        return Response(200, encode(self._service.some_users(limit, self._bounds)))
+
+    async def user(self, request: Request) -> Response:
+        """What there is of one."""
+        _number(request.query, None, 0)
+        return Response(200, encode(await self._service.about(request.parameters["user_id"])))
 
     async def snapshots(self, request: Request) -> Response:
         return Response(200, encode(self._status()))
@@ -130,3 +141,19 @@ class Handlers:
             told = {"snapshot_id": name, "run_date": facts.run_date, "model_version": facts.model_version}
             known.append({**told, "generated_at": facts.generated_at, "n_users": manifest.n_users, "n_items": manifest.n_items})
         return {"current": folders.current(self._snapshots), "snapshots": known, "workers": reports(self._state)}
+
+
+def _number(query: str, name: str | None, default: int) -> int:
+    """The query's only parameter, a whole number; with no name there is none.
+
+    Raises:
+        BadRequest: another parameter, or something else.
+    """
+    given = parse_qs(query, keep_blank_values=True)
+    unknown = sorted(set(given) - {name})
+    if unknown:
+        raise BadRequest(f"unknown parameter {unknown[0][:50]!r}; known: {name or 'none'}")
+    text = given.get(name or "", [str(default)])[-1]
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadRequest(f"{name} is {text[:50]!r}: expected a whole number")
+    return int(text)

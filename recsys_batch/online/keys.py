@@ -28,6 +28,13 @@ def user_key(user_id: int | str, kind: IdType) -> bytes | None:
     return key[: _LONGEST - 32] + hashlib.sha256(key).digest()
 
 
+def user_of(key: bytes, kind: IdType) -> int | str | None:
+    """The id of a key; None for one that ends in a hash."""
+    if kind == "BIGINT":
+        return int.from_bytes(key, "big") - _SHIFT
+    return None if len(key) == _LONGEST else key[1:].decode()
+
+
 def _number_key(user_id: int | str) -> bytes | None:
     number = as_number(user_id)
     return None if number is None else (number + _SHIFT).to_bytes(8, "big")

@@ -70,7 +70,10 @@ def make_snapshot(
     )
     popular = Popular({ALL_SEGMENTS: (order, popularity[order])})
     records = _records(rng, users, embeddings, candidates)
-    return write_snapshot(folder, Contents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, records))
+    samples: dict[int | str, list[int]] = {
+        user: ((user * 7 + 13 * np.arange(8)) % items).tolist() for user in range(0, users, max(1, users // 100))
+    }
+    return write_snapshot(folder, Contents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, records, samples))
 
 
 def _records(rng: np.random.Generator, users: int, embeddings: np.ndarray, candidates: int) -> Iterator[tuple[bytes, bytes]]:

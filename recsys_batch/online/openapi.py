@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from recsys_batch import __version__
+from recsys_batch.online.about import UserAbout, UsersAbout
 from recsys_batch.online.requests import Answer, Feedback, RankRequest
 
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
@@ -14,12 +15,13 @@ _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "requir
 
 def document() -> dict[str, Any]:
     """OpenAPI 3.1."""
-    (request, answer, feedback), components = msgspec.json.schema_components(
-        (RankRequest, Answer, Feedback), ref_template="#/components/schemas/{name}"
+    (request, answer, feedback, users, about), components = msgspec.json.schema_components(
+        (RankRequest, Answer, Feedback, UsersAbout, UserAbout), ref_template="#/components/schemas/{name}"
     )
     components["Error"] = _ERROR
     user = _parameter("user_id", "path", {"type": "string"}, "a number's digits where user ids are numbers")
     k = _parameter("k", "query", {"type": "integer", "minimum": 1, "default": 100}, "items of the list")
+    limit = _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20}, "most users")
     snapshot = _parameter("snapshot_id", "path", {"type": "string"}, "as GET /v1/snapshots lists it")
     routes = {
         "type": "object",
@@ -39,6 +41,10 @@ def document() -> dict[str, Any]:
             "/v1/rank": {"post": _operation("Rank a user's candidates for this request", answer, request, errors=(400, 401, 413, 503))},
             "/v1/feedback": {
                 "post": _operation("What users did, for the next ingest", anything, feedback, status=202, errors=(400, 401, 404, 413, 503))
+            },
+            "/v1/users": {"get": _operation("Some users to look at", users, parameters=[limit], errors=(400, 401, 503))},
+            "/v1/users/{user_id}": {
+                "get": _operation("What the snapshot holds of a user", about, parameters=[user], errors=(400, 401, 404, 503))
             },
             "/v1/users/{user_id}/topk": {
                 "get": _operation("The published list itself", answer, parameters=[user, k], errors=(400, 401, 404, 503))

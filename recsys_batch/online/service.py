@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 
 from recsys_batch.online import metrics
+from recsys_batch.online.about import UserAbout, UsersAbout, user_about, users_about
 from recsys_batch.online.admission import Admission
 from recsys_batch.online.ages import Ages
 from recsys_batch.online.feedback import FeedbackEvent
@@ -16,7 +17,7 @@ from recsys_batch.online.live import Live, Loaded
 from recsys_batch.online.query import Query
 from recsys_batch.online.ranking import STALE, Asked, Ranked, published_order, rank
 from recsys_batch.online.records import UserLists, decode
-from recsys_batch.online.requests import Answer, answer
+from recsys_batch.online.requests import Answer, Bounds, answer
 from recsys_batch.online.shown import Shown
 from recsys_batch.online.stores import StoreUnavailable
 from recsys_batch.online.together import Together
@@ -85,25 +86,42 @@ class Service:
         began = time.perf_counter()
         loaded, key = self._choose(user_id)
         with loaded.held():
-            lists, failed = await self._lists(loaded, key)
-            if failed:
-                raise StoreUnavailable("the store of users' lists does not answer")
-            if lists is None:
-                raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {user_id!r}")
+            lists = await self._known(loaded, key, user_id)
             query = Query(user_id, k)
             ranked = published_order(query, lists)
             self._flag_age(loaded, ranked)
             return answer(ranked, query, loaded.snapshot, secrets.token_hex(16), {"total": time.perf_counter() - began})
+
+    async def about(self, user_id: int | str) -> UserAbout:
+        """What the snapshot holds of a user. Raises as ``published``."""
+        loaded, key = self._choose(user_id)
+        with loaded.held():
+            return user_about(loaded.snapshot, user_id, await self._known(loaded, key, user_id))
+
+    def some_users(self, limit: int, bounds: Bounds) -> UsersAbout:
+        """Some users to look at. Raises NotReady without a snapshot."""
+        return users_about(self._current().snapshot, limit, bounds)
+
+    async def _known(self, loaded: Loaded, key: bytes | None, user_id: int | str) -> UserLists:
+        lists, failed = await self._lists(loaded, key)
+        if failed:
+            raise StoreUnavailable("the store of users' lists does not answer")
+        if lists is None:
+            raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {user_id!r}")
+        return lists
 
     def _flag_age(self, loaded: Loaded, ranked: Ranked) -> None:
         """An old snapshot is a reason where there is no other."""
         if ranked.degraded is None and self.ages.of(loaded.snapshot.manifest.facts.generated_at) != "fresh":
             ranked.degraded = STALE
 
-    def _choose(self, user_id: int | str) -> tuple[Loaded, bytes | None]:
-        current = self.live.current
-        if current is None:
+    def _current(self) -> Loaded:
+        if self.live.current is None:
             raise NotReady("no snapshot is in use yet: run `recsys-batch export-snapshot`, or wait while it is being opened")
+        return self.live.current
+
+    def _choose(self, user_id: int | str) -> tuple[Loaded, bytes | None]:
+        current = self._current()
         key = current.snapshot.key(user_id)
         chosen = self.live.choose(key) or current
         return chosen, key if chosen is current else chosen.snapshot.key(user_id)

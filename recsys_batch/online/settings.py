@@ -43,6 +43,7 @@ class Settings(msgspec.Struct, frozen=True):
     grpc_port: int | None
     exposures: str | None
     exposures_max_mb: float
+    page: bool
 
     def put(self) -> None:
         """For processes that are started from here on."""

@@ -18,6 +18,8 @@ from recsys_batch.online.keys import user_key
 from recsys_batch.online.manifest import Manifest, SnapshotRefused, read_manifest, verify
 from recsys_batch.online.nearest import Lists
 from recsys_batch.online.popular import Popular
+from recsys_batch.online.samples import FILE as SAMPLES
+from recsys_batch.online.samples import Samples, read_samples
 from recsys_batch.online.stores import LMDB_FILE, LmdbStore
 from recsys_batch.online.writing import ITEMS, NEAREST, POPULAR, RANKER
 from recsys_batch.onnx_ranker import OnnxRanker
@@ -31,6 +33,7 @@ class Snapshot:
     Attributes:
         store: None where users' lists are in Redis.
         lists: to find items near a vector; None where all are searched.
+        samples: users to look at and what they did lately; empty where it keeps none.
     """
 
     manifest: Manifest
@@ -40,6 +43,7 @@ class Snapshot:
     store: LmdbStore | None
     lists: Lists | None
     folder: Path = field(repr=False)
+    samples: Samples = field(default_factory=dict, repr=False)
 
     @property
     def snapshot_id(self) -> str:
@@ -102,7 +106,9 @@ def _opened(folder: Path, manifest: Manifest) -> Snapshot:
     store = LmdbStore(folder / LMDB_FILE) if manifest.store == "lmdb" else None
     if store is not None and len(store) != manifest.n_users:
         raise SnapshotRefused(f"{folder / LMDB_FILE} has {len(store)} users, the manifest says {manifest.n_users}: export it again")
-    return Snapshot(manifest, items, popular, ranker, store, lists, folder)
+    # Read now: a folder may be removed while the snapshot is in use.
+    samples = read_samples(folder / SAMPLES) if SAMPLES in manifest.files else {}
+    return Snapshot(manifest, items, popular, ranker, store, lists, folder, samples)
 
 
 def _try(ranker: OnnxRanker, manifest: Manifest) -> None:

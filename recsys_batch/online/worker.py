@@ -22,6 +22,7 @@ from recsys_batch.online.live import Live
 from recsys_batch.online.oip.batching import Batching
 from recsys_batch.online.oip.routes import Protocol
 from recsys_batch.online.oip.served import ServedModels
+from recsys_batch.online.pages import page_routes
 from recsys_batch.online.requests import Bounds
 from recsys_batch.online.service import Service
 from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, TURNS, Settings, remote_store, settings
@@ -46,7 +47,7 @@ class Worker(App):
         batching = Batching(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
         protocol = Protocol(ServedModels(self._live, given.max_k, ages), batching)
         super().__init__(
-            Routes([*handlers.routes(), *protocol.routes()]),
+            Routes([*handlers.routes(), *protocol.routes(), *(page_routes() if given.page else [])]),
             admission,
             max_body_bytes=given.max_body_kb * 1024,
             admin_token=os.environ.get(ADMIN_TOKEN) or None,

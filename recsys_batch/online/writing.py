@@ -17,6 +17,8 @@ from recsys_batch.online.folders import DRAFT, check_name, sync_folder, sync_tre
 from recsys_batch.online.items import write_items
 from recsys_batch.online.manifest import NAME, Manifest, StoreKind, listed, mark_verified
 from recsys_batch.online.nearest import build_lists
+from recsys_batch.online.samples import FILE as SAMPLES
+from recsys_batch.online.samples import write_samples
 from recsys_batch.online.stores import LMDB_FILE, write_lmdb
 
 ITEMS, POPULAR, RANKER = "items", "popular.safetensors", "ranker.onnx"
@@ -53,6 +55,8 @@ def _write(draft: Path, contents: Contents, fill: Callable[[], int] | None) -> M
     write_items(draft / ITEMS, contents.catalogue, contents.described)
     save_file({name: np.ascontiguousarray(array) for name, array in contents.popular.arrays().items()}, draft / POPULAR)
     (draft / "popular.json").write_text(json.dumps(list(contents.popular.lists)), encoding="utf-8")
+    if contents.samples:
+        write_samples(draft / SAMPLES, contents.samples)
     lists = build_lists(contents.catalogue.embeddings, np.asarray(contents.catalogue.retrievable))
     if lists is not None:
         for name, array in zip(NEAREST, (lists.centroids, lists.codes, lists.offsets), strict=True):

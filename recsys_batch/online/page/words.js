@@ -1,0 +1,34 @@
+// Codes of the server in words.
+
+export const SOURCES = {
+  ranker: "ranked for this request",
+  batch: "the night's order",
+  popular: "a popular list",
+};
+
+export const REASONS = {
+  unknown_user: "the snapshot does not know this user, so everybody's popular items stand in",
+  no_embedding: "the night had no embedding of this user, only a popular list",
+  no_ranker: "the model has no ranker",
+  deadline: "there was no time left for the ranker",
+  ranker_failed: "the ranker failed",
+  store_unavailable: "the store of users' lists does not answer, so popular items stand in",
+  stale_snapshot: "the snapshot is old",
+};
+
+export function problemInWords(problem) {
+  if (problem.status === 401) return "This server asks for a token: type it under Token above.";
+  if (problem.status === 503) return `Not now: ${problem.message}.`;
+  if (problem.status === 0) return "The server does not answer. Is it running?";
+  return `Refused (${problem.status}): ${problem.message}`;
+}
+
+export function movement(batchRank, rank) {
+  if (!batchRank) return { moved: "new", direction: "up", movedInWords: "not in the night's list" };
+  const steps = batchRank - rank;
+  if (steps === 0) return { moved: "=", movedInWords: "where the night had it" };
+  const places = `${Math.abs(steps)} ${Math.abs(steps) === 1 ? "place" : "places"}`;
+  return steps > 0
+    ? { moved: `▲ ${steps}`, direction: "up", movedInWords: `${places} up from ${batchRank}` }
+    : { moved: `▼ ${-steps}`, direction: "down", movedInWords: `${places} down from ${batchRank}` };
+}
