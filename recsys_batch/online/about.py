@@ -24,6 +24,15 @@ class ItemAbout(Struct):
     batch_rank: int | UnsetType | None = UNSET
 
 
+class OneItem(Struct):
+    """Of GET /v1/items/{item_id}."""
+
+    item_id: Id
+    title: str | None
+    categories: list[str]
+    snapshot_id: str
+
+
 class UserAbout(Struct):
     """Of GET /v1/users/{user_id}. ``history`` is null where the snapshot keeps none of this user; newest first."""
 
@@ -88,6 +97,15 @@ def users_about(snapshot: Snapshot, limit: int, bounds: Bounds) -> UsersAbout:
         categories=sorted(snapshot.items.described.categories),
         max_k=bounds.max_k,
     )
+
+
+def item_about(snapshot: Snapshot, item_id: Id) -> OneItem | None:
+    """None for an item that the snapshot does not have."""
+    codes = snapshot.items.codes([item_id])
+    if len(codes) == 0:
+        return None
+    (found,) = _items(snapshot, codes)
+    return OneItem(found.item_id, found.title, found.categories, snapshot.snapshot_id)
 
 
 def _history(snapshot: Snapshot, user_id: Id) -> list[ItemAbout] | None:

@@ -14,7 +14,7 @@ from recsys_batch.online import metrics
 from recsys_batch.online.admission import Admission
 from recsys_batch.online.http import HttpError, Request, Response, Route, Routes, problem
 from recsys_batch.online.requests import BadRequest
-from recsys_batch.online.service import NotReady, UnknownUser
+from recsys_batch.online.service import NotReady, UnknownItem, UnknownUser
 from recsys_batch.online.stores import StoreUnavailable
 
 logger = logging.getLogger("recsys_batch.online")
@@ -66,7 +66,7 @@ class App:
             return problem(error.status, str(error), error.headers)
         except BadRequest as error:
             return problem(400, str(error))
-        except UnknownUser as error:
+        except (UnknownUser, UnknownItem) as error:
             return problem(404, str(error))
         except (NotReady, StoreUnavailable) as error:
             return problem(503, str(error), (("retry-after", "1"),))

@@ -42,6 +42,7 @@ class Handlers:
             Route("GET", "/v1/users", self.users),
             Route("GET", "/v1/users/{user_id}", self.user),
             Route("GET", "/v1/users/{user_id}/topk", self.topk),
+            Route("GET", "/v1/items/{item_id}", self.item),
             Route("GET", "/v1/snapshots", self.snapshots, access="admin", counted=False),
             Route("POST", "/v1/snapshots/rollback", self.roll_back, access="admin", counted=False),
             Route("POST", "/v1/snapshots/{snapshot_id}/activate", self.activate, access="admin", counted=False),
@@ -84,6 +85,10 @@ class Handlers:
         """What there is of one."""
         _number(request.query, None, 0)
         return Response(200, encode(await self._service.about(request.parameters["user_id"])))
+
+    async def item(self, request: Request) -> Response:
+        _number(request.query, None, 0)
+        return Response(200, encode(self._service.item(request.parameters["item_id"])))
 
     async def snapshots(self, request: Request) -> Response:
         return Response(200, encode(self._status()))

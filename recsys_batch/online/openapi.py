@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from recsys_batch import __version__
-from recsys_batch.online.about import UserAbout, UsersAbout
+from recsys_batch.online.about import OneItem, UserAbout, UsersAbout
 from recsys_batch.online.requests import Answer, Feedback, RankRequest
 
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
@@ -15,13 +15,14 @@ _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "requir
 
 def document() -> dict[str, Any]:
     """OpenAPI 3.1."""
-    (request, answer, feedback, users, about), components = msgspec.json.schema_components(
-        (RankRequest, Answer, Feedback, UsersAbout, UserAbout), ref_template="#/components/schemas/{name}"
+    (request, answer, feedback, users, about, item), components = msgspec.json.schema_components(
+        (RankRequest, Answer, Feedback, UsersAbout, UserAbout, OneItem), ref_template="#/components/schemas/{name}"
     )
     components["Error"] = _ERROR
     user = _parameter("user_id", "path", {"type": "string"}, "a number's digits where user ids are numbers")
     k = _parameter("k", "query", {"type": "integer", "minimum": 1, "default": 100}, "items of the list")
     limit = _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20}, "most users")
+    named_item = _parameter("item_id", "path", {"type": "string"}, "a number's digits where item ids are numbers")
     snapshot = _parameter("snapshot_id", "path", {"type": "string"}, "as GET /v1/snapshots lists it")
     routes = {
         "type": "object",
@@ -48,6 +49,9 @@ def document() -> dict[str, Any]:
             },
             "/v1/users/{user_id}/topk": {
                 "get": _operation("The published list itself", answer, parameters=[user, k], errors=(400, 401, 404, 503))
+            },
+            "/v1/items/{item_id}": {
+                "get": _operation("What an item is called", item, parameters=[named_item], errors=(400, 401, 404, 503))
             },
             "/v1/snapshots": {"get": _operation("Snapshots, and what each worker answers from", anything, errors=(401, 403), admin=True)},
             "/v1/snapshots/{snapshot_id}/activate": {

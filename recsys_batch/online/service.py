@@ -9,7 +9,7 @@ import time
 from dataclasses import replace
 
 from recsys_batch.online import metrics
-from recsys_batch.online.about import UserAbout, UsersAbout, user_about, users_about
+from recsys_batch.online.about import OneItem, UserAbout, UsersAbout, item_about, user_about, users_about
 from recsys_batch.online.admission import Admission
 from recsys_batch.online.ages import Ages
 from recsys_batch.online.feedback import FeedbackEvent
@@ -29,6 +29,10 @@ class NotReady(Exception):
 
 class UnknownUser(Exception):
     """The snapshot has no list of that user. Status 404."""
+
+
+class UnknownItem(Exception):
+    """The snapshot has no such item. Status 404."""
 
 
 class Service:
@@ -101,6 +105,18 @@ class Service:
     def some_users(self, limit: int, bounds: Bounds) -> UsersAbout:
         """Some users to look at. Raises NotReady without a snapshot."""
         return users_about(self._current().snapshot, limit, bounds)
+
+    def item(self, item_id: int | str) -> OneItem:
+        """What an item is called.
+
+        Raises:
+            NotReady: no snapshot. UnknownItem: the snapshot does not have it.
+        """
+        snapshot = self._current().snapshot
+        found = item_about(snapshot, item_id)
+        if found is None:
+            raise UnknownItem(f"snapshot {snapshot.snapshot_id} has no item {item_id!r}")
+        return found
 
     async def _known(self, loaded: Loaded, key: bytes | None, user_id: int | str) -> UserLists:
         lists, failed = await self._lists(loaded, key)

@@ -25,6 +25,18 @@ function remember(items) {
   for (const item of items ?? []) if (item.title) titles.set(String(item.item_id), item.title);
 }
 
+// A link names items of a session that are in none of the lists.
+function nameStrangers() {
+  const unnamed = [...state.session, ...state.excluded].filter((id) => !titles.has(id));
+  for (const id of unnamed) {
+    titles.set(id, `item ${id}`);
+    ask(`v1/items/${encodeURIComponent(id)}`, { token: token() }).then(
+      (item) => (remember([item]), showChips()),
+      () => {},
+    );
+  }
+}
+
 function tell(text) {
   at("message").textContent = text;
 }
@@ -96,6 +108,7 @@ async function loadRanking() {
   const answer = await ask("v1/rank", { token: token(), body, signal });
   remember(answer.items);
   showAnswer(answer);
+  nameStrangers();
 }
 
 function showUser() {
@@ -103,7 +116,7 @@ function showUser() {
   const row = (item, rank, more) => ({ id: item.item_id, title: title(item.item_id), rank, detail: detail(item), ...more });
   const handlers = { onPick: pick };
   const history = about?.history ?? [];
-  show(lists.history, history.map((item) => row(item, "")), {
+  show(lists.history, history.map((item) => row(item, 0)), {
     ...handlers,
     empty: about?.history === null ? "The snapshot keeps this for some users only, and this is none of them." : "Nothing is known.",
   });

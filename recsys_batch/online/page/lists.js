@@ -31,25 +31,26 @@ function line(row, onPick, onDrop) {
   li.dataset.id = id;
   const pick = element("button", { type: "button", className: "pick" }, element("b"), element("small"));
   pick.addEventListener("click", () => onPick(id));
-  li.append(element("span", { className: "rank" }), pick, element("span", { className: "move" }));
-  if (onDrop) {
-    const drop = element("button", { type: "button", className: "drop", textContent: "×" });
-    drop.addEventListener("click", () => onDrop(id));
-    li.append(drop);
-  }
+  if (row.rank) li.append(element("span", { className: "rank" }));
+  li.append(pick);
+  if (!onDrop) return li;
+  li.append(element("span", { className: "move" }));
+  const drop = element("button", { type: "button", className: "drop", textContent: "×", title: "Exclude" });
+  drop.addEventListener("click", () => onDrop(id));
+  li.append(drop);
   return li;
 }
 
 function fill(li, row) {
-  li.querySelector(".rank").textContent = row.rank;
+  if (row.rank) li.querySelector(".rank").textContent = row.rank;
   li.querySelector("b").textContent = row.title;
   li.querySelector("small").textContent = row.detail;
   const pick = li.querySelector(".pick");
   pick.title = `${row.title}\n${row.detail}`;
   pick.setAttribute("aria-label", `Put ${row.title} into the session${row.movedInWords ? `, ${row.movedInWords}` : ""}`);
-  const drop = li.querySelector(".drop");
-  if (drop) drop.setAttribute("aria-label", `Exclude ${row.title}`), (drop.title = "Exclude");
   const moved = li.querySelector(".move");
+  if (!moved) return;
+  li.querySelector(".drop").setAttribute("aria-label", `Exclude ${row.title}`);
   moved.textContent = row.moved ?? "";
   moved.className = `move ${row.direction ?? ""}`;
   moved.title = row.movedInWords ?? "";
