@@ -31,7 +31,7 @@ from recsys_batch.read import latest_topk, published_run, read_table
 def exported(published: Config, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     folder = tmp_path_factory.mktemp("snapshots")
     opened = open_run(published.paths.warehouse, published.paths.cache)
-    manifest = write_snapshot(folder, opened.contents(with_records=True))
+    manifest = write_snapshot(folder, opened.contents(with_records=True, n_samples=40))
     return open_snapshot(folder / manifest.facts.snapshot_id)
 
 
@@ -52,6 +52,17 @@ def test_the_online_order_is_the_batch_order_under_the_neutral_context(published
         assert ranked.source == ("ranker" if rows["source"].iloc[0] == "model" else "popular")
         modelled += ranked.source == "ranker"
     assert modelled > 100 and exported.manifest.n_users == topk["user_id"].nunique()
+
+
+def test_samples_are_users_of_the_run_with_their_newest_items(published: Config, exported: Snapshot) -> None:
+    row = published_run(published.paths.warehouse)
+    events = read_table(published.paths.warehouse, "interactions", version=row["input_versions"]["interactions"]).to_pandas()
+    assert 20 <= len(exported.samples) <= 40
+    for user, codes in exported.samples.items():
+        assert exported.store is not None and exported.store.get(exported.key(user)) is not None  # type: ignore[arg-type]
+        newest = events[events.user_id == user].groupby("item_id").event_ts.max().reset_index()
+        newest = newest.sort_values(["event_ts", "item_id"], ascending=[False, True]).head(20)
+        assert exported.items.item_ids(np.array(codes, dtype=np.int64)) == newest.item_id.tolist()
 
 
 def test_lists_titles_and_popular_items_are_the_runs_own(published: Config, exported: Snapshot) -> None:

@@ -67,6 +67,7 @@ async function guarded(work) {
 }
 
 async function loadChoices() {
+  at("snapshot").textContent = "";
   choices = await ask("v1/users?limit=50", { token: token() });
   const count = (n, what) => `${n.toLocaleString("en")} ${what}`;
   at("snapshot").textContent =
@@ -160,13 +161,13 @@ function showTimings({ total, ...stages }) {
   at("timing").hidden = false;
   at("total").textContent = `${total.toFixed(2)} ms`;
   at("stages").setAttribute("aria-label", named.map(([name, ms]) => `${name} ${ms.toFixed(2)} milliseconds`).join(", "));
-  const bars = named.map(([, ms], n) => {
-    const bar = element("i", { className: `s${n % 5}` });
-    bar.style.flexGrow = String(ms);
+  const bars = named.map(([name, ms]) => {
+    const bar = element("i", { className: name });
+    bar.style.flexGrow = String(1000 * ms); // below 1 in all, flex would leave a part empty
     return bar;
   });
   at("stages").replaceChildren(...bars);
-  const names = named.map(([name, ms], n) => element("li", {}, element("i", { className: `s${n % 5}` }), `${name} ${ms.toFixed(2)}`));
+  const names = named.map(([name, ms]) => element("li", {}, element("i", { className: name }), `${name} ${ms.toFixed(2)}`));
   at("stage-names").replaceChildren(...names);
 }
 
