@@ -6,7 +6,6 @@ python tools/screenshots.py SNAPSHOTS [--out docs/images] [--user ID] [--session
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import socket
 import subprocess
@@ -20,7 +19,6 @@ from urllib.parse import urlencode
 
 from playwright.sync_api import Page, sync_playwright
 
-WIDE, NARROW = {"width": 1200, "height": 900}, {"width": 360, "height": 800}
 _FEW_COLOURS = 128
 """A page of flat colours loses nothing that the eye sees, and is a third of the size."""
 
@@ -49,12 +47,12 @@ def server(snapshots: Path) -> Iterator[str]:
         process.wait(20)
 
 
-def photograph(page: Page, address: str, path: Path, *, full: bool = False) -> None:
+def photograph(page: Page, address: str, path: Path) -> None:
     """The page once its answer is there and nothing moves."""
     page.goto(address)
     page.locator("#online li[data-id]").first.wait_for()
     page.wait_for_timeout(500)
-    page.screenshot(path=path, full_page=full)
+    page.screenshot(path=path)
 
 
 def smaller(path: Path) -> None:
@@ -66,7 +64,7 @@ def smaller(path: Path) -> None:
 
 
 def main() -> None:
-    """Three pictures."""
+    """By day and by night."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("snapshots", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
@@ -79,12 +77,12 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     parts = [("user", given.user), ("day", "4"), ("hour", "20"), ("device", "tv"), *(("session", one) for one in given.session)]
     with server(given.snapshots) as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"], env={**os.environ})
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         address = f"{url}/#{urlencode([part for part in parts if part[1]])}"
-        for name, scheme, size in (("explorer", "light", WIDE), ("explorer-dark", "dark", WIDE), ("explorer-narrow", "light", NARROW)):
-            page = browser.new_page(viewport=size, color_scheme=scheme)  # type: ignore[arg-type]
+        for name, scheme in (("explorer", "light"), ("explorer-dark", "dark")):
+            page = browser.new_page(viewport={"width": 1200, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
             path = given.out / f"{name}.png"
-            photograph(page, address, path, full=size is NARROW)
+            photograph(page, address, path)
             smaller(path)
             print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
             page.close()

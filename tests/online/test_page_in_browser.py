@@ -199,7 +199,7 @@ def test_an_older_answer_is_never_shown_under_a_newer_users_name(visit: Any) -> 
     page.goto(f"{here.url}#user=5")
     expect(page.locator("#message")).to_contain_text("User 5:")
     held: list[Any] = []
-    page.route("**/v1/users/7", held.append)
+    page.route("**/v1/users/7", lambda route: held.append(route))
     page.locator("#user").fill("7")
     with page.expect_request("**/v1/users/7"):
         page.locator("#user").press("Enter")
