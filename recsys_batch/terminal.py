@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
 StepProgress = Callable[[str, str, dict[str, float]], None]
 
@@ -17,8 +28,8 @@ logger = logging.getLogger("recsys_batch")
 
 
 def console() -> Console:
-    """Standard output, 100 columns where it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    """Standard output, 80 columns where it is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 80, highlight=False)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
@@ -42,21 +53,39 @@ def size(n_bytes: float) -> str:
 
 
 @contextmanager
-def step_progress(what: str) -> Iterator[StepProgress]:
-    """Shows each step as it runs: a spinner on a terminal, nothing more than the log elsewhere."""
+def step_progress(what: str, expected: Mapping[str, float] | None = None) -> Iterator[StepProgress]:
+    """Shows each step as it runs, and about how long it still takes: on a terminal, nothing more than the log elsewhere.
+
+    Args:
+        expected: seconds of each step, in their order; of the last night, say.
+    """
     if not sys.stderr.isatty():
         yield _nothing
         return
-    status_console = Console(stderr=True)
-    with status_console.status(what) as status:
+    left = dict(expected or {})
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), _Left(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=None, ends=None)
 
         def show(step: str, event: str, metrics: dict[str, float]) -> None:
             if event == "start":
-                status.update(f"{what}: {step}")
+                ends = time.monotonic() + sum(left.values()) if step in left else None
+                progress.update(task, description=f"{what}: {step}", ends=ends)
             else:
-                status_console.print(f"  {step:<11}{event:<8}{_figures(metrics)}")
+                left.pop(step, None)
+                progress.console.print(f"  {step:<11}{event:<8}{_figures(metrics)}")
 
         yield show
+
+
+class _Left(ProgressColumn):
+    """The time that is left until ``ends`` (of time.monotonic), roughly; nothing where that is not known, or over."""
+
+    def render(self, task: Task) -> Text:
+        ends = task.fields["ends"]
+        seconds = 0 if ends is None else ends - time.monotonic()
+        if seconds < 1:
+            return Text("")
+        return Text(f"about {seconds:.0f} s left" if seconds < 90 else f"about {seconds / 60:.0f} min left", style="dim")
 
 
 @contextmanager

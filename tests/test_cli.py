@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from recsys_batch.cli import group, run
+from recsys_batch.commands.nights import print_night
 from recsys_batch.config import Config
+from recsys_batch.night.manifest import from_row
+from recsys_batch.read import published_run
 
 ROOT = Path(__file__).parent.parent
 Options = Callable[[Config], list[str]]
@@ -109,3 +112,30 @@ def test_a_job_runs_as_a_script(published: Config, options: Options) -> None:
 def test_the_online_side_loads_neither_spark_nor_torch_nor_mlflow() -> None:
     code = "import recsys_batch.online, sys; print([m for m in ('pyspark', 'torch', 'mlflow', 'delta') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_every_command_that_ends_tells_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert {name for name, command in group.commands.items() if not any("--json" in one.opts for one in command.params)} == {"serve"}
+
+
+@pytest.mark.parametrize(
+    "words", [["status"], ["status", "--run-id", "2026-03-01-r1"], ["show", "--users", "2"], ["changes", "--help"], ["nightly", "--help"]]
+)
+def test_what_people_read_fits_into_80_columns(
+    published: Config, options: Options, words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([words[0], *(() if "--help" in words else options(published)), *words[1:]]) == 0
+    said = capsys.readouterr().out
+    assert said and max(map(len, said.splitlines())) <= 80
+    assert "--help" in words or words[0] == "show" or "2026-03-01-r1" in said  # no name is broken over two lines
+
+
+def test_the_table_of_a_night_fits_into_80_columns(published: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {f"{step}.{key}": 123_456_789.0 for step in ("embed", "score") for key in ("rows", "users", "bytes")}
+    metrics |= {f"{step}.{key}": 12_345.6 for step in ("embed", "score") for key in ("seconds", "python_seconds", "write_seconds")}
+    row = {**published_run(published.paths.warehouse), "metrics": {"started_at": 0.0, "embed.cores": 64.0, "score.cores": 64.0, **metrics}}
+    print_night(from_row(row))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert sum("123,456,789" in line for line in lines) == 2

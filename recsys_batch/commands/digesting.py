@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from recsys_batch.commands.options import Date, with_config
-from recsys_batch.commands.results import echo
+from recsys_batch.commands.results import echo, json_option
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.schemas import ALL_SEGMENTS
@@ -58,7 +58,7 @@ class Moment(click.ParamType):
 @click.option("--digest-id", help="Its name in sent_log. Where not given: date, segment, slots and shard.")
 @click.option("--as-of", type=Moment(), help="The time that the run's age is measured at, for replays; the clock's where not given.")
 @click.option("--dry-run", is_flag=True, help="Count, and write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 @with_config
 def digest(
     config: Config,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from recsys_batch.commands.options import mapping, with_config
+from recsys_batch.commands.results import echo, json_option, say
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.terminal import count, print_table
@@ -45,7 +45,7 @@ def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable
 @click.option("--users", metavar="PATH", help="Users file (optional).")
 @click.option("--user-columns", metavar="OURS=THEIRS,...", help="user_id, segment.")
 @click.option("--holdout", type=click.FloatRange(0, 0.9), default=0.0, help="Keep this newest share of each user's positives for evaluate.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 @source_options(required=True)
 @with_config
 def ingest(config: Config, source: str | None, as_json: bool, holdout: float, **options: Any) -> None:
@@ -68,7 +68,7 @@ def ingest(config: Config, source: str | None, as_json: bool, holdout: float, **
     )
     summary = run_ingest(get_session(config), config, request)
     if as_json:
-        click.echo(json.dumps(asdict(summary), default=str, indent=2))
+        echo(asdict(summary))
         return
     _print_summary(summary)
 
@@ -106,10 +106,11 @@ def read_truth(config: Config, truth: str, file_format: str | None, columns: str
 @click.option("--items", "n_items", type=click.IntRange(1), required=True, help="Number of items.")
 @click.option("--events", "n_events", type=click.IntRange(1), required=True, help="Number of interactions, before duplicates.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same rows.")
+@json_option
 @with_config
-def generate(config: Config, n_users: int, n_items: int, n_events: int, seed: int) -> None:
+def generate(config: Config, n_users: int, n_items: int, n_events: int, seed: int, as_json: bool) -> None:
     from recsys_batch.spark.generate import generate as run_generate
     from recsys_batch.spark.session import get_session
 
     written = run_generate(get_session(config), config, n_users, n_items, n_events, seed)
-    click.echo(", ".join(f"{count(n)} {name}" for name, n in written.items()))
+    say(dict(written), ", ".join(f"{count(n)} {name}" for name, n in written.items()), as_json=as_json)

@@ -11,6 +11,7 @@ import click
 
 from recsys_batch.champion import Verdict, judge
 from recsys_batch.commands.options import with_config
+from recsys_batch.commands.results import json_option, say
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, UsageError
 from recsys_batch.terminal import print_table, training_progress
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 @click.command(help="Train the reference two-tower and ranker; the alias moves if it beats popularity and the champion.")
 @click.option("--max-seconds", type=click.FloatRange(min=1), help="Training budget; overrides training.max_seconds.")
 @click.option("--force", is_flag=True, help="Train again although nothing changed since the last training.")
+@json_option
 @with_config
-def train(config: Config, max_seconds: float | None, force: bool) -> None:
+def train(config: Config, max_seconds: float | None, force: bool, as_json: bool) -> None:
     from recsys_batch.model.training import train as run_training
     from recsys_batch.registry import Registry
     from recsys_batch.training_input import read_training_input
@@ -35,7 +37,8 @@ def train(config: Config, max_seconds: float | None, force: bool) -> None:
     registry = Registry(config)
     known = None if force else registry.find_trained(data.key)
     if known is not None:
-        click.echo(f"model version {known.version} was trained on exactly these inputs and settings; --force trains again")
+        told = f"model version {known.version} was trained on exactly these inputs and settings; --force trains again"
+        say({"done": False, "model_version": known.version, "reason": told}, told, as_json=as_json)
         with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
             _refuse_if_no_better_than_popular(known.version, judge(registry.fetch(known.version, Path(folder)).manifest["gate"]))
         return
@@ -48,8 +51,11 @@ def train(config: Config, max_seconds: float | None, force: bool) -> None:
     verdict = judge(bundle.manifest["gate"])
     if verdict.crowned:
         registry.crown(version)
-    _print_metrics(version, bundle.manifest["metrics"])
-    click.echo(f"model version {version} {'is' if verdict.crowned else 'is not'} the champion: {verdict.reason}")
+    if not as_json:
+        _print_metrics(version, bundle.manifest["metrics"])
+    told = f"model version {version} {'is' if verdict.crowned else 'is not'} the champion: {verdict.reason}"
+    result = {"done": True, "model_version": version, "champion": verdict.crowned, "reason": verdict.reason}
+    say({**result, "metrics": bundle.manifest["metrics"]}, told, as_json=as_json)
     _refuse_if_no_better_than_popular(version, verdict)
 
 
@@ -75,6 +81,7 @@ def _print_metrics(version: str, metrics: Mapping[str, float]) -> None:
 @click.option("--item-embeddings", metavar="TABLE", help="The same for item_id, embedding.")
 @click.option("--ranker", type=click.Path(exists=True, dir_okay=False), help="ONNX file: see docs/bring-your-own-model.md.")
 @click.option("--no-crown", is_flag=True, help="Register only; leave the alias where it is.")
+@json_option
 @with_config
 def register(
     config: Config,
@@ -83,6 +90,7 @@ def register(
     item_embeddings: str | None,
     ranker: str | None,
     no_crown: bool,
+    as_json: bool,
 ) -> None:
     from recsys_batch.bundle import load_bundle
     from recsys_batch.registry import Registry
@@ -105,7 +113,8 @@ def register(
         version = registry.register(bundle, {"kind": bundle.kind, "embedding_dim": bundle.embedding_dim}).version
     if not no_crown:
         registry.crown(version)
-    click.echo(f"model version {version} registered{'' if no_crown else f' and made {config.mlflow.alias}'}")
+    told = f"model version {version} registered{'' if no_crown else f' and made {config.mlflow.alias}'}"
+    say({"model_version": version, "champion": not no_crown, "kind": bundle.kind}, told, as_json=as_json)
 
 
 def _check_usable(bundle: Bundle, config: Config) -> None:

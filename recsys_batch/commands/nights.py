@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from recsys_batch.commands.options import Date, with_config
-from recsys_batch.commands.results import echo, gates_of, run_result
+from recsys_batch.commands.results import echo, gates_of, json_option, run_result, say
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.terminal import console, count, print_table, size, step_progress
@@ -25,7 +26,6 @@ _STEPS = {
     "publish": "Make the audited run the one that readers see.",
 }
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
 run_date_option = click.option("--run-date", type=Date(), required=True, help="The night's date; never taken from the clock.")
 run_id_option = click.option("--run-id", help="This run instead of the date's newest.")
 
@@ -43,11 +43,11 @@ def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, 
     from recsys_batch.spark.session import get_session
 
     try:
-        with step_progress(f"night of {run_date}") as progress:
+        with step_progress(f"night of {run_date}", _seconds_of_last_night(config)) as progress:
             session = get_session(config)
             run = run_night(session, config, run_date, run_id=run_id, force=force, incremental=incremental, progress=progress)
     except AlreadyDone as done:
-        echo({"done": False, "reason": str(done)}) if as_json else click.echo(str(done))
+        say({"done": False, "reason": str(done)}, str(done), as_json=as_json)
         return
     if as_json:
         echo({"done": True, "run": run_result(run)})
@@ -55,25 +55,41 @@ def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, 
     print_night(run)
 
 
+def _seconds_of_last_night(config: Config) -> dict[str, float]:
+    """What each step took then; nothing where it is not known."""
+    from recsys_batch.night import manifest
+
+    try:
+        last = manifest.current(_manifest_rows(config))
+    except Exception:  # whatever it is, the night itself will say it
+        return {}
+    found = {} if last is None else {step: last.metrics.get(f"{step}.seconds") for step in _STEPS}
+    return {step: seconds for step, seconds in found.items() if seconds is not None}
+
+
 def _step_command(name: str, text: str) -> click.Command:
     @run_date_option
     @run_id_option
+    @json_option
     @with_config
-    def command(config: Config, run_date: dt.date, run_id: str | None, dry_run: bool = False, override: str | None = None) -> None:
+    def command(
+        config: Config, run_date: dt.date, run_id: str | None, as_json: bool, dry_run: bool = False, override: str | None = None
+    ) -> None:
         from recsys_batch.night.context import AlreadyDone
         from recsys_batch.night.nightly import one_step
         from recsys_batch.spark.session import get_session
 
         if dry_run:
-            _print_forecast(config, run_date, run_id)
+            _print_forecast(config, run_date, run_id, as_json=as_json)
             return
         try:
             run = one_step(get_session(config), config, name, run_date, run_id=run_id, override=override)
         except AlreadyDone as done:
-            click.echo(str(done))
+            say({"done": False, "reason": str(done)}, str(done), as_json=as_json)
             return
         figures = {key: run.metrics.get(f"{name}.{key}", 0.0) for key in ("rows", "seconds")}
-        click.echo(f"run {run.run_id}: {name} done, {count(figures['rows'])} rows in {figures['seconds']:.1f} s")
+        told = f"run {run.run_id}: {name} done, {count(figures['rows'])} rows in {figures['seconds']:.1f} s"
+        say({"done": True, "step": name, **figures, "run": run_result(run)}, told, as_json=as_json)
 
     if name == "candidates":
         command = click.option("--dry-run", is_flag=True, help="Print mode, sizes, partitions and a time estimate; run nothing.")(command)
@@ -82,11 +98,14 @@ def _step_command(name: str, text: str) -> click.Command:
     return click.command(name, help=text)(command)
 
 
-def _print_forecast(config: Config, run_date: dt.date, run_id: str | None) -> None:
+def _print_forecast(config: Config, run_date: dt.date, run_id: str | None, *, as_json: bool) -> None:
     from recsys_batch.night.forecast import forecast
     from recsys_batch.spark.session import get_session
 
     seen = forecast(get_session(config), config, run_date, run_id)
+    if as_json:
+        echo(asdict(seen))
+        return
     shards = f", {seen.layout.n_shards} shards" if seen.layout.n_shards > 1 else ""
     click.echo(f"users       {seen.n_users:,}")
     click.echo(f"items       {seen.n_items:,} of {seen.embedding_dim} dimensions, {seen.n_candidates} candidates per user")
@@ -113,7 +132,7 @@ def rollback(config: Config, to: str | None, dry_run: bool, as_json: bool) -> No
     try:
         run = roll_back(get_session(config), config, to, dry_run=dry_run)
     except AlreadyDone as done:
-        echo({"done": False, "reason": str(done)}) if as_json else click.echo(str(done))
+        say({"done": False, "reason": str(done)}, str(done), as_json=as_json)
         return
     if as_json:
         echo({"done": not dry_run, "dry_run": dry_run, "run": run_result(run)})
@@ -122,7 +141,7 @@ def rollback(config: Config, to: str | None, dry_run: bool, as_json: bool) -> No
 
 
 @click.command(help="The nights so far: what is published (*), what failed, which gates refused.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Newest runs shown.")
 @click.option("--run-id", help="One run in full: what it read and wrote, and every gate.")
 @with_config
@@ -204,7 +223,7 @@ def print_night(run: Run) -> None:
         if seconds is not None:
             rate = count(users / seconds) if seconds > 0.05 else ""
             rows.append((step, count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", rate, *_shares(run, step, seconds)))
-    header = ("step", "rows", "seconds", "users/s", "written", "python", "write", "JVM, waiting")
+    header = ("step", "rows", "seconds", "users/s", "written", "python", "write", "JVM")
     print_table(f"run {run.run_id}: {run.status}", header, rows)
     recall = run.metrics.get("knn_recall", float("nan"))
     console().print(f"ANN recall against exact search, measured: {recall:.4f}; model version {run.model_version}")

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.nights import json_option, print_night
+from recsys_batch.commands.nights import print_night
 from recsys_batch.commands.options import Date, with_config
-from recsys_batch.commands.results import echo, run_result
+from recsys_batch.commands.results import echo, json_option, run_result
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.terminal import count, print_table, size, step_progress
@@ -82,7 +82,7 @@ def _plans(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict
 @click.command(help="Remove what nothing needs: rows and artefacts of runs beyond those kept, files that no table names.")
 @click.option("--keep-runs", type=click.IntRange(1), help="Published runs that stay; tables.keep_runs where not given.")
 @click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 @with_config
 def maintain(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.night.maintain import maintain as run_maintenance

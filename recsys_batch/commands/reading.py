@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from recsys_batch.commands.ingesting import source_options
 from recsys_batch.commands.options import Ks, with_config
-from recsys_batch.commands.results import echo
+from recsys_batch.commands.results import echo, json_option
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.terminal import console, count, print_table
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--holdout", is_flag=True, help="What ingest --holdout kept back, or what arrived after the run.")
 @click.option("--k", "ks", type=Ks(), default=(10, 20), show_default="10,20", help="List lengths.")
 @click.option("--run-id", help="A published run other than the current one.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 @source_options(required=False)
 @with_config
 def evaluate(
@@ -56,7 +57,7 @@ def evaluate(
 @click.option("--from", "before", metavar="RUN_ID", help="The earlier run; where not given the one published before the later one.")
 @click.option("--to", "now", metavar="RUN_ID", help="The later run; where not given the one that readers see.")
 @click.option("--n", default=10, show_default=True, type=click.IntRange(1), help="Length of the top that is compared.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 @with_config
 def changes(config: Config, user_id: str | None, item_id: str | None, before: str | None, now: str | None, n: int, as_json: bool) -> None:
     from recsys_batch.changes import item_changes, user_changes
@@ -122,13 +123,18 @@ def print_evaluation(result: Evaluation) -> None:
 @click.option("--user-id", "user_ids", multiple=True, help="These users. Repeatable.")
 @click.option("--n", default=10, show_default=True, type=click.IntRange(1), help="Items per list.")
 @click.option("--run-id", help="A published run other than the current one.")
+@json_option
 @with_config
-def show(config: Config, n_users: int, user_ids: tuple[str, ...], n: int, run_id: str | None) -> None:
+def show(config: Config, n_users: int, user_ids: tuple[str, ...], n: int, run_id: str | None, as_json: bool) -> None:
     from recsys_batch.show import some_users, user_view
 
     warehouse = config.paths.warehouse
-    for user_id in user_ids or some_users(warehouse, run_id, n_users):
-        view = user_view(warehouse, user_id, run_id, n, config.data.min_weight)
+    chosen = user_ids or some_users(warehouse, run_id, n_users)
+    views = [user_view(warehouse, user_id, run_id, n, config.data.min_weight) for user_id in chosen]
+    if as_json:
+        echo({"users": [asdict(view) for view in views]})
+        return
+    for view in views:
         history = [*view.history, *[""] * max(0, len(view.topk) - len(view.history))]
         topk = [*view.topk, *[("", "")] * max(0, len(view.history) - len(view.topk))]
         lines = [

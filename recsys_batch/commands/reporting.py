@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from recsys_batch.commands.options import with_config
-from recsys_batch.commands.results import echo, gates_of
+from recsys_batch.commands.results import echo, gates_of, json_option
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.terminal import size
@@ -25,7 +25,7 @@ logger = logging.getLogger("recsys_batch")
 @click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page.")
 @click.option("--users", "n_users", default=4, show_default=True, type=click.IntRange(0, 50), help="Users whose lists are in it.")
 @click.option("--log/--no-log", "to_mlflow", default=True, show_default=True, help="Add the page to the run in MLflow, where it has one.")
-@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+@json_option
 @with_config
 def report(config: Config, run_id: str | None, out: str, n_users: int, to_mlflow: bool, as_json: bool) -> None:
     from recsys_batch.report.facts import measure

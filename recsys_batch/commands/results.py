@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     from recsys_batch.night.manifest import Run
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
+
+
+def say(result: dict[str, Any], sentence: str, *, as_json: bool) -> None:
+    """For machines, or for people."""
+    echo(result) if as_json else click.echo(sentence)
+
+
 def gates_of(run: Run) -> dict[str, dict[str, Any]]:
     """Value, limit and verdict of every gate that weighed the run."""
     from recsys_batch.night.gates import verdict_of

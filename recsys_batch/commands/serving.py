@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 from recsys_batch.commands.options import with_config, with_config_if_any
+from recsys_batch.commands.results import json_option, say
 from recsys_batch.config import Config
-from recsys_batch.terminal import console, count
+from recsys_batch.terminal import count
 
 if TYPE_CHECKING:
     from recsys_batch.online.export import PublishedRun
@@ -23,8 +24,9 @@ if TYPE_CHECKING:
 @click.option("--run-id", help="A published run other than the current one.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of snapshots.  [default: online.snapshots]")
 @click.option("--activate/--no-activate", default=True, show_default=True, help="Let servers go over to it.")
+@json_option
 @with_config
-def export_snapshot(config: Config, run_id: str | None, out: Path | None, activate: bool) -> None:
+def export_snapshot(config: Config, run_id: str | None, out: Path | None, activate: bool, as_json: bool) -> None:
     from recsys_batch.online import folders
     from recsys_batch.online.export import open_run
     from recsys_batch.online.routes import read_routes
@@ -32,18 +34,21 @@ def export_snapshot(config: Config, run_id: str | None, out: Path | None, activa
     folder, began = out or Path(config.online.snapshots), time.monotonic()
     run = open_run(config.paths.warehouse, config.paths.cache, run_id, config.retrieval.metric)
     name = run.row["run_id"]
-    if name in folders.snapshots(folder):
-        console().print(f"snapshot {name} is in {folder} already")
+    made, said = name not in folders.snapshots(folder), []
+    if not made:
+        said.append(f"snapshot {name} is in {folder} already")
     else:
         manifest = _written(config, run, folder)
         size = sum(entry["bytes"] for entry in manifest.files.values())
         told = f"{count(manifest.n_users)} users, {count(manifest.n_items)} items, {size / 2**20:,.1f} MiB"
-        console().print(f"snapshot {name}: {told} in {time.monotonic() - began:.1f} s, in {folder / name}")
+        said.append(f"snapshot {name}: {told} in {time.monotonic() - began:.1f} s, in {folder / name}")
     if activate and folders.current(folder) != name:
         folders.set_current(folder, name)
-        console().print(f"{folder / folders.CURRENT} names {name} now")
-    for gone in folders.prune(folder, config.online.keep, read_routes(folder).names):
-        console().print(f"removed {gone}: online.keep = {config.online.keep}")
+        said.append(f"{folder / folders.CURRENT} names {name} now")
+    gone = list(folders.prune(folder, config.online.keep, read_routes(folder).names))
+    said += [f"removed {one}: online.keep = {config.online.keep}" for one in gone]
+    result = {"snapshot": name, "done": made, "folder": str(folder / name), "current": folders.current(folder), "removed": gone}
+    say(result, "\n".join(said), as_json=as_json)
 
 
 def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:
