@@ -35,3 +35,9 @@ def test_each_samples_newest_items_come_newest_first_and_once(snapshot: Snapshot
 
 def test_an_item_that_the_run_does_not_have_is_left_out(snapshot: Snapshot) -> None:
     assert latest(interactions([(1, 10**6, 5), (1, 7, 3)]), pa.array([1]), snapshot.items.catalogue) == {1: [7]}
+
+
+def test_users_may_be_text(snapshot: Snapshot) -> None:
+    rows = interactions([(1, 7, 3), (2, 8, 3), (1, 9, 5)]).to_table()
+    named = rows.set_column(0, "user_id", pa.array(["ö 1", "b", "ö 1"]))
+    assert latest(ds.dataset(named), pa.array(["a", "ö 1"]), snapshot.items.catalogue) == {"a": [], "ö 1": [9, 7]}
