@@ -27,7 +27,7 @@ from recsys_batch.online.requests import Bounds
 from recsys_batch.online.service import Service
 from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, TURNS, Settings, remote_store, settings
 from recsys_batch.online.shown import Shown
-from recsys_batch.online.workers import report
+from recsys_batch.online.workers import forget_the_dead, report
 
 _TURN_SECONDS = 0.0005
 
@@ -59,6 +59,7 @@ class Worker(App):
         # A thread that opens a snapshot holds the interpreter's lock for a turn whenever the loop lets go of it, several times a request:
         # with Python's 5 ms turns a few requests take as long as the opening.
         sys.setswitchinterval(_TURN_SECONDS)
+        forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))  # of whom this one may take the place
         # Ready with the first request, not some requests later.
         loop.run_until_complete(self._look())
         gc.collect()

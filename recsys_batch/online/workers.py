@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from prometheus_client.multiprocess import mark_process_dead
+
 from recsys_batch.online.live import Live
 
 
@@ -34,3 +36,15 @@ def reports(state: Path) -> list[dict[str, Any]]:
         else:
             found.append(told)
     return found
+
+
+def forget_the_dead(folder: Path) -> None:
+    """Take the gauges of workers that were killed off the metrics page; those that end by themselves leave none.
+
+    Args:
+        folder: PROMETHEUS_MULTIPROC_DIR.
+    """
+    for path in folder.glob("gauge_live*.db"):
+        pid = int(path.stem.rpartition("_")[2])
+        if not Path(f"/proc/{pid}").exists():
+            mark_process_dead(pid, str(folder))  # type: ignore[no-untyped-call]
