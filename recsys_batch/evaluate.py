@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.metrics import evaluate_lists
+from recsys_batch.ragged import places
 from recsys_batch.read import has_table, read_table, run_slice
 
 _EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type", "weight")
@@ -84,7 +85,7 @@ def evaluate(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, 
     topk = topk.filter(pc.less_equal(topk["rank"], max(ks)))
     truth = truth.filter(pc.greater(truth["weight"], min_weight)).group_by(["user_id", "item_id"]).aggregate([])
     users = pc.unique(topk["user_id"])
-    row = _index(truth["user_id"], users)
+    row = places(truth["user_id"], users)
     known = row >= 0
     without_list = len(pc.unique(truth["user_id"].filter(pa.array(~known))))
     if not known.any():
@@ -96,7 +97,7 @@ def evaluate(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, 
     catalogue = _catalogue(warehouse, run, truth["item_id"], min_weight)
     lists = _lists(topk, users, catalogue.item_ids)
     popular = _popularity_lists(warehouse, run, users, catalogue, lists.shape[1])
-    truth_codes = _index(truth["item_id"], catalogue.item_ids)
+    truth_codes = places(truth["item_id"], catalogue.item_ids)
     model, popularity = (
         evaluate_lists(ranked, truth_offsets, truth_codes, catalogue.counts, ks, available=catalogue.available)
         for ranked in (lists, popular)
@@ -117,10 +118,10 @@ def _catalogue(warehouse: str, run: dict[str, Any], truth_items: pa.ChunkedArray
     items = read_table(warehouse, "items", columns=["item_id", "is_available"], version=run["input_versions"]["items"])
     item_ids = _sorted_unique([items["item_id"], truth_items])
     available = np.zeros(len(item_ids), dtype=bool)
-    available[_index(items["item_id"].filter(items["is_available"]), item_ids)] = True
+    available[places(items["item_id"].filter(items["is_available"]), item_ids)] = True
     where, version = pc.field("weight") > min_weight, run["input_versions"]["interactions"]
     positives = read_table(warehouse, "interactions", columns=["user_id", "item_id"], where=where, version=version)
-    liked = _index(positives.group_by(["user_id", "item_id"]).aggregate([])["item_id"], item_ids)
+    liked = places(positives.group_by(["user_id", "item_id"]).aggregate([])["item_id"], item_ids)
     return _Catalogue(item_ids, available, np.bincount(liked[liked >= 0], minlength=len(item_ids)).astype(np.int64))
 
 
@@ -132,12 +133,12 @@ def _popularity_lists(warehouse: str, run: dict[str, Any], users: pa.Array, cata
     order = order[catalogue.available[order]]
     place = np.full(len(catalogue.counts) + 1, len(order), dtype=np.int64)  # the extra last entry answers code -1
     place[order] = np.arange(len(order))
-    row, places = _index(seen["user_id"], users), place[_index(seen["item_id"], catalogue.item_ids)]
+    row, at = places(seen["user_id"], users), place[places(seen["item_id"], catalogue.item_ids)]
     by_user = np.argsort(row, kind="stable")
     bounds = np.searchsorted(row[by_user], np.arange(len(users) + 1))
     lists = np.full((len(users), k), -1, dtype=np.int64)
     for user in range(len(users)):
-        mine = places[by_user[bounds[user] : bounds[user + 1]]]
+        mine = at[by_user[bounds[user] : bounds[user + 1]]]
         # The first k unseen are among the first k + len(mine) of everybody's order.
         unseen = np.ones(min(k + len(mine), len(order)), dtype=bool)
         unseen[mine[mine < len(unseen)]] = False
@@ -150,13 +151,8 @@ def _lists(topk: pa.Table, users: pa.Array, item_ids: pa.Array) -> np.ndarray:
     """int64 [n_users, K] item codes by rank, -1 where the list is shorter."""
     ranks = topk["rank"].to_numpy()
     lists = np.full((len(users), int(ranks.max())), -1, dtype=np.int64)
-    lists[_index(topk["user_id"], users), ranks - 1] = _index(topk["item_id"], item_ids)
+    lists[places(topk["user_id"], users), ranks - 1] = places(topk["item_id"], item_ids)
     return lists
-
-
-def _index(values: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
-    """int64 position of each value in ``among``, -1 where it is not there."""
-    return np.asarray(pc.fill_null(pc.index_in(values, value_set=among), -1).to_numpy(), dtype=np.int64)
 
 
 def _sorted_unique(columns: Sequence[pa.ChunkedArray]) -> pa.Array:

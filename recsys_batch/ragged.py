@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def ragged(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
@@ -47,3 +48,8 @@ def distinct(keys: np.ndarray) -> np.ndarray:
 def mask_ragged(offsets: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Offsets after dropping the flat values where ``keep`` (bool [total]) is false."""
     return np.asarray(np.concatenate([[0], np.cumsum(keep)])[offsets], dtype=np.int64)
+
+
+def places(values: pa.Array | pa.ChunkedArray, among: pa.Array) -> np.ndarray:
+    """int64 place of each value in ``among``, -1 where it is not there."""
+    return np.asarray(pc.fill_null(pc.index_in(values, value_set=among), -1).to_numpy(zero_copy_only=False), dtype=np.int64)

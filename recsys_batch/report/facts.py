@@ -14,6 +14,7 @@ from recsys_batch.drift import Compared, compared, sampled_places
 from recsys_batch.errors import InputMissing
 from recsys_batch.filesystems import read_parquet
 from recsys_batch.popularity import counts_file, users_per_item
+from recsys_batch.ragged import places
 from recsys_batch.ranges import Files
 from recsys_batch.read import earlier_run, read_table, run_files, run_rows
 from recsys_batch.report.cards import Card, cards
@@ -121,7 +122,7 @@ def _items(warehouse: str, row: dict[str, Any]) -> pa.Table:
 def _listed(topk: Files, item_ids: pa.Array) -> np.ndarray:
     counts = np.zeros(len(item_ids), dtype=np.int64)
     for batch in topk.batches(columns=["item_id"]):
-        codes = np.asarray(pc.fill_null(pc.index_in(batch["item_id"], value_set=item_ids), -1))
+        codes = places(batch["item_id"], item_ids)
         counts += np.bincount(codes[codes >= 0], minlength=len(counts))
     return counts
 
@@ -151,7 +152,7 @@ def _movers(now: Files, earlier: Files, items: pa.Table) -> tuple[Mover, ...]:
     for files in (now, earlier):
         rows = [files.between(bounds, ["user_id", "item_id"]) for bounds in sampled_places(now)]
         together = pa.concat_tables(rows)
-        codes = np.asarray(pc.fill_null(pc.index_in(together["item_id"].combine_chunks(), value_set=item_ids), -1))
+        codes = places(together["item_id"].combine_chunks(), item_ids)
         n_users = max(len(pc.unique(together["user_id"])), 1)
         shares.append(np.bincount(codes[codes >= 0], minlength=len(item_ids)) / n_users)
     change = shares[0] - shares[1]

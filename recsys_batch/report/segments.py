@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.metrics import hit_matrix, ndcg_at_k
+from recsys_batch.ragged import places
 from recsys_batch.read import has_table, read_table
 
 K = 10
@@ -50,8 +51,8 @@ def segments(
         min_weight: held-out interactions above it are relevant.
     """
     users = pc.unique(sample["user_id"])
-    owner = _places(sample["user_id"], users)
-    codes = _places(sample["item_id"], item_ids)
+    owner = places(sample["user_id"], users)
+    codes = places(sample["item_id"], item_ids)
     popular = np.zeros(len(users), dtype=bool)
     popular[owner[np.asarray(pc.equal(sample["source"].cast(pa.string()), "popular"))]] = True
     ndcg = _ndcg(warehouse, users, owner, np.asarray(sample["rank"]), codes, item_ids, min_weight)
@@ -81,9 +82,9 @@ def _membership(warehouse: str, row: dict[str, Any], users: pa.Array) -> list[tu
     if "users" not in row["input_versions"]:
         return found
     known = read_table(warehouse, "users", columns=["user_id", "segment"], where=pc.field("user_id").isin(users))
-    places = _places(known["user_id"], users)
+    at = places(known["user_id"], users)
     names = np.full(len(users), None, dtype=object)
-    names[places] = known["segment"].to_pylist()
+    names[at] = known["segment"].to_pylist()
     named, counts = np.unique([name for name in names if name is not None], return_counts=True)
     for place in np.argsort(-counts, kind="stable")[:_MOST]:
         found.append((str(named[place]), names == named[place]))
@@ -99,7 +100,7 @@ def _ndcg(
         return result
     where = pc.field("user_id").isin(users) & (pc.field("weight") > min_weight)
     truth = read_table(warehouse, "holdout", columns=["user_id", "item_id"], where=where)
-    user, item = _places(truth["user_id"], users), _places(truth["item_id"], item_ids)
+    user, item = places(truth["user_id"], users), places(truth["item_id"], item_ids)
     user, item = user[item >= 0], item[item >= 0]
     order = np.argsort(user, kind="stable")
     lists = np.full((len(users), K), -1, dtype=np.int64)
@@ -119,8 +120,3 @@ def _head(taken: np.ndarray | None) -> np.ndarray | None:
     head = np.zeros(len(taken), dtype=bool)
     head[np.argsort(-taken, kind="stable")[: max(int(len(taken) * _HEAD), 1)]] = True
     return head
-
-
-def _places(values: pa.ChunkedArray, among: pa.Array) -> np.ndarray:
-    """int64 place of each value, -1 where it is not there."""
-    return np.asarray(pc.fill_null(pc.index_in(values, value_set=among), -1).to_numpy(), dtype=np.int64)
