@@ -123,7 +123,11 @@ def test_the_same_date_again_changes_nothing(spark: SparkSession, fresh_publishe
     assert run_rows(fresh_published.paths.warehouse) == before
 
 
-@pytest.mark.parametrize(("dies_in", "after_writing", "death"), [("index", False, KeyboardInterrupt), ("score", True, RecsysBatchError)])
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize(("dies_in", "after_writing", "death"), [("index", False, Killed), ("score", True, RecsysBatchError)])
 def test_a_night_that_died_goes_on_to_the_same_tables(
     spark: SparkSession,
     fresh: Config,
