@@ -23,6 +23,8 @@ CONTEXT = (
     "has_session",
     "session_similarity",
 )
+_HAS_SESSION = (*PAIR, *CONTEXT).index("has_session")
+"""The first of the two columns that are an item's own."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class PairFeatures:
     def scaled(cls, spec: FeatureSpec, *, retrieval_score: np.ndarray, log_popularity: np.ndarray, n_events: np.ndarray) -> PairFeatures:
         """From raw values of the same shapes; ``n_events`` are counts."""
         raw = (retrieval_score, log_popularity, np.log1p(n_events))
-        return cls(*(((v - m) / s).astype(np.float32) for v, m, s in zip(raw, spec.mean, spec.scale, strict=True)))
+        return cls(*(((v - m) / s).astype(np.float32, copy=False) for v, m, s in zip(raw, spec.mean, spec.scale, strict=True)))
 
 
 def pair_features(
@@ -112,13 +114,14 @@ def pair_features(
         float32 [B, C, F], F = len(spec.names).
     """
     features = np.zeros((*retrieval_score.shape, len(spec.names)), dtype=np.float32)
+    if context is not None:
+        features[..., len(PAIR) :] = _of_users(context, spec)[:, None, :]
+        if context.session_similarity is not None:
+            similar = np.isfinite(context.session_similarity)
+            features[..., _HAS_SESSION] = similar
+            features[..., _HAS_SESSION + 1] = np.where(similar, context.session_similarity, 0.0)
     pair = PairFeatures.scaled(spec, retrieval_score=retrieval_score, log_popularity=log_popularity, n_events=n_events)
     features[..., 0], features[..., 1], features[..., 2] = pair.retrieval_score, pair.log_popularity, pair.log_n_events[:, None]
-    if context is not None:
-        known = len(PAIR) + len(CONTEXT)
-        features[..., len(PAIR) : known] = _context_features(context, retrieval_score.shape)
-        for column, name in enumerate(spec.names[known:], known):
-            features[..., column] = [[attribute_value(name, given)] for given in context.attributes or [{}] * len(features)]
     return features
 
 
@@ -137,34 +140,41 @@ def attribute_value(name: str, given: Mapping[str, Any]) -> float:
     return 0.0
 
 
-def session_similarity(item_embeddings: np.ndarray, session_embeddings: np.ndarray, item_norms: np.ndarray | None = None) -> np.ndarray:
+def session_similarity(
+    item_embeddings: np.ndarray,
+    session_embeddings: np.ndarray,
+    item_norms: np.ndarray | None = None,
+    session_norms: np.ndarray | None = None,
+) -> np.ndarray:
     """Largest cosine of each candidate with an item of the session.
 
     Args:
-        item_embeddings: float32 [B, C, d]. session_embeddings: float32 [B, S, d]; all-zero rows stand for "no item".
-        item_norms: float32 [B, C], lengths of item_embeddings where they are known already.
+        item_embeddings: float32 [B, C, d]. session_embeddings: float32 [B, S, d].
+        item_norms, session_norms: float32 [B, C] and [B, S], lengths of the embeddings where they are known already. A length of 0
+            in the session stands for "no item".
 
     Returns:
         float32 [B, C]; NaN for a user whose session is empty.
     """
-    session_norms = _norms(session_embeddings)
-    there = session_norms > 0
-    products = np.matmul(item_embeddings, (session_embeddings / np.maximum(session_norms, 1e-12)[..., None]).swapaxes(1, 2))
-    cosine = products / np.maximum(_norms(item_embeddings) if item_norms is None else item_norms, 1e-12)[..., None]
-    cosine = np.where(there[:, None, :], cosine, -np.inf)
-    best = cosine.max(axis=2, initial=-np.inf)
-    return np.where(np.isfinite(best), best, np.nan).astype(np.float32)
+    lengths = _norms(session_embeddings) if session_norms is None else session_norms
+    there = lengths > 0
+    # [B, S, C], so that the largest of a few is taken along long rows.
+    products = np.matmul(session_embeddings / np.maximum(lengths, 1e-12)[..., None], item_embeddings.swapaxes(1, 2))
+    if not there.all():
+        products = np.where(there[..., None], products, -np.inf)
+    best = products.max(axis=1, initial=-np.inf) / np.maximum(_norms(item_embeddings) if item_norms is None else item_norms, 1e-12)
+    return np.where(there.any(axis=1, keepdims=True), best, np.nan).astype(np.float32)
 
 
-def _context_features(context: Context, shape: tuple[int, ...]) -> np.ndarray:
-    result = np.zeros((*shape, len(CONTEXT)), dtype=np.float32)
-    per_user = [_of_user(*known) for known in zip(context.hour.tolist(), context.weekday.tolist(), context.device, strict=True)]
-    result[..., :-2] = np.array(per_user, dtype=np.float32)[:, None, :]
-    if context.session_similarity is not None:
-        similar = np.isfinite(context.session_similarity)
-        result[..., -2] = similar
-        result[..., -1] = np.where(similar, context.session_similarity, 0.0)
-    return result
+def _of_users(context: Context, spec: FeatureSpec) -> np.ndarray:
+    """float32 [B, F - 3], features that all candidates of a user share, in the order of the spec; 0 where a candidate has its own."""
+    further = spec.names[len(PAIR) + len(CONTEXT) :]
+    attributes = context.attributes or [{}] * len(context.device)
+    rows = [
+        [*_of_user(hour, weekday, device), 0.0, 0.0, *(attribute_value(name, given) for name in further)]
+        for hour, weekday, device, given in zip(context.hour.tolist(), context.weekday.tolist(), context.device, attributes, strict=True)
+    ]
+    return np.array(rows, dtype=np.float32)
 
 
 def _of_user(hour: float, weekday: float, device: str | None) -> list[float]:

@@ -102,9 +102,9 @@ def users_about(snapshot: Snapshot, limit: int, bounds: Bounds) -> UsersAbout:
 def item_about(snapshot: Snapshot, item_id: Id) -> OneItem | None:
     """None for an item that the snapshot does not have."""
     codes = snapshot.items.codes([item_id])
-    if len(codes) == 0:
+    if not codes:
         return None
-    (found,) = _items(snapshot, codes)
+    (found,) = _items(snapshot, np.array(codes))
     return OneItem(found.item_id, found.title, found.categories, snapshot.snapshot_id)
 
 

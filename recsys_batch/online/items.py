@@ -5,6 +5,7 @@ same numbers and rules rank online, and beside it titles and categories.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,14 +64,20 @@ class ItemTable:
         ids = self.catalogue.item_ids
         return ids.to_numpy() if pa.types.is_integer(ids.type) else None
 
+    @cached_property
+    def _halved(self) -> memoryview | None:
+        """``_numbers`` for Python's own search, a third of what a call of numpy takes for one."""
+        return self._numbers.data if self._numbers is not None else None
+
     def code(self, item_id: int | str) -> int:
-        """The code of an item as a request names it, -1 for one that the snapshot does not have: a search by halves, about 3 us."""
-        if self._numbers is not None:
+        """The code of an item as a request names it, -1 for one that the snapshot does not have: a search by halves, about 1 us."""
+        numbers = self._halved
+        if numbers is not None:
             number = as_number(item_id)
             if number is None:
                 return -1
-            place = int(np.searchsorted(self._numbers, number))
-            return place if place < len(self._numbers) and self._numbers[place] == number else -1
+            place = bisect_left(numbers, number)
+            return place if place < len(numbers) and numbers[place] == number else -1
         return self._code_of_text(item_id if isinstance(item_id, str) else str(item_id))
 
     def _code_of_text(self, text: str) -> int:
@@ -84,10 +91,9 @@ class ItemTable:
             low, high = (middle + 1, high) if found < text else (low, middle)
         return -1
 
-    def codes(self, item_ids: Sequence[int | str]) -> np.ndarray:
-        """int64, those that are known, in the request's order."""
-        found = [self.code(one) for one in item_ids]
-        return np.array([code for code in found if code >= 0], dtype=np.int64)
+    def codes(self, item_ids: Sequence[int | str]) -> list[int]:
+        """Those that are known, in the request's order."""
+        return [code for one in item_ids if (code := self.code(one)) >= 0]
 
     def item_id(self, code: int) -> int | str:
         value: int | str = self._numbers[code].item() if self._numbers is not None else self.catalogue.item_ids[code].as_py()

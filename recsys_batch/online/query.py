@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from recsys_batch.features import Context, session_similarity
+from recsys_batch.online.items import ItemTable
 
 SESSION_ITEMS = 50
 """Newest items of a session that the similarity looks at; all of them are kept out of the answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Query:
     """A request for a ranked list.
 
@@ -40,22 +41,21 @@ class Query:
     segment: str | None = None
 
 
-def features_context(queries: Sequence[Query], candidates: np.ndarray, norms: np.ndarray, sessions: Sequence[np.ndarray]) -> Context | None:
+def features_context(
+    queries: Sequence[Query], items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]
+) -> Context | None:
     """For features.pair_features; None where nothing is known of any, which is the batch's neutral context.
 
     Args:
-        candidates: float32 [B, C, d]; norms: float32 [B, C], their lengths.
-        sessions: per query float32 [S, d], embeddings of the session's items that are known.
+        codes: int [B, C], candidates. vectors: float32 [B, C, d], their embeddings.
+        sessions: per query, codes of the session's items that are known.
     """
-    longest = max(len(session) for session in sessions)
+    longest = max(map(len, sessions))
     if not longest and all(query.when is None and query.device is None and not query.attributes for query in queries):
         return None
     similarity = None
     if longest:
-        padded = np.zeros((len(queries), longest, candidates.shape[2]), np.float32)
-        for row, session in enumerate(sessions):
-            padded[row, : len(session)] = session
-        similarity = session_similarity(candidates, padded, norms)
+        similarity = _similarity(items, codes, vectors, [session[-SESSION_ITEMS:] for session in sessions])
     times = [_hour_and_weekday(query.when) for query in queries]
     return Context(
         hour=np.array([hour for hour, _ in times]),
@@ -64,6 +64,17 @@ def features_context(queries: Sequence[Query], candidates: np.ndarray, norms: np
         session_similarity=similarity,
         attributes=[query.attributes for query in queries],
     )
+
+
+def _similarity(items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]) -> np.ndarray:
+    """float32 [B, C] as features.session_similarity. Shorter sessions are filled with their own last item, which changes no maximum."""
+    longest = max(map(len, sessions))
+    padded = np.array([[*session, *[session[-1] if session else 0] * (longest - len(session))] for session in sessions])
+    lengths = items.norms.take(padded)
+    for row, session in enumerate(sessions):
+        if not session:
+            lengths[row] = 0.0
+    return session_similarity(vectors, items.catalogue.embeddings.take(padded, axis=0), items.norms.take(codes), lengths)
 
 
 def _hour_and_weekday(when: dt.datetime | None) -> tuple[float, float]:

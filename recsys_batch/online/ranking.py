@@ -7,7 +7,7 @@ so under the neutral context the order is the batch's.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +15,11 @@ import numpy as np
 from recsys_batch.features import pair_features
 from recsys_batch.online.contributions import contributions
 from recsys_batch.online.latency import Latency
-from recsys_batch.online.query import SESSION_ITEMS, Query, features_context
+from recsys_batch.online.query import Query, features_context
 from recsys_batch.online.records import UserLists
+from recsys_batch.online.selecting import best, in_rows, kept
 from recsys_batch.online.snapshot import Snapshot
 from recsys_batch.online.strangers import from_session
-from recsys_batch.rules import pick
-from recsys_batch.topk import order_pairs
 
 SOURCES = ("ranker", "batch", "popular")
 UNKNOWN_USER, NO_EMBEDDING, NO_RANKER, DEADLINE, RANKER_FAILED, STORE_UNAVAILABLE, STALE = REASONS = (
@@ -41,21 +40,23 @@ class Ranked:
 
     Attributes:
         codes: int, items of the snapshot. scores: float32.
-        candidate_ranks, batch_ranks: from 1; 0 where the item was not retrieved for the user, or is not in the published top-K.
-        batch_scores: float32, of the published top-K; NaN where the item is not in it.
-        contributions: feature group -> float32 [k'], where the request asked to explain and the ranker ranked.
+        candidate_ranks: from 1; 0 where the item was not retrieved for the user.
+        batch_scores: float32, of the published top-K; NaN where the item is not in it, None where there is no such list.
         stages: seconds by name.
+        batch_ranks: places in the published top-K, from 1; 0 where the item is not in it. None where it takes working out, and the
+            request did not ask to explain.
+        contributions: feature group -> float32 [k'], where the request asked to explain and the ranker ranked.
     """
 
     codes: np.ndarray
     scores: np.ndarray
     candidate_ranks: np.ndarray
-    batch_ranks: np.ndarray
+    batch_scores: np.ndarray | None
     source: str
     degraded: str | None
-    contributions: dict[str, np.ndarray] | None
-    stages: dict[str, float]
-    batch_scores: np.ndarray | None = None
+    stages: Mapping[str, float]
+    batch_ranks: np.ndarray | None = None
+    contributions: dict[str, np.ndarray] | None = None
 
 
 def rank(snapshot: Snapshot, query: Query, lists: UserLists | None, latency: Latency, *, store_failed: bool = False) -> Ranked:
@@ -63,7 +64,7 @@ def rank(snapshot: Snapshot, query: Query, lists: UserLists | None, latency: Lat
     return rank_many(snapshot, [Asked(query, lists, store_failed)], latency)[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Asked:
     """A query with the user's lists: None where the snapshot has none (or, with ``store_failed``, where nobody knows)."""
 
@@ -98,36 +99,32 @@ TOGETHER = 16
 """Most queries of one run of the model."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pair:
     """A query and the lists to rank for it.
 
     Attributes:
-        session, gone: int64, codes of the session's items, and of what must not come back.
+        session, gone: codes of the session's items, and of what must not come back.
         own: whether the lists are the user's, and not made from the session.
     """
 
     query: Query
     lists: UserLists
-    session: np.ndarray
-    gone: np.ndarray
+    session: list[int]
+    gone: list[int]
     own: bool
-
-
-_NOBODY = np.zeros(0, dtype=np.int64)
 
 
 def _paired(snapshot: Snapshot, asked: Asked, latency: Latency) -> Pair | Ranked:
     """What the ranker is to rank, or the answer where there is nothing for it to rank."""
     query, lists = asked.query, asked.lists
-    session = snapshot.items.codes(query.session_item_ids) if query.session_item_ids else _NOBODY
-    excluded = snapshot.items.codes(query.exclude_item_ids) if query.exclude_item_ids else _NOBODY
-    gone = np.concatenate([session, excluded]) if len(session) or len(excluded) else _NOBODY
+    session = snapshot.items.codes(query.session_item_ids)
+    gone = [*session, *snapshot.items.codes(query.exclude_item_ids)]
     if asked.store_failed:
         return _popular(snapshot, query, gone, STORE_UNAVAILABLE)
     own = lists is not None and lists.embedding is not None
-    if not own and len(session):
-        made = from_session(snapshot, session, gone)
+    if not own and session:
+        made = from_session(snapshot, np.array(session), np.array(gone))
         if len(made.codes):
             lists = made
     if lists is None:
@@ -169,78 +166,44 @@ def _by_ranker(snapshot: Snapshot, pairs: list[Pair]) -> list[Ranked]:
     """Lists of one length C; the stages' times are those of all together."""
     assert snapshot.ranker is not None
     began = time.perf_counter()
-    catalogue, spec = snapshot.items.catalogue, snapshot.manifest.features
-    users = np.stack([pair.lists.embedding for pair in pairs if pair.lists.embedding is not None])
-    codes = np.stack([pair.lists.codes for pair in pairs]).astype(np.int64)
-    vectors = catalogue.embeddings.take(codes.ravel(), axis=0).reshape(*codes.shape, -1)
-    sessions = [catalogue.embeddings[pair.session[-SESSION_ITEMS:]] for pair in pairs]
+    items, spec, lists = snapshot.items, snapshot.manifest.features, [pair.lists for pair in pairs]
+    users = np.stack([one.embedding for one in lists if one.embedding is not None])
+    codes = np.stack([one.codes for one in lists]).astype(np.int64)
+    vectors = items.catalogue.embeddings.take(codes, axis=0)
     features = pair_features(
         spec,
-        retrieval_score=np.stack([pair.lists.retrieval for pair in pairs]),
-        log_popularity=catalogue.log_popularity.take(codes),
-        n_events=np.array([pair.lists.n_events for pair in pairs]),
-        context=features_context([pair.query for pair in pairs], vectors, snapshot.items.norms.take(codes), sessions),
+        retrieval_score=np.stack([one.retrieval for one in lists]),
+        log_popularity=items.catalogue.log_popularity.take(codes),
+        n_events=np.array([one.n_events for one in lists]),
+        context=features_context([pair.query for pair in pairs], items, codes, vectors, [pair.session for pair in pairs]),
     )
     prepared = time.perf_counter()
     scores = snapshot.ranker.score(users, vectors, features)
     if not np.isfinite(scores).all():
         raise _NotFinite
     scored = time.perf_counter()
-    for row, pair in enumerate(pairs):
-        keep = _kept(snapshot, pair.query.categories, codes[row], pair.gone)
-        if keep is not None:
-            scores[row] = np.where(keep, scores[row], np.float32(-np.inf))
-    picked = best(scores, codes, max(pair.query.k for pair in pairs), snapshot)
+    keep = kept(items, codes, [pair.gone for pair in pairs], [pair.query.categories for pair in pairs])
+    if keep is not None:
+        scores = np.where(keep, scores, np.float32(-np.inf))
+    places, values = best(scores, codes, max(pair.query.k for pair in pairs), items.catalogue.business)
+    published = np.full(codes.shape, np.nan, np.float32)
+    for row, one in enumerate(lists):
+        published[row, one.top_places] = one.top_scores
+    flat = places + in_rows(codes)
+    shown = list(zip(codes.take(flat), values, places, published.take(flat), np.isfinite(values).sum(axis=1).tolist(), strict=True))
+    stages = {"features": prepared - began, "model": scored - prepared, "select": time.perf_counter() - scored}
     found = []
-    for row, (pair, (all_places, all_values)) in enumerate(zip(pairs, picked, strict=True)):
-        places, values = all_places[: pair.query.k], all_values[: pair.query.k]
-        ranks = _batch_ranks(pair.lists, places)
-        published = np.append(pair.lists.top_scores, np.float32(np.nan))[ranks - 1]
-        explained = None
+    for row, (pair, (its_codes, its_values, its_places, before, n)) in enumerate(zip(pairs, shown, strict=True)):
+        top = slice(min(n, pair.query.k))
+        ranked = Ranked(its_codes[top], its_values[top], its_places[top] + 1, before[top], "ranker", None, stages)
         if pair.query.explain:
-            mine = slice(row, row + 1)
-            explained = contributions(snapshot.ranker, spec, users[mine], vectors[mine][:, places], features[mine][:, places])
-        stages = {"features": prepared - began, "model": scored - prepared, "select": time.perf_counter() - scored}
-        found.append(Ranked(codes[row][places], values, places + 1, ranks, "ranker", None, explained, stages, published))
+            ranked.batch_ranks = _batch_ranks(pair.lists, its_places[top])
+            chosen = its_places[top]
+            ranked.contributions = contributions(
+                snapshot.ranker, spec, users[row : row + 1], vectors[row : row + 1, chosen], features[row : row + 1, chosen]
+            )
+        found.append(ranked)
     return found
-
-
-def _kept(snapshot: Snapshot, categories: Sequence[str], codes: np.ndarray, gone: np.ndarray) -> np.ndarray | None:
-    """bool per code, None where all stay."""
-    keep = None
-    if len(gone):
-        keep = outside(codes, gone)
-    if categories:
-        inside = snapshot.items.in_categories(codes, categories)
-        keep = inside if keep is None else keep & inside
-    return keep
-
-
-def outside(codes: np.ndarray, gone: np.ndarray) -> np.ndarray:
-    """bool per code: whether it is not in ``gone``; for a few by comparing each, a quarter of what np.isin takes."""
-    if len(gone) > 32:
-        return np.isin(codes, gone, invert=True)
-    return np.asarray(~(codes[:, None] == gone).any(axis=1))
-
-
-def best(scores: np.ndarray, codes: np.ndarray, k: int, snapshot: Snapshot) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(places int64 [k'], scores float32 [k']) per row, of the k best that the rules allow; -inf is out, ties go to the smaller code.
-
-    Every rule takes from the top, so a shorter list is the beginning of a longer one.
-
-    Args:
-        scores: float32 [B, C]. codes: int64 [B, C].
-    """
-    rules = snapshot.items.catalogue.business
-    if rules.active:
-        picked = pick(scores, codes, k, rules)
-        columns, values = picked.columns, picked.values
-    else:
-        # As one integer per pair, and the places of the few that are kept looked up: a fifth of what a lexsort takes.
-        values, picked_codes = order_pairs(scores, codes, k)
-        columns = (codes[:, None, :] == picked_codes[:, :, None]).argmax(axis=2)
-    there = np.isfinite(values)
-    return [(columns[row][mine], values[row][mine]) for row, mine in enumerate(there)]
 
 
 def _batch_ranks(lists: UserLists, places: np.ndarray) -> np.ndarray:
@@ -264,21 +227,23 @@ def published_order(query: Query, lists: UserLists, reason: str | None = None, k
     places, scores, ranks = places[: query.k], scores[: query.k], ranks[: query.k]
     source = "popular" if lists.embedding is None else "batch"
     stages = {"select": time.perf_counter() - began}
-    return Ranked(lists.codes[places].astype(np.int64), scores, places + 1, ranks, source, reason, None, stages, scores)
+    return Ranked(lists.codes[places].astype(np.int64), scores, places + 1, scores, source, reason, stages, ranks)
 
 
-def _batch_order(snapshot: Snapshot, query: Query, lists: UserLists, gone: np.ndarray, reason: str) -> Ranked:
+def _batch_order(snapshot: Snapshot, query: Query, lists: UserLists, gone: Sequence[int], reason: str) -> Ranked:
     """The published list without what the request rules out."""
-    return published_order(query, lists, reason, _kept(snapshot, query.categories, lists.codes[lists.top_places], gone))
+    keep = kept(snapshot.items, lists.codes[lists.top_places][None], [gone], [query.categories])
+    return published_order(query, lists, reason, None if keep is None else keep[0])
 
 
-def _popular(snapshot: Snapshot, query: Query, gone: np.ndarray, reason: str) -> Ranked:
+def _popular(snapshot: Snapshot, query: Query, gone: Sequence[int], reason: str) -> Ranked:
     began = time.perf_counter()
     listed, scores = snapshot.popular.of(query.segment)
-    codes = listed.astype(np.int64)
-    keep = _kept(snapshot, query.categories, codes, gone)
-    if keep is not None:
-        scores = np.where(keep, scores, np.float32(-np.inf))
-    ((places, values),) = best(scores[None], codes[None], query.k, snapshot)
-    nowhere = np.zeros(len(places), dtype=np.int64)
-    return Ranked(codes[places], values, nowhere, nowhere, "popular", reason, None, {"select": time.perf_counter() - began})
+    codes = listed[None].astype(np.int64)
+    keep = kept(snapshot.items, codes, [gone], [query.categories])
+    ruled = scores[None] if keep is None else np.where(keep, scores, np.float32(-np.inf))
+    ((places,), (values,)) = best(ruled, codes, query.k, snapshot.items.catalogue.business)
+    there = np.isfinite(values)
+    nowhere = np.zeros(int(there.sum()), dtype=np.int64)
+    stages = {"select": time.perf_counter() - began}
+    return Ranked(codes[0, places[there]], values[there], nowhere, None, "popular", reason, stages, nowhere)

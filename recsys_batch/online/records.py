@@ -22,7 +22,7 @@ _HEADER = struct.Struct("<BBHIHHHH")
 _MODELLED = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UserLists:
     """A user's part of a run.
 

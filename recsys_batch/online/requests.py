@@ -201,7 +201,8 @@ def _items(ranked: Ranked, query: Query, snapshot: Snapshot) -> list[AnswerItem]
     ]
     if query.explain:
         for place, item in enumerate(items):
-            item.batch_rank = int(ranked.batch_ranks[place]) or None
+            if ranked.batch_ranks is not None:
+                item.batch_rank = int(ranked.batch_ranks[place]) or None
             if ranked.contributions is not None:
                 item.contributions = {group: round(float(values[place]), 6) for group, values in ranked.contributions.items()}
     return items
