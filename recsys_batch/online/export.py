@@ -23,7 +23,7 @@ from recsys_batch.online.contents import Contents, Facts
 from recsys_batch.online.items import Descriptions
 from recsys_batch.online.popular import Popular
 from recsys_batch.online.run_lists import RunLists
-from recsys_batch.online.samples import latest, sampled_users
+from recsys_batch.online.sampling import latest, sampled_users
 from recsys_batch.popularity import by_segment
 from recsys_batch.ragged import column_matrix
 from recsys_batch.ranges import Files

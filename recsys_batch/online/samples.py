@@ -6,54 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as ds
-
-from recsys_batch.catalogue import Catalogue
-from recsys_batch.histories import histories
-from recsys_batch.ranges import LIST_ROWS, Files, ranges
-
 FILE = "samples.json"
-LENGTH = 20
-"""Newest items that are kept of each."""
 
 Samples = Mapping[int | str, Sequence[int]]
 """user_id -> codes of items, newest first; in the order of ids."""
-
-
-def sampled_users(candidates: Files, n: int) -> pa.Array:
-    """About n users of a run, some of each range, without reading more than its first rows.
-
-    Args:
-        candidates: of the run, a row per user.
-    """
-    bounds = ranges(candidates.parts)
-    share = -(-n // max(len(bounds), 1))
-    kind = candidates.where.file_schema.field("user_id").type
-    found = []
-    for one in bounds:
-        first = next(candidates.batches(one, ["user_id"], max(LIST_ROWS, share)), None)
-        if first is not None:
-            places = np.unique(np.linspace(0, first.num_rows - 1, min(share, first.num_rows)).astype(np.int64))
-            found.append(first["user_id"].take(pa.array(places)))
-    return pa.chunked_array(found, kind).combine_chunks()[:n]
-
-
-def latest(interactions: ds.Dataset, users: pa.Array, catalogue: Catalogue) -> dict[int | str, list[int]]:
-    """Samples: each of these users' newest items; nobody is left out.
-
-    Args:
-        interactions: user_id, item_id, event_ts, weight in any order; read once, of which only these users' rows are held.
-    """
-    rows = interactions.to_table(columns=["user_id", "item_id", "event_ts", "weight"], filter=ds.field("user_id").isin(users))
-    rows = rows.sort_by("user_id").combine_chunks()
-    times = rows["event_ts"].cast(pa.timestamp("us", rows.schema.field("event_ts").type.tz)).cast(pa.int64())
-    known = histories(rows.append_column("event_us", times), catalogue, LENGTH)
-    found: dict[int | str, list[int]] = {user: [] for user in users.to_pylist()}
-    for place, user in enumerate(known.user_ids.to_pylist()):
-        found[user] = known.codes[known.offsets[place] : known.offsets[place + 1]].tolist()
-    return found
 
 
 def write_samples(path: Path, samples: Samples) -> None:

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.online.samples import LENGTH, latest
+from recsys_batch.online.sampling import LENGTH, latest
 from recsys_batch.online.snapshot import Snapshot
 
 EVENTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.integers(0, 10**6)), max_size=120)
