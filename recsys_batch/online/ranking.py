@@ -195,10 +195,10 @@ def _by_ranker(snapshot: Snapshot, pairs: list[Pair]) -> list[Ranked]:
     found = []
     for row, (pair, (its_codes, its_values, its_places, before, n)) in enumerate(zip(pairs, shown, strict=True)):
         top = slice(min(n, pair.query.k))
-        ranked = Ranked(its_codes[top], its_values[top], its_places[top] + 1, before[top], "ranker", None, stages)
+        chosen = its_places[top]
+        ranked = Ranked(its_codes[top], its_values[top], chosen + 1, before[top], "ranker", None, stages)
         if pair.query.explain:
-            ranked.batch_ranks = _batch_ranks(pair.lists, its_places[top])
-            chosen = its_places[top]
+            ranked.batch_ranks = _batch_ranks(pair.lists, chosen)
             ranked.contributions = contributions(
                 snapshot.ranker, spec, users[row : row + 1], vectors[row : row + 1, chosen], features[row : row + 1, chosen]
             )
