@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from measuring import ROOT, seconds
 
 from recsys_batch.config import load_config
-from recsys_batch.ragged import matrix_column
 from recsys_batch.spark.session import get_session
+from recsys_batch.tables.list_columns import matrix_column
 
 _WARM_UP = 2_000
 

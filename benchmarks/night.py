@@ -24,8 +24,8 @@ from measuring import ROOT, WorkerMemory, report
 from mllib import mllib_users_per_s
 
 from recsys_batch.cli import run
-from recsys_batch.night.manifest import fold
 from recsys_batch.read import read_table, run_rows
+from recsys_batch.tables.run_manifest import fold
 
 RUN_DATE = "2026-01-01"
 STEPS = ("embed", "index", "candidates", "score", "audit", "publish")

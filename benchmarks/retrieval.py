@@ -32,13 +32,13 @@ from recsys_batch.ann.tuning import Sample, Tuning, tune
 from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Config, load_config
 from recsys_batch.night.partitions import user_tasks, users_per_task
-from recsys_batch.node_cache import NodeCache
-from recsys_batch.ragged import matrix_column
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
 from recsys_batch.spark.retrieve import RetrieveTask, candidate_finder
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import Tables
+from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.list_columns import matrix_column
 
 IDS = IdTypes("BIGINT", "BIGINT")
 _WARM_UP = 2_000

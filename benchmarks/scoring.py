@@ -28,15 +28,15 @@ from recsys_batch.config import load_config
 from recsys_batch.features import FeatureSpec, PairFeatures
 from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.night.partitions import user_tasks, users_per_task
-from recsys_batch.ragged import list_column, matrix_column
-from recsys_batch.ranges import Files, ranges
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
-from recsys_batch.slices import PART_SCHEMA, Part, Slice, commit, part_of_row
 from recsys_batch.spark.batches import by_range
 from recsys_batch.spark.parts import part_writer
 from recsys_batch.spark.score import Lists, ScoreTask, ranked
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import Tables
+from recsys_batch.tables.list_columns import list_column, matrix_column
+from recsys_batch.tables.slice_writer import PART_SCHEMA, Part, Slice, commit, part_of_row
+from recsys_batch.tables.user_ranges import Files, ranges
 
 IDS = IdTypes("BIGINT", "BIGINT")
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

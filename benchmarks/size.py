@@ -21,10 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from measuring import ROOT, WorkerMemory, report
 
-from recsys_batch.night.manifest import fold
-from recsys_batch.ragged import matrix_column
 from recsys_batch.read import read_table, run_rows
 from recsys_batch.synthetic import World
+from recsys_batch.tables.list_columns import matrix_column
+from recsys_batch.tables.run_manifest import fold
 
 RUN_DATE = "2026-01-01"
 _CHUNK = 100_000

@@ -26,16 +26,16 @@ from deltalake import DeltaTable
 from measuring import ROOT, report
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import artifact_root, point, put_folder
 from recsys_batch.bundle import write_bundle
 from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.features import FeatureSpec
-from recsys_batch.filesystems import name_of
 from recsys_batch.model.export import ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
-from recsys_batch.ragged import list_column, matrix_column
 from recsys_batch.schemas import ALL_SEGMENTS, SCHEMA_VERSION, TABLES, IdTypes
-from recsys_batch.slices import Slice, commit
+from recsys_batch.storage.artifacts import artifact_root, point, put_folder
+from recsys_batch.storage.filesystems import name_of
+from recsys_batch.tables.list_columns import list_column, matrix_column
+from recsys_batch.tables.slice_writer import Slice, commit
 
 IDS, RUN, DATE = IdTypes("BIGINT", "BIGINT"), "2026-01-01-r1", dt.date(2026, 1, 1)
 NOW = dt.datetime.now(dt.UTC)

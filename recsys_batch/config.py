@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from recsys_batch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from recsys_batch.node_cache import NodeCache
+    from recsys_batch.storage.node_cache import NodeCache
 
 
 class Section(BaseModel):
@@ -50,7 +50,7 @@ class Paths(Section):
     @property
     def cache(self) -> NodeCache:
         """Of each node that works on an s3a:// warehouse."""
-        from recsys_batch.node_cache import NodeCache  # pyarrow and more, which some commands start without
+        from recsys_batch.storage.node_cache import NodeCache  # pyarrow and more, which some commands start without
 
         return NodeCache(self.node_cache, self.node_cache_mb)
 

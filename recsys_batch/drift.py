@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.ranges import Files, Range, runs
+from recsys_batch.tables.user_ranges import Files, Range, runs
 
 _PLACES = 20  # files of which the first rows are looked at: 65,536 each, so about 13,000 users with 100 items
 _BINS = 10

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.metrics import evaluate_lists
-from recsys_batch.ragged import places
 from recsys_batch.read import has_table, read_table, run_slice
+from recsys_batch.tables.list_columns import places
 
 _EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type", "weight")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.ragged import list_column
-from recsys_batch.ranges import Files, Range, runs
 from recsys_batch.schemas import STRING_MAP, Column, TableSpec
+from recsys_batch.tables.list_columns import list_column
+from recsys_batch.tables.user_ranges import Files, Range, runs
 
 _USER = Column("user_id", "user_id", "user, as the source names it", nullable=False)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.catalogue import Catalogue
-from recsys_batch.ranges import runs
+from recsys_batch.tables.user_ranges import runs
 
 NO_TIME = np.iinfo(np.int64).min
 """Microseconds of an event without a time: older than any."""

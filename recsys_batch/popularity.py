@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.artifacts import pointed
 from recsys_batch.catalogue import Catalogue
-from recsys_batch.filesystems import joined
-from recsys_batch.ragged import distinct
-from recsys_batch.ranges import runs
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
+from recsys_batch.storage.artifacts import pointed
+from recsys_batch.storage.filesystems import joined
+from recsys_batch.tables.list_columns import distinct
+from recsys_batch.tables.user_ranges import runs
 
 COUNTS = "counts.parquet"
 

@@ -22,10 +22,10 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from pyarrow import fs
 
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.filesystems import absolute, resolve, storage_options
-from recsys_batch.ranges import Files
 from recsys_batch.schemas import TABLES, IdType, IdTypes
-from recsys_batch.slices import Slice, parts_of
+from recsys_batch.storage.filesystems import absolute, resolve, storage_options
+from recsys_batch.tables.slice_writer import Slice, parts_of
+from recsys_batch.tables.user_ranges import Files
 
 
 def open_table(warehouse: str, name: str, version: int | None = None) -> DeltaTable:

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import fs
 
-from recsys_batch import filesystems
 from recsys_batch.config import Config, load_config
 from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.storage import filesystems
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from recsys_batch import artifacts
-from recsys_batch.artifacts import (
+from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.storage import artifacts
+from recsys_batch.storage.artifacts import (
     LISTING,
     artifact_root,
     is_pointed,
@@ -20,8 +21,7 @@ from recsys_batch.artifacts import (
     unpoint,
     writing_files,
 )
-from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.filesystems import exists, joined, listed, name_of, read_bytes, remove, write_bytes
+from recsys_batch.storage.filesystems import exists, joined, listed, name_of, read_bytes, remove, write_bytes
 
 
 @pytest.fixture(params=["path", "store"])

@@ -13,7 +13,7 @@ from recsys_batch.changes import Change, item_changes, user_changes
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.read import published_before, published_run
 from recsys_batch.schemas import IdTypes
-from recsys_batch.slices import commit
+from recsys_batch.tables.slice_writer import commit
 from tests.digest.conftest import NIGHT, House
 
 TOMORROW = NIGHT.date() + dt.timedelta(days=1)

@@ -13,8 +13,8 @@ import pytest
 from recsys_batch.cli import group, run
 from recsys_batch.commands.nights import print_night
 from recsys_batch.config import Config
-from recsys_batch.night.manifest import from_row
 from recsys_batch.read import published_run
+from recsys_batch.tables.run_manifest import from_row
 
 ROOT = Path(__file__).parent.parent
 Options = Callable[[Config], list[str]]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys_batch.errors import EXIT_USAGE, UsageError
-from recsys_batch.filesystems import (
+from recsys_batch.storage.filesystems import (
     absolute,
     download,
     exists,

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 from recsys_batch.gathered import EVENTS, PEOPLE, Gathered
-from recsys_batch.ranges import Files
 from recsys_batch.schemas import TABLES, IdTypes, TableSpec
-from recsys_batch.slices import Slice
+from recsys_batch.tables.slice_writer import Slice
+from recsys_batch.tables.user_ranges import Files
 
 IDS = IdTypes("STRING", "BIGINT")
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from recsys_batch.errors import EXIT_MISSING, Busy
-from recsys_batch.locks import held, lock_file
+from recsys_batch.storage.file_lock import held, lock_file
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from recsys_batch.locks import held
+from recsys_batch.storage.file_lock import held
 with held(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(60)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from recsys_batch import node_cache
-from recsys_batch.artifacts import LISTING, put_folder
 from recsys_batch.bundle import sha256_file
 from recsys_batch.errors import EXIT_MISSING, InputMissing, RecsysBatchError, UsageError
-from recsys_batch.filesystems import download, joined, name_of, read_bytes, remove, upload, write_bytes
-from recsys_batch.node_cache import NodeCache
+from recsys_batch.storage import node_cache
+from recsys_batch.storage.artifacts import LISTING, put_folder
+from recsys_batch.storage.filesystems import download, joined, name_of, read_bytes, remove, upload, write_bytes
+from recsys_batch.storage.node_cache import NodeCache
 
 HOUR = 3600
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.ragged import column_matrix, list_column, mask_ragged, matrix_column, ragged
+from recsys_batch.tables.list_columns import column_matrix, list_column, mask_ragged, matrix_column, ragged
 
 LISTS = st.lists(st.none() | st.lists(st.integers(0, 9), max_size=4), max_size=8)
 

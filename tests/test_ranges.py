@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch import slices
-from recsys_batch.ranges import Files, ranges, runs, spliced, without
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import Part, Slice
+from recsys_batch.tables import slice_writer
+from recsys_batch.tables.slice_writer import Part, Slice
+from recsys_batch.tables.user_ranges import Files, ranges, runs, spliced, without
 
 IDS = IdTypes("BIGINT", "BIGINT")
 SCHEMA = pa.schema([("user_id", pa.int64()), ("value", pa.int64())])
@@ -44,7 +44,7 @@ def test_every_user_is_in_exactly_one_range(lasts: list[int], user: int) -> None
 def test_rows_between_leave_out_the_lower_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, row_group_bytes: int, bounds: tuple[int | None, int | None], expected: list[int]
 ) -> None:
-    monkeypatch.setattr(slices, "_ROW_GROUP_BYTES", row_group_bytes)
+    monkeypatch.setattr(slice_writer, "_ROW_GROUP_BYTES", row_group_bytes)
     found = files(tmp_path, [[1, 3, 5], [8, 9]])
     assert found.between(bounds)["user_id"].to_pylist() == expected
     assert [row["user_id"] for batch in found.batches(bounds, ["user_id"], 1) for row in batch.to_pylist()] == expected

@@ -13,12 +13,12 @@ import pytest
 from deltalake import DeltaTable
 
 from recsys_batch.errors import InputMissing
-from recsys_batch.filesystems import file_sizes, joined, listed, storage_options
 from recsys_batch.night.appended import Rewritten, appended_files
-from recsys_batch.ranges import Files, ranges
 from recsys_batch.read import has_table, open_table, read_table, rows_in, run_rows
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import Slice, append, commit, log_of, parts_of
+from recsys_batch.storage.filesystems import file_sizes, joined, listed, storage_options
+from recsys_batch.tables.slice_writer import Slice, append, commit, log_of, parts_of
+from recsys_batch.tables.user_ranges import Files, ranges
 
 IDS = IdTypes("STRING", "BIGINT")
 NOW = dt.datetime(2026, 3, 1, 2, tzinfo=dt.UTC)
@@ -75,7 +75,7 @@ COMMITTING = """
 import sys
 sys.path.insert(0, sys.argv[3])
 from test_tables_in_s3 import batch, slice_of
-from recsys_batch.slices import commit
+from recsys_batch.tables.slice_writer import commit
 for number in range(4):
     where = slice_of(sys.argv[1], f"{sys.argv[2]}-{number}")
     commit(where, list(where.write([batch(where, [f"{sys.argv[2]}{number}"])], 0)), {})

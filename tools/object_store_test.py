@@ -23,8 +23,8 @@ from cluster_test import OUTPUTS, rows
 from pyarrow import fs
 from s3_server import s3_server
 
-from recsys_batch.filesystems import joined, listed
 from recsys_batch.read import published_run, read_table, run_rows
+from recsys_batch.storage.filesystems import joined, listed
 
 ROOT = Path(__file__).parent.parent
 INPUTS = ("interactions", "items", "users")

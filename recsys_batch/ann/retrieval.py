@@ -9,7 +9,7 @@ import numpy as np
 from recsys_batch.ann.backends import Retriever
 from recsys_batch.ann.kernels import blocks
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.ragged import distinct
+from recsys_batch.tables.list_columns import distinct
 from recsys_batch.topk import NO_CODE
 
 _FIRST_WIDTH = 5

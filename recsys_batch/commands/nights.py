@@ -15,7 +15,7 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.terminal import console, count, print_table, size, step_progress
 
 if TYPE_CHECKING:
-    from recsys_batch.night.manifest import Run
+    from recsys_batch.tables.run_manifest import Run
 
 _STEPS = {
     "embed": "Embed users and items.",
@@ -57,10 +57,10 @@ def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, 
 
 def _seconds_of_last_night(config: Config) -> dict[str, float]:
     """What each step took then; nothing where it is not known."""
-    from recsys_batch.night import manifest
+    from recsys_batch.tables import run_manifest
 
     try:
-        last = manifest.current(_manifest_rows(config))
+        last = run_manifest.current(_manifest_rows(config))
     except Exception:  # whatever it is, the night itself will say it
         return {}
     found = {} if last is None else {step: last.metrics.get(f"{step}.seconds") for step in _STEPS}
@@ -146,11 +146,11 @@ def rollback(config: Config, to: str | None, dry_run: bool, as_json: bool) -> No
 @click.option("--run-id", help="One run in full: what it read and wrote, and every gate.")
 @with_config
 def status(config: Config, as_json: bool, limit: int, run_id: str | None) -> None:
-    from recsys_batch.night import manifest
+    from recsys_batch.tables import run_manifest
 
     rows = _manifest_rows(config)
-    now = manifest.current(rows)
-    runs = sorted(manifest.fold(rows).values(), key=lambda run: run.metrics[manifest.STARTED_AT], reverse=True)
+    now = run_manifest.current(rows)
+    runs = sorted(run_manifest.fold(rows).values(), key=lambda run: run.metrics[run_manifest.STARTED_AT], reverse=True)
     if run_id is not None and run_id not in {run.run_id for run in runs}:
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
     runs = [run for run in runs if run_id in (None, run.run_id)][:limit]

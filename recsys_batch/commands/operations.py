@@ -16,7 +16,7 @@ from recsys_batch.errors import UsageError
 from recsys_batch.terminal import count, print_table, size, step_progress
 
 if TYPE_CHECKING:
-    from recsys_batch.night.manifest import Run
+    from recsys_batch.tables.run_manifest import Run
 
 
 @click.command(help="Nights of a range of dates; a date that is published is left as it is. Readers stay with the latest date.")
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 @json_option
 @with_config
 def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run: bool, as_json: bool) -> None:
-    from recsys_batch.night import manifest
     from recsys_batch.night.context import AlreadyDone, run_rows
     from recsys_batch.night.nightly import nightly
     from recsys_batch.spark.session import get_session
     from recsys_batch.spark.tables import Tables
+    from recsys_batch.tables import run_manifest
 
     if end < start:
         raise UsageError(f"--end {end} is before --start {start}")
     dates = [start + dt.timedelta(days=day) for day in range((end - start).days + 1)]
     session = get_session(config)
     if dry_run:
-        plans = _plans(manifest.fold(run_rows(Tables(session, config))), dates, force)
+        plans = _plans(run_manifest.fold(run_rows(Tables(session, config))), dates, force)
         if as_json:
             echo({"dry_run": True, "dates": plans})
             return
@@ -64,11 +64,11 @@ def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run:
 
 def _plans(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict[str, str]:
     """What each date would be."""
-    from recsys_batch.night import manifest
+    from recsys_batch.tables import run_manifest
 
     plans = {}
     for date in dates:
-        known = manifest.newest_of(states, date)
+        known = run_manifest.newest_of(states, date)
         finished = known is not None and known.status in ("PUBLISHED", "ROLLED_BACK")
         if finished and not force:
             plans[str(date)] = "nothing to do"
@@ -113,8 +113,8 @@ def _folders(config: Config) -> dict[str, str]:
     from recsys_batch.schemas import TABLES
 
     if config.catalog is None:
-        from recsys_batch.filesystems import absolute, joined
         from recsys_batch.read import has_table
+        from recsys_batch.storage.filesystems import absolute, joined
 
         warehouse = absolute(config.paths.warehouse)
         return {name: joined(warehouse, name) for name in TABLES if has_table(warehouse, name)}

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
-from recsys_batch.ranges import Range
+from recsys_batch.tables.user_ranges import Range
 
 if TYPE_CHECKING:
-    from recsys_batch.node_cache import NodeCache
     from recsys_batch.online.export import PublishedRun
     from recsys_batch.online.run_lists import RunLists
+    from recsys_batch.storage.node_cache import NodeCache
 
 
 def fill_redis(config: Config, run: PublishedRun) -> int:

@@ -15,7 +15,7 @@ from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.terminal import size
 
 if TYPE_CHECKING:
-    from recsys_batch.night.manifest import Run
+    from recsys_batch.tables.run_manifest import Run
 
 logger = logging.getLogger("recsys_batch")
 
@@ -45,18 +45,18 @@ def report(config: Config, run_id: str | None, out: str, n_users: int, to_mlflow
 
 def _found(config: Config, run_id: str | None) -> tuple[Run, bool]:
     """(the run, whether readers see it)."""
-    from recsys_batch.night import manifest
     from recsys_batch.read import run_rows
+    from recsys_batch.tables import run_manifest
 
     rows = run_rows(config.paths.warehouse)
-    now = manifest.current(rows)
+    now = run_manifest.current(rows)
     if run_id is None:
         if now is None:
             raise InputMissing(
                 "no night is published yet: name a run by --run-id (see `recsys-batch status`), or run `recsys-batch nightly`"
             )
         run_id = now.run_id
-    run = manifest.fold(rows).get(run_id)
+    run = run_manifest.fold(rows).get(run_id)
     if run is None:
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
     return run, now is not None and now.run_id == run_id

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from recsys_batch.night.manifest import Run
+    from recsys_batch.tables.run_manifest import Run
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")

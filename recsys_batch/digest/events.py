@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.ranges import Range
+from recsys_batch.tables.user_ranges import Range
 
 _CHUNK = 65_536
 

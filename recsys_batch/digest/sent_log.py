@@ -16,11 +16,11 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
 
 from recsys_batch.errors import Busy
-from recsys_batch.filesystems import absolute, storage_options
-from recsys_batch.ranges import Range
 from recsys_batch.read import has_table, open_table, read_table
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import Part, Slice, add_actions
+from recsys_batch.storage.filesystems import absolute, storage_options
+from recsys_batch.tables.slice_writer import Part, Slice, add_actions
+from recsys_batch.tables.user_ranges import Range
 
 NAME = "sent_log"
 

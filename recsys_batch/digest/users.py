@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.artifacts import artifact_root, catalogue_folder
 from recsys_batch.catalogue import Catalogue, map_catalogue
 from recsys_batch.digest.choice import Chosen, Popular, choose, fill
 from recsys_batch.digest.events import EventsByRange
@@ -25,11 +24,12 @@ from recsys_batch.digest.sent_log import SentLog
 from recsys_batch.digest.writing import Block, Format
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.histories import histories
-from recsys_batch.node_cache import NodeCache
 from recsys_batch.popularity import by_segment
-from recsys_batch.ranges import Files, Range, ranges, runs
 from recsys_batch.read import batches_of, read_table, run_files, run_slice, user_segments
 from recsys_batch.schemas import ALL_SEGMENTS
+from recsys_batch.storage.artifacts import artifact_root, catalogue_folder
+from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.user_ranges import Files, Range, ranges, runs
 
 _USERS = 8_192
 _MIX = np.uint64(0x9E3779B97F4A7C15)

@@ -13,16 +13,16 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.drift import compared, stability_index
-from recsys_batch.filesystems import joined, read_parquet
-from recsys_batch.night import manifest
 from recsys_batch.night.context import MODEL_METRIC, Night, run_rows
 from recsys_batch.night.gates import Gate, gates
 from recsys_batch.night.incremental import Base, changed_file, files_of, recorded_base
 from recsys_batch.night.passes import interactions_of, of_changed, with_range
 from recsys_batch.popularity import counts_file, users_per_item
-from recsys_batch.ranges import Files, ranges
 from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
 from recsys_batch.spark.verify import COUNTS, COUNTS_SCHEMA, LISTED, Earlier, VerifyTask, verifier
+from recsys_batch.storage.filesystems import joined, read_parquet
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.user_ranges import Files, ranges
 
 _HEAD = 0.01
 """Share of the catalogue that counts as its head."""
@@ -95,7 +95,7 @@ def _earlier(night: Night, base: Base | None) -> Earlier | None:
 
 def _since_published(night: Night, topk: Files) -> dict[str, float]:
     """Against the run that readers see; nothing on the first night, or where its rows are gone."""
-    run = manifest.current(run_rows(night.tables))
+    run = run_manifest.current(run_rows(night.tables))
     if run is None:
         return {}
     found: dict[str, float] = {}

@@ -12,17 +12,17 @@ from pyspark.sql import functions as F
 
 from recsys_batch.catalogue import Catalogue
 from recsys_batch.config import Config
-from recsys_batch.filesystems import joined, read_parquet
 from recsys_batch.night.context import Night
 from recsys_batch.night.gather import recorded
 from recsys_batch.night.incremental import Base, changed_file, recorded_base
 from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
 from recsys_batch.popularity import by_segment
-from recsys_batch.ranges import LIST_ROWS, Range
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
-from recsys_batch.slices import parts_of
 from recsys_batch.spark.carry import Change, GainedItems
 from recsys_batch.spark.retrieve import SHORT, KnownUsers, RetrieveTask, counting_short, found
+from recsys_batch.storage.filesystems import joined, read_parquet
+from recsys_batch.tables.slice_writer import parts_of
+from recsys_batch.tables.user_ranges import LIST_ROWS, Range
 
 
 def candidates(night: Night) -> StepResult:

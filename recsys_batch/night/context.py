@@ -18,7 +18,18 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import (
+from recsys_batch.bundle import Bundle, load_bundle
+from recsys_batch.catalogue import Catalogue, open_catalogue
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.night.partitions import fit_shuffles
+from recsys_batch.read import rows_in
+from recsys_batch.registry import Registry
+from recsys_batch.schemas import TABLES, IdTypes, TableSpec, spark_ddl
+from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.spark.parts import part_writer, unchanged
+from recsys_batch.spark.tables import Tables
+from recsys_batch.storage.artifacts import (
     artifact_root,
     bundle_folder,
     catalogue_folder,
@@ -30,23 +41,12 @@ from recsys_batch.artifacts import (
     unpoint,
     writing_files,
 )
-from recsys_batch.bundle import Bundle, load_bundle
-from recsys_batch.catalogue import Catalogue, open_catalogue
-from recsys_batch.config import Config
-from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.filesystems import exists, joined, name_of, remove
-from recsys_batch.night import manifest
-from recsys_batch.night.manifest import Run
-from recsys_batch.night.partitions import fit_shuffles
-from recsys_batch.node_cache import NodeCache
-from recsys_batch.ranges import Files
-from recsys_batch.read import rows_in
-from recsys_batch.registry import Registry
-from recsys_batch.schemas import TABLES, IdTypes, TableSpec, spark_ddl
-from recsys_batch.slices import PART_SCHEMA, Part, Slice, append, commit, part_of_row, parts_of
-from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.parts import part_writer, unchanged
-from recsys_batch.spark.tables import Tables
+from recsys_batch.storage.filesystems import exists, joined, name_of, remove
+from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.run_manifest import Run
+from recsys_batch.tables.slice_writer import PART_SCHEMA, Part, Slice, append, commit, part_of_row, parts_of
+from recsys_batch.tables.user_ranges import Files
 
 logger = logging.getLogger("recsys_batch.night")
 
@@ -261,8 +261,8 @@ def open_night(
     tables = Tables(spark, config)
     ids = tables.require_ids()
     fit_shuffles(spark, config, tables)
-    states = manifest.fold(run_rows(tables))
-    known = states.get(manifest.check_run_id(run_id)) if run_id else manifest.newest_of(states, run_date)
+    states = run_manifest.fold(run_rows(tables))
+    known = states.get(run_manifest.check_run_id(run_id)) if run_id else run_manifest.newest_of(states, run_date)
     if known is not None and known.run_date != run_date:
         raise InputMissing(f"run {run_id} is of {known.run_date}, not of {run_date}: pass --run-date {known.run_date}")
     if known is not None and not force and known.status in ("PUBLISHED", "ROLLED_BACK"):
@@ -282,7 +282,7 @@ def open_night(
         raise InputMissing(reason or f"no run of {run_date} has begun: run `recsys-batch embed --run-date {run_date}` or nightly first")
     if reason:
         logger.info("beginning a new run: %s", reason)
-    _begin(night, run_date, run_id if known is None and run_id else manifest.next_run_id(states, run_date), fresh)
+    _begin(night, run_date, run_id if known is None and run_id else run_manifest.next_run_id(states, run_date), fresh)
     return night
 
 
@@ -308,7 +308,7 @@ def _begin(night: Night, run_date: dt.date, run_id: str, inputs: Mapping[str, in
         model_version=champion.version,
         code_version=__version__,
         config_hash=night.config.config_hash(),
-        metrics={manifest.STARTED_AT: now.timestamp(), **_model_metric(bundle)},
+        metrics={run_manifest.STARTED_AT: now.timestamp(), **_model_metric(bundle)},
         mlflow_run_id=night.registry.start_night(run_id, {"run_date": run_date.isoformat(), "model_version": champion.version}),
     )
     night.record()
@@ -334,7 +334,7 @@ def _why_not_resume(night: Night, run: Run, inputs: Mapping[str, int]) -> str | 
     champion = registry.champion()
     if champion is not None and champion.version != run.model_version:
         return f"run {run.run_id} failed with model version {run.model_version}, and {champion.version} is the champion now"
-    if run.metrics.get(manifest.GATE_REFUSED) and dict(inputs) != dict(run.input_versions):
+    if run.metrics.get(run_manifest.GATE_REFUSED) and dict(inputs) != dict(run.input_versions):
         return f"run {run.run_id} was refused by its audit, and the inputs have changed since"
     return None
 

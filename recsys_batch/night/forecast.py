@@ -17,15 +17,15 @@ from pyspark.sql import functions as F
 from recsys_batch.ann.index import Layout, build_index, choose, n_lists
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Tuning
-from recsys_batch.artifacts import artifact_root, catalogue_folder, pointed
 from recsys_batch.catalogue import open_catalogue
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.night import manifest
 from recsys_batch.night.context import run_rows
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.registry import Registry
 from recsys_batch.spark.tables import Tables
+from recsys_batch.storage.artifacts import artifact_root, catalogue_folder, pointed
+from recsys_batch.tables import run_manifest
 
 _TRIAL_ITEMS = 50_000
 _TRIAL_USERS = 1_000
@@ -72,8 +72,8 @@ def forecast(spark: SparkSession, config: Config, run_date: dt.date, run_id: str
     """
     tables = Tables(spark, config)
     tables.require_ids()
-    states = manifest.fold(run_rows(tables))
-    run = states.get(manifest.check_run_id(run_id)) if run_id else manifest.newest_of(states, run_date)
+    states = run_manifest.fold(run_rows(tables))
+    run = states.get(run_manifest.check_run_id(run_id)) if run_id else run_manifest.newest_of(states, run_date)
     if run_id and run is None:
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
     done = run.table_versions if run else {}

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recsys_batch.config import Audit
-from recsys_batch.night.manifest import GATE, LIMIT
 from recsys_batch.spark.verify import BROKEN
+from recsys_batch.tables.run_manifest import GATE, LIMIT
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from recsys_batch.night.context import Night
 from recsys_batch.night.incremental import Base
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.night.passes import in_ranges, interactions_of, of_changed
-from recsys_batch.ranges import Files, ranges_up_to
 from recsys_batch.schemas import TableSpec
-from recsys_batch.slices import Part
 from recsys_batch.spark import item_vectors
+from recsys_batch.tables.slice_writer import Part
+from recsys_batch.tables.user_ranges import Files, ranges_up_to
 
 _EVENTS_PER_TASK = 3_000_000  # about 100 MB in a Python worker
 _BYTES_PER_STEP = 8 * 2**20  # of interactions: one user in so many such steps is sampled, which is tens of thousands at any size

@@ -17,16 +17,16 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch import __version__
-from recsys_batch.artifacts import catalogue_folder
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
-from recsys_batch.filesystems import joined, name_of, read_parquet
-from recsys_batch.night import manifest
 from recsys_batch.night.appended import Rewritten, appended_files
 from recsys_batch.night.context import Night, partition_of, run_rows
-from recsys_batch.night.manifest import Run
-from recsys_batch.ranges import LIST_ROWS, Files
-from recsys_batch.slices import Slice, parts_of
+from recsys_batch.storage.artifacts import catalogue_folder
+from recsys_batch.storage.filesystems import joined, name_of, read_parquet
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.run_manifest import Run
+from recsys_batch.tables.slice_writer import Slice, parts_of
+from recsys_batch.tables.user_ranges import LIST_ROWS, Files
 
 _TOO_MANY = 0.3
 """Share of users from which on a full night is cheaper than to compute these and merge them."""
@@ -65,10 +65,10 @@ def find_base(night: Night, catalogue: Catalogue) -> Base:
     Raises:
         NeedsFull: with a sentence.
     """
-    run = manifest.current(run_rows(night.tables))
+    run = run_manifest.current(run_rows(night.tables))
     if run is None:
         raise NeedsFull("nothing is published yet")
-    if run.metrics.get(manifest.GATE_REFUSED):
+    if run.metrics.get(run_manifest.GATE_REFUSED):
         raise NeedsFull(f"run {run.run_id} was published although its audit refused it")
     for what, then, now in (
         ("model version", run.model_version, night.run.model_version),
@@ -102,7 +102,7 @@ def recorded_base(night: Night) -> Base | None:
     if not night.is_pointed("base"):
         return None
     pointer = night.pointed("base")
-    run = manifest.fold(run_rows(night.tables))[pointer["run_id"]]
+    run = run_manifest.fold(run_rows(night.tables))[pointer["run_id"]]
     if run.status != "PUBLISHED" or not files_of(night.slice("topk"), run).parts:
         gone = "was rolled back" if run.status != "PUBLISHED" else "is no longer kept"
         raise InputMissing(f"run {run.run_id}, from which {night.run.run_id} goes on, {gone}: begin a new run (--force)")

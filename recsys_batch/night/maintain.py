@@ -17,15 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.transaction import CommitProperties
 
-from recsys_batch.artifacts import artifact_root, is_pointed, pointed, pointers, remove_folder
 from recsys_batch.config import Config
-from recsys_batch.filesystems import Entry, file_sizes, joined, listed
-from recsys_batch.night import manifest
-from recsys_batch.night.manifest import Run
 from recsys_batch.night.turns import what_readers_see
 from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
-from recsys_batch.slices import log_of
+from recsys_batch.storage.artifacts import artifact_root, is_pointed, pointed, pointers, remove_folder
+from recsys_batch.storage.filesystems import Entry, file_sizes, joined, listed
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.run_manifest import Run
+from recsys_batch.tables.slice_writer import log_of
 
 _OUTPUTS = tuple(name for name, spec in TABLES.items() if "run_id" in spec.partition_by)
 _COMPACTED = ("runs", "rejected", "holdout", "exposures", "feedback")
@@ -82,8 +82,8 @@ def maintain(
     # Nobody rolls back to a run between the decision that it goes and its going.
     with what_readers_see(config):
         rows = rows_in(folders["runs"]) if "runs" in folders else []
-        states, root = manifest.fold(rows), artifact_root(config.paths.warehouse)
-        kept = kept_runs(states, manifest.current(rows), keep_runs, since)
+        states, root = run_manifest.fold(rows), artifact_root(config.paths.warehouse)
+        kept = kept_runs(states, run_manifest.current(rows), keep_runs, since)
         unfinished = {run_id for run_id in kept if states[run_id].status in _UNFINISHED}
         kept |= _bases(root, unfinished)
         # A run that began after the manifest was read is not known here, and stays.

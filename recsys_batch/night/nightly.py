@@ -15,15 +15,15 @@ from pyspark.sql import SparkSession
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError, was_interrupted
 from recsys_batch.logs import about
-from recsys_batch.night import manifest
 from recsys_batch.night.audit import audit
 from recsys_batch.night.context import AlreadyDone, Night, open_night
 from recsys_batch.night.gates import refused
-from recsys_batch.night.manifest import Run
 from recsys_batch.night.publishing import prefixed, publish
 from recsys_batch.night.steps import OUTPUTS, STEPS
 from recsys_batch.night.turns import one_night
 from recsys_batch.spark.session import has_ended
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.run_manifest import Run
 
 logger = logging.getLogger("recsys_batch.night")
 
@@ -91,7 +91,7 @@ def one_step(
     with one_night(config, run_date):
         night = open_night(spark, config, run_date, run_id=run_id, begin=name == ALL_STEPS[0], as_it_is=override is not None)
         missing = [earlier for earlier in ALL_STEPS[: ALL_STEPS.index(name)] if not _is_done(night.run, earlier)]
-        if override is not None and missing == ["audit"] and night.run.metrics.get(manifest.GATE_REFUSED):
+        if override is not None and missing == ["audit"] and night.run.metrics.get(run_manifest.GATE_REFUSED):
             _override(night, override)
         elif missing:
             raise InputMissing(f"run {night.run.run_id} has not done {', '.join(missing)}: run {missing[0]} first, or nightly")
@@ -131,11 +131,11 @@ def _audit(night: Night, started: float) -> dict[str, float]:
     no = refused(found)
     numbers = {"rows": measured["n_rows"], "users": measured["n_users"], "seconds": time.monotonic() - started}
     values = {f"audit.{name}": value for name, value in measured.items()}
-    limits = {manifest.LIMIT + gate.name: gate.threshold for gate in found}
-    verdicts = {manifest.GATE + gate.name: float(gate.passed) for gate in found}
-    metrics = {**prefixed("audit", numbers), **values, **limits, **verdicts, manifest.GATE_REFUSED: float(bool(no))}
+    limits = {run_manifest.LIMIT + gate.name: gate.threshold for gate in found}
+    verdicts = {run_manifest.GATE + gate.name: float(gate.passed) for gate in found}
+    metrics = {**prefixed("audit", numbers), **values, **limits, **verdicts, run_manifest.GATE_REFUSED: float(bool(no))}
     n_users, n_rows = int(measured["n_users"]), int(measured["n_rows"])
-    stale = (manifest.GATE, manifest.LIMIT)
+    stale = (run_manifest.GATE, run_manifest.LIMIT)
     night.run = replace(night.run, metrics={key: value for key, value in night.run.metrics.items() if not key.startswith(stale)})
     night.record(status="FAILED" if no else "AUDITED", n_users=n_users, n_rows=n_rows, metrics=metrics)
     if no:

@@ -11,13 +11,13 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.night import manifest
 from recsys_batch.night.context import AlreadyDone, Night, append_runs, empty_slice, manifest_of, run_rows
 from recsys_batch.night.incremental import files_of
-from recsys_batch.night.manifest import Run
 from recsys_batch.night.turns import what_readers_see
 from recsys_batch.spark.tables import Tables
 from recsys_batch.spark.views import create_views
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.run_manifest import Run
 
 logger = logging.getLogger("recsys_batch.night")
 
@@ -33,11 +33,11 @@ def publish(night: Night, started: float) -> dict[str, float]:
     """
     numbers = {"rows": float(night.run.n_rows or 0), "users": float(night.run.n_users or 0), "seconds": time.monotonic() - started}
     with what_readers_see(night.config):
-        now, current = dt.datetime.now(dt.UTC), manifest.current(run_rows(night.tables)) if night.backfill else None
+        now, current = dt.datetime.now(dt.UTC), run_manifest.current(run_rows(night.tables)) if night.backfill else None
         # In the same commit, so that no reader sees the earlier date between.
         later = current is not None and current.run_date > night.run.run_date
         also = [_published_again(current, now + dt.timedelta(microseconds=1))] if current is not None and later else []
-        metrics = {**prefixed("publish", numbers), manifest.BACKFILLED: float(bool(also))}
+        metrics = {**prefixed("publish", numbers), run_manifest.BACKFILLED: float(bool(also))}
         night.record(status="PUBLISHED", published_at=now, metrics=metrics, also=also)
     night.drop_drafts()
     _show(night)
@@ -101,7 +101,7 @@ def rollback(spark: SparkSession, config: Config, to: str | None = None, *, dry_
 def _way_back(tables: Tables, to: str | None) -> tuple[Run, Run]:
     """(the current run, the one to go back to)."""
     rows = run_rows(tables)
-    now = manifest.current(rows)
+    now = run_manifest.current(rows)
     if now is None:
         raise InputMissing("nothing is published, so there is nothing to roll back")
     target = _rollback_target(rows, now, to)
@@ -117,7 +117,7 @@ def _published_again(run: Run, when: dt.datetime) -> Run:
 
 
 def _rollback_target(rows: list[dict[str, Any]], now: Run, to: str | None) -> Run:
-    states = manifest.fold(rows)
+    states = run_manifest.fold(rows)
     if to is not None:
         target = states.get(to)
         if target is None or not any(row["run_id"] == to and row["status"] == "PUBLISHED" for row in rows):
@@ -125,7 +125,8 @@ def _rollback_target(rows: list[dict[str, Any]], now: Run, to: str | None) -> Ru
         return target
     earlier = [row for row in rows if states[str(row["run_id"])].status == "PUBLISHED" and row["run_id"] != now.run_id]
     # A date that was filled in was never what readers saw.
-    target = manifest.current([row for row in earlier if not states[str(row["run_id"])].metrics.get(manifest.BACKFILLED)] or earlier)
+    on_time = [row for row in earlier if not states[str(row["run_id"])].metrics.get(run_manifest.BACKFILLED)]
+    target = run_manifest.current(on_time or earlier)
     if target is None:
         raise InputMissing(f"run {now.run_id} is the only published one: there is nothing to roll back to")
     return states[target.run_id]

@@ -12,11 +12,9 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.artifacts import pointed
 from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Rules, Scoring
 from recsys_batch.errors import ConfigError, InputMissing
-from recsys_batch.filesystems import name_of, read_parquet
 from recsys_batch.gathered import Gathered
 from recsys_batch.night.candidates import candidates
 from recsys_batch.night.context import Night, Written
@@ -25,14 +23,16 @@ from recsys_batch.night.incremental import Base, NeedsFull, changed_file, find_b
 from recsys_batch.night.index import INDEX_METRICS, PARALLEL_ITEMS, SampledUsers, build, tuning_figure
 from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
 from recsys_batch.popularity import COUNTS, counts_file, counts_schema, popular_lists, sum_of, users_per_item
-from recsys_batch.ragged import column_matrix
-from recsys_batch.ranges import ranges
 from recsys_batch.schemas import spark_ddl
 from recsys_batch.spark import item_vectors
 from recsys_batch.spark.assign import assign_in_tasks
 from recsys_batch.spark.carry import dated
 from recsys_batch.spark.embed import EmbedTask, popularity_counter
 from recsys_batch.spark.score import SHORT_BY_RULES, Lists, ScoreTask, ranked
+from recsys_batch.storage.artifacts import pointed
+from recsys_batch.storage.filesystems import name_of, read_parquet
+from recsys_batch.tables.list_columns import column_matrix
+from recsys_batch.tables.user_ranges import ranges
 
 logger = logging.getLogger("recsys_batch.night")
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from recsys_batch.config import Config
-from recsys_batch.locks import held, lock_file
+from recsys_batch.storage.file_lock import held, lock_file
 
 _CHANGE_SECONDS = 60.0
 """A publish or a rollback is a commit or two; one that takes longer than this hangs."""

@@ -14,9 +14,9 @@ from recsys_batch.catalogue import Catalogue
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.keys import user_key
 from recsys_batch.online.records import UserLists, encode
-from recsys_batch.ragged import column_matrix, ragged
-from recsys_batch.ranges import LIST_ROWS, Files, Range, ranges, runs
 from recsys_batch.schemas import IdType
+from recsys_batch.tables.list_columns import column_matrix, ragged
+from recsys_batch.tables.user_ranges import LIST_ROWS, Files, Range, ranges, runs
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pyarrow.dataset as ds
 
 from recsys_batch.catalogue import Catalogue
 from recsys_batch.histories import histories
-from recsys_batch.ranges import LIST_ROWS, Files, ranges
+from recsys_batch.tables.user_ranges import LIST_ROWS, Files, ranges
 
 LENGTH = 20
 """Newest items that are kept of each."""

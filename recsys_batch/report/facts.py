@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.artifacts import artifact_root
 from recsys_batch.drift import Compared, compared, sampled_places
 from recsys_batch.errors import InputMissing
-from recsys_batch.filesystems import read_parquet
 from recsys_batch.popularity import counts_file, users_per_item
-from recsys_batch.ragged import places
-from recsys_batch.ranges import Files
 from recsys_batch.read import earlier_run, read_table, run_files, run_rows
 from recsys_batch.report.cards import Card, cards
 from recsys_batch.report.segments import Segment, segments
+from recsys_batch.storage.artifacts import artifact_root
+from recsys_batch.storage.filesystems import read_parquet
+from recsys_batch.tables.list_columns import places
+from recsys_batch.tables.user_ranges import Files
 
 _COLUMNS = ["user_id", "rank", "item_id", "score", "candidate_rank", "source"]
 _N_MOVERS = 6

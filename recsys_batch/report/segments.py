@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.metrics import hit_matrix, ndcg_at_k
-from recsys_batch.ragged import places
 from recsys_batch.read import has_table, read_table
+from recsys_batch.tables.list_columns import places
 
 K = 10
 _HEAD = 0.01

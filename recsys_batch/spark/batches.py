@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
-from recsys_batch.ranges import Range
+from recsys_batch.tables.user_ranges import Range
 
 BatchFunction = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 """What mapInArrow takes. Empty iterators and empty batches happen."""

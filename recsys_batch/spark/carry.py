@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 
 from recsys_batch.ann.kernels import inner_products, normalised
 from recsys_batch.catalogue import open_catalogue
-from recsys_batch.filesystems import read_parquet
-from recsys_batch.node_cache import NodeCache
-from recsys_batch.ragged import column_matrix, list_column, ragged
-from recsys_batch.ranges import BATCH_ROWS, Files, Range, runs, spliced, users_within
-from recsys_batch.slices import counted, counts_of
 from recsys_batch.spark.batches import BatchFunction, RangeFunction, by_range
 from recsys_batch.spark.events import changed_users
+from recsys_batch.storage.filesystems import read_parquet
+from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.list_columns import column_matrix, list_column, ragged
+from recsys_batch.tables.slice_writer import counted, counts_of
+from recsys_batch.tables.user_ranges import BATCH_ROWS, Files, Range, runs, spliced, users_within
 from recsys_batch.topk import NO_CODE, order_pairs
 
 CARRIED, COMPUTED = "rows_carried", "users_computed"

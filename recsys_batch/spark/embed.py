@@ -16,11 +16,11 @@ from recsys_batch.errors import RecsysBatchError
 from recsys_batch.gathered import Gathered
 from recsys_batch.histories import histories
 from recsys_batch.model.towers import Towers
-from recsys_batch.node_cache import NodeCache
 from recsys_batch.popularity import added, count, negative
-from recsys_batch.ragged import matrix_column
-from recsys_batch.ranges import Range
 from recsys_batch.schemas import TABLES
+from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.list_columns import matrix_column
+from recsys_batch.tables.user_ranges import Range
 
 _USERS = 8_192  # users embedded together
 

@@ -14,8 +14,8 @@ from pyspark.sql import functions as F
 
 from recsys_batch.config import Config
 from recsys_batch.errors import ConfigError
-from recsys_batch.ragged import ragged
 from recsys_batch.rules import ItemRules
+from recsys_batch.tables.list_columns import ragged
 
 _BEYOND = re.compile("Subquery|^Exists$|ListQuery|Reflection|UDF|Window|Generator|Aggregate|^Explode|^PosExplode|^Rand|^Uuid")
 """Names of Spark's expressions that read other tables, call other code, look at other rows, or differ from night to night."""

@@ -14,11 +14,11 @@ from recsys_batch.bundle import Bundle
 from recsys_batch.catalogue import Catalogue
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.filesystems import joined, read_parquet
 from recsys_batch.model.towers import Towers
-from recsys_batch.ragged import column_matrix, matrix_column
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.item_rules import business_of, eligible_of, rule_columns
+from recsys_batch.storage.filesystems import joined, read_parquet
+from recsys_batch.tables.list_columns import column_matrix, matrix_column
 
 
 def item_table(items: DataFrame, config: Config, run_date: dt.date) -> pa.Table:

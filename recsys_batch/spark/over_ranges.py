@@ -8,8 +8,8 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from recsys_batch.ranges import Range
 from recsys_batch.spark.batches import by_range
+from recsys_batch.tables.user_ranges import Range
 
 
 def counted_over(spark: SparkSession, work: Callable[[Range], int], bounds: Sequence[Range]) -> int:

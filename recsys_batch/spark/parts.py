@@ -9,9 +9,9 @@ from dataclasses import replace
 import pyarrow as pa
 from pyspark import TaskContext
 
-from recsys_batch.slices import PYTHON_MS, Slice, part_batch
 from recsys_batch.spark.batches import BatchFunction
 from recsys_batch.spark.profiled import profiled
+from recsys_batch.tables.slice_writer import PYTHON_MS, Slice, part_batch
 
 
 def part_writer(function: BatchFunction, where: Slice) -> BatchFunction:

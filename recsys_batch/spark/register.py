@@ -9,15 +9,15 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StringType
 
-from recsys_batch.artifacts import artifact_root
 from recsys_batch.bundle import Bundle, write_bundle
 from recsys_batch.config import Config
 from recsys_batch.errors import BundleError
 from recsys_batch.features import FeatureSpec
-from recsys_batch.filesystems import exists, joined, remove
 from recsys_batch.onnx_ranker import OnnxRanker
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.tables import Tables, parse_identifier
+from recsys_batch.storage.artifacts import artifact_root
+from recsys_batch.storage.filesystems import exists, joined, remove
 
 
 def bundle_of_tables(spark: SparkSession, config: Config, users: str, items: str, ranker: str | None, directory: Path) -> Bundle:

@@ -14,13 +14,13 @@ from recsys_batch.ann.retrieval import Retrieved, retrieve
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.gathered import Gathered
-from recsys_batch.node_cache import NodeCache
-from recsys_batch.ragged import column_matrix, list_column, mask_ragged, ragged
-from recsys_batch.ranges import Files, Range, users_within
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES, IdTypes
-from recsys_batch.slices import counted, counts_of
 from recsys_batch.spark.batches import BatchFunction
 from recsys_batch.spark.events import changed_users
+from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.list_columns import column_matrix, list_column, mask_ragged, ragged
+from recsys_batch.tables.slice_writer import counted, counts_of
+from recsys_batch.tables.user_ranges import Files, Range, users_within
 from recsys_batch.topk import NO_CODE
 
 SHORT = "users_short"

@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.node_cache import NodeCache
-from recsys_batch.ragged import column_matrix, ragged
-from recsys_batch.ranges import Files, Range, users_within
 from recsys_batch.rules import pick
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import counted
 from recsys_batch.spark.batches import BatchFunction
 from recsys_batch.spark.events import changed_users
 from recsys_batch.spark.rankers import Ranking, open_ranking
+from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.list_columns import column_matrix, ragged
+from recsys_batch.tables.slice_writer import counted
+from recsys_batch.tables.user_ranges import Files, Range, users_within
 from recsys_batch.topk import NO_CODE
 
 SHORT_BY_RULES = "rules.users_short"

@@ -11,8 +11,8 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
-from recsys_batch.filesystems import is_remote
 from recsys_batch.spark.java import ensure_java
+from recsys_batch.storage.filesystems import is_remote
 
 _SETTINGS = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.filesystems import read_parquet
-from recsys_batch.ragged import distinct
-from recsys_batch.ranges import Files, Range, runs, users_within, without
 from recsys_batch.spark.batches import BatchFunction
 from recsys_batch.spark.events import changed_users
 from recsys_batch.spark.profiled import profiled
+from recsys_batch.storage.filesystems import read_parquet
+from recsys_batch.tables.list_columns import distinct
+from recsys_batch.tables.user_ranges import Files, Range, runs, users_within, without
 
 BROKEN = (
     "lists_broken",

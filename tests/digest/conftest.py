@@ -13,14 +13,14 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from recsys_batch.artifacts import artifact_root, point, put_folder
 from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Paths
 from recsys_batch.digest.digest import Result, make_digest
 from recsys_batch.digest.users import Order
-from recsys_batch.filesystems import name_of
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import Slice, append, commit
+from recsys_batch.storage.artifacts import artifact_root, point, put_folder
+from recsys_batch.storage.filesystems import name_of
+from recsys_batch.tables.slice_writer import Slice, append, commit
 
 NIGHT = dt.datetime(2026, 3, 1, 1, tzinfo=dt.UTC)
 MORNING = dt.datetime(2026, 3, 1, 6, tzinfo=dt.UTC)

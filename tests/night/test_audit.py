@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pyspark.sql import functions as F
 
-from recsys_batch.artifacts import artifact_root
 from recsys_batch.config import Audit, Config
 from recsys_batch.night.audit import gates, measure
 from recsys_batch.night.context import Night
-from recsys_batch.night.manifest import from_row
 from recsys_batch.read import published_run
 from recsys_batch.registry import Registry
 from recsys_batch.spark.tables import Tables
+from recsys_batch.storage.artifacts import artifact_root
+from recsys_batch.tables.run_manifest import from_row
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys_batch.artifacts import artifact_root
 from recsys_batch.cli import run as command
 from recsys_batch.config import Config
 from recsys_batch.errors import EXIT_FAILED, EXIT_MISSING, EXIT_USAGE
@@ -23,6 +22,7 @@ from recsys_batch.night import nightly as night_module
 from recsys_batch.night.nightly import one_step
 from recsys_batch.read import read_table, run_rows
 from recsys_batch.spark.tables import Tables
+from recsys_batch.storage.artifacts import artifact_root
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -16,11 +16,11 @@ from deltalake import DeltaTable
 from recsys_batch.config import Config
 from recsys_batch.night import incremental
 from recsys_batch.night.appended import Rewritten, appended_files
-from recsys_batch.night.manifest import Run
 from recsys_batch.night.nightly import nightly
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.tables import Tables
+from recsys_batch.tables.run_manifest import Run
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -11,15 +11,15 @@ import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable
 
-from recsys_batch.artifacts import artifact_root, point, put_folder
 from recsys_batch.config import Config, load_config
-from recsys_batch.filesystems import joined, listed, name_of, storage_options, write_bytes
 from recsys_batch.night import maintain as maintenance
 from recsys_batch.night.maintain import Maintained, maintain
-from recsys_batch.night.manifest import Run
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import Slice, append, commit
+from recsys_batch.storage.artifacts import artifact_root, point, put_folder
+from recsys_batch.storage.filesystems import joined, listed, name_of, storage_options, write_bytes
+from recsys_batch.tables.run_manifest import Run
+from recsys_batch.tables.slice_writer import Slice, append, commit
 
 IDS = IdTypes("STRING", "BIGINT")
 NOW = dt.datetime(2026, 3, 20, tzinfo=dt.UTC)

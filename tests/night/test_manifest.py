@@ -8,7 +8,7 @@ import random
 import pytest
 
 from recsys_batch.errors import UsageError
-from recsys_batch.night.manifest import Run, check_run_id, current, fold, from_row, newest_of, next_run_id
+from recsys_batch.tables.run_manifest import Run, check_run_id, current, fold, from_row, newest_of, next_run_id
 
 DAY = dt.date(2026, 3, 1)
 

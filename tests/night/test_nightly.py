@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from recsys_batch.artifacts import artifact_root
 from recsys_batch.cli import run
 from recsys_batch.config import Config
 from recsys_batch.errors import Busy, GateRefused, InputMissing, RecsysBatchError
@@ -24,6 +23,7 @@ from recsys_batch.night.turns import what_readers_see
 from recsys_batch.read import latest_topk, published_run, read_table, run_rows
 from recsys_batch.registry import Registry
 from recsys_batch.spark.tables import Tables
+from recsys_batch.storage.artifacts import artifact_root
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -12,9 +12,9 @@ import pytest
 from recsys_batch.ann import index
 from recsys_batch.ann.index import build_index
 from recsys_batch.config import Retrieval
-from recsys_batch.node_cache import NodeCache
 from recsys_batch.spark import assign
 from recsys_batch.spark.assign import assign_in_tasks, block_assigner
+from recsys_batch.storage.node_cache import NodeCache
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -8,10 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recsys_batch.ranges import Files, Range, ranges
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import Slice, counted, counts_of
 from recsys_batch.spark.carry import CARRIED, COMPUTED, replaced
+from recsys_batch.tables.slice_writer import Slice, counted, counts_of
+from recsys_batch.tables.user_ranges import Files, Range, ranges
 
 IDS = IdTypes("BIGINT", "BIGINT")
 

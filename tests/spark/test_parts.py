@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import Slice
 from recsys_batch.spark.parts import part_writer, unchanged
+from recsys_batch.tables.slice_writer import Slice
 
 
 def test_a_writer_tells_its_files_and_nothing_of_no_rows(tmp_path: Path) -> None:

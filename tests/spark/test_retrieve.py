@@ -12,10 +12,10 @@ import pytest
 from recsys_batch.ann.index import build_index
 from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Retrieval
-from recsys_batch.node_cache import NodeCache
-from recsys_batch.ragged import matrix_column
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.retrieve import RetrieveTask, candidate_finder
+from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.list_columns import matrix_column
 
 N_ITEMS, DIM, N = 300, 8, 10
 IDS = IdTypes("STRING", "STRING")

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys_batch.ranges import Files
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.slices import Slice
 from recsys_batch.spark.verify import COUNTS, LISTED, Earlier, VerifyTask, differing, verifier
+from recsys_batch.tables.slice_writer import Slice
+from recsys_batch.tables.user_ranges import Files
 
 IDS = IdTypes("BIGINT", "BIGINT")
 NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -126,7 +126,7 @@ def test_an_item_that_went_is_found_in_carried_rows(task: VerifyTask, tmp_path: 
 def test_users_without_history_count_as_popular_wherever_their_batches_end(
     task: VerifyTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recsys_batch.ranges.BATCH_ROWS", 3)
+    monkeypatch.setattr("recsys_batch.tables.user_ranges.BATCH_ROWS", 3)
     popular = topk(tmp_path / "popular", LISTS, source="popular")
     assert task.earlier is not None
     assert counts(replace(task, topk=popular, earlier=replace(task.earlier, topk=popular)), (4, 40, True)) == {**GOOD, "n_popular": 4}

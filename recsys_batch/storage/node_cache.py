@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from recsys_batch.artifacts import LISTING, folder_name
 from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
-from recsys_batch.filesystems import download, is_remote, joined, local_path, name_of, read_bytes
+from recsys_batch.storage.artifacts import LISTING, folder_name
+from recsys_batch.storage.filesystems import download, is_remote, joined, local_path, name_of, read_bytes
 
 _TRIES = 3
 _TOUCH_SECONDS = 15 * 60

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys_batch.filesystems import joined, parquet_file
-from recsys_batch.slices import Part, Slice
+from recsys_batch.storage.filesystems import joined, parquet_file
+from recsys_batch.tables.slice_writer import Part, Slice
 
 Range = tuple[Any, Any]
 """(after, up to): user_ids above the first and not above the second; None where it is open."""

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recsys_batch.artifacts import artifact_root
 from recsys_batch.errors import Busy
-from recsys_batch.filesystems import absolute, is_remote
+from recsys_batch.storage.artifacts import artifact_root
+from recsys_batch.storage.filesystems import absolute, is_remote
 
 
 def lock_file(warehouse: str, state: str, name: str) -> Path:

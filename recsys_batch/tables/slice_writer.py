@@ -25,8 +25,8 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.filesystems import joined, open_output, storage_options
 from recsys_batch.schemas import IdTypes, TableSpec
+from recsys_batch.storage.filesystems import joined, open_output, storage_options
 
 _TRIES = 5
 _ROW_GROUP_BYTES = 8 * 2**20  # uncompressed: what a reader of one user's rows has to decode

@@ -20,7 +20,18 @@ from typing import Any
 
 from recsys_batch.bundle import sha256_file
 from recsys_batch.errors import InputMissing
-from recsys_batch.filesystems import absolute, exists, is_remote, joined, listed, local_path, read_bytes, remove, upload, write_bytes
+from recsys_batch.storage.filesystems import (
+    absolute,
+    exists,
+    is_remote,
+    joined,
+    listed,
+    local_path,
+    read_bytes,
+    remove,
+    upload,
+    write_bytes,
+)
 
 FOLDER = "_artifacts"
 LISTING = "_listing"
