@@ -34,7 +34,7 @@ from recsys_batch.config import Config, load_config
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
-from recsys_batch.spark.retrieve import RetrieveTask, candidate_finder
+from recsys_batch.spark.executors.retrieve import RetrieveTask, candidate_finder
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import Tables
 from recsys_batch.storage.node_cache import NodeCache

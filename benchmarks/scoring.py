@@ -29,9 +29,9 @@ from recsys_batch.features import FeatureSpec, PairFeatures
 from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
-from recsys_batch.spark.batches import by_range
-from recsys_batch.spark.parts import part_writer
-from recsys_batch.spark.score import Lists, ScoreTask, ranked
+from recsys_batch.spark.executors.functions import by_range
+from recsys_batch.spark.executors.part_writer import part_writer
+from recsys_batch.spark.executors.score import Lists, ScoreTask, ranked
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import Tables
 from recsys_batch.tables.list_columns import list_column, matrix_column

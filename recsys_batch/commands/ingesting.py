@@ -17,7 +17,7 @@ from recsys_batch.terminal import count, print_table
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from recsys_batch.spark.summary import IngestSummary
+    from recsys_batch.spark.ingest.summary import IngestSummary
 
 _FORMATS = click.Choice(["movielens", "csv", "parquet", "delta", "exposures"])
 
@@ -49,9 +49,9 @@ def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable
 @source_options(required=True)
 @with_config
 def ingest(config: Config, source: str | None, as_json: bool, holdout: float, **options: Any) -> None:
-    from recsys_batch.spark.ingest import ingest as run_ingest
+    from recsys_batch.spark.ingest.pipeline import ingest as run_ingest
+    from recsys_batch.spark.ingest.sources import IngestRequest
     from recsys_batch.spark.session import get_session
-    from recsys_batch.spark.sources import IngestRequest
 
     if not (source or options["items"] or options["users"]):
         raise UsageError("pass --source PATH, --items PATH or --users PATH")
@@ -91,9 +91,9 @@ def _print_summary(summary: IngestSummary) -> None:
 
 def read_truth(config: Config, truth: str, file_format: str | None, columns: str | None, delimiter: str) -> pa.Table:
     """Later interactions from a file, in any format of ingest."""
-    from recsys_batch.spark.ingest import read_interactions
+    from recsys_batch.spark.ingest.pipeline import read_interactions
+    from recsys_batch.spark.ingest.sources import IngestRequest
     from recsys_batch.spark.session import get_session
-    from recsys_batch.spark.sources import IngestRequest
 
     if file_format is None:
         raise UsageError("--truth PATH needs --format, as ingest does")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 def train(config: Config, max_seconds: float | None, force: bool, as_json: bool) -> None:
     from recsys_batch.model.training import train as run_training
     from recsys_batch.registry import Registry
-    from recsys_batch.training_input import read_training_input
+    from recsys_batch.spark.training_tables import read_training_input
 
     if max_seconds is not None:
         config = config.model_copy(update={"training": config.training.model_copy(update={"max_seconds": max_seconds})})

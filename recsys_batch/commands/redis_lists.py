@@ -25,7 +25,7 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
     """
     from recsys_batch.online.redis_store import connect, mark_whole
     from recsys_batch.online.settings import REDIS_URL
-    from recsys_batch.spark.over_ranges import counted_over
+    from recsys_batch.spark.executors.range_sum import counted_over
     from recsys_batch.spark.session import get_session
 
     url = os.environ.get(REDIS_URL)

@@ -19,7 +19,7 @@ from recsys_batch.night.incremental import Base, changed_file, files_of, recorde
 from recsys_batch.night.passes import interactions_of, of_changed, with_range
 from recsys_batch.popularity import counts_file, users_per_item
 from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
-from recsys_batch.spark.verify import COUNTS, COUNTS_SCHEMA, LISTED, Earlier, VerifyTask, verifier
+from recsys_batch.spark.executors.verify import COUNTS, COUNTS_SCHEMA, LISTED, Earlier, VerifyTask, verifier
 from recsys_batch.storage.filesystems import joined, read_parquet
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.user_ranges import Files, ranges

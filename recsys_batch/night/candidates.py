@@ -18,8 +18,8 @@ from recsys_batch.night.incremental import Base, changed_file, recorded_base
 from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
 from recsys_batch.popularity import by_segment
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
-from recsys_batch.spark.carry import Change, GainedItems
-from recsys_batch.spark.retrieve import SHORT, KnownUsers, RetrieveTask, counting_short, found
+from recsys_batch.spark.executors.carry_forward import Change, GainedItems
+from recsys_batch.spark.executors.retrieve import SHORT, KnownUsers, RetrieveTask, counting_short, found
 from recsys_batch.storage.filesystems import joined, read_parquet
 from recsys_batch.tables.slice_writer import parts_of
 from recsys_batch.tables.user_ranges import LIST_ROWS, Range

@@ -26,8 +26,8 @@ from recsys_batch.night.partitions import fit_shuffles
 from recsys_batch.read import rows_in
 from recsys_batch.registry import Registry
 from recsys_batch.schemas import TABLES, IdTypes, TableSpec, spark_ddl
-from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.parts import part_writer, unchanged
+from recsys_batch.spark.executors.functions import BatchFunction
+from recsys_batch.spark.executors.part_writer import part_writer, unchanged
 from recsys_batch.spark.tables import Tables
 from recsys_batch.storage.artifacts import (
     artifact_root,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recsys_batch.config import Audit
-from recsys_batch.spark.verify import BROKEN
+from recsys_batch.spark.executors.verify import BROKEN
 from recsys_batch.tables.run_manifest import GATE, LIMIT
 
 

@@ -20,7 +20,7 @@ from recsys_batch.night.incremental import Base
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.night.passes import in_ranges, interactions_of, of_changed
 from recsys_batch.schemas import TableSpec
-from recsys_batch.spark import item_vectors
+from recsys_batch.spark import item_catalogue
 from recsys_batch.tables.slice_writer import Part
 from recsys_batch.tables.user_ranges import Files, ranges_up_to
 
@@ -36,7 +36,7 @@ def everybody(night: Night) -> Gathered:
     users, vectors = night.users_table(), None
     people = None if users is None else _people_now(users)
     if night.bundle.kind == "embeddings":
-        vectors = item_vectors.brought_users(night.spark, night.bundle, night.root)
+        vectors = item_catalogue.brought_users(night.spark, night.bundle, night.root)
     return _staged(night, _cuts(night, [rows for rows in (events, people, vectors) if rows is not None]), events, people, vectors)
 
 
@@ -48,7 +48,7 @@ def changed_users(night: Night, base: Base) -> Gathered:
     cuts = base.changed.take(pa.array(places[places >= 0])).to_pylist()
     vectors = None
     if night.bundle.kind == "embeddings":
-        vectors = of_changed(night, item_vectors.brought_users(night.spark, night.bundle, night.root))
+        vectors = of_changed(night, item_catalogue.brought_users(night.spark, night.bundle, night.root))
     return _staged(night, cuts, interactions_of(night, base), _people(night, base), vectors)
 
 

@@ -12,9 +12,9 @@ from recsys_batch.gathered import EVENTS
 from recsys_batch.night.context import Night, Written
 from recsys_batch.night.incremental import Base, changed_file, event_files
 from recsys_batch.schemas import spark_ddl
-from recsys_batch.spark.batches import BatchFunction, RangeFunction, by_range
-from recsys_batch.spark.carry import Change, replaced
-from recsys_batch.spark.events import EventFiles, events_of
+from recsys_batch.spark.executors.carry_forward import Change, replaced
+from recsys_batch.spark.executors.changed_events import EventFiles, events_of
+from recsys_batch.spark.executors.functions import BatchFunction, RangeFunction, by_range
 from recsys_batch.tables.slice_writer import PYTHON_MS, WRITE_MS
 from recsys_batch.tables.user_ranges import BATCH_ROWS, Range, ranges
 

@@ -24,11 +24,11 @@ from recsys_batch.night.index import INDEX_METRICS, PARALLEL_ITEMS, SampledUsers
 from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
 from recsys_batch.popularity import COUNTS, counts_file, counts_schema, popular_lists, sum_of, users_per_item
 from recsys_batch.schemas import spark_ddl
-from recsys_batch.spark import item_vectors
-from recsys_batch.spark.assign import assign_in_tasks
-from recsys_batch.spark.carry import dated
-from recsys_batch.spark.embed import EmbedTask, popularity_counter
-from recsys_batch.spark.score import SHORT_BY_RULES, Lists, ScoreTask, ranked
+from recsys_batch.spark import item_catalogue
+from recsys_batch.spark.executors.assign_lists import assign_in_tasks
+from recsys_batch.spark.executors.carry_forward import dated
+from recsys_batch.spark.executors.embed import EmbedTask, popularity_counter
+from recsys_batch.spark.executors.score import SHORT_BY_RULES, Lists, ScoreTask, ranked
 from recsys_batch.storage.artifacts import pointed
 from recsys_batch.storage.filesystems import name_of, read_parquet
 from recsys_batch.tables.list_columns import column_matrix
@@ -39,18 +39,18 @@ logger = logging.getLogger("recsys_batch.night")
 
 def embed(night: Night) -> StepResult:
     """What is known of users brought together; popularity, the catalogue that later steps share, item and user embeddings."""
-    items = item_vectors.item_table(night.read_input("items"), night.config, night.run.run_date)
-    catalogue = item_vectors.catalogue(night.bundle, night.root, items, night.config)
+    items = item_catalogue.item_table(night.read_input("items"), night.config, night.run.run_date)
+    catalogue = item_catalogue.catalogue(night.bundle, night.root, items, night.config)
     base = _decide(night, catalogue)
     gathered = everybody(night) if base is None else changed_users(night, base)
     counts = _popularity(night, gathered, base)
     n_events = users_per_item(counts, catalogue.item_ids)
-    catalogue = item_vectors.with_popularity(catalogue, night.bundle, n_events)
+    catalogue = item_catalogue.with_popularity(catalogue, night.bundle, n_events)
     folder = night.put_folder("catalogues", lambda target: write_catalogue(target, catalogue))
     night.point("catalogue", {"folder": name_of(folder)})
     lists = popular_lists(counts, items["item_id"].filter(items["is_available"]).combine_chunks(), night.config.tables.popular_items)
     written = {
-        "item_embeddings": night.write_table("item_embeddings", item_vectors.rows(catalogue, n_events, night.run.run_id, night.ids)),
+        "item_embeddings": night.write_table("item_embeddings", item_catalogue.rows(catalogue, n_events, night.run.run_id, night.ids)),
         "popular": night.write_table("popular", lists),
         "user_embeddings": _user_embeddings(night, gathered, base),
     }

@@ -12,8 +12,8 @@ import pytest
 from recsys_batch.ann import index
 from recsys_batch.ann.index import build_index
 from recsys_batch.config import Retrieval
-from recsys_batch.spark import assign
-from recsys_batch.spark.assign import assign_in_tasks, block_assigner
+from recsys_batch.spark.executors import assign_lists
+from recsys_batch.spark.executors.assign_lists import assign_in_tasks, block_assigner
 from recsys_batch.storage.node_cache import NodeCache
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ VECTORS = np.random.default_rng(0).normal(size=(1000, 8)).astype(np.float32)
 
 
 def test_blocks_come_back_with_their_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assign, "ASSIGN_ROWS", 300)
+    monkeypatch.setattr(assign_lists, "ASSIGN_ROWS", 300)
     np.save(tmp_path / "vectors.npy", VECTORS)
     np.save(tmp_path / "centroids.npy", VECTORS[:20])
     batches = [pa.RecordBatch.from_pydict({"id": [3, 0]}), pa.RecordBatch.from_pydict({"id": pa.array([], pa.int64())})]
@@ -39,4 +39,4 @@ def test_an_index_assigned_in_tasks_is_the_same_file(spark: SparkSession, tmp_pa
     there = build_index(VECTORS, settings, tmp_path / "there", 1, assign_in_tasks(spark, str(tmp_path), CACHE))
     assert here == there
     assert list((tmp_path / "drafts").iterdir()) == []
-    assert index.ASSIGN_ROWS == assign.ASSIGN_ROWS
+    assert index.ASSIGN_ROWS == assign_lists.ASSIGN_ROWS

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.carry import CARRIED, COMPUTED, replaced
+from recsys_batch.spark.executors.carry_forward import CARRIED, COMPUTED, replaced
 from recsys_batch.tables.slice_writer import Slice, counted, counts_of
 from recsys_batch.tables.user_ranges import Files, Range, ranges
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.events import EventFiles, events_of
+from recsys_batch.spark.executors.changed_events import EventFiles, events_of
 
 IDS = IdTypes("STRING", "BIGINT")
 

@@ -22,9 +22,9 @@ from recsys_batch.online.exposures import Exposure, ExposureLog, exposure_batch
 from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog
 from recsys_batch.read import open_table, read_table
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.ingest import ingest, read_interactions
-from recsys_batch.spark.sources import IngestRequest
-from recsys_batch.spark.summary import IngestSummary
+from recsys_batch.spark.ingest.pipeline import ingest, read_interactions
+from recsys_batch.spark.ingest.sources import IngestRequest
+from recsys_batch.spark.ingest.summary import IngestSummary
 from recsys_batch.spark.tables import Tables
 
 ROOT = Path(__file__).parent.parent.parent

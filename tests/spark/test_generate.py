@@ -15,7 +15,7 @@ from recsys_batch import synthetic
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.spark.generate import generate, make_rows
-from recsys_batch.spark.ingest import DECLARED
+from recsys_batch.spark.ingest.pipeline import DECLARED
 from recsys_batch.spark.tables import Tables
 from recsys_batch.synthetic import World
 

@@ -15,9 +15,9 @@ from pyspark.sql import SparkSession
 from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.ingest import ingest, read_interactions
-from recsys_batch.spark.sources import IngestRequest
-from recsys_batch.spark.summary import IngestSummary
+from recsys_batch.spark.ingest.pipeline import ingest, read_interactions
+from recsys_batch.spark.ingest.sources import IngestRequest
+from recsys_batch.spark.ingest.summary import IngestSummary
 from recsys_batch.spark.tables import Tables
 
 TABLES = ("interactions", "holdout", "items", "users", "rejected")

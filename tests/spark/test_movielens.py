@@ -10,9 +10,9 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.movielens import read_movielens
-from recsys_batch.spark.sources import IngestRequest, read_source
-from recsys_batch.spark.validate import REASON, typed_interactions, typed_items, typed_users
+from recsys_batch.spark.ingest.movielens_source import read_movielens
+from recsys_batch.spark.ingest.sources import IngestRequest, read_source
+from recsys_batch.spark.ingest.validation import REASON, typed_interactions, typed_items, typed_users
 
 IDS = IdTypes("BIGINT", "BIGINT")
 FLAGS = "|".join("1" if place in (1, 3) else "0" for place in range(19))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.parts import part_writer, unchanged
+from recsys_batch.spark.executors.part_writer import part_writer, unchanged
 from recsys_batch.tables.slice_writer import Slice
 
 

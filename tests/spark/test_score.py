@@ -18,7 +18,7 @@ from recsys_batch.features import FeatureSpec, pair_features
 from recsys_batch.model.export import ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.score import Lists, ScoreTask, scorer
+from recsys_batch.spark.executors.score import Lists, ScoreTask, scorer
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.slice_writer import Slice
 from recsys_batch.tables.user_ranges import Files, ranges

@@ -13,8 +13,8 @@ import pytest
 from pyspark.sql import SparkSession
 
 from recsys_batch.errors import SourceError, UsageError
-from recsys_batch.spark.csv_files import CORRUPT, read_csv
-from recsys_batch.spark.sources import RAW_ROW, IngestRequest, read_source
+from recsys_batch.spark.ingest.csv_source import CORRUPT, read_csv
+from recsys_batch.spark.ingest.sources import RAW_ROW, IngestRequest, read_source
 
 ROWS = [("a", "x", "1"), ("b", "y", "2")]
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.verify import COUNTS, LISTED, Earlier, VerifyTask, differing, verifier
+from recsys_batch.spark.executors.verify import COUNTS, LISTED, Earlier, VerifyTask, differing, verifier
 from recsys_batch.tables.slice_writer import Slice
 from recsys_batch.tables.user_ranges import Files
 

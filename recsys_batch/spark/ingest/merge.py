@@ -7,7 +7,7 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.spark.validate import PRESENT, REASON, Survey
+from recsys_batch.spark.ingest.validation import PRESENT, REASON, Survey
 
 _ITEMS = ("item_id", "title", "categories", "is_available", "first_seen_ts", "attributes")
 

@@ -13,9 +13,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import MapType
 
 from recsys_batch.errors import SourceError
-from recsys_batch.spark.csv_files import CORRUPT, read_csv
-from recsys_batch.spark.files import list_files
-from recsys_batch.spark.reading import reading
+from recsys_batch.spark.ingest.csv_source import CORRUPT, read_csv
+from recsys_batch.spark.ingest.hadoop_files import list_files
+from recsys_batch.spark.ingest.spark_errors import reading
 from recsys_batch.spark.tables import parse_identifier
 
 FORMATS = ("movielens", "csv", "parquet", "delta", "exposures")
@@ -75,11 +75,11 @@ def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
     if request.format not in FORMATS:
         raise SourceError(f"format {request.format!r} is unknown; known formats: {', '.join(FORMATS)}")
     if request.format == "movielens":
-        from recsys_batch.spark.movielens import read_movielens
+        from recsys_batch.spark.ingest.movielens_source import read_movielens
 
         return read_movielens(spark, _whole_folder(request, "finds items, users and columns in the folder itself"))
     if request.format == "exposures":
-        from recsys_batch.spark.exposures import read_exposure_files
+        from recsys_batch.spark.ingest.exposure_source import read_exposure_files
 
         if request.holdout:
             raise SourceError("--format exposures does not go with --holdout: feedback answers what was shown, keep it together")

@@ -9,12 +9,12 @@ from pyspark.sql import functions as F
 from recsys_batch.errors import SourceError
 from recsys_batch.exposure_files import EXPOSURES, FEEDBACK
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark import values
-from recsys_batch.spark.csv_files import CORRUPT
-from recsys_batch.spark.files import SourceFile, list_files
-from recsys_batch.spark.reading import reading
-from recsys_batch.spark.sources import RAW_ROW, RawSource, with_raw_row
-from recsys_batch.spark.validate import HELD_OUT, PRESENT, REASON, Survey, first_reason
+from recsys_batch.spark.ingest import parsing
+from recsys_batch.spark.ingest.csv_source import CORRUPT
+from recsys_batch.spark.ingest.hadoop_files import SourceFile, list_files
+from recsys_batch.spark.ingest.sources import RAW_ROW, RawSource, with_raw_row
+from recsys_batch.spark.ingest.spark_errors import reading
+from recsys_batch.spark.ingest.validation import HELD_OUT, PRESENT, REASON, Survey, first_reason
 
 EXPOSURE_KEY = ("request_id", "user_id", "item_id")
 """A request shows an item once. The user is one of them: callers may choose request ids, and two may choose the same."""
@@ -43,14 +43,14 @@ def read_exposure_files(spark: SparkSession, source: str) -> RawSource:
 
 def typed_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Columns of exposures with ``_row`` and ``_reason``; repeated rows are not looked for yet."""
-    score, shown_at = values.number(raw, "score"), values.timestamp(raw, "shown_at")
+    score, shown_at = parsing.number(raw, "score"), parsing.timestamp(raw, "shown_at")
     reasons = [
         (F.col(CORRUPT).isNotNull(), "malformed_line"),
-        (values.blank("request_id"), "null_request_id"),
-        (values.blank("user_id"), "null_user_id"),
-        (values.blank("item_id"), "null_item_id"),
-        (values.id_value(raw, "user_id", ids.user).isNull(), "bad_user_id"),
-        (values.id_value(raw, "item_id", ids.item).isNull(), "bad_item_id"),
+        (parsing.blank("request_id"), "null_request_id"),
+        (parsing.blank("user_id"), "null_user_id"),
+        (parsing.blank("item_id"), "null_item_id"),
+        (parsing.id_value(raw, "user_id", ids.user).isNull(), "bad_user_id"),
+        (parsing.id_value(raw, "item_id", ids.item).isNull(), "bad_item_id"),
         (F.col("shown_at").isNull(), "null_shown_at"),
         (shown_at.isNull(), "bad_shown_at"),
         (F.coalesce(F.col("position") < 1, F.lit(True)), "bad_position"),
@@ -58,8 +58,8 @@ def typed_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
     ]
     session = F.col("session_item_ids").cast("array<string>" if ids.item == "STRING" else "array<bigint>")
     replaced = {
-        "user_id": values.id_value(raw, "user_id", ids.user),
-        "item_id": values.id_value(raw, "item_id", ids.item),
+        "user_id": parsing.id_value(raw, "user_id", ids.user),
+        "item_id": parsing.id_value(raw, "item_id", ids.item),
         "shown_at": shown_at,
         "shown_date": F.to_date(shown_at),
         "session_item_ids": session,
@@ -85,7 +85,7 @@ def feedback_to_record(judged: DataFrame, there: DataFrame | None) -> DataFrame:
         there: the table; None where there is none yet.
     """
     usable = (F.col(REASON).isNull() | (F.col(REASON) == PRESENT)) & ~F.col(HELD_OUT)
-    rows = judged.where(usable & ~values.blank("request_id")).select(*(column.name for column in TABLES["feedback"].columns))
+    rows = judged.where(usable & ~parsing.blank("request_id")).select(*(column.name for column in TABLES["feedback"].columns))
     return rows if there is None else rows.join(there.select(*_FEEDBACK_KEY), list(_FEEDBACK_KEY), "left_anti")
 
 

@@ -11,9 +11,9 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from recsys_batch.schemas import IdType, IdTypes
-from recsys_batch.spark import values
-from recsys_batch.spark.csv_files import CORRUPT
-from recsys_batch.spark.sources import RAW_ROW
+from recsys_batch.spark.ingest import parsing
+from recsys_batch.spark.ingest.csv_source import CORRUPT
+from recsys_batch.spark.ingest.sources import RAW_ROW
 
 REASON = "_reason"
 PRESENT = "already_present"
@@ -48,9 +48,9 @@ def survey(raw: DataFrame, time: str = "event_ts") -> Survey:
     columns = [F.count(F.lit(1)).alias("n_rows")]
     for name in ("user_id", "item_id"):
         there = name in raw.columns
-        columns.append(F.count_if(~values.blank(name) if there else F.lit(False)).alias(f"n_{name}"))
-        columns.append(F.count_if(values.foreign_to_bigint(raw, name) if there else F.lit(False)).alias(f"foreign_{name}"))
-    date = F.to_date(values.timestamp(raw, time)) if time in raw.columns else F.lit(None).cast("date")
+        columns.append(F.count_if(~parsing.blank(name) if there else F.lit(False)).alias(f"n_{name}"))
+        columns.append(F.count_if(parsing.foreign_to_bigint(raw, name) if there else F.lit(False)).alias(f"foreign_{name}"))
+    date = F.to_date(parsing.timestamp(raw, time)) if time in raw.columns else F.lit(None).cast("date")
     found = cast("Any", raw.agg(*columns, F.min(date).alias("first_date"), F.max(date).alias("last_date")).head()).asDict()
     types: dict[str, IdType | None] = {
         name: None if found[f"n_{name}"] == 0 else "STRING" if found[f"foreign_{name}"] else "BIGINT" for name in ("user_id", "item_id")
@@ -65,22 +65,22 @@ def typed_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
     A request_id, which feedback has, stays beside them.
     """
     timed, weighted = "event_ts" in raw.columns, "weight" in raw.columns
-    weight = values.number(raw, "weight") if weighted else F.lit(1.0).cast("float")
-    event_ts = values.timestamp(raw, "event_ts") if timed else F.lit(None).cast("timestamp")
-    kind = F.when(~values.blank("event_type"), F.col("event_type").cast("string")) if "event_type" in raw.columns else F.lit(None)
+    weight = parsing.number(raw, "weight") if weighted else F.lit(1.0).cast("float")
+    event_ts = parsing.timestamp(raw, "event_ts") if timed else F.lit(None).cast("timestamp")
+    kind = F.when(~parsing.blank("event_type"), F.col("event_type").cast("string")) if "event_type" in raw.columns else F.lit(None)
     bad_weight = weight.isNull() | F.isnan(weight) | (F.abs(weight) == float("inf"))
     reasons = [
         (F.col(CORRUPT).isNotNull(), "malformed_line"),
-        (values.blank("user_id"), "null_user_id"),
-        (values.blank("item_id"), "null_item_id"),
-        (values.id_value(raw, "user_id", ids.user).isNull(), "bad_user_id"),
-        (values.id_value(raw, "item_id", ids.item).isNull(), "bad_item_id"),
-        *([(values.blank("event_ts"), "null_event_ts"), (event_ts.isNull(), "bad_event_ts")] if timed else []),
+        (parsing.blank("user_id"), "null_user_id"),
+        (parsing.blank("item_id"), "null_item_id"),
+        (parsing.id_value(raw, "user_id", ids.user).isNull(), "bad_user_id"),
+        (parsing.id_value(raw, "item_id", ids.item).isNull(), "bad_item_id"),
+        *([(parsing.blank("event_ts"), "null_event_ts"), (event_ts.isNull(), "bad_event_ts")] if timed else []),
         *([(bad_weight, "bad_weight")] if weighted else []),
     ]
     return raw.select(
-        values.id_value(raw, "user_id", ids.user).alias("user_id"),
-        values.id_value(raw, "item_id", ids.item).alias("item_id"),
+        parsing.id_value(raw, "user_id", ids.user).alias("user_id"),
+        parsing.id_value(raw, "item_id", ids.item).alias("item_id"),
         event_ts.alias("event_ts"),
         F.coalesce(kind, F.lit("event")).alias("event_type"),
         weight.alias("weight"),
@@ -93,17 +93,17 @@ def typed_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
 
 def typed_items(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Columns of items with ``_row`` and ``_reason``; one usable row per item_id."""
-    available = values.flag(raw, "is_available") if "is_available" in raw.columns else F.lit(True)
-    first_seen = values.timestamp(raw, "first_seen_ts") if "first_seen_ts" in raw.columns else F.lit(None).cast("timestamp")
+    available = parsing.flag(raw, "is_available") if "is_available" in raw.columns else F.lit(True)
+    first_seen = parsing.timestamp(raw, "first_seen_ts") if "first_seen_ts" in raw.columns else F.lit(None).cast("timestamp")
     reasons = [
         *_key_reasons(raw, "item_id", ids.item),
-        *([(available.isNull() & ~values.blank("is_available"), "bad_is_available")] if "is_available" in raw.columns else []),
-        *([(first_seen.isNull() & ~values.blank("first_seen_ts"), "bad_first_seen_ts")] if "first_seen_ts" in raw.columns else []),
+        *([(available.isNull() & ~parsing.blank("is_available"), "bad_is_available")] if "is_available" in raw.columns else []),
+        *([(first_seen.isNull() & ~parsing.blank("first_seen_ts"), "bad_first_seen_ts")] if "first_seen_ts" in raw.columns else []),
     ]
     typed = raw.select(
-        values.id_value(raw, "item_id", ids.item).alias("item_id"),
+        parsing.id_value(raw, "item_id", ids.item).alias("item_id"),
         _optional(raw, "title", "string"),
-        (values.text_list(raw, "categories") if "categories" in raw.columns else F.array().cast("array<string>")).alias("categories"),
+        (parsing.text_list(raw, "categories") if "categories" in raw.columns else F.array().cast("array<string>")).alias("categories"),
         F.coalesce(available, F.lit(True)).alias("is_available"),
         first_seen.alias("first_seen_ts"),
         _attributes(raw),
@@ -115,8 +115,8 @@ def typed_items(raw: DataFrame, ids: IdTypes) -> DataFrame:
 
 def typed_users(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Columns of users with ``_row`` and ``_reason``; one usable row per user_id."""
-    key = values.id_value(raw, "user_id", ids.user).alias("user_id")
-    segment = F.when(~values.blank("segment"), F.col("segment").cast("string")) if "segment" in raw.columns else F.lit(None).cast("string")
+    key = parsing.id_value(raw, "user_id", ids.user).alias("user_id")
+    segment = F.when(~parsing.blank("segment"), F.col("segment").cast("string")) if "segment" in raw.columns else F.lit(None).cast("string")
     reason = first_reason(_key_reasons(raw, "user_id", ids.user)).alias(REASON)
     return mark_repeated(raw.select(key, segment.alias("segment"), _attributes(raw), RAW_ROW, reason), "user_id", "duplicate_user_id")
 
@@ -190,7 +190,7 @@ def _of_equal_rows(key: Sequence[str]) -> Any:
 
 
 def _key_reasons(raw: DataFrame, name: str, id_type: IdType) -> list[tuple[Column, str]]:
-    missing, fits = values.blank(name), values.id_value(raw, name, id_type).isNotNull()
+    missing, fits = parsing.blank(name), parsing.id_value(raw, name, id_type).isNotNull()
     return [(F.col(CORRUPT).isNotNull(), "malformed_line"), (missing, f"null_{name}"), (~fits, f"bad_{name}")]
 
 

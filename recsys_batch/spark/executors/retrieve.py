@@ -15,8 +15,8 @@ from recsys_batch.ann.search import open_retriever
 from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.gathered import Gathered
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES, IdTypes
-from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.events import changed_users
+from recsys_batch.spark.executors.changed_events import changed_users
+from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix, list_column, mask_ragged, ragged
 from recsys_batch.tables.slice_writer import counted, counts_of

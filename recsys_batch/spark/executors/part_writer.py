@@ -9,8 +9,8 @@ from dataclasses import replace
 import pyarrow as pa
 from pyspark import TaskContext
 
-from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.profiled import profiled
+from recsys_batch.spark.executors.functions import BatchFunction
+from recsys_batch.spark.executors.profiling import profiled
 from recsys_batch.tables.slice_writer import PYTHON_MS, Slice, part_batch
 
 

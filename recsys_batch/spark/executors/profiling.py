@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.spark.executors.functions import BatchFunction
 
 FOLDER = "RECSYS_BATCH_PROFILE"
 """Environment variable of executors: the folder, on a path that every node mounts, that each task leaves its profile in."""

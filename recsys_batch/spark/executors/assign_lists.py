@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.ann.index import ASSIGN_ROWS, Assign, assign
 from recsys_batch.ann.kernels import limit_threads
-from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.storage.artifacts import put_folder, remove_folder
 from recsys_batch.storage.node_cache import NodeCache
 

@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from recsys_batch.ann.kernels import inner_products, normalised
 from recsys_batch.catalogue import open_catalogue
-from recsys_batch.spark.batches import BatchFunction, RangeFunction, by_range
-from recsys_batch.spark.events import changed_users
+from recsys_batch.spark.executors.changed_events import changed_users
+from recsys_batch.spark.executors.functions import BatchFunction, RangeFunction, by_range
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix, list_column, ragged

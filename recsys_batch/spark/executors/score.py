@@ -14,9 +14,9 @@ from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.rules import pick
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.events import changed_users
-from recsys_batch.spark.rankers import Ranking, open_ranking
+from recsys_batch.spark.executors.changed_events import changed_users
+from recsys_batch.spark.executors.functions import BatchFunction
+from recsys_batch.spark.executors.rankers import Ranking, open_ranking
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix, ragged
 from recsys_batch.tables.slice_writer import counted

@@ -9,7 +9,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.validate import HELD_OUT, PRESENT, REASON
+from recsys_batch.spark.ingest.validation import HELD_OUT, PRESENT, REASON
 
 
 @dataclass

@@ -16,13 +16,13 @@ from pyspark.storagelevel import StorageLevel
 from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
-from recsys_batch.spark import exposures, validate
-from recsys_batch.spark.merge import in_span, items_from_events, merged_with_table, rejections_not_recorded, with_first_seen
-from recsys_batch.spark.reading import reading
-from recsys_batch.spark.sources import RAW_ROW, IngestRequest, RawSource, read_source
-from recsys_batch.spark.summary import IngestSummary, KindSummary
+from recsys_batch.spark.ingest import exposure_source, validation
+from recsys_batch.spark.ingest.merge import in_span, items_from_events, merged_with_table, rejections_not_recorded, with_first_seen
+from recsys_batch.spark.ingest.sources import RAW_ROW, IngestRequest, RawSource, read_source
+from recsys_batch.spark.ingest.spark_errors import reading
+from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
+from recsys_batch.spark.ingest.validation import EVENT_KEY, HELD_OUT, PRESENT, REASON, Survey
 from recsys_batch.spark.tables import Tables
-from recsys_batch.spark.validate import EVENT_KEY, HELD_OUT, PRESENT, REASON, Survey
 
 DECLARED = "recsys_batch.items_declared"
 """Property of the items table: "true" once an items file was ingested; interactions with other items are then rejected."""
@@ -57,7 +57,7 @@ def read_interactions(spark: SparkSession, config: Config, request: IngestReques
     if raw is None:
         raise SourceError("there are no interactions to read")
     with reading(spark, str(request.source)):
-        typed = validate.typed_interactions(raw, ids)
+        typed = validation.typed_interactions(raw, ids)
         usable = typed.where(F.col(REASON).isNull()).select("user_id", "item_id", "weight").toArrow()
     if usable.num_rows == 0:
         raise SourceError(f"{request.source} has no usable row: ids are {ids.user} (user) and {ids.item} (item) in this warehouse")
@@ -77,7 +77,7 @@ def _by_kind(raw: RawSource, request: IngestRequest) -> dict[str, tuple[DataFram
 
 def _surveyed(spark: SparkSession, df: DataFrame, path: str) -> Survey:
     with reading(spark, path):
-        found = validate.survey(df, "shown_at" if "shown_at" in df.columns else "event_ts")
+        found = validation.survey(df, "shown_at" if "shown_at" in df.columns else "event_ts")
     if found.n_rows == 0:
         raise SourceError(f"{path} has no rows: expected at least one below the header")
     return found
@@ -100,7 +100,7 @@ class _Ingest:
 
     def run(self) -> IngestSummary:
         """Verdicts first, then the writes, interactions last but for rejected: an ingest that dies anywhere is simply run again."""
-        for kind, read in (("items", validate.typed_items), ("users", validate.typed_users)):
+        for kind, read in (("items", validation.typed_items), ("users", validation.typed_users)):
             if kind in self._sources:
                 typed = read(self._sources[kind][0], self._ids)
                 self._judge(kind, merged_with_table(typed, self._read(kind), set(self._sources[kind][0].columns)))
@@ -140,22 +140,22 @@ class _Ingest:
 
     def _judged_interactions(self) -> DataFrame:
         raw, seen = self._sources["interactions"][0], self._surveys["interactions"]
-        typed = validate.typed_interactions(raw, self._ids)
+        typed = validation.typed_interactions(raw, self._ids)
         tables = [
             table.where(in_span(seen)).select(*EVENT_KEY) for table in map(self._read, ("interactions", "holdout")) if table is not None
         ]
-        typed = validate.mark_repeated_and_present(typed, reduce(DataFrame.unionByName, tables) if tables else None)
+        typed = validation.mark_repeated_and_present(typed, reduce(DataFrame.unionByName, tables) if tables else None)
         if self._declared():
             lists = [self._rows("items", PRESENT)] if "items" in self._sources else []
             lists += [table for table in [self._read("items")] if table is not None]
             known = reduce(DataFrame.unionByName, (items.select("item_id") for items in lists)).distinct()
-            typed = validate.mark_unknown_items(typed, known)
-        return validate.mark_holdout(typed, self._request.holdout, self._config.data.min_weight)
+            typed = validation.mark_unknown_items(typed, known)
+        return validation.mark_holdout(typed, self._request.holdout, self._config.data.min_weight)
 
     def _judged_exposures(self) -> DataFrame:
         raw, there = self._sources["exposures"][0], self._read("exposures")
-        known = None if there is None else there.where(exposures.shown_in_span(self._surveys["exposures"]))
-        return validate.mark_repeated_and_present(exposures.typed_exposures(raw, self._ids), known, exposures.EXPOSURE_KEY)
+        known = None if there is None else there.where(exposure_source.shown_in_span(self._surveys["exposures"]))
+        return validation.mark_repeated_and_present(exposure_source.typed_exposures(raw, self._ids), known, exposure_source.EXPOSURE_KEY)
 
     def _declared(self) -> bool:
         return "items" in self._sources or self._was_declared
@@ -211,7 +211,7 @@ class _Ingest:
         if "exposures" in self._sources:
             parts.append(("exposures", self._rows("exposures"), ("shown_date", *TABLES["exposures"].sort_by)))
         if "interactions" in self._sources and "request_id" in self._verdicts["interactions"].columns:
-            answers = exposures.feedback_to_record(self._verdicts["interactions"], self._read("feedback"))
+            answers = exposure_source.feedback_to_record(self._verdicts["interactions"], self._read("feedback"))
             parts.append(("feedback", answers, ("event_date", "request_id")))
         for name, rows, order in parts:
             rows = rows.select(*_columns(name)).persist()
@@ -231,7 +231,7 @@ class _Ingest:
             notes.append("weight is missing: every interaction weighs 1")
         if self._request.holdout and not self._tables.exists("holdout"):
             notes.append(
-                f"nothing was held out: no user has {validate.MIN_POSITIVES_TO_HOLD_OUT} positive interactions or more, "
+                f"nothing was held out: no user has {validation.MIN_POSITIVES_TO_HOLD_OUT} positive interactions or more, "
                 "or the rows were ingested before without a hold-out and stay where they are"
             )
 

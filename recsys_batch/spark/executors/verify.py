@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.spark.batches import BatchFunction
-from recsys_batch.spark.events import changed_users
-from recsys_batch.spark.profiled import profiled
+from recsys_batch.spark.executors.changed_events import changed_users
+from recsys_batch.spark.executors.functions import BatchFunction
+from recsys_batch.spark.executors.profiling import profiled
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.tables.list_columns import distinct
 from recsys_batch.tables.user_ranges import Files, Range, runs, users_within, without

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.gathered import EVENTS
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.batches import BatchFunction
+from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.storage.filesystems import parquet_file, read_parquet
 
 _ROWS = 1_000_000  # the set of changed users is built anew for every batch of rows that are looked up in it

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from recsys_batch.spark.batches import by_range
+from recsys_batch.spark.executors.functions import by_range
 from recsys_batch.tables.user_ranges import Range
 
 
