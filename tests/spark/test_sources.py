@@ -13,8 +13,9 @@ import pytest
 from pyspark.sql import SparkSession
 
 from recsys_batch.errors import SourceError, UsageError
-from recsys_batch.spark.ingest.csv_source import CORRUPT, read_csv
-from recsys_batch.spark.ingest.sources import RAW_ROW, IngestRequest, read_source
+from recsys_batch.spark.ingest.csv_source import read_csv
+from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW
+from recsys_batch.spark.ingest.sources import IngestRequest, read_source
 
 ROWS = [("a", "x", "1"), ("b", "y", "2")]
 

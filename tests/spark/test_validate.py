@@ -13,8 +13,7 @@ from pyspark.sql import functions as F
 
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.ingest import parsing, validation
-from recsys_batch.spark.ingest.csv_source import CORRUPT
-from recsys_batch.spark.ingest.sources import RAW_ROW, with_raw_row
+from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, with_raw_row
 from recsys_batch.spark.ingest.validation import HELD_OUT, PRESENT, REASON
 
 BIGINTS, STRINGS = IdTypes("BIGINT", "BIGINT"), IdTypes("STRING", "STRING")

@@ -16,10 +16,8 @@ from pyspark.sql.types import StringType, StructField, StructType
 
 from recsys_batch.errors import SourceError
 from recsys_batch.spark.ingest.hadoop_files import SourceFile, head, list_files
+from recsys_batch.spark.ingest.raw_source import CORRUPT
 from recsys_batch.spark.ingest.spark_errors import reading
-
-CORRUPT = "_corrupt"
-"""Holds the text of a line with too few or too many fields; null everywhere else."""
 
 Header = tuple[str, ...]
 

@@ -10,9 +10,8 @@ from recsys_batch.errors import SourceError
 from recsys_batch.exposure_files import EXPOSURES, FEEDBACK
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.ingest import parsing
-from recsys_batch.spark.ingest.csv_source import CORRUPT
 from recsys_batch.spark.ingest.hadoop_files import SourceFile, list_files
-from recsys_batch.spark.ingest.sources import RAW_ROW, RawSource, with_raw_row
+from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, RawSource, with_raw_row
 from recsys_batch.spark.ingest.spark_errors import reading
 from recsys_batch.spark.ingest.validation import HELD_OUT, PRESENT, REASON, Survey, first_reason
 

@@ -9,8 +9,8 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recsys_batch.errors import SourceError
-from recsys_batch.spark.ingest.csv_source import CORRUPT, read_csv
-from recsys_batch.spark.ingest.sources import RAW_ROW, RawSource, attributes_of, column_named, resolve_columns, with_raw_row
+from recsys_batch.spark.ingest.csv_source import read_csv
+from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, RawSource, attributes_of, column_named, resolve_columns, with_raw_row
 
 _LATIN = "ISO-8859-1"
 _GENRES_100K = [

@@ -18,7 +18,8 @@ from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
 from recsys_batch.spark.ingest import exposure_source, validation
 from recsys_batch.spark.ingest.merge import in_span, items_from_events, merged_with_table, rejections_not_recorded, with_first_seen
-from recsys_batch.spark.ingest.sources import RAW_ROW, IngestRequest, RawSource, read_source
+from recsys_batch.spark.ingest.raw_source import RAW_ROW, RawSource
+from recsys_batch.spark.ingest.sources import IngestRequest, read_source
 from recsys_batch.spark.ingest.spark_errors import reading
 from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
 from recsys_batch.spark.ingest.validation import EVENT_KEY, HELD_OUT, PRESENT, REASON, Survey

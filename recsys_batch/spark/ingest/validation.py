@@ -12,8 +12,7 @@ from pyspark.sql import functions as F
 
 from recsys_batch.schemas import IdType, IdTypes
 from recsys_batch.spark.ingest import parsing
-from recsys_batch.spark.ingest.csv_source import CORRUPT
-from recsys_batch.spark.ingest.sources import RAW_ROW
+from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW
 
 REASON = "_reason"
 PRESENT = "already_present"
