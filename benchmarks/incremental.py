@@ -17,10 +17,10 @@ from measuring import report
 from night import RUN_DATE, STEPS, Warehouse, trained_bundle
 
 from recsys_batch.config import load_config
+from recsys_batch.dataset.synthetic import END_US, IDS, World, interactions
 from recsys_batch.read import read_table, run_rows
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import Tables
-from recsys_batch.synthetic import END_US, IDS, World, interactions
 from recsys_batch.tables.run_manifest import fold
 
 NEXT = "2026-01-02"

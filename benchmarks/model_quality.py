@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recsys_batch import synthetic
-from recsys_batch.bundle import Bundle
 from recsys_batch.config import Config, load_config
-from recsys_batch.features import FeatureSpec, pair_features
-from recsys_batch.metrics import evaluate_lists
+from recsys_batch.dataset import synthetic
+from recsys_batch.evaluation.metrics import evaluate_lists
 from recsys_batch.model.data import Positives, prepare, split
 from recsys_batch.model.ranker import Ranker
 from recsys_batch.model.towers import Towers
 from recsys_batch.model.training import train
-from recsys_batch.topk import top_k
+from recsys_batch.ranking.features import FeatureSpec, pair_features
+from recsys_batch.ranking.top_k import top_k
+from recsys_batch.registry.bundle import Bundle
 
 ROOT = Path(__file__).parent.parent
 SEED = 0

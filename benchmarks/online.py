@@ -29,11 +29,11 @@ import online_servers as servers
 import torch
 from measuring import ROOT, report
 
-from recsys_batch.features import FeatureSpec
 from recsys_batch.model.export import ranker_onnx
 from recsys_batch.model.ranker import PREFIX, RankerParameters
 from recsys_batch.online.folders import set_current
 from recsys_batch.online.made_up import make_snapshot
+from recsys_batch.ranking.features import FeatureSpec
 
 CONNECTIONS = (1, 8, 32)
 
@@ -103,7 +103,7 @@ def check(ports: dict[str, int], snapshots: Path) -> None:
     sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
     from lookup import Lookup
 
-    from recsys_batch.onnx_ranker import OnnxRanker
+    from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
     lookup, ranker = Lookup(str(snapshots / "one")), OnnxRanker(snapshots / "one" / "ranker.onnx")
     for user in (0, 17, 4242):

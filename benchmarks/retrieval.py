@@ -29,8 +29,8 @@ from recsys_batch.ann.index import IndexInfo, build_index
 from recsys_batch.ann.kernels import faiss_module, limit_threads
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Sample, Tuning, tune
-from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Config, load_config
+from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.night.partitions import user_tasks, users_per_task
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl

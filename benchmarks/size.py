@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from measuring import ROOT, WorkerMemory, report
 
+from recsys_batch.dataset.synthetic import World
 from recsys_batch.read import read_table, run_rows
-from recsys_batch.synthetic import World
 from recsys_batch.tables.list_columns import matrix_column
 from recsys_batch.tables.run_manifest import fold
 

@@ -26,11 +26,11 @@ from deltalake import DeltaTable
 from measuring import ROOT, report
 
 from recsys_batch import __version__
-from recsys_batch.bundle import write_bundle
-from recsys_batch.catalogue import Catalogue, write_catalogue
-from recsys_batch.features import FeatureSpec
+from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.model.export import ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
+from recsys_batch.ranking.features import FeatureSpec
+from recsys_batch.registry.bundle import write_bundle
 from recsys_batch.schemas import ALL_SEGMENTS, SCHEMA_VERSION, TABLES, IdTypes
 from recsys_batch.storage.artifacts import artifact_root, point, put_folder
 from recsys_batch.storage.filesystems import name_of

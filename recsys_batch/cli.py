@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import click
 
 from recsys_batch import __version__, logs
-from recsys_batch.commands import digesting, ingesting, models, nights, operations, reading, reporting, serving
+from recsys_batch.commands import digest, ingest, inspection, models, night, online, operations, report
 from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError, was_interrupted
 
 EXTRAS = {
@@ -40,23 +40,23 @@ def group(verbose: bool, log_format: str) -> None:
 
 
 for _command in (
-    ingesting.ingest,
-    ingesting.generate,
+    ingest.ingest,
+    ingest.generate,
     models.train,
     models.register,
-    *nights.step_commands,
-    nights.nightly,
-    nights.rollback,
-    nights.status,
+    *night.step_commands,
+    night.nightly,
+    night.rollback,
+    night.status,
     operations.backfill,
     operations.maintain,
-    reading.evaluate,
-    reading.show,
-    reading.changes,
-    reporting.report,
-    digesting.digest,
-    serving.export_snapshot,
-    serving.serve,
+    inspection.evaluate,
+    inspection.show,
+    inspection.changes,
+    report.report,
+    digest.digest,
+    online.export_snapshot,
+    online.serve,
 ):
     group.add_command(_command)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recsys_batch.bundle import MANIFEST, RANKER, VOCAB, WEIGHTS, Bundle, load_bundle, sha256_file, write_bundle
 from recsys_batch.errors import BundleError
+from recsys_batch.registry.bundle import MANIFEST, RANKER, VOCAB, WEIGHTS, Bundle, load_bundle, write_bundle
+from recsys_batch.storage.checksums import sha256_file
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_batch.catalogue import Catalogue, open_catalogue, write_catalogue
+from recsys_batch.dataset.catalogue import Catalogue, open_catalogue, write_catalogue
 from recsys_batch.errors import RecsysBatchError
 
 

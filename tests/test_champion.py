@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recsys_batch.champion import judge
+from recsys_batch.registry.promotion import judge
 
 
 @pytest.mark.parametrize(

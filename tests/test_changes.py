@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from recsys_batch.changes import Change, item_changes, user_changes
 from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.evaluation.run_diff import Change, item_changes, user_changes
 from recsys_batch.read import published_before, published_run
 from recsys_batch.schemas import IdTypes
 from recsys_batch.tables.slice_writer import commit

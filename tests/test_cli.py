@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from recsys_batch.cli import group, run
-from recsys_batch.commands.nights import print_night
+from recsys_batch.commands.night import print_night
 from recsys_batch.config import Config
 from recsys_batch.read import published_run
 from recsys_batch.tables.run_manifest import from_row
@@ -93,7 +93,7 @@ def test_a_light_install_says_what_to_install(
     trained: Config, options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    monkeypatch.delitem(sys.modules, "recsys_batch.registry", raising=False)
+    monkeypatch.delitem(sys.modules, "recsys_batch.registry.mlflow_registry", raising=False)
     assert run(["train", *options(trained)]) == 2
     assert "pip install 'recsys-batch[night]'" in capsys.readouterr().err
 

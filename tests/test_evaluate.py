@@ -12,7 +12,7 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.evaluate import Evaluation, evaluate, holdout_truth
+from recsys_batch.evaluation.evaluate import Evaluation, evaluate, holdout_truth
 from recsys_batch.read import latest_topk, published_run, read_table
 from recsys_batch.spark.tables import Tables
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from recsys_batch.features import CONTEXT, DEVICES, PAIR, Context, FeatureSpec, pair_features, session_similarity
+from recsys_batch.ranking.features import CONTEXT, DEVICES, PAIR, Context, FeatureSpec, pair_features, session_similarity
 
 RNG = np.random.default_rng(5)
 SCORES = RNG.normal(size=(4, 6)).astype(np.float32)

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from recsys_batch.gathered import EVENTS, PEOPLE, Gathered
+from recsys_batch.dataset.user_events import EVENTS, PEOPLE, Gathered
 from recsys_batch.schemas import TABLES, IdTypes, TableSpec
 from recsys_batch.tables.slice_writer import Slice
 from recsys_batch.tables.user_ranges import Files

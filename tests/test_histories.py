@@ -9,8 +9,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.catalogue import Catalogue
-from recsys_batch.histories import NO_TIME, histories
+from recsys_batch.dataset.catalogue import Catalogue
+from recsys_batch.dataset.histories import NO_TIME, histories
 
 SCHEMA = pa.schema([("user_id", pa.int64()), ("item_id", pa.int64()), ("event_us", pa.int64()), ("weight", pa.float32())])
 

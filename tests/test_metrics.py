@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.errors import RecsysBatchError, UsageError
-from recsys_batch.metrics import evaluate_lists
+from recsys_batch.evaluation.metrics import evaluate_lists
 
 N_ITEMS = 12
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from recsys_batch.bundle import sha256_file
 from recsys_batch.errors import EXIT_MISSING, InputMissing, RecsysBatchError, UsageError
 from recsys_batch.storage import node_cache
 from recsys_batch.storage.artifacts import LISTING, put_folder
+from recsys_batch.storage.checksums import sha256_file
 from recsys_batch.storage.filesystems import download, joined, name_of, read_bytes, remove, upload, write_bytes
 from recsys_batch.storage.node_cache import NodeCache
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.popularity import added, count, counts_schema, negative, popular_lists, sum_of, users_per_item
+from recsys_batch.dataset.popularity import added, count, counts_schema, negative, popular_lists, sum_of, users_per_item
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
 
 IDS = IdTypes("STRING", "BIGINT")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.rules import ItemRules, Picked, pick
-from recsys_batch.topk import top_k
+from recsys_batch.ranking.business_rules import ItemRules, Picked, pick
+from recsys_batch.ranking.top_k import top_k
 
 RULES = ("boosts", "blocklist", "freshness", "max_per_category")
 SUBSETS = [names for size in range(5) for names in combinations(RULES, size)]
@@ -176,8 +176,8 @@ def test_empty_places_behind_the_candidates_change_neither_lists_nor_counts(bloc
 def test_lists_do_not_depend_on_how_much_is_worked_on_at_once(block: Block, counts: int, columns: int) -> None:
     whole = picked_by(block)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recsys_batch.rules._COUNTS", counts)
-        patch.setattr("recsys_batch.rules._COLUMNS", columns)
+        patch.setattr("recsys_batch.ranking.business_rules._COUNTS", counts)
+        patch.setattr("recsys_batch.ranking.business_rules._COLUMNS", columns)
         pieces = picked_by(block)
     np.testing.assert_array_equal(pieces.columns, whole.columns)
     np.testing.assert_array_equal(pieces.values, whole.values)

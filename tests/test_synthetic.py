@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch import synthetic
-from recsys_batch.synthetic import END_US, PowerLaw, Shuffle, World, uniform
+from recsys_batch.dataset import synthetic
+from recsys_batch.dataset.synthetic import END_US, PowerLaw, Shuffle, World, uniform
 
 WORLD = World(n_users=1000, n_items=500, n_events=20_000, seed=7)
 USERS = np.arange(1, WORLD.n_users + 1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.topk import merge_top_k, order_pairs, top_k
+from recsys_batch.ranking.top_k import merge_top_k, order_pairs, top_k
 
 # Few distinct values, so that ties are the rule; signed zeros, infinities and a subnormal among them.
 TIED = st.sampled_from([np.float32(v) for v in (-np.inf, -2.5, -1e-42, -0.0, 0.0, 1e-42, 1.0, 3.0, np.inf)])
@@ -48,8 +48,8 @@ def test_ties_across_the_kth_place_keep_the_lowest_indices_in_every_row() -> Non
 def test_rows_are_independent_of_the_blocks_they_are_worked_on_in(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(0).integers(0, 20, size=(37, 200)).astype(np.float32)
     whole = top_k(scores, 10)
-    monkeypatch.setattr("recsys_batch.topk._BLOCK", 700)
-    monkeypatch.setattr("recsys_batch.topk._SORT_BLOCK", 30)
+    monkeypatch.setattr("recsys_batch.ranking.top_k._BLOCK", 700)
+    monkeypatch.setattr("recsys_batch.ranking.top_k._SORT_BLOCK", 30)
     for expected, found in zip(whole, top_k(scores, 10), strict=True):
         np.testing.assert_array_equal(found, expected)
 

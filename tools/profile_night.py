@@ -13,7 +13,7 @@ import pstats
 import shutil
 from pathlib import Path
 
-from recsys_batch.commands.nights import print_night
+from recsys_batch.commands.night import print_night
 from recsys_batch.config import load_config
 from recsys_batch.night.nightly import ALL_STEPS, nightly
 from recsys_batch.spark.executors.profiling import FOLDER

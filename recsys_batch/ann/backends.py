@@ -13,7 +13,7 @@ from recsys_batch.ann.kernels import blocks, exact_search, limit_threads, normal
 from recsys_batch.ann.lists import Lists, search_lists
 from recsys_batch.ann.stored import Items, Shard
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.topk import NO_CODE, merge_top_k, order_pairs
+from recsys_batch.ranking.top_k import NO_CODE, merge_top_k, order_pairs
 
 _EXACT_IS_CHEAPER = 3  # where more than 1 / this of the lists would be searched
 _GATHER = 65_536  # rows copied at once where only some items are searched: 16 MB at 64 dimensions

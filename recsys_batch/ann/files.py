@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from recsys_batch.bundle import sha256_file
 from recsys_batch.errors import IndexDamaged
+from recsys_batch.storage.checksums import sha256_file
 
 _CURE = "begin a new run (--force), which builds it again"
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys_batch.topk import order_pairs, top_k
+from recsys_batch.ranking.top_k import order_pairs, top_k
 
 MARGIN = 16
 WIDE_MARGIN = 512  # the second try of those that are not settled: long ties, or millions of items close together

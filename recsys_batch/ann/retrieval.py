@@ -9,8 +9,8 @@ import numpy as np
 from recsys_batch.ann.backends import Retriever
 from recsys_batch.ann.kernels import blocks
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.ranking.top_k import NO_CODE
 from recsys_batch.tables.list_columns import distinct
-from recsys_batch.topk import NO_CODE
 
 _FIRST_WIDTH = 5
 _RESULTS = 4_000_000  # (user, item) results of one search: 48 MB; a sharded index is walked through once for each

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recsys_batch.champion import Verdict, judge
+from recsys_batch.commands.json_output import json_option, say
 from recsys_batch.commands.options import with_config
-from recsys_batch.commands.results import json_option, say
+from recsys_batch.commands.terminal import print_table, training_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, UsageError
-from recsys_batch.terminal import print_table, training_progress
+from recsys_batch.registry.promotion import Verdict, judge
 
 if TYPE_CHECKING:
-    from recsys_batch.bundle import Bundle
-    from recsys_batch.registry import Registry
+    from recsys_batch.registry.bundle import Bundle
+    from recsys_batch.registry.mlflow_registry import Registry
 
 
 @click.command(help="Train the reference two-tower and ranker; the alias moves if it beats popularity and the champion.")
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @with_config
 def train(config: Config, max_seconds: float | None, force: bool, as_json: bool) -> None:
     from recsys_batch.model.training import train as run_training
-    from recsys_batch.registry import Registry
+    from recsys_batch.registry.mlflow_registry import Registry
     from recsys_batch.spark.training_tables import read_training_input
 
     if max_seconds is not None:
@@ -92,8 +92,8 @@ def register(
     no_crown: bool,
     as_json: bool,
 ) -> None:
-    from recsys_batch.bundle import load_bundle
-    from recsys_batch.registry import Registry
+    from recsys_batch.registry.bundle import load_bundle
+    from recsys_batch.registry.mlflow_registry import Registry
 
     tables_given = (user_embeddings is not None) + (item_embeddings is not None)
     if (bundle_dir is None) == (tables_given == 0) or tables_given == 1 or (bundle_dir is not None and ranker is not None):
@@ -124,9 +124,9 @@ def _check_usable(bundle: Bundle, config: Config) -> None:
         BundleError: a part is missing, or its item ids are of another type than the warehouse's.
     """
     from recsys_batch.errors import BundleError
-    from recsys_batch.features import FeatureSpec
     from recsys_batch.model.ranker import Ranker
     from recsys_batch.model.towers import Towers
+    from recsys_batch.ranking.features import FeatureSpec
     from recsys_batch.read import has_table, read_table
 
     if bundle.kind != "two_tower":

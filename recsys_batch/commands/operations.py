@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.nights import print_night
+from recsys_batch.commands.json_output import echo, json_option, run_result
+from recsys_batch.commands.night import print_night
 from recsys_batch.commands.options import Date, with_config
-from recsys_batch.commands.results import echo, json_option, run_result
+from recsys_batch.commands.terminal import count, print_table, size, step_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
-from recsys_batch.terminal import count, print_table, size, step_progress
 
 if TYPE_CHECKING:
     from recsys_batch.tables.run_manifest import Run

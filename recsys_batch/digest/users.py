@@ -16,15 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.catalogue import Catalogue, map_catalogue
+from recsys_batch.dataset.catalogue import Catalogue, map_catalogue
+from recsys_batch.dataset.histories import histories
+from recsys_batch.dataset.popularity import by_segment
 from recsys_batch.digest.choice import Chosen, Popular, choose, fill
 from recsys_batch.digest.events import EventsByRange
 from recsys_batch.digest.reasons import LENGTH, because_of
 from recsys_batch.digest.sent_log import SentLog
 from recsys_batch.digest.writing import Block, Format
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.histories import histories
-from recsys_batch.popularity import by_segment
 from recsys_batch.read import batches_of, read_table, run_files, run_slice, user_segments
 from recsys_batch.schemas import ALL_SEGMENTS
 from recsys_batch.storage.artifacts import artifact_root, catalogue_folder

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.config import Config
+from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import InputMissing
-from recsys_batch.histories import NO_TIME
 
 
 @dataclass(frozen=True)

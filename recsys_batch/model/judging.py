@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from recsys_batch.metrics import hit_matrix, ndcg_at_k
+from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k
 from recsys_batch.model.data import Positives
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
-from recsys_batch.topk import top_k
+from recsys_batch.ranking.top_k import top_k
 
 TOP = 20
 MAX_USERS = 5_000

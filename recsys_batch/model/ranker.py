@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from recsys_batch.bundle import Bundle
 from recsys_batch.errors import BundleError
-from recsys_batch.features import PairFeatures
+from recsys_batch.ranking.features import PairFeatures
+from recsys_batch.registry.bundle import Bundle
 
 HIDDEN = 64
 NAMES = ("user", "item", "product", "features", "bias", "output")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from recsys_batch.features import Context, FeatureSpec, pair_features
-from recsys_batch.histories import NO_TIME
-from recsys_batch.metrics import hit_matrix
+from recsys_batch.dataset.histories import NO_TIME
+from recsys_batch.evaluation.metrics import hit_matrix
 from recsys_batch.model.data import Positives
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
-from recsys_batch.topk import top_k
+from recsys_batch.ranking.features import Context, FeatureSpec, pair_features
+from recsys_batch.ranking.top_k import top_k
 
 N_CANDIDATES = 200
 SESSION = 3

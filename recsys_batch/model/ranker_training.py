@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from recsys_batch.features import Context, session_similarity
-from recsys_batch.histories import NO_TIME
-from recsys_batch.metrics import ndcg_at_k, recall_at_k
+from recsys_batch.dataset.histories import NO_TIME
+from recsys_batch.evaluation.metrics import ndcg_at_k, recall_at_k
 from recsys_batch.model.data import Positives
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.model.ranker_lists import Lists, RankingData, retrieve_lists
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
+from recsys_batch.ranking.features import Context, session_similarity
 
 Progress = Callable[[str, Mapping[str, float]], None]
 

@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 
 from recsys_batch import __version__
-from recsys_batch.bundle import Bundle, write_bundle
 from recsys_batch.config import Config
 from recsys_batch.model.data import Positives, TrainingData, prepare, split
 from recsys_batch.model.export import ranker_onnx
@@ -26,6 +25,7 @@ from recsys_batch.model.tower_parameters import Tokens, TowerParameters, tokens_
 from recsys_batch.model.tower_training import Fitted, fit, refit
 from recsys_batch.model.towers import ALWAYS
 from recsys_batch.model.validation import bundle_ndcg, popularity_metrics, unseen_by
+from recsys_batch.registry.bundle import Bundle, write_bundle
 
 Progress = Callable[[str, Mapping[str, float]], None]
 

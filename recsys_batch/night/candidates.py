@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.catalogue import Catalogue
 from recsys_batch.config import Config
+from recsys_batch.dataset.catalogue import Catalogue
+from recsys_batch.dataset.popularity import by_segment
 from recsys_batch.night.context import Night
 from recsys_batch.night.gather import recorded
 from recsys_batch.night.incremental import Base, changed_file, recorded_base
 from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
-from recsys_batch.popularity import by_segment
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
 from recsys_batch.spark.executors.carry_forward import Change, GainedItems
 from recsys_batch.spark.executors.retrieve import SHORT, KnownUsers, RetrieveTask, counting_short, found

@@ -18,13 +18,13 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from recsys_batch import __version__
-from recsys_batch.bundle import Bundle, load_bundle
-from recsys_batch.catalogue import Catalogue, open_catalogue
 from recsys_batch.config import Config
+from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.night.partitions import fit_shuffles
 from recsys_batch.read import rows_in
-from recsys_batch.registry import Registry
+from recsys_batch.registry.bundle import Bundle, load_bundle
+from recsys_batch.registry.mlflow_registry import Registry
 from recsys_batch.schemas import TABLES, IdTypes, TableSpec, spark_ddl
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.spark.executors.part_writer import part_writer, unchanged

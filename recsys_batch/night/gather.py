@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.gathered import EVENTS, PEOPLE, VECTORS, Gathered
+from recsys_batch.dataset.user_events import EVENTS, PEOPLE, VECTORS, Gathered
 from recsys_batch.night.context import Night
 from recsys_batch.night.incremental import Base
 from recsys_batch.night.partitions import user_tasks, users_per_task

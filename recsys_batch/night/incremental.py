@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch import __version__
-from recsys_batch.catalogue import Catalogue, open_catalogue
+from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
 from recsys_batch.night.appended import Rewritten, appended_files
 from recsys_batch.night.context import Night, partition_of, run_rows

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from recsys_batch.ann.index import Assign, IndexInfo, build_index
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Sample, Tuning, tune
-from recsys_batch.catalogue import Catalogue
 from recsys_batch.config import Retrieval
+from recsys_batch.dataset.catalogue import Catalogue
 
 logger = logging.getLogger("recsys_batch.night")
 

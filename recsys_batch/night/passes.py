@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.gathered import EVENTS
+from recsys_batch.dataset.user_events import EVENTS
 from recsys_batch.night.context import Night, Written
 from recsys_batch.night.incremental import Base, changed_file, event_files
 from recsys_batch.schemas import spark_ddl

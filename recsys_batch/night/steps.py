@@ -12,17 +12,17 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Rules, Scoring
+from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
+from recsys_batch.dataset.popularity import COUNTS, counts_file, counts_schema, popular_lists, sum_of, users_per_item
+from recsys_batch.dataset.user_events import Gathered
 from recsys_batch.errors import ConfigError, InputMissing
-from recsys_batch.gathered import Gathered
 from recsys_batch.night.candidates import candidates
 from recsys_batch.night.context import Night, Written
 from recsys_batch.night.gather import changed_users, everybody
 from recsys_batch.night.incremental import Base, NeedsFull, changed_file, find_base, recorded_base
 from recsys_batch.night.index import INDEX_METRICS, PARALLEL_ITEMS, SampledUsers, build, tuning_figure
 from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
-from recsys_batch.popularity import COUNTS, counts_file, counts_schema, popular_lists, sum_of, users_per_item
 from recsys_batch.schemas import spark_ddl
 from recsys_batch.spark import item_catalogue
 from recsys_batch.spark.executors.assign_lists import assign_in_tasks

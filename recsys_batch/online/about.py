@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
-from recsys_batch.features import CONTEXT, DEVICES, PAIR
 from recsys_batch.online.keys import as_number, user_of
 from recsys_batch.online.records import UserLists
 from recsys_batch.online.requests import Bounds, Id
 from recsys_batch.online.snapshot import Snapshot
+from recsys_batch.ranking.features import CONTEXT, DEVICES, PAIR
 
 
 class ItemAbout(Struct):

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from recsys_batch.catalogue import Catalogue
-from recsys_batch.features import FeatureSpec
+from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.online.items import Descriptions
 from recsys_batch.online.popular import Popular
 from recsys_batch.online.samples import Samples
+from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.schemas import IdTypes
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from recsys_batch.features import CONTEXT, PAIR, FeatureSpec
-from recsys_batch.onnx_ranker import OnnxRanker
+from recsys_batch.ranking.features import CONTEXT, PAIR, FeatureSpec
+from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
 _GROUP_OF = {"retrieval_score": "retrieval", "log_popularity": "popularity", "log_n_events": "activity"}
 

@@ -13,17 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch import __version__
-from recsys_batch.bundle import Bundle, load_bundle
-from recsys_batch.catalogue import Catalogue, map_catalogue
+from recsys_batch.dataset.catalogue import Catalogue, map_catalogue
+from recsys_batch.dataset.popularity import by_segment
 from recsys_batch.errors import InputMissing
-from recsys_batch.features import FeatureSpec
 from recsys_batch.online.contents import Contents, Facts
 from recsys_batch.online.items import Descriptions
 from recsys_batch.online.popular import Popular
 from recsys_batch.online.run_lists import RunLists
 from recsys_batch.online.sampling import latest, sampled_users
-from recsys_batch.popularity import by_segment
+from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice, table_dataset, user_segments
+from recsys_batch.registry.bundle import Bundle, load_bundle
 from recsys_batch.schemas import IdTypes
 from recsys_batch.storage.artifacts import artifact_root, bundle_folder, catalogue_folder
 from recsys_batch.storage.node_cache import NodeCache

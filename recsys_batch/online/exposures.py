@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from recsys_batch.exposure_files import EXPOSURES, exposure_schema
+from recsys_batch.dataset.exposure_schema import EXPOSURES, exposure_schema
 from recsys_batch.online.file_log import FileLog
 from recsys_batch.online.log_columns import Id, as_id, flat, maps, offsets_of, record_batch
 from recsys_batch.schemas import TIMESTAMP, IdTypes

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from recsys_batch.exposure_files import FEEDBACK, feedback_schema
+from recsys_batch.dataset.exposure_schema import FEEDBACK, feedback_schema
 from recsys_batch.online.file_log import FileLog
 from recsys_batch.online.log_columns import Id, as_id, record_batch
 from recsys_batch.schemas import IdTypes

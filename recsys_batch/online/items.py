@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recsys_batch.catalogue import Catalogue, map_catalogue, mapped, write_catalogue
+from recsys_batch.dataset.catalogue import Catalogue, map_catalogue, mapped, write_catalogue
 from recsys_batch.online.keys import as_number
 
 _TITLES, _CATEGORIES = "titles.arrow", "categories.json"

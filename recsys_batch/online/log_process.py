@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from recsys_batch.exposure_files import EXPOSURES, FEEDBACK
+from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 from recsys_batch.online.exposures import Exposure, ExposureLog
 from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog
 from recsys_batch.schemas import IdTypes

@@ -10,8 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from recsys_batch import __version__
-from recsys_batch.catalogue import Catalogue
-from recsys_batch.features import FeatureSpec
+from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.online.contents import Contents, Facts
 from recsys_batch.online.items import Descriptions
 from recsys_batch.online.keys import user_key
@@ -19,6 +18,7 @@ from recsys_batch.online.manifest import Manifest
 from recsys_batch.online.popular import Popular
 from recsys_batch.online.records import UserLists, encode
 from recsys_batch.online.writing import write_snapshot
+from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
 
 _TOP_K = 100

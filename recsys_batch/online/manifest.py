@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from recsys_batch.bundle import sha256_file
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.features import FeatureSpec
 from recsys_batch.online.contents import Facts
+from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.schemas import IdTypes
+from recsys_batch.storage.checksums import sha256_file
 
 NAME = "manifest.json"
 FORMAT, VERSION = "recsys_batch.snapshot", 1

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from recsys_batch.features import Context, session_similarity
 from recsys_batch.online.items import ItemTable
+from recsys_batch.ranking.features import Context, session_similarity
 
 SESSION_ITEMS = 50
 """Newest items of a session that the similarity looks at; all of them are kept out of the answer."""

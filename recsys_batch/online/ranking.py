@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys_batch.features import pair_features
 from recsys_batch.online.contributions import contributions
 from recsys_batch.online.latency import Latency
 from recsys_batch.online.query import Query, features_context
@@ -20,6 +19,7 @@ from recsys_batch.online.records import UserLists
 from recsys_batch.online.selecting import best, in_rows, kept
 from recsys_batch.online.snapshot import Snapshot
 from recsys_batch.online.strangers import from_session
+from recsys_batch.ranking.features import pair_features
 
 SOURCES = ("ranker", "batch", "popular")
 UNKNOWN_USER, NO_EMBEDDING, NO_RANKER, DEADLINE, RANKER_FAILED, STORE_UNAVAILABLE, STALE = REASONS = (

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.catalogue import Catalogue
+from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.keys import user_key
 from recsys_batch.online.records import UserLists, encode

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from recsys_batch.catalogue import Catalogue
-from recsys_batch.histories import histories
+from recsys_batch.dataset.catalogue import Catalogue
+from recsys_batch.dataset.histories import histories
 from recsys_batch.tables.user_ranges import LIST_ROWS, Files, ranges
 
 LENGTH = 20

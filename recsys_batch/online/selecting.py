@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from recsys_batch.online.items import ItemTable
-from recsys_batch.rules import ItemRules, pick
-from recsys_batch.topk import order_pairs
+from recsys_batch.ranking.business_rules import ItemRules, pick
+from recsys_batch.ranking.top_k import order_pairs
 
 _FEW = 32
 

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from recsys_batch.catalogue import mapped
+from recsys_batch.dataset.catalogue import mapped
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.items import ItemTable, open_items
 from recsys_batch.online.keys import user_key
@@ -22,7 +22,7 @@ from recsys_batch.online.samples import FILE as SAMPLES
 from recsys_batch.online.samples import Samples, read_samples
 from recsys_batch.online.stores import LMDB_FILE, LmdbStore
 from recsys_batch.online.writing import ITEMS, NEAREST, POPULAR, RANKER
-from recsys_batch.onnx_ranker import OnnxRanker
+from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.schemas import ALL_SEGMENTS
 
 

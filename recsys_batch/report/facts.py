@@ -9,9 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.drift import Compared, compared, sampled_places
+from recsys_batch.dataset.popularity import counts_file, users_per_item
 from recsys_batch.errors import InputMissing
-from recsys_batch.popularity import counts_file, users_per_item
+from recsys_batch.evaluation.drift import Compared, compared, sampled_places
 from recsys_batch.read import earlier_run, read_table, run_files, run_rows
 from recsys_batch.report.cards import Card, cards
 from recsys_batch.report.segments import Segment, segments

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.metrics import hit_matrix, ndcg_at_k
+from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k
 from recsys_batch.read import has_table, read_table
 from recsys_batch.tables.list_columns import places
 

@@ -8,13 +8,13 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
-from recsys_batch import synthetic
 from recsys_batch.config import Config
+from recsys_batch.dataset import synthetic
+from recsys_batch.dataset.synthetic import IDS, World
 from recsys_batch.errors import UsageError
 from recsys_batch.schemas import TABLES, spark_ddl
 from recsys_batch.spark.ingest.pipeline import DECLARED
 from recsys_batch.spark.tables import Tables
-from recsys_batch.synthetic import IDS, World
 
 GENERATED = "recsys_batch.generated"
 """Property of tables that hold synthetic rows only; they may be generated again."""

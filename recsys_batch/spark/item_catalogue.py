@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
-from recsys_batch.bundle import Bundle
-from recsys_batch.catalogue import Catalogue
 from recsys_batch.config import Config
+from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.errors import InputMissing
 from recsys_batch.model.towers import Towers
+from recsys_batch.registry.bundle import Bundle
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.item_rules import business_of, eligible_of, rule_columns
 from recsys_batch.storage.filesystems import joined, read_parquet

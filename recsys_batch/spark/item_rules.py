@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from recsys_batch.config import Config
 from recsys_batch.errors import ConfigError
-from recsys_batch.rules import ItemRules
+from recsys_batch.ranking.business_rules import ItemRules
 from recsys_batch.tables.list_columns import ragged
 
 _BEYOND = re.compile("Subquery|^Exists$|ListQuery|Reflection|UDF|Window|Generator|Aggregate|^Explode|^PosExplode|^Rand|^Uuid")

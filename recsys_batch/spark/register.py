@@ -9,11 +9,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StringType
 
-from recsys_batch.bundle import Bundle, write_bundle
 from recsys_batch.config import Config
 from recsys_batch.errors import BundleError
-from recsys_batch.features import FeatureSpec
-from recsys_batch.onnx_ranker import OnnxRanker
+from recsys_batch.ranking.features import FeatureSpec
+from recsys_batch.ranking.onnx_ranker import OnnxRanker
+from recsys_batch.registry.bundle import Bundle, write_bundle
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.tables import Tables, parse_identifier
 from recsys_batch.storage.artifacts import artifact_root

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from recsys_batch.bundle import sha256_file
 from recsys_batch.errors import InputMissing
+from recsys_batch.storage.checksums import sha256_file
 from recsys_batch.storage.filesystems import (
     absolute,
     exists,

@@ -24,9 +24,9 @@ from recsys_batch.ann.index import IndexInfo, assign, build_index, choose, n_lis
 from recsys_batch.ann.kernels import normalised
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.stored import FloatRows, Int8Rows
-from recsys_batch.bundle import sha256_file
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, UsageError
+from recsys_batch.storage.checksums import sha256_file
 
 VECTORS = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
 EXACT, IVF = Retrieval(mode="exact"), Retrieval(mode="ivf")

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Paths
+from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.digest.digest import Result, make_digest
 from recsys_batch.digest.users import Order
 from recsys_batch.schemas import TABLES, IdTypes

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_batch.bundle import Bundle
 from recsys_batch.config import Config, load_config
 from recsys_batch.model.data import Positives
+from recsys_batch.registry.bundle import Bundle
 
 N_USERS, N_ITEMS, N_GROUPS = 240, 80, 4
 

@@ -10,7 +10,7 @@ import torch
 
 from recsys_batch.model.export import ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
-from recsys_batch.onnx_ranker import OnnxRanker
+from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
 D, F = 9, 14
 

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_batch.bundle import Bundle, write_bundle
 from recsys_batch.errors import BundleError
 from recsys_batch.model.towers import ALWAYS, Towers
+from recsys_batch.registry.bundle import Bundle, write_bundle
 
 H, RECENCY = 3, 0.5
 RNG = np.random.default_rng(8)

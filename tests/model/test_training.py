@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_batch.bundle import Bundle, load_bundle
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.features import FeatureSpec
 from recsys_batch.model import tower_training, training
 from recsys_batch.model.ranker import Ranker
 from recsys_batch.model.tower_parameters import tokens_of
 from recsys_batch.model.towers import Towers
 from recsys_batch.model.training import content_projection
+from recsys_batch.ranking.features import FeatureSpec
+from recsys_batch.registry.bundle import Bundle, load_bundle
 
 Train = Callable[..., Bundle]
 

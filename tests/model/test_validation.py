@@ -12,11 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from recsys_batch.bundle import Bundle
 from recsys_batch.config import Config
 from recsys_batch.model import validation
 from recsys_batch.model.data import prepare, split
 from recsys_batch.model.validation import bundle_ndcg, popularity_metrics, unseen_by
+from recsys_batch.registry.bundle import Bundle
 
 Train = Callable[..., Bundle]
 

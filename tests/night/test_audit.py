@@ -11,7 +11,7 @@ from recsys_batch.config import Audit, Config
 from recsys_batch.night.audit import gates, measure
 from recsys_batch.night.context import Night
 from recsys_batch.read import published_run
-from recsys_batch.registry import Registry
+from recsys_batch.registry.mlflow_registry import Registry
 from recsys_batch.spark.tables import Tables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.tables.run_manifest import from_row

@@ -21,7 +21,7 @@ from recsys_batch.night.nightly import nightly, one_step
 from recsys_batch.night.publishing import rollback
 from recsys_batch.night.turns import what_readers_see
 from recsys_batch.read import latest_topk, published_run, read_table, run_rows
-from recsys_batch.registry import Registry
+from recsys_batch.registry.mlflow_registry import Registry
 from recsys_batch.spark.tables import Tables
 from recsys_batch.storage.artifacts import artifact_root
 

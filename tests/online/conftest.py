@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import redis
 
-from recsys_batch.features import FeatureSpec
 from recsys_batch.online.folders import set_current
 from recsys_batch.online.made_up import make_snapshot
 from recsys_batch.online.snapshot import Snapshot, open_snapshot
+from recsys_batch.ranking.features import FeatureSpec
 
 N_USERS, N_ITEMS, DIM, N_CANDIDATES = 300, 500, 16, 60
 TOKEN = "for tests only"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_batch.exposure_files import exposure_schema, feedback_schema
+from recsys_batch.dataset.exposure_schema import exposure_schema, feedback_schema
 from recsys_batch.online.exposures import Exposure, ExposureLog, exposure_batch
 from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog, feedback_batch
 from recsys_batch.online.log_columns import as_id

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.catalogue import Catalogue
+from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.online import nearest
 from recsys_batch.online.items import Descriptions, ItemTable, open_items, write_items
 

@@ -18,7 +18,7 @@ from recsys_batch.online.query import Query
 from recsys_batch.online.ranking import Ranked, rank
 from recsys_batch.online.records import UserLists, decode
 from recsys_batch.online.snapshot import Snapshot, open_snapshot
-from recsys_batch.rules import ItemRules
+from recsys_batch.ranking.business_rules import ItemRules
 
 N_USERS, N_ITEMS = 300, 500
 NOON = dt.datetime(2026, 11, 24, 12, 0, tzinfo=dt.UTC)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from recsys_batch.online.selecting import best, outside
-from recsys_batch.rules import ItemRules
+from recsys_batch.ranking.business_rules import ItemRules
 
 
 @given(

@@ -14,7 +14,7 @@ import pytest
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
-from recsys_batch.drift import Compared
+from recsys_batch.evaluation.drift import Compared
 from recsys_batch.read import published_run
 from recsys_batch.report.cards import Card, Listed
 from recsys_batch.report.facts import Churn, Facts, Mover, measure

@@ -15,8 +15,8 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
+from recsys_batch.dataset.exposure_schema import exposure_schema
 from recsys_batch.errors import EXIT_OK, EXIT_USAGE, SourceError
-from recsys_batch.exposure_files import exposure_schema
 from recsys_batch.night import maintain
 from recsys_batch.online.exposures import Exposure, ExposureLog, exposure_batch
 from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog

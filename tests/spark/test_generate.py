@@ -11,13 +11,13 @@ import pytest
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from recsys_batch import synthetic
 from recsys_batch.config import Config
+from recsys_batch.dataset import synthetic
+from recsys_batch.dataset.synthetic import World
 from recsys_batch.errors import UsageError
 from recsys_batch.spark.generate import generate, make_rows
 from recsys_batch.spark.ingest.pipeline import DECLARED
 from recsys_batch.spark.tables import Tables
-from recsys_batch.synthetic import World
 
 ARGUMENTS = {"n_users": 300, "n_items": 120, "n_events": 3000, "seed": 5}
 WORLD = World(*ARGUMENTS.values())

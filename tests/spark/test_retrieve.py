@@ -10,8 +10,8 @@ import pyarrow as pa
 import pytest
 
 from recsys_batch.ann.index import build_index
-from recsys_batch.catalogue import Catalogue, write_catalogue
 from recsys_batch.config import Retrieval
+from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.executors.retrieve import RetrieveTask, candidate_finder
 from recsys_batch.storage.node_cache import NodeCache

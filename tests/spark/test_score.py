@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recsys_batch.bundle import Bundle, load_bundle, write_bundle
-from recsys_batch.catalogue import Catalogue, write_catalogue
+from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.features import FeatureSpec, pair_features
 from recsys_batch.model.export import ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
+from recsys_batch.ranking.features import FeatureSpec, pair_features
+from recsys_batch.registry.bundle import Bundle, load_bundle, write_bundle
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.executors.score import Lists, ScoreTask, scorer
 from recsys_batch.storage.node_cache import NodeCache

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.ann.kernels import inner_products, normalised
-from recsys_batch.catalogue import open_catalogue
+from recsys_batch.dataset.catalogue import open_catalogue
+from recsys_batch.ranking.top_k import NO_CODE, order_pairs
 from recsys_batch.spark.executors.changed_events import changed_users
 from recsys_batch.spark.executors.functions import BatchFunction, RangeFunction, by_range
 from recsys_batch.storage.filesystems import read_parquet
@@ -21,7 +22,6 @@ from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix, list_column, ragged
 from recsys_batch.tables.slice_writer import counted, counts_of
 from recsys_batch.tables.user_ranges import BATCH_ROWS, Files, Range, runs, spliced, users_within
-from recsys_batch.topk import NO_CODE, order_pairs
 
 CARRIED, COMPUTED = "rows_carried", "users_computed"
 """Counts of a merge."""

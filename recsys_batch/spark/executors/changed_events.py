@@ -9,7 +9,7 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.gathered import EVENTS
+from recsys_batch.dataset.user_events import EVENTS
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.storage.filesystems import parquet_file, read_parquet

@@ -10,13 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.bundle import load_bundle
-from recsys_batch.catalogue import Catalogue, open_catalogue
+from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
+from recsys_batch.dataset.histories import histories
+from recsys_batch.dataset.popularity import added, count, negative
+from recsys_batch.dataset.user_events import Gathered
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.gathered import Gathered
-from recsys_batch.histories import histories
 from recsys_batch.model.towers import Towers
-from recsys_batch.popularity import added, count, negative
+from recsys_batch.registry.bundle import load_bundle
 from recsys_batch.schemas import TABLES
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import matrix_column

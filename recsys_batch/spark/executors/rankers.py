@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from recsys_batch.bundle import load_bundle
-from recsys_batch.catalogue import Catalogue
-from recsys_batch.features import FeatureSpec, PairFeatures, pair_features
-from recsys_batch.onnx_ranker import OnnxRanker
+from recsys_batch.dataset.catalogue import Catalogue
+from recsys_batch.ranking.features import FeatureSpec, PairFeatures, pair_features
+from recsys_batch.ranking.onnx_ranker import OnnxRanker
+from recsys_batch.registry.bundle import load_bundle
 
 if TYPE_CHECKING:
     from recsys_batch.model.ranker import Ranker

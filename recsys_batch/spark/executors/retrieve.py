@@ -12,8 +12,9 @@ import pyarrow as pa
 from recsys_batch.ann.index import IndexInfo
 from recsys_batch.ann.retrieval import Retrieved, retrieve
 from recsys_batch.ann.search import open_retriever
-from recsys_batch.catalogue import Catalogue, open_catalogue
-from recsys_batch.gathered import Gathered
+from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
+from recsys_batch.dataset.user_events import Gathered
+from recsys_batch.ranking.top_k import NO_CODE
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES, IdTypes
 from recsys_batch.spark.executors.changed_events import changed_users
 from recsys_batch.spark.executors.functions import BatchFunction
@@ -21,7 +22,6 @@ from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix, list_column, mask_ragged, ragged
 from recsys_batch.tables.slice_writer import counted, counts_of
 from recsys_batch.tables.user_ranges import Files, Range, users_within
-from recsys_batch.topk import NO_CODE
 
 SHORT = "users_short"
 """Count of users with fewer candidates than wanted."""

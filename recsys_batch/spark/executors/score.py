@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.catalogue import Catalogue, open_catalogue
+from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.rules import pick
+from recsys_batch.ranking.business_rules import pick
+from recsys_batch.ranking.top_k import NO_CODE
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.executors.changed_events import changed_users
 from recsys_batch.spark.executors.functions import BatchFunction
@@ -21,7 +22,6 @@ from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix, ragged
 from recsys_batch.tables.slice_writer import counted
 from recsys_batch.tables.user_ranges import Files, Range, users_within
-from recsys_batch.topk import NO_CODE
 
 SHORT_BY_RULES = "rules.users_short"
 """Count of users whose lists the rules made shorter than their candidates would have."""

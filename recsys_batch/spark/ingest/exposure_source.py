@@ -6,8 +6,8 @@ from __future__ import annotations
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 from recsys_batch.errors import SourceError
-from recsys_batch.exposure_files import EXPOSURES, FEEDBACK
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.ingest import parsing
 from recsys_batch.spark.ingest.hadoop_files import SourceFile, list_files

@@ -24,12 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
-from recsys_batch.features import FeatureSpec
 from recsys_batch.online.oip.batching import Batching
 from recsys_batch.online.oip.http import LENGTH, handle
 from recsys_batch.online.oip.models import InvalidRequest, ModelUnknown
 from recsys_batch.online.oip.served import RankerModel, RecommendModel
 from recsys_batch.online.snapshot import Snapshot, open_snapshot
+from recsys_batch.ranking.features import FeatureSpec
 
 D, F, C = 16, len(FeatureSpec.default().names), 7
 

@@ -10,13 +10,13 @@ import lmdb
 import numpy as np
 import pytest
 
-from recsys_batch.features import FeatureSpec
 from recsys_batch.online.ages import Ages
 from recsys_batch.online.live import Live
 from recsys_batch.online.oip.batching import Batching
 from recsys_batch.online.oip.models import InvalidRequest
 from recsys_batch.online.oip.served import RankerModel, RecommendModel, ServedModels
 from recsys_batch.online.snapshot import Snapshot
+from recsys_batch.ranking.features import FeatureSpec
 
 
 def test_a_snapshot_that_comes_back_is_answered_from_as_opened_anew(make: Any, current: Any, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from recsys_batch.bundle import Bundle, load_bundle
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
+from recsys_batch.registry.bundle import Bundle, load_bundle
 
 _BUNDLE = "bundle"
 _DIGEST_TAG = "bundle_digest"

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from recsys_batch.commands.json_output import echo, gates_of, json_option
 from recsys_batch.commands.options import with_config
-from recsys_batch.commands.results import echo, gates_of, json_option
+from recsys_batch.commands.terminal import size
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.terminal import size
 
 if TYPE_CHECKING:
     from recsys_batch.tables.run_manifest import Run
@@ -75,7 +75,7 @@ def _written(path: Path, page: str) -> Path:
 def _log(config: Config, mlflow_run_id: str, path: Path) -> bool:
     """Whether MLflow has it now; the page is there all the same."""
     try:
-        from recsys_batch.registry import Registry
+        from recsys_batch.registry.mlflow_registry import Registry
 
         Registry(config).log_file(mlflow_run_id, path)
     except ModuleNotFoundError:

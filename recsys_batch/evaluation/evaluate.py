@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.metrics import evaluate_lists
+from recsys_batch.evaluation.metrics import evaluate_lists
 from recsys_batch.read import has_table, read_table, run_slice
 from recsys_batch.tables.list_columns import places
 

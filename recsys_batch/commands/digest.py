@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from recsys_batch.commands.json_output import echo, json_option
 from recsys_batch.commands.options import Date, with_config
-from recsys_batch.commands.results import echo, json_option
+from recsys_batch.commands.terminal import bar, count
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.schemas import ALL_SEGMENTS
-from recsys_batch.terminal import bar, count
 
 if TYPE_CHECKING:
     from recsys_batch.digest.digest import Result

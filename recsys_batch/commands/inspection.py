@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.ingesting import source_options
+from recsys_batch.commands.ingest import source_options
+from recsys_batch.commands.json_output import echo, json_option
 from recsys_batch.commands.options import Ks, with_config
-from recsys_batch.commands.results import echo, json_option
+from recsys_batch.commands.terminal import console, count, print_table
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
-from recsys_batch.terminal import console, count, print_table
 
 if TYPE_CHECKING:
-    from recsys_batch.changes import ItemChanges, UserChanges
-    from recsys_batch.evaluate import Evaluation
+    from recsys_batch.evaluation.evaluate import Evaluation
+    from recsys_batch.evaluation.run_diff import ItemChanges, UserChanges
 
 
 @click.command(help="Compare the published top-K with true later interactions, beside popularity.")
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def evaluate(
     config: Config, truth: str | None, holdout: bool, ks: tuple[int, ...], run_id: str | None, as_json: bool, **source: Any
 ) -> None:
-    from recsys_batch.evaluate import evaluate as run_evaluation
-    from recsys_batch.evaluate import holdout_truth
+    from recsys_batch.evaluation.evaluate import evaluate as run_evaluation
+    from recsys_batch.evaluation.evaluate import holdout_truth
     from recsys_batch.read import published_run
 
     if (truth is None) == (not holdout):
@@ -41,7 +41,7 @@ def evaluate(
     if truth is None:
         interactions, origin = holdout_truth(warehouse, run)
     else:
-        from recsys_batch.commands.ingesting import read_truth
+        from recsys_batch.commands.ingest import read_truth
 
         interactions, origin = read_truth(config, truth, **source), truth
     result = run_evaluation(warehouse, run, interactions, origin, ks, config.data.min_weight)
@@ -60,7 +60,7 @@ def evaluate(
 @json_option
 @with_config
 def changes(config: Config, user_id: str | None, item_id: str | None, before: str | None, now: str | None, n: int, as_json: bool) -> None:
-    from recsys_batch.changes import item_changes, user_changes
+    from recsys_batch.evaluation.run_diff import item_changes, user_changes
     from recsys_batch.read import published_before, published_run
 
     if (user_id is None) == (item_id is None):
@@ -126,7 +126,7 @@ def print_evaluation(result: Evaluation) -> None:
 @json_option
 @with_config
 def show(config: Config, n_users: int, user_ids: tuple[str, ...], n: int, run_id: str | None, as_json: bool) -> None:
-    from recsys_batch.show import some_users, user_view
+    from recsys_batch.evaluation.user_view import some_users, user_view
 
     warehouse = config.paths.warehouse
     chosen = user_ids or some_users(warehouse, run_id, n_users)

@@ -45,7 +45,7 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
 
 def _put(lists: RunLists, catalogue_dir: str, cache: NodeCache, name: str, url: str, cluster: bool, expire: int, bounds: Range) -> int:
     """In an executor."""
-    from recsys_batch.catalogue import open_catalogue
+    from recsys_batch.dataset.catalogue import open_catalogue
     from recsys_batch.online.redis_store import connect, fill
 
     client = connect(url, cluster)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from recsys_batch.commands.json_output import json_option, say
 from recsys_batch.commands.options import with_config, with_config_if_any
-from recsys_batch.commands.results import json_option, say
+from recsys_batch.commands.terminal import count
 from recsys_batch.config import Config
-from recsys_batch.terminal import count
 
 if TYPE_CHECKING:
     from recsys_batch.online.export import PublishedRun
@@ -56,7 +56,7 @@ def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:
 
     if config.online.store == "lmdb":
         return write_snapshot(folder, run.contents(with_records=True, n_samples=config.online.samples))
-    from recsys_batch.commands.redis_lists import fill_redis
+    from recsys_batch.commands.fill_redis import fill_redis
 
     return write_snapshot(folder, run.contents(with_records=False, n_samples=config.online.samples), lambda: fill_redis(config, run))
 

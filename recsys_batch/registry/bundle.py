@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from recsys_batch.errors import BundleError
+from recsys_batch.storage.checksums import sha256_file
 
 FORMAT = "recsys_batch.bundle"
 FORMAT_VERSION = 1
@@ -26,12 +27,6 @@ WEIGHTS = "weights.safetensors"
 VOCAB = "vocab.json"
 RANKER = "ranker.onnx"
 KINDS = ("two_tower", "embeddings")
-
-
-def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file, read in 1 MiB blocks."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from recsys_batch.commands.json_output import echo, gates_of, json_option, run_result, say
 from recsys_batch.commands.options import Date, with_config
-from recsys_batch.commands.results import echo, gates_of, json_option, run_result, say
+from recsys_batch.commands.terminal import console, count, print_table, size, step_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.terminal import console, count, print_table, size, step_progress
 
 if TYPE_CHECKING:
     from recsys_batch.tables.run_manifest import Run

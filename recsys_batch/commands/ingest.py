@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from recsys_batch.commands.json_output import echo, json_option, say
 from recsys_batch.commands.options import mapping, with_config
-from recsys_batch.commands.results import echo, json_option, say
+from recsys_batch.commands.terminal import count, print_table
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
-from recsys_batch.terminal import count, print_table
 
 if TYPE_CHECKING:
     import pyarrow as pa

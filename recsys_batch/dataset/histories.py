@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.catalogue import Catalogue
+from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.tables.user_ranges import runs
 
 NO_TIME = np.iinfo(np.int64).min

@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.topk import NO_CODE, top_k
+from recsys_batch.ranking.top_k import NO_CODE, top_k
 
 _COUNTS = 8_000_000  # (user, category) counts worked on at once: 32 MB, of which only what is used is touched
 _COLUMNS = 32  # candidates per user whose categories are looked up at once; a walk can end after each lot

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from safetensors.numpy import load_file, save_file
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.rules import ItemRules
+from recsys_batch.ranking.business_rules import ItemRules
 from recsys_batch.schemas import ALL_SEGMENTS
 
 _SPARSEST = 8  # numbers per item, up to which ids are looked up in a table

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.changes import as_id
 from recsys_batch.errors import InputMissing
+from recsys_batch.evaluation.run_diff import as_id
 from recsys_batch.read import published_run, read_table, run_slice
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.catalogue import Catalogue
+from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
 from recsys_batch.storage.artifacts import pointed
 from recsys_batch.storage.filesystems import joined
