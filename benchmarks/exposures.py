@@ -19,7 +19,7 @@ from typing import Any
 
 from measuring import report
 
-from recsys_batch.online.exposures import Exposure, ExposureLog
+from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog
 
 _TICK_SECONDS = 0.001
 _PER_SECOND, _ITEMS = 1_000, 10

@@ -28,11 +28,11 @@ import numpy as np
 import online_servers as servers
 import torch
 from measuring import ROOT, report
+from synthetic_snapshot import make_snapshot
 
 from recsys_batch.model.export import ranker_onnx
 from recsys_batch.model.ranker import PREFIX, RankerParameters
-from recsys_batch.online.folders import set_current
-from recsys_batch.online.made_up import make_snapshot
+from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec
 
 CONNECTIONS = (1, 8, 32)

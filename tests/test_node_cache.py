@@ -23,7 +23,7 @@ HOUR = 3600
 ASKING = """
 import sys, time
 from pathlib import Path
-from recsys_batch import node_cache
+from recsys_batch.storage import node_cache
 plain = node_cache.download
 def logged(location, target):
     with open(sys.argv[3], "a") as log:

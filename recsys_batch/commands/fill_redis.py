@@ -11,8 +11,8 @@ from recsys_batch.errors import UsageError
 from recsys_batch.tables.user_ranges import Range
 
 if TYPE_CHECKING:
-    from recsys_batch.online.export import PublishedRun
-    from recsys_batch.online.run_lists import RunLists
+    from recsys_batch.online.export.published_run import PublishedRun
+    from recsys_batch.online.export.record_builder import RunLists
     from recsys_batch.storage.node_cache import NodeCache
 
 
@@ -23,8 +23,8 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
         UsageError: no URL.
         RecsysBatchError: the store refused.
     """
-    from recsys_batch.online.redis_store import connect, mark_whole
     from recsys_batch.online.settings import REDIS_URL
+    from recsys_batch.online.snapshot.redis_store import connect, mark_whole
     from recsys_batch.spark.executors.range_sum import counted_over
     from recsys_batch.spark.session import get_session
 
@@ -46,7 +46,7 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
 def _put(lists: RunLists, catalogue_dir: str, cache: NodeCache, name: str, url: str, cluster: bool, expire: int, bounds: Range) -> int:
     """In an executor."""
     from recsys_batch.dataset.catalogue import open_catalogue
-    from recsys_batch.online.redis_store import connect, fill
+    from recsys_batch.online.snapshot.redis_store import connect, fill
 
     client = connect(url, cluster)
     try:

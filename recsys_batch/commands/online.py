@@ -16,8 +16,8 @@ from recsys_batch.commands.terminal import count
 from recsys_batch.config import Config
 
 if TYPE_CHECKING:
-    from recsys_batch.online.export import PublishedRun
-    from recsys_batch.online.manifest import Manifest
+    from recsys_batch.online.export.published_run import PublishedRun
+    from recsys_batch.online.snapshot.manifest import Manifest
 
 
 @click.command(help="Turn a published run into a snapshot for the online ranker. No JVM where lists go into the snapshot.")
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 @json_option
 @with_config
 def export_snapshot(config: Config, run_id: str | None, out: Path | None, activate: bool, as_json: bool) -> None:
-    from recsys_batch.online import folders
-    from recsys_batch.online.export import open_run
-    from recsys_batch.online.routes import read_routes
+    from recsys_batch.online.export.published_run import open_run
+    from recsys_batch.online.serving.traffic_split import read_routes
+    from recsys_batch.online.snapshot import repository
 
     folder, began = out or Path(config.online.snapshots), time.monotonic()
     run = open_run(config.paths.warehouse, config.paths.cache, run_id, config.retrieval.metric)
     name = run.row["run_id"]
-    made, said = name not in folders.snapshots(folder), []
+    made, said = name not in repository.snapshots(folder), []
     if not made:
         said.append(f"snapshot {name} is in {folder} already")
     else:
@@ -42,17 +42,17 @@ def export_snapshot(config: Config, run_id: str | None, out: Path | None, activa
         size = sum(entry["bytes"] for entry in manifest.files.values())
         told = f"{count(manifest.n_users)} users, {count(manifest.n_items)} items, {size / 2**20:,.1f} MiB"
         said.append(f"snapshot {name}: {told} in {time.monotonic() - began:.1f} s, in {folder / name}")
-    if activate and folders.current(folder) != name:
-        folders.set_current(folder, name)
-        said.append(f"{folder / folders.CURRENT} names {name} now")
-    gone = list(folders.prune(folder, config.online.keep, read_routes(folder).names))
+    if activate and repository.current(folder) != name:
+        repository.set_current(folder, name)
+        said.append(f"{folder / repository.CURRENT} names {name} now")
+    gone = list(repository.prune(folder, config.online.keep, read_routes(folder).names))
     said += [f"removed {one}: online.keep = {config.online.keep}" for one in gone]
-    result = {"snapshot": name, "done": made, "folder": str(folder / name), "current": folders.current(folder), "removed": gone}
+    result = {"snapshot": name, "done": made, "folder": str(folder / name), "current": repository.current(folder), "removed": gone}
     say(result, "\n".join(said), as_json=as_json)
 
 
 def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:
-    from recsys_batch.online.writing import write_snapshot
+    from recsys_batch.online.snapshot.writer import write_snapshot
 
     if config.online.store == "lmdb":
         return write_snapshot(folder, run.contents(with_records=True, n_samples=config.online.samples))
@@ -83,7 +83,7 @@ def serve(
     tls_key: Path | None,
 ) -> None:
     """Tokens come from RECSYS_BATCH_ADMIN_TOKEN and RECSYS_BATCH_CLIENT_TOKEN."""
-    from recsys_batch.online.server import serve as run_server
+    from recsys_batch.online.server.supervisor import serve as run_server
     from recsys_batch.online.settings import Settings
 
     online = config.online

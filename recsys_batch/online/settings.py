@@ -7,7 +7,7 @@ import os
 import msgspec
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.redis_store import RedisStore
+from recsys_batch.online.snapshot.redis_store import RedisStore
 
 ENVIRONMENT = "RECSYS_BATCH_SERVE"
 ADMIN_TOKEN, CLIENT_TOKEN, REDIS_URL = "RECSYS_BATCH_ADMIN_TOKEN", "RECSYS_BATCH_CLIENT_TOKEN", "RECSYS_BATCH_REDIS_URL"

@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 import redis
 
-from recsys_batch.online.folders import set_current
-from recsys_batch.online.made_up import make_snapshot
-from recsys_batch.online.snapshot import Snapshot, open_snapshot
+from benchmarks.synthetic_snapshot import make_snapshot
+from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
+from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec
 
 N_USERS, N_ITEMS, DIM, N_CANDIDATES = 300, 500, 16, 60

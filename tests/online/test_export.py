@@ -16,14 +16,14 @@ import redis
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
-from recsys_batch.online.export import open_run
-from recsys_batch.online.latency import Latency
-from recsys_batch.online.query import Query
-from recsys_batch.online.ranking import rank
-from recsys_batch.online.records import decode
-from recsys_batch.online.redis_store import redis_key, whole_key
-from recsys_batch.online.snapshot import Snapshot, open_snapshot
-from recsys_batch.online.writing import write_snapshot
+from recsys_batch.online.export.published_run import open_run
+from recsys_batch.online.ranking.ladder import rank
+from recsys_batch.online.ranking.latency import Latency
+from recsys_batch.online.ranking.rank_query import Query
+from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
+from recsys_batch.online.snapshot.redis_store import redis_key, whole_key
+from recsys_batch.online.snapshot.user_record import decode
+from recsys_batch.online.snapshot.writer import write_snapshot
 from recsys_batch.read import latest_topk, published_run, read_table
 
 
@@ -103,10 +103,10 @@ def test_exporting_and_serving_load_no_jvm_torch_or_mlflow(
 import sys
 from recsys_batch.cli import run
 assert run(sys.argv[1:]) == 0
-import recsys_batch.online.server
+import recsys_batch.online.server.supervisor
 import os
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = sys.argv[-1]
-import recsys_batch.online.worker
+import recsys_batch.online.server.worker
 print([name for name in ("pyspark", "py4j", "torch", "mlflow", "faiss", "pandas") if name in sys.modules and name != "pandas"])
 """
     command = [sys.executable, "-c", code, "export-snapshot", *options(published), "--out", str(tmp_path / "snapshots")]

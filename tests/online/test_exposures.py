@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.dataset.exposure_schema import exposure_schema, feedback_schema
-from recsys_batch.online.exposures import Exposure, ExposureLog, exposure_batch
-from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog, feedback_batch
-from recsys_batch.online.log_columns import as_id
+from recsys_batch.online.exposure_log.arrow_columns import as_id
+from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog, exposure_batch
+from recsys_batch.online.exposure_log.feedback import FeedbackEvent, FeedbackLog, feedback_batch
 from recsys_batch.schemas import IdTypes
 
 NUMBERS, TEXTS = IdTypes("BIGINT", "BIGINT"), IdTypes("STRING", "STRING")
@@ -160,7 +160,7 @@ def test_a_row_that_cannot_be_is_counted_and_costs_no_other(tmp_path: Path, chan
 def test_the_first_row_loads_no_module_beside_the_first_requests(tmp_path: Path) -> None:
     code = f"""
 import datetime as dt, sys
-from recsys_batch.online.exposures import Exposure, ExposureLog
+from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog
 log = ExposureLog({str(tmp_path)!r}, user_type="BIGINT", item_type="BIGINT")
 before = set(sys.modules)
 log.record(Exposure("r", dt.datetime.now(dt.UTC), 1, "s", "7", "ranker", None, [10], [0.5], attributes={{"n": 1}}))
@@ -171,6 +171,6 @@ print(*(set(sys.modules) - before))
 
 
 def test_the_logs_load_neither_spark_nor_torch_nor_mlflow() -> None:
-    code = "import sys, recsys_batch.online.exposures, recsys_batch.online.feedback; print(*sys.modules)"
+    code = "import sys, recsys_batch.online.exposure_log.exposure, recsys_batch.online.exposure_log.feedback; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pyspark", "delta", "torch", "mlflow", "faiss", "pandas"} & set(loaded)

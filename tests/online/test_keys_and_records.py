@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.keys import user_key
-from recsys_batch.online.records import UserLists, decode, encode
-from recsys_batch.online.stores import LmdbStore, write_lmdb
+from recsys_batch.online.snapshot.lmdb_store import LmdbStore, write_lmdb
+from recsys_batch.online.snapshot.user_key import user_key
+from recsys_batch.online.snapshot.user_record import UserLists, decode, encode
 
 BIGINT = st.integers(-(2**63), 2**63 - 1)
 

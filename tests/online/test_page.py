@@ -11,13 +11,13 @@ from urllib.parse import quote
 
 import pytest
 
-from recsys_batch.online.about import user_about, users_about
-from recsys_batch.online.keys import user_key, user_of
-from recsys_batch.online.records import decode
-from recsys_batch.online.requests import Bounds
-from recsys_batch.online.snapshot import Snapshot
+from recsys_batch.online.api.messages import Bounds
+from recsys_batch.online.serving.inspection import user_about, users_about
+from recsys_batch.online.snapshot.reader import Snapshot
+from recsys_batch.online.snapshot.user_key import user_key, user_of
+from recsys_batch.online.snapshot.user_record import decode
 
-PAGE = files("recsys_batch.online").joinpath("page")
+PAGE = files("recsys_batch.online.http").joinpath("page")
 HTML = PAGE.joinpath("index.html").read_text(encoding="utf-8")
 SCRIPTS = {entry.name: entry.read_text(encoding="utf-8") for entry in PAGE.iterdir() if entry.name.endswith(".js")}
 
@@ -75,7 +75,7 @@ def test_every_id_that_the_scripts_use_is_in_the_page_once_and_every_field_has_a
 
 
 def test_the_page_has_words_for_every_source_and_reason() -> None:
-    from recsys_batch.online.ranking import REASONS, SOURCES
+    from recsys_batch.online.ranking.ladder import REASONS, SOURCES
 
     for code in (*SOURCES, *REASONS):
         assert f"  {code}: " in SCRIPTS["words.js"], code
@@ -160,7 +160,7 @@ def test_a_key_reads_back_as_its_user(user: int | str, kind: Any) -> None:
 
 
 def test_samples_are_read_back_with_ids_of_their_own_kind(tmp_path: Any) -> None:
-    from recsys_batch.online.samples import read_samples, write_samples
+    from recsys_batch.online.snapshot.sample_users import read_samples, write_samples
 
     for samples in ({1: [3, 2], -5: []}, {"1": [3], "ö": []}):
         write_samples(tmp_path / "samples.json", samples)  # type: ignore[arg-type]

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_batch.online.latency import Latency
-from recsys_batch.online.query import Query
-from recsys_batch.online.ranking import Ranked, rank
-from recsys_batch.online.records import UserLists, decode
-from recsys_batch.online.snapshot import Snapshot, open_snapshot
+from recsys_batch.online.ranking.ladder import Ranked, rank
+from recsys_batch.online.ranking.latency import Latency
+from recsys_batch.online.ranking.rank_query import Query
+from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
+from recsys_batch.online.snapshot.user_record import UserLists, decode
 from recsys_batch.ranking.business_rules import ItemRules
 
 N_USERS, N_ITEMS = 300, 500

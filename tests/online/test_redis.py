@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.redis_store import connect, fill, mark_whole, redis_key, whole_key
-from recsys_batch.online.snapshot import open_snapshot
+from recsys_batch.online.snapshot.reader import open_snapshot
+from recsys_batch.online.snapshot.redis_store import connect, fill, mark_whole, redis_key, whole_key
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online import rotating, row_log
-from recsys_batch.online.rotating import Limits, RotatingParquet
-from recsys_batch.online.row_log import LogStats, RowLog
+from recsys_batch.online.exposure_log import rotating_parquet, row_log
+from recsys_batch.online.exposure_log.rotating_parquet import Limits, RotatingParquet
+from recsys_batch.online.exposure_log.row_log import LogStats, RowLog
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), False), pa.field("text", pa.string())])
 
@@ -168,7 +168,7 @@ def test_a_writer_that_is_killed_leaves_whole_files_and_a_later_one_removes_its_
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    monkeypatch.setattr(rotating, "_YOUNG_SECONDS", -1)
+    monkeypatch.setattr(rotating_parquet, "_YOUNG_SECONDS", -1)
     found = rows_in(tmp_path)
     assert found == list(range(len(found))) and len(found) >= 9_000
     assert len(drafts()) == 1
@@ -180,7 +180,7 @@ def test_a_writer_that_is_killed_leaves_whole_files_and_a_later_one_removes_its_
 
 
 def test_the_draft_of_a_writer_that_lives_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotating, "_YOUNG_SECONDS", -1)
+    monkeypatch.setattr(rotating_parquet, "_YOUNG_SECONDS", -1)
     one, other = (RotatingParquet(tmp_path, "rows", SCHEMA, worker, Limits(group_rows=1)) for worker in (1, 2))
     one.append([encode([1])])
     other.append([encode([2])])

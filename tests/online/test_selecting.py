@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from recsys_batch.online.selecting import best, outside
+from recsys_batch.online.ranking.selection import best, outside
 from recsys_batch.ranking.business_rules import ItemRules
 
 

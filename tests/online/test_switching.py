@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.live import Loaded
-from recsys_batch.online.routes import Routes, checked
-from recsys_batch.online.snapshot import open_snapshot
+from recsys_batch.online.serving.snapshot_manager import Loaded
+from recsys_batch.online.serving.traffic_split import Routes, checked
+from recsys_batch.online.snapshot.reader import open_snapshot
 
 
 class Load:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recsys_batch.online.workers import forget_the_dead
+from recsys_batch.online.serving.worker_state import forget_the_dead
 
 
 def test_the_gauges_of_a_killed_worker_go_and_its_counters_stay(tmp_path: Path) -> None:

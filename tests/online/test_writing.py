@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.online import folders
-from recsys_batch.online.manifest import SnapshotRefused, read_manifest, verify
-from recsys_batch.online.snapshot import open_snapshot
+from recsys_batch.online.snapshot import repository
+from recsys_batch.online.snapshot.manifest import SnapshotRefused, read_manifest, verify
+from recsys_batch.online.snapshot.reader import open_snapshot
 
 
 def test_a_written_snapshot_opens_with_what_it_says_of_itself(make: Callable[..., Path]) -> None:
@@ -92,7 +92,7 @@ def test_a_manifest_that_is_none_is_refused(text: str, make: Callable[..., Path]
 
 
 def test_files_are_read_once_per_node_and_again_when_they_change(make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    from recsys_batch.online import manifest
+    from recsys_batch.online.snapshot import manifest
 
     folder, read = make("first", users=10, items=30) / "first", []
     true = manifest.sha256_file
@@ -116,31 +116,31 @@ def test_current_names_only_what_is_there_and_pruning_spares_it(make: Callable[.
         folder = make(name, users=5, items=20)
         time.sleep(0.01)
     with pytest.raises(InputMissing, match="it has a, b, c, d"):
-        folders.set_current(folder, "e")
-    folders.set_current(folder, "a")
+        repository.set_current(folder, "e")
+    repository.set_current(folder, "a")
     stale, young = folder / ".writing-old", folder / ".writing-new"
     for draft in (stale, young):
         draft.mkdir()
     os.utime(stale, (0, 0))
-    assert folders.prune(folder, 1, frozenset({"b"})) == ["c"]
-    assert folders.snapshots(folder) == ["a", "b", "d"] and young.exists() and not stale.exists()
+    assert repository.prune(folder, 1, frozenset({"b"})) == ["c"]
+    assert repository.snapshots(folder) == ["a", "b", "d"] and young.exists() and not stale.exists()
 
 
 _KILLED = """
 import sys, os
 from pathlib import Path
-from recsys_batch.online import writing
-from recsys_batch.online.made_up import make_snapshot
+from recsys_batch.online.snapshot import writer
+from benchmarks.synthetic_snapshot import make_snapshot
 point = sys.argv[2]
 def die(*_, **__):
     os.kill(os.getpid(), 9)
 if point == "users":
-    true = writing.write_lmdb
-    writing.write_lmdb = lambda path, records: (true(path, records), die())
+    true = writer.write_lmdb
+    writer.write_lmdb = lambda path, records: (true(path, records), die())
 elif point == "rename":
-    writing.sync_tree = die
+    writer.sync_tree = die
 else:
-    writing.listed = die
+    writer.listed = die
 make_snapshot(Path(sys.argv[1]), snapshot_id="second", users=50, items=40, dim=16, candidates=10)
 """
 
@@ -148,11 +148,11 @@ make_snapshot(Path(sys.argv[1]), snapshot_id="second", users=50, items=40, dim=1
 @pytest.mark.parametrize("point", ["users", "manifest", "rename"])
 def test_an_exporter_that_is_killed_leaves_no_snapshot_and_the_next_one_writes_it(point: str, make: Callable[..., Path]) -> None:
     folder = make("first", users=10, items=30)
-    folders.set_current(folder, "first")
+    repository.set_current(folder, "first")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run([sys.executable, "-c", _KILLED, str(folder), point], env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert folders.snapshots(folder) == ["first"] and folders.current(folder) == "first"
+    assert repository.snapshots(folder) == ["first"] and repository.current(folder) == "first"
     make("second", users=10, items=30)
-    assert folders.snapshots(folder) == ["first", "second"]
+    assert repository.snapshots(folder) == ["first", "second"]
     shutil.rmtree(folder)

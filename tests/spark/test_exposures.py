@@ -18,8 +18,8 @@ from recsys_batch.config import Config
 from recsys_batch.dataset.exposure_schema import exposure_schema
 from recsys_batch.errors import EXIT_OK, EXIT_USAGE, SourceError
 from recsys_batch.night import maintain
-from recsys_batch.online.exposures import Exposure, ExposureLog, exposure_batch
-from recsys_batch.online.feedback import FeedbackEvent, FeedbackLog
+from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog, exposure_batch
+from recsys_batch.online.exposure_log.feedback import FeedbackEvent, FeedbackLog
 from recsys_batch.read import open_table, read_table
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.ingest.pipeline import ingest, read_interactions

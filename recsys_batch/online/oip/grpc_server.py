@@ -17,14 +17,14 @@ import grpc
 import numpy as np
 
 from recsys_batch import __version__, logs
-from recsys_batch.online.ages import Ages
-from recsys_batch.online.live import Live
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
-from recsys_batch.online.oip.batching import Batching
-from recsys_batch.online.oip.http import EXTENSIONS, SERVER_NAME
-from recsys_batch.online.oip.models import InvalidRequest, Models, ModelUnknown, Overloaded, checked
-from recsys_batch.online.oip.served import ServedModels
-from recsys_batch.online.oip.tensors import datatype_of, from_bytes, from_values, to_bytes
+from recsys_batch.online.oip.dynamic_batcher import Batching
+from recsys_batch.online.oip.model_api import InvalidRequest, Models, ModelUnknown, Overloaded, checked
+from recsys_batch.online.oip.rest import EXTENSIONS, SERVER_NAME
+from recsys_batch.online.oip.snapshot_models import ServedModels
+from recsys_batch.online.oip.tensor_codec import datatype_of, from_bytes, from_values, to_bytes
+from recsys_batch.online.serving.freshness import Ages
+from recsys_batch.online.serving.snapshot_manager import Live
 from recsys_batch.online.settings import CLIENT_TOKEN, TURNS, Settings, remote_store, settings
 
 logger = logging.getLogger("recsys_batch.online")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from recsys_batch.online.http import Request, Response, Route
-from recsys_batch.online.oip.batching import Batching
-from recsys_batch.online.oip.http import MAX_BODY_BYTES, handle
-from recsys_batch.online.oip.models import Models
+from recsys_batch.online.http.router import Request, Response, Route
+from recsys_batch.online.oip.dynamic_batcher import Batching
+from recsys_batch.online.oip.model_api import Models
+from recsys_batch.online.oip.rest import MAX_BODY_BYTES, handle
 
 
 class Protocol:

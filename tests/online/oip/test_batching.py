@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys_batch.online.oip.batching import Batching
-from recsys_batch.online.oip.models import InvalidRequest, Model, Overloaded, TensorSpec, cut
+from recsys_batch.online.oip.dynamic_batcher import Batching
+from recsys_batch.online.oip.model_api import InvalidRequest, Model, Overloaded, TensorSpec, cut
 
 
 class Doubling(Model):

@@ -13,10 +13,10 @@ import pytest
 import tritonclient.grpc
 
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
-from recsys_batch.online.oip.batching import Batching
+from recsys_batch.online.oip.dynamic_batcher import Batching
 from recsys_batch.online.oip.grpc_server import Servicer, handlers
-from recsys_batch.online.oip.models import Model, ModelUnknown, Overloaded, TensorSpec
-from recsys_batch.online.oip.tensors import DTYPES, from_bytes
+from recsys_batch.online.oip.model_api import Model, ModelUnknown, Overloaded, TensorSpec
+from recsys_batch.online.oip.tensor_codec import DTYPES, from_bytes
 
 
 class Echo(Model):

@@ -24,11 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
-from recsys_batch.online.oip.batching import Batching
-from recsys_batch.online.oip.http import LENGTH, handle
-from recsys_batch.online.oip.models import InvalidRequest, ModelUnknown
-from recsys_batch.online.oip.served import RankerModel, RecommendModel
-from recsys_batch.online.snapshot import Snapshot, open_snapshot
+from recsys_batch.online.oip.dynamic_batcher import Batching
+from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown
+from recsys_batch.online.oip.rest import LENGTH, handle
+from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel
+from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.ranking.features import FeatureSpec
 
 D, F, C = 16, len(FeatureSpec.default().names), 7
@@ -36,8 +36,8 @@ D, F, C = 16, len(FeatureSpec.default().names), 7
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, ranker: bytes, servers: Any, find_port: Any) -> Iterator[Any]:
-    from recsys_batch.online.folders import set_current
-    from recsys_batch.online.made_up import make_snapshot
+    from benchmarks.synthetic_snapshot import make_snapshot
+    from recsys_batch.online.snapshot.repository import set_current
 
     folder = tmp_path_factory.mktemp("protocol")
     make_snapshot(folder / "snapshots", snapshot_id="first", users=300, items=500, dim=D, candidates=60, ranker=ranker)

@@ -10,12 +10,12 @@ import lmdb
 import numpy as np
 import pytest
 
-from recsys_batch.online.ages import Ages
-from recsys_batch.online.live import Live
-from recsys_batch.online.oip.batching import Batching
-from recsys_batch.online.oip.models import InvalidRequest
-from recsys_batch.online.oip.served import RankerModel, RecommendModel, ServedModels
-from recsys_batch.online.snapshot import Snapshot
+from recsys_batch.online.oip.dynamic_batcher import Batching
+from recsys_batch.online.oip.model_api import InvalidRequest
+from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel, ServedModels
+from recsys_batch.online.serving.freshness import Ages
+from recsys_batch.online.serving.snapshot_manager import Live
+from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.ranking.features import FeatureSpec
 
 

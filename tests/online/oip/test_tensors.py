@@ -10,8 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from recsys_batch.online.oip.models import InvalidRequest
-from recsys_batch.online.oip.tensors import DTYPES, datatype_of, from_bytes, from_values, to_bytes, to_values
+from recsys_batch.online.oip.model_api import InvalidRequest
+from recsys_batch.online.oip.tensor_codec import DTYPES, datatype_of, from_bytes, from_values, to_bytes, to_values
 
 NUMBERS = [dtype for dtype in DTYPES.values() if dtype.kind != "O"]
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.online.http import HttpError
-from recsys_batch.online.oip.models import InvalidRequest
-from recsys_batch.online.oip.unpacking import unpacked
+from recsys_batch.online.http.router import HttpError
+from recsys_batch.online.oip.content_encoding import unpacked
+from recsys_batch.online.oip.model_api import InvalidRequest
 
 PACKED = {"gzip": gzip.compress, "deflate": zlib.compress, "Identity": bytes}
 

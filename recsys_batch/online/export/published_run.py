@@ -1,0 +1,151 @@
+"""A published run as the contents of a snapshot: read by deltalake and Arrow from the warehouse, no JVM."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_batch import __version__
+from recsys_batch.dataset.catalogue import Catalogue, map_catalogue
+from recsys_batch.dataset.popularity import by_segment
+from recsys_batch.errors import InputMissing
+from recsys_batch.online.export.record_builder import RunLists
+from recsys_batch.online.export.sample_selection import latest, sampled_users
+from recsys_batch.online.snapshot.contents import Contents, Facts
+from recsys_batch.online.snapshot.item_table import Descriptions
+from recsys_batch.online.snapshot.popular_lists import Popular
+from recsys_batch.ranking.features import FeatureSpec
+from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice, table_dataset, user_segments
+from recsys_batch.registry.bundle import Bundle, load_bundle
+from recsys_batch.schemas import IdTypes
+from recsys_batch.storage.artifacts import artifact_root, bundle_folder, catalogue_folder
+from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.list_columns import column_matrix
+from recsys_batch.tables.user_ranges import Files
+
+
+@dataclass(frozen=True)
+class PublishedRun:
+    """A published run opened for export."""
+
+    warehouse: str
+    row: dict[str, Any]
+    ids: IdTypes
+    catalogue_dir: str
+    cache: NodeCache
+    bundle: Bundle
+    lists: RunLists
+    segments: tuple[str, ...]
+    metric: Literal["ip", "cosine"]
+
+    def contents(self, *, with_records: bool, n_samples: int = 0) -> Contents:
+        """Of its snapshot; without records they go to a store of their own.
+
+        Args:
+            n_samples: users whose newest items it keeps to be looked at; the interactions are read through once for them.
+        """
+        catalogue = map_catalogue(str(self.cache.localized(self.catalogue_dir)))
+        ranker = self.bundle.ranker_path
+        return Contents(
+            facts=self._facts(),
+            catalogue=_without_history(catalogue),
+            described=_described(self.warehouse, self.row["input_versions"]["items"], catalogue),
+            popular=_popular(run_slice(self.warehouse, "popular", self.row), catalogue),
+            features=FeatureSpec.from_dict(self.bundle.manifest["features"]),
+            ranker=None if ranker is None else ranker.read_bytes(),
+            records=self._records(catalogue) if with_records else None,
+            samples=self._samples(catalogue, n_samples),
+        )
+
+    def _samples(self, catalogue: Catalogue, n: int) -> dict[int | str, list[int]]:
+        """None where interactions are no longer what they were: only people miss them, so the night is served all the same."""
+        version = self.row["input_versions"].get("interactions")
+        if n == 0 or version is None:
+            return {}
+        with contextlib.suppress(InputMissing, FileNotFoundError):
+            return latest(table_dataset(self.warehouse, "interactions", version), sampled_users(self.lists.candidates, n), catalogue)
+        return {}
+
+    def _records(self, catalogue: Catalogue) -> Iterator[tuple[bytes, bytes]]:
+        for bounds in self.lists.bounds:
+            yield from self.lists.records(catalogue, bounds)
+
+    def _facts(self) -> Facts:
+        began = dt.datetime.fromtimestamp(self.row["metrics"]["started_at"], dt.UTC)
+        return Facts(
+            snapshot_id=self.row["run_id"],
+            run_id=self.row["run_id"],
+            run_date=self.row["run_date"],
+            model_version=self.row["model_version"],
+            generated_at=began,
+            ids=self.ids,
+            metric=self.metric,
+            user_norm=_user_norm(self.lists.embeddings),
+            segments=self.segments,
+            code_version=__version__,
+        )
+
+
+def open_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric: Literal["ip", "cosine"] = "ip") -> PublishedRun:
+    """The newest published run, or the published run of that id.
+
+    Args:
+        cache: of this machine, for what lies in a store.
+        metric: ``retrieval.metric`` of its config.
+
+    Raises:
+        InputMissing: nothing (or not that run) is published, or what it wrote was removed since.
+    """
+    row = published_run(warehouse, run_id)
+    root = artifact_root(warehouse)
+    ids = id_types(warehouse)
+    files = {name: run_files(warehouse, name, row) for name in ("candidates", "topk", "user_embeddings")}
+    segments, names = user_segments(warehouse, row["input_versions"].get("users"))
+    return PublishedRun(
+        warehouse=warehouse,
+        row=row,
+        ids=ids,
+        catalogue_dir=catalogue_folder(root, row["run_id"]),
+        cache=cache,
+        bundle=load_bundle(cache.localized(bundle_folder(root, row["run_id"]))),
+        lists=RunLists(files["candidates"], files["topk"], files["user_embeddings"], segments),
+        segments=names,
+        metric=metric,
+    )
+
+
+def _user_norm(embeddings: Files) -> float:
+    """Median length of the first few thousand users' embeddings; 1 where nobody has one."""
+    for batch in embeddings.batches(columns=["embedding"], n_rows=4096):
+        return float(np.median(np.linalg.norm(column_matrix(batch["embedding"]), axis=1)))
+    return 1.0
+
+
+def _without_history(catalogue: Catalogue) -> Catalogue:
+    """What user towers pool is of no use to a request, and as large as the embeddings."""
+    return Catalogue(
+        item_ids=catalogue.item_ids,
+        embeddings=catalogue.embeddings,
+        history=np.zeros((len(catalogue), 0), np.float32),
+        log_popularity=catalogue.log_popularity,
+        retrievable=catalogue.retrievable,
+        eligible=catalogue.eligible,
+        business=catalogue.business,
+    )
+
+
+def _described(warehouse: str, version: int, catalogue: Catalogue) -> Descriptions:
+    rows = read_table(warehouse, "items", columns=["item_id", "title", "categories"], version=version).combine_chunks()
+    place = pc.index_in(catalogue.item_ids, value_set=rows["item_id"].combine_chunks())
+    return Descriptions.of(rows["title"].combine_chunks().take(place), rows["categories"].combine_chunks().take(place))
+
+
+def _popular(rows: pa.Table, catalogue: Catalogue) -> Popular:
+    return Popular({segment: (codes.astype(np.int32), scores) for segment, (codes, scores) in by_segment(rows, catalogue).items()})

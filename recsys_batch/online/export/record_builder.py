@@ -1,0 +1,115 @@
+"""The users of a published run as records: candidates, top-K and embeddings met range by range, without the JVM and in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from recsys_batch.dataset.catalogue import Catalogue
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online.snapshot.user_key import user_key
+from recsys_batch.online.snapshot.user_record import UserLists, encode
+from recsys_batch.schemas import IdType
+from recsys_batch.tables.list_columns import column_matrix, ragged
+from recsys_batch.tables.user_ranges import LIST_ROWS, Files, Range, ranges, runs
+
+
+@dataclass(frozen=True)
+class RunLists:
+    """A run's rows. Small, as it travels to executors; the catalogue is opened where it is needed.
+
+    Attributes:
+        segments: user_id and place (int32) in the snapshot's segments; None where the run had no users table.
+    """
+
+    candidates: Files
+    topk: Files
+    embeddings: Files
+    segments: pa.Table | None = field(repr=False)
+
+    @cached_property
+    def bounds(self) -> list[Range]:
+        """Ranges of users, a few tens of megabytes each, which together are everybody in the order of ids."""
+        return ranges(self.candidates.parts)
+
+    def records(self, catalogue: Catalogue, bounds: Range) -> Iterator[tuple[bytes, bytes]]:
+        """(key, record) of a range's users.
+
+        Raises:
+            RecsysBatchError: rows that do not fit the catalogue, or each other.
+        """
+        known = self.embeddings.between(bounds, ["user_id", "embedding", "n_events"])
+        topk = self.topk.between(bounds, ["user_id", "rank", "score", "candidate_rank"])
+        holders, starts = runs(topk["user_id"].combine_chunks() if topk.num_rows else pa.array([], topk.schema.field("user_id").type))
+        scores, places = np.asarray(topk["score"], dtype=np.float32), np.asarray(topk["candidate_rank"], dtype=np.int64) - 1
+        _check_ranks(np.asarray(topk["rank"], dtype=np.int64), starts)
+        for batch in self.candidates.batches(bounds, ["user_id", "items"], LIST_ROWS):
+            yield from _block(
+                batch, known, _Top(holders, starts, scores, places), self._segments_of(batch["user_id"]), catalogue, self._kind
+            )
+
+    @property
+    def _kind(self) -> IdType:
+        return self.candidates.where.ids.user
+
+    def _segments_of(self, users: pa.Array) -> list[int | None]:
+        if self.segments is None:
+            return [None] * len(users)
+        place = pc.index_in(users, value_set=self.segments["user_id"].combine_chunks())
+        found: list[int | None] = self.segments["place"].combine_chunks().take(place).to_pylist()
+        return found
+
+
+def _check_ranks(ranks: np.ndarray, starts: np.ndarray) -> None:
+    lengths = np.diff(starts)
+    if (ranks != np.arange(len(ranks)) - np.repeat(starts[:-1], lengths) + 1).any():
+        raise RecsysBatchError("topk's rows are not in order of user_id and rank: was the table rewritten by something else?")
+
+
+@dataclass(frozen=True)
+class _Top:
+    """Rows of topk by user: user n of ``users`` has rows starts[n] to starts[n + 1]."""
+
+    users: pa.Array
+    starts: np.ndarray
+    scores: np.ndarray
+    places: np.ndarray
+
+
+def _block(
+    batch: pa.RecordBatch, known: pa.Table, top: _Top, segments: list[int | None], catalogue: Catalogue, kind: IdType
+) -> Iterator[tuple[bytes, bytes]]:
+    users = batch["user_id"]
+    pairs, offsets = ragged(batch["items"])
+    codes = catalogue.codes(pairs.field("item_id")).astype(np.int32)
+    if (codes < 0).any():
+        stray = pairs.field("item_id")[int(np.flatnonzero(codes < 0)[0])].as_py()
+        raise RecsysBatchError(f"candidates name item {stray!r}, which the run's catalogue does not have: begin a new run (--force)")
+    retrieval = np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32)
+    place = pc.index_in(users, value_set=known["user_id"].combine_chunks())
+    modelled = np.asarray(place.is_valid())
+    chosen = known.take(place.drop_null())
+    vectors = column_matrix(chosen["embedding"].combine_chunks())
+    n_events = np.asarray(chosen["n_events"].fill_null(0), dtype=np.int64)
+    row_of = np.cumsum(modelled) - 1
+    rows = np.asarray(pc.index_in(users, value_set=top.users).fill_null(-1))
+    for n, user in enumerate(users.to_pylist()):
+        part = slice(offsets[n], offsets[n + 1])
+        rank = slice(top.starts[rows[n]], top.starts[rows[n] + 1]) if rows[n] >= 0 else slice(0, 0)
+        lists = UserLists(
+            embedding=vectors[row_of[n]] if modelled[n] else None,
+            n_events=int(n_events[row_of[n]]) if modelled[n] else 0,
+            segment=segments[n],
+            codes=codes[part],
+            retrieval=retrieval[part],
+            top_places=top.places[rank],
+            top_scores=top.scores[rank],
+        )
+        key = user_key(user, kind)
+        assert key is not None  # ids that a table holds all have one
+        yield key, encode(lists)

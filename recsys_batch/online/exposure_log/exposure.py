@@ -1,0 +1,98 @@
+"""What was shown to whom, at which position, with which scores, in which context: the log that later models learn from."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from recsys_batch.dataset.exposure_schema import EXPOSURES, exposure_schema
+from recsys_batch.online.exposure_log.arrow_columns import Id, as_id, flat, maps, offsets_of, record_batch
+from recsys_batch.online.exposure_log.file_log import FileLog
+from recsys_batch.schemas import TIMESTAMP, IdTypes
+
+_NOTHING: Mapping[str, Any] = {}
+
+
+class Exposure(NamedTuple):
+    """An answer that was sent.
+
+    Attributes:
+        shown_at: with its time zone. user_id, session_item_ids: as the request spells them.
+        source: ranker, batch or popular. degraded: why not better, or None.
+        item_ids, scores: plain lists, best first: position is the place in them, from 1.
+        batch_scores, candidate_ranks: of the same items; None (or None inside) where there are none.
+        context_ts: the context's time, with its time zone.
+    """
+
+    request_id: str
+    shown_at: dt.datetime
+    user_id: Id
+    snapshot_id: str | None
+    model_version: str | None
+    source: str
+    degraded: str | None
+    item_ids: Sequence[Id]
+    scores: Sequence[float]
+    batch_scores: Sequence[float | None] | None = None
+    candidate_ranks: Sequence[int | None] | None = None
+    context_ts: dt.datetime | None = None
+    device: str | None = None
+    session_item_ids: Sequence[Id] = ()
+    attributes: Mapping[str, Any] = _NOTHING
+
+
+class ExposureLog(FileLog[Exposure]):
+    """Files ``exposures-*.parquet``, see exposure_files.exposure_schema."""
+
+    kind = EXPOSURES
+
+    def columns(self, ids: IdTypes) -> pa.Schema:
+        return exposure_schema(ids)
+
+    def encode(self, rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+        return exposure_batch(rows, ids, schema)
+
+
+def exposure_batch(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows as Arrow, user ids and session items in the warehouse's types; session items that fit none are left out.
+
+    Raises:
+        ValueError, TypeError, pa.ArrowException: a row does not fit the schema.
+    """
+    requests, shown, users, snapshots, models, sources, degraded, items, scores, batch, ranks, when, devices, sessions, more = zip(
+        *rows, strict=True
+    )
+    user_ids = [as_id(user, ids.user) for user in users]
+    session = [[item for item in (as_id(one, ids.item) for one in each) if item is not None] if each else () for each in sessions]
+    leading = (requests, shown, user_ids, snapshots, models, sources, degraded)
+    arrays = [pa.array(column, schema.field(place).type) for place, column in enumerate(leading)]
+    arrays.append(_items(items, scores, batch, ranks, schema.field("items").type))
+    arrays += [pa.array(when, TIMESTAMP), pa.array(devices, pa.string())]
+    arrays.append(pa.ListArray.from_arrays(offsets_of(list(map(len, session))), flat(session, ids.item_arrow)))
+    arrays.append(maps(more, schema.field("attributes").type))
+    return record_batch(arrays, schema)
+
+
+def _items(
+    items: Sequence[Sequence[Id]],
+    scores: Sequence[Sequence[float]],
+    batch_scores: Sequence[Sequence[float | None] | None],
+    ranks: Sequence[Sequence[int | None] | None],
+    kind: pa.ListType,
+) -> pa.Array:
+    lengths = list(map(len, items))
+    others = [[each or [None] * n for each, n in zip(column, lengths, strict=True)] for column in (batch_scores, ranks)]
+    for column in (scores, *others):
+        if list(map(len, column)) != lengths:
+            raise ValueError("an exposure has lists of different lengths")
+    fields = [kind.value_type.field(place) for place in range(kind.value_type.num_fields)]
+    positions = list(chain.from_iterable(range(1, n + 1) for n in lengths))
+    parts = (list(chain.from_iterable(items)), positions, *(list(chain.from_iterable(column)) for column in (scores, *others)))
+    values = [pa.array(part, field.type) for part, field in zip(parts, fields, strict=True)]
+    if values[0].null_count:
+        raise ValueError("an item_id is null")
+    return pa.ListArray.from_arrays(offsets_of(lengths), pa.StructArray.from_arrays(values, fields=fields), kind)

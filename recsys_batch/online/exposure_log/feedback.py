@@ -1,0 +1,55 @@
+"""What users did with what was shown: the events of POST /v1/feedback, on their way to the next ingest."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from recsys_batch.dataset.exposure_schema import FEEDBACK, feedback_schema
+from recsys_batch.online.exposure_log.arrow_columns import Id, as_id, record_batch
+from recsys_batch.online.exposure_log.file_log import FileLog
+from recsys_batch.schemas import IdTypes
+
+
+class FeedbackEvent(NamedTuple):
+    """A user did something with an item.
+
+    Attributes:
+        request_id: of the answer that showed the item; None where there was none. event_ts: with its time zone.
+        event_type: click, purchase, ... in the caller's words.
+    """
+
+    request_id: str | None
+    user_id: Id
+    item_id: Id
+    event_ts: dt.datetime
+    event_type: str
+    weight: float = 1.0
+
+
+class FeedbackLog(FileLog[FeedbackEvent]):
+    """Files ``feedback-*.parquet``, see exposure_files.feedback_schema."""
+
+    kind = FEEDBACK
+
+    def columns(self, ids: IdTypes) -> pa.Schema:
+        return feedback_schema(ids)
+
+    def encode(self, rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+        return feedback_batch(rows, ids, schema)
+
+
+def feedback_batch(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+    """The rows as Arrow, ids in the warehouse's types.
+
+    Raises:
+        ValueError, TypeError, pa.ArrowException: a row does not fit the schema.
+    """
+    requests, users, items, when, kinds, weights = zip(*rows, strict=True)
+    users = tuple(as_id(user, ids.user) for user in users)
+    items = tuple(as_id(item, ids.item) for item in items)
+    columns = (requests, users, items, when, kinds, weights)
+    return record_batch([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)

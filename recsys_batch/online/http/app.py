@@ -1,0 +1,113 @@
+"""The RSGI application: admission, tokens, bodies, and every error as a status with a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Awaitable
+from typing import Any
+
+from recsys_batch.errors import EXIT_MISSING, EXIT_USAGE, RecsysBatchError
+from recsys_batch.online import metrics
+from recsys_batch.online.api.messages import BadRequest
+from recsys_batch.online.http.router import HttpError, Request, Response, Route, Routes, problem
+from recsys_batch.online.serving.admission import Admission
+from recsys_batch.online.serving.ranking_service import NotReady, UnknownItem, UnknownUser
+from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
+
+logger = logging.getLogger("recsys_batch.online")
+
+_BUSY = problem(503, "too many requests are waiting: try again", (("retry-after", "1"),))
+
+
+class App:
+    """Speaks RSGI (Granian)."""
+
+    def __init__(
+        self, routes: Routes, admission: Admission, *, max_body_bytes: int, admin_token: str | None, client_token: str | None
+    ) -> None:
+        self._routes = routes
+        self._admission = admission
+        self._max_body_bytes = max_body_bytes
+        self._tokens = {"admin": admin_token, "client": client_token}
+
+    def __rsgi__(self, scope: Any, proto: Any) -> Awaitable[None]:
+        """Called when a request arrives; what it returns runs when its turn comes."""
+        arrived = time.perf_counter()
+        try:
+            route, parameters = self._routes.find(scope.method, scope.path)
+        except HttpError as error:
+            return self._send(proto, "unknown", problem(error.status, str(error), error.headers))
+        if route.counted and not self._admission.enter():
+            metrics.SHED.inc()
+            return self._send(proto, route.path, _BUSY)
+        return self._turn(scope, proto, route, parameters, arrived)
+
+    async def _turn(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> None:
+        try:
+            response = await self._answered(scope, proto, route, parameters, arrived)
+        finally:
+            if route.counted:
+                self._admission.leave()
+        await self._send(proto, route.path, response)
+
+    async def _send(self, proto: Any, route: str, response: Response) -> None:
+        proto.response_bytes(response.status, list(response.headers), response.body)
+        metrics.tally.add("requests", route, str(response.status))
+
+    async def _answered(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> Response:
+        try:
+            self._check_token(route, scope.headers)
+            body = await self._body(scope, proto, route)
+            return await route.handler(Request(scope.method, scope.path, scope.query_string, scope.headers, body, arrived, parameters))
+        except HttpError as error:
+            return problem(error.status, str(error), error.headers)
+        except BadRequest as error:
+            return problem(400, str(error))
+        except (UnknownUser, UnknownItem) as error:
+            return problem(404, str(error))
+        except (NotReady, StoreUnavailable) as error:
+            return problem(503, str(error), (("retry-after", "1"),))
+        except RecsysBatchError as error:
+            return problem({EXIT_MISSING: 404, EXIT_USAGE: 400}.get(error.exit_code, 409), str(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            logger.exception("a request to %s failed", route.path)
+            return problem(500, "something went wrong here; the server's log says what")
+
+    def _check_token(self, route: Route, headers: Any) -> None:
+        if route.access == "open":
+            return
+        expected = self._tokens[route.access]
+        if expected is None:
+            if route.access == "client":
+                return
+            raise HttpError(403, "this server was started without an admin token (RECSYS_BATCH_ADMIN_TOKEN), so nobody is its admin")
+        given = headers.get("authorization") or ""
+        scheme, _, token = given.partition(" ")
+        tokens = [expected, self._tokens["admin"]] if route.access == "client" else [expected]
+        known = any(hmac.compare_digest(token.strip().encode(), one.encode()) for one in tokens if one)
+        if scheme.lower() != "bearer" or not known:
+            raise HttpError(401, f"this needs the {route.access}'s token as `Authorization: Bearer TOKEN`", ("www-authenticate", "Bearer"))
+
+    async def _body(self, scope: Any, proto: Any, route: Route) -> bytes:
+        """The body, up to the bound; what says that it is longer is not read at all."""
+        if scope.method in ("GET", "HEAD"):
+            return b""
+        bound = route.max_body_bytes or self._max_body_bytes
+        length = scope.headers.get("content-length")
+        if length is not None and length.isdigit():
+            if int(length) > bound:
+                raise HttpError(413, f"the body has {length} bytes, at most {bound} are taken")
+            whole: bytes = await proto()
+            return whole
+        pieces, n = [], 0
+        async for piece in proto:
+            n += len(piece)
+            if n > bound:
+                raise HttpError(413, f"the body has more than {bound} bytes, which is the most that is taken")
+            pieces.append(bytes(piece))
+        return b"".join(pieces)

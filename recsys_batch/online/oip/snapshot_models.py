@@ -1,0 +1,143 @@
+"""The models of the snapshot in use: its ranker as such, and whole recommendations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+
+from recsys_batch.online.oip.model_api import InvalidRequest, Model, ModelUnknown, TensorSpec, cut
+from recsys_batch.online.ranking.ladder import TOGETHER, Asked, rank_many
+from recsys_batch.online.ranking.latency import Latency
+from recsys_batch.online.ranking.rank_query import Query
+from recsys_batch.online.serving.freshness import Ages
+from recsys_batch.online.serving.snapshot_manager import Live, Loaded
+from recsys_batch.online.snapshot.reader import Snapshot
+from recsys_batch.online.snapshot.user_record import decode
+
+RANKER, RECOMMEND = "ranker", "recommend"
+_DEFAULT_K = 10
+_MOST_USERS = 1000
+_PAIRS_OF_A_TURN = 12_800
+"""Candidates that the ranker scores in 4 ms; others are answered before the next ones."""
+
+
+class RankerModel(Model):
+    """``ranker.onnx``: scores of candidates, as ``OnnxRanker`` takes them."""
+
+    rows = True
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        d, n_features = snapshot.manifest.embedding_dim, len(snapshot.manifest.features.names)
+        assert snapshot.ranker is not None
+        self._ranker = snapshot.ranker
+        self.name, self.version = RANKER, snapshot.snapshot_id
+        self.inputs: Sequence[TensorSpec] = (
+            TensorSpec("user_embedding", "FP32", (-1, d)),
+            TensorSpec("item_embedding", "FP32", (-1, -1, d)),
+            TensorSpec("features", "FP32", (-1, -1, n_features)),
+        )
+        self.outputs: Sequence[TensorSpec] = (TensorSpec("score", "FP32", (-1, -1)),)
+
+    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+        if len({len(array) for array in inputs.values()}) > 1:
+            return [inputs]  # infer says what does not fit
+        return cut(inputs, list(inputs), max(_PAIRS_OF_A_TURN // max(inputs["item_embedding"].shape[1], 1), 1))
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        users, items, features = (inputs[spec.name] for spec in self.inputs)
+        if not (len(users) == len(items) == len(features) and items.shape[1] == features.shape[1]):
+            found = f"user_embedding {list(users.shape)}, item_embedding {list(items.shape)}, features {list(features.shape)}"
+            raise InvalidRequest(f"{found}: the first dimensions must agree, and the second of items and features")
+        if 0 in items.shape:
+            return {"score": np.zeros(items.shape[:2], np.float32)}
+        return {"score": self._ranker.score(users, items, features)}
+
+
+class RecommendModel(Model):
+    """Top k of users under the neutral context: item ids as text, short lists padded with "" and -inf."""
+
+    rows = False
+
+    def __init__(self, snapshot: Snapshot, max_k: int, held: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        self._snapshot, self._max_k, self._held = snapshot, max_k, held
+        self.name, self.version = RECOMMEND, snapshot.snapshot_id
+        self.inputs: Sequence[TensorSpec] = (
+            TensorSpec("user_id", "INT64" if snapshot.manifest.facts.ids.user == "BIGINT" else "BYTES", (-1,)),
+            TensorSpec("k", "INT32", (1,), optional=True),
+        )
+        self.outputs: Sequence[TensorSpec] = (TensorSpec("item_id", "BYTES", (-1, -1)), TensorSpec("score", "FP32", (-1, -1)))
+
+    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+        n = len(inputs["user_id"])
+        if n > _MOST_USERS:
+            raise InvalidRequest(f"user_id has {n} users: at most {_MOST_USERS} are answered at once")
+        return cut(inputs, ["user_id"], TOGETHER)
+
+    def held(self) -> AbstractContextManager[object]:
+        return self._held()
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        k = int(inputs["k"][0]) if "k" in inputs else min(_DEFAULT_K, self._max_k)
+        if not 1 <= k <= self._max_k:
+            raise InvalidRequest(f"k is {k}: expected 1 to {self._max_k}")
+        ranked = rank_many(self._snapshot, [self._asked(_user(one), k) for one in inputs["user_id"].tolist()], Latency())
+        ids = np.full((len(ranked), k), b"", dtype=object)
+        scores = np.full((len(ranked), k), -np.inf, np.float32)
+        for row, one in enumerate(ranked):
+            ids[row, : len(one.codes)] = [str(item).encode() for item in self._snapshot.items.item_ids(one.codes)]
+            scores[row, : len(one.codes)] = one.scores
+        return {"item_id": ids, "score": scores}
+
+    def _asked(self, user: int | str, k: int) -> Asked:
+        store, key = self._snapshot.store, self._snapshot.key(user)
+        if store is None:
+            raise InvalidRequest("users' lists are in Redis, which this protocol's recommend does not read: ask POST /v1/rank")
+        record = store.get(key) if key is not None else None
+        return Asked(Query(user, k), decode(record) if record is not None else None)
+
+
+def _user(value: int | bytes) -> int | str:
+    if isinstance(value, int):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"user_id {value[:20]!r} is not UTF-8") from None
+
+
+class ServedModels:
+    """Of the snapshot that is in use at the moment of asking."""
+
+    def __init__(self, live: Live, max_k: int, ages: Ages) -> None:
+        self._live, self._max_k, self._ages = live, max_k, ages
+        self._of: Loaded | None = None
+        self._models: dict[str, Model] = {}
+
+    def get(self, name: str, version: str | None) -> Model:
+        self._look()
+        model = self._models.get(name)
+        if model is None:
+            raise ModelUnknown(f"there is no model {name!r}; there are: {', '.join(self._models) or 'none yet'}")
+        if version not in (None, "", model.version):
+            raise ModelUnknown(f"model {name} has no version {version!r}; it has {model.version}, that of the snapshot in use")
+        return model
+
+    def names(self) -> list[str]:
+        self._look()
+        return list(self._models)
+
+    def ready(self) -> bool:
+        """As /readyz says: a snapshot is in use that is not too old to be shown."""
+        current = self._live.current
+        return current is not None and self._ages.of(current.snapshot.manifest.facts.generated_at) != "too_old"
+
+    def _look(self) -> None:
+        current = self._live.current
+        if current is None or current is self._of:  # not by name: one that came back was closed in between and opened anew
+            return
+        models: list[Model] = [RecommendModel(current.snapshot, self._max_k, current.held)]
+        if current.snapshot.ranker is not None:
+            models.insert(0, RankerModel(current.snapshot))
+        self._of, self._models = current, {model.name: model for model in models}

@@ -1,0 +1,83 @@
+"""A request as the ranking takes it: validated, with its context in the terms of the features."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from recsys_batch.online.snapshot.item_table import ItemTable
+from recsys_batch.ranking.features import Context, session_similarity
+
+SESSION_ITEMS = 50
+"""Newest items of a session that the similarity looks at; all of them are kept out of the answer."""
+
+
+@dataclass(slots=True)
+class Query:
+    """A request for a ranked list.
+
+    Attributes:
+        when: the request's time, None where it gave none: a neutral context.
+        deadline: of time.perf_counter(), None for none.
+        segment: whose popular list stands in, where the request knows it.
+        attributes: whatever else the context holds; what the feature spec does not name is of no effect.
+    """
+
+    user_id: int | str
+    k: int
+    when: dt.datetime | None = None
+    session_item_ids: Sequence[int | str] = ()
+    device: str | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    exclude_item_ids: Sequence[int | str] = ()
+    categories: Sequence[str] = ()
+    deadline: float | None = None
+    explain: bool = False
+    segment: str | None = None
+
+
+def features_context(
+    queries: Sequence[Query], items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]
+) -> Context | None:
+    """For features.pair_features; None where nothing is known of any, which is the batch's neutral context.
+
+    Args:
+        codes: int [B, C], candidates. vectors: float32 [B, C, d], their embeddings.
+        sessions: per query, codes of the session's items that are known.
+    """
+    longest = max(map(len, sessions))
+    if not longest and all(query.when is None and query.device is None and not query.attributes for query in queries):
+        return None
+    similarity = None
+    if longest:
+        similarity = _similarity(items, codes, vectors, [session[-SESSION_ITEMS:] for session in sessions])
+    times = [_hour_and_weekday(query.when) for query in queries]
+    return Context(
+        hour=np.array([hour for hour, _ in times]),
+        weekday=np.array([weekday for _, weekday in times]),
+        device=[query.device for query in queries],
+        session_similarity=similarity,
+        attributes=[query.attributes for query in queries],
+    )
+
+
+def _similarity(items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]) -> np.ndarray:
+    """float32 [B, C] as features.session_similarity. Shorter sessions are filled with their own last item, which changes no maximum."""
+    longest = max(map(len, sessions))
+    padded = np.array([[*session, *[session[-1] if session else 0] * (longest - len(session))] for session in sessions])
+    lengths = items.norms.take(padded)
+    for row, session in enumerate(sessions):
+        if not session:
+            lengths[row] = 0.0
+    return session_similarity(vectors, items.catalogue.embeddings.take(padded, axis=0), items.norms.take(codes), lengths)
+
+
+def _hour_and_weekday(when: dt.datetime | None) -> tuple[float, float]:
+    if when is None:
+        return math.nan, math.nan
+    return when.hour + when.minute / 60 + when.second / 3600, float(when.weekday())

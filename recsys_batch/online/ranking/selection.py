@@ -1,0 +1,67 @@
+"""From scores to lists: what a request rules out, and the k best of the rest. For a block of requests of equally many candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from recsys_batch.online.snapshot.item_table import ItemTable
+from recsys_batch.ranking.business_rules import ItemRules, pick
+from recsys_batch.ranking.top_k import order_pairs
+
+_FEW = 32
+
+
+def kept(items: ItemTable, codes: np.ndarray, gone: Sequence[Sequence[int]], categories: Sequence[Sequence[str]]) -> np.ndarray | None:
+    """bool [B, C], whether a candidate may stay; None where all of them may.
+
+    Args:
+        codes: int [B, C]. gone: per row, codes that must not come back. categories: per row, names of which an item needs one;
+            none for any item.
+    """
+    keep = outside(codes, gone) if any(gone) else None
+    if any(categories):
+        keep = np.ones(codes.shape, bool) if keep is None else keep
+        for row, names in enumerate(categories):
+            if names:
+                keep[row] &= items.in_categories(codes[row], names)
+    return keep
+
+
+def outside(codes: np.ndarray, gone: Sequence[Sequence[int]]) -> np.ndarray:
+    """bool [B, C]: whether a code, none of which is negative, is not in its row's ``gone``; few are compared one by one, for less than
+    np.isin takes.
+    """
+    longest = max(map(len, gone))
+    if longest > _FEW:
+        return np.stack([np.isin(row, np.array(out, np.int64), invert=True) for row, out in zip(codes, gone, strict=True)])
+    padded = np.array([[*row, *[-1] * (longest - len(row))] for row in gone], dtype=codes.dtype)
+    return np.asarray(~(codes[:, None, :] == padded[:, :, None]).any(axis=1))
+
+
+def best(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules) -> tuple[np.ndarray, np.ndarray]:
+    """(places int64 [B, k'], scores float32 [B, k']), k' = min(k, C), of the k best that the rules allow; ties go to the smaller code.
+
+    -inf is out, and comes last: of such a place nothing else counts. Every rule takes from the top, so a shorter list is the beginning
+    of a longer one.
+
+    Args:
+        scores: float32 [B, C], no NaN. codes: int [B, C].
+    """
+    if rules.active:
+        picked = pick(scores, codes, k, rules)
+        return picked.columns, picked.values
+    places = (-scores).argsort(axis=1)[:, : k + 1]
+    values = scores.take(places + in_rows(scores))
+    if (values[:, 1:] == values[:, :-1]).any():
+        # Equals come in any order, up to the one behind the last: sorted with their codes, and the places of those found again.
+        values, chosen = order_pairs(scores, codes, k)
+        places = (codes[:, None, :] == chosen[:, :, None]).argmax(axis=2)
+    return places[:, :k], values[:, :k]
+
+
+def in_rows(array: np.ndarray) -> np.ndarray:
+    """int64 [B, 1] that makes places in the rows of [B, C] places in all of it: for ``take``, at a fifth of take_along_axis."""
+    rows, columns = array.shape
+    return np.arange(0, rows * columns, columns)[:, None] if columns else np.zeros((rows, 1), np.int64)

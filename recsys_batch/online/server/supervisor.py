@@ -1,0 +1,94 @@
+"""The server process: starts Granian's workers, and again those that die."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from granian import Granian
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.log import LogLevels
+
+from recsys_batch.errors import UsageError
+from recsys_batch.online.settings import Settings
+
+
+def serve(given: Settings, *, certificate: Path | None = None, key: Path | None = None) -> None:
+    """Run until SIGTERM or SIGINT.
+
+    Args:
+        certificate, key: PEM files for TLS, both or neither.
+
+    Raises:
+        UsageError: one of them alone, or a file that is not there.
+    """
+    if (certificate is None) != (key is None):
+        raise UsageError("TLS needs --tls-certificate and --tls-key, found one of them")
+    for path in (certificate, key):
+        if path is not None and not path.is_file():
+            raise UsageError(f"{path} is not a file")
+    state = Path(given.state)
+    shutil.rmtree(state, ignore_errors=True)
+    (state / "metrics").mkdir(parents=True)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(state / "metrics")
+    given.put()
+    server = Granian(
+        "recsys_batch.online.server.worker:application",
+        factory=True,
+        address=given.host,
+        port=given.port,
+        interface=Interfaces.RSGI,
+        loop=Loops.asyncio,
+        workers=given.workers,
+        runtime_threads=1,
+        http=HTTPModes.auto if certificate else HTTPModes.http1,
+        # Refusing is the application's: Granian's own bound would let requests wait unseen.
+        backpressure=max(1024, 4 * given.max_waiting),
+        backlog=2048,
+        respawn_failed_workers=True,
+        respawn_interval=0.2,
+        workers_kill_timeout=3,
+        log_enabled=True,
+        log_level=LogLevels.warning,
+        ssl_cert=certificate,
+        ssl_key=key,
+    )
+    with beside("recsys_batch.online.oip.grpc_server") if given.grpc_port else contextlib.nullcontext():
+        try:
+            server.serve()
+        finally:
+            shutil.rmtree(state, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def beside(module: str) -> Iterator[None]:
+    """Keep a process of that module running during the ``with`` block: started again where it dies, ended with the block."""
+    ending = threading.Event()
+
+    def start() -> subprocess.Popen[bytes]:
+        # With close_fds Popen waits on a pipe until the process runs, and a worker forked at that moment would hold the pipe open.
+        return subprocess.Popen([sys.executable, "-m", module], close_fds=False)
+
+    def keep(process: subprocess.Popen[bytes]) -> None:
+        while not ending.wait(0.1):
+            if process.poll() is not None:
+                process = start()
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+    keeper = threading.Thread(target=keep, args=(start(),), name=module)
+    keeper.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        keeper.join()

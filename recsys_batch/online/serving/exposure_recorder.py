@@ -1,0 +1,84 @@
+"""The server's log of what was shown and of what came back, for one worker: opened for the id types of the snapshot in use."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+
+import numpy as np
+
+from recsys_batch.online.api.messages import Answer
+from recsys_batch.online.exposure_log.exposure import Exposure
+from recsys_batch.online.exposure_log.feedback import FeedbackEvent
+from recsys_batch.online.exposure_log.writer_process import LogProcess
+from recsys_batch.online.ranking.ladder import Ranked
+from recsys_batch.online.ranking.rank_query import Query
+from recsys_batch.schemas import IdTypes
+
+
+class Shown:
+    """Nothing here waits: a log that is full drops and counts.
+
+    Args:
+        folder: of the files; None to keep no log.
+        stats: a file of the server's, for what the log counts.
+    """
+
+    def __init__(self, folder: Path | None, stats: Path, *, max_mb: float) -> None:
+        self._folder, self._stats, self._max_mb = folder, stats, max_mb
+        self._ids: IdTypes | None = None
+        self._log: LogProcess | None = None
+
+    @property
+    def on(self) -> bool:
+        return self._folder is not None
+
+    def open(self, ids: IdTypes) -> None:
+        """For a snapshot of these ids; another one with other id types is another warehouse's, and gets files of its own."""
+        if self._folder is None or ids == self._ids:
+            return
+        self.close()
+        self._ids, self._log = ids, LogProcess(self._folder, self._stats, ids, self._max_mb)
+
+    def record(self, query: Query, ranked: Ranked, told: Answer) -> None:
+        """An answer that was given."""
+        if self._log is None:
+            return
+        items = told.items
+        self._log.shown(
+            Exposure(
+                request_id=told.request_id,
+                shown_at=dt.datetime.now(dt.UTC),
+                user_id=query.user_id,
+                snapshot_id=told.snapshot_id,
+                model_version=told.model_version,
+                source=told.source,
+                degraded=told.degraded,
+                item_ids=[item.item_id for item in items],
+                scores=[item.score for item in items],
+                batch_scores=None if ranked.batch_scores is None else _known(ranked.batch_scores),
+                candidate_ranks=[item.candidate_rank for item in items],
+                context_ts=query.when,
+                device=query.device,
+                session_item_ids=query.session_item_ids,
+                attributes=query.attributes,
+            )
+        )
+
+    def came_back(self, events: list[FeedbackEvent]) -> int:
+        """Events of users; how many were taken, the others were dropped because too many wait."""
+        return sum(self._log.came_back(event) for event in events) if self._log is not None else 0
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """As ``LogProcess.counts``."""
+        return self._log.counts() if self._log is not None else {}
+
+    def close(self) -> None:
+        """Write what waits."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def _known(scores: np.ndarray) -> list[float | None]:
+    return [None if score != score else score for score in scores.tolist()]

@@ -1,0 +1,121 @@
+"""What a snapshot holds of a user, in words for people: what was done lately, candidates, the night's order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from msgspec import UNSET, Struct, UnsetType
+
+from recsys_batch.online.api.messages import Bounds, Id
+from recsys_batch.online.snapshot.reader import Snapshot
+from recsys_batch.online.snapshot.user_key import as_number, user_of
+from recsys_batch.online.snapshot.user_record import UserLists
+from recsys_batch.ranking.features import CONTEXT, DEVICES, PAIR
+
+
+class ItemAbout(Struct):
+    """An item; of a candidate also its retrieval score, and its rank in the published list (null where it is not in it)."""
+
+    item_id: Id
+    title: str | None
+    categories: list[str]
+    score: float | UnsetType = UNSET
+    batch_rank: int | UnsetType | None = UNSET
+
+
+class OneItem(Struct):
+    """Of GET /v1/items/{item_id}."""
+
+    item_id: Id
+    title: str | None
+    categories: list[str]
+    snapshot_id: str
+
+
+class UserAbout(Struct):
+    """Of GET /v1/users/{user_id}. ``history`` is null where the snapshot keeps none of this user; newest first."""
+
+    user_id: Id
+    snapshot_id: str
+    n_events: int
+    segment: str | None
+    modelled: bool
+    history: list[ItemAbout] | None
+    candidates: list[ItemAbout]
+
+
+class UsersAbout(Struct):
+    """Of GET /v1/users: some users to look at, and what a request for them can say."""
+
+    snapshot_id: str
+    model_version: str
+    run_date: str
+    n_users: int
+    n_items: int
+    user_ids: list[Id]
+    devices: list[str]
+    attributes: list[str]
+    categories: list[str]
+    max_k: int
+
+
+def user_about(snapshot: Snapshot, user_id: Id, lists: UserLists) -> UserAbout:
+    """Candidates come in the order of retrieval."""
+    ranks = np.zeros(len(lists.codes), dtype=np.int64)
+    ranks[lists.top_places] = np.arange(1, len(lists.top_places) + 1)
+    candidates = _items(snapshot, lists.codes.astype(np.int64))
+    for item, score, rank in zip(candidates, lists.retrieval.tolist(), ranks.tolist(), strict=True):
+        item.score, item.batch_rank = score, rank or None
+    return UserAbout(
+        user_id=user_id,
+        snapshot_id=snapshot.snapshot_id,
+        n_events=lists.n_events,
+        segment=snapshot.segment(lists.segment),
+        modelled=lists.embedding is not None,
+        history=_history(snapshot, user_id),
+        candidates=candidates,
+    )
+
+
+def users_about(snapshot: Snapshot, limit: int, bounds: Bounds) -> UsersAbout:
+    """At most ``limit`` users: of the snapshot's samples, or where it has none of the first few thousand in its store."""
+    manifest, chosen = snapshot.manifest, list(snapshot.samples)
+    if not chosen and snapshot.store is not None:
+        found = (user_of(key, manifest.facts.ids.user) for key in snapshot.store.some(limit))
+        chosen = [user for user in found if user is not None]
+    step = max(1, len(chosen) // limit)
+    return UsersAbout(
+        snapshot_id=snapshot.snapshot_id,
+        model_version=snapshot.model_version,
+        run_date=manifest.facts.run_date.isoformat(),
+        n_users=manifest.n_users,
+        n_items=manifest.n_items,
+        user_ids=chosen[::step][:limit],
+        devices=list(DEVICES),
+        attributes=list(manifest.features.names[len(PAIR) + len(CONTEXT) :]),
+        categories=sorted(snapshot.items.described.categories),
+        max_k=bounds.max_k,
+    )
+
+
+def item_about(snapshot: Snapshot, item_id: Id) -> OneItem | None:
+    """None for an item that the snapshot does not have."""
+    codes = snapshot.items.codes([item_id])
+    if not codes:
+        return None
+    (found,) = _items(snapshot, np.array(codes))
+    return OneItem(found.item_id, found.title, found.categories, snapshot.snapshot_id)
+
+
+def _history(snapshot: Snapshot, user_id: Id) -> list[ItemAbout] | None:
+    """Ids are looked up as the snapshot spells them: a number's digits name the number."""
+    named: Any = as_number(user_id) if snapshot.manifest.facts.ids.user == "BIGINT" else str(user_id)
+    codes = snapshot.samples.get(named)
+    return None if codes is None else _items(snapshot, np.asarray(codes, dtype=np.int64))
+
+
+def _items(snapshot: Snapshot, codes: np.ndarray) -> list[ItemAbout]:
+    items, places = snapshot.items, codes.tolist()
+    columns = zip(items.item_ids(codes), items.titles(places), places, strict=True)
+    return [ItemAbout(item_id, title, items.categories(place)) for item_id, title, place in columns]

@@ -1,0 +1,45 @@
+"""Requests that wait at the same time are ranked together.
+
+One request costs a few dozen calls of numpy and one of the model whether it is for one user or for sixteen. Nothing is waited for: what has
+arrived by the loop's next turn goes together, which is one request where load is low, and the more the higher it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from recsys_batch.online.ranking.ladder import Asked, Ranked, rank_many
+from recsys_batch.online.serving.snapshot_manager import Loaded
+
+
+class Together:
+    """Of one event loop."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Loaded, Asked, asyncio.Future[Ranked]]] = []
+
+    async def rank(self, loaded: Loaded, asked: Asked) -> Ranked:
+        """The answer from that snapshot, which the caller holds until then."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Ranked] = loop.create_future()
+        if not self._waiting:
+            loop.call_soon(self._run)
+        self._waiting.append((loaded, asked, future))
+        return await future
+
+    def _run(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        by_snapshot: dict[int, list[tuple[Loaded, Asked, asyncio.Future[Ranked]]]] = {}
+        for one in waiting:
+            if not one[2].done():  # who went away needs no answer
+                by_snapshot.setdefault(id(one[0]), []).append(one)
+        for same in by_snapshot.values():
+            loaded = same[0][0]
+            try:
+                found = rank_many(loaded.snapshot, [asked for _, asked, _ in same], loaded.latency)
+            except Exception as error:
+                for _, _, future in same:
+                    future.set_exception(error)
+                continue
+            for (_, _, future), ranked in zip(same, found, strict=True):
+                future.set_result(ranked)

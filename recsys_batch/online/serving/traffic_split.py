@@ -1,0 +1,80 @@
+"""Two snapshots at once: a canary for a share of the users, and a shadow that is scored and compared but not shown."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recsys_batch.errors import UsageError
+from recsys_batch.online.snapshot.repository import write_file
+
+NAME = "ROUTES.json"
+_WHOLE = 2**32
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Attributes:
+    canary: snapshot that ``weight`` (0 to 1) of the users get; None for nobody.
+    shadow: snapshot that ``share`` (0 to 1) of the requests are also scored with; None for none.
+    """
+
+    canary: str | None = None
+    weight: float = 0.0
+    shadow: str | None = None
+    share: float = 0.0
+
+    def to_canary(self, key: bytes) -> bool:
+        """Whether a user of that key is the canary's; the same user always is, until the canary is another one."""
+        if self.canary is None:
+            return False
+        return zlib.crc32(key, zlib.crc32(self.canary.encode())) < self.weight * _WHOLE
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(name for name in (self.canary, self.shadow) if name)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"canary": self.canary, "weight": self.weight, "shadow": self.shadow, "share": self.share}
+
+
+def read_routes(folder: Path) -> Routes:
+    """Of the folder of snapshots; no routes where it has none.
+
+    Raises:
+        UsageError: the file is not one that ``write_routes`` wrote.
+    """
+    path = folder / NAME
+    try:
+        return checked(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return Routes()
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from None
+
+
+def write_routes(folder: Path, routes: Routes) -> None:
+    write_file(folder / NAME, json.dumps(routes.to_dict()) + "\n")
+
+
+def checked(values: Any) -> Routes:
+    """From parsed JSON.
+
+    Raises:
+        UsageError: an unknown key, a name that is no text, a share outside 0 to 1, or one without its snapshot.
+    """
+    known = {"canary", "weight", "shadow", "share"}
+    if not isinstance(values, dict) or set(values) - known:
+        raise UsageError(f"routes are an object with {', '.join(sorted(known))}, all optional; found {str(values)[:100]}")
+    for name, share in (("canary", "weight"), ("shadow", "share")):
+        who, part = values.get(name), values.get(share, 0.0)
+        if who is not None and not isinstance(who, str):
+            raise UsageError(f"{name} is {who!r}: expected the id of a snapshot, or null")
+        if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= 1:
+            raise UsageError(f"{share} is {part!r}: expected a number from 0 to 1")
+        if part and who is None:
+            raise UsageError(f"{share} is {part}, but there is no {name}")
+    return Routes(values.get("canary"), float(values.get("weight", 0.0)), values.get("shadow"), float(values.get("share", 0.0)))

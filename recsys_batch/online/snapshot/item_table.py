@@ -1,0 +1,166 @@
+"""Everything about items that a request needs, memory-mapped and shared by the workers of a node: the night's own catalogue, so that the
+same numbers and rules rank online, and beside it titles and categories.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from recsys_batch.dataset.catalogue import Catalogue, map_catalogue, mapped, write_catalogue
+from recsys_batch.online.snapshot.user_key import as_number
+
+_TITLES, _CATEGORIES = "titles.arrow", "categories.json"
+_CODES, _OFFSETS, _NORMS = "category_codes.npy", "category_offsets.npy", "norms.npy"
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """What items are called and belong to.
+
+    Attributes:
+        titles: Arrow string [n], null where an item has none.
+        categories: names; category_codes int32 [total] are places in it, category_offsets int64 [n + 1] as in ``ItemRules``.
+    """
+
+    titles: pa.Array
+    categories: Sequence[str]
+    category_codes: np.ndarray
+    category_offsets: np.ndarray
+
+    @classmethod
+    def of(cls, titles: pa.Array, categories: pa.Array) -> Descriptions:
+        """From columns in the catalogue's order; categories are lists of strings, nulls allowed."""
+        lengths = np.asarray(categories.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
+        encoded = categories.flatten().cast(pa.string()).dictionary_encode()
+        codes = np.asarray(encoded.indices.fill_null(-1), dtype=np.int32)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        if (codes < 0).any():  # a null among an item's categories is none
+            offsets = np.concatenate([[0], np.cumsum(codes >= 0)])[offsets].astype(np.int64)
+            codes = codes[codes >= 0]
+        return cls(titles.cast(pa.string()), encoded.dictionary.to_pylist(), codes, offsets)
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """The catalogue and its descriptions; ``norms`` float32 [n] are the lengths of the embeddings."""
+
+    catalogue: Catalogue
+    described: Descriptions
+    norms: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.catalogue)
+
+    @cached_property
+    def _numbers(self) -> np.ndarray | None:
+        ids = self.catalogue.item_ids
+        return ids.to_numpy() if pa.types.is_integer(ids.type) else None
+
+    @cached_property
+    def _halved(self) -> memoryview | None:
+        """``_numbers`` for Python's own search, a third of what a call of numpy takes for one."""
+        return self._numbers.data if self._numbers is not None else None
+
+    def code(self, item_id: int | str) -> int:
+        """The code of an item as a request names it, -1 for one that the snapshot does not have: a search by halves, about 1 us."""
+        numbers = self._halved
+        if numbers is not None:
+            number = as_number(item_id)
+            if number is None:
+                return -1
+            place = bisect_left(numbers, number)
+            return place if place < len(numbers) and numbers[place] == number else -1
+        return self._code_of_text(item_id if isinstance(item_id, str) else str(item_id))
+
+    def _code_of_text(self, text: str) -> int:
+        ids, low, high = self.catalogue.item_ids, 0, len(self)
+        while low < high:
+            middle = (low + high) // 2
+            found = ids[middle].as_py()
+            if found == text:
+                return middle
+            # Arrow sorts text by its bytes, which for UTF-8 is the order of code points, as Python's.
+            low, high = (middle + 1, high) if found < text else (low, middle)
+        return -1
+
+    def codes(self, item_ids: Sequence[int | str]) -> list[int]:
+        """Those that are known, in the request's order."""
+        return [code for one in item_ids if (code := self.code(one)) >= 0]
+
+    def item_id(self, code: int) -> int | str:
+        value: int | str = self._numbers[code].item() if self._numbers is not None else self.catalogue.item_ids[code].as_py()
+        return value
+
+    def item_ids(self, codes: np.ndarray) -> list[int | str]:
+        """Ids of codes."""
+        if self._numbers is not None:
+            found: list[int | str] = self._numbers[codes].tolist()
+            return found
+        return [self.catalogue.item_ids[code].as_py() for code in codes.tolist()]
+
+    def titles(self, codes: Sequence[int]) -> list[str | None]:
+        """One by one: for ten, taking them as an array is slower."""
+        return [self.described.titles[code].as_py() for code in codes]
+
+    def categories(self, code: int) -> list[str]:
+        """Names of an item's categories."""
+        offsets = self.described.category_offsets
+        return [self.described.categories[one] for one in self.described.category_codes[offsets[code] : offsets[code + 1]]]
+
+    @cached_property
+    def _category_places(self) -> Mapping[str, int]:
+        return {name: place for place, name in enumerate(self.described.categories)}
+
+    def in_categories(self, codes: np.ndarray, names: Sequence[str]) -> np.ndarray:
+        """bool per code: whether the item has any of these categories."""
+        wanted = np.zeros(len(self.described.categories) + 1, dtype=np.int64)
+        wanted[[self._category_places[name] for name in names if name in self._category_places]] = 1
+        starts, ends = self.described.category_offsets[codes], self.described.category_offsets[codes + 1]
+        lengths = ends - starts
+        flat = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
+        counted = np.concatenate([[0], np.cumsum(wanted[self.described.category_codes[flat]])])
+        ends_at = np.cumsum(lengths)
+        return np.asarray(counted[ends_at] > counted[ends_at - lengths])
+
+
+def write_items(folder: Path, catalogue: Catalogue, described: Descriptions) -> None:
+    """Into a new folder."""
+    folder.mkdir()
+    write_catalogue(folder, catalogue)
+    table = pa.table({"title": described.titles})
+    with pa.OSFile(str(folder / _TITLES), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    (folder / _CATEGORIES).write_text(json.dumps(list(described.categories), ensure_ascii=False), encoding="utf-8")
+    norms = np.sqrt(np.einsum("nd,nd->n", catalogue.embeddings, catalogue.embeddings)).astype(np.float32)
+    for name, array in ((_CODES, described.category_codes), (_OFFSETS, described.category_offsets), (_NORMS, norms)):
+        np.save(folder / name, array, allow_pickle=False)
+
+
+def open_items(folder: Path) -> ItemTable:
+    """Memory-map what ``write_items`` wrote.
+
+    Raises:
+        RecsysBatchError: a file is missing.
+    """
+    catalogue = map_catalogue(str(folder))
+    with pa.memory_map(str(folder / _TITLES)) as source:
+        titles = pa.ipc.open_file(source).read_all()["title"].combine_chunks()
+    codes, offsets, norms = (mapped(folder / name) for name in (_CODES, _OFFSETS, _NORMS))
+    for array in (catalogue.embeddings, catalogue.log_popularity, norms, codes, offsets):
+        _touch(array)
+    names = json.loads((folder / _CATEGORIES).read_text(encoding="utf-8"))
+    return ItemTable(catalogue, Descriptions(titles, names, codes, offsets), norms)
+
+
+def _touch(array: np.ndarray) -> None:
+    """Have every page of a mapped array in memory before a request needs it: one that comes from a disk takes as long as a ranking."""
+    flat = array.reshape(-1)
+    flat[:: max(1, 4096 // array.itemsize)].max(initial=0)

@@ -1,0 +1,177 @@
+"""A snapshot's manifest: what it is, and the checksum of every file. Written last, so a folder that has one is whole."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online.snapshot.contents import Facts
+from recsys_batch.ranking.features import FeatureSpec
+from recsys_batch.schemas import IdTypes
+from recsys_batch.storage.checksums import sha256_file
+
+NAME = "manifest.json"
+FORMAT, VERSION = "recsys_batch.snapshot", 1
+_VERIFIED = ".verified"
+
+StoreKind = Literal["lmdb", "redis"]
+
+
+class SnapshotRefused(RecsysBatchError):
+    """A snapshot is damaged, incomplete or of another format; what is served stays."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``, checked.
+
+    Attributes:
+        store: where users' lists are.
+        n_users: users with a list.
+        files: path within the folder -> SHA-256 and bytes.
+    """
+
+    facts: Facts
+    features: FeatureSpec
+    embedding_dim: int
+    n_items: int
+    n_users: int
+    store: StoreKind
+    files: Mapping[str, Mapping[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        facts = self.facts
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "snapshot_id": facts.snapshot_id,
+            "run_id": facts.run_id,
+            "run_date": facts.run_date.isoformat(),
+            "model_version": facts.model_version,
+            "generated_at": facts.generated_at.isoformat(),
+            "code_version": facts.code_version,
+            "user_id": facts.ids.user,
+            "item_id": facts.ids.item,
+            "metric": facts.metric,
+            "user_norm": facts.user_norm,
+            "segments": list(facts.segments),
+            "features": self.features.to_dict(),
+            "embedding_dim": self.embedding_dim,
+            "n_items": self.n_items,
+            "n_users": self.n_users,
+            "store": self.store,
+            "files": self.files,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
+        facts = Facts(
+            snapshot_id=values["snapshot_id"],
+            run_id=values["run_id"],
+            run_date=dt.date.fromisoformat(values["run_date"]),
+            model_version=values["model_version"],
+            generated_at=dt.datetime.fromisoformat(values["generated_at"]),
+            ids=IdTypes(values["user_id"], values["item_id"]),
+            metric=values["metric"],
+            user_norm=float(values["user_norm"]),
+            segments=tuple(values["segments"]),
+            code_version=values["code_version"],
+        )
+        numbers = {name: int(values[name]) for name in ("embedding_dim", "n_items", "n_users")}
+        return cls(facts, FeatureSpec.from_dict(values["features"]), **numbers, store=values["store"], files=values["files"])
+
+
+def listed(folder: Path) -> dict[str, dict[str, Any]]:
+    """Checksum and size of every file below the folder, hidden ones and the manifest left out."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME and not path.name.startswith("."))
+    return {str(path.relative_to(folder)): {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in paths}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Of a snapshot's folder; files are not looked at.
+
+    Raises:
+        SnapshotRefused: there is none, or it is not one that this release reads.
+    """
+    path = folder / NAME
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SnapshotRefused(f"{folder} has no {NAME}: it is not a snapshot, or its writing was cut short; export it again") from None
+    except (OSError, ValueError) as error:
+        raise SnapshotRefused(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise SnapshotRefused(f"{path} is not the manifest of a {FORMAT}")
+    if values.get("version") != VERSION:
+        raise SnapshotRefused(f"{path} has format version {values.get('version')!r}, this release reads {VERSION}: export it again")
+    try:
+        manifest = Manifest.from_dict(values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise SnapshotRefused(f"{path} lacks something or holds something odd ({error}): export it again") from None
+    if manifest.facts.snapshot_id != folder.name:
+        raise SnapshotRefused(f"{path} is of snapshot {manifest.facts.snapshot_id}, not of {folder.name}: folders are not renamed")
+    return manifest
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Every file against its checksum. The first worker of a node that has done it leaves a mark, so that the others only compare
+    sizes and times; a file that changed since is read again.
+
+    Raises:
+        SnapshotRefused: a file is missing, cut short or altered.
+    """
+    if is_verified(folder, manifest):
+        return
+    for name, expected in manifest.files.items():
+        found = sha256_file(folder / name)
+        if found != expected["sha256"]:
+            raise SnapshotRefused(
+                f"{folder / name} has checksum {found[:12]}..., the manifest says {expected['sha256'][:12]}...: it is damaged"
+            )
+    mark_verified(folder, manifest)
+
+
+def is_verified(folder: Path, manifest: Manifest) -> bool:
+    """Whether a process of this node has verified the files as they are now.
+
+    Raises:
+        SnapshotRefused: a file is missing, or of another size.
+    """
+    state = _state(folder, manifest)
+    try:
+        return bool(json.loads((folder / _VERIFIED).read_text(encoding="utf-8")) == state)
+    except (OSError, ValueError):
+        return False
+
+
+def mark_verified(folder: Path, manifest: Manifest) -> None:
+    """Let the processes of this node take the files as they are now for verified: by whoever has just computed their checksums."""
+    try:
+        draft = folder / f"{_VERIFIED}-{os.getpid()}"
+        draft.write_text(json.dumps(_state(folder, manifest)), encoding="utf-8")
+        draft.replace(folder / _VERIFIED)
+    except OSError:
+        pass  # a read-only folder is verified by every worker
+
+
+def _state(folder: Path, manifest: Manifest) -> dict[str, list[int]]:
+    """Size, time and inode of every file."""
+    state = {}
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise SnapshotRefused(f"{folder / NAME} names the file {name!r}, which leaves the snapshot's folder")
+        try:
+            found = path.stat()
+        except OSError:
+            raise SnapshotRefused(f"{folder} lacks {name}, which its manifest names: export it again") from None
+        if found.st_size != expected["bytes"]:
+            raise SnapshotRefused(f"{path} has {found.st_size} bytes, the manifest says {expected['bytes']}: it was cut short or replaced")
+        state[name] = [found.st_size, found.st_mtime_ns, found.st_ino]
+    return state

@@ -1,0 +1,125 @@
+"""A snapshot opened: lists, items, model and feature spec of one run together, verified."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from recsys_batch.dataset.catalogue import mapped
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online.snapshot.item_table import ItemTable, open_items
+from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, LmdbStore
+from recsys_batch.online.snapshot.manifest import Manifest, SnapshotRefused, read_manifest, verify
+from recsys_batch.online.snapshot.popular_lists import Popular
+from recsys_batch.online.snapshot.sample_users import FILE as SAMPLES
+from recsys_batch.online.snapshot.sample_users import Samples, read_samples
+from recsys_batch.online.snapshot.user_key import user_key
+from recsys_batch.online.snapshot.vector_search import Lists
+from recsys_batch.online.snapshot.writer import ITEMS, NEAREST, POPULAR, RANKER
+from recsys_batch.ranking.onnx_ranker import OnnxRanker
+from recsys_batch.schemas import ALL_SEGMENTS
+
+
+@dataclass
+class Snapshot:
+    """Shared by the requests of a worker; ``close`` once none has it any more.
+
+    Attributes:
+        store: None where users' lists are in Redis.
+        lists: to find items near a vector; None where all are searched.
+        samples: users to look at and what they did lately; empty where it keeps none.
+    """
+
+    manifest: Manifest
+    items: ItemTable
+    popular: Popular
+    ranker: OnnxRanker | None
+    store: LmdbStore | None
+    lists: Lists | None
+    folder: Path = field(repr=False)
+    samples: Samples = field(default_factory=dict, repr=False)
+
+    @property
+    def snapshot_id(self) -> str:
+        return self.manifest.facts.snapshot_id
+
+    @property
+    def model_version(self) -> str:
+        return self.manifest.facts.model_version
+
+    def key(self, user_id: int | str) -> bytes | None:
+        """The user's key; None where no user of the snapshot's type can be meant."""
+        return user_key(user_id, self.manifest.facts.ids.user)
+
+    def segment(self, place: int | None) -> str | None:
+        return None if place is None else self.manifest.facts.segments[place]
+
+    @cached_property
+    def open_to_strangers(self) -> np.ndarray:
+        """bool [n], items that somebody without a segment may be recommended."""
+        catalogue = self.items.catalogue
+        rule = list(catalogue.eligible).index(ALL_SEGMENTS) if ALL_SEGMENTS in catalogue.eligible else -1
+        return np.asarray(catalogue.allowed(rule))
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.store.close()
+
+
+def open_snapshot(folder: Path) -> Snapshot:
+    """Verify and open.
+
+    Raises:
+        SnapshotRefused: damaged, incomplete, or of parts that do not fit together.
+    """
+    manifest = read_manifest(folder)
+    verify(folder, manifest)
+    try:
+        return _opened(folder, manifest)
+    except SnapshotRefused:
+        raise
+    except (RecsysBatchError, OSError, ValueError, KeyError, SafetensorError) as error:
+        raise SnapshotRefused(f"{folder} cannot be opened: {error}") from None
+
+
+def _opened(folder: Path, manifest: Manifest) -> Snapshot:
+    items = open_items(folder / ITEMS)
+    shape = (manifest.n_items, manifest.embedding_dim)
+    if items.catalogue.embeddings.shape != shape:
+        raise SnapshotRefused(
+            f"{folder} has item embeddings {items.catalogue.embeddings.shape}, its manifest says {shape}: export it again"
+        )
+    ranker = OnnxRanker(folder / RANKER) if RANKER in manifest.files else None
+    if ranker is not None:
+        _try(ranker, manifest)
+    lists = None
+    if NEAREST[0] in manifest.files:
+        lists = Lists(*(mapped(folder / name) for name in NEAREST))
+    segments = json.loads((folder / "popular.json").read_text(encoding="utf-8"))
+    popular = Popular.from_arrays(segments, load_file(folder / POPULAR))
+    store = LmdbStore(folder / LMDB_FILE) if manifest.store == "lmdb" else None
+    if store is not None and len(store) != manifest.n_users:
+        raise SnapshotRefused(f"{folder / LMDB_FILE} has {len(store)} users, the manifest says {manifest.n_users}: export it again")
+    # Read now: a folder may be removed while the snapshot is in use.
+    samples = read_samples(folder / SAMPLES) if SAMPLES in manifest.files else {}
+    return Snapshot(manifest, items, popular, ranker, store, lists, folder, samples)
+
+
+def _try(ranker: OnnxRanker, manifest: Manifest) -> None:
+    """Whether the model takes embeddings and features of the manifest's shapes."""
+    d, n_features = manifest.embedding_dim, len(manifest.features.names)
+    try:
+        scores = ranker.score(np.zeros((1, d), np.float32), np.zeros((1, 2, d), np.float32), np.zeros((1, 2, n_features), np.float32))
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise SnapshotRefused(
+            f"the ranker does not take {d} dimensions and {n_features} features, which the manifest names: {reason}"
+        ) from None
+    if scores.shape != (1, 2) or not np.isfinite(scores).all():
+        raise SnapshotRefused(f"the ranker answers {scores.shape} with {scores}, expected two finite scores")

@@ -1,0 +1,119 @@
+"""Records in Redis or Valkey: filled in pipelines under a prefix of the run, read one key a request.
+
+A key is ``recs:{snapshot}:{user key in hexadecimal}`` without braces, so a cluster spreads users over its slots, and nothing here
+touches two keys in one command.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
+
+_PIPELINE = 500  # records sent before their answers are read: about a megabyte
+_REST = 0.25  # seconds that a store is left alone after it failed, so that requests don't all wait for it
+
+
+def redis_key(snapshot_id: str, key: bytes) -> str:
+    """Where a user's record is."""
+    return f"recs:{snapshot_id}:{key.hex()}"
+
+
+def whole_key(snapshot_id: str) -> str:
+    """Where it says how many records the snapshot has in the store, written last."""
+    return f"recs:{snapshot_id}:whole"
+
+
+def connect(url: str, cluster: bool = False) -> Any:
+    """A client; ``redis://[:PASSWORD@]HOST:PORT/DB`` (rediss:// with TLS).
+
+    Raises:
+        RecsysBatchError: not such a URL.
+    """
+    try:
+        kind = redis.RedisCluster if cluster else redis.Redis
+        return kind.from_url(url, socket_timeout=10)
+    except ValueError as error:
+        raise RecsysBatchError(f"the store's URL is not one that Redis takes: {error}") from None
+
+
+def fill(client: Any, snapshot_id: str, records: Iterable[tuple[bytes, bytes]], expire_seconds: int) -> int:
+    """Put records, each expiring by itself; how many. Putting them again is safe.
+
+    Raises:
+        RecsysBatchError: the server refused or went away.
+    """
+    n = 0
+    pipe = client.pipeline(transaction=False)
+    try:
+        for key, value in records:
+            pipe.set(redis_key(snapshot_id, key), value, ex=expire_seconds)
+            n += 1
+            if n % _PIPELINE == 0:
+                pipe.execute()
+        pipe.execute()
+    except redis.RedisError as error:
+        raise RecsysBatchError(f"the Redis store stopped taking records after {n}: {_line(error)}") from None
+    return n
+
+
+def mark_whole(client: Any, snapshot_id: str, n_records: int, expire_seconds: int) -> None:
+    """Say that all records are there.
+
+    Raises:
+        RecsysBatchError: the server refused or went away.
+    """
+    try:
+        client.set(whole_key(snapshot_id), n_records, ex=expire_seconds)
+    except redis.RedisError as error:
+        raise RecsysBatchError(f"the Redis store does not answer: {_line(error)}") from None
+
+
+class RedisStore:
+    """Asynchronous reader with a deadline per read and a rest after a failure."""
+
+    def __init__(self, url: str, snapshot_id: str, *, cluster: bool = False, timeout: float = 0.02) -> None:
+        kind = redis.asyncio.RedisCluster if cluster else redis.asyncio.Redis
+        self._client: Any = kind.from_url(url, socket_timeout=timeout, socket_connect_timeout=max(timeout, 0.1))
+        self._snapshot_id = snapshot_id
+        self._resting_until = 0.0
+
+    async def fetch(self, key: bytes) -> bytes | None:
+        """The record, None where there is none.
+
+        Raises:
+            StoreUnavailable: no answer; at once while the store rests after a failure.
+        """
+        if time.monotonic() < self._resting_until:
+            raise StoreUnavailable("the store failed a moment ago")
+        try:
+            found: bytes | None = await self._client.get(redis_key(self._snapshot_id, key))
+            return found
+        except (redis.RedisError, OSError, TimeoutError) as error:
+            self._resting_until = time.monotonic() + _REST
+            raise StoreUnavailable(_line(error)) from None
+
+    async def whole(self) -> int | None:
+        """Records that were written, None where the writing never ended or has expired.
+
+        Raises:
+            StoreUnavailable: no answer.
+        """
+        try:
+            found = await self._client.get(whole_key(self._snapshot_id))
+        except (redis.RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailable(_line(error)) from None
+        return None if found is None else int(found)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

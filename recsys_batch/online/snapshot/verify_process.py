@@ -1,0 +1,41 @@
+"""Verify a snapshot beside a server that answers: by a process of the lowest priority, which takes what the workers leave of the cores."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from recsys_batch.online.snapshot.manifest import SnapshotRefused, is_verified, read_manifest, verify
+
+_REFUSED = 3
+
+
+def verify_apart(folder: Path) -> None:
+    """As ``manifest.verify``, without a core of the server's.
+
+    Raises:
+        SnapshotRefused: damaged, incomplete, or of another format.
+    """
+    if is_verified(folder, read_manifest(folder)):
+        return
+    ended = subprocess.run([sys.executable, "-m", __name__, str(folder)], stderr=subprocess.PIPE, text=True, check=False, close_fds=False)
+    if ended.returncode:
+        told = ended.stderr.strip().splitlines() or [f"it was ended by signal or status {ended.returncode}"]
+        raise SnapshotRefused(told[-1] if ended.returncode == _REFUSED else f"{folder} could not be verified: {told[-1]}")
+
+
+def main() -> None:
+    """The process."""
+    os.nice(19)
+    folder = Path(sys.argv[1])
+    try:
+        verify(folder, read_manifest(folder))
+    except SnapshotRefused as error:
+        print(error, file=sys.stderr)
+        sys.exit(_REFUSED)
+
+
+if __name__ == "__main__":
+    main()

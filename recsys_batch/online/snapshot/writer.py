@@ -1,0 +1,84 @@
+"""Write a snapshot: beside its name, synced to the disk, then renamed; only then may CURRENT name it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from recsys_batch.errors import UsageError
+from recsys_batch.online.snapshot.contents import Contents
+from recsys_batch.online.snapshot.item_table import write_items
+from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, write_lmdb
+from recsys_batch.online.snapshot.manifest import NAME, Manifest, StoreKind, listed, mark_verified
+from recsys_batch.online.snapshot.repository import DRAFT, check_name, sync_folder, sync_tree
+from recsys_batch.online.snapshot.sample_users import FILE as SAMPLES
+from recsys_batch.online.snapshot.sample_users import write_samples
+from recsys_batch.online.snapshot.vector_search import build_lists
+
+ITEMS, POPULAR, RANKER = "items", "popular.safetensors", "ranker.onnx"
+NEAREST = ("nearest_centroids.npy", "nearest_codes.npy", "nearest_offsets.npy")
+
+
+def write_snapshot(folder: Path, contents: Contents, fill: Callable[[], int] | None = None) -> Manifest:
+    """A new snapshot in the folder of snapshots.
+
+    Args:
+        fill: where the contents have no records: puts them into a store beside the snapshot, and says how many there are.
+
+    Raises:
+        UsageError: there is a snapshot of that name.
+    """
+    target = folder / check_name(contents.facts.snapshot_id)
+    if target.exists():
+        raise UsageError(f"{target} is there already: a snapshot is never written again; remove it, or export another run")
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f"{DRAFT}{uuid.uuid4().hex}"
+    draft.mkdir()
+    try:
+        manifest = _write(draft, contents, fill)
+        sync_tree(draft)
+        draft.rename(target)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    mark_verified(target, manifest)
+    return manifest
+
+
+def _write(draft: Path, contents: Contents, fill: Callable[[], int] | None) -> Manifest:
+    write_items(draft / ITEMS, contents.catalogue, contents.described)
+    save_file({name: np.ascontiguousarray(array) for name, array in contents.popular.arrays().items()}, draft / POPULAR)
+    (draft / "popular.json").write_text(json.dumps(list(contents.popular.lists)), encoding="utf-8")
+    if contents.samples:
+        write_samples(draft / SAMPLES, contents.samples)
+    lists = build_lists(contents.catalogue.embeddings, np.asarray(contents.catalogue.retrievable))
+    if lists is not None:
+        for name, array in zip(NEAREST, (lists.centroids, lists.codes, lists.offsets), strict=True):
+            np.save(draft / name, array, allow_pickle=False)
+    if contents.ranker is not None:
+        (draft / RANKER).write_bytes(contents.ranker)
+    store: StoreKind
+    if contents.records is not None:
+        store, n_users = "lmdb", write_lmdb(draft / LMDB_FILE, contents.records)
+        lock = draft / f"{LMDB_FILE}-lock"
+        lock.unlink(missing_ok=True)
+    else:
+        assert fill is not None
+        store, n_users = "redis", fill()
+    manifest = Manifest(
+        facts=contents.facts,
+        features=contents.features,
+        embedding_dim=int(contents.catalogue.embeddings.shape[1]),
+        n_items=len(contents.catalogue),
+        n_users=n_users,
+        store=store,
+        files=listed(draft),
+    )
+    (draft / NAME).write_text(json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
+    return manifest
