@@ -31,7 +31,7 @@ from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Sample, Tuning, tune
 from recsys_batch.config import Config, load_config
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
-from recsys_batch.night.partitions import user_tasks, users_per_task
+from recsys_batch.night.task_sizing import user_tasks, users_per_task
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
 from recsys_batch.spark.executors.retrieve import RetrieveTask, candidate_finder

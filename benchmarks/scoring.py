@@ -25,7 +25,7 @@ from vectors import generated
 from recsys_batch.config import load_config
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.model.ranker import Ranker, RankerParameters
-from recsys_batch.night.partitions import user_tasks, users_per_task
+from recsys_batch.night.task_sizing import user_tasks, users_per_task
 from recsys_batch.ranking.features import FeatureSpec, PairFeatures
 from recsys_batch.registry.bundle import write_bundle
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl

@@ -138,7 +138,7 @@ def trained(spark: SparkSession, market: Market, put_market: Any, tmp_path_facto
 @pytest.fixture(scope="session")
 def published(spark: SparkSession, trained: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The trained warehouse after one published night. Read only."""
-    from recsys_batch.night.nightly import nightly
+    from recsys_batch.night.runner import nightly
 
     config = _copied(trained, tmp_path_factory.mktemp("published"))
     nightly(spark, config, RUN_DATE)

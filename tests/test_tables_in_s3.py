@@ -13,7 +13,7 @@ import pytest
 from deltalake import DeltaTable
 
 from recsys_batch.errors import InputMissing
-from recsys_batch.night.appended import Rewritten, appended_files
+from recsys_batch.night.incremental.appended_files import Rewritten, appended_files
 from recsys_batch.read import has_table, open_table, read_table, rows_in, run_rows
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.filesystems import file_sizes, joined, listed, storage_options

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from recsys_batch.commands.night import print_night
 from recsys_batch.config import load_config
-from recsys_batch.night.nightly import ALL_STEPS, nightly
+from recsys_batch.night.runner import ALL_STEPS, nightly
 from recsys_batch.spark.executors.profiling import FOLDER
 from recsys_batch.spark.session import get_session
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 @json_option
 @with_config
 def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run: bool, as_json: bool) -> None:
-    from recsys_batch.night.context import AlreadyDone, run_rows
-    from recsys_batch.night.nightly import nightly
+    from recsys_batch.night.run_context import AlreadyDone, run_rows
+    from recsys_batch.night.runner import nightly
     from recsys_batch.spark.session import get_session
     from recsys_batch.spark.tables import Tables
     from recsys_batch.tables import run_manifest
@@ -85,7 +85,7 @@ def _plans(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict
 @json_option
 @with_config
 def maintain(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool) -> None:
-    from recsys_batch.night.maintain import maintain as run_maintenance
+    from recsys_batch.night.maintenance import maintain as run_maintenance
 
     now = dt.datetime.now(dt.UTC)
 

@@ -15,11 +15,12 @@ import pytest
 from recsys_batch.ann import index as ann_index
 from recsys_batch.config import Config
 from recsys_batch.errors import EXIT_MISSING, Busy
-from recsys_batch.night import context, gather, steps
-from recsys_batch.night import index as night_index
-from recsys_batch.night import nightly as night_module
-from recsys_batch.night.context import Night
-from recsys_batch.night.nightly import nightly
+from recsys_batch.night import run_context, steps
+from recsys_batch.night import runner as night_module
+from recsys_batch.night.run_context import Night
+from recsys_batch.night.runner import nightly
+from recsys_batch.night.steps import build_index as night_index
+from recsys_batch.night.steps import gather_events
 from recsys_batch.read import published_run
 
 if TYPE_CHECKING:
@@ -60,14 +61,14 @@ def any_call(*_: Any, **__: Any) -> bool:
 
 _AFTER = {"embed": "index", "index": "candidates", "candidates": "score", "score": "audit", "audit": "publish", "publish": "nothing"}
 POINTS: dict[str, Point] = {
-    "the copy of the bundle": (context, "put_folder", any_call),
-    "the run's first row": (context, "append_runs", lambda _, runs: not any(key.endswith(".seconds") for key in runs[-1].metrics)),
-    **{f"the pointer {name}": (context, "point", pointer(name)) for name in ("bundle", "gathered", "popularity", "catalogue", "index")},
-    **{f"the commit of {name}": (context, "commit", table(name)) for name in OUTPUTS},
-    "what is gathered": (gather, "_staged", any_call),
+    "the copy of the bundle": (run_context, "put_folder", any_call),
+    "the run's first row": (run_context, "append_runs", lambda _, runs: not any(key.endswith(".seconds") for key in runs[-1].metrics)),
+    **{f"the pointer {name}": (run_context, "point", pointer(name)) for name in ("bundle", "gathered", "popularity", "catalogue", "index")},
+    **{f"the commit of {name}": (run_context, "commit", table(name)) for name in OUTPUTS},
+    "what is gathered": (gather_events, "_staged", any_call),
     "the index's files": (ann_index, "put", any_call),
     "the index's tuning": (night_index, "tune", any_call),
-    **{f"the row after {step}": (context, "append_runs", row(step)) for step in _AFTER},
+    **{f"the row after {step}": (run_context, "append_runs", row(step)) for step in _AFTER},
     "what publishing tidies up": (Night, "drop_drafts", any_call),
     "the metrics in MLflow": (night_module.Night, "record", lambda night, **changes: changes.get("status") == "AUDITED"),
 }
@@ -112,7 +113,7 @@ def test_the_same_command_again_ends_with_the_same_tables(
         nightly(spark, fresh, DAY)
     assert died, "nothing died: the point is not one that a night passes"
     readers_see_nothing_or_all(fresh)
-    with contextlib.suppress(context.AlreadyDone):
+    with contextlib.suppress(run_context.AlreadyDone):
         nightly(spark, fresh, DAY)
     assert tables_of(fresh) == tables_of(published)
     assert manifest_of(fresh) == manifest_of(published)

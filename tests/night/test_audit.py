@@ -9,7 +9,7 @@ from pyspark.sql import functions as F
 
 from recsys_batch.config import Audit, Config
 from recsys_batch.night.audit import gates, measure
-from recsys_batch.night.context import Night
+from recsys_batch.night.run_context import Night
 from recsys_batch.read import published_run
 from recsys_batch.registry.mlflow_registry import Registry
 from recsys_batch.spark.tables import Tables

@@ -18,8 +18,8 @@ import pytest
 from recsys_batch.cli import run as command
 from recsys_batch.config import Config
 from recsys_batch.errors import EXIT_FAILED, EXIT_MISSING, EXIT_USAGE
-from recsys_batch.night import nightly as night_module
-from recsys_batch.night.nightly import one_step
+from recsys_batch.night import runner as night_module
+from recsys_batch.night.runner import one_step
 from recsys_batch.read import read_table, run_rows
 from recsys_batch.spark.tables import Tables
 from recsys_batch.storage.artifacts import artifact_root

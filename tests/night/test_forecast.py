@@ -11,8 +11,8 @@ import pytest
 from recsys_batch.cli import run
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.night import forecast as module
-from recsys_batch.night.forecast import forecast, trial
+from recsys_batch.night import estimate as module
+from recsys_batch.night.estimate import forecast, trial
 from recsys_batch.read import run_rows
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import pytest
 from deltalake import DeltaTable
 
 from recsys_batch.config import Config
-from recsys_batch.night import incremental
-from recsys_batch.night.appended import Rewritten, appended_files
-from recsys_batch.night.nightly import nightly
+from recsys_batch.night.incremental import base_run
+from recsys_batch.night.incremental.appended_files import Rewritten, appended_files
+from recsys_batch.night.runner import nightly
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.tables import Tables
@@ -104,7 +104,7 @@ def both(spark: SparkSession, config: Config, folder: Path, changes: list[Change
 def test_its_rows_are_those_of_a_full_night(
     spark: SparkSession, fresh_published: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(incremental, "_TOO_MANY", 0.99)  # of 90 items each is among the candidates of most users
+    monkeypatch.setattr(base_run, "_TOO_MANY", 0.99)  # of 90 items each is among the candidates of most users
     (config, run), (full_config, full) = both(spark, fresh_published, tmp_path, CHANGES[name])
     assert run.status == full.status == "PUBLISHED"
     assert run.metrics["incremental"] == 1.0

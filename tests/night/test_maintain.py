@@ -16,9 +16,9 @@ from recsys_batch.cli import run as command
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.night import steps
-from recsys_batch.night.maintain import kept_runs
-from recsys_batch.night.nightly import nightly
-from recsys_batch.night.publishing import rollback
+from recsys_batch.night.maintenance import kept_runs
+from recsys_batch.night.publish import rollback
+from recsys_batch.night.runner import nightly
 from recsys_batch.read import latest_topk, published_run, read_table
 from recsys_batch.spark.tables import Tables
 from recsys_batch.storage.artifacts import artifact_root

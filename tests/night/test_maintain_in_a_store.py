@@ -12,8 +12,8 @@ import pytest
 from deltalake import DeltaTable
 
 from recsys_batch.config import Config, load_config
-from recsys_batch.night import maintain as maintenance
-from recsys_batch.night.maintain import Maintained, maintain
+from recsys_batch.night import maintenance as maintenance
+from recsys_batch.night.maintenance import Maintained, maintain
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.artifacts import artifact_root, point, put_folder

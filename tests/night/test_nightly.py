@@ -14,12 +14,12 @@ import pytest
 from recsys_batch.cli import run
 from recsys_batch.config import Config
 from recsys_batch.errors import Busy, GateRefused, InputMissing, RecsysBatchError
-from recsys_batch.night import nightly as night_module
-from recsys_batch.night import steps, turns
-from recsys_batch.night.context import AlreadyDone, Night
-from recsys_batch.night.nightly import nightly, one_step
-from recsys_batch.night.publishing import rollback
-from recsys_batch.night.turns import what_readers_see
+from recsys_batch.night import run_locks, steps
+from recsys_batch.night import runner as night_module
+from recsys_batch.night.publish import rollback
+from recsys_batch.night.run_context import AlreadyDone, Night
+from recsys_batch.night.run_locks import what_readers_see
+from recsys_batch.night.runner import nightly, one_step
 from recsys_batch.read import latest_topk, published_run, read_table, run_rows
 from recsys_batch.registry.mlflow_registry import Registry
 from recsys_batch.spark.tables import Tables
@@ -244,7 +244,7 @@ def test_what_readers_see_is_changed_by_one_at_a_time(
     spark: SparkSession, fresh_published: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nightly(spark, fresh_published, DAY, force=True)
-    monkeypatch.setattr(turns, "_CHANGE_SECONDS", 0.2)
+    monkeypatch.setattr(run_locks, "_CHANGE_SECONDS", 0.2)
     with what_readers_see(fresh_published):
         with pytest.raises(Busy, match="what readers see is being changed already by process"):
             rollback(spark, fresh_published)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recsys_batch.night.partitions import user_tasks, users_per_task
+from recsys_batch.night.task_sizing import user_tasks, users_per_task
 
 
 def test_a_task_writes_about_as_much_whatever_a_list_weighs() -> None:

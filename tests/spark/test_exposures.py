@@ -17,7 +17,7 @@ from recsys_batch.cli import run
 from recsys_batch.config import Config
 from recsys_batch.dataset.exposure_schema import exposure_schema
 from recsys_batch.errors import EXIT_OK, EXIT_USAGE, SourceError
-from recsys_batch.night import maintain
+from recsys_batch.night import maintenance
 from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog, exposure_batch
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent, FeedbackLog
 from recsys_batch.read import open_table, read_table
@@ -166,7 +166,7 @@ def test_a_folder_without_logs_and_options_that_do_not_go_with_them_are_refused(
 def test_by_the_command_line_and_what_maintain_compacts_is_the_same(
     shop: Shop, options: Callable[[Config], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(maintain, "_SMALL_FILES", 1)
+    monkeypatch.setattr(maintenance, "_SMALL_FILES", 1)
     command = ["ingest", "--format", "exposures", "--source", str(shop.folder), *options(shop.config)]
     assert run(command) == EXIT_USAGE  # no folder yet
     for number in range(2):

@@ -10,8 +10,8 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused
-from recsys_batch.night.nightly import nightly
-from recsys_batch.night.publishing import rollback
+from recsys_batch.night.publish import rollback
+from recsys_batch.night.runner import nightly
 from recsys_batch.read import latest_topk, published_run, read_table
 from recsys_batch.spark.views import create_views
 

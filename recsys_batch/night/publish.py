@@ -11,9 +11,9 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.night.context import AlreadyDone, Night, append_runs, empty_slice, manifest_of, run_rows
-from recsys_batch.night.incremental import files_of
-from recsys_batch.night.turns import what_readers_see
+from recsys_batch.night.incremental.base_run import files_of
+from recsys_batch.night.run_context import AlreadyDone, Night, append_runs, empty_slice, manifest_of, run_rows
+from recsys_batch.night.run_locks import what_readers_see
 from recsys_batch.spark.tables import Tables
 from recsys_batch.spark.views import create_views
 from recsys_batch.tables import run_manifest

@@ -16,11 +16,11 @@ from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError, was_interrupted
 from recsys_batch.logs import about
 from recsys_batch.night.audit import audit
-from recsys_batch.night.context import AlreadyDone, Night, open_night
 from recsys_batch.night.gates import refused
-from recsys_batch.night.publishing import prefixed, publish
+from recsys_batch.night.publish import prefixed, publish
+from recsys_batch.night.run_context import AlreadyDone, Night, open_night
+from recsys_batch.night.run_locks import one_night
 from recsys_batch.night.steps import OUTPUTS, STEPS
-from recsys_batch.night.turns import one_night
 from recsys_batch.spark.session import has_ended
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.run_manifest import Run

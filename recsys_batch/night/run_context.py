@@ -21,7 +21,7 @@ from recsys_batch import __version__
 from recsys_batch.config import Config
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.night.partitions import fit_shuffles
+from recsys_batch.night.task_sizing import fit_shuffles
 from recsys_batch.read import rows_in
 from recsys_batch.registry.bundle import Bundle, load_bundle
 from recsys_batch.registry.mlflow_registry import Registry

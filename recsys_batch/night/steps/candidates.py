@@ -13,10 +13,11 @@ from pyspark.sql import functions as F
 from recsys_batch.config import Config
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.dataset.popularity import by_segment
-from recsys_batch.night.context import Night
-from recsys_batch.night.gather import recorded
-from recsys_batch.night.incremental import Base, changed_file, recorded_base
-from recsys_batch.night.passes import StepResult, carried, counted_metrics, ranged, with_segments
+from recsys_batch.night.incremental.base_run import Base, changed_file, recorded_base
+from recsys_batch.night.run_context import Night
+from recsys_batch.night.steps.gather_events import recorded
+from recsys_batch.night.steps.range_tasks import carried, counted_metrics, ranged, with_segments
+from recsys_batch.night.steps.step_result import StepResult
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
 from recsys_batch.spark.executors.carry_forward import Change, GainedItems
 from recsys_batch.spark.executors.retrieve import SHORT, KnownUsers, RetrieveTask, counting_short, found
@@ -25,7 +26,7 @@ from recsys_batch.tables.slice_writer import parts_of
 from recsys_batch.tables.user_ranges import LIST_ROWS, Range
 
 
-def candidates(night: Night) -> StepResult:
+def retrieve_candidates(night: Night) -> StepResult:
     """Every known user's candidates, then who came short."""
     catalogue = night.open_catalogue()
     base, gathered = recorded_base(night), recorded(night)

@@ -19,8 +19,8 @@ from pyspark.sql import functions as F
 from recsys_batch import __version__
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
-from recsys_batch.night.appended import Rewritten, appended_files
-from recsys_batch.night.context import Night, partition_of, run_rows
+from recsys_batch.night.incremental.appended_files import Rewritten, appended_files
+from recsys_batch.night.run_context import Night, partition_of, run_rows
 from recsys_batch.storage.artifacts import catalogue_folder
 from recsys_batch.storage.filesystems import joined, name_of, read_parquet
 from recsys_batch.tables import run_manifest

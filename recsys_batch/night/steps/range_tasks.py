@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.dataset.user_events import EVENTS
-from recsys_batch.night.context import Night, Written
-from recsys_batch.night.incremental import Base, changed_file, event_files
+from recsys_batch.night.incremental.base_run import Base, changed_file, event_files
+from recsys_batch.night.run_context import Night, Written
 from recsys_batch.schemas import spark_ddl
 from recsys_batch.spark.executors.carry_forward import Change, replaced
 from recsys_batch.spark.executors.changed_events import EventFiles, events_of
 from recsys_batch.spark.executors.functions import BatchFunction, RangeFunction, by_range
 from recsys_batch.tables.slice_writer import PYTHON_MS, WRITE_MS
 from recsys_batch.tables.user_ranges import BATCH_ROWS, Range, ranges
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step did: Delta versions by table, rows written, users handled, further numbers for the manifest."""
-
-    versions: dict[str, int]
-    rows: int
-    users: int
-    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def with_segments(users: DataFrame, night: Night, how: str) -> DataFrame:

@@ -15,10 +15,10 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.dataset.user_events import EVENTS, PEOPLE, VECTORS, Gathered
-from recsys_batch.night.context import Night
-from recsys_batch.night.incremental import Base
-from recsys_batch.night.partitions import user_tasks, users_per_task
-from recsys_batch.night.passes import in_ranges, interactions_of, of_changed
+from recsys_batch.night.incremental.base_run import Base
+from recsys_batch.night.run_context import Night
+from recsys_batch.night.steps.range_tasks import in_ranges, interactions_of, of_changed
+from recsys_batch.night.task_sizing import user_tasks, users_per_task
 from recsys_batch.schemas import TableSpec
 from recsys_batch.spark import item_catalogue
 from recsys_batch.tables.slice_writer import Part

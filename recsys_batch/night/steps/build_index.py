@@ -10,12 +10,21 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from pyspark.sql import functions as F
 
 from recsys_batch.ann.index import Assign, IndexInfo, build_index
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Sample, Tuning, tune
-from recsys_batch.config import Retrieval
+from recsys_batch.config import Retrieval, Scoring
 from recsys_batch.dataset.catalogue import Catalogue
+from recsys_batch.errors import ConfigError, InputMissing
+from recsys_batch.night.incremental.base_run import recorded_base
+from recsys_batch.night.run_context import Night
+from recsys_batch.night.steps.range_tasks import with_segments
+from recsys_batch.night.steps.step_result import StepResult
+from recsys_batch.spark.executors.assign_lists import assign_in_tasks
+from recsys_batch.storage.artifacts import pointed
+from recsys_batch.tables.list_columns import column_matrix
 
 logger = logging.getLogger("recsys_batch.night")
 
@@ -118,3 +127,45 @@ def _log(info: IndexInfo, tuning: Tuning) -> None:
     if not tuning.reached:
         wanted = f"retrieval.target_recall = {tuning.target_recall:g}"
         logger.warning("recall %.4f is below %s: retrieval.nprobe is fixed too low", tuning.knn_recall_at_k, wanted)
+
+
+def index_items(night: Night) -> StepResult:
+    """The search index over retrievable items, tuned on sampled users; a file, named in the run's pointers."""
+    catalogue = night.open_catalogue()
+    check_all_candidates(night.config.scoring, len(catalogue.retrievable_codes()))
+    base = recorded_base(night)
+    if base is not None and base.same_items:
+        night.point("index", pointed(night.root, base.run.run_id, "index"))
+        kept = {name: value for name, value in base.run.metrics.items() if name in INDEX_METRICS}
+        version = night.run.table_versions["item_embeddings"]
+        return StepResult({"index": version}, rows=len(catalogue.retrievable_codes()), users=0, metrics=kept)
+    sample = night.slice_of("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(night.config.retrieval.tuning_users)
+    table = with_segments(sample, night, "left").orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
+    if table.num_rows == 0:
+        raise InputMissing(
+            f"no user has a positive interaction (weight > data.min_weight = {night.config.data.min_weight:g}), or an embedding that was "
+            "registered: ingest interactions first"
+        )
+    sampled = SampledUsers(column_matrix(table["embedding"].combine_chunks()), catalogue.rules(table["segment"].combine_chunks()))
+    assign_rows = assign_in_tasks(night.spark, night.root, night.cache) if len(catalogue) >= PARALLEL_ITEMS else None
+    settings = night.config.retrieval
+    if night.config.scoring.candidates == "all":
+        settings = settings.model_copy(update={"mode": "exact"})
+    with night.writing_files("indexes") as folder:
+        built = build(folder, catalogue, sampled, settings, assign_rows)
+    night.point("index", built.to_dict())
+    if night.run.mlflow_run_id and built.tuning.curve:
+        night.registry.log_figure(night.run.mlflow_run_id, tuning_figure(built.tuning), "retrieval_tuning.png")
+    version = night.run.table_versions["item_embeddings"]
+    return StepResult({"index": version}, rows=built.info.n_items, users=len(sampled.queries), metrics=built.metrics())
+
+
+def check_all_candidates(scoring: Scoring, n_items: int) -> None:
+    """Raises:
+    ConfigError: ``scoring.candidates = all`` with more items than it is meant for.
+    """
+    if scoring.candidates == "all" and n_items > scoring.all_max_items:
+        raise ConfigError(
+            f"scoring.candidates = all would rank {n_items} items for every user, more than scoring.all_max_items = "
+            f"{scoring.all_max_items}: set scoring.candidates = retrieved, or raise the limit"
+        )

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from deltalake.transaction import CommitProperties
 
 from recsys_batch.config import Config
-from recsys_batch.night.turns import what_readers_see
+from recsys_batch.night.run_locks import what_readers_see
 from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
 from recsys_batch.storage.artifacts import artifact_root, is_pointed, pointed, pointers, remove_folder

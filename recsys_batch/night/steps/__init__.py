@@ -1,0 +1,21 @@
+"""The steps of a night in order. Each reads what earlier ones committed, writes its own slice, and can be done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from recsys_batch.night.run_context import Night
+from recsys_batch.night.steps.build_index import index_items
+from recsys_batch.night.steps.candidates import retrieve_candidates
+from recsys_batch.night.steps.embed import embed_users
+from recsys_batch.night.steps.score import score_candidates
+from recsys_batch.night.steps.step_result import StepResult
+
+STEPS: dict[str, Callable[[Night], StepResult]] = {
+    "embed": embed_users,
+    "index": index_items,
+    "candidates": retrieve_candidates,
+    "score": score_candidates,
+}
+OUTPUTS = {"embed": "user_embeddings", "index": "index", "candidates": "shortfalls", "score": "topk"}
+"""A step is done when the manifest has a version of the last thing that it writes."""

@@ -1,0 +1,15 @@
+"""What a step of the night tells of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: Delta versions by table, rows written, users handled, further numbers for the manifest."""
+
+    versions: dict[str, int]
+    rows: int
+    users: int
+    metrics: dict[str, float] = field(default_factory=dict)
