@@ -34,8 +34,9 @@ from recsys_batch.spark.executors.part_writer import part_writer
 from recsys_batch.spark.executors.score import Lists, ScoreTask, ranked
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import Tables
+from recsys_batch.tables.delta_log import commit
 from recsys_batch.tables.list_columns import list_column, matrix_column
-from recsys_batch.tables.slice_writer import PART_SCHEMA, Part, Slice, commit, part_of_row
+from recsys_batch.tables.slice_writer import PART_SCHEMA, Part, Slice, part_of_row
 from recsys_batch.tables.user_ranges import Files, ranges
 
 IDS = IdTypes("BIGINT", "BIGINT")

@@ -34,8 +34,9 @@ from recsys_batch.registry.bundle import write_bundle
 from recsys_batch.schemas import ALL_SEGMENTS, SCHEMA_VERSION, TABLES, IdTypes
 from recsys_batch.storage.artifacts import artifact_root, point, put_folder
 from recsys_batch.storage.filesystems import name_of
+from recsys_batch.tables.delta_log import commit
 from recsys_batch.tables.list_columns import list_column, matrix_column
-from recsys_batch.tables.slice_writer import Slice, commit
+from recsys_batch.tables.slice_writer import Slice
 
 IDS, RUN, DATE = IdTypes("BIGINT", "BIGINT"), "2026-01-01-r1", dt.date(2026, 1, 1)
 NOW = dt.datetime.now(dt.UTC)

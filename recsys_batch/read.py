@@ -24,7 +24,8 @@ from pyarrow import fs
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
 from recsys_batch.storage.filesystems import absolute, resolve, storage_options
-from recsys_batch.tables.slice_writer import Slice, parts_of
+from recsys_batch.tables.delta_log import parts_of
+from recsys_batch.tables.slice_writer import Slice
 from recsys_batch.tables.user_ranges import Files
 
 

@@ -13,7 +13,7 @@ from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.evaluation.run_diff import Change, item_changes, user_changes
 from recsys_batch.read import published_before, published_run
 from recsys_batch.schemas import IdTypes
-from recsys_batch.tables.slice_writer import commit
+from recsys_batch.tables.delta_log import commit
 from tests.digest.conftest import NIGHT, House
 
 TOMORROW = NIGHT.date() + dt.timedelta(days=1)

@@ -14,7 +14,8 @@ from deltalake import DeltaTable
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.tables.slice_writer import Part, Slice, commit, part_batch, part_of_row, parts_of
+from recsys_batch.tables.delta_log import commit, parts_of
+from recsys_batch.tables.slice_writer import Part, Slice, part_batch, part_of_row
 
 IDS = IdTypes("STRING", "BIGINT")
 DAY = dt.date(2026, 3, 1)

@@ -17,7 +17,8 @@ from recsys_batch.night.incremental.appended_files import Rewritten, appended_fi
 from recsys_batch.read import has_table, open_table, read_table, rows_in, run_rows
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.filesystems import file_sizes, joined, listed, storage_options
-from recsys_batch.tables.slice_writer import Slice, append, commit, log_of, parts_of
+from recsys_batch.tables.delta_log import append, commit, log_of, parts_of
+from recsys_batch.tables.slice_writer import Slice
 from recsys_batch.tables.user_ranges import Files, ranges
 
 IDS = IdTypes("STRING", "BIGINT")

@@ -38,7 +38,7 @@ run_id_option = click.option("--run-id", help="This run instead of the date's ne
 @json_option
 @with_config
 def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, incremental: bool, as_json: bool) -> None:
-    from recsys_batch.night.run_context import AlreadyDone
+    from recsys_batch.night.open_run import AlreadyDone
     from recsys_batch.night.runner import nightly as run_night
     from recsys_batch.spark.session import get_session
 
@@ -75,7 +75,7 @@ def _step_command(name: str, text: str) -> click.Command:
     def command(
         config: Config, run_date: dt.date, run_id: str | None, as_json: bool, dry_run: bool = False, override: str | None = None
     ) -> None:
-        from recsys_batch.night.run_context import AlreadyDone
+        from recsys_batch.night.open_run import AlreadyDone
         from recsys_batch.night.runner import one_step
         from recsys_batch.spark.session import get_session
 
@@ -125,8 +125,8 @@ step_commands = [_step_command(name, text) for name, text in _STEPS.items()]
 @json_option
 @with_config
 def rollback(config: Config, to: str | None, dry_run: bool, as_json: bool) -> None:
+    from recsys_batch.night.open_run import AlreadyDone
     from recsys_batch.night.publish import rollback as roll_back
-    from recsys_batch.night.run_context import AlreadyDone
     from recsys_batch.spark.session import get_session
 
     try:
@@ -208,7 +208,7 @@ def _manifest_rows(config: Config) -> list[dict[str, Any]]:
         from recsys_batch.read import run_rows
 
         return run_rows(config.paths.warehouse)
-    from recsys_batch.night.run_context import run_rows as run_rows_by_spark
+    from recsys_batch.night.run_store import run_rows as run_rows_by_spark
     from recsys_batch.spark.session import get_session
     from recsys_batch.spark.tables import Tables
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 @json_option
 @with_config
 def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run: bool, as_json: bool) -> None:
-    from recsys_batch.night.run_context import AlreadyDone, run_rows
+    from recsys_batch.night.open_run import AlreadyDone
+    from recsys_batch.night.run_store import run_rows
     from recsys_batch.night.runner import nightly
     from recsys_batch.spark.session import get_session
     from recsys_batch.spark.tables import Tables

@@ -19,7 +19,8 @@ from recsys_batch.errors import Busy
 from recsys_batch.read import has_table, open_table, read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.filesystems import absolute, storage_options
-from recsys_batch.tables.slice_writer import Part, Slice, add_actions
+from recsys_batch.tables.delta_log import add_actions
+from recsys_batch.tables.slice_writer import Part, Slice
 from recsys_batch.tables.user_ranges import Range
 
 NAME = "sent_log"

@@ -16,7 +16,9 @@ from recsys_batch.dataset.popularity import counts_file, users_per_item
 from recsys_batch.evaluation.drift import compared, stability_index
 from recsys_batch.night.gates import Gate, gates
 from recsys_batch.night.incremental.base_run import Base, changed_file, files_of, recorded_base
-from recsys_batch.night.run_context import MODEL_METRIC, Night, run_rows
+from recsys_batch.night.open_run import MODEL_METRIC
+from recsys_batch.night.run_context import Night
+from recsys_batch.night.run_store import run_rows
 from recsys_batch.night.steps.range_tasks import interactions_of, of_changed, with_range
 from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
 from recsys_batch.spark.executors.verify import COUNTS, COUNTS_SCHEMA, LISTED, Earlier, VerifyTask, verifier

@@ -20,7 +20,7 @@ from recsys_batch.ann.tuning import Tuning
 from recsys_batch.config import Config
 from recsys_batch.dataset.catalogue import open_catalogue
 from recsys_batch.errors import InputMissing
-from recsys_batch.night.run_context import run_rows
+from recsys_batch.night.run_store import run_rows
 from recsys_batch.night.task_sizing import user_tasks, users_per_task
 from recsys_batch.registry.mlflow_registry import Registry
 from recsys_batch.spark.tables import Tables

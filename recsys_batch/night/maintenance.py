@@ -24,8 +24,8 @@ from recsys_batch.schemas import TABLES
 from recsys_batch.storage.artifacts import artifact_root, is_pointed, pointed, pointers, remove_folder
 from recsys_batch.storage.filesystems import Entry, file_sizes, joined, listed
 from recsys_batch.tables import run_manifest
+from recsys_batch.tables.delta_log import log_of
 from recsys_batch.tables.run_manifest import Run
-from recsys_batch.tables.slice_writer import log_of
 
 _OUTPUTS = tuple(name for name, spec in TABLES.items() if "run_id" in spec.partition_by)
 _COMPACTED = ("runs", "rejected", "holdout", "exposures", "feedback")

@@ -12,8 +12,10 @@ from pyspark.sql import SparkSession
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.night.incremental.base_run import files_of
-from recsys_batch.night.run_context import AlreadyDone, Night, append_runs, empty_slice, manifest_of, run_rows
+from recsys_batch.night.open_run import AlreadyDone
+from recsys_batch.night.run_context import Night
 from recsys_batch.night.run_locks import what_readers_see
+from recsys_batch.night.run_store import append_runs, empty_slice, manifest_of, run_rows
 from recsys_batch.spark.tables import Tables
 from recsys_batch.spark.views import create_views
 from recsys_batch.tables import run_manifest

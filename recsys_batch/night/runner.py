@@ -17,8 +17,9 @@ from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError, was
 from recsys_batch.logs import about
 from recsys_batch.night.audit import audit
 from recsys_batch.night.gates import refused
+from recsys_batch.night.open_run import AlreadyDone, open_night
 from recsys_batch.night.publish import prefixed, publish
-from recsys_batch.night.run_context import AlreadyDone, Night, open_night
+from recsys_batch.night.run_context import Night
 from recsys_batch.night.run_locks import one_night
 from recsys_batch.night.steps import OUTPUTS, STEPS
 from recsys_batch.spark.session import has_ended

@@ -20,7 +20,7 @@ from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.schemas import TABLES, IdTypes, spark_type
 from recsys_batch.storage.filesystems import absolute, joined
-from recsys_batch.tables.slice_writer import log_of
+from recsys_batch.tables.delta_log import log_of
 
 _PROPERTIES = {
     # Readers without a JVM (deltalake, DuckDB, Polars) need protocol version 1: see docs/decisions.

@@ -12,7 +12,7 @@ import json
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,15 +20,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, CommitProperties
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.schemas import IdTypes, TableSpec
-from recsys_batch.storage.filesystems import joined, open_output, storage_options
+from recsys_batch.storage.filesystems import joined, open_output
 
-_TRIES = 5
 _ROW_GROUP_BYTES = 8 * 2**20  # uncompressed: what a reader of one user's rows has to decode
 _REPEATING = ("run_id", "user_id", "source", "model_version", "segment", "reason", "rank", "generated_at")
 """Columns whose values repeat in a run of rows; the others are not worth a dictionary."""
@@ -180,79 +176,6 @@ class _Writer:
             self._writer.write_table(pa.Table.from_batches(self._pending, schema=self._where.file_schema))
             self._counts[WRITE_MS] += round(1000 * (time.perf_counter() - started))
         self._pending, self._pending_bytes = [], 0
-
-
-def log_of(location: str, version: int | None = None) -> DeltaTable:
-    """The Delta table of a folder."""
-    return DeltaTable(location, version=version, storage_options=storage_options(location))
-
-
-def commit(where: Slice, parts: Iterable[Part], metadata: Mapping[str, Any]) -> int:
-    """Make ``parts`` the rows of the slice, instead of what it held; the committed version.
-
-    Nothing is committed where there was nothing and there is nothing: the newest version then.
-    """
-    table = log_of(where.root)
-    parts = list(parts)
-    filters = [(name, "=", str(value)) for name, value in where.partition.items()]
-    if not parts and not table.file_uris(file_pruning_predicate=filters):
-        return int(table.version())
-    return _committed(table, where, parts, metadata, mode="overwrite", partition_filters=filters)
-
-
-def append(where: Slice, rows: pa.Table, metadata: Mapping[str, Any]) -> int:
-    """Add rows to a table without partitions, in one commit; its version."""
-    return _committed(log_of(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
-
-
-def _committed(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata: Mapping[str, Any], **how: Any) -> int:
-    """Again where somebody else's commit came between: slices of other runs share the table, not its rows."""
-    for _ in range(_TRIES - 1):
-        try:
-            return _commit_once(table, where, parts, metadata, **how)
-        except CommitFailedError:
-            table = log_of(where.root)
-    return _commit_once(table, where, parts, metadata, **how)
-
-
-def _commit_once(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata: Mapping[str, Any], **how: Any) -> int:
-    token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
-    table.create_write_transaction(
-        add_actions(where, parts),
-        schema=table.schema(),
-        partition_by=list(where.spec.partition_by),
-        commit_properties=CommitProperties(custom_metadata={"userMetadata": token}),
-        **how,
-    )
-    mine = [entry["version"] for entry in log_of(where.root).history(20) if entry.get("userMetadata") == token]
-    return int(str(mine[0]))
-
-
-def add_actions(where: Slice, parts: Sequence[Part]) -> list[AddAction]:
-    """What a commit says of files that were written."""
-    now = int(time.time() * 1000)
-    partition = {name: str(value) for name, value in where.partition.items()}
-    return [AddAction(part.path, part.n_bytes, partition, now, True, _stats(part, where.key)) for part in parts]
-
-
-def parts_of(where: Slice, version: int | None = None) -> list[Part]:
-    """The files of the slice, by their first key."""
-    table = log_of(where.root, version)
-    found = pa.table(table.get_add_actions(flatten=True))
-    for name, value in where.partition.items():
-        found = found.filter(pc.equal(found[f"partition.{name}"].cast(pa.string()), str(value)))
-    parts = []
-    for row in found.to_pylist():
-        first, last = row.get(f"min.{where.key}"), row.get(f"max.{where.key}")
-        parts.append(Part(row["path"], row["size_bytes"], row["num_records"], first, last))
-    return sorted(parts, key=lambda part: (part.first is not None, part.first, part.path))
-
-
-def _stats(part: Part, key: str | None) -> str:
-    stats: dict[str, Any] = {"numRecords": part.n_rows}
-    if key is not None:
-        stats |= {"minValues": {key: part.first}, "maxValues": {key: part.last}, "nullCount": {key: 0}}
-    return json.dumps(stats)
 
 
 WRITE_MS, PYTHON_MS = "write_ms", "python_ms"

@@ -20,7 +20,8 @@ from recsys_batch.digest.users import Order
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.artifacts import artifact_root, point, put_folder
 from recsys_batch.storage.filesystems import name_of
-from recsys_batch.tables.slice_writer import Slice, append, commit
+from recsys_batch.tables.delta_log import append, commit
+from recsys_batch.tables.slice_writer import Slice
 
 NIGHT = dt.datetime(2026, 3, 1, 1, tzinfo=dt.UTC)
 MORNING = dt.datetime(2026, 3, 1, 6, tzinfo=dt.UTC)

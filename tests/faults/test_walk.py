@@ -15,7 +15,7 @@ import pytest
 from recsys_batch.ann import index as ann_index
 from recsys_batch.config import Config
 from recsys_batch.errors import EXIT_MISSING, Busy
-from recsys_batch.night import run_context, steps
+from recsys_batch.night import open_run, run_context, steps
 from recsys_batch.night import runner as night_module
 from recsys_batch.night.run_context import Night
 from recsys_batch.night.runner import nightly
@@ -63,7 +63,8 @@ _AFTER = {"embed": "index", "index": "candidates", "candidates": "score", "score
 POINTS: dict[str, Point] = {
     "the copy of the bundle": (run_context, "put_folder", any_call),
     "the run's first row": (run_context, "append_runs", lambda _, runs: not any(key.endswith(".seconds") for key in runs[-1].metrics)),
-    **{f"the pointer {name}": (run_context, "point", pointer(name)) for name in ("bundle", "gathered", "popularity", "catalogue", "index")},
+    "the pointer bundle": (open_run, "point", pointer("bundle")),
+    **{f"the pointer {name}": (run_context, "point", pointer(name)) for name in ("gathered", "popularity", "catalogue", "index")},
     **{f"the commit of {name}": (run_context, "commit", table(name)) for name in OUTPUTS},
     "what is gathered": (gather_events, "_staged", any_call),
     "the index's files": (ann_index, "put", any_call),
@@ -113,7 +114,7 @@ def test_the_same_command_again_ends_with_the_same_tables(
         nightly(spark, fresh, DAY)
     assert died, "nothing died: the point is not one that a night passes"
     readers_see_nothing_or_all(fresh)
-    with contextlib.suppress(run_context.AlreadyDone):
+    with contextlib.suppress(open_run.AlreadyDone):
         nightly(spark, fresh, DAY)
     assert tables_of(fresh) == tables_of(published)
     assert manifest_of(fresh) == manifest_of(published)

@@ -13,7 +13,7 @@ import pytest
 from recsys_batch.config import Config
 from recsys_batch.errors import ConfigError
 from recsys_batch.night.audit import measure
-from recsys_batch.night.run_context import open_night
+from recsys_batch.night.open_run import open_night
 from recsys_batch.night.runner import nightly, one_step
 from recsys_batch.read import published_run, read_table
 

@@ -18,8 +18,9 @@ from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.artifacts import artifact_root, point, put_folder
 from recsys_batch.storage.filesystems import joined, listed, name_of, storage_options, write_bytes
+from recsys_batch.tables.delta_log import append, commit
 from recsys_batch.tables.run_manifest import Run
-from recsys_batch.tables.slice_writer import Slice, append, commit
+from recsys_batch.tables.slice_writer import Slice
 
 IDS = IdTypes("STRING", "BIGINT")
 NOW = dt.datetime(2026, 3, 20, tzinfo=dt.UTC)

@@ -16,8 +16,9 @@ from recsys_batch.config import Config
 from recsys_batch.errors import Busy, GateRefused, InputMissing, RecsysBatchError
 from recsys_batch.night import run_locks, steps
 from recsys_batch.night import runner as night_module
+from recsys_batch.night.open_run import AlreadyDone
 from recsys_batch.night.publish import rollback
-from recsys_batch.night.run_context import AlreadyDone, Night
+from recsys_batch.night.run_context import Night
 from recsys_batch.night.run_locks import what_readers_see
 from recsys_batch.night.runner import nightly, one_step
 from recsys_batch.read import latest_topk, published_run, read_table, run_rows

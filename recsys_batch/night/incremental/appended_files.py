@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from recsys_batch.storage.filesystems import file_sizes, joined, read_bytes
-from recsys_batch.tables.slice_writer import log_of
+from recsys_batch.tables.delta_log import log_of
 
 
 class Rewritten(Exception):

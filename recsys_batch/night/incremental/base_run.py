@@ -20,12 +20,14 @@ from recsys_batch import __version__
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
 from recsys_batch.night.incremental.appended_files import Rewritten, appended_files
-from recsys_batch.night.run_context import Night, partition_of, run_rows
+from recsys_batch.night.run_context import Night, partition_of
+from recsys_batch.night.run_store import run_rows
 from recsys_batch.storage.artifacts import catalogue_folder
 from recsys_batch.storage.filesystems import joined, name_of, read_parquet
 from recsys_batch.tables import run_manifest
+from recsys_batch.tables.delta_log import parts_of
 from recsys_batch.tables.run_manifest import Run
-from recsys_batch.tables.slice_writer import Slice, parts_of
+from recsys_batch.tables.slice_writer import Slice
 from recsys_batch.tables.user_ranges import LIST_ROWS, Files
 
 _TOO_MANY = 0.3

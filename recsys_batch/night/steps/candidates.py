@@ -22,7 +22,7 @@ from recsys_batch.schemas import ALL_SEGMENTS, TABLES
 from recsys_batch.spark.executors.carry_forward import Change, GainedItems
 from recsys_batch.spark.executors.retrieve import SHORT, KnownUsers, RetrieveTask, counting_short, found
 from recsys_batch.storage.filesystems import joined, read_parquet
-from recsys_batch.tables.slice_writer import parts_of
+from recsys_batch.tables.delta_log import parts_of
 from recsys_batch.tables.user_ranges import LIST_ROWS, Range
 
 

@@ -10,7 +10,9 @@ import msgspec
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online import metrics
-from recsys_batch.online.api.messages import BadRequest, Bounds, check_k, encode, read_feedback, read_rank
+from recsys_batch.online.api.decode import check_k, read_feedback, read_rank
+from recsys_batch.online.api.encode import encode
+from recsys_batch.online.api.messages import BadRequest, Bounds
 from recsys_batch.online.http.openapi import document
 from recsys_batch.online.http.router import HttpError, Request, Response, Route
 from recsys_batch.online.serving import activation

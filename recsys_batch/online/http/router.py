@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from recsys_batch.online.api.messages import encode
+from recsys_batch.online.api.encode import encode
 
 JSON = ("content-type", "application/json")
 

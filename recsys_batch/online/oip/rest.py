@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from recsys_batch import __version__
-from recsys_batch.online.api.messages import encode
+from recsys_batch.online.api.encode import encode
 from recsys_batch.online.http.router import JSON, HttpError, Response, problem
 from recsys_batch.online.oip.content_encoding import unpacked
 from recsys_batch.online.oip.dynamic_batcher import Batching

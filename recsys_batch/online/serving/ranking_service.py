@@ -9,7 +9,8 @@ import time
 from dataclasses import replace
 
 from recsys_batch.online import metrics
-from recsys_batch.online.api.messages import Answer, Bounds, answer
+from recsys_batch.online.api.encode import answer
+from recsys_batch.online.api.messages import Answer, Bounds
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent
 from recsys_batch.online.ranking.ladder import STALE, Asked, Ranked, published_order, rank
 from recsys_batch.online.ranking.rank_query import Query

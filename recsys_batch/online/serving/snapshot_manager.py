@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.api.messages import answer, encode
+from recsys_batch.online.api.encode import answer, encode
 from recsys_batch.online.ranking.ladder import rank
 from recsys_batch.online.ranking.latency import Latency
 from recsys_batch.online.ranking.rank_query import Query

@@ -1,0 +1,177 @@
+"""Resume the unfinished run of a date, or begin one."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from pyspark.sql import SparkSession
+
+from recsys_batch import __version__
+from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.night.run_context import Night
+from recsys_batch.night.run_store import run_rows
+from recsys_batch.night.task_sizing import fit_shuffles
+from recsys_batch.registry.bundle import Bundle
+from recsys_batch.registry.mlflow_registry import Registry
+from recsys_batch.schemas import TABLES
+from recsys_batch.spark.tables import Tables
+from recsys_batch.storage.artifacts import (
+    artifact_root,
+    point,
+    run_folder,
+)
+from recsys_batch.storage.filesystems import exists, name_of
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.run_manifest import Run
+
+logger = logging.getLogger("recsys_batch.night")
+
+MODEL_METRIC = "model.ndcg_at_10"
+"""What the model reached on its validation part, among a run's metrics; absent where nobody measured it."""
+_INPUTS = ("interactions", "items", "users")
+
+
+class AlreadyDone(Exception):
+    """There is nothing left to do; the message says why. Not an error: exit code 0."""
+
+
+def open_night(
+    spark: SparkSession,
+    config: Config,
+    run_date: dt.date,
+    *,
+    run_id: str | None = None,
+    force: bool = False,
+    begin: bool = True,
+    incremental: bool = False,
+    as_it_is: bool = False,
+) -> Night:
+    """Resume the date's unfinished run, or begin one.
+
+    Args:
+        run_id: that run, instead of the date's newest.
+        force: begin a new run even if the date is published.
+        begin: False for a step that cannot be a run's first.
+        as_it_is: go on with the run although the inputs, the model or the settings are others by now.
+
+    Raises:
+        AlreadyDone: the date (or run) is published.
+        InputMissing: nothing ingested, no champion model, or no such run where ``begin`` is False.
+    """
+    tables = Tables(spark, config)
+    ids = tables.require_ids()
+    fit_shuffles(spark, config, tables)
+    states = run_manifest.fold(run_rows(tables))
+    known = states.get(run_manifest.check_run_id(run_id)) if run_id else run_manifest.newest_of(states, run_date)
+    if known is not None and known.run_date != run_date:
+        raise InputMissing(f"run {run_id} is of {known.run_date}, not of {run_date}: pass --run-date {known.run_date}")
+    if known is not None and not force and known.status in ("PUBLISHED", "ROLLED_BACK"):
+        raise AlreadyDone(_finished(known))
+    registry = Registry(config)
+    night = Night(spark, config, tables, ids, known or _no_run(run_date), artifact_root(config.paths.warehouse), registry, incremental)
+    fresh = _inputs(tables)
+    reason = _why_not_resume(night, known, fresh) if known is not None and not force and not as_it_is else None
+    if known is not None and not force and reason is None:
+        logger.info(
+            "resuming run %s (attempt %d): %s done", known.run_id, known.attempt + 1, ", ".join(sorted(known.table_versions)) or "nothing"
+        )
+        # Not recorded yet: a command that finds nothing to do leaves no row.
+        night.run = replace(known, attempt=known.attempt + 1, status="AUDITED" if known.status == "AUDITED" else "RUNNING")
+        return night
+    if not begin and not force:
+        raise InputMissing(reason or f"no run of {run_date} has begun: run `recsys-batch embed --run-date {run_date}` or nightly first")
+    if reason:
+        logger.info("beginning a new run: %s", reason)
+    _begin(night, run_date, run_id if known is None and run_id else run_manifest.next_run_id(states, run_date), fresh)
+    return night
+
+
+def _begin(night: Night, run_date: dt.date, run_id: str, inputs: Mapping[str, int]) -> None:
+    champion = night.registry.champion()
+    if champion is None:
+        alias, name = night.config.mlflow.alias, night.config.mlflow.model_name
+        raise InputMissing(f"model {name} has no alias {alias}: run `recsys-batch train`, or `recsys-batch register` your own")
+    Path(night.config.paths.state).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="recsys-batch-", dir=night.config.paths.state) as download:
+        bundle = night.registry.fetch(champion.version, Path(download))
+        folder = night.put_folder("bundles", lambda target: _copy_files(bundle.path, target))
+    point(night.root, run_id, "bundle", {"folder": name_of(folder), "model_version": champion.version, "digest": bundle.digest})
+    now = dt.datetime.now(dt.UTC)
+    night.run = Run(
+        run_id=run_id,
+        run_date=run_date,
+        attempt=1,
+        status="RUNNING",
+        published_at=None,
+        table_versions={},
+        input_versions=inputs,
+        model_version=champion.version,
+        code_version=__version__,
+        config_hash=night.config.config_hash(),
+        metrics={run_manifest.STARTED_AT: now.timestamp(), **_model_metric(bundle)},
+        mlflow_run_id=night.registry.start_night(run_id, {"run_date": run_date.isoformat(), "model_version": champion.version}),
+    )
+    night.record()
+    logger.info("run %s began with model version %s on inputs %s", run_id, champion.version, dict(inputs))
+
+
+def _model_metric(bundle: Bundle) -> dict[str, float]:
+    found = bundle.manifest.get("metrics", {}).get("ndcg_at_10")
+    return {MODEL_METRIC: float(found)} if found is not None else {}
+
+
+def _why_not_resume(night: Night, run: Run, inputs: Mapping[str, int]) -> str | None:
+    """A sentence why the unfinished run's rows cannot be continued; None when they can."""
+    config, registry = night.config, night.registry
+    if not exists(run_folder(night.root, run.run_id)) or ("topk" in run.table_versions and not night.files("topk").parts):
+        return f"run {run.run_id} is no longer kept: maintain removed what it had written"
+    if run.config_hash != config.config_hash():
+        return f"run {run.run_id} was begun with other settings (config hash {run.config_hash}, now {config.config_hash()})"
+    if run.code_version != __version__:
+        return f"run {run.run_id} was begun by release {run.code_version}, this is {__version__}"
+    if run.status != "FAILED":
+        return None  # killed: it keeps to the model and the inputs that it began with
+    champion = registry.champion()
+    if champion is not None and champion.version != run.model_version:
+        return f"run {run.run_id} failed with model version {run.model_version}, and {champion.version} is the champion now"
+    if run.metrics.get(run_manifest.GATE_REFUSED) and dict(inputs) != dict(run.input_versions):
+        return f"run {run.run_id} was refused by its audit, and the inputs have changed since"
+    return None
+
+
+def _inputs(tables: Tables) -> dict[str, int]:
+    """Versions of the inputs that are there.
+
+    Raises:
+        UsageError: one lacks a column of the contract.
+    """
+    found = [name for name in _INPUTS if tables.exists(name)]
+    for name in found:
+        missing = [column.name for column in TABLES[name].columns if column.name not in tables.read(name).columns]
+        if missing:
+            lacking = f"table {name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
+            raise UsageError(f"{lacking} (docs/data-contract.md): write it as `recsys-batch ingest` does, or ingest it again")
+    return {name: tables.version(name) for name in found}
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
+
+
+def _no_run(run_date: dt.date) -> Run:
+    return Run("", run_date, 0, "RUNNING", None, {}, {}, "", __version__, "")
+
+
+def _finished(run: Run) -> str:
+    if run.status == "PUBLISHED":
+        when = f"{run.published_at:%Y-%m-%d %H:%M:%S} UTC"
+        return f"{run.run_date} is already published as run {run.run_id} at {when}; --force computes it again"
+    return f"{run.run_date} was published as run {run.run_id} and rolled back; --force computes it again"

@@ -1,0 +1,37 @@
+"""Manifest rows of a warehouse: read and appended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from recsys_batch.read import rows_in
+from recsys_batch.schemas import TABLES
+from recsys_batch.spark.tables import Tables
+from recsys_batch.tables.delta_log import append
+from recsys_batch.tables.run_manifest import Run
+from recsys_batch.tables.slice_writer import Slice
+
+
+def empty_slice(tables: Tables, name: str) -> Slice:
+    """A table that is there, of no run yet."""
+    return Slice(tables.folder(name), TABLES[name], tables.require_ids(), {}, 2**26)
+
+
+def run_rows(tables: Tables) -> list[dict[str, Any]]:
+    """Every manifest row, maps as dicts; empty before the first night."""
+    return rows_in(tables.folder("runs")) if tables.exists("runs") else []
+
+
+def manifest_of(tables: Tables) -> Slice:
+    """Where manifest rows go; the table is made if it is missing."""
+    ids = tables.require_ids()
+    tables.ensure("runs", ids)
+    return Slice(tables.folder("runs"), TABLES["runs"], ids, {}, 2**20)
+
+
+def append_runs(where: Slice, runs: list[Run]) -> None:
+    """Append manifest rows in one commit, so that a reader sees all of them or none."""
+    rows = pa.Table.from_pylist([run.row() for run in runs], schema=where.schema)
+    append(where, rows, {"run_ids": [run.run_id for run in runs], "status": runs[-1].status})

@@ -1,0 +1,132 @@
+"""Decode the bodies of requests; one that does not fit is a BadRequest with a sentence."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from typing import Any
+
+import msgspec
+
+from recsys_batch.online.api.messages import BadRequest, Bounds, Feedback, FeedbackBody, Id, RankRequest
+from recsys_batch.online.exposure_log.feedback import FeedbackEvent
+from recsys_batch.online.ranking.rank_query import Query
+
+_RANK = msgspec.json.Decoder(RankRequest)
+_FEEDBACK = msgspec.json.Decoder(Feedback)
+
+
+def read_rank(body: bytes, bounds: Bounds, arrived: float) -> tuple[Query, str | None]:
+    """The query, and the caller's request id.
+
+    Args:
+        arrived: time.perf_counter() when the request did, from which deadline_ms counts.
+
+    Raises:
+        BadRequest: not JSON of that form, or beyond the bounds.
+    """
+    request = _decoded(_RANK, body)
+    check_k(request.k, bounds)
+    categories = request.filters.categories if request.filters else []
+    if len(categories) > bounds.max_categories:
+        raise BadRequest(f"filters.categories has {len(categories)} names, at most {bounds.max_categories} are allowed")
+    _check_ids("exclude_item_ids", request.exclude_item_ids, bounds)
+    if request.deadline_ms is not None and not 0 < request.deadline_ms <= 60_000:
+        raise BadRequest(f"deadline_ms is {request.deadline_ms}: expected more than 0 and at most 60000")
+    if request.request_id is not None and len(request.request_id) > 200:
+        raise BadRequest(f"request_id has {len(request.request_id)} characters, at most 200 are allowed")
+    context = dict(request.context)
+    session = _session(context.pop("session_item_ids", None), bounds)
+    device, segment = context.pop("device", None), context.pop("segment", None)
+    query = Query(
+        user_id=request.user_id,
+        k=request.k,
+        when=read_time(context.pop("timestamp", None)),
+        session_item_ids=session,
+        device=_text("device", device),
+        attributes=context,
+        exclude_item_ids=request.exclude_item_ids,
+        categories=categories,
+        deadline=None if request.deadline_ms is None else arrived + request.deadline_ms / 1000,
+        explain=request.explain,
+        segment=_text("segment", segment),
+    )
+    return query, request.request_id
+
+
+def read_feedback(body: bytes, bounds: Bounds) -> list[FeedbackEvent]:
+    """The events; without a timestamp they happened now.
+
+    Raises:
+        BadRequest: as ``read_rank``.
+    """
+    events: list[FeedbackBody] = _decoded(_FEEDBACK, body).events
+    if not 1 <= len(events) <= bounds.max_ids:
+        raise BadRequest(f"events has {len(events)} entries: expected 1 to {bounds.max_ids}")
+    now = dt.datetime.now(dt.UTC)
+    return [_event(event, now) for event in events]
+
+
+def _event(given: FeedbackBody, now: dt.datetime) -> FeedbackEvent:
+    if not 1 <= len(given.event_type) <= 100:
+        raise BadRequest(f"event_type has {len(given.event_type)} characters: expected 1 to 100")
+    if not abs(given.weight) < 1e30:
+        raise BadRequest(f"weight is {given.weight}: expected a number below 1e30")
+    when = read_time(given.timestamp) or now
+    return FeedbackEvent(given.request_id, given.user_id, given.item_id, when, given.event_type, given.weight)
+
+
+def check_k(k: int, bounds: Bounds) -> None:
+    """Raises BadRequest where k is out of bounds."""
+    if not 1 <= k <= bounds.max_k:
+        raise BadRequest(f"k is {k}: expected 1 to {bounds.max_k}")
+
+
+def read_time(value: Any) -> dt.datetime | None:
+    """Seconds since 1970, or ISO 8601; UTC. None for none.
+
+    Raises:
+        BadRequest: neither, or no date that there is.
+    """
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str):
+            parsed = dt.datetime.fromisoformat(value)
+            return parsed.replace(tzinfo=dt.UTC) if parsed.tzinfo is None else parsed.astimezone(dt.UTC)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return dt.datetime.fromtimestamp(value, dt.UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
+    raise BadRequest(f"timestamp is {_short(value)}: expected seconds since 1970, or ISO 8601 like 2026-11-24T20:15:00Z")
+
+
+def _decoded(decoder: Any, body: bytes) -> Any:
+    try:
+        return decoder.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadRequest(f"the body is not as expected: {error}") from None
+
+
+def _session(value: Any, bounds: Bounds) -> list[Id]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(one, int | str) and not isinstance(one, bool) for one in value):
+        raise BadRequest(f"context.session_item_ids is {_short(value)}: expected a list of item ids")
+    _check_ids("context.session_item_ids", value, bounds)
+    return value
+
+
+def _check_ids(name: str, ids: list[Id], bounds: Bounds) -> None:
+    if len(ids) > bounds.max_ids:
+        raise BadRequest(f"{name} has {len(ids)} ids, at most {bounds.max_ids} are allowed")
+
+
+def _text(name: str, value: Any) -> str | None:
+    """What is not text counts as its text: an unknown value, not an error."""
+    return value if value is None or isinstance(value, str) else str(value)[:100]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
