@@ -27,10 +27,10 @@ import pyarrow as pa
 from recsys_batch.config import Config, load_config
 from recsys_batch.dataset import synthetic
 from recsys_batch.evaluation.metrics import evaluate_lists
-from recsys_batch.model.data import Positives, prepare, split
 from recsys_batch.model.ranker import Ranker
 from recsys_batch.model.towers import Towers
 from recsys_batch.model.training import train
+from recsys_batch.model.training_data import Positives, prepare, split
 from recsys_batch.ranking.features import FeatureSpec, pair_features
 from recsys_batch.ranking.top_k import top_k
 from recsys_batch.registry.bundle import Bundle

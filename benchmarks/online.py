@@ -30,7 +30,7 @@ import torch
 from measuring import ROOT, report
 from synthetic_snapshot import make_snapshot
 
-from recsys_batch.model.export import ranker_onnx
+from recsys_batch.model.onnx_export import ranker_onnx
 from recsys_batch.model.ranker import PREFIX, RankerParameters
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec

@@ -34,6 +34,7 @@ from recsys_batch.spark.executors.part_writer import part_writer
 from recsys_batch.spark.executors.score import Lists, ScoreTask, ranked
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import Tables
+from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.delta_log import commit
 from recsys_batch.tables.list_columns import list_column, matrix_column
 from recsys_batch.tables.slice_writer import PART_SCHEMA, Part, Slice, part_of_row
@@ -115,7 +116,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         k,
         arguments.top_k,
         config.scoring.batch_users,
-        config.paths.cache,
+        NodeCache.from_paths(config.paths),
     )
 
     lists, bounds = Lists(Files(candidates, parts), Files(embeddings, known)), ranges(parts)

@@ -27,7 +27,7 @@ from measuring import ROOT, report
 
 from recsys_batch import __version__
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
-from recsys_batch.model.export import ranker_onnx
+from recsys_batch.model.onnx_export import ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.registry.bundle import write_bundle

@@ -13,15 +13,12 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recsys_batch.errors import ConfigError
-
-if TYPE_CHECKING:
-    from recsys_batch.storage.node_cache import NodeCache
 
 
 class Section(BaseModel):
@@ -46,13 +43,6 @@ class Paths(Section):
     node_cache_mb: int = Field(51_200, ge=1, description="MiB that these copies may take; what nobody uses goes first")
     jars: str = Field(".jars", description="folder with the Delta jars that set-up resolved; read when it exists")
     s3a_jars: str = Field(".jars-s3a", description="folder with the jars of `make s3a-jars`; read where the warehouse is in s3a://")
-
-    @property
-    def cache(self) -> NodeCache:
-        """Of each node that works on an s3a:// warehouse."""
-        from recsys_batch.storage.node_cache import NodeCache  # pyarrow and more, which some commands start without
-
-        return NodeCache(self.node_cache, self.node_cache_mb)
 
 
 class SparkSection(Section):

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save_file
 
-from recsys_batch.ann.files import IndexFile, put
+from recsys_batch.ann.index_files import IndexFile, put
 from recsys_batch.ann.kernels import faiss_module, limit_threads, longest, normalised
-from recsys_batch.ann.stored import encode, int8_scale
+from recsys_batch.ann.vector_storage import encode, int8_scale
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, UsageError
 

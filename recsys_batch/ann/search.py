@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from recsys_batch.ann.backends import ExactRetriever, IvfRetriever, Retriever
-from recsys_batch.ann.files import IndexFile, Verifier
 from recsys_batch.ann.index import IndexInfo
+from recsys_batch.ann.index_files import IndexFile, Verifier
+from recsys_batch.ann.inverted_lists import Lists
 from recsys_batch.ann.kernels import longest
-from recsys_batch.ann.lists import Lists
-from recsys_batch.ann.stored import FloatRows, Int8Rows, Items, Shard, StoredRows
+from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever
+from recsys_batch.ann.vector_storage import FloatRows, Int8Rows, Items, Shard, StoredRows
 from recsys_batch.errors import IndexDamaged
 
 _DEFAULT_NPROBE = 32

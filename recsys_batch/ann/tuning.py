@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys_batch.ann.backends import Probing, Retriever
+from recsys_batch.ann.retrievers import Probing, Retriever
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, RecsysBatchError
 

@@ -74,7 +74,8 @@ def digest(
     as_json: bool,
 ) -> None:
     from recsys_batch.digest.digest import make_digest
-    from recsys_batch.digest.users import Order
+    from recsys_batch.digest.user_slots import Order
+    from recsys_batch.storage.node_cache import NodeCache
 
     segment = None if segment == ALL_SEGMENTS else segment
     name = digest_id or f"{run_date}.{segment or ALL_SEGMENTS}.{slots}.{shard[0]}of{shard[1]}"
@@ -91,8 +92,8 @@ def digest(
     )
     with bar("digest", quiet=as_json) as progress:
         now = as_of or dt.datetime.now(dt.UTC)
-        paths = config.paths
-        result = make_digest(paths.warehouse, paths.cache, order, now, config.data.min_weight, dry_run=dry_run, progress=progress)
+        cache = NodeCache.from_paths(config.paths)
+        result = make_digest(config.paths.warehouse, cache, order, now, config.data.min_weight, dry_run=dry_run, progress=progress)
     if as_json:
         echo({"dry_run": dry_run, **asdict(result)})
         return

@@ -27,13 +27,14 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
     from recsys_batch.online.snapshot.redis_store import connect, mark_whole
     from recsys_batch.spark.executors.range_sum import counted_over
     from recsys_batch.spark.session import get_session
+    from recsys_batch.storage.node_cache import NodeCache
 
     url = os.environ.get(REDIS_URL)
     if not url:
         raise UsageError(f"online.store = redis needs the server in {REDIS_URL}, for example redis://127.0.0.1:6379/0")
     expire = int(config.online.redis_expire_hours * 3600)
-    name = run.row["run_id"]
-    put = functools.partial(_put, run.lists, run.catalogue_dir, config.paths.cache, name, url, config.online.redis_cluster, expire)
+    name, cache = run.row["run_id"], NodeCache.from_paths(config.paths)
+    put = functools.partial(_put, run.lists, run.catalogue_dir, cache, name, url, config.online.redis_cluster, expire)
     n_records = counted_over(get_session(config), put, run.lists.bounds)
     client = connect(url, config.online.redis_cluster)
     try:

@@ -30,9 +30,10 @@ def export_snapshot(config: Config, run_id: str | None, out: Path | None, activa
     from recsys_batch.online.export.published_run import open_run
     from recsys_batch.online.serving.traffic_split import read_routes
     from recsys_batch.online.snapshot import repository
+    from recsys_batch.storage.node_cache import NodeCache
 
     folder, began = out or Path(config.online.snapshots), time.monotonic()
-    run = open_run(config.paths.warehouse, config.paths.cache, run_id, config.retrieval.metric)
+    run = open_run(config.paths.warehouse, NodeCache.from_paths(config.paths), run_id, config.retrieval.metric)
     name = run.row["run_id"]
     made, said = name not in repository.snapshots(folder), []
     if not made:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from recsys_batch.digest.output import Sink, draft_of, finish, writing
 from recsys_batch.digest.sent_log import SentLog, rows_of
-from recsys_batch.digest.users import Fresh, Logged, Order, Slots, reading
-from recsys_batch.digest.writing import Sink, draft_of, finish, writing
+from recsys_batch.digest.user_slots import Fresh, Logged, Order, Slots, reading
 from recsys_batch.errors import InputMissing
 from recsys_batch.read import id_types, published_on
 from recsys_batch.storage.node_cache import NodeCache

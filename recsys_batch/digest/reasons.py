@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recsys_batch.digest.choice import Chosen
+from recsys_batch.digest.slot_selection import Chosen
 
 LENGTH = 20
 """Newest items of a history that are looked at."""

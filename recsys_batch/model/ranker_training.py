@@ -19,10 +19,10 @@ import torch
 
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.evaluation.metrics import ndcg_at_k, recall_at_k
-from recsys_batch.model.data import Positives
 from recsys_batch.model.ranker import RankerParameters
-from recsys_batch.model.ranker_lists import Lists, RankingData, retrieve_lists
+from recsys_batch.model.ranking_samples import Lists, RankingData, retrieve_lists
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
+from recsys_batch.model.training_data import Positives
 from recsys_batch.ranking.features import Context, session_similarity
 
 Progress = Callable[[str, Mapping[str, float]], None]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from recsys_batch.model.data import Positives
 from recsys_batch.model.towers import pool
+from recsys_batch.model.training_data import Positives
 from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, Start, low_rank_start, ridge_start
 
 

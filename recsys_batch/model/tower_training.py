@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from recsys_batch.config import Config
-from recsys_batch.model.data import Positives
-from recsys_batch.model.judging import TOP, Judge, clearly_better, judge_of
+from recsys_batch.model.early_stopping import TOP, Judge, clearly_better, judge_of
 from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, parameters_of, start
+from recsys_batch.model.training_data import Positives
 from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, Start, low_rank_start, ridge_start, spectrum_of
 
 Progress = Callable[[str, Mapping[str, float]], None]

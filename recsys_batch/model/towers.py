@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 
 from recsys_batch.errors import BundleError
-from recsys_batch.model.data import content_tokens, row_tokens
+from recsys_batch.model.training_data import content_tokens, row_tokens
 from recsys_batch.registry.bundle import Bundle
 
 TENSORS = ("item_history", "item_embedding", "item_content", "user_bias", "user_tokens", "log_popularity")

@@ -16,15 +16,15 @@ import torch
 
 from recsys_batch import __version__
 from recsys_batch.config import Config
-from recsys_batch.model.data import Positives, TrainingData, prepare, split
-from recsys_batch.model.export import ranker_onnx
+from recsys_batch.model.challenger_metrics import bundle_ndcg, popularity_metrics, unseen_by
+from recsys_batch.model.onnx_export import ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
-from recsys_batch.model.ranker_lists import RankingData
 from recsys_batch.model.ranker_training import JUDGED_USERS, LABEL_SHARE, NOT_JUDGED, Stage, fit_ranker, metrics_of
+from recsys_batch.model.ranking_samples import RankingData
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters, tokens_of
 from recsys_batch.model.tower_training import Fitted, fit, refit
 from recsys_batch.model.towers import ALWAYS
-from recsys_batch.model.validation import bundle_ndcg, popularity_metrics, unseen_by
+from recsys_batch.model.training_data import Positives, TrainingData, prepare, split
 from recsys_batch.registry.bundle import Bundle, write_bundle
 
 Progress = Callable[[str, Mapping[str, float]], None]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from recsys_batch.model.data import Positives
+from recsys_batch.model.training_data import Positives
 
 RIDGE_MAX_ITEMS = 6_000
 """Inverting n x n takes n^3: 6,000 items are some seconds on two cores."""

@@ -25,6 +25,7 @@ from recsys_batch.night.task_sizing import user_tasks, users_per_task
 from recsys_batch.registry.mlflow_registry import Registry
 from recsys_batch.spark.tables import Tables
 from recsys_batch.storage.artifacts import artifact_root, catalogue_folder, pointed
+from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables import run_manifest
 
 _TRIAL_ITEMS = 50_000
@@ -80,7 +81,7 @@ def forecast(spark: SparkSession, config: Config, run_date: dt.date, run_id: str
     root = artifact_root(config.paths.warehouse)
     if run and "user_embeddings" in done:
         n_users = int(run.metrics["embed.users"])
-        catalogue = open_catalogue(str(config.paths.cache.localized(catalogue_folder(root, run.run_id))))
+        catalogue = open_catalogue(str(NodeCache.from_paths(config.paths).localized(catalogue_folder(root, run.run_id))))
         n_items, dim = len(catalogue.retrievable_codes()), catalogue.embeddings.shape[1]
     else:
         interactions = tables.read("interactions")

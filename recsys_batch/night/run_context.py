@@ -165,7 +165,7 @@ class Night:
     @property
     def cache(self) -> NodeCache:
         """Where each node has its copies of artefacts."""
-        return self.config.paths.cache
+        return NodeCache.from_paths(self.config.paths)
 
     @property
     def bundle_dir(self) -> str:

@@ -6,9 +6,6 @@ import os
 
 import msgspec
 
-from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.snapshot.redis_store import RedisStore
-
 ENVIRONMENT = "RECSYS_BATCH_SERVE"
 ADMIN_TOKEN, CLIENT_TOKEN, REDIS_URL = "RECSYS_BATCH_ADMIN_TOKEN", "RECSYS_BATCH_CLIENT_TOKEN", "RECSYS_BATCH_REDIS_URL"
 """Secrets come from the environment only."""
@@ -48,18 +45,6 @@ class Settings(msgspec.Struct, frozen=True):
     def put(self) -> None:
         """For processes that are started from here on."""
         os.environ[ENVIRONMENT] = msgspec.json.encode(self).decode()
-
-
-def remote_store(given: Settings, snapshot_id: str) -> RedisStore:
-    """The store beside a snapshot.
-
-    Raises:
-        RecsysBatchError: the environment does not name it.
-    """
-    url = os.environ.get(REDIS_URL)
-    if not url:
-        raise RecsysBatchError(f"snapshot {snapshot_id} has its users' lists in Redis: name the server in {REDIS_URL}")
-    return RedisStore(url, snapshot_id, cluster=given.redis_cluster, timeout=given.store_timeout_ms / 1000)
 
 
 def settings() -> Settings:

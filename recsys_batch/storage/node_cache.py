@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from recsys_batch.config import Paths
 from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
 from recsys_batch.storage.artifacts import LISTING, folder_name
 from recsys_batch.storage.filesystems import download, is_remote, joined, local_path, name_of, read_bytes
@@ -43,6 +44,11 @@ class NodeCache:
 
     folder: str
     max_mb: int = 51_200
+
+    @classmethod
+    def from_paths(cls, paths: Paths) -> NodeCache:
+        """Make the cache that the section [paths] of a config names."""
+        return cls(paths.node_cache, paths.node_cache_mb)
 
     def localized(self, location: str) -> Path:
         """A path of this machine with the content of an artefact folder.

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from recsys_batch.ann import index
-from recsys_batch.ann.backends import ExactRetriever, IvfRetriever, Retriever, prepared
 from recsys_batch.ann.index import IndexInfo, build_index, choose
 from recsys_batch.ann.kernels import normalised, scan_all
+from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever, prepared
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.config import Retrieval
 

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from recsys_batch.ann import files, index
-from recsys_batch.ann.backends import ExactRetriever, IvfRetriever, Retriever
-from recsys_batch.ann.files import IndexFile, Verifier
+from recsys_batch.ann import index, index_files
 from recsys_batch.ann.index import IndexInfo, assign, build_index, choose, n_lists
+from recsys_batch.ann.index_files import IndexFile, Verifier
 from recsys_batch.ann.kernels import normalised
+from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever
 from recsys_batch.ann.search import open_retriever
-from recsys_batch.ann.stored import FloatRows, Int8Rows
+from recsys_batch.ann.vector_storage import FloatRows, Int8Rows
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, UsageError
 from recsys_batch.storage.checksums import sha256_file
@@ -71,7 +71,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        files.put(tmp_path, "vectors", ".npy", fail)
+        index_files.put(tmp_path, "vectors", ".npy", fail)
     assert not list(tmp_path.iterdir())
 
 
@@ -347,7 +347,7 @@ def test_a_file_is_verified_once_and_then_kept(tmp_path: Path, name: str, monkey
         return sha256_file(path)
 
     first, second = (build_index(vectors, SETTINGS[name], tmp_path, n_threads=1) for vectors in (VECTORS, VECTORS[:400]))
-    monkeypatch.setattr(files, "sha256_file", count)
+    monkeypatch.setattr(index_files, "sha256_file", count)
     for nprobe in (3, 7):
         retriever = open_retriever(tmp_path, first, nprobe=nprobe)
         assert isinstance(retriever, ExactRetriever) or retriever.nprobe == nprobe
@@ -360,7 +360,7 @@ def test_a_file_is_verified_once_and_then_kept(tmp_path: Path, name: str, monkey
 
 
 def test_a_file_that_is_put_in_the_place_of_another_is_verified_again(tmp_path: Path) -> None:
-    file = files.put(tmp_path, "lists", ".bin", lambda path: path.write_bytes(b"content") and None)
+    file = index_files.put(tmp_path, "lists", ".bin", lambda path: path.write_bytes(b"content") and None)
     verifier, path = Verifier(), tmp_path / file.name
     known = verifier.check(tmp_path, file)
     assert known == (path, verifier.check(tmp_path, file)[1])
@@ -374,7 +374,7 @@ def test_a_file_that_is_put_in_the_place_of_another_is_verified_again(tmp_path: 
 
 
 def test_a_file_is_expected_by_its_checksum_and_not_by_its_name(tmp_path: Path) -> None:
-    file = files.put(tmp_path, "lists", ".bin", lambda path: path.write_bytes(b"content") and None)
+    file = index_files.put(tmp_path, "lists", ".bin", lambda path: path.write_bytes(b"content") and None)
     verifier = Verifier()
     verifier.check(tmp_path, file)
     with pytest.raises(IndexDamaged, match="expected 000000000000"):
@@ -447,6 +447,7 @@ def test_the_matrices_of_earlier_nights_are_let_go(tmp_path: Path) -> None:
 
 
 def test_importing_the_package_loads_no_faiss() -> None:
-    modules = ", ".join(f"recsys_batch.ann.{name}" for name in ("search", "retrieval", "tuning", "index", "lists", "stored", "files"))
+    names = ("search", "filtered_search", "tuning", "index", "inverted_lists", "vector_storage", "index_files")
+    modules = ", ".join(f"recsys_batch.ann.{name}" for name in names)
     script = f"import sys, {modules}; sys.exit('faiss' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

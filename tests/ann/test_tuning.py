@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.ann.backends import Probing, Retriever
+from recsys_batch.ann.retrievers import Probing, Retriever
 from recsys_batch.ann.tuning import OperatingPoint, Sample, Tuning, knn_recall_at_k, tune
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, RecsysBatchError

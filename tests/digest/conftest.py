@@ -13,13 +13,13 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from recsys_batch.config import Paths
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.digest.digest import Result, make_digest
-from recsys_batch.digest.users import Order
+from recsys_batch.digest.user_slots import Order
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.artifacts import artifact_root, point, put_folder
 from recsys_batch.storage.filesystems import name_of
+from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.delta_log import append, commit
 from recsys_batch.tables.slice_writer import Slice
 
@@ -110,7 +110,7 @@ class House:
     def digest(self, now: dt.datetime | None = None, *, dry_run: bool = False, **changes: Any) -> Result:
         order = self.order(**changes)
         now = now or dt.datetime.combine(order.run_date, MORNING.timetz())
-        cache = Paths(node_cache=str(self.folder / "cache")).cache
+        cache = NodeCache(str(self.folder / "cache"))
         return make_digest(self.warehouse, cache, order, now, 0.0, dry_run=dry_run, progress=lambda done, of: None)
 
     def _replace(self, name: str, rows: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from recsys_batch.config import Config, load_config
-from recsys_batch.model.data import Positives
+from recsys_batch.model.training_data import Positives
 from recsys_batch.registry.bundle import Bundle
 
 N_USERS, N_ITEMS, N_GROUPS = 240, 80, 4

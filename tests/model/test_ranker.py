@@ -14,11 +14,11 @@ from recsys_batch.config import Config
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import BundleError
 from recsys_batch.model import ranker_training
-from recsys_batch.model.data import Positives, prepare, split
 from recsys_batch.model.ranker import Ranker, RankerParameters
-from recsys_batch.model.ranker_lists import RankingData, retrieve_lists
 from recsys_batch.model.ranker_training import NOT_JUDGED, Stage, _context, fit_ranker, metrics_of
+from recsys_batch.model.ranking_samples import RankingData, retrieve_lists
 from recsys_batch.model.tower_parameters import Plan, TowerParameters, start, tokens_of
+from recsys_batch.model.training_data import Positives, prepare, split
 from recsys_batch.ranking.features import PAIR, FeatureSpec
 
 LATER = 1e12

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from recsys_batch.config import Config, load_config
 from recsys_batch.model import tower_training
-from recsys_batch.model.data import Positives, TrainingData, prepare, split
-from recsys_batch.model.judging import judge_of
+from recsys_batch.model.challenger_metrics import popularity_metrics
+from recsys_batch.model.early_stopping import judge_of
 from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, start, tokens_of
 from recsys_batch.model.tower_training import _Trainer, choose_plan, fit, refit
-from recsys_batch.model.validation import popularity_metrics
+from recsys_batch.model.training_data import Positives, TrainingData, prepare, split
 
 LATER = 1e12
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731

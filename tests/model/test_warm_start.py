@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recsys_batch.model import warm_start
-from recsys_batch.model.data import Positives
+from recsys_batch.model.training_data import Positives
 from recsys_batch.model.warm_start import DROPOUT_ODDS, low_rank_start, ridge_start
 
 RIDGE = 3.0

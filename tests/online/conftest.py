@@ -32,7 +32,7 @@ def small_ranker(seed: int = 1) -> bytes:
     """A random reference ranker as ONNX."""
     import torch
 
-    from recsys_batch.model.export import ranker_onnx
+    from recsys_batch.model.onnx_export import ranker_onnx
     from recsys_batch.model.ranker import RankerParameters
 
     params = RankerParameters.initial(DIM, len(FeatureSpec.default().names), seed)

@@ -14,7 +14,7 @@ import pytest
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
-from recsys_batch.model.export import ranker_onnx
+from recsys_batch.model.onnx_export import ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.night.runner import nightly
 from recsys_batch.ranking.features import FeatureSpec

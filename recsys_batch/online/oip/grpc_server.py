@@ -25,7 +25,8 @@ from recsys_batch.online.oip.snapshot_models import ServedModels
 from recsys_batch.online.oip.tensor_codec import datatype_of, from_bytes, from_values, to_bytes
 from recsys_batch.online.serving.freshness import Ages
 from recsys_batch.online.serving.snapshot_manager import Live
-from recsys_batch.online.settings import CLIENT_TOKEN, TURNS, Settings, remote_store, settings
+from recsys_batch.online.settings import CLIENT_TOKEN, TURNS, Settings, settings
+from recsys_batch.online.snapshot.redis_store import remote_store
 
 logger = logging.getLogger("recsys_batch.online")
 

@@ -27,7 +27,8 @@ from recsys_batch.online.serving.freshness import Ages
 from recsys_batch.online.serving.ranking_service import Service
 from recsys_batch.online.serving.snapshot_manager import Live
 from recsys_batch.online.serving.worker_state import forget_the_dead, report
-from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, TURNS, Settings, remote_store, settings
+from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, TURNS, Settings, settings
+from recsys_batch.online.snapshot.redis_store import remote_store
 
 _TURN_SECONDS = 0.0005
 

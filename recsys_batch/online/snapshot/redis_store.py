@@ -6,6 +6,7 @@ touches two keys in one command.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,7 @@ import redis
 import redis.asyncio
 
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online.settings import REDIS_URL, Settings
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 
 _PIPELINE = 500  # records sent before their answers are read: about a megabyte
@@ -117,3 +119,15 @@ class RedisStore:
 
 def _line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def remote_store(given: Settings, snapshot_id: str) -> RedisStore:
+    """The store beside a snapshot.
+
+    Raises:
+        RecsysBatchError: the environment does not name it.
+    """
+    url = os.environ.get(REDIS_URL)
+    if not url:
+        raise RecsysBatchError(f"snapshot {snapshot_id} has its users' lists in Redis: name the server in {REDIS_URL}")
+    return RedisStore(url, snapshot_id, cluster=given.redis_cluster, timeout=given.store_timeout_ms / 1000)

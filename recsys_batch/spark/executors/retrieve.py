@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from recsys_batch.ann.filtered_search import Retrieved, retrieve
 from recsys_batch.ann.index import IndexInfo
-from recsys_batch.ann.retrieval import Retrieved, retrieve
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.dataset.user_events import Gathered

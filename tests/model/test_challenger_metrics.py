@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from recsys_batch.config import Config
-from recsys_batch.model import validation
-from recsys_batch.model.data import prepare, split
-from recsys_batch.model.validation import bundle_ndcg, popularity_metrics, unseen_by
+from recsys_batch.model import challenger_metrics
+from recsys_batch.model.challenger_metrics import bundle_ndcg, popularity_metrics, unseen_by
+from recsys_batch.model.training_data import prepare, split
 from recsys_batch.registry.bundle import Bundle
 
 Train = Callable[..., Bundle]
@@ -50,7 +50,7 @@ def test_popularity_over_nothing_is_zero(make_positives: Any) -> None:
 def test_a_champion_is_judged_only_on_events_that_are_newer_than_its_training(
     planted: Any, small: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validation, "MIN_NEW_EVENTS", 5)
+    monkeypatch.setattr(challenger_metrics, "MIN_NEW_EVENTS", 5)
     data = prepare(planted.interactions, planted.items, planted.users, small)
     held = split(data.positives, 0.2)[1]
     until = int(np.median(held.event_us))
@@ -66,7 +66,7 @@ def test_without_enough_new_events_there_is_nothing_fair_to_compare_on(planted: 
 
 
 def test_without_times_there_is_nothing_fair_to_compare_on(planted: Any, small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "MIN_NEW_EVENTS", 1)
+    monkeypatch.setattr(challenger_metrics, "MIN_NEW_EVENTS", 1)
     data = prepare(planted.without_time().interactions, planted.items, planted.users, small)
     assert unseen_by(champion_until(iso(0)), data, split(data.positives, 0.2)[1]) is None
 
@@ -84,7 +84,7 @@ def test_a_bundle_measured_from_outside_is_as_good_as_its_own_training_said(plan
 def test_the_gate_compares_challenger_and_champion_on_the_same_new_events(
     planted: Any, small: Config, train_on: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validation, "MIN_NEW_EVENTS", 5)
+    monkeypatch.setattr(challenger_metrics, "MIN_NEW_EVENTS", 5)
     stamps = planted.interactions["event_ts"].cast(pa.int64()).to_numpy()
     older = planted.interactions.filter(pa.array(stamps < np.quantile(stamps, 0.95)))
     champion = train_on(replace(planted, interactions=older), small)

@@ -13,7 +13,7 @@ import pytest
 
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.model.export import ranker_onnx
+from recsys_batch.model.onnx_export import ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.ranking.features import FeatureSpec, pair_features
 from recsys_batch.registry.bundle import Bundle, load_bundle, write_bundle

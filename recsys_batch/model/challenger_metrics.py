@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k, recall_at_k
-from recsys_batch.model.data import Positives, TrainingData
 from recsys_batch.model.ranker import Ranker
 from recsys_batch.model.towers import Towers
+from recsys_batch.model.training_data import Positives, TrainingData
 from recsys_batch.ranking.features import FeatureSpec, pair_features
 from recsys_batch.ranking.top_k import top_k
 from recsys_batch.registry.bundle import Bundle

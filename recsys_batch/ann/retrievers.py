@@ -9,9 +9,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from recsys_batch.ann.inverted_lists import Lists, search_lists
 from recsys_batch.ann.kernels import blocks, exact_search, limit_threads, normalised
-from recsys_batch.ann.lists import Lists, search_lists
-from recsys_batch.ann.stored import Items, Shard
+from recsys_batch.ann.vector_storage import Items, Shard
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE, merge_top_k, order_pairs
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from recsys_batch.ann.kernels import MARGIN, largest, rounding_error
-from recsys_batch.ann.stored import Shard, StoredRows
+from recsys_batch.ann.vector_storage import Shard, StoredRows
 from recsys_batch.ranking.top_k import NO_CODE, order_pairs
 
 _SCORES = 8_000_000  # scores of a block of users held at once: 32 MB; a quarter of it costs a fifth more time

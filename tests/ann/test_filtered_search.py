@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys_batch.ann import retrieval
-from recsys_batch.ann.backends import IvfRetriever, Retriever
+from recsys_batch.ann import filtered_search
+from recsys_batch.ann.filtered_search import Retrieved, retrieve
 from recsys_batch.ann.index import build_index
-from recsys_batch.ann.retrieval import Retrieved, retrieve
+from recsys_batch.ann.retrievers import IvfRetriever, Retriever
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import RecsysBatchError
@@ -249,8 +249,8 @@ def test_no_users_give_no_rows(built: Built) -> None:
 @pytest.mark.parametrize("small", [False, True])
 def test_many_users_are_the_same_as_one_by_one(built: Built, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if small:
-        monkeypatch.setattr(retrieval, "_RESULTS", 500)
-        monkeypatch.setattr(retrieval, "_SEEN_CELLS", 2 * N_ITEMS)
+        monkeypatch.setattr(filtered_search, "_RESULTS", 500)
+        monkeypatch.setattr(filtered_search, "_SEEN_CELLS", 2 * N_ITEMS)
     rng = np.random.default_rng(3)
     block = rng.normal(size=(200, 16)).astype(np.float32)
     histories = [rng.integers(0, N_ITEMS, size=size) for size in rng.integers(0, 300, size=200)]

@@ -27,7 +27,7 @@ from recsys_batch.spark.ingest.sources import IngestRequest
 from recsys_batch.spark.ingest.summary import IngestSummary
 from recsys_batch.spark.tables import Tables
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 IDS = IdTypes("BIGINT", "STRING")
 

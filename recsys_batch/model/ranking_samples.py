@@ -9,8 +9,8 @@ import torch
 
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.evaluation.metrics import hit_matrix
-from recsys_batch.model.data import Positives
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
+from recsys_batch.model.training_data import Positives
 from recsys_batch.ranking.features import Context, FeatureSpec, pair_features
 from recsys_batch.ranking.top_k import top_k
 

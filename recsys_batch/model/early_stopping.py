@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k
-from recsys_batch.model.data import Positives
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
+from recsys_batch.model.training_data import Positives
 from recsys_batch.ranking.top_k import top_k
 
 TOP = 20

@@ -25,12 +25,13 @@ from recsys_batch.online.snapshot.redis_store import redis_key, whole_key
 from recsys_batch.online.snapshot.user_record import decode
 from recsys_batch.online.snapshot.writer import write_snapshot
 from recsys_batch.read import latest_topk, published_run, read_table
+from recsys_batch.storage.node_cache import NodeCache
 
 
 @pytest.fixture(scope="module")
 def exported(published: Config, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     folder = tmp_path_factory.mktemp("snapshots")
-    opened = open_run(published.paths.warehouse, published.paths.cache)
+    opened = open_run(published.paths.warehouse, NodeCache.from_paths(published.paths))
     manifest = write_snapshot(folder, opened.contents(with_records=True, n_samples=40))
     return open_snapshot(folder / manifest.facts.snapshot_id)
 

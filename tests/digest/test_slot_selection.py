@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.digest.choice import Chosen, choose, fill
+from recsys_batch.digest.slot_selection import Chosen, choose, fill
 
 N_ITEMS = 12
 lists = st.lists(st.lists(st.integers(0, N_ITEMS - 1), unique=True, max_size=8), min_size=1, max_size=6)

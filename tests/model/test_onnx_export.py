@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from recsys_batch.model.export import ranker_onnx
+from recsys_batch.model.onnx_export import ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from recsys_batch.ann import kernels
-from recsys_batch.ann.stored import FloatRows, Int8Rows, StoredRows, decode, encode, int8_scale
+from recsys_batch.ann.vector_storage import FloatRows, Int8Rows, StoredRows, decode, encode, int8_scale
 
 EPS = np.finfo(np.float32).eps
 TINY = 255 * np.finfo(np.float32).tiny  # below it, steps have lost their digits

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from recsys_batch.ann import backends, kernels, lists
-from recsys_batch.ann.backends import IvfRetriever, Probing
-from recsys_batch.ann.stored import Int8Rows
+from recsys_batch.ann import inverted_lists, kernels, retrievers
+from recsys_batch.ann.retrievers import IvfRetriever, Probing
+from recsys_batch.ann.vector_storage import Int8Rows
 from recsys_batch.errors import RecsysBatchError
 
 if TYPE_CHECKING:
@@ -276,8 +276,8 @@ def test_the_dot_product_of_no_item_is_minus_infinity(built: Built) -> None:
 @pytest.mark.parametrize(
     "sizes",
     [
-        {(kernels, "_BLOCK"): 500, (backends, "_GATHER"): 100, (lists, "_SCORES"): 2000, (lists, "_SELECT_ROWS"): 3},
-        {(kernels, "_BLOCK"): 1, (backends, "_GATHER"): 7, (lists, "_SCORES"): 1, (lists, "_SELECT_ROWS"): 1},
+        {(kernels, "_BLOCK"): 500, (retrievers, "_GATHER"): 100, (inverted_lists, "_SCORES"): 2000, (inverted_lists, "_SELECT_ROWS"): 3},
+        {(kernels, "_BLOCK"): 1, (retrievers, "_GATHER"): 7, (inverted_lists, "_SCORES"): 1, (inverted_lists, "_SELECT_ROWS"): 1},
         {(kernels, "_DENSE"): 100},  # faiss in the place of a product and a partition
     ],
     ids=["small", "smallest", "faiss"],

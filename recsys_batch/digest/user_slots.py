@@ -19,11 +19,11 @@ import pyarrow.compute as pc
 from recsys_batch.dataset.catalogue import Catalogue, map_catalogue
 from recsys_batch.dataset.histories import histories
 from recsys_batch.dataset.popularity import by_segment
-from recsys_batch.digest.choice import Chosen, Popular, choose, fill
-from recsys_batch.digest.events import EventsByRange
+from recsys_batch.digest.output import Block, Format
+from recsys_batch.digest.range_events import EventsByRange
 from recsys_batch.digest.reasons import LENGTH, because_of
 from recsys_batch.digest.sent_log import SentLog
-from recsys_batch.digest.writing import Block, Format
+from recsys_batch.digest.slot_selection import Chosen, Popular, choose, fill
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.read import batches_of, read_table, run_files, run_slice, user_segments
 from recsys_batch.schemas import ALL_SEGMENTS

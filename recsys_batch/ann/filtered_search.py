@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys_batch.ann.backends import Retriever
 from recsys_batch.ann.kernels import blocks
+from recsys_batch.ann.retrievers import Retriever
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE
 from recsys_batch.tables.list_columns import distinct

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from recsys_batch.config import load_config
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import InputMissing
-from recsys_batch.model.data import Positives, content_tokens, prepare, split
+from recsys_batch.model.training_data import Positives, content_tokens, prepare, split
 
 CONFIG = load_config(None)
 

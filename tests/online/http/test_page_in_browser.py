@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
-PICTURES = Path(__file__).parents[2] / "data" / "screenshots"
+PICTURES = Path(__file__).parents[3] / "data" / "screenshots"
 WIDE = {"width": 1200, "height": 900}
 REST = "() => Promise.allSettled(document.getAnimations().map((one) => one.finished))"
 """Until nothing moves."""
