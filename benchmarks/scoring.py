@@ -37,7 +37,7 @@ from recsys_batch.spark.tables import Tables
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.delta_log import commit
 from recsys_batch.tables.list_columns import list_column, matrix_column
-from recsys_batch.tables.slice_writer import PART_SCHEMA, Part, Slice, part_of_row
+from recsys_batch.tables.slice_writer import PART_SCHEMA, DataFile, Slice, part_of_row
 from recsys_batch.tables.user_ranges import Files, ranges
 
 IDS = IdTypes("BIGINT", "BIGINT")
@@ -91,8 +91,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         return Slice(tables.folder(name), TABLES[name], IDS, partition, config.tables.target_file_mb * 2**20)
 
     candidates, embeddings, topk = (slice_of(name) for name in ("candidates", "user_embeddings", "topk"))
-    parts: list[Part] = []
-    known: list[Part] = []
+    parts: list[DataFile] = []
+    known: list[DataFile] = []
     per_file = -(-n // user_tasks(n, users_per_task(k, arguments.dim), spark.sparkContext.defaultParallelism))
     for start in range(0, n, per_file):
         rows = slice(start, min(start + per_file, n))

@@ -20,7 +20,7 @@ from recsys_batch.read import has_table, open_table, read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.filesystems import absolute, storage_options
 from recsys_batch.tables.delta_log import add_actions
-from recsys_batch.tables.slice_writer import Part, Slice
+from recsys_batch.tables.slice_writer import DataFile, Slice
 from recsys_batch.tables.user_ranges import Range
 
 NAME = "sent_log"
@@ -70,7 +70,7 @@ class SentLog:
             storage_options=storage_options(where.root),
         )
 
-    def append(self, digest_id: str, where: Slice, parts: Iterable[Part], metadata: dict[str, str]) -> None:
+    def append(self, digest_id: str, where: Slice, parts: Iterable[DataFile], metadata: dict[str, str]) -> None:
         """Make the files that were written the digest's rows.
 
         Raises:

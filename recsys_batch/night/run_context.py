@@ -38,7 +38,7 @@ from recsys_batch.storage.filesystems import joined, remove
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.delta_log import commit, parts_of
 from recsys_batch.tables.run_manifest import Run
-from recsys_batch.tables.slice_writer import PART_SCHEMA, Part, Slice, part_of_row
+from recsys_batch.tables.slice_writer import PART_SCHEMA, DataFile, Slice, part_of_row
 from recsys_batch.tables.user_ranges import Files
 
 logger = logging.getLogger("recsys_batch.night")
@@ -140,7 +140,7 @@ class Night:
         where = self.slice(name)
         return self._commit(where, list(where.write(table.to_batches(), 0)))
 
-    def _commit(self, where: Slice, parts: list[Part]) -> Written:
+    def _commit(self, where: Slice, parts: list[DataFile]) -> Written:
         version = commit(where, parts, {"run_id": self.run.run_id, "attempt": self.run.attempt})
         counts = sum((Counter(part.counts) for part in parts), Counter())
         return Written(version, sum(part.n_rows for part in parts), sum(part.n_bytes for part in parts), dict(counts))
@@ -191,6 +191,6 @@ def partition_of(spec: TableSpec, run: Run) -> dict[str, str | dt.date]:
     return {column: values[column] for column in spec.partition_by}
 
 
-def _written(where: Slice, df: DataFrame, function: BatchFunction) -> list[Part]:
+def _written(where: Slice, df: DataFrame, function: BatchFunction) -> list[DataFile]:
     rows = df.mapInArrow(part_writer(function, where), spark_ddl(PART_SCHEMA)).collect()
     return [part_of_row(row.asDict()) for row in rows]

@@ -15,7 +15,7 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties
 
 from recsys_batch.storage.filesystems import storage_options
-from recsys_batch.tables.slice_writer import Part, Slice
+from recsys_batch.tables.slice_writer import DataFile, Slice
 
 _TRIES = 5
 
@@ -25,7 +25,7 @@ def log_of(location: str, version: int | None = None) -> DeltaTable:
     return DeltaTable(location, version=version, storage_options=storage_options(location))
 
 
-def commit(where: Slice, parts: Iterable[Part], metadata: Mapping[str, Any]) -> int:
+def commit(where: Slice, parts: Iterable[DataFile], metadata: Mapping[str, Any]) -> int:
     """Make ``parts`` the rows of the slice, instead of what it held; the committed version.
 
     Nothing is committed where there was nothing and there is nothing: the newest version then.
@@ -43,7 +43,7 @@ def append(where: Slice, rows: pa.Table, metadata: Mapping[str, Any]) -> int:
     return _committed(log_of(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
 
 
-def _committed(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata: Mapping[str, Any], **how: Any) -> int:
+def _committed(table: DeltaTable, where: Slice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **how: Any) -> int:
     """Again where somebody else's commit came between: slices of other runs share the table, not its rows."""
     for _ in range(_TRIES - 1):
         try:
@@ -53,7 +53,7 @@ def _committed(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata:
     return _commit_once(table, where, parts, metadata, **how)
 
 
-def _commit_once(table: DeltaTable, where: Slice, parts: Sequence[Part], metadata: Mapping[str, Any], **how: Any) -> int:
+def _commit_once(table: DeltaTable, where: Slice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **how: Any) -> int:
     token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
     table.create_write_transaction(
         add_actions(where, parts),
@@ -66,14 +66,14 @@ def _commit_once(table: DeltaTable, where: Slice, parts: Sequence[Part], metadat
     return int(str(mine[0]))
 
 
-def add_actions(where: Slice, parts: Sequence[Part]) -> list[AddAction]:
+def add_actions(where: Slice, parts: Sequence[DataFile]) -> list[AddAction]:
     """What a commit says of files that were written."""
     now = int(time.time() * 1000)
     partition = {name: str(value) for name, value in where.partition.items()}
     return [AddAction(part.path, part.n_bytes, partition, now, True, _stats(part, where.key)) for part in parts]
 
 
-def parts_of(where: Slice, version: int | None = None) -> list[Part]:
+def parts_of(where: Slice, version: int | None = None) -> list[DataFile]:
     """The files of the slice, by their first key."""
     table = log_of(where.root, version)
     found = pa.table(table.get_add_actions(flatten=True))
@@ -82,11 +82,11 @@ def parts_of(where: Slice, version: int | None = None) -> list[Part]:
     parts = []
     for row in found.to_pylist():
         first, last = row.get(f"min.{where.key}"), row.get(f"max.{where.key}")
-        parts.append(Part(row["path"], row["size_bytes"], row["num_records"], first, last))
+        parts.append(DataFile(row["path"], row["size_bytes"], row["num_records"], first, last))
     return sorted(parts, key=lambda part: (part.first is not None, part.first, part.path))
 
 
-def _stats(part: Part, key: str | None) -> str:
+def _stats(part: DataFile, key: str | None) -> str:
     stats: dict[str, Any] = {"numRecords": part.n_rows}
     if key is not None:
         stats |= {"minValues": {key: part.first}, "maxValues": {key: part.last}, "nullCount": {key: 0}}

@@ -33,7 +33,7 @@ _FEW = ("source", "model_version")
 
 
 @dataclass(frozen=True)
-class Part:
+class DataFile:
     """A file of a slice.
 
     Attributes:
@@ -49,7 +49,7 @@ class Part:
     last: Any
     counts: Mapping[str, int] = field(default_factory=dict)
 
-    def overlaps(self, other: Part) -> bool:
+    def overlaps(self, other: DataFile) -> bool:
         """Whether a key may be in both."""
         return bool(self.first <= other.last and other.first <= self.last)
 
@@ -90,7 +90,7 @@ class Slice:
         """Path within the table's folder of a file of that name."""
         return "/".join([*(f"{column}={self.partition[column]}" for column in self.spec.partition_by), name])
 
-    def write(self, batches: Iterable[pa.RecordBatch], task: int) -> Iterator[Part]:
+    def write(self, batches: Iterable[pa.RecordBatch], task: int) -> Iterator[DataFile]:
         """Write rows in the order in which they come; the files, each as it is closed.
 
         Args:
@@ -105,14 +105,14 @@ class Slice:
             if batch.num_rows == 0:
                 continue
             writer = writer or _Writer(self, task)
-            writer.add(self.conformed(batch), counts_of(batch))
+            writer.add(self.conform(batch), counts_of(batch))
             if writer.n_bytes >= self.target_bytes:
                 yield writer.close()
                 writer = None
         if writer is not None:
             yield writer.close()
 
-    def conformed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def conform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The contract's columns in ``file_schema``: Spark calls the element of a list otherwise."""
         columns = (batch[name] for name in self.schema.names)
         same = [_as(column, kind) for column, kind in zip(columns, self.file_schema.types, strict=True)]
@@ -162,13 +162,13 @@ class _Writer:
         if self._pending_bytes >= _ROW_GROUP_BYTES:
             self._flush()
 
-    def close(self) -> Part:
+    def close(self) -> DataFile:
         self._flush()
         self._writer.close()
         n_bytes = int(self._sink.tell())
         self._sink.close()
         found = pc.min_max(self._bounds)
-        return Part(self._name, n_bytes, self._n_rows, found["min"].as_py(), found["max"].as_py(), dict(self._counts))
+        return DataFile(self._name, n_bytes, self._n_rows, found["min"].as_py(), found["max"].as_py(), dict(self._counts))
 
     def _flush(self) -> None:
         if self._pending:
@@ -207,12 +207,12 @@ def counts_of(batch: pa.RecordBatch) -> dict[str, int]:
     return found
 
 
-def part_batch(part: Part) -> pa.RecordBatch:
+def part_batch(part: DataFile) -> pa.RecordBatch:
     row = asdict(part)
     row |= {name: json.dumps(row[name]) for name in _JSON}
     return pa.RecordBatch.from_pylist([row], schema=PART_SCHEMA)
 
 
-def part_of_row(row: Mapping[str, Any]) -> Part:
+def part_of_row(row: Mapping[str, Any]) -> DataFile:
     """The inverse of ``part_batch``."""
-    return Part(**{**row, **{name: json.loads(row[name]) for name in _JSON}})
+    return DataFile(**{**row, **{name: json.loads(row[name]) for name in _JSON}})

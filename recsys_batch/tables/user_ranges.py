@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recsys_batch.storage.filesystems import joined, parquet_file
-from recsys_batch.tables.slice_writer import Part, Slice
+from recsys_batch.tables.slice_writer import DataFile, Slice
 
 Range = tuple[Any, Any]
 """(after, up to): user_ids above the first and not above the second; None where it is open."""
@@ -30,7 +30,7 @@ class Files:
     """Files of a slice, each in order of user_id."""
 
     where: Slice
-    parts: Sequence[Part]
+    parts: Sequence[DataFile]
 
     def batches(
         self, bounds: Range = (None, None), columns: Sequence[str] | None = None, n_rows: int = BATCH_ROWS
@@ -60,7 +60,7 @@ class Files:
         return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
-def ranges(parts: Sequence[Part]) -> list[Range]:
+def ranges(parts: Sequence[DataFile]) -> list[Range]:
     """A range per part (one for those that end alike), which together take in every user there could be."""
     return ranges_up_to([part.last for part in parts])
 

@@ -15,7 +15,7 @@ from deltalake import DeltaTable
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.tables.delta_log import commit, parts_of
-from recsys_batch.tables.slice_writer import Part, Slice, part_batch, part_of_row
+from recsys_batch.tables.slice_writer import DataFile, Slice, part_batch, part_of_row
 
 IDS = IdTypes("STRING", "BIGINT")
 DAY = dt.date(2026, 3, 1)
@@ -117,5 +117,5 @@ def test_empty_batches_make_no_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("first", "last"), [(1, 9), ("a", "é"), (None, None)])
 def test_what_a_task_tells_arrives_as_it_was(first: Any, last: Any) -> None:
-    part = Part("run_id=r/part-0.parquet", 10, 2, first, last)
+    part = DataFile("run_id=r/part-0.parquet", 10, 2, first, last)
     assert [part_of_row(row) for row in part_batch(part).to_pylist()] == [part]

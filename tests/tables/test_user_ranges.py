@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.tables import slice_writer
-from recsys_batch.tables.slice_writer import Part, Slice
+from recsys_batch.tables.slice_writer import DataFile, Slice
 from recsys_batch.tables.user_ranges import Files, ranges, runs, spliced, without
 
 IDS = IdTypes("BIGINT", "BIGINT")
@@ -32,7 +32,7 @@ def files(folder: Path, groups: list[list[int]], value: int = 0) -> Files:
 
 @given(lasts=st.lists(st.integers(-50, 50), max_size=6), user=st.integers(-60, 60))
 def test_every_user_is_in_exactly_one_range(lasts: list[int], user: int) -> None:
-    bounds = ranges([Part("p", 1, 1, last, last) for last in lasts])
+    bounds = ranges([DataFile("p", 1, 1, last, last) for last in lasts])
     inside = [(after is None or user > after) and (upto is None or user <= upto) for after, upto in bounds]
     assert sum(inside) == 1
 

@@ -21,7 +21,7 @@ from recsys_batch.night.steps.range_tasks import in_ranges, interactions_of, of_
 from recsys_batch.night.task_sizing import user_tasks, users_per_task
 from recsys_batch.schemas import TableSpec
 from recsys_batch.spark import item_catalogue
-from recsys_batch.tables.slice_writer import Part
+from recsys_batch.tables.slice_writer import DataFile
 from recsys_batch.tables.user_ranges import Files, ranges_up_to
 
 _EVENTS_PER_TASK = 3_000_000  # about 100 MB in a Python worker
@@ -57,7 +57,7 @@ def recorded(night: Night) -> Gathered:
     pointer = night.pointed("gathered")
 
     def files(spec: TableSpec) -> Files | None:
-        return Files(night.draft(spec), [Part(**part) for part in pointer[spec.name]]) if pointer[spec.name] is not None else None
+        return Files(night.draft(spec), [DataFile(**part) for part in pointer[spec.name]]) if pointer[spec.name] is not None else None
 
     events = files(EVENTS)
     assert events is not None

@@ -51,7 +51,7 @@ def replaced(
     def rows(within: Range) -> Iterator[pa.RecordBatch]:
         made = [batch for batch in fresh(within) if batch.num_rows]
         counts = sum((Counter(counts_of(batch)) for batch in made), Counter())
-        new = pa.Table.from_batches([base.where.conformed(batch) for batch in made], schema)
+        new = pa.Table.from_batches([base.where.conform(batch) for batch in made], schema)
         users = runs(new["user_id"].combine_chunks())[0] if made else pa.array([], schema.field("user_id").type)
         gone = pa.concat_arrays([users_within(changed_users(changed), within), users])
         counts[COMPUTED] = len(users)
