@@ -17,11 +17,11 @@ from measuring import report
 from night import RUN_DATE, STEPS, Warehouse, trained_bundle
 
 from recsys_batch.config import load_config
-from recsys_batch.dataset.synthetic import END_US, IDS, World, interactions
-from recsys_batch.read import read_table, run_rows
+from recsys_batch.dataset.synthetic import END_US, IDS, World, make_interactions
+from recsys_batch.read import read_run_rows, read_table
 from recsys_batch.spark.session import get_session
-from recsys_batch.spark.tables import Tables
-from recsys_batch.tables.run_manifest import fold
+from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.tables.run_manifest import latest_state_by_run
 
 NEXT = "2026-01-02"
 
@@ -29,7 +29,7 @@ NEXT = "2026-01-02"
 def new_events(world: World, share: float) -> pa.Table:
     """One more event each of a share of the users: an item that the next user took, a minute after the last day."""
     users = np.random.default_rng(world.seed).choice(world.n_users, size=max(1, int(world.n_users * share)), replace=False) + 1
-    table = interactions(world, np.sort(users))
+    table = make_interactions(world, np.sort(users))
     first = np.unique(table["user_id"].to_numpy(), return_index=True)[1]
     rows = table.take(pa.array(first))
     when = pa.array(np.full(len(first), END_US + 60_000_000)).cast(pa.timestamp("us", tz="UTC"))
@@ -75,15 +75,15 @@ def measure(arguments: argparse.Namespace, warehouse: Warehouse) -> None:
     spark = get_session(config)
     world = World(arguments.users, arguments.items, arguments.users * arguments.events_per_user, arguments.seed)
     events = new_events(world, arguments.share)
-    assert Tables(spark, config).ids() == IDS
-    Tables(spark, config).append("interactions", spark.createDataFrame(events), {"by": "benchmark"})
+    assert WarehouseTables(spark, config).ids() == IDS
+    WarehouseTables(spark, config).append("interactions", spark.createDataFrame(events), {"by": "benchmark"})
     seconds: dict[str, float] = {}
     found: dict[str, Any] = {}
     root = warehouse.folder / "warehouse"
     # The full one second: what is warm then is warm for it.
     for name, options in (("incremental", ["--incremental"]), ("full", ["--force"])):
         seconds[name] = warehouse.command("nightly", "--run-date", NEXT, *options)
-        found[name] = max(fold(run_rows(str(root))).values(), key=lambda state: state.metrics["started_at"])
+        found[name] = max(latest_state_by_run(read_run_rows(str(root))).values(), key=lambda state: state.metrics["started_at"])
     same = rows_of(root, found["incremental"].run_id).equals(rows_of(root, found["full"].run_id))
     steps = {name: {step: run.metrics[f"{step}.seconds"] for step in STEPS} for name, run in found.items()}
     metrics = found["incremental"].metrics

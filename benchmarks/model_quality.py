@@ -29,10 +29,10 @@ from recsys_batch.dataset import synthetic
 from recsys_batch.evaluation.metrics import evaluate_lists
 from recsys_batch.model.ranker import Ranker
 from recsys_batch.model.towers import Towers
-from recsys_batch.model.training import train
-from recsys_batch.model.training_data import Positives, prepare, split
-from recsys_batch.ranking.features import FeatureSpec, pair_features
-from recsys_batch.ranking.top_k import top_k
+from recsys_batch.model.training import train_bundle
+from recsys_batch.model.training_data import Positives, prepare_training_data, split_training_data
+from recsys_batch.ranking.features import FeatureSpec, compute_pair_features
+from recsys_batch.ranking.top_k import select_top_k_per_row
 from recsys_batch.registry.bundle import Bundle
 
 ROOT = Path(__file__).parent.parent
@@ -64,7 +64,7 @@ def movielens(folder: Path, kind: str) -> Problem:
 def sparse(n_users: int, n_items: int, n_events: int) -> Problem:
     """Synthetic events without times: about n_events / n_users for each user, by a power law."""
     world = synthetic.World(n_users, n_items, n_events, SEED)
-    table = synthetic.interactions(world, np.arange(1, n_users + 1))
+    table = synthetic.make_interactions(world, np.arange(1, n_users + 1))
     pairs = np.unique(np.stack([table["user_id"].to_numpy(), table["item_id"].to_numpy()]), axis=1)
     return _problem(f"sparse {n_users}x{n_items}", pairs[0], pairs[1], None, _a_fifth(pairs[0], pairs[1], "random"))
 
@@ -106,7 +106,7 @@ def quality(problem: Problem, seen: Positives, scorer: Scorer) -> dict[str, floa
         scores = scorer(part)
         mine = seen.users(part)
         scores[mine.rows, mine.codes] = -np.inf
-        lists.append(top_k(scores.astype(np.float32), 20)[1])
+        lists.append(select_top_k_per_row(scores.astype(np.float32), 20)[1])
     order = np.argsort(problem.test_users, kind="stable")
     offsets = np.searchsorted(problem.test_users[order], np.arange(seen.n_users + 1))
     missed = problem.test_items[order] < 0
@@ -118,7 +118,7 @@ def quality(problem: Problem, seen: Positives, scorer: Scorer) -> dict[str, floa
 
 def ease(problem: Problem, seen: Positives) -> tuple[Scorer, float]:
     """Scorer and its lambda."""
-    train_part, held = split(seen, 0.1)
+    train_part, held = split_training_data(seen, 0.1)
     check = Problem("", problem.interactions, problem.items, held.rows, held.codes)
     found = {ridge: quality(check, train_part, _ease(train_part, ridge))["ndcg_at_20"] for ridge in LAMBDAS}
     best = max(found, key=lambda ridge: found[ridge])
@@ -164,10 +164,10 @@ def stages(bundle: Bundle, problem: Problem, seen: Positives, has_time: bool) ->
         embeddings, mine = users(part), seen.users(part)
         scores = embeddings @ vectors.embeddings.T
         scores[mine.rows, mine.codes] = -np.inf
-        best, codes = top_k(scores, N_CANDIDATES)
+        best, codes = select_top_k_per_row(scores, N_CANDIDATES)
         popularity = vectors.log_popularity[codes]
         retrieval = np.where(np.isfinite(best), best, 0.0).astype(np.float32)
-        features = pair_features(spec, retrieval_score=retrieval, log_popularity=popularity, n_events=mine.counts)
+        features = compute_pair_features(spec, retrieval_score=retrieval, log_popularity=popularity, n_events=mine.counts)
         ranked = ranker.score(embeddings, vectors.embeddings[codes], features)
         result = np.full(scores.shape, -np.inf, dtype=np.float32)
         np.put_along_axis(result, codes, ranked, axis=1)
@@ -177,11 +177,11 @@ def stages(bundle: Bundle, problem: Problem, seen: Positives, has_time: bool) ->
 
 
 def measure(problem: Problem, config: Config) -> dict[str, Any]:
-    data = prepare(problem.interactions, problem.items, None, config)
+    data = prepare_training_data(problem.interactions, problem.items, None, config)
     seen, counts = data.positives, data.positives.item_counts.astype(np.float32)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = train(problem.interactions, problem.items, None, config, Path(folder), lambda *_: None)
+        bundle = train_bundle(problem.interactions, problem.items, None, config, Path(folder), lambda *_: None)
         seconds = time.perf_counter() - began
         alone, both = stages(bundle, problem, seen, data.has_time)
         result: dict[str, Any] = {"towers": quality(problem, seen, alone), "two_stage": quality(problem, seen, both)}

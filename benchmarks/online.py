@@ -30,7 +30,7 @@ import torch
 from measuring import ROOT, report
 from synthetic_snapshot import make_snapshot
 
-from recsys_batch.model.onnx_export import ranker_onnx
+from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import PREFIX, RankerParameters
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec
@@ -89,7 +89,7 @@ def made(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     np.savez(folder / "weights.npz", **{name.removeprefix(PREFIX): array for name, array in arrays.items()})
     snapshots, began = folder / "snapshots", time.monotonic()
     sizes = {"users": given.users, "items": given.items, "dim": given.dim, "candidates": given.k}
-    make_snapshot(snapshots, snapshot_id="one", ranker=ranker_onnx(arrays), **sizes)
+    make_snapshot(snapshots, snapshot_id="one", ranker=export_ranker_onnx(arrays), **sizes)
     shutil.copytree(snapshots / "one", snapshots / "two", ignore=shutil.ignore_patterns(".verified"))
     manifest = json.loads((snapshots / "two" / "manifest.json").read_text())
     (snapshots / "two" / "manifest.json").write_text(json.dumps({**manifest, "snapshot_id": "two"}))

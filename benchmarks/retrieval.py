@@ -31,12 +31,12 @@ from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Sample, Tuning, tune
 from recsys_batch.config import Config, load_config
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
-from recsys_batch.night.task_sizing import user_tasks, users_per_task
+from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
-from recsys_batch.spark.executors.retrieve import RetrieveTask, candidate_finder
+from recsys_batch.spark.executors.retrieve import RetrieveTask, make_retriever
 from recsys_batch.spark.session import get_session
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import matrix_column
 
@@ -72,9 +72,9 @@ class Bench:
         write_als(folder / "als", factors.users[: self.mllib_users], factors.items)
         write_als(folder / "als-warm", factors.users[: min(_WARM_UP, self.mllib_users)], factors.items)
         self.spark = get_session(config)
-        self.tables = Tables(self.spark, config)
+        self.tables = WarehouseTables(self.spark, config)
         self.tables.ensure("candidates", IDS)
-        self.n_tasks = user_tasks(self.n_users, users_per_task(k, dim), self.spark.sparkContext.defaultParallelism)
+        self.n_tasks = count_user_tasks(self.n_users, count_users_per_task(k, dim), self.spark.sparkContext.defaultParallelism)
 
     def _build(self, settings: Any) -> None:
         self.info = build_index(self.factors.items, settings, self.folder / "index", self.n_cores)
@@ -112,7 +112,7 @@ class Bench:
         users = self.spark.read.parquet(str(self.folder / "users.parquet")).where(F.col("user_id") < n_users).repartition(self.n_tasks)
         nothing = F.lit(None)
         users = users.select("user_id", "embedding", nothing.cast("array<bigint>").alias("seen"), nothing.cast("string").alias("segment"))
-        return users.mapInArrow(candidate_finder(task), spark_ddl(TABLES["candidates"].arrow_schema(IDS)))
+        return users.mapInArrow(make_retriever(task), spark_ddl(TABLES["candidates"].arrow_schema(IDS)))
 
     def to_delta(self, mode: str, n_users: int | None = None) -> None:
         self.tables.replace_slice("candidates", self.candidates(mode, n_users or self.n_users), f"run_id = '{mode}'", {})

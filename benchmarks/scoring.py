@@ -25,20 +25,20 @@ from vectors import generated
 from recsys_batch.config import load_config
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.model.ranker import Ranker, RankerParameters
-from recsys_batch.night.task_sizing import user_tasks, users_per_task
+from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
 from recsys_batch.ranking.features import FeatureSpec, PairFeatures
 from recsys_batch.registry.bundle import write_bundle
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
-from recsys_batch.spark.executors.functions import by_range
-from recsys_batch.spark.executors.part_writer import part_writer
-from recsys_batch.spark.executors.score import Lists, ScoreTask, ranked
+from recsys_batch.spark.executors.functions import apply_by_range
+from recsys_batch.spark.executors.part_writer import make_part_writer
+from recsys_batch.spark.executors.score import ScoreTask, ScoringInput, score_range
 from recsys_batch.spark.session import get_session
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.delta_log import commit
 from recsys_batch.tables.list_columns import list_column, matrix_column
-from recsys_batch.tables.slice_writer import PART_SCHEMA, DataFile, Slice, part_of_row
-from recsys_batch.tables.user_ranges import Files, ranges
+from recsys_batch.tables.slice_writer import DATA_FILE_SCHEMA, DataFile, TableSlice, data_file_from_row
+from recsys_batch.tables.user_ranges import UserSortedFiles, ranges_of_files
 
 IDS = IdTypes("BIGINT", "BIGINT")
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
@@ -83,17 +83,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     manifest = {"kind": "two_tower", "embedding_dim": arguments.dim, "features": FeatureSpec.default().to_dict()}
     bundle = write_bundle(folder / "bundle", manifest, tensors=parameters.arrays())
     spark = get_session(config)
-    tables = Tables(spark, config)
+    tables = WarehouseTables(spark, config)
 
-    def slice_of(name: str) -> Slice:
+    def slice_of(name: str) -> TableSlice:
         tables.ensure(name, IDS)
         partition = {"run_id": "r1"} | ({"run_date": NOW.date()} if name == "topk" else {})
-        return Slice(tables.folder(name), TABLES[name], IDS, partition, config.tables.target_file_mb * 2**20)
+        return TableSlice(tables.folder(name), TABLES[name], IDS, partition, config.tables.target_file_mb * 2**20)
 
     candidates, embeddings, topk = (slice_of(name) for name in ("candidates", "user_embeddings", "topk"))
     parts: list[DataFile] = []
     known: list[DataFile] = []
-    per_file = -(-n // user_tasks(n, users_per_task(k, arguments.dim), spark.sparkContext.defaultParallelism))
+    per_file = -(-n // count_user_tasks(n, count_users_per_task(k, arguments.dim), spark.sparkContext.defaultParallelism))
     for start in range(0, n, per_file):
         rows = slice(start, min(start + per_file, n))
         users = pa.array(np.arange(rows.start, rows.stop))
@@ -119,12 +119,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         NodeCache.from_paths(config.paths),
     )
 
-    lists, bounds = Lists(Files(candidates, parts), Files(embeddings, known)), ranges(parts)
+    lists, bounds = ScoringInput(UserSortedFiles(candidates, parts), UserSortedFiles(embeddings, known)), ranges_of_files(parts)
 
     def in_spark() -> None:
         numbers = spark.range(0, len(bounds), 1, len(bounds))
-        rows = numbers.mapInArrow(part_writer(by_range(partial(ranked, task, lists), bounds), topk), spark_ddl(PART_SCHEMA)).collect()
-        commit(topk, [part_of_row(row.asDict()) for row in rows], {})
+        rows = numbers.mapInArrow(
+            make_part_writer(apply_by_range(partial(score_range, task, lists), bounds), topk), spark_ddl(DATA_FILE_SCHEMA)
+        ).collect()
+        commit(topk, [data_file_from_row(row.asDict()) for row in rows], {})
 
     ranker = Ranker.from_bundle(bundle)
     torch.set_num_threads(os.cpu_count() or 1)

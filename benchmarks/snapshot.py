@@ -27,16 +27,16 @@ from measuring import ROOT, report
 
 from recsys_batch import __version__
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
-from recsys_batch.model.onnx_export import ranker_onnx
+from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.registry.bundle import write_bundle
 from recsys_batch.schemas import ALL_SEGMENTS, SCHEMA_VERSION, TABLES, IdTypes
-from recsys_batch.storage.artifacts import artifact_root, point, put_folder
-from recsys_batch.storage.filesystems import name_of
+from recsys_batch.storage.artifacts import artifact_root, put_folder, set_pointer
+from recsys_batch.storage.filesystems import basename
 from recsys_batch.tables.delta_log import commit
 from recsys_batch.tables.list_columns import list_column, matrix_column
-from recsys_batch.tables.slice_writer import Slice
+from recsys_batch.tables.slice_writer import TableSlice
 
 IDS, RUN, DATE = IdTypes("BIGINT", "BIGINT"), "2026-01-01-r1", dt.date(2026, 1, 1)
 NOW = dt.datetime.now(dt.UTC)
@@ -106,12 +106,12 @@ def artefacts(given: argparse.Namespace, warehouse: Path, ids: pa.Array, vectors
     root, n = artifact_root(str(warehouse)), given.items
     catalogue = Catalogue(ids, vectors, np.zeros((n, 0), np.float32), np.zeros(n, np.float32), np.ones(n, bool))
     folder = put_folder(root, "catalogues", lambda target: write_catalogue(target, catalogue))
-    point(root, RUN, "catalogue", {"folder": name_of(folder)})
+    set_pointer(root, RUN, "catalogue", {"folder": basename(folder)})
     spec = FeatureSpec.default()
-    ranker = ranker_onnx(RankerParameters.initial(given.dim, len(spec.names), 1).arrays())
+    ranker = export_ranker_onnx(RankerParameters.initial(given.dim, len(spec.names), 1).arrays())
     manifest = {"kind": "embeddings", "embedding_dim": given.dim, "features": spec.to_dict()}
     folder = put_folder(root, "bundles", lambda target: write_bundle(target, manifest, ranker_onnx=ranker) and None)
-    point(root, RUN, "bundle", {"folder": name_of(folder)})
+    set_pointer(root, RUN, "bundle", {"folder": basename(folder)})
 
 
 def block(given: argparse.Namespace, first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -152,9 +152,9 @@ def table(name: str, columns: dict[str, Any]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(made, schema=where.file_schema)
 
 
-def slice_of(warehouse: Path, name: str) -> Slice:
+def slice_of(warehouse: Path, name: str) -> TableSlice:
     spec, values = TABLES[name], {"run_id": RUN, "run_date": DATE}
-    return Slice(str(warehouse / name), spec, IDS, {column: values[column] for column in spec.partition_by}, 64 * 2**20)
+    return TableSlice(str(warehouse / name), spec, IDS, {column: values[column] for column in spec.partition_by}, 64 * 2**20)
 
 
 def write(warehouse: Path, name: str, batches: Iterator[pa.RecordBatch]) -> None:

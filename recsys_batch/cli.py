@@ -14,7 +14,7 @@ import click
 
 from recsys_batch import __version__, logs
 from recsys_batch.commands import digest, ingest, inspection, models, night, online, operations, report
-from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError, was_interrupted
+from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError, caused_by_interrupt
 
 EXTRAS = {
     "read": ("deltalake",),
@@ -32,7 +32,7 @@ EXTRAS = {
 )
 @click.version_option(__version__, package_name="recsys-batch")
 @click.option("-v", "--verbose", is_flag=True, help="Debug log, and the stack trace of an error.")
-@click.option("--log-format", type=click.Choice(logs.FORMATS), default="text", show_default=True, help="Lines on standard error.")
+@click.option("--log-format", type=click.Choice(logs.LOG_FORMATS), default="text", show_default=True, help="Lines on standard error.")
 def group(verbose: bool, log_format: str) -> None:
     """Batch recommendations on Spark: precompute every user's top-K nightly, publish it all or not at all."""
     logs.configure(log_format)
@@ -83,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
         click.echo(f"error: this command needs {error.name}, which this install leaves out: pip install 'recsys-batch[{extra}]'", err=True)
         return EXIT_USAGE
     except Exception as error:
-        if was_interrupted(error):
+        if caused_by_interrupt(error):
             return _interrupted()
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         _report(error, f"{type(error).__name__}: {first_line}")

@@ -55,7 +55,7 @@ class Data(Section):
     min_weight: float = Field(0.0, description="an interaction is positive when weight > min_weight; others only count as seen")
 
 
-class Model(Section):
+class ModelSection(Section):
     """Shape of the reference model."""
 
     embedding_dim: int | None = Field(
@@ -142,7 +142,7 @@ class Audit(Section):
     max_input_age_days: float | None = Field(None, ge=0, description="days from the newest event to the end of the run date")
 
 
-class Tables(Section):
+class TablesSection(Section):
     target_file_mb: int = Field(64, ge=1, le=1024, description="a file of the night's tables is closed at about this size")
     popular_items: int = Field(1000, ge=1, description="length of each segment's popular list")
     retention_days: int = Field(30, ge=1, description="time travel and VACUUM floor")
@@ -207,13 +207,13 @@ class Config(Section):
     paths: Paths = Paths()
     spark: SparkSection = SparkSection()
     data: Data = Data()
-    model: Model = Model()
+    model: ModelSection = ModelSection()
     training: Training = Training()
     retrieval: Retrieval = Retrieval()
     scoring: Scoring = Scoring()
     rules: Rules = Rules()
     audit: Audit = Audit()
-    tables: Tables = Tables()
+    tables: TablesSection = TablesSection()
     online: Online = Online()
     digest: Digest = Digest()
     mlflow: MLflow = MLflow()

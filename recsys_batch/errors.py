@@ -55,7 +55,7 @@ class IndexDamaged(RecsysBatchError):
     """An index file is missing, cut short or not the one that was built; building the index again helps."""
 
 
-def was_interrupted(error: BaseException) -> bool:
+def caused_by_interrupt(error: BaseException) -> bool:
     """Whether Ctrl-C or SIGTERM is behind it: what Spark's Python side cleans up then fails in turn, and that error hides the first."""
     seen: list[BaseException] = []
     found: BaseException | None = error

@@ -13,11 +13,11 @@ from typing import TextIO
 
 _CONTEXT: ContextVar[dict[str, str] | None] = ContextVar("recsys_batch_log_context", default=None)
 
-FORMATS = ("text", "json")
+LOG_FORMATS = ("text", "json")
 
 
 @contextmanager
-def about(**fields: str) -> Iterator[None]:
+def log_context(**fields: str) -> Iterator[None]:
     """Every line logged inside carries these fields (run_id, step), beside those from outside."""
     token = _CONTEXT.set({**(_CONTEXT.get() or {}), **fields})
     try:
@@ -26,7 +26,7 @@ def about(**fields: str) -> Iterator[None]:
         _CONTEXT.reset(token)
 
 
-def fields() -> dict[str, str]:
+def context_fields() -> dict[str, str]:
     """Those that hold here."""
     return dict(_CONTEXT.get() or {})
 
@@ -55,7 +55,7 @@ class _Stderr(logging.StreamHandler):
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         head, *rest = super().format(record).split("\n")
-        return "\n".join([" ".join([head, *(f"{name}={value}" for name, value in fields().items())]), *rest])
+        return "\n".join([" ".join([head, *(f"{name}={value}" for name, value in context_fields().items())]), *rest])
 
 
 class _Json(logging.Formatter):
@@ -64,7 +64,7 @@ class _Json(logging.Formatter):
             "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            **fields(),
+            **context_fields(),
             "message": record.getMessage(),
         }
         if record.exc_info:

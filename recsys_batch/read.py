@@ -24,9 +24,9 @@ from pyarrow import fs
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
 from recsys_batch.storage.filesystems import absolute, resolve, storage_options
-from recsys_batch.tables.delta_log import parts_of
-from recsys_batch.tables.slice_writer import Slice
-from recsys_batch.tables.user_ranges import Files
+from recsys_batch.tables.delta_log import list_data_files
+from recsys_batch.tables.slice_writer import TableSlice
+from recsys_batch.tables.user_ranges import UserSortedFiles
 
 
 def open_table(warehouse: str, name: str, version: int | None = None) -> DeltaTable:
@@ -59,18 +59,18 @@ def read_table(
     version: int | None = None,
 ) -> pa.Table:
     """Rows of a table, with column projection and filter pushed into the files."""
-    dataset = table_dataset(warehouse, name, version)
+    dataset = open_table_dataset(warehouse, name, version)
     return dataset.to_table(columns=list(columns) if columns is not None else None, filter=where)
 
 
-def batches_of(warehouse: str, name: str, columns: Sequence[str], version: int | None = None) -> Iterator[pa.RecordBatch]:
+def read_batches(warehouse: str, name: str, columns: Sequence[str], version: int | None = None) -> Iterator[pa.RecordBatch]:
     """Rows of a table a batch at a time, in no order."""
-    for batch in table_dataset(warehouse, name, version).to_batches(columns=list(columns), batch_readahead=2, fragment_readahead=1):
+    for batch in open_table_dataset(warehouse, name, version).to_batches(columns=list(columns), batch_readahead=2, fragment_readahead=1):
         if batch.num_rows:
             yield batch
 
 
-def user_segments(warehouse: str, version: int | None) -> tuple[pa.Table | None, tuple[str, ...]]:
+def read_user_segments(warehouse: str, version: int | None) -> tuple[pa.Table | None, tuple[str, ...]]:
     """(user_id, place) of every user with a segment, 12 bytes each, and the names; None where there is no users table, or none has one."""
     if version is None:
         return None, ()
@@ -82,14 +82,14 @@ def user_segments(warehouse: str, version: int | None) -> tuple[pa.Table | None,
     return pa.table({"user_id": users["user_id"], "place": encoded.indices.cast(pa.int32())}), tuple(encoded.dictionary.to_pylist())
 
 
-def run_rows(warehouse: str) -> list[dict[str, Any]]:
+def read_run_rows(warehouse: str) -> list[dict[str, Any]]:
     """Every row of the manifest, maps as dicts; empty when no night ever began."""
     if not has_table(warehouse, "runs"):
         return []
-    return rows_in(f"{warehouse.rstrip('/')}/runs")
+    return read_manifest_rows(f"{warehouse.rstrip('/')}/runs")
 
 
-def rows_in(folder: str) -> list[dict[str, Any]]:
+def read_manifest_rows(folder: str) -> list[dict[str, Any]]:
     """Every row of a small table, maps as dicts."""
     table = DeltaTable(folder, storage_options=_options(folder))
     rows: list[dict[str, Any]] = _dataset_of(folder, table).to_table().to_pylist(maps_as_pydicts="strict")
@@ -102,33 +102,33 @@ def published_run(warehouse: str, run_id: str | None = None) -> dict[str, Any]:
     Raises:
         InputMissing: nothing (or not that run) is published.
     """
-    published = [row for row in run_rows(warehouse) if row["status"] == "PUBLISHED" and run_id in (None, row["run_id"])]
+    published = [row for row in read_run_rows(warehouse) if row["status"] == "PUBLISHED" and run_id in (None, row["run_id"])]
     if not published:
         what = f"run {run_id} is not published" if run_id else "no night is published yet"
         raise InputMissing(f"{what} in {warehouse}: see `recsys-batch status`, run `recsys-batch nightly`")
     return max(published, key=lambda row: row["published_at"])
 
 
-def published_before(warehouse: str, run: dict[str, Any]) -> dict[str, Any]:
+def previously_published_run(warehouse: str, run: dict[str, Any]) -> dict[str, Any]:
     """The manifest row that readers followed until ``run`` was published.
 
     Raises:
         InputMissing: there was none.
     """
-    found = earlier_run(run_rows(warehouse), run)
+    found = earlier_run(read_run_rows(warehouse), run)
     if found is None:
         raise InputMissing(f"no other run was published before {run['run_id']}: there is nothing to compare it with")
     return found
 
 
-def published_on(warehouse: str, run_date: dt.date, run_id: str | None = None) -> dict[str, Any]:
+def run_published_on(warehouse: str, run_date: dt.date, run_id: str | None = None) -> dict[str, Any]:
     """The manifest row of the date's run that was published last and not rolled back since, or of that run.
 
     Raises:
         InputMissing: there is none.
     """
     state: dict[str, dict[str, Any]] = {}
-    for row in sorted(run_rows(warehouse), key=lambda row: (row["attempt"], row["metrics"].get("event", 0.0))):
+    for row in sorted(read_run_rows(warehouse), key=lambda row: (row["attempt"], row["metrics"].get("event", 0.0))):
         state[row["run_id"]] = row
     published = [row for row in state.values() if row["status"] == "PUBLISHED"]
     found = [row for row in published if row["run_date"] == run_date and run_id in (None, row["run_id"])]
@@ -149,7 +149,7 @@ def earlier_run(rows: Sequence[dict[str, Any]], run: dict[str, Any]) -> dict[str
     return max(earlier, key=lambda row: row["published_at"], default=None)
 
 
-def latest_topk(
+def read_latest_topk(
     warehouse: str, *, user_ids: Sequence[Any] | None = None, run_id: str | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """The published top-K, sorted by user_id and rank.
@@ -163,17 +163,17 @@ def latest_topk(
     Raises:
         InputMissing: nothing is published.
     """
-    return run_slice(warehouse, "topk", published_run(warehouse, run_id), user_ids=user_ids, columns=columns)
+    return read_run_slice(warehouse, "topk", published_run(warehouse, run_id), user_ids=user_ids, columns=columns)
 
 
-def run_slice(
+def read_run_slice(
     warehouse: str, name: str, run: dict[str, Any], *, user_ids: Sequence[Any] | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """The rows that a run wrote into ``name``, sorted by user_id and rank where it has them.
 
     A published slice is never written again, so the newest version of the table holds it as it was published.
     """
-    dataset = table_dataset(warehouse, name)
+    dataset = open_table_dataset(warehouse, name)
     where = ds.field("run_id") == run["run_id"]
     if name == "topk":
         where &= ds.field("run_date") == pa.scalar(run["run_date"], pa.date32())
@@ -185,32 +185,34 @@ def run_slice(
     return (rows.sort_by([(key, "ascending") for key in keys]) if keys else rows).select(wanted)
 
 
-def run_files(warehouse: str, name: str, run: dict[str, Any]) -> Files:
+def list_run_files(warehouse: str, name: str, run: dict[str, Any]) -> UserSortedFiles:
     """The files of an output table that a run wrote, to read by ranges of users.
 
     Args:
         run: its manifest row.
     """
     spec = TABLES[name]
-    where = Slice(f"{absolute(warehouse)}/{name}", spec, id_types(warehouse), {column: run[column] for column in spec.partition_by}, 2**26)
-    return Files(where, parts_of(where))
+    where = TableSlice(
+        f"{absolute(warehouse)}/{name}", spec, read_id_types(warehouse), {column: run[column] for column in spec.partition_by}, 2**26
+    )
+    return UserSortedFiles(where, list_data_files(where))
 
 
-def id_types(warehouse: str) -> IdTypes:
+def read_id_types(warehouse: str) -> IdTypes:
     """Of users and items, as topk has them."""
 
     def of(column: str) -> IdType:
-        return "BIGINT" if pa.types.is_integer(column_type(warehouse, "topk", column)) else "STRING"
+        return "BIGINT" if pa.types.is_integer(read_column_type(warehouse, "topk", column)) else "STRING"
 
     return IdTypes(of("user_id"), of("item_id"))
 
 
-def column_type(warehouse: str, name: str, column: str) -> pa.DataType:
+def read_column_type(warehouse: str, name: str, column: str) -> pa.DataType:
     """Arrow type of a column."""
-    return table_dataset(warehouse, name).schema.field(column).type
+    return open_table_dataset(warehouse, name).schema.field(column).type
 
 
-def table_dataset(warehouse: str, name: str, version: int | None = None) -> ds.Dataset:
+def open_table_dataset(warehouse: str, name: str, version: int | None = None) -> ds.Dataset:
     """The table's files as a dataset."""
     return _dataset_of(f"{warehouse.rstrip('/')}/{name}", open_table(warehouse, name, version))
 

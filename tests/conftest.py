@@ -114,9 +114,9 @@ def put_market() -> Callable[[SparkSession, Config, Market], None]:
     """Writes a market's tables into the warehouse of a config."""
 
     def put(session: SparkSession, config: Config, market: Market) -> None:
-        from recsys_batch.spark.tables import Tables
+        from recsys_batch.spark.tables import WarehouseTables
 
-        tables = Tables(session, config)
+        tables = WarehouseTables(session, config)
         for name in ("interactions", "items", "users"):
             tables.ensure(name, IDS)
             tables.append(name, session.createDataFrame(getattr(market, name)), {"by": "test"})
@@ -138,10 +138,10 @@ def trained(spark: SparkSession, market: Market, put_market: Any, tmp_path_facto
 @pytest.fixture(scope="session")
 def published(spark: SparkSession, trained: Config, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The trained warehouse after one published night. Read only."""
-    from recsys_batch.night.runner import nightly
+    from recsys_batch.night.runner import run_night
 
     config = _copied(trained, tmp_path_factory.mktemp("published"))
-    nightly(spark, config, RUN_DATE)
+    run_night(spark, config, RUN_DATE)
     return config
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from recsys_batch.logs import about, configure
+from recsys_batch.logs import configure, log_context
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,8 @@ def lines(form: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     logger = logging.getLogger("recsys_batch.test")
     logger.setLevel(logging.INFO)
     logger.info("outside")
-    with about(run_id="r1"):
-        with about(step="embed"):
+    with log_context(run_id="r1"):
+        with log_context(step="embed"):
             logger.warning("both: %s", "päth\nnext line")
         logger.info("one")
     logger.info("after")

@@ -23,8 +23,8 @@ from cluster_test import OUTPUTS, rows
 from pyarrow import fs
 from s3_server import s3_server
 
-from recsys_batch.read import published_run, read_table, run_rows
-from recsys_batch.storage.filesystems import joined, listed
+from recsys_batch.read import published_run, read_run_rows, read_table
+from recsys_batch.storage.filesystems import join, list_entries
 
 ROOT = Path(__file__).parent.parent
 INPUTS = ("interactions", "items", "users")
@@ -146,7 +146,7 @@ def compare(ours: str, theirs: str) -> None:
         both = [sorted(map(str, read_table(place, name).to_pylist())) for place in (ours, theirs)]
         if both[0] != both[1] or not both[0]:
             raise SystemExit(f"{name}: {len(both[0])} rows in the store, {len(both[1])} on the local path, and not the same")
-    runs = [{row["run_id"]: row for row in run_rows(place) if row["status"] == "PUBLISHED"} for place in (ours, theirs)]
+    runs = [{row["run_id"]: row for row in read_run_rows(place) if row["status"] == "PUBLISHED"} for place in (ours, theirs)]
     if set(runs[0]) != set(runs[1]) or set(runs[0]) != {f"{FIRST}-r1", f"{SECOND}-r1"}:
         raise SystemExit(f"published: {sorted(runs[0])} in the store, {sorted(runs[1])} on the local path")
     for place, found in zip((ours, theirs), runs, strict=True):
@@ -182,7 +182,7 @@ def nothing_here_but_copies(folder: Path, warehouse: str) -> None:
         raise SystemExit(f"written to this machine, not to the store: {', '.join(map(str, strays))}")
     copies = {path.name for path in (folder / "copies").iterdir() if not path.name.startswith(".")}
     for kind in ("bundles", "catalogues"):
-        missing = {entry.name for entry in listed(joined(warehouse, "_artifacts", kind))} - copies
+        missing = {entry.name for entry in list_entries(join(warehouse, "_artifacts", kind))} - copies
         if missing:
             raise SystemExit(f"{kind} without a copy: {missing}")
     left = [path.name for path in (folder / "copies").glob(".draft-*")] + [path.name for path in (folder / "state").glob("recsys-batch-*")]

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from recsys_batch.commands.night import print_night
 from recsys_batch.config import load_config
-from recsys_batch.night.runner import ALL_STEPS, nightly
-from recsys_batch.spark.executors.profiling import FOLDER
+from recsys_batch.night.runner import ALL_STEPS, run_night
+from recsys_batch.spark.executors.profiling import PROFILE_FOLDER
 from recsys_batch.spark.session import get_session
 
 _TABLES = {"embed": "user_embeddings", "candidates": "candidates", "score": "topk", "audit": "audit"}
@@ -37,7 +37,7 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     config = load_config(arguments.conf, arguments.set)
-    config.spark.conf[f"spark.executorEnv.{FOLDER}"] = str(folder)
+    config.spark.conf[f"spark.executorEnv.{PROFILE_FOLDER}"] = str(folder)
     driver = {step: cProfile.Profile() for step in ALL_STEPS}
 
     def progress(step: str, event: str, metrics: dict[str, float]) -> None:
@@ -47,7 +47,7 @@ def main() -> None:
             driver[step].disable()
             driver[step].dump_stats(folder / f"driver-{step}.prof")
 
-    run = nightly(get_session(config), config, arguments.run_date, force=True, incremental=arguments.incremental, progress=progress)
+    run = run_night(get_session(config), config, arguments.run_date, force=True, incremental=arguments.incremental, progress=progress)
     print_night(run)
     slow = arguments.step or max(ALL_STEPS, key=lambda step: run.metrics.get(f"{step}.seconds", 0.0))
     print(f"\nslowest step: {slow}, {run.metrics[f'{slow}.seconds']:.1f} s" if not arguments.step else f"\nstep {slow}")

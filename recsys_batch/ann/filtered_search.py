@@ -10,7 +10,7 @@ from recsys_batch.ann.kernels import blocks
 from recsys_batch.ann.retrievers import Retriever
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE
-from recsys_batch.tables.list_columns import distinct
+from recsys_batch.tables.list_columns import sorted_unique
 
 _FIRST_WIDTH = 5
 _RESULTS = 4_000_000  # (user, item) results of one search: 48 MB; a sharded index is walked through once for each
@@ -18,7 +18,7 @@ _SEEN_CELLS = 16_000_000  # bytes of the (user, item) bitmap that seen items are
 
 
 @dataclass(frozen=True)
-class Retrieved:
+class SearchResult:
     """Each user's best unseen items: scores float32 [B, n] (-inf padded), codes int64 [B, n] (-1 padded), counts int64 [B]."""
 
     scores: np.ndarray
@@ -26,7 +26,7 @@ class Retrieved:
     counts: np.ndarray
 
 
-def retrieve(
+def search_unseen(
     retriever: Retriever,
     exact: Retriever,
     queries: np.ndarray,
@@ -34,7 +34,7 @@ def retrieve(
     seen_codes: np.ndarray,
     n_candidates: int,
     n_items: int,
-) -> Retrieved:
+) -> SearchResult:
     """``n_candidates`` unseen items per user, or all that the user has left.
 
     A user with s seen items needs at most n + s results. Users are grouped by s (rounded up to a power of 4) and each group is
@@ -54,7 +54,7 @@ def retrieve(
     seen = _seen_keys(seen_offsets, seen_codes, len(queries), n_items)
     n_seen = np.bincount(seen // n_items, minlength=len(queries)).astype(np.int64)
     needed = np.minimum(n_candidates, exact.n_items - n_seen)
-    found = Retrieved(
+    found = SearchResult(
         scores=np.full((len(queries), n_candidates), -np.inf, dtype=np.float32),
         codes=np.full((len(queries), n_candidates), NO_CODE, dtype=np.int64),
         counts=np.zeros(len(queries), dtype=np.int64),
@@ -92,7 +92,7 @@ def _seen_keys(offsets: np.ndarray, codes: np.ndarray, n_users: int, n_items: in
         raise RecsysBatchError(
             f"seen codes run from {codes.min()} to {codes.max()}, the index has {n_items} items: map them to its rows first"
         )
-    return distinct(np.repeat(np.arange(n_users, dtype=np.int64) * n_items, np.diff(offsets)) + codes)
+    return sorted_unique(np.repeat(np.arange(n_users, dtype=np.int64) * n_items, np.diff(offsets)) + codes)
 
 
 def _bucket(n_seen: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def _bucket(n_seen: np.ndarray) -> np.ndarray:
     return edges[np.searchsorted(edges, n_seen)]
 
 
-def _keep_unseen(found: Retrieved, users: np.ndarray, scores: np.ndarray, codes: np.ndarray, seen: np.ndarray, n_items: int) -> None:
+def _keep_unseen(found: SearchResult, users: np.ndarray, scores: np.ndarray, codes: np.ndarray, seen: np.ndarray, n_items: int) -> None:
     """Write the first unseen results of ``users`` (ascending) into ``found``, over what stood there."""
     if codes.max() >= n_items:
         raise RecsysBatchError(f"a search over {n_items} items returned code {codes.max()}: the index is over other items")

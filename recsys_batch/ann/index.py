@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from safetensors.numpy import save_file
 
-from recsys_batch.ann.index_files import IndexFile, put
+from recsys_batch.ann.index_files import IndexFile, store_index_file
 from recsys_batch.ann.kernels import faiss_module, limit_threads, longest, normalised
-from recsys_batch.ann.vector_storage import encode, int8_scale
+from recsys_batch.ann.vector_storage import int8_scale, quantize
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, UsageError
 
@@ -119,7 +119,7 @@ class IndexInfo:
         return cls(**{**values, **files, "vectors": tuple(IndexFile(**file) for file in values["vectors"])})
 
 
-def choose(settings: Retrieval, n_items: int, embedding_dim: int) -> Layout:
+def choose_layout(settings: Retrieval, n_items: int, embedding_dim: int) -> Layout:
     """How ``n_items`` are kept and searched under ``settings``: the mode that is set, or for "auto" the one that fits.
 
     "auto" is exact up to ``exact_max_items``; above, inverted lists in float32 where ``memory_mb`` holds them, in int8 where it
@@ -169,7 +169,7 @@ def build_index(
     limit_threads(n_threads)
     directory.mkdir(parents=True, exist_ok=True)
     vectors = normalised(embeddings) if settings.metric == "cosine" else np.ascontiguousarray(embeddings)
-    layout = choose(settings, *vectors.shape)
+    layout = choose_layout(settings, *vectors.shape)
     exact = IndexInfo(
         mode="exact",
         storage="float32",
@@ -198,14 +198,14 @@ def build_index(
     int8 = None
     if layout.storage == "int8":
         tensors["low"], tensors["step"] = int8_scale(vectors)
-        (int8,) = _put_matrix(directory, "int8", encode(vectors, tensors["low"], tensors["step"]), 1)
+        (int8,) = _put_matrix(directory, "int8", quantize(vectors, tensors["low"], tensors["step"]), 1)
     return _sized(
         replace(
             exact,
             mode=layout.mode,
             storage=layout.storage,
             vectors=_put_matrix(directory, "vectors", vectors, layout.n_shards),
-            lists=put(directory, "lists", ".safetensors", lambda path: save_file(tensors, path)),
+            lists=store_index_file(directory, "lists", ".safetensors", lambda path: save_file(tensors, path)),
             int8=int8,
             nlist=nlist,
             imbalance=float(nlist * np.square(sizes.astype(np.float64)).sum() / len(vectors) ** 2),
@@ -213,14 +213,16 @@ def build_index(
     )
 
 
-def assign(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+def assign_to_lists(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """int64 [n], the list whose centroid is nearest (Euclidean) to each row; for blocks of ``ASSIGN_ROWS``."""
     _, nearest = faiss_module().knn(vectors, centroids, 1)
     return np.asarray(nearest[:, 0], dtype=np.int64)
 
 
 def _assign_here(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    return np.concatenate([assign(vectors[start : start + ASSIGN_ROWS], centroids) for start in range(0, len(vectors), ASSIGN_ROWS)])
+    return np.concatenate(
+        [assign_to_lists(vectors[start : start + ASSIGN_ROWS], centroids) for start in range(0, len(vectors), ASSIGN_ROWS)]
+    )
 
 
 def _train(vectors: np.ndarray, nlist: int) -> np.ndarray:
@@ -245,7 +247,7 @@ def _train(vectors: np.ndarray, nlist: int) -> np.ndarray:
 def _put_matrix(directory: Path, stem: str, matrix: np.ndarray, n_files: int) -> tuple[IndexFile, ...]:
     bounds = np.linspace(0, len(matrix), n_files + 1).astype(int)
     parts = [matrix[a:b] for a, b in itertools.pairwise(bounds)]
-    return tuple(put(directory, stem, ".npy", lambda path, part=part: _save(path, part), len(part)) for part in parts)  # type: ignore[misc]
+    return tuple(store_index_file(directory, stem, ".npy", lambda path, part=part: _save(path, part), len(part)) for part in parts)  # type: ignore[misc]
 
 
 def _save(path: Path, matrix: np.ndarray) -> None:
@@ -266,5 +268,5 @@ def _check(embeddings: np.ndarray, settings: Retrieval) -> None:
     if not np.isfinite(embeddings).all():
         row = int(np.flatnonzero(~np.isfinite(embeddings).all(axis=1))[0])
         raise UsageError(f"the embedding in row {row} is not finite: the model is broken, or its input is")
-    if settings.nlist is not None and settings.nlist > n and choose(settings, n, d).mode != "exact":
+    if settings.nlist is not None and settings.nlist > n and choose_layout(settings, n, d).mode != "exact":
         raise UsageError(f"retrieval.nlist = {settings.nlist} is more than the {n} items: lower it or leave it unset")

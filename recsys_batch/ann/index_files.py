@@ -29,7 +29,7 @@ class IndexFile:
     rows: int = 0
 
 
-def put(directory: Path, stem: str, suffix: str, write: Callable[[Path], None], rows: int = 0) -> IndexFile:
+def store_index_file(directory: Path, stem: str, suffix: str, write: Callable[[Path], None], rows: int = 0) -> IndexFile:
     """Name what ``write`` wrote. A mapped file is never changed: the same name is the same content."""
     draft = directory / f".{stem}-{uuid.uuid4().hex}"
     try:

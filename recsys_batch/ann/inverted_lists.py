@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from recsys_batch.ann.kernels import MARGIN, largest, rounding_error
-from recsys_batch.ann.vector_storage import Shard, StoredRows
+from recsys_batch.ann.vector_storage import IndexShard, StoredRows
 from recsys_batch.ranking.top_k import NO_CODE, order_pairs
 
 _SCORES = 8_000_000  # scores of a block of users held at once: 32 MB; a quarter of it costs a fifth more time
@@ -21,7 +21,7 @@ _SELECT_ROWS = 64  # rows partitioned and rescored at once: they stay in the sec
 
 
 @dataclass(frozen=True)
-class Lists:
+class InvertedLists:
     """Which rows each inverted list holds.
 
     Attributes:
@@ -37,19 +37,19 @@ class Lists:
     def sizes(self) -> np.ndarray:
         return np.asarray(self.ends - self.starts)
 
-    def keeping(self, keep: np.ndarray) -> Lists:
+    def keeping(self, keep: np.ndarray) -> InvertedLists:
         """The lists without the rows where ``keep`` (bool [n]) is false."""
         kept = keep if self.rows is None else keep[self.rows]
         n_before = np.concatenate([[0], np.cumsum(kept)])
         rows = np.flatnonzero(kept).astype(np.int64) if self.rows is None else self.rows[kept]
-        return Lists(n_before[self.starts], n_before[self.ends], rows)
+        return InvertedLists(n_before[self.starts], n_before[self.ends], rows)
 
-    def within(self, shard: Shard) -> Lists:
+    def within(self, shard: IndexShard) -> InvertedLists:
         """The lists without the rows outside of the shard."""
         first, stop = shard.first, shard.stop
         if self.rows is not None:
             first, stop = np.searchsorted(self.rows, [first, stop])
-        return Lists(self.starts.clip(first, stop), self.ends.clip(first, stop), self.rows)
+        return InvertedLists(self.starts.clip(first, stop), self.ends.clip(first, stop), self.rows)
 
     def rows_at(self, places: np.ndarray) -> np.ndarray:
         return places if self.rows is None else self.rows[places]
@@ -58,8 +58,8 @@ class Lists:
 def search_lists(
     queries: np.ndarray,
     probed: np.ndarray,
-    lists: Lists,
-    shard: Shard,
+    lists: InvertedLists,
+    shard: IndexShard,
     codes: np.ndarray,
     max_norm: float,
     k: int,
@@ -110,7 +110,7 @@ class _Scan:
     """
 
     queries: np.ndarray
-    lists: Lists
+    lists: InvertedLists
     stored: StoredRows
     first: int
     scores: np.ndarray
@@ -119,7 +119,7 @@ class _Scan:
     totals: np.ndarray
 
     @classmethod
-    def of(cls, queries: np.ndarray, probed: np.ndarray, lists: Lists, stored: StoredRows, first: int) -> _Scan:
+    def of(cls, queries: np.ndarray, probed: np.ndarray, lists: InvertedLists, stored: StoredRows, first: int) -> _Scan:
         n_queries, n_probed = probed.shape
         sizes = lists.sizes[probed]
         totals = sizes.sum(axis=1)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from recsys_batch.ranking.top_k import order_pairs, top_k
+from recsys_batch.ranking.top_k import order_pairs, select_top_k_per_row
 
 MARGIN = 16
 WIDE_MARGIN = 512  # the second try of those that are not settled: long ties, or millions of items close together
@@ -138,7 +138,7 @@ def scan_all(queries: np.ndarray, vectors: np.ndarray, k: int, codes: np.ndarray
         pairs = np.broadcast_to(everything, (part.stop - part.start, len(vectors)))
         exact = inner_products(queries[part], vectors, pairs)
         if codes is None:
-            scores[part], found[part] = top_k(exact, k)
+            scores[part], found[part] = select_top_k_per_row(exact, k)
         else:
             scores[part], found[part] = order_pairs(exact, np.broadcast_to(codes, exact.shape), k)
     return scores, found

@@ -9,9 +9,9 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from recsys_batch.ann.inverted_lists import Lists, search_lists
+from recsys_batch.ann.inverted_lists import InvertedLists, search_lists
 from recsys_batch.ann.kernels import blocks, exact_search, limit_threads, normalised
-from recsys_batch.ann.vector_storage import Items, Shard
+from recsys_batch.ann.vector_storage import IndexedItems, IndexShard
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE, merge_top_k, order_pairs
 
@@ -71,7 +71,7 @@ class ExactRetriever:
         keep: bool [n], the rows that are searched; None for all.
     """
 
-    items: Items
+    items: IndexedItems
     n_threads: int
     keep: np.ndarray | None = None
 
@@ -116,10 +116,10 @@ class IvfRetriever:
         row_of_code: int64 [n + 1], the last for code -1; None where stored as float32.
     """
 
-    items: Items
-    stored: Sequence[Shard]
+    items: IndexedItems
+    stored: Sequence[IndexShard]
     stored_norm: float
-    lists: Lists
+    lists: InvertedLists
     centroids: np.ndarray
     centroid_norm: float
     n_candidates: int
@@ -214,7 +214,7 @@ class _Best:
         self._empty = False
 
 
-def prepared(queries: np.ndarray, k: int, items: Items) -> np.ndarray:
+def prepared(queries: np.ndarray, k: int, items: IndexedItems) -> np.ndarray:
     """Queries as the kernels want them.
 
     Raises:

@@ -10,10 +10,10 @@ from safetensors.numpy import load_file
 
 from recsys_batch.ann.index import IndexInfo
 from recsys_batch.ann.index_files import IndexFile, Verifier
-from recsys_batch.ann.inverted_lists import Lists
+from recsys_batch.ann.inverted_lists import InvertedLists
 from recsys_batch.ann.kernels import longest
 from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever
-from recsys_batch.ann.vector_storage import FloatRows, Int8Rows, Items, Shard, StoredRows
+from recsys_batch.ann.vector_storage import FloatRows, IndexedItems, IndexShard, Int8Rows, StoredRows
 from recsys_batch.errors import IndexDamaged
 
 _DEFAULT_NPROBE = 32
@@ -35,7 +35,7 @@ def open_retriever(
         IndexDamaged: a file is missing, or is not what ``info`` says.
     """
     folder = Path(directory)
-    items = Items(
+    items = IndexedItems(
         n=info.n_items,
         dim=info.embedding_dim,
         max_norm=info.max_norm,
@@ -46,7 +46,7 @@ def open_retriever(
     if info.lists is None:
         return ExactRetriever(items, n_threads)
     tables = _tables(*_verifier.check(folder, info.lists), info.n_items, info.embedding_dim, info.nlist)
-    items = Items(**{**items.__dict__, "codes": tables["codes"]})
+    items = IndexedItems(**{**items.__dict__, "codes": tables["codes"]})
     if info.mode == "exact":
         return ExactRetriever(items, n_threads)
     ends = tables["ends"]
@@ -55,7 +55,7 @@ def open_retriever(
         low, step = tables["low"], tables["step"]
         int8, shape = info.int8, (info.n_items, info.embedding_dim)
         _verifier.check(folder, int8)
-        stored = (Shard(0, info.n_items, lambda: Int8Rows(_kept_int8(*_verifier.check(folder, int8), shape, "uint8"), low, step)),)
+        stored = (IndexShard(0, info.n_items, lambda: Int8Rows(_kept_int8(*_verifier.check(folder, int8), shape, "uint8"), low, step)),)
         # No code is further from its value than half a step in each dimension.
         stored_norm = info.max_norm + float(np.linalg.norm(step.astype(np.float64))) / 2
         row_of_code = tables["row_of_code"]
@@ -63,7 +63,7 @@ def open_retriever(
         items=items,
         stored=stored,
         stored_norm=stored_norm,
-        lists=Lists(np.concatenate([[0], ends[:-1]]), ends),
+        lists=InvertedLists(np.concatenate([[0], ends[:-1]]), ends),
         centroids=tables["centroids"],
         centroid_norm=longest(tables["centroids"]),
         n_candidates=info.n_candidates,
@@ -74,7 +74,7 @@ def open_retriever(
     )
 
 
-def _shards(folder: Path, info: IndexInfo) -> tuple[Shard, ...]:
+def _shards(folder: Path, info: IndexInfo) -> tuple[IndexShard, ...]:
     """The float32 vectors. One file is kept open; several are opened in turn, so that only one is in memory."""
     if sum(file.rows for file in info.vectors) != info.n_items:
         raise IndexDamaged(f"the files of {folder} hold {sum(f.rows for f in info.vectors)} rows, their description says {info.n_items}")
@@ -86,7 +86,7 @@ def _shards(folder: Path, info: IndexInfo) -> tuple[Shard, ...]:
     shards, first = [], 0
     for file in info.vectors:
         _verifier.check(folder, file)
-        shards.append(Shard(first, first + file.rows, partial(rows_of, file)))
+        shards.append(IndexShard(first, first + file.rows, partial(rows_of, file)))
         first += file.rows
     return tuple(shards)
 

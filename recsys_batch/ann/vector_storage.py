@@ -43,7 +43,7 @@ class Int8Rows:
     step: np.ndarray
 
     def take(self, rows: slice | np.ndarray) -> np.ndarray:
-        return decode(self.matrix[rows], self.low, self.step)
+        return dequantize(self.matrix[rows], self.low, self.step)
 
     def inner_products(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         vectors = self.take(rows.ravel())
@@ -57,13 +57,13 @@ def int8_scale(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return low, ((vectors.max(axis=0) - low) / np.float32(255)).astype(np.float32)
 
 
-def encode(vectors: np.ndarray, low: np.ndarray, step: np.ndarray) -> np.ndarray:
+def quantize(vectors: np.ndarray, low: np.ndarray, step: np.ndarray) -> np.ndarray:
     """uint8 [n, d], the nearest codes; a dimension without spread has code 0."""
     spread = np.where(step > 0, step, np.float32(1))
     return np.asarray(np.rint((vectors - low) / spread).clip(0, 255), dtype=np.uint8)
 
 
-def decode(codes: np.ndarray, low: np.ndarray, step: np.ndarray) -> np.ndarray:
+def dequantize(codes: np.ndarray, low: np.ndarray, step: np.ndarray) -> np.ndarray:
     """float32 [n, d]; elementwise, so the same codes give the same bits."""
     values: np.ndarray = codes.astype(np.float32)
     values *= step
@@ -72,7 +72,7 @@ def decode(codes: np.ndarray, low: np.ndarray, step: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Shard:
+class IndexShard:
     """Rows ``first`` .. ``stop`` - 1 of an index. ``open`` maps them; what it returns is let go after use, and so leaves memory."""
 
     first: int
@@ -81,7 +81,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Items:
+class IndexedItems:
     """The indexed items as float32 vectors: n of d dimensions, the longest ``max_norm`` long.
 
     Attributes:
@@ -95,4 +95,4 @@ class Items:
     max_norm: float
     cosine: bool
     codes: np.ndarray | None
-    shards: Sequence[Shard]
+    shards: Sequence[IndexShard]

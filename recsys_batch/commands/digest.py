@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.json_output import echo, json_option
-from recsys_batch.commands.options import Date, with_config
-from recsys_batch.commands.terminal import bar, count
+from recsys_batch.commands.json_output import json_option, print_json
+from recsys_batch.commands.options import DateType, with_config
+from recsys_batch.commands.terminal import format_count, progress_bar
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.schemas import ALL_SEGMENTS
 
 if TYPE_CHECKING:
-    from recsys_batch.digest.digest import Result
+    from recsys_batch.digest.digest import DigestResult
 
 
-class Shard(click.ParamType):
+class ShardType(click.ParamType):
     """i/n, i from 1."""
 
     name = "I/N"
@@ -35,7 +35,7 @@ class Shard(click.ParamType):
         return int(found[1]), int(found[2])
 
 
-class Moment(click.ParamType):
+class MomentType(click.ParamType):
     """A time with its zone."""
 
     name = "TIME"
@@ -49,14 +49,14 @@ class Moment(click.ParamType):
 
 
 @click.command(help="A few items per user for an e-mail, with titles and reasons; none that was sent lately. One record per user.")
-@click.option("--run-date", type=Date(), required=True, help="The night's date; never taken from the clock.")
+@click.option("--run-date", type=DateType(), required=True, help="The night's date; never taken from the clock.")
 @click.option("--slots", default=5, show_default=True, type=click.IntRange(1, 1000), help="Items per user.")
 @click.option("--segment", help="Only users of this segment.")
 @click.option("--out", required=True, metavar="FILE|DIR", help="The file, or a folder that gets DIGEST_ID.FORMAT.")
 @click.option("--format", "form", default="jsonl", show_default=True, type=click.Choice(["jsonl", "parquet"]), help="Of the file.")
-@click.option("--shard", default="1/1", show_default=True, type=Shard(), help="Only the I-th of N parts of the users, for N senders.")
+@click.option("--shard", default="1/1", show_default=True, type=ShardType(), help="Only the I-th of N parts of the users, for N senders.")
 @click.option("--digest-id", help="Its name in sent_log. Where not given: date, segment, slots and shard.")
-@click.option("--as-of", type=Moment(), help="The time that the run's age is measured at, for replays; the clock's where not given.")
+@click.option("--as-of", type=MomentType(), help="The time that the run's age is measured at, for replays; the clock's where not given.")
 @click.option("--dry-run", is_flag=True, help="Count, and write nothing.")
 @json_option
 @with_config
@@ -74,12 +74,12 @@ def digest(
     as_json: bool,
 ) -> None:
     from recsys_batch.digest.digest import make_digest
-    from recsys_batch.digest.user_slots import Order
+    from recsys_batch.digest.user_slots import DigestRequest
     from recsys_batch.storage.node_cache import NodeCache
 
     segment = None if segment == ALL_SEGMENTS else segment
     name = digest_id or f"{run_date}.{segment or ALL_SEGMENTS}.{slots}.{shard[0]}of{shard[1]}"
-    order = Order(
+    order = DigestRequest(
         run_date=run_date,
         slots=slots,
         segment=segment,
@@ -90,12 +90,12 @@ def digest(
         max_age=dt.timedelta(hours=config.digest.max_age_hours),
         digest_id=name,
     )
-    with bar("digest", quiet=as_json) as progress:
+    with progress_bar("digest", quiet=as_json) as progress:
         now = as_of or dt.datetime.now(dt.UTC)
         cache = NodeCache.from_paths(config.paths)
         result = make_digest(config.paths.warehouse, cache, order, now, config.data.min_weight, dry_run=dry_run, progress=progress)
     if as_json:
-        echo({"dry_run": dry_run, **asdict(result)})
+        print_json({"dry_run": dry_run, **asdict(result)})
         return
     _print(result, slots, dry_run)
 
@@ -109,12 +109,12 @@ def _file(out: str, name: str, form: str) -> Path:
     return path / f"{name}.{form}"
 
 
-def _print(result: Result, slots: int, dry_run: bool) -> None:
+def _print(result: DigestResult, slots: int, dry_run: bool) -> None:
     verb = "would be" if dry_run else "are"
-    click.echo(f"run {result.run_id}: {count(result.n_slots)} items for {count(result.n_users)} users {verb} in {result.out}")
-    told = [f"{count(result.n_popular)} from popular lists"] if result.n_popular else []
-    told += [f"{count(result.n_short)} users have fewer than {slots}"] if result.n_short else []
-    told += [f"{count(result.n_without)} have nothing left to be sent"] if result.n_without else []
+    click.echo(f"run {result.run_id}: {format_count(result.n_slots)} items for {format_count(result.n_users)} users {verb} in {result.out}")
+    told = [f"{format_count(result.n_popular)} from popular lists"] if result.n_popular else []
+    told += [f"{format_count(result.n_short)} users have fewer than {slots}"] if result.n_short else []
+    told += [f"{format_count(result.n_without)} have nothing left to be sent"] if result.n_without else []
     if told:
         click.echo("; ".join(told))
     if result.logged_before:

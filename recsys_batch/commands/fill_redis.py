@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
-from recsys_batch.tables.user_ranges import Range
+from recsys_batch.tables.user_ranges import UserRange
 
 if TYPE_CHECKING:
     from recsys_batch.online.export.published_run import PublishedRun
@@ -25,7 +25,7 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
     """
     from recsys_batch.online.settings import REDIS_URL
     from recsys_batch.online.snapshot.redis_store import connect, mark_whole
-    from recsys_batch.spark.executors.range_sum import counted_over
+    from recsys_batch.spark.executors.range_sum import sum_over_ranges
     from recsys_batch.spark.session import get_session
     from recsys_batch.storage.node_cache import NodeCache
 
@@ -35,7 +35,7 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
     expire = int(config.online.redis_expire_hours * 3600)
     name, cache = run.row["run_id"], NodeCache.from_paths(config.paths)
     put = functools.partial(_put, run.lists, run.catalogue_dir, cache, name, url, config.online.redis_cluster, expire)
-    n_records = counted_over(get_session(config), put, run.lists.bounds)
+    n_records = sum_over_ranges(get_session(config), put, run.lists.bounds)
     client = connect(url, config.online.redis_cluster)
     try:
         mark_whole(client, name, n_records, expire)
@@ -44,13 +44,13 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
     return n_records
 
 
-def _put(lists: RunLists, catalogue_dir: str, cache: NodeCache, name: str, url: str, cluster: bool, expire: int, bounds: Range) -> int:
+def _put(lists: RunLists, catalogue_dir: str, cache: NodeCache, name: str, url: str, cluster: bool, expire: int, bounds: UserRange) -> int:
     """In an executor."""
     from recsys_batch.dataset.catalogue import open_catalogue
     from recsys_batch.online.snapshot.redis_store import connect, fill
 
     client = connect(url, cluster)
     try:
-        return fill(client, name, lists.records(open_catalogue(str(cache.localized(catalogue_dir))), bounds), expire)
+        return fill(client, name, lists.records(open_catalogue(str(cache.local_copy(catalogue_dir))), bounds), expire)
     finally:
         client.close()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.json_output import echo, json_option, say
-from recsys_batch.commands.options import mapping, with_config
-from recsys_batch.commands.terminal import count, print_table
+from recsys_batch.commands.json_output import json_option, print_json, print_result
+from recsys_batch.commands.options import parse_mapping, with_config
+from recsys_batch.commands.terminal import format_count, print_table
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 
@@ -49,7 +49,7 @@ def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable
 @source_options(required=True)
 @with_config
 def ingest(config: Config, source: str | None, as_json: bool, holdout: float, **options: Any) -> None:
-    from recsys_batch.spark.ingest.pipeline import ingest as run_ingest
+    from recsys_batch.spark.ingest.pipeline import run_ingest as run_ingest
     from recsys_batch.spark.ingest.sources import IngestRequest
     from recsys_batch.spark.session import get_session
 
@@ -58,30 +58,37 @@ def ingest(config: Config, source: str | None, as_json: bool, holdout: float, **
     request = IngestRequest(
         source=source,
         format=options["file_format"],
-        columns=mapping("--columns", options["columns"]),
+        columns=parse_mapping("--columns", options["columns"]),
         delimiter=options["delimiter"],
         items=options["items"],
-        item_columns=mapping("--item-columns", options["item_columns"]),
+        item_columns=parse_mapping("--item-columns", options["item_columns"]),
         users=options["users"],
-        user_columns=mapping("--user-columns", options["user_columns"]),
+        user_columns=parse_mapping("--user-columns", options["user_columns"]),
         holdout=holdout,
     )
     summary = run_ingest(get_session(config), config, request)
     if as_json:
-        echo(asdict(summary))
+        print_json(asdict(summary))
         return
     _print_summary(summary)
 
 
 def _print_summary(summary: IngestSummary) -> None:
     rows = [
-        (kind, count(s.read), count(s.accepted), count(s.held_out), count(s.already_present), count(sum(s.rejected.values())))
+        (
+            kind,
+            format_count(s.read),
+            format_count(s.accepted),
+            format_count(s.held_out),
+            format_count(s.already_present),
+            format_count(sum(s.rejected.values())),
+        )
         for kind, s in summary.kinds.items()
     ]
     print_table("ingested", ("rows", "read", "accepted", "held out", "already there", "rejected"), rows)
     for kind, s in summary.kinds.items():
         for reason, n in sorted(s.rejected.items()):
-            click.echo(f"rejected {count(n)} {kind}: {reason}")
+            click.echo(f"rejected {format_count(n)} {kind}: {reason}")
     for note in summary.notes:
         click.echo(note)
     if summary.first_event and summary.last_event:
@@ -97,7 +104,7 @@ def read_truth(config: Config, truth: str, file_format: str | None, columns: str
 
     if file_format is None:
         raise UsageError("--truth PATH needs --format, as ingest does")
-    request = IngestRequest(source=truth, format=file_format, columns=mapping("--columns", columns), delimiter=delimiter)
+    request = IngestRequest(source=truth, format=file_format, columns=parse_mapping("--columns", columns), delimiter=delimiter)
     return read_interactions(get_session(config), config, request)
 
 
@@ -109,8 +116,8 @@ def read_truth(config: Config, truth: str, file_format: str | None, columns: str
 @json_option
 @with_config
 def generate(config: Config, n_users: int, n_items: int, n_events: int, seed: int, as_json: bool) -> None:
-    from recsys_batch.spark.generate import generate as run_generate
+    from recsys_batch.spark.generate import generate_tables as run_generate
     from recsys_batch.spark.session import get_session
 
     written = run_generate(get_session(config), config, n_users, n_items, n_events, seed)
-    say(dict(written), ", ".join(f"{count(n)} {name}" for name, n in written.items()), as_json=as_json)
+    print_result(dict(written), ", ".join(f"{format_count(n)} {name}" for name, n in written.items()), as_json=as_json)

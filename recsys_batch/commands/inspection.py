@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from recsys_batch.commands.ingest import source_options
-from recsys_batch.commands.json_output import echo, json_option
-from recsys_batch.commands.options import Ks, with_config
-from recsys_batch.commands.terminal import console, count, print_table
+from recsys_batch.commands.json_output import json_option, print_json
+from recsys_batch.commands.options import KListType, with_config
+from recsys_batch.commands.terminal import console, format_count, print_table
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command(help="Compare the published top-K with true later interactions, beside popularity.")
 @click.option("--truth", metavar="PATH", help="Later interactions, in any format that ingest reads.")
 @click.option("--holdout", is_flag=True, help="What ingest --holdout kept back, or what arrived after the run.")
-@click.option("--k", "ks", type=Ks(), default=(10, 20), show_default="10,20", help="List lengths.")
+@click.option("--k", "ks", type=KListType(), default=(10, 20), show_default="10,20", help="List lengths.")
 @click.option("--run-id", help="A published run other than the current one.")
 @json_option
 @source_options(required=False)
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 def evaluate(
     config: Config, truth: str | None, holdout: bool, ks: tuple[int, ...], run_id: str | None, as_json: bool, **source: Any
 ) -> None:
-    from recsys_batch.evaluation.evaluate import evaluate as run_evaluation
-    from recsys_batch.evaluation.evaluate import holdout_truth
+    from recsys_batch.evaluation.evaluate import evaluate_run as run_evaluation
+    from recsys_batch.evaluation.evaluate import read_holdout_truth
     from recsys_batch.read import published_run
 
     if (truth is None) == (not holdout):
@@ -39,14 +39,14 @@ def evaluate(
     warehouse = config.paths.warehouse
     run = published_run(warehouse, run_id)
     if truth is None:
-        interactions, origin = holdout_truth(warehouse, run)
+        interactions, origin = read_holdout_truth(warehouse, run)
     else:
         from recsys_batch.commands.ingest import read_truth
 
         interactions, origin = read_truth(config, truth, **source), truth
     result = run_evaluation(warehouse, run, interactions, origin, ks, config.data.min_weight)
     if as_json:
-        echo(result.to_dict())
+        print_json(result.to_dict())
         return
     print_evaluation(result)
 
@@ -60,20 +60,20 @@ def evaluate(
 @json_option
 @with_config
 def changes(config: Config, user_id: str | None, item_id: str | None, before: str | None, now: str | None, n: int, as_json: bool) -> None:
-    from recsys_batch.evaluation.run_diff import item_changes, user_changes
-    from recsys_batch.read import published_before, published_run
+    from recsys_batch.evaluation.run_diff import diff_item, diff_user
+    from recsys_batch.read import previously_published_run, published_run
 
     if (user_id is None) == (item_id is None):
         raise UsageError("pass either --user-id or --item-id")
     warehouse = config.paths.warehouse
     later = published_run(warehouse, now)
-    earlier = published_run(warehouse, before) if before else published_before(warehouse, later)
+    earlier = published_run(warehouse, before) if before else previously_published_run(warehouse, later)
     if user_id is not None:
-        found = user_changes(warehouse, user_id, earlier, later, n)
-        echo(found.to_dict()) if as_json else _print_user(found, n)
+        found = diff_user(warehouse, user_id, earlier, later, n)
+        print_json(found.to_dict()) if as_json else _print_user(found, n)
         return
-    of_item = item_changes(warehouse, item_id, earlier, later)
-    echo(of_item.to_dict()) if as_json else _print_item(of_item)
+    of_item = diff_item(warehouse, item_id, earlier, later)
+    print_json(of_item.to_dict()) if as_json else _print_item(of_item)
 
 
 def _print_user(found: UserChanges, n: int) -> None:
@@ -94,12 +94,12 @@ def _print_item(found: ItemChanges) -> None:
         return "not in the catalogue" if value is None else "yes" if value else "no"
 
     rows = [
-        ("lists with it", count(found.n_lists[0]), count(found.n_lists[1])),
+        ("lists with it", format_count(found.n_lists[0]), format_count(found.n_lists[1])),
         ("median rank there", median(found.median_rank[0]), median(found.median_rank[1])),
         ("available", available(found.available[0]), available(found.available[1])),
     ]
     print_table(f"item {found.item_id}: {found.title}", ("", found.before, found.now), rows)
-    console().print(f"{count(found.n_new_events)} new interactions with it between the two")
+    console().print(f"{format_count(found.n_new_events)} new interactions with it between the two")
 
 
 def print_evaluation(result: Evaluation) -> None:
@@ -114,8 +114,8 @@ def print_evaluation(result: Evaluation) -> None:
         for name, value in result.model.items()
     ]
     print_table(f"run {result.run_id} against {result.truth}", ("metric", "model", "popularity", "ratio"), rows)
-    left_out = f"; {count(result.n_users_without_list)} users without a list left out" if result.n_users_without_list else ""
-    console().print(f"{count(result.n_users)} users, {count(result.n_relevant)} relevant items{left_out}")
+    left_out = f"; {format_count(result.n_users_without_list)} users without a list left out" if result.n_users_without_list else ""
+    console().print(f"{format_count(result.n_users)} users, {format_count(result.n_relevant)} relevant items{left_out}")
 
 
 @click.command(help="Some users' history and recommendations, with titles.")
@@ -126,13 +126,13 @@ def print_evaluation(result: Evaluation) -> None:
 @json_option
 @with_config
 def show(config: Config, n_users: int, user_ids: tuple[str, ...], n: int, run_id: str | None, as_json: bool) -> None:
-    from recsys_batch.evaluation.user_view import some_users, user_view
+    from recsys_batch.evaluation.user_view import load_user_view, sample_users
 
     warehouse = config.paths.warehouse
-    chosen = user_ids or some_users(warehouse, run_id, n_users)
-    views = [user_view(warehouse, user_id, run_id, n, config.data.min_weight) for user_id in chosen]
+    chosen = user_ids or sample_users(warehouse, run_id, n_users)
+    views = [load_user_view(warehouse, user_id, run_id, n, config.data.min_weight) for user_id in chosen]
     if as_json:
-        echo({"users": [asdict(view) for view in views]})
+        print_json({"users": [asdict(view) for view in views]})
         return
     for view in views:
         history = [*view.history, *[""] * max(0, len(view.topk) - len(view.history))]

@@ -14,22 +14,22 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
 
 
-def say(result: dict[str, Any], sentence: str, *, as_json: bool) -> None:
+def print_result(result: dict[str, Any], sentence: str, *, as_json: bool) -> None:
     """For machines, or for people."""
-    echo(result) if as_json else click.echo(sentence)
+    print_json(result) if as_json else click.echo(sentence)
 
 
-def gates_of(run: Run) -> dict[str, dict[str, Any]]:
+def gates_as_json(run: Run) -> dict[str, dict[str, Any]]:
     """Value, limit and verdict of every gate that weighed the run."""
-    from recsys_batch.night.gates import verdict_of
+    from recsys_batch.night.gates import gate_results
 
-    return {name: dict(zip(("value", "limit", "passed"), verdict, strict=True)) for name, verdict in verdict_of(run.metrics).items()}
+    return {name: dict(zip(("value", "limit", "passed"), verdict, strict=True)) for name, verdict in gate_results(run.metrics).items()}
 
 
-def run_result(run: Run) -> dict[str, Any]:
+def run_as_json(run: Run) -> dict[str, Any]:
     """A run as ``status --json`` has it."""
-    return {**run.row(), "gates": gates_of(run)}
+    return {**run.row(), "gates": gates_as_json(run)}
 
 
-def echo(result: dict[str, Any]) -> None:
+def print_json(result: dict[str, Any]) -> None:
     click.echo(json.dumps(result, default=str, indent=2))

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recsys_batch.commands.json_output import json_option, say
+from recsys_batch.commands.json_output import json_option, print_result
 from recsys_batch.commands.options import with_config
 from recsys_batch.commands.terminal import print_table, training_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, UsageError
-from recsys_batch.registry.promotion import Verdict, judge
+from recsys_batch.registry.promotion import Promotion, decide_promotion
 
 if TYPE_CHECKING:
     from recsys_batch.registry.bundle import Bundle
-    from recsys_batch.registry.mlflow_registry import Registry
+    from recsys_batch.registry.mlflow_registry import ModelRegistry
 
 
 @click.command(help="Train the reference two-tower and ranker; the alias moves if it beats popularity and the champion.")
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 @json_option
 @with_config
 def train(config: Config, max_seconds: float | None, force: bool, as_json: bool) -> None:
-    from recsys_batch.model.training import train as run_training
-    from recsys_batch.registry.mlflow_registry import Registry
-    from recsys_batch.spark.training_tables import read_training_input
+    from recsys_batch.model.training import train_bundle as run_training
+    from recsys_batch.registry.mlflow_registry import ModelRegistry
+    from recsys_batch.spark.training_tables import read_training_tables
 
     if max_seconds is not None:
         config = config.model_copy(update={"training": config.training.model_copy(update={"max_seconds": max_seconds})})
-    data = read_training_input(config)
-    registry = Registry(config)
+    data = read_training_tables(config)
+    registry = ModelRegistry(config)
     known = None if force else registry.find_trained(data.key)
     if known is not None:
         told = f"model version {known.version} was trained on exactly these inputs and settings; --force trains again"
-        say({"done": False, "model_version": known.version, "reason": told}, told, as_json=as_json)
+        print_result({"done": False, "model_version": known.version, "reason": told}, told, as_json=as_json)
         with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
-            _refuse_if_no_better_than_popular(known.version, judge(registry.fetch(known.version, Path(folder)).manifest["gate"]))
+            _refuse_if_no_better_than_popular(known.version, decide_promotion(registry.fetch(known.version, Path(folder)).manifest["gate"]))
         return
     with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
         champion = _towers_of_champion(registry, Path(folder))
@@ -48,23 +48,23 @@ def train(config: Config, max_seconds: float | None, force: bool, as_json: bool)
             bundle = run_training(data.interactions, data.items, data.users, config, Path(folder) / "bundle", progress, champion)
         params = {**config.model.model_dump(), **config.training.model_dump()}
         version = registry.register(bundle, params, bundle.manifest.get("curves"), training_key=data.key).version
-    verdict = judge(bundle.manifest["gate"])
-    if verdict.crowned:
-        registry.crown(version)
+    verdict = decide_promotion(bundle.manifest["gate"])
+    if verdict.promoted:
+        registry.set_champion(version)
     if not as_json:
         _print_metrics(version, bundle.manifest["metrics"])
-    told = f"model version {version} {'is' if verdict.crowned else 'is not'} the champion: {verdict.reason}"
-    result = {"done": True, "model_version": version, "champion": verdict.crowned, "reason": verdict.reason}
-    say({**result, "metrics": bundle.manifest["metrics"]}, told, as_json=as_json)
+    told = f"model version {version} {'is' if verdict.promoted else 'is not'} the champion: {verdict.reason}"
+    result = {"done": True, "model_version": version, "champion": verdict.promoted, "reason": verdict.reason}
+    print_result({**result, "metrics": bundle.manifest["metrics"]}, told, as_json=as_json)
     _refuse_if_no_better_than_popular(version, verdict)
 
 
-def _refuse_if_no_better_than_popular(version: str, verdict: Verdict) -> None:
+def _refuse_if_no_better_than_popular(version: str, verdict: Promotion) -> None:
     if not verdict.beats_popularity:
         raise GateRefused(f"model version {version} does not beat popularity ({verdict.reason}); the alias stays where it was")
 
 
-def _towers_of_champion(registry: Registry, folder: Path) -> Bundle | None:
+def _towers_of_champion(registry: ModelRegistry, folder: Path) -> Bundle | None:
     """The champion's bundle; None without one, or where somebody brought it as tables, which have no towers to compare."""
     champion = registry.champion()
     bundle = registry.fetch(champion.version, folder / "champion") if champion is not None else None
@@ -93,28 +93,28 @@ def register(
     as_json: bool,
 ) -> None:
     from recsys_batch.registry.bundle import load_bundle
-    from recsys_batch.registry.mlflow_registry import Registry
+    from recsys_batch.registry.mlflow_registry import ModelRegistry
 
     tables_given = (user_embeddings is not None) + (item_embeddings is not None)
     if (bundle_dir is None) == (tables_given == 0) or tables_given == 1 or (bundle_dir is not None and ranker is not None):
         raise UsageError("pass either --bundle DIR, or --user-embeddings TABLE --item-embeddings TABLE [--ranker FILE]")
-    registry = Registry(config)
+    registry = ModelRegistry(config)
     with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
         if bundle_dir is not None:
             bundle = load_bundle(bundle_dir)
             _check_usable(bundle, config)
         else:
-            from recsys_batch.spark.register import bundle_of_tables
+            from recsys_batch.spark.register import bundle_from_tables
             from recsys_batch.spark.session import get_session
 
-            bundle = bundle_of_tables(
+            bundle = bundle_from_tables(
                 get_session(config), config, str(user_embeddings), str(item_embeddings), ranker, Path(folder) / "bundle"
             )
         version = registry.register(bundle, {"kind": bundle.kind, "embedding_dim": bundle.embedding_dim}).version
     if not no_crown:
-        registry.crown(version)
+        registry.set_champion(version)
     told = f"model version {version} registered{'' if no_crown else f' and made {config.mlflow.alias}'}"
-    say({"model_version": version, "champion": not no_crown, "kind": bundle.kind}, told, as_json=as_json)
+    print_result({"model_version": version, "champion": not no_crown, "kind": bundle.kind}, told, as_json=as_json)
 
 
 def _check_usable(bundle: Bundle, config: Config) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.json_output import echo, gates_of, json_option, run_result, say
-from recsys_batch.commands.options import Date, with_config
-from recsys_batch.commands.terminal import console, count, print_table, size, step_progress
+from recsys_batch.commands.json_output import gates_as_json, json_option, print_json, print_result, run_as_json
+from recsys_batch.commands.options import DateType, with_config
+from recsys_batch.commands.terminal import console, format_count, format_size, print_table, step_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 
@@ -26,7 +26,7 @@ _STEPS = {
     "publish": "Make the audited run the one that readers see.",
 }
 
-run_date_option = click.option("--run-date", type=Date(), required=True, help="The night's date; never taken from the clock.")
+run_date_option = click.option("--run-date", type=DateType(), required=True, help="The night's date; never taken from the clock.")
 run_id_option = click.option("--run-id", help="This run instead of the date's newest.")
 
 
@@ -39,7 +39,7 @@ run_id_option = click.option("--run-id", help="This run instead of the date's ne
 @with_config
 def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, incremental: bool, as_json: bool) -> None:
     from recsys_batch.night.open_run import AlreadyDone
-    from recsys_batch.night.runner import nightly as run_night
+    from recsys_batch.night.runner import run_night as run_night
     from recsys_batch.spark.session import get_session
 
     try:
@@ -47,10 +47,10 @@ def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, 
             session = get_session(config)
             run = run_night(session, config, run_date, run_id=run_id, force=force, incremental=incremental, progress=progress)
     except AlreadyDone as done:
-        say({"done": False, "reason": str(done)}, str(done), as_json=as_json)
+        print_result({"done": False, "reason": str(done)}, str(done), as_json=as_json)
         return
     if as_json:
-        echo({"done": True, "run": run_result(run)})
+        print_json({"done": True, "run": run_as_json(run)})
         return
     print_night(run)
 
@@ -60,7 +60,7 @@ def _seconds_of_last_night(config: Config) -> dict[str, float]:
     from recsys_batch.tables import run_manifest
 
     try:
-        last = run_manifest.current(_manifest_rows(config))
+        last = run_manifest.newest_published(_manifest_rows(config))
     except Exception:  # whatever it is, the night itself will say it
         return {}
     found = {} if last is None else {step: last.metrics.get(f"{step}.seconds") for step in _STEPS}
@@ -76,20 +76,20 @@ def _step_command(name: str, text: str) -> click.Command:
         config: Config, run_date: dt.date, run_id: str | None, as_json: bool, dry_run: bool = False, override: str | None = None
     ) -> None:
         from recsys_batch.night.open_run import AlreadyDone
-        from recsys_batch.night.runner import one_step
+        from recsys_batch.night.runner import run_step
         from recsys_batch.spark.session import get_session
 
         if dry_run:
             _print_forecast(config, run_date, run_id, as_json=as_json)
             return
         try:
-            run = one_step(get_session(config), config, name, run_date, run_id=run_id, override=override)
+            run = run_step(get_session(config), config, name, run_date, run_id=run_id, override=override)
         except AlreadyDone as done:
-            say({"done": False, "reason": str(done)}, str(done), as_json=as_json)
+            print_result({"done": False, "reason": str(done)}, str(done), as_json=as_json)
             return
         figures = {key: run.metrics.get(f"{name}.{key}", 0.0) for key in ("rows", "seconds")}
-        told = f"run {run.run_id}: {name} done, {count(figures['rows'])} rows in {figures['seconds']:.1f} s"
-        say({"done": True, "step": name, **figures, "run": run_result(run)}, told, as_json=as_json)
+        told = f"run {run.run_id}: {name} done, {format_count(figures['rows'])} rows in {figures['seconds']:.1f} s"
+        print_result({"done": True, "step": name, **figures, "run": run_as_json(run)}, told, as_json=as_json)
 
     if name == "candidates":
         command = click.option("--dry-run", is_flag=True, help="Print mode, sizes, partitions and a time estimate; run nothing.")(command)
@@ -99,19 +99,21 @@ def _step_command(name: str, text: str) -> click.Command:
 
 
 def _print_forecast(config: Config, run_date: dt.date, run_id: str | None, *, as_json: bool) -> None:
-    from recsys_batch.night.estimate import forecast
+    from recsys_batch.night.estimate import estimate_night
     from recsys_batch.spark.session import get_session
 
-    seen = forecast(get_session(config), config, run_date, run_id)
+    seen = estimate_night(get_session(config), config, run_date, run_id)
     if as_json:
-        echo(asdict(seen))
+        print_json(asdict(seen))
         return
     shards = f", {seen.layout.n_shards} shards" if seen.layout.n_shards > 1 else ""
     click.echo(f"users       {seen.n_users:,}")
     click.echo(f"items       {seen.n_items:,} of {seen.embedding_dim} dimensions, {seen.n_candidates} candidates per user")
     click.echo(f"mode        {seen.layout.mode}, {seen.layout.storage}{shards} ({seen.layout.reason})")
-    click.echo(f"index       {size(seen.index_bytes)} of files")
-    click.echo(f"memory      {size(seen.worker_bytes)} per worker; its node's workers share {size(seen.shared_bytes)} of item vectors")
+    click.echo(f"index       {format_size(seen.index_bytes)} of files")
+    click.echo(
+        f"memory      {format_size(seen.worker_bytes)} per worker; its node's workers share {format_size(seen.shared_bytes)} of item vectors"
+    )
     click.echo(f"partitions  {seen.n_tasks} of {seen.users_per_task:,} users, {seen.n_cores} at a time")
     click.echo(f"time        about {seen.seconds:,.0f} s, by {seen.basis}")
 
@@ -126,16 +128,16 @@ step_commands = [_step_command(name, text) for name, text in _STEPS.items()]
 @with_config
 def rollback(config: Config, to: str | None, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.night.open_run import AlreadyDone
-    from recsys_batch.night.publish import rollback as roll_back
+    from recsys_batch.night.publish import roll_back_run as roll_back
     from recsys_batch.spark.session import get_session
 
     try:
         run = roll_back(get_session(config), config, to, dry_run=dry_run)
     except AlreadyDone as done:
-        say({"done": False, "reason": str(done)}, str(done), as_json=as_json)
+        print_result({"done": False, "reason": str(done)}, str(done), as_json=as_json)
         return
     if as_json:
-        echo({"done": not dry_run, "dry_run": dry_run, "run": run_result(run)})
+        print_json({"done": not dry_run, "dry_run": dry_run, "run": run_as_json(run)})
         return
     click.echo(f"readers {'would' if dry_run else 'now'} see run {run.run_id} of {run.run_date} (model version {run.model_version})")
 
@@ -149,14 +151,14 @@ def status(config: Config, as_json: bool, limit: int, run_id: str | None) -> Non
     from recsys_batch.tables import run_manifest
 
     rows = _manifest_rows(config)
-    now = run_manifest.current(rows)
-    runs = sorted(run_manifest.fold(rows).values(), key=lambda run: run.metrics[run_manifest.STARTED_AT], reverse=True)
+    now = run_manifest.newest_published(rows)
+    runs = sorted(run_manifest.latest_state_by_run(rows).values(), key=lambda run: run.metrics[run_manifest.STARTED_AT], reverse=True)
     if run_id is not None and run_id not in {run.run_id for run in runs}:
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
     runs = [run for run in runs if run_id in (None, run.run_id)][:limit]
     if as_json:
-        listed = [{**run_result(run), "current": now is not None and run.run_id == now.run_id} for run in runs]
-        echo({"current": now.run_id if now else None, "runs": listed})
+        listed = [{**run_as_json(run), "current": now is not None and run.run_id == now.run_id} for run in runs]
+        print_json({"current": now.run_id if now else None, "runs": listed})
         return
     if run_id is not None:
         _print_run(runs[0], now)
@@ -182,7 +184,7 @@ def _print_run(run: Run, now: Run | None) -> None:
     print_table(f"run {run.run_id} of {run.run_date}", ("", "with the Delta version of each table"), facts, left=(0, 1))
     gates = [
         (name, f"{gate['value']:.6g}", f"{gate['limit']:.6g}", "passed" if gate["passed"] else "REFUSED")
-        for name, gate in gates_of(run).items()
+        for name, gate in gates_as_json(run).items()
     ]
     if gates:
         print_table("gates", ("gate", "value", "limit", "verdict"), gates, left=(0, 3))
@@ -194,8 +196,8 @@ def _status_row(run: Run, now: Run | None) -> tuple[str, ...]:
     return (
         run.run_id + mark,
         run.status,
-        count(run.n_users or 0),
-        count(run.n_rows or 0),
+        format_count(run.n_users or 0),
+        format_count(run.n_rows or 0),
         run.model_version,
         f"{recall:.4f}" if recall is not None else "",
         ", ".join(run.refused_gates),
@@ -205,14 +207,14 @@ def _status_row(run: Run, now: Run | None) -> tuple[str, ...]:
 def _manifest_rows(config: Config) -> list[dict[str, Any]]:
     """By deltalake where tables are paths; a catalog needs Spark to resolve its names."""
     if config.catalog is None:
-        from recsys_batch.read import run_rows
+        from recsys_batch.read import read_run_rows
 
-        return run_rows(config.paths.warehouse)
-    from recsys_batch.night.run_store import run_rows as run_rows_by_spark
+        return read_run_rows(config.paths.warehouse)
+    from recsys_batch.night.run_store import load_run_rows as run_rows_by_spark
     from recsys_batch.spark.session import get_session
-    from recsys_batch.spark.tables import Tables
+    from recsys_batch.spark.tables import WarehouseTables
 
-    return run_rows_by_spark(Tables(get_session(config), config))
+    return run_rows_by_spark(WarehouseTables(get_session(config), config))
 
 
 def print_night(run: Run) -> None:
@@ -221,8 +223,8 @@ def print_night(run: Run) -> None:
     for step in _STEPS:
         seconds, users = run.metrics.get(f"{step}.seconds"), run.metrics.get(f"{step}.users", 0.0)
         if seconds is not None:
-            rate = count(users / seconds) if seconds > 0.05 else ""
-            rows.append((step, count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", rate, *_shares(run, step, seconds)))
+            rate = format_count(users / seconds) if seconds > 0.05 else ""
+            rows.append((step, format_count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", rate, *_shares(run, step, seconds)))
     header = ("step", "rows", "seconds", "users/s", "written", "python", "write", "JVM")
     print_table(f"run {run.run_id}: {run.status}", header, rows)
     recall = run.metrics.get("knn_recall", float("nan"))
@@ -235,4 +237,4 @@ def _shares(run: Run, step: str, seconds: float) -> tuple[str, str, str, str]:
     if not cores or seconds <= 0:
         return "", "", "", ""
     python, write = (run.metrics[f"{step}.{name}_seconds"] / (seconds * cores) for name in ("python", "write"))
-    return size(run.metrics[f"{step}.bytes"]), f"{python:.0%}", f"{write:.0%}", f"{max(1 - python - write, 0):.0%}"
+    return format_size(run.metrics[f"{step}.bytes"]), f"{python:.0%}", f"{write:.0%}", f"{max(1 - python - write, 0):.0%}"

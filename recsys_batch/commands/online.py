@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recsys_batch.commands.json_output import json_option, say
+from recsys_batch.commands.json_output import json_option, print_result
 from recsys_batch.commands.options import with_config, with_config_if_any
-from recsys_batch.commands.terminal import count
+from recsys_batch.commands.terminal import format_count
 from recsys_batch.config import Config
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def export_snapshot(config: Config, run_id: str | None, out: Path | None, activa
     else:
         manifest = _written(config, run, folder)
         size = sum(entry["bytes"] for entry in manifest.files.values())
-        told = f"{count(manifest.n_users)} users, {count(manifest.n_items)} items, {size / 2**20:,.1f} MiB"
+        told = f"{format_count(manifest.n_users)} users, {format_count(manifest.n_items)} items, {size / 2**20:,.1f} MiB"
         said.append(f"snapshot {name}: {told} in {time.monotonic() - began:.1f} s, in {folder / name}")
     if activate and repository.current(folder) != name:
         repository.set_current(folder, name)
@@ -49,7 +49,7 @@ def export_snapshot(config: Config, run_id: str | None, out: Path | None, activa
     gone = list(repository.prune(folder, config.online.keep, read_routes(folder).names))
     said += [f"removed {one}: online.keep = {config.online.keep}" for one in gone]
     result = {"snapshot": name, "done": made, "folder": str(folder / name), "current": repository.current(folder), "removed": gone}
-    say(result, "\n".join(said), as_json=as_json)
+    print_result(result, "\n".join(said), as_json=as_json)
 
 
 def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:

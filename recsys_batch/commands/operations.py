@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.json_output import echo, json_option, run_result
+from recsys_batch.commands.json_output import json_option, print_json, run_as_json
 from recsys_batch.commands.night import print_night
-from recsys_batch.commands.options import Date, with_config
-from recsys_batch.commands.terminal import count, print_table, size, step_progress
+from recsys_batch.commands.options import DateType, with_config
+from recsys_batch.commands.terminal import format_count, format_size, print_table, step_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 @click.command(help="Nights of a range of dates; a date that is published is left as it is. Readers stay with the latest date.")
-@click.option("--start", type=Date(), required=True, help="First date.")
-@click.option("--end", type=Date(), required=True, help="Last date.")
+@click.option("--start", type=DateType(), required=True, help="First date.")
+@click.option("--end", type=DateType(), required=True, help="Last date.")
 @click.option("--force", is_flag=True, help="Compute published dates again, too.")
 @click.option("--dry-run", is_flag=True, help="Say what each date would be; run nothing.")
 @json_option
 @with_config
 def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.night.open_run import AlreadyDone
-    from recsys_batch.night.run_store import run_rows
-    from recsys_batch.night.runner import nightly
+    from recsys_batch.night.run_store import load_run_rows
+    from recsys_batch.night.runner import run_night
     from recsys_batch.spark.session import get_session
-    from recsys_batch.spark.tables import Tables
+    from recsys_batch.spark.tables import WarehouseTables
     from recsys_batch.tables import run_manifest
 
     if end < start:
@@ -39,9 +39,9 @@ def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run:
     dates = [start + dt.timedelta(days=day) for day in range((end - start).days + 1)]
     session = get_session(config)
     if dry_run:
-        plans = _plans(run_manifest.fold(run_rows(Tables(session, config))), dates, force)
+        plans = _plans(run_manifest.latest_state_by_run(load_run_rows(WarehouseTables(session, config))), dates, force)
         if as_json:
-            echo({"dry_run": True, "dates": plans})
+            print_json({"dry_run": True, "dates": plans})
             return
         for planned, what in plans.items():
             click.echo(f"{planned}  {what}")
@@ -50,17 +50,17 @@ def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run:
     for date in dates:
         try:
             with step_progress(f"night of {date}") as progress:
-                run = nightly(session, config, date, force=force, backfill=True, progress=progress)
+                run = run_night(session, config, date, force=force, backfill=True, progress=progress)
         except AlreadyDone as done:
             found[str(date)] = {"done": False, "reason": str(done)}
             if not as_json:
                 click.echo(str(done))
             continue
-        found[str(date)] = {"done": True, "run": run_result(run)}
+        found[str(date)] = {"done": True, "run": run_as_json(run)}
         if not as_json:
             print_night(run)
     if as_json:
-        echo({"dry_run": False, "dates": found})
+        print_json({"dry_run": False, "dates": found})
 
 
 def _plans(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict[str, str]:
@@ -69,7 +69,7 @@ def _plans(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict
 
     plans = {}
     for date in dates:
-        known = run_manifest.newest_of(states, date)
+        known = run_manifest.newest_run_of_date(states, date)
         finished = known is not None and known.status in ("PUBLISHED", "ROLLED_BACK")
         if finished and not force:
             plans[str(date)] = "nothing to do"
@@ -86,7 +86,7 @@ def _plans(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict
 @json_option
 @with_config
 def maintain(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool) -> None:
-    from recsys_batch.night.maintenance import maintain as run_maintenance
+    from recsys_batch.night.maintenance import run_maintenance as run_maintenance
 
     now = dt.datetime.now(dt.UTC)
 
@@ -97,14 +97,17 @@ def maintain(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool
 
     done = run_maintenance(config, _folders(config), keep_runs or config.tables.keep_runs, now, optimize=optimize, dry_run=dry_run)
     if as_json:
-        echo({"dry_run": dry_run, **done.__dict__})
+        print_json({"dry_run": dry_run, **done.__dict__})
         return
     verb = "would be" if dry_run else "were"
-    rows = [(name, count(done.rows.get(name, 0)), count(done.vacuumed.get(name, 0))) for name in sorted({*done.rows, *done.vacuumed})]
+    rows = [
+        (name, format_count(done.rows.get(name, 0)), format_count(done.vacuumed.get(name, 0)))
+        for name in sorted({*done.rows, *done.vacuumed})
+    ]
     if rows:
         print_table(f"{'would be ' if dry_run else ''}removed", ("table", "rows", "files"), rows)
     click.echo(f"{len(done.runs)} runs {verb} removed: {', '.join(done.runs) or 'none'}")
-    click.echo(f"{len(done.artefacts)} artefacts and {sum(done.vacuumed.values())} files {verb} removed, {size(done.n_bytes)}")
+    click.echo(f"{len(done.artefacts)} artefacts and {sum(done.vacuumed.values())} files {verb} removed, {format_size(done.n_bytes)}")
     for name, n_files in done.compacted.items():
         click.echo(f"{name}: {n_files} small files {verb} made one")
 
@@ -115,12 +118,12 @@ def _folders(config: Config) -> dict[str, str]:
 
     if config.catalog is None:
         from recsys_batch.read import has_table
-        from recsys_batch.storage.filesystems import absolute, joined
+        from recsys_batch.storage.filesystems import absolute, join
 
         warehouse = absolute(config.paths.warehouse)
-        return {name: joined(warehouse, name) for name in TABLES if has_table(warehouse, name)}
+        return {name: join(warehouse, name) for name in TABLES if has_table(warehouse, name)}
     from recsys_batch.spark.session import get_session
-    from recsys_batch.spark.tables import Tables
+    from recsys_batch.spark.tables import WarehouseTables
 
-    tables = Tables(get_session(config), config)
+    tables = WarehouseTables(get_session(config), config)
     return {name: tables.folder(name) for name in TABLES if tables.exists(name)}

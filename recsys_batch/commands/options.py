@@ -41,7 +41,7 @@ def with_config_if_any(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-class Date(click.ParamType):
+class DateType(click.ParamType):
     """A date as YYYY-MM-DD."""
 
     name = "YYYY-MM-DD"
@@ -55,7 +55,7 @@ class Date(click.ParamType):
             self.fail(f"{value!r} is not a date like 2026-11-24", param, ctx)
 
 
-class Ks(click.ParamType):
+class KListType(click.ParamType):
     """Comma-separated list lengths, e.g. 10,20."""
 
     name = "K[,K...]"
@@ -72,7 +72,7 @@ class Ks(click.ParamType):
         return ks
 
 
-def mapping(option: str, text: str | None) -> dict[str, str]:
+def parse_mapping(option: str, text: str | None) -> dict[str, str]:
     """``user_id=cust,item_id=sku`` as a dict.
 
     Raises:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recsys_batch.commands.json_output import echo, gates_of, json_option
+from recsys_batch.commands.json_output import gates_as_json, json_option, print_json
 from recsys_batch.commands.options import with_config
-from recsys_batch.commands.terminal import size
+from recsys_batch.commands.terminal import format_size
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
 
@@ -28,35 +28,35 @@ logger = logging.getLogger("recsys_batch")
 @json_option
 @with_config
 def report(config: Config, run_id: str | None, out: str, n_users: int, to_mlflow: bool, as_json: bool) -> None:
-    from recsys_batch.report.facts import measure
-    from recsys_batch.report.page import render
+    from recsys_batch.report.facts import collect_facts
+    from recsys_batch.report.page import render_report
 
     run, seen = _found(config, run_id)
-    facts = measure(config.paths.warehouse, run.row(), config.data.min_weight, n_users)
-    page = render(facts, gates_of(run), seen)
+    facts = collect_facts(config.paths.warehouse, run.row(), config.data.min_weight, n_users)
+    page = render_report(facts, gates_as_json(run), seen)
     path = _written(Path(out), page)
     logged = to_mlflow and run.mlflow_run_id is not None and _log(config, run.mlflow_run_id, path)
     n_bytes = path.stat().st_size
     if as_json:
-        echo({"run_id": run.run_id, "out": str(path), "bytes": n_bytes, "in_mlflow": logged})
+        print_json({"run_id": run.run_id, "out": str(path), "bytes": n_bytes, "in_mlflow": logged})
         return
-    click.echo(f"run {run.run_id}: {path} ({size(n_bytes)}){', and in its MLflow run' if logged else ''}")
+    click.echo(f"run {run.run_id}: {path} ({format_size(n_bytes)}){', and in its MLflow run' if logged else ''}")
 
 
 def _found(config: Config, run_id: str | None) -> tuple[Run, bool]:
     """(the run, whether readers see it)."""
-    from recsys_batch.read import run_rows
+    from recsys_batch.read import read_run_rows
     from recsys_batch.tables import run_manifest
 
-    rows = run_rows(config.paths.warehouse)
-    now = run_manifest.current(rows)
+    rows = read_run_rows(config.paths.warehouse)
+    now = run_manifest.newest_published(rows)
     if run_id is None:
         if now is None:
             raise InputMissing(
                 "no night is published yet: name a run by --run-id (see `recsys-batch status`), or run `recsys-batch nightly`"
             )
         run_id = now.run_id
-    run = run_manifest.fold(rows).get(run_id)
+    run = run_manifest.latest_state_by_run(rows).get(run_id)
     if run is None:
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
     return run, now is not None and now.run_id == run_id
@@ -75,9 +75,9 @@ def _written(path: Path, page: str) -> Path:
 def _log(config: Config, mlflow_run_id: str, path: Path) -> bool:
     """Whether MLflow has it now; the page is there all the same."""
     try:
-        from recsys_batch.registry.mlflow_registry import Registry
+        from recsys_batch.registry.mlflow_registry import ModelRegistry
 
-        Registry(config).log_file(mlflow_run_id, path)
+        ModelRegistry(config).log_file(mlflow_run_id, path)
     except ModuleNotFoundError:
         return False  # an install for reading alone
     except Exception as error:

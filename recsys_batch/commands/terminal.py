@@ -42,12 +42,12 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     console().print(table)
 
 
-def count(value: float) -> str:
+def format_count(value: float) -> str:
     """1234567 -> 1,234,567."""
     return f"{int(value):,}"
 
 
-def size(n_bytes: float) -> str:
+def format_size(n_bytes: float) -> str:
     """1572864 -> 1.5 MiB."""
     return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
@@ -89,7 +89,7 @@ class _Left(ProgressColumn):
 
 
 @contextmanager
-def bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
     """Shows (done, of how many) with the time that is left: a bar on a terminal, nothing elsewhere."""
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
@@ -125,4 +125,4 @@ def _nothing(step: str, event: str, metrics: dict[str, float]) -> None:
 def _figures(metrics: Mapping[str, float]) -> str:
     if not metrics:
         return ""
-    return f"{count(metrics.get('rows', 0)):>12} rows {metrics.get('seconds', 0):>8.1f} s"
+    return f"{format_count(metrics.get('rows', 0)):>12} rows {metrics.get('seconds', 0):>8.1f} s"

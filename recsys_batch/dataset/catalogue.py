@@ -124,7 +124,7 @@ def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
         writer.write_table(table)
 
 
-def mapped(path: Path) -> np.ndarray:
+def mmap_npy(path: Path) -> np.ndarray:
     """An .npy file as an array that reads its pages when they are looked at; not numpy's subclass, whose indexing is 8 us slower."""
     array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     return array
@@ -133,10 +133,10 @@ def mapped(path: Path) -> np.ndarray:
 @lru_cache(maxsize=1)
 def open_catalogue(directory: str) -> Catalogue:
     """``map_catalogue``; one per process is kept open (a Python worker serves one night at a time)."""
-    return map_catalogue(directory)
+    return mmap_catalogue(directory)
 
 
-def map_catalogue(directory: str) -> Catalogue:
+def mmap_catalogue(directory: str) -> Catalogue:
     """Memory-map a catalogue.
 
     Raises:
@@ -149,7 +149,7 @@ def map_catalogue(directory: str) -> Catalogue:
         raise RecsysBatchError(f"{lacking}: it was cleaned away, or another release wrote it; begin a new run (--force)")
     with pa.memory_map(str(folder / "item_ids.arrow")) as source:
         ids = pa.ipc.open_file(source).read_all()["item_id"].combine_chunks()
-    arrays = {name: mapped(folder / f"{name}.npy") for name in _ARRAYS}
+    arrays = {name: mmap_npy(folder / f"{name}.npy") for name in _ARRAYS}
     rules = load_file(folder / "rules.safetensors")
     named = json.loads((folder / "rules.json").read_text(encoding="utf-8"))
     eligible = dict(zip(named["segments"], rules.pop("eligible"), strict=True))

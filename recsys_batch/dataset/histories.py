@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.dataset.catalogue import Catalogue
-from recsys_batch.tables.user_ranges import runs
+from recsys_batch.tables.user_ranges import group_boundaries
 
 NO_TIME = np.iinfo(np.int64).min
 """Microseconds of an event without a time: older than any."""
@@ -33,7 +33,7 @@ class Histories:
     n_events: np.ndarray
 
 
-def histories(positives: pa.Table, catalogue: Catalogue, length: int) -> Histories:
+def build_histories(positives: pa.Table, catalogue: Catalogue, length: int) -> Histories:
     """Each user's newest ``length`` items, newest first, those of one time by item_id.
 
     An item taken several times counts once, at its newest (the heaviest, where it was twice at one time), as in training. Items that
@@ -42,7 +42,7 @@ def histories(positives: pa.Table, catalogue: Catalogue, length: int) -> Histori
     Args:
         positives: user_id (in order), item_id, event_us, weight.
     """
-    user_ids, starts = runs(_column(positives, "user_id"))
+    user_ids, starts = group_boundaries(_column(positives, "user_id"))
     owner = np.repeat(np.arange(len(user_ids)), np.diff(starts))
     items = _column(positives, "item_id")
     codes = catalogue.codes(items)

@@ -10,21 +10,21 @@ import pyarrow.compute as pc
 
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
-from recsys_batch.storage.artifacts import pointed
-from recsys_batch.storage.filesystems import joined
-from recsys_batch.tables.list_columns import distinct
-from recsys_batch.tables.user_ranges import runs
+from recsys_batch.storage.artifacts import get_pointer
+from recsys_batch.storage.filesystems import join
+from recsys_batch.tables.list_columns import sorted_unique
+from recsys_batch.tables.user_ranges import group_boundaries
 
-COUNTS = "counts.parquet"
+COUNTS_FILE_NAME = "counts.parquet"
 
 
-def counts_file(root: str, run_id: str) -> str:
+def counts_path(root: str, run_id: str) -> str:
     """Location of a Parquet file in ``counts_schema``: what the run counted.
 
     Raises:
         InputMissing: the run has not got so far.
     """
-    return joined(root, "popularity", str(pointed(root, run_id, "popularity")["folder"]), COUNTS)
+    return join(root, "popularity", str(get_pointer(root, run_id, "popularity")["folder"]), COUNTS_FILE_NAME)
 
 
 def counts_schema(ids: IdTypes) -> pa.Schema:
@@ -32,18 +32,18 @@ def counts_schema(ids: IdTypes) -> pa.Schema:
     return pa.schema([("segment", pa.string()), ("item_id", ids.item_arrow), ("n", pa.int64())])
 
 
-def count(positives: pa.Table, segments: pa.Table | None, ids: IdTypes) -> pa.Table:
+def count_users(positives: pa.Table, segments: pa.Table | None, ids: IdTypes) -> pa.Table:
     """Distinct users per segment and item, in ``counts_schema``.
 
     Args:
         positives: user_id (rows lie user by user) and item_id of the interactions that count.
         segments: user_id, segment; a user who is not there has none.
     """
-    users, starts = runs(positives["user_id"].combine_chunks())
+    users, starts = group_boundaries(positives["user_id"].combine_chunks())
     items = positives["item_id"].combine_chunks().dictionary_encode()
     n_items = max(len(items.dictionary), 1)
     owner = np.repeat(np.arange(len(users)), np.diff(starts))
-    pairs = distinct(owner * n_items + np.asarray(items.indices, dtype=np.int64))
+    pairs = sorted_unique(owner * n_items + np.asarray(items.indices, dtype=np.int64))
     owner, item = pairs // n_items, pairs % n_items
     if segments is None:
         named, segment = pa.array([None], pa.string()), np.zeros(len(users), dtype=np.int64)
@@ -56,19 +56,19 @@ def count(positives: pa.Table, segments: pa.Table | None, ids: IdTypes) -> pa.Ta
     return pa.Table.from_arrays(columns, schema=counts_schema(ids))
 
 
-def added(*tables: pa.Table) -> pa.Table:
+def add_counts(*tables: pa.Table) -> pa.Table:
     """The sum of counts; what comes to nothing is left out."""
     total = pa.concat_tables(tables).group_by(["segment", "item_id"]).aggregate([("n", "sum")])
     total = total.rename_columns(["segment", "item_id", "n"]).select(tables[0].schema.names)
     return total.filter(pc.not_equal(total["n"], 0)).cast(tables[0].schema)
 
 
-def negative(counts: pa.Table) -> pa.Table:
+def negate_counts(counts: pa.Table) -> pa.Table:
     """To take counts away by ``added``."""
     return counts.set_column(2, counts.schema.field("n"), pc.negate(counts["n"]))
 
 
-def users_per_item(counts: pa.Table, item_ids: pa.Array) -> np.ndarray:
+def users_by_item(counts: pa.Table, item_ids: pa.Array) -> np.ndarray:
     """int32 [n], of all segments together."""
     place = np.asarray(pc.fill_null(pc.index_in(counts["item_id"].combine_chunks(), value_set=item_ids), -1))
     known = place >= 0
@@ -76,7 +76,7 @@ def users_per_item(counts: pa.Table, item_ids: pa.Array) -> np.ndarray:
     return found.astype(np.int32)
 
 
-def popular_lists(counts: pa.Table, available: pa.Array, length: int) -> pa.Table:
+def rank_popular_items(counts: pa.Table, available: pa.Array, length: int) -> pa.Table:
     """Popular list per segment and of everybody: segment, rank, item_id, score (distinct users), ties by item_id.
 
     Args:
@@ -86,7 +86,7 @@ def popular_lists(counts: pa.Table, available: pa.Array, length: int) -> pa.Tabl
     counts = counts.filter(pc.is_in(counts["item_id"], value_set=available))
     own = counts.filter(pc.not_equal(counts["segment"], ALL_SEGMENTS))
     everybody = counts.set_column(0, counts.schema.field("segment"), pa.repeat(ALL_SEGMENTS, len(counts)))
-    listed = added(own, everybody).sort_by([("segment", "ascending"), ("n", "descending"), ("item_id", "ascending")]).combine_chunks()
+    listed = add_counts(own, everybody).sort_by([("segment", "ascending"), ("n", "descending"), ("item_id", "ascending")]).combine_chunks()
     encoded = listed["segment"].combine_chunks().dictionary_encode()
     segment = np.asarray(encoded.indices, dtype=np.int64)
     n = np.bincount(segment, minlength=len(encoded.dictionary))
@@ -96,7 +96,7 @@ def popular_lists(counts: pa.Table, available: pa.Array, length: int) -> pa.Tabl
     return listed.filter(pc.less_equal(listed["rank"], length)).select(["segment", "rank", "item_id", "score"])
 
 
-def by_segment(rows: pa.Table, catalogue: Catalogue) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def group_by_segment(rows: pa.Table, catalogue: Catalogue) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """(codes int64, scores float32) of each segment's popular list, of what can be retrieved, in the order of the rows.
 
     Args:
@@ -109,6 +109,6 @@ def by_segment(rows: pa.Table, catalogue: Catalogue) -> dict[str, tuple[np.ndarr
     return {segment: (codes[mine], scores[mine]) for segment, mine in chosen.items()}
 
 
-def sum_of(tables: Sequence[pa.Table], ids: IdTypes) -> pa.Table:
+def sum_counts(tables: Sequence[pa.Table], ids: IdTypes) -> pa.Table:
     """``added``, also of none."""
-    return added(counts_schema(ids).empty_table(), *tables)
+    return add_counts(counts_schema(ids).empty_table(), *tables)

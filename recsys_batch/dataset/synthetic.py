@@ -74,7 +74,7 @@ class Shuffle:
         factor = int(0.6180339887498949 * n) | 1
         while np.gcd(factor, n) != 1:
             factor += 1
-        return cls(n, factor % n if n > 1 else 0, int(uniform(seed, stream, np.arange(1))[0] * n))
+        return cls(n, factor % n if n > 1 else 0, int(hash_to_uniform(seed, stream, np.arange(1))[0] * n))
 
     def forward(self, value: np.ndarray) -> np.ndarray:
         return np.asarray((value * self.factor + self.shift) % self.n)
@@ -84,7 +84,7 @@ class Shuffle:
         return np.asarray(((value - self.shift) % self.n) * inverse % self.n)
 
 
-def uniform(seed: int, stream: int, rows: np.ndarray) -> np.ndarray:
+def hash_to_uniform(seed: int, stream: int, rows: np.ndarray) -> np.ndarray:
     """float64 in [0, 1) per row number: SplitMix64 of (seed, stream, row) [Steele, Lea, Flood 2014, OOPSLA].
 
     Args:
@@ -118,8 +118,8 @@ class World:
 
     def favourites(self, user_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 clusters that each user prefers most and second; they differ where there are two."""
-        first = (uniform(self.seed, 1, user_ids) * self.n_clusters).astype(np.int64)
-        step = 1 + (uniform(self.seed, 2, user_ids) * max(self.n_clusters - 1, 1)).astype(np.int64)
+        first = (hash_to_uniform(self.seed, 1, user_ids) * self.n_clusters).astype(np.int64)
+        step = 1 + (hash_to_uniform(self.seed, 2, user_ids) * max(self.n_clusters - 1, 1)).astype(np.int64)
         return first, (first + step) % self.n_clusters
 
     def clusters(self, item_ids: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ class World:
 
     def items_taken(self, events: np.ndarray, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """int64 item of each event, and bool: from the favourite cluster ``first`` (int64 per event)."""
-        choice, draw = uniform(self.seed, 5, events), uniform(self.seed, 6, events)
+        choice, draw = hash_to_uniform(self.seed, 5, events), hash_to_uniform(self.seed, 6, events)
         favourite = choice < _FAVOURITE
         cluster = np.where(favourite, first, second)
         size = (self.n_items - cluster + self.n_clusters - 1) // self.n_clusters
@@ -149,7 +149,7 @@ class World:
         return self._popularity_order.backward(rank) + 1, favourite
 
 
-def interactions(world: World, user_ids: np.ndarray) -> pa.Table:
+def make_interactions(world: World, user_ids: np.ndarray) -> pa.Table:
     """All interactions of the users (int64), as the table interactions; no two of a user's have the same time."""
     first_event, count = world.event_counts(user_ids)
     owner = np.repeat(np.arange(len(user_ids)), count)
@@ -158,9 +158,9 @@ def interactions(world: World, user_ids: np.ndarray) -> pa.Table:
     first, second = (favourite[owner] for favourite in world.favourites(user_ids))
     item_ids, favourite = world.items_taken(events, first, second)
     # The n-th event lies in the n-th of equal spans, which makes times distinct without looking for duplicates.
-    inside_span = uniform(world.seed, 7, events) * 0.999
+    inside_span = hash_to_uniform(world.seed, 7, events) * 0.999
     stamp = _START_US + np.floor((nth + inside_span) * (DAYS * _DAY_US / np.maximum(count, 1))[owner]).astype(np.int64)
-    kinds = _kinds(uniform(world.seed, 8, events), favourite)
+    kinds = _kinds(hash_to_uniform(world.seed, 8, events), favourite)
     names = np.array(list(_WEIGHTS))
     columns = {
         "user_id": pa.array(user_ids[owner]),
@@ -179,17 +179,17 @@ def _kinds(draw: np.ndarray, favourite: np.ndarray) -> np.ndarray:
     return np.where(draw < _RETURN, 2, np.where(draw < _RETURN + purchase, 1, 0)).astype(np.int32)
 
 
-def items(world: World, item_ids: np.ndarray) -> pa.Table:
+def make_items(world: World, item_ids: np.ndarray) -> pa.Table:
     """The catalogue rows of the items (int64); categories name the cluster, and a department of up to 10 clusters."""
     cluster = world.clusters(item_ids)
-    wood = (uniform(world.seed, 9, item_ids) * len(_WOODS)).astype(np.int64)
+    wood = (hash_to_uniform(world.seed, 9, item_ids) * len(_WOODS)).astype(np.int64)
     titles = [f"{_WOODS[w]} {_THINGS[c % len(_THINGS)]} {item}" for w, c, item in zip(wood, cluster, item_ids, strict=True)]
-    age_us = (uniform(world.seed, 10, item_ids) * _MAX_AGE_DAYS * _DAY_US).astype(np.int64)
+    age_us = (hash_to_uniform(world.seed, 10, item_ids) * _MAX_AGE_DAYS * _DAY_US).astype(np.int64)
     columns = {
         "item_id": pa.array(item_ids),
         "title": pa.array(titles),
         "categories": pa.array([[f"category {c}", f"department {c // 10}"] for c in cluster], pa.list_(pa.string())),
-        "is_available": pa.array(uniform(world.seed, 11, item_ids) >= _UNAVAILABLE),
+        "is_available": pa.array(hash_to_uniform(world.seed, 11, item_ids) >= _UNAVAILABLE),
         # listed before the first event that there is
         "first_seen_ts": pa.array(_START_US - age_us).cast(pa.timestamp("us", tz="UTC")),
         "attributes": pa.array([[("wood", _WOODS[w].lower())] for w in wood], pa.map_(pa.string(), pa.string())),
@@ -197,10 +197,10 @@ def items(world: World, item_ids: np.ndarray) -> pa.Table:
     return _table("items", columns)
 
 
-def users(world: World, user_ids: np.ndarray) -> pa.Table:
+def make_users(world: World, user_ids: np.ndarray) -> pa.Table:
     """The rows of the users (int64); the segment follows the favourite cluster."""
     first, _ = world.favourites(user_ids)
-    country = (uniform(world.seed, 12, user_ids) * 5).astype(np.int64)
+    country = (hash_to_uniform(world.seed, 12, user_ids) * 5).astype(np.int64)
     columns = {
         "user_id": pa.array(user_ids),
         "segment": pa.array([f"segment {c % _N_SEGMENTS}" for c in first]),

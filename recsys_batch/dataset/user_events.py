@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.schemas import STRING_MAP, Column, TableSpec
 from recsys_batch.tables.list_columns import list_column
-from recsys_batch.tables.user_ranges import Files, Range, runs
+from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, group_boundaries
 
 _USER = Column("user_id", "user_id", "user, as the source names it", nullable=False)
 
@@ -29,7 +29,7 @@ EVENTS = TableSpec(
         Column("before", pa.bool_(), "whether the night that this one goes on from knew it", nullable=False),
     ),
 )
-PEOPLE = TableSpec(
+USERS = TableSpec(
     "people",
     "users in order of user_id",
     (
@@ -48,7 +48,7 @@ VECTORS = TableSpec(
 
 
 @dataclass(frozen=True)
-class Gathered:
+class UserEvents:
     """Rows of everybody, or of the users whom an incremental night computes again.
 
     Attributes:
@@ -56,29 +56,31 @@ class Gathered:
         people: None where there is no users table; vectors: None unless embeddings were brought.
     """
 
-    bounds: Sequence[Range]
-    events: Files
-    people: Files | None
-    vectors: Files | None
+    bounds: Sequence[UserRange]
+    events: UserSortedFiles
+    people: UserSortedFiles | None
+    vectors: UserSortedFiles | None
 
-    def positives(self, bounds: Range, min_weight: float) -> pa.Table:
+    def positives(self, bounds: UserRange, min_weight: float) -> pa.Table:
         """user_id, item_id, event_us, weight, before: events that count as taken."""
         events = self.events.between(bounds)
         return events.filter(pc.greater(events["weight"], min_weight)).combine_chunks()
 
-    def seen(self, bounds: Range) -> pa.Table:
+    def seen(self, bounds: UserRange) -> pa.Table:
         """user_id, item_id of every event."""
         return self.events.between(bounds, ["user_id", "item_id"])
 
-    def profiles(self, bounds: Range) -> pa.Table:
+    def profiles(self, bounds: UserRange) -> pa.Table:
         """user_id, segment, attributes of who is in users."""
         if self.people is None:
-            kinds = [self.events.where.schema.field("user_id"), *(PEOPLE.columns[place].arrow(self.events.where.ids) for place in (1, 2))]
+            kinds = [self.events.where.schema.field("user_id"), *(USERS.columns[place].arrow(self.events.where.ids) for place in (1, 2))]
             return pa.schema(kinds).empty_table()
         people = self.people.between(bounds)
         return people.filter(people["in_users"]).select(["user_id", "segment", "attributes"]).combine_chunks()
 
-    def known_users(self, embeddings: Files, bounds: Range, n_rows: int, among: pa.Array | None = None) -> Iterator[pa.RecordBatch]:
+    def known_users(
+        self, embeddings: UserSortedFiles, bounds: UserRange, n_rows: int, among: pa.Array | None = None
+    ) -> Iterator[pa.RecordBatch]:
         """user_id, embedding or null, seen (item_ids or null), segment or null: whoever has an embedding, an event or a row in users.
 
         Args:
@@ -86,7 +88,7 @@ class Gathered:
             among: only these users; who has an embedding may not have been gathered.
         """
         seen, profiles, vectors = self.seen(bounds), self.profiles(bounds), embeddings.between(bounds, ["user_id", "embedding"])
-        owners, starts = runs(seen["user_id"].combine_chunks())
+        owners, starts = group_boundaries(seen["user_id"].combine_chunks())
         found = [vectors["user_id"], profiles["user_id"], pa.chunked_array([owners])]
         users = pa.chunked_array([chunk for column in found for chunk in column.chunks], owners.type).unique().sort()
         if among is not None:

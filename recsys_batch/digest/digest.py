@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recsys_batch.digest.output import Sink, draft_of, finish, writing
-from recsys_batch.digest.sent_log import SentLog, rows_of
-from recsys_batch.digest.user_slots import Fresh, Logged, Order, Slots, reading
+from recsys_batch.digest.output import OutputSink, draft_path, open_output_file, publish_output
+from recsys_batch.digest.sent_log import SentLog, sent_rows
+from recsys_batch.digest.user_slots import DigestRequest, FreshChooser, LoggedChooser, SlotBlock, open_digest_users
 from recsys_batch.errors import InputMissing
-from recsys_batch.read import id_types, published_on
+from recsys_batch.read import read_id_types, run_published_on
 from recsys_batch.storage.node_cache import NodeCache
 
 
 @dataclass
-class Result:
+class DigestResult:
     """What came of it.
 
     Attributes:
@@ -39,13 +39,20 @@ class Result:
     logged_before: bool = False
 
 
-Progress = Callable[[int, int], None]
+DigestProgress = Callable[[int, int], None]
 """Called with (ranges done, of how many)."""
 
 
 def make_digest(
-    warehouse: str, cache: NodeCache, order: Order, now: dt.datetime, min_weight: float, *, dry_run: bool = False, progress: Progress
-) -> Result:
+    warehouse: str,
+    cache: NodeCache,
+    order: DigestRequest,
+    now: dt.datetime,
+    min_weight: float,
+    *,
+    dry_run: bool = False,
+    progress: DigestProgress,
+) -> DigestResult:
     """Write the digest, and log what is in it.
 
     First the draft, then the log, then the file: what a sender finds is logged, and what was logged is what every later call gives.
@@ -60,21 +67,21 @@ def make_digest(
         UsageError: no such segment, or a file that cannot be written.
         Busy: another process makes the same digest.
     """
-    ids = id_types(warehouse)
+    ids = read_id_types(warehouse)
     log = SentLog(warehouse, ids)
     logged = log.run_of(order.digest_id)
-    run = published_on(warehouse, order.run_date, logged or None)
+    run = run_published_on(warehouse, order.run_date, logged or None)
     _check_age(run, order.max_age, now)
-    chooser = Logged(log, order.digest_id) if logged else Fresh(log, order)
-    result = Result(order.digest_id, run["run_id"], str(order.out), logged_before=logged is not None)
-    with reading(warehouse, cache, run, order, min_weight) as users:
+    chooser = LoggedChooser(log, order.digest_id) if logged else FreshChooser(log, order)
+    result = DigestResult(order.digest_id, run["run_id"], str(order.out), logged_before=logged is not None)
+    with open_digest_users(warehouse, cache, run, order, min_weight) as users:
         made = _counted(users.slots(chooser, progress), result)
         if dry_run:
             for _ in made:
                 pass
             return result
         try:
-            with writing(order.out, order.form, ids, run["run_id"], str(run["model_version"])) as sink:
+            with open_output_file(order.out, order.form, ids, run["run_id"], str(run["model_version"])) as sink:
                 if logged is None:
                     log.make()
                     where = log.slice_on(order.run_date)
@@ -84,23 +91,23 @@ def make_digest(
                         sink.write(one.block())
             if logged is None:
                 log.append(order.digest_id, where, parts, {"run_id": run["run_id"]})
-            finish(order.out)
+            publish_output(order.out)
         finally:
-            draft_of(order.out).unlink(missing_ok=True)
+            draft_path(order.out).unlink(missing_ok=True)
     return result
 
 
-def _both(made: Iterator[Slots], sink: Sink, digest_id: str, run_id: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+def _both(made: Iterator[SlotBlock], sink: OutputSink, digest_id: str, run_id: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Slots into the file, and as rows of the log."""
     for one in made:
         sink.write(one.block())
         columns = one.columns
         n = len(columns["item_id"])
         names = {"digest_id": pa.repeat(digest_id, n), "run_id": pa.repeat(run_id, n), "user_id": one.user_of_each()}
-        yield rows_of(schema, {**names, "slot": columns["slot"], "item_id": columns["item_id"]})
+        yield sent_rows(schema, {**names, "slot": columns["slot"], "item_id": columns["item_id"]})
 
 
-def _counted(made: Iterator[Slots], result: Result) -> Iterator[Slots]:
+def _counted(made: Iterator[SlotBlock], result: DigestResult) -> Iterator[SlotBlock]:
     for one in made:
         counts = np.bincount(one.chosen.owner, minlength=len(one.users))
         result.n_users += int(np.count_nonzero(counts))

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 from recsys_batch.errors import Busy, UsageError
 from recsys_batch.schemas import IdTypes
 
-Format = Literal["jsonl", "parquet"]
+OutputFormat = Literal["jsonl", "parquet"]
 
 
-def schema(ids: IdTypes) -> pa.Schema:
+def output_schema(ids: IdTypes) -> pa.Schema:
     """Of a digest: user_id, slots, run_id, model_version. ``because_item_id`` and the item of ``reason`` are the same."""
     slot = pa.struct(
         [
@@ -44,7 +44,7 @@ def schema(ids: IdTypes) -> pa.Schema:
 
 
 @dataclass(frozen=True)
-class Block:
+class OutputBlock:
     """Users and their slots.
 
     Attributes:
@@ -57,19 +57,19 @@ class Block:
     slots: dict[str, list[Any]]
 
 
-class Sink(Protocol):
+class OutputSink(Protocol):
     """Where blocks go."""
 
-    def write(self, block: Block) -> None: ...
+    def write(self, block: OutputBlock) -> None: ...
 
 
-def draft_of(path: Path) -> Path:
+def draft_path(path: Path) -> Path:
     """Where a file is written before it is there."""
     return path.with_name(f".{path.name}.part")
 
 
 @contextmanager
-def writing(path: Path, form: Format, ids: IdTypes, run_id: str, model_version: str) -> Iterator[Sink]:
+def open_output_file(path: Path, form: OutputFormat, ids: IdTypes, run_id: str, model_version: str) -> Iterator[OutputSink]:
     """Writes the draft of a file; one process at a time.
 
     Raises:
@@ -78,24 +78,24 @@ def writing(path: Path, form: Format, ids: IdTypes, run_id: str, model_version: 
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with draft_of(path).open("ab") as stream:
+        with draft_path(path).open("ab") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise Busy(f"{path} is being written by another process already") from None
             stream.truncate(0)
-            sink = _Json(stream, run_id, model_version) if form == "jsonl" else _Parquet(stream, schema(ids), run_id, model_version)
+            sink = _Json(stream, run_id, model_version) if form == "jsonl" else _Parquet(stream, output_schema(ids), run_id, model_version)
             yield sink
             sink.close()
     except OSError as error:
         raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
 
 
-def finish(path: Path) -> None:
+def publish_output(path: Path) -> None:
     """Make the draft the file, on the disk when this returns."""
-    with draft_of(path).open("rb") as stream:
+    with draft_path(path).open("rb") as stream:
         os.fsync(stream.fileno())
-    draft_of(path).replace(path)
+    draft_path(path).replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -108,7 +108,7 @@ class _Json:
         self._stream = stream
         self._tail = f', "run_id": {json.dumps(run_id)}, "model_version": {json.dumps(model_version)}}}\n'
 
-    def write(self, block: Block) -> None:
+    def write(self, block: OutputBlock) -> None:
         names = list(block.slots)
         encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
         slots = [dict(zip(names, values, strict=True)) for values in zip(*block.slots.values(), strict=True)]
@@ -127,7 +127,7 @@ class _Parquet:
         self._schema, self._constant = columns, (run_id, model_version)
         self._writer = pq.ParquetWriter(stream, columns, compression="zstd")
 
-    def write(self, block: Block) -> None:
+    def write(self, block: OutputBlock) -> None:
         kind = self._schema.field("slots").type.value_type
         values = pa.StructArray.from_arrays([pa.array(block.slots[field.name], field.type) for field in kind], fields=list(kind))
         lists = pa.ListArray.from_arrays(pa.array(block.offsets, pa.int32()), values)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.tables.user_ranges import Range
+from recsys_batch.tables.user_ranges import UserRange
 
 _CHUNK = 65_536
 
@@ -23,7 +23,7 @@ class EventsByRange:
         bounds: ranges that together are everybody, in order.
     """
 
-    def __init__(self, folder: Path, bounds: Sequence[Range], schema: pa.Schema) -> None:
+    def __init__(self, folder: Path, bounds: Sequence[UserRange], schema: pa.Schema) -> None:
         self._folder, self._schema = folder, schema
         self._ends = [upto for _, upto in bounds[:-1]]
         self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from recsys_batch.digest.slot_selection import Chosen
+from recsys_batch.digest.slot_selection import ChosenSlots
 
-LENGTH = 20
+REASON_LENGTH = 20
 """Newest items of a history that are looked at."""
 _USERS = 2_048  # at a time, so that their vectors are some tens of megabytes
 
 
-def because_of(chosen: Chosen, n_users: int, liked: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+def find_reasons(chosen: ChosenSlots, n_users: int, liked: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """int64 [slots]: code of the nearest item of the owner's history, -1 where none points the same way, and for popular ones.
 
     Args:

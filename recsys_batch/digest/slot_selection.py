@@ -9,12 +9,12 @@ import numpy as np
 
 from recsys_batch.schemas import ALL_SEGMENTS
 
-Popular = Mapping[str, tuple[np.ndarray, np.ndarray]]
+PopularItems = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """segment -> (codes, scores) of its popular list."""
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenSlots:
     """Slots of users 0 to n - 1, those of a user together and in order.
 
     Attributes:
@@ -31,7 +31,7 @@ class Chosen:
         return len(self.owner)
 
 
-def choose(lists: Chosen, n_users: int, slots: int, sendable: np.ndarray, sent: np.ndarray) -> Chosen:
+def choose_slots(lists: ChosenSlots, n_users: int, slots: int, sendable: np.ndarray, sent: np.ndarray) -> ChosenSlots:
     """The first ``slots`` of each list that may be sent.
 
     Args:
@@ -43,10 +43,12 @@ def choose(lists: Chosen, n_users: int, slots: int, sendable: np.ndarray, sent: 
     place = np.cumsum(keep)
     before = np.concatenate([[0], place])[np.searchsorted(lists.owner, np.arange(n_users))]
     keep &= place - before[lists.owner] <= slots
-    return Chosen(lists.owner[keep], lists.codes[keep], lists.scores[keep], lists.popular[keep])
+    return ChosenSlots(lists.owner[keep], lists.codes[keep], lists.scores[keep], lists.popular[keep])
 
 
-def fill(chosen: Chosen, segments: Sequence[str | None], slots: int, popular: Popular, sendable: np.ndarray, barred: np.ndarray) -> Chosen:
+def fill_slots(
+    chosen: ChosenSlots, segments: Sequence[str | None], slots: int, popular: PopularItems, sendable: np.ndarray, barred: np.ndarray
+) -> ChosenSlots:
     """Users with fewer than ``slots`` get popular items of their segment, then of everybody, behind what they have.
 
     Args:
@@ -79,7 +81,7 @@ def fill(chosen: Chosen, segments: Sequence[str | None], slots: int, popular: Po
         np.concatenate([chosen.scores, scores]).astype(np.float32),
         np.concatenate([chosen.popular, np.ones(len(owner), bool)]),
     )
-    return Chosen(*(column[order] for column in together))
+    return ChosenSlots(*(column[order] for column in together))
 
 
 _NONE = (np.zeros(0, np.int64), np.zeros(0, np.float32))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.tables.user_ranges import Files, Range, runs
+from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, group_boundaries
 
 _PLACES = 20  # files of which the first rows are looked at: 65,536 each, so about 13,000 users with 100 items
 _BINS = 10
@@ -17,7 +17,7 @@ _LEAST = 1e-4  # share of an empty bin, which has no logarithm
 
 
 @dataclass(frozen=True)
-class Compared:
+class RunComparison:
     """Sampled users who are in both runs.
 
     Attributes:
@@ -30,12 +30,12 @@ class Compared:
     before: np.ndarray
 
 
-def compared(now: Files, before: Files) -> Compared | None:
+def compare_runs(now: UserSortedFiles, before: UserSortedFiles) -> RunComparison | None:
     """What sampled users have in both; None where no user is in both."""
     shared: list[np.ndarray] = []
     either: list[np.ndarray] = []
     scores: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
-    for bounds in sampled_places(now):
+    for bounds in sample_rows(now):
         rows = [side.between(bounds, ["user_id", "item_id", "score"]) for side in (now, before)]
         users = rows[0]["user_id"].combine_chunks().unique()
         users = users.filter(pc.is_in(users, value_set=rows[1]["user_id"].combine_chunks()))
@@ -56,10 +56,10 @@ def compared(now: Files, before: Files) -> Compared | None:
     total = np.concatenate(either) if either else np.zeros(0)
     if len(total) == 0:
         return None
-    return Compared(np.concatenate(shared) / np.maximum(total, 1), np.concatenate(scores[0]), np.concatenate(scores[1]))
+    return RunComparison(np.concatenate(shared) / np.maximum(total, 1), np.concatenate(scores[0]), np.concatenate(scores[1]))
 
 
-def stability_index(now: np.ndarray, before: np.ndarray) -> float:
+def population_stability_index(now: np.ndarray, before: np.ndarray) -> float:
     """Population stability index of scores over the deciles of ``before``: sum (p - q) ln(p / q).
 
     0 where the distributions are the same; by common use, up to 0.1 is little and above 0.25 much.
@@ -73,15 +73,15 @@ def stability_index(now: np.ndarray, before: np.ndarray) -> float:
     return float(np.sum((p - q) * np.log(p / q)))
 
 
-def sampled_places(files: Files) -> Sequence[Range]:
+def sample_rows(files: UserSortedFiles) -> Sequence[UserRange]:
     """Ranges that begin with a file's first user, of about a batch of rows each."""
     if not files.parts:
         return []
     chosen = [files.parts[place] for place in np.unique(np.linspace(0, len(files.parts) - 1, _PLACES).astype(int)).tolist()]
     found = []
     for part in chosen:
-        first = next(Files(files.where, [part]).batches(columns=["user_id"]))
-        users, _ = runs(first["user_id"])
+        first = next(UserSortedFiles(files.where, [part]).batches(columns=["user_id"]))
+        users, _ = group_boundaries(first["user_id"])
         if len(users) > 1:
             # The first user has no lower end to be asked by, and the last one's rows may be cut off.
             found.append((users[0].as_py(), users[len(users) - 2].as_py()))

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.evaluation.metrics import evaluate_lists
-from recsys_batch.read import has_table, read_table, run_slice
-from recsys_batch.tables.list_columns import places
+from recsys_batch.read import has_table, read_run_slice, read_table
+from recsys_batch.tables.list_columns import flat_positions
 
 _EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type", "weight")
 
@@ -41,7 +41,7 @@ class Evaluation:
         return asdict(self)
 
 
-def holdout_truth(warehouse: str, run: dict[str, Any]) -> tuple[pa.Table, str]:
+def read_holdout_truth(warehouse: str, run: dict[str, Any]) -> tuple[pa.Table, str]:
     """True later interactions: the holdout table, or where there is none what arrived after the run's inputs were pinned.
 
     Returns:
@@ -65,7 +65,7 @@ def holdout_truth(warehouse: str, run: dict[str, Any]) -> tuple[pa.Table, str]:
     return later.select(["user_id", "item_id", "weight"]), f"interactions that arrived after run {run['run_id']} began"
 
 
-def evaluate(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float) -> Evaluation:
+def evaluate_run(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float) -> Evaluation:
     """Metrics of a published run's topk at each k.
 
     Args:
@@ -78,14 +78,14 @@ def evaluate(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, 
         InputMissing: no user of the truth has a list.
         UsageError: a k that no list reaches.
     """
-    topk = run_slice(warehouse, "topk", run, columns=["user_id", "rank", "item_id"])
+    topk = read_run_slice(warehouse, "topk", run, columns=["user_id", "rank", "item_id"])
     longest = pc.max(topk["rank"]).as_py() or 0
     if max(ks) > longest:
         raise UsageError(f"--k {max(ks)} is longer than the lists of run {run['run_id']}, which have at most {longest} items")
     topk = topk.filter(pc.less_equal(topk["rank"], max(ks)))
     truth = truth.filter(pc.greater(truth["weight"], min_weight)).group_by(["user_id", "item_id"]).aggregate([])
     users = pc.unique(topk["user_id"])
-    row = places(truth["user_id"], users)
+    row = flat_positions(truth["user_id"], users)
     known = row >= 0
     without_list = len(pc.unique(truth["user_id"].filter(pa.array(~known))))
     if not known.any():
@@ -97,7 +97,7 @@ def evaluate(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, 
     catalogue = _catalogue(warehouse, run, truth["item_id"], min_weight)
     lists = _lists(topk, users, catalogue.item_ids)
     popular = _popularity_lists(warehouse, run, users, catalogue, lists.shape[1])
-    truth_codes = places(truth["item_id"], catalogue.item_ids)
+    truth_codes = flat_positions(truth["item_id"], catalogue.item_ids)
     model, popularity = (
         evaluate_lists(ranked, truth_offsets, truth_codes, catalogue.counts, ks, available=catalogue.available)
         for ranked in (lists, popular)
@@ -118,10 +118,10 @@ def _catalogue(warehouse: str, run: dict[str, Any], truth_items: pa.ChunkedArray
     items = read_table(warehouse, "items", columns=["item_id", "is_available"], version=run["input_versions"]["items"])
     item_ids = _sorted_unique([items["item_id"], truth_items])
     available = np.zeros(len(item_ids), dtype=bool)
-    available[places(items["item_id"].filter(items["is_available"]), item_ids)] = True
+    available[flat_positions(items["item_id"].filter(items["is_available"]), item_ids)] = True
     where, version = pc.field("weight") > min_weight, run["input_versions"]["interactions"]
     positives = read_table(warehouse, "interactions", columns=["user_id", "item_id"], where=where, version=version)
-    liked = places(positives.group_by(["user_id", "item_id"]).aggregate([])["item_id"], item_ids)
+    liked = flat_positions(positives.group_by(["user_id", "item_id"]).aggregate([])["item_id"], item_ids)
     return _Catalogue(item_ids, available, np.bincount(liked[liked >= 0], minlength=len(item_ids)).astype(np.int64))
 
 
@@ -133,7 +133,7 @@ def _popularity_lists(warehouse: str, run: dict[str, Any], users: pa.Array, cata
     order = order[catalogue.available[order]]
     place = np.full(len(catalogue.counts) + 1, len(order), dtype=np.int64)  # the extra last entry answers code -1
     place[order] = np.arange(len(order))
-    row, at = places(seen["user_id"], users), place[places(seen["item_id"], catalogue.item_ids)]
+    row, at = flat_positions(seen["user_id"], users), place[flat_positions(seen["item_id"], catalogue.item_ids)]
     by_user = np.argsort(row, kind="stable")
     bounds = np.searchsorted(row[by_user], np.arange(len(users) + 1))
     lists = np.full((len(users), k), -1, dtype=np.int64)
@@ -151,7 +151,7 @@ def _lists(topk: pa.Table, users: pa.Array, item_ids: pa.Array) -> np.ndarray:
     """int64 [n_users, K] item codes by rank, -1 where the list is shorter."""
     ranks = topk["rank"].to_numpy()
     lists = np.full((len(users), int(ranks.max())), -1, dtype=np.int64)
-    lists[places(topk["user_id"], users), ranks - 1] = places(topk["item_id"], item_ids)
+    lists[flat_positions(topk["user_id"], users), ranks - 1] = flat_positions(topk["item_id"], item_ids)
     return lists
 
 

@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.read import column_type, read_table, run_slice
+from recsys_batch.read import read_column_type, read_run_slice, read_table
 
-Row = Mapping[str, Any]
+ItemRow = Mapping[str, Any]
 """Manifest row of a run."""
 
 
 @dataclass(frozen=True)
-class Change:
+class ItemChange:
     """An item that is in one top and not in the other, or has moved.
 
     Attributes:
@@ -49,8 +49,8 @@ class UserChanges:
     models: tuple[str, str]
     n_new_events: int
     n_kept: int
-    came: tuple[Change, ...]
-    went: tuple[Change, ...]
+    came: tuple[ItemChange, ...]
+    went: tuple[ItemChange, ...]
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,7 +73,7 @@ class ItemChanges:
         return asdict(self)
 
 
-def user_changes(warehouse: str, user_id: Any, before: Row, now: Row, n: int) -> UserChanges:
+def diff_user(warehouse: str, user_id: Any, before: ItemRow, now: ItemRow, n: int) -> UserChanges:
     """The user's top ``n`` of the run ``now`` against that of ``before``.
 
     Raises:
@@ -98,12 +98,12 @@ def user_changes(warehouse: str, user_id: Any, before: Row, now: Row, n: int) ->
         models,
         max(len(seen[1]) - len(seen[0]), 0),
         len(set(tops[0]) & set(tops[1])),
-        tuple(Change(i, title[i], lists[0].get(i), lists[1][i], _why_came(i, lists, places, known, cause)) for i in came),
-        tuple(Change(i, title[i], lists[0][i], lists[1].get(i), _why_went(i, lists, places, known, seen)) for i in went),
+        tuple(ItemChange(i, title[i], lists[0].get(i), lists[1][i], _why_came(i, lists, places, known, cause)) for i in came),
+        tuple(ItemChange(i, title[i], lists[0][i], lists[1].get(i), _why_went(i, lists, places, known, seen)) for i in went),
     )
 
 
-def item_changes(warehouse: str, item_id: Any, before: Row, now: Row) -> ItemChanges:
+def diff_item(warehouse: str, item_id: Any, before: ItemRow, now: ItemRow) -> ItemChanges:
     """In how many lists of either run the item is, and where.
 
     Raises:
@@ -137,39 +137,39 @@ def as_id(warehouse: str, column: str, value: Any) -> Any:
     Raises:
         UsageError: it is not one of their type.
     """
-    id_type = column_type(warehouse, "topk", column)
+    id_type = read_column_type(warehouse, "topk", column)
     try:
         return pa.scalar(value).cast(id_type).as_py()
     except pa.ArrowInvalid:
         raise UsageError(f"{column.replace('_', ' ')} {value!r} is not of type {id_type}, which the tables use") from None
 
 
-def _list_of(warehouse: str, run: Row, user: Any) -> dict[Any, int]:
-    rows = run_slice(warehouse, "topk", dict(run), user_ids=[user], columns=["item_id", "rank"])
+def _list_of(warehouse: str, run: ItemRow, user: Any) -> dict[Any, int]:
+    rows = read_run_slice(warehouse, "topk", dict(run), user_ids=[user], columns=["item_id", "rank"])
     if rows.num_rows == 0:
         raise InputMissing(f"user {user!r} has no list in run {run['run_id']}: not known to it, or its rows were removed")
     return dict(zip(rows["item_id"].to_pylist(), rows["rank"].to_pylist(), strict=True))
 
 
-def _candidates_of(warehouse: str, run: Row, user: Any) -> dict[Any, int]:
+def _candidates_of(warehouse: str, run: ItemRow, user: Any) -> dict[Any, int]:
     """item -> place in the order of retrieval, from 1."""
-    rows = run_slice(warehouse, "candidates", dict(run), user_ids=[user], columns=["items"])["items"].to_pylist()
+    rows = read_run_slice(warehouse, "candidates", dict(run), user_ids=[user], columns=["items"])["items"].to_pylist()
     return {item["item_id"]: place for place, item in enumerate(rows[0], start=1)} if rows else {}
 
 
-def _seen(warehouse: str, run: Row, user: Any) -> list[Any]:
+def _seen(warehouse: str, run: ItemRow, user: Any) -> list[Any]:
     version = run["input_versions"]["interactions"]
     rows = read_table(warehouse, "interactions", columns=["item_id"], where=pc.field("user_id") == user, version=version)
     found: list[Any] = rows["item_id"].to_pylist()
     return found
 
 
-def _n_events(warehouse: str, run: Row, where: pc.Expression) -> int:
+def _n_events(warehouse: str, run: ItemRow, where: pc.Expression) -> int:
     version = run["input_versions"]["interactions"]
     return int(read_table(warehouse, "interactions", columns=["item_id"], where=where, version=version).num_rows)
 
 
-def _described(warehouse: str, run: Row, items: list[Any]) -> dict[Any, tuple[str, bool]]:
+def _described(warehouse: str, run: ItemRow, items: list[Any]) -> dict[Any, tuple[str, bool]]:
     """item -> (title, available), of those that were in the catalogue then."""
     columns, version = ["item_id", "title", "is_available"], run["input_versions"]["items"]
     rows = read_table(warehouse, "items", columns=columns, where=pc.field("item_id").isin(items), version=version).to_pylist()

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing
 from recsys_batch.evaluation.run_diff import as_id
-from recsys_batch.read import published_run, read_table, run_slice
+from recsys_batch.read import published_run, read_run_slice, read_table
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,17 @@ class UserView:
     topk: list[tuple[str, str]]
 
 
-def some_users(warehouse: str, run_id: str | None, n: int) -> list[Any]:
+def sample_users(warehouse: str, run_id: str | None, n: int) -> list[Any]:
     """``n`` users spread evenly over the run's user ids."""
     run = published_run(warehouse, run_id)
-    users = pc.unique(run_slice(warehouse, "topk", run, columns=["user_id"])["user_id"])
+    users = pc.unique(read_run_slice(warehouse, "topk", run, columns=["user_id"])["user_id"])
     places = np.unique(np.linspace(0, len(users) - 1, num=min(n + 2, len(users))).astype(int))
     inner = places[1:-1] if len(places) > n else places
     picked: list[Any] = users.take(pa.array(inner)).to_pylist()
     return picked
 
 
-def user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min_weight: float) -> UserView:
+def load_user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min_weight: float) -> UserView:
     """History and top ``n`` of one user; a user id given as text is read as the tables' id type.
 
     Raises:
@@ -49,7 +49,7 @@ def user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min_weig
     """
     run = published_run(warehouse, run_id)
     user = as_id(warehouse, "user_id", user_id)
-    rows = run_slice(warehouse, "topk", run, user_ids=[user], columns=["rank", "item_id", "score", "source"])
+    rows = read_run_slice(warehouse, "topk", run, user_ids=[user], columns=["rank", "item_id", "score", "source"])
     if rows.num_rows == 0:
         raise InputMissing(f"user {user!r} has no list in run {run['run_id']}: it was not known when the run began")
     rows = rows.slice(0, n)

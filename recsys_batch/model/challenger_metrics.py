@@ -10,16 +10,16 @@ from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k, recall_at_k
 from recsys_batch.model.ranker import Ranker
 from recsys_batch.model.towers import Towers
 from recsys_batch.model.training_data import Positives, TrainingData
-from recsys_batch.ranking.features import FeatureSpec, pair_features
-from recsys_batch.ranking.top_k import top_k
+from recsys_batch.ranking.features import FeatureSpec, compute_pair_features
+from recsys_batch.ranking.top_k import select_top_k_per_row
 from recsys_batch.registry.bundle import Bundle
 
-N_CANDIDATES = 200
+N_JUDGED_CANDIDATES = 200
 MIN_NEW_EVENTS = 1_000
 _BLOCK, _CELLS = 256, 20_000_000  # users at once: fewer where the catalogue is large, 80 MB of scores
 
 
-def popularity_metrics(train: Positives, held: Positives) -> dict[str, float]:
+def measure_popularity(train: Positives, held: Positives) -> dict[str, float]:
     """NDCG and recall of the most popular unseen items, with the prefix ``popularity_``."""
     counts = train.item_counts.astype(np.float32)
     able = np.flatnonzero(held.counts > 0)
@@ -28,11 +28,11 @@ def popularity_metrics(train: Positives, held: Positives) -> dict[str, float]:
         mine = train.users(part)
         scores = np.repeat(counts[None], mine.n_users, axis=0)
         scores[mine.rows, mine.codes] = -np.inf
-        lists.append(top_k(scores, 20)[1])
+        lists.append(select_top_k_per_row(scores, 20)[1])
     return {f"popularity_{name}": value for name, value in _quality(lists, held.users(able)).items()}
 
 
-def unseen_by(champion: Bundle, data: TrainingData, held_out: Positives) -> Positives | None:
+def mask_seen(champion: Bundle, data: TrainingData, held_out: Positives) -> Positives | None:
     """The held-out events on which champion and challenger can be compared fairly: those that the champion has not trained on.
 
     None where there are too few of them; then the champion's own measurement, taken when it was trained, stands.
@@ -44,7 +44,9 @@ def unseen_by(champion: Bundle, data: TrainingData, held_out: Positives) -> Posi
     return newer if len(newer.codes) >= MIN_NEW_EVENTS else None
 
 
-def bundle_ndcg(bundle: Bundle, data: TrainingData, items: pa.Table, users: pa.Table | None, inputs: Positives, held: Positives) -> float:
+def measure_bundle_ndcg(
+    bundle: Bundle, data: TrainingData, items: pa.Table, users: pa.Table | None, inputs: Positives, held: Positives
+) -> float:
     """NDCG@10 of a bundle's two stages on ``held``, given the histories ``inputs``."""
     towers, ranker, spec = (
         Towers.from_bundle(bundle),
@@ -67,16 +69,16 @@ def bundle_ndcg(bundle: Bundle, data: TrainingData, items: pa.Table, users: pa.T
         )
         scores = vectors_of_users @ vectors.embeddings.T
         scores[mine.rows, mine.codes] = -np.inf
-        best, codes = top_k(scores, min(N_CANDIDATES, scores.shape[1]))
+        best, codes = select_top_k_per_row(scores, min(N_JUDGED_CANDIDATES, scores.shape[1]))
         there = np.isfinite(best)
-        features = pair_features(
+        features = compute_pair_features(
             spec,
             retrieval_score=np.where(there, best, 0.0).astype(np.float32),
             log_popularity=vectors.log_popularity[codes],
             n_events=mine.counts,
         )
         ranked = np.where(there, ranker.score(vectors_of_users, vectors.embeddings[codes], features), -np.inf).astype(np.float32)
-        lists.append(np.take_along_axis(codes, top_k(ranked, 10)[1], axis=1))
+        lists.append(np.take_along_axis(codes, select_top_k_per_row(ranked, 10)[1], axis=1))
     return _quality(lists, held.users(able))["ndcg_at_10"]
 
 

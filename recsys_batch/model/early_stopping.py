@@ -10,7 +10,7 @@ import torch
 from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
 from recsys_batch.model.training_data import Positives
-from recsys_batch.ranking.top_k import top_k
+from recsys_batch.ranking.top_k import select_top_k_per_row
 
 TOP = 20
 MAX_USERS = 5_000
@@ -18,7 +18,7 @@ _CELLS = 20_000_000
 
 
 @dataclass(frozen=True)
-class Judge:
+class Validator:
     """Sampled users with held-out positives: their histories, and what they took later."""
 
     users: np.ndarray
@@ -51,21 +51,21 @@ class Judge:
         mine = self.inputs.users(part)
         scores = params.scores(params.users(mine, tokens, self.users[part])).numpy()
         scores[mine.rows, mine.codes] = -np.inf
-        return top_k(scores, TOP)[1]
+        return select_top_k_per_row(scores, TOP)[1]
 
     def _blocks(self) -> list[np.ndarray]:
         step = max(1, _CELLS // max(self.inputs.n_items, 1))
         return [np.arange(at, min(at + step, len(self.users))) for at in range(0, len(self.users), step)]
 
 
-def judge_of(train: Positives, held: Positives, seed: int) -> Judge:
+def make_validator(train: Positives, held: Positives, seed: int) -> Validator:
     """At most MAX_USERS of those with a history and something held out."""
     able = np.flatnonzero((held.counts > 0) & (train.counts > 0))
     chosen = np.sort(np.random.default_rng(seed).permutation(able)[:MAX_USERS])
-    return Judge(chosen, train.users(chosen), held.users(chosen))
+    return Validator(chosen, train.users(chosen), held.users(chosen))
 
 
-def clearly_better(each: np.ndarray, than: np.ndarray) -> bool:
+def is_clearly_better(each: np.ndarray, than: np.ndarray) -> bool:
     """Whether the mean of paired per-user values rose by more than its standard error: less is as likely noise as progress."""
     gain = each - than
     return len(gain) > 0 and float(gain.mean()) > float(gain.std() / np.sqrt(len(gain)))

@@ -11,7 +11,7 @@ from recsys_batch.model.ranker import PREFIX
 OPSET = 17
 
 
-def ranker_onnx(arrays: dict[str, np.ndarray]) -> bytes:
+def export_ranker_onnx(arrays: dict[str, np.ndarray]) -> bytes:
     """A serialised model: user_embedding [B, d], item_embedding [B, C, d], features [B, C, F] -> score [B, C], all float32.
 
     Args:

@@ -20,12 +20,12 @@ import torch
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.evaluation.metrics import ndcg_at_k, recall_at_k
 from recsys_batch.model.ranker import RankerParameters
-from recsys_batch.model.ranking_samples import Lists, RankingData, retrieve_lists
+from recsys_batch.model.ranking_samples import RankingData, RankingSamples, retrieve_lists
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
 from recsys_batch.model.training_data import Positives
-from recsys_batch.ranking.features import Context, session_similarity
+from recsys_batch.ranking.features import Context, compute_session_similarity
 
-Progress = Callable[[str, Mapping[str, float]], None]
+RankerProgress = Callable[[str, Mapping[str, float]], None]
 
 LABEL_SHARE = 0.2
 MAX_USERS, JUDGED_USERS = 30_000, 5_000
@@ -44,14 +44,14 @@ _SECONDS, _DAY = 1_000_000, 86_400
 
 
 @dataclass(frozen=True)
-class Stage:
+class RankerStage:
     """Towers with the histories that they were trained on, and what came after."""
 
     towers: TowerParameters
     inputs: Positives
     labels: Positives
 
-    def lists(self, tokens: Tokens, seed: int, n_users: int) -> Lists | None:
+    def lists(self, tokens: Tokens, seed: int, n_users: int) -> RankingSamples | None:
         """Of at most ``n_users`` users with a history and a label."""
         able = np.flatnonzero((self.labels.counts > 0) & (self.inputs.counts > 0))
         chosen = np.sort(np.random.default_rng(seed).permutation(able)[:n_users])
@@ -59,7 +59,7 @@ class Stage:
 
 
 def fit_ranker(
-    inner: Stage, outer: Stage, tokens: Tokens, seed: int, deadline: float, progress: Progress
+    inner: RankerStage, outer: RankerStage, tokens: Tokens, seed: int, deadline: float, progress: RankerProgress
 ) -> tuple[RankerParameters, RankingData, dict[str, float]]:
     """A ranker taught on ``inner``, at the epoch and gate that were best on ``outer``; gate 0 is the retrieval order.
 
@@ -74,21 +74,21 @@ def fit_ranker(
         return params, data, {}
     taught = RankingData.of(inner.towers, inner.inputs, lists)
     lists = lists.take(np.flatnonzero(lists.relevant.any(axis=1)))
-    best = _train(params, taught, lists, Referee(data, judge), np.random.default_rng(seed), deadline, progress)
-    return best, data, metrics_of(best, data, judge)
+    best = _train(params, taught, lists, GateSelector(data, judge), np.random.default_rng(seed), deadline, progress)
+    return best, data, measure_ranker(best, data, judge)
 
 
-def metrics_of(params: RankerParameters, data: RankingData, judge: Lists) -> dict[str, float]:
+def measure_ranker(params: RankerParameters, data: RankingData, judge: RankingSamples) -> dict[str, float]:
     """NDCG and recall at 10 and 20 of the re-ranked lists, neutral context."""
     hits = _ranked_hits(judge, _retrieval(data, judge) + params.gate * _residuals(params, data, judge))
     result = {f"ndcg_at_{k}": float(ndcg_at_k(hits, judge.n_relevant, k).mean()) for k in (10, 20)}
     return {**result, **{f"recall_at_{k}": float(recall_at_k(hits, judge.n_relevant, k).mean()) for k in (10, 20)}}
 
 
-class Referee:
+class GateSelector:
     """Chooses the gate on held-out lists, and tells an improvement from luck."""
 
-    def __init__(self, data: RankingData, judge: Lists) -> None:
+    def __init__(self, data: RankingData, judge: RankingSamples) -> None:
         self._data, self._judge = data, judge
         self._retrieval = _retrieval(data, judge)
         self._base = self._ndcg(self._retrieval)
@@ -110,11 +110,11 @@ class Referee:
 def _train(
     params: RankerParameters,
     taught: RankingData,
-    lists: Lists,
-    referee: Referee,
+    lists: RankingSamples,
+    referee: GateSelector,
     rng: np.random.Generator,
     deadline: float,
-    progress: Progress,
+    progress: RankerProgress,
 ) -> RankerParameters:
     best, reached, highest, waited = _frozen(params), 0.0, 0.0, 0
     params = replace(params, gate=1.0)
@@ -137,7 +137,9 @@ def _train(
     return best
 
 
-def _step(params: RankerParameters, data: RankingData, lists: Lists, rng: np.random.Generator, optimizer: torch.optim.Optimizer) -> float:
+def _step(
+    params: RankerParameters, data: RankingData, lists: RankingSamples, rng: np.random.Generator, optimizer: torch.optim.Optimizer
+) -> float:
     features = torch.from_numpy(data.features(lists, _context(data, lists, rng)))
     keep = torch.from_numpy((rng.random((2, lists.users.shape[1])) >= _DROPOUT).astype(np.float32) / (1 - _DROPOUT))
     users, items = torch.from_numpy(lists.users) * keep[0], torch.from_numpy(data.embeddings[lists.items]) * keep[1]
@@ -151,7 +153,7 @@ def _step(params: RankerParameters, data: RankingData, lists: Lists, rng: np.ran
     return float(loss.detach())
 
 
-def _context(data: RankingData, lists: Lists, rng: np.random.Generator) -> Context:
+def _context(data: RankingData, lists: RankingSamples, rng: np.random.Generator) -> Context:
     """The label's hour and weekday, and the newest inputs as a session; for half of the users nothing."""
     shown = rng.random(len(lists.users)) < 0.5
     timed = shown & (lists.label_us != NO_TIME)
@@ -160,15 +162,15 @@ def _context(data: RankingData, lists: Lists, rng: np.random.Generator) -> Conte
     weekday = np.where(timed, (seconds // _DAY + 3) % 7, np.nan)  # 1970-01-01 was a Thursday
     there = (lists.session >= 0) & shown[:, None]
     session = np.where(there[..., None], data.embeddings[np.maximum(lists.session, 0)], 0.0).astype(np.float32)
-    return Context(hour, weekday, [None] * len(hour), session_similarity(data.embeddings[lists.items], session))
+    return Context(hour, weekday, [None] * len(hour), compute_session_similarity(data.embeddings[lists.items], session))
 
 
-def _retrieval(data: RankingData, lists: Lists) -> np.ndarray:
+def _retrieval(data: RankingData, lists: RankingSamples) -> np.ndarray:
     """float32 [B, C]: the scaled retrieval score, which the residual is added to."""
     return np.asarray((lists.scores - data.spec.mean[0]) / data.spec.scale[0], dtype=np.float32)
 
 
-def _residuals(params: RankerParameters, data: RankingData, lists: Lists) -> np.ndarray:
+def _residuals(params: RankerParameters, data: RankingData, lists: RankingSamples) -> np.ndarray:
     parts = []
     for at in range(0, len(lists.users), _BATCH):
         part = lists.take(np.arange(at, min(at + _BATCH, len(lists.users))))
@@ -179,7 +181,7 @@ def _residuals(params: RankerParameters, data: RankingData, lists: Lists) -> np.
     return np.concatenate(parts)
 
 
-def _ranked_hits(lists: Lists, scores: np.ndarray) -> np.ndarray:
+def _ranked_hits(lists: RankingSamples, scores: np.ndarray) -> np.ndarray:
     order = np.argsort(-np.where(lists.there, scores, -np.inf), axis=1, kind="stable")
     return np.take_along_axis(lists.relevant, order, axis=1)
 

@@ -11,17 +11,17 @@ from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.evaluation.metrics import hit_matrix
 from recsys_batch.model.tower_parameters import Tokens, TowerParameters
 from recsys_batch.model.training_data import Positives
-from recsys_batch.ranking.features import Context, FeatureSpec, pair_features
-from recsys_batch.ranking.top_k import top_k
+from recsys_batch.ranking.features import Context, FeatureSpec, compute_pair_features
+from recsys_batch.ranking.top_k import select_top_k_per_row
 
-N_CANDIDATES = 200
+N_TRAINING_CANDIDATES = 200
 SESSION = 3
 _BLOCK = 128
 _CELLS = 20_000_000  # scores held at once: 80 MB
 
 
 @dataclass(frozen=True)
-class Lists:
+class RankingSamples:
     """Retrieved lists of B users.
 
     Attributes:
@@ -41,8 +41,8 @@ class Lists:
     label_us: np.ndarray
     session: np.ndarray
 
-    def take(self, rows: np.ndarray) -> Lists:
-        return Lists(**{name: value[rows] for name, value in vars(self).items()})
+    def take(self, rows: np.ndarray) -> RankingSamples:
+        return RankingSamples(**{name: value[rows] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RankingData:
     log_popularity: np.ndarray
 
     @classmethod
-    def of(cls, towers: TowerParameters, positives: Positives, sample: Lists | None) -> RankingData:
+    def of(cls, towers: TowerParameters, positives: Positives, sample: RankingSamples | None) -> RankingData:
         """Scaled by the lists that these towers retrieve, so that a ranker finds the same scales with the next towers."""
         log_popularity = np.log1p(positives.item_counts).astype(np.float32)
         if sample is None or not sample.there.any():
@@ -62,10 +62,12 @@ class RankingData:
         spec = FeatureSpec.fitted(sample.scores[sample.there], log_popularity[sample.items[sample.there]], sample.n_events)
         return cls(spec, item_embeddings(towers), log_popularity)
 
-    def features(self, lists: Lists, context: Context | None) -> np.ndarray:
+    def features(self, lists: RankingSamples, context: Context | None) -> np.ndarray:
         """float32 [B, C, F]."""
         popularity = self.log_popularity[lists.items]
-        return pair_features(self.spec, retrieval_score=lists.scores, log_popularity=popularity, n_events=lists.n_events, context=context)
+        return compute_pair_features(
+            self.spec, retrieval_score=lists.scores, log_popularity=popularity, n_events=lists.n_events, context=context
+        )
 
 
 def item_embeddings(towers: TowerParameters) -> np.ndarray:
@@ -73,32 +75,36 @@ def item_embeddings(towers: TowerParameters) -> np.ndarray:
     return torch.cat([towers.embedding.detach(), towers.item_bias.detach()], dim=1).numpy()
 
 
-def retrieve_lists(towers: TowerParameters, tokens: Tokens, inputs: Positives, labels: Positives, chosen: np.ndarray) -> Lists | None:
+def retrieve_lists(
+    towers: TowerParameters, tokens: Tokens, inputs: Positives, labels: Positives, chosen: np.ndarray
+) -> RankingSamples | None:
     """Best unseen items of the users ``chosen`` given ``inputs``; what is relevant is ``labels``. None without users."""
     embeddings = item_embeddings(towers)
     step = max(1, min(_BLOCK, _CELLS // len(embeddings)))
     parts = [_retrieved(towers, tokens, inputs, labels, chosen[at : at + step], embeddings) for at in range(0, len(chosen), step)]
     if not parts:
         return None
-    return Lists(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in Lists.__dataclass_fields__})
+    return RankingSamples(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in RankingSamples.__dataclass_fields__})
 
 
 def _retrieved(
     towers: TowerParameters, tokens: Tokens, inputs: Positives, labels: Positives, part: np.ndarray, embeddings: np.ndarray
-) -> Lists:
+) -> RankingSamples:
     mine, later = inputs.users(part), labels.users(part)
     with torch.no_grad():
         users = towers.users(mine, tokens, part).numpy()
     users = np.concatenate([users, np.ones((len(users), 1), dtype=np.float32)], axis=1)
     scores = users @ embeddings.T
     scores[mine.rows, mine.codes] = -np.inf
-    best, items = top_k(scores, min(N_CANDIDATES, len(embeddings)))
+    best, items = select_top_k_per_row(scores, min(N_TRAINING_CANDIDATES, len(embeddings)))
     there = np.isfinite(best)
     hits, n_relevant = hit_matrix(items, later.offsets, later.codes, later.n_items)
     label_us = np.full(len(part), NO_TIME)
     some = later.counts > 0
     label_us[some] = later.event_us[later.offsets[:-1][some]]
-    return Lists(users, items, np.where(there, best, 0.0), there, hits & there, n_relevant, mine.counts, label_us, _newest(mine, SESSION))
+    return RankingSamples(
+        users, items, np.where(there, best, 0.0), there, hits & there, n_relevant, mine.counts, label_us, _newest(mine, SESSION)
+    )
 
 
 def _newest(inputs: Positives, n: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 
 from recsys_batch.model.towers import pool
 from recsys_batch.model.training_data import Positives
-from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, Start, low_rank_start, ridge_start
+from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, WarmStart, fit_ridge_start, truncate_start
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Tokens:
         return torch.nn.functional.embedding_bag(torch.from_numpy(mine.codes), table, starts, mode="sum")
 
 
-def tokens_of(rows: list[list[str]], min_rows: int, max_tokens: int = 20_000) -> Tokens:
+def group_tokens(rows: list[list[str]], min_rows: int, max_tokens: int = 20_000) -> Tokens:
     """The most frequent tokens that at least ``min_rows`` rows have, sorted by name."""
     flat = np.array([name for row in rows for name in row], dtype=object)
     names, counts = np.unique(flat.astype(str), return_counts=True) if len(flat) else (np.array([], dtype=str), np.array([], dtype=int))
@@ -89,13 +89,13 @@ class TowerParameters:
         return turned
 
 
-def start(plan: Plan, positives: Positives, n_tokens: int, seed: int) -> TowerParameters:
+def start_parameters(plan: Plan, positives: Positives, n_tokens: int, seed: int) -> TowerParameters:
     """Parameters by the plan; biases and tokens start at zero."""
-    begin = ridge_start if positives.n_items <= RIDGE_MAX_ITEMS else low_rank_start
-    return parameters_of(begin(positives, plan.h, plan.ridge, seed), plan, n_tokens)
+    begin = fit_ridge_start if positives.n_items <= RIDGE_MAX_ITEMS else truncate_start
+    return load_parameters(begin(positives, plan.h, plan.ridge, seed), plan, n_tokens)
 
 
-def parameters_of(begun: Start, plan: Plan, n_tokens: int) -> TowerParameters:
+def load_parameters(begun: WarmStart, plan: Plan, n_tokens: int) -> TowerParameters:
     """Parameters from a closed-form start of the plan's width or more: its first columns are the narrower start."""
     stretch = np.float32(np.sqrt(plan.scale))
     return TowerParameters(

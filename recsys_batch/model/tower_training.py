@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from recsys_batch.config import Config
-from recsys_batch.model.early_stopping import TOP, Judge, clearly_better, judge_of
-from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, parameters_of, start
+from recsys_batch.model.early_stopping import TOP, Validator, is_clearly_better, make_validator
+from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, load_parameters, start_parameters
 from recsys_batch.model.training_data import Positives
-from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, Start, low_rank_start, ridge_start, spectrum_of
+from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, WarmStart, compute_spectrum, fit_ridge_start, truncate_start
 
-Progress = Callable[[str, Mapping[str, float]], None]
+TowerProgress = Callable[[str, Mapping[str, float]], None]
 
 RIDGES = (150.0, 400.0, 50.0, 1000.0, 15.0)  # the likeliest first: where time is short the rest is not tried
 RECENCIES = (0.0, 0.3, 0.6, 1.0)
@@ -38,7 +38,7 @@ _PATIENCE = 6
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedTowers:
     """Towers at their best epoch, with what it takes to train them again on more data."""
 
     parameters: TowerParameters
@@ -47,9 +47,11 @@ class Fitted:
     curve: list[float]
 
 
-def fit(train: Positives, held: Positives, tokens: Tokens, has_time: bool, config: Config, deadline: float, progress: Progress) -> Fitted:
+def fit_towers(
+    train: Positives, held: Positives, tokens: Tokens, has_time: bool, config: Config, deadline: float, progress: TowerProgress
+) -> FittedTowers:
     """Early stopping on NDCG@20 of the held-out part; epoch 0 is the closed-form start itself."""
-    judge = judge_of(train, held, config.training.seed)
+    judge = make_validator(train, held, config.training.seed)
     plan, params = choose_plan(train, judge, tokens, has_time, config, deadline)
     best, best_epoch, best_each = params.copy(), 0, judge.ndcg_of_users(params, tokens)
     curve = [_mean(best_each)]
@@ -62,14 +64,16 @@ def fit(train: Positives, held: Positives, tokens: Tokens, has_time: bool, confi
         each = judge.ndcg_of_users(params, tokens)
         curve.append(_mean(each))
         progress("towers", {"epoch": epoch, "loss": loss, f"ndcg_at_{TOP}": curve[-1]})
-        if clearly_better(each, best_each):
+        if is_clearly_better(each, best_each):
             best, best_epoch, best_each = params.copy(), epoch, each
-    return Fitted(best, plan, best_epoch, curve)
+    return FittedTowers(best, plan, best_epoch, curve)
 
 
-def refit(everything: Positives, fitted: Fitted, tokens: Tokens, has_time: bool, config: Config, deadline: float) -> TowerParameters:
+def refit_towers(
+    everything: Positives, fitted: FittedTowers, tokens: Tokens, has_time: bool, config: Config, deadline: float
+) -> TowerParameters:
     """The same training on all positives, for the epochs that were best, turned so that the ranker trained before still fits."""
-    params = start(fitted.plan, everything, len(tokens.names), config.training.seed)
+    params = start_parameters(fitted.plan, everything, len(tokens.names), config.training.seed)
     trainer = _Trainer(params, everything, tokens, has_time, config)
     for _ in range(fitted.epochs):
         trainer.epoch(deadline)
@@ -77,15 +81,15 @@ def refit(everything: Positives, fitted: Fitted, tokens: Tokens, has_time: bool,
 
 
 def choose_plan(
-    train: Positives, judge: Judge, tokens: Tokens, has_time: bool, config: Config, deadline: float
+    train: Positives, judge: Validator, tokens: Tokens, has_time: bool, config: Config, deadline: float
 ) -> tuple[Plan, TowerParameters]:
     """Ridge, then width, then recency by NDCG@20 on the held-out part, then the scale by its log loss; and the start they give."""
     widths = _widths(train.n_items, config)
     begin = _starts(train, widths[-1], config.training.seed)
     n_tokens, quarter = len(tokens.names), time.monotonic() + (deadline - time.monotonic()) / 4
 
-    def quality(start_of: Start, plan: Plan) -> float:
-        return judge.ndcg(parameters_of(start_of, plan, n_tokens), tokens)
+    def quality(start_of: WarmStart, plan: Plan) -> float:
+        return judge.ndcg(load_parameters(start_of, plan, n_tokens), tokens)
 
     plan = Plan(RIDGES[0], 0.0, 1.0, widths[-1])
     begun = begin(plan.ridge)
@@ -102,16 +106,16 @@ def choose_plan(
     plan = replace(plan, h=next(h for h in widths if by_width[h] >= enough))
     if has_time:
         plan = max((replace(plan, recency=recency) for recency in RECENCIES), key=lambda one: quality(begun, one))
-    plan = replace(plan, scale=_best_scale(parameters_of(begun, plan, n_tokens), judge, tokens, train.n_items))
-    return plan, parameters_of(begun, plan, n_tokens)
+    plan = replace(plan, scale=_best_scale(load_parameters(begun, plan, n_tokens), judge, tokens, train.n_items))
+    return plan, load_parameters(begun, plan, n_tokens)
 
 
-def _starts(train: Positives, h: int, seed: int) -> Callable[[float], Start]:
+def _starts(train: Positives, h: int, seed: int) -> Callable[[float], WarmStart]:
     """The closed-form start for a ridge; what all ridges share is computed once."""
     if train.n_items <= RIDGE_MAX_ITEMS:
-        return lambda ridge: ridge_start(train, h, ridge, seed)
-    spectrum = spectrum_of(train, h, seed)
-    return lambda ridge: low_rank_start(train, h, ridge, seed, spectrum)
+        return lambda ridge: fit_ridge_start(train, h, ridge, seed)
+    spectrum = compute_spectrum(train, h, seed)
+    return lambda ridge: truncate_start(train, h, ridge, seed, spectrum)
 
 
 def _widths(n_items: int, config: Config) -> list[int]:
@@ -121,7 +125,7 @@ def _widths(n_items: int, config: Config) -> list[int]:
     return [dim - 1 for dim in EMBEDDING_DIMS if dim == EMBEDDING_DIMS[0] or n_items * dim <= _PARAMETERS]
 
 
-def _best_scale(params: TowerParameters, judge: Judge, tokens: Tokens, n_items: int) -> float:
+def _best_scale(params: TowerParameters, judge: Validator, tokens: Tokens, n_items: int) -> float:
     some = np.arange(min(len(judge.users), max(1, _CELLS // n_items)))
     with torch.no_grad():
         scores = params.scores(params.users(judge.inputs.users(some), tokens, judge.users[some]))

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import torch
 
 from recsys_batch.errors import BundleError
-from recsys_batch.model.training_data import content_tokens, row_tokens
+from recsys_batch.model.training_data import extract_content_tokens, row_tokens
 from recsys_batch.registry.bundle import Bundle
 
 TENSORS = ("item_history", "item_embedding", "item_content", "user_bias", "user_tokens", "log_popularity")
@@ -70,7 +70,7 @@ class Towers:
         vectors[known, h:] = self._t["item_embedding"][place[known]]
         new = np.flatnonzero(~known)
         if len(new):
-            vectors[new] = self._from_content(content_tokens(items.take(pa.array(new)), "categories"))
+            vectors[new] = self._from_content(extract_content_tokens(items.take(pa.array(new)), "categories"))
         log_popularity = np.where(known, self._t["log_popularity"][np.where(known, place, 0)], 0.0).astype(np.float32)
         return ItemVectors(np.ascontiguousarray(vectors[:, h:]), np.ascontiguousarray(vectors[:, :h]), log_popularity)
 

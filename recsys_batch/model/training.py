@@ -16,18 +16,18 @@ import torch
 
 from recsys_batch import __version__
 from recsys_batch.config import Config
-from recsys_batch.model.challenger_metrics import bundle_ndcg, popularity_metrics, unseen_by
-from recsys_batch.model.onnx_export import ranker_onnx
+from recsys_batch.model.challenger_metrics import mask_seen, measure_bundle_ndcg, measure_popularity
+from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
-from recsys_batch.model.ranker_training import JUDGED_USERS, LABEL_SHARE, NOT_JUDGED, Stage, fit_ranker, metrics_of
+from recsys_batch.model.ranker_training import JUDGED_USERS, LABEL_SHARE, NOT_JUDGED, RankerStage, fit_ranker, measure_ranker
 from recsys_batch.model.ranking_samples import RankingData
-from recsys_batch.model.tower_parameters import Tokens, TowerParameters, tokens_of
-from recsys_batch.model.tower_training import Fitted, fit, refit
+from recsys_batch.model.tower_parameters import Tokens, TowerParameters, group_tokens
+from recsys_batch.model.tower_training import FittedTowers, fit_towers, refit_towers
 from recsys_batch.model.towers import ALWAYS
-from recsys_batch.model.training_data import Positives, TrainingData, prepare, split
+from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data, split_training_data
 from recsys_batch.registry.bundle import Bundle, write_bundle
 
-Progress = Callable[[str, Mapping[str, float]], None]
+TrainingProgress = Callable[[str, Mapping[str, float]], None]
 
 _TOWER_SHARE, _INNER_SHARE, _RANKER_SHARE = 0.4, 0.6, 0.8
 """Points of the time budget by which towers, inner towers and ranker must have ended; the rest is the training on all data."""
@@ -36,13 +36,13 @@ _MIN_TOKEN_ROWS = 5
 _CONTENT_RIDGE = 10.0
 
 
-def train(
+def train_bundle(
     interactions: pa.Table,
     items: pa.Table,
     users: pa.Table | None,
     config: Config,
     directory: Path,
-    progress: Progress,
+    progress: TrainingProgress,
     champion: Bundle | None = None,
 ) -> Bundle:
     """Train and write a bundle of kind "two_tower".
@@ -59,29 +59,31 @@ def train(
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or min(os.cpu_count() or 1, 8))
     torch.manual_seed(config.training.seed)
     began, budget = time.monotonic(), config.training.max_seconds
-    data = prepare(interactions, items, users, config)
+    data = prepare_training_data(interactions, items, users, config)
     if not data.has_time:
         progress("event_ts is missing, so validation is a random part of each user's positives", {})
-    held_in, held_out = split(data.positives, config.training.validation_fraction)
-    tokens = tokens_of(data.user_tokens, _MIN_TOKEN_ROWS)
-    fitted = fit(held_in, held_out, tokens, data.has_time, config, began + budget * _TOWER_SHARE, progress)
+    held_in, held_out = split_training_data(data.positives, config.training.validation_fraction)
+    tokens = group_tokens(data.user_tokens, _MIN_TOKEN_ROWS)
+    fitted = fit_towers(held_in, held_out, tokens, data.has_time, config, began + budget * _TOWER_SHARE, progress)
     judged = _of_some_users(held_out, held_in, config.training.seed)
-    outer = Stage(fitted.parameters, held_in, judged)
-    older, newer = split(held_in, LABEL_SHARE)
-    inner = Stage(refit(older, fitted, tokens, data.has_time, config, began + budget * _INNER_SHARE), older, newer)
+    outer = RankerStage(fitted.parameters, held_in, judged)
+    older, newer = split_training_data(held_in, LABEL_SHARE)
+    inner = RankerStage(refit_towers(older, fitted, tokens, data.has_time, config, began + budget * _INNER_SHARE), older, newer)
     ranker, ranking, reached = fit_ranker(inner, outer, tokens, config.training.seed, began + budget * _RANKER_SHARE, progress)
-    metrics = {**NOT_JUDGED, **reached, **popularity_metrics(held_in, judged), "towers_ndcg_at_20": fitted.curve[fitted.epochs]}
+    metrics = {**NOT_JUDGED, **reached, **measure_popularity(held_in, judged), "towers_ndcg_at_20": fitted.curve[fitted.epochs]}
     gate = {"challenger": metrics["ndcg_at_10"], "popularity": metrics["popularity_ndcg_at_10"]}
     if champion is not None:
         gate |= _against(champion, data, items, users, outer, tokens, ranker, ranking)
     final, positives = fitted.parameters, held_in
     if config.training.refit:
-        final, positives = refit(data.positives, fitted, tokens, data.has_time, config, began + budget), data.positives
-        ranking = RankingData.of(final, positives, Stage(final, positives, positives).lists(tokens, config.training.seed, JUDGED_USERS))
+        final, positives = refit_towers(data.positives, fitted, tokens, data.has_time, config, began + budget), data.positives
+        ranking = RankingData.of(
+            final, positives, RankerStage(final, positives, positives).lists(tokens, config.training.seed, JUDGED_USERS)
+        )
     tensors, vocab = _weights(data, final, positives, tokens, ranker)
     progress("done", {"seconds": time.monotonic() - began})
     manifest = _manifest(data, fitted, ranker, ranking, metrics, config, gate)
-    return write_bundle(directory, manifest, tensors=tensors, vocab=vocab, ranker_onnx=ranker_onnx(ranker.arrays()))
+    return write_bundle(directory, manifest, tensors=tensors, vocab=vocab, ranker_onnx=export_ranker_onnx(ranker.arrays()))
 
 
 def _of_some_users(held: Positives, inputs: Positives, seed: int) -> Positives:
@@ -97,26 +99,26 @@ def _against(
     data: TrainingData,
     items: pa.Table,
     users: pa.Table | None,
-    outer: Stage,
+    outer: RankerStage,
     tokens: Tokens,
     ranker: RankerParameters,
     ranking: RankingData,
 ) -> dict[str, float]:
     """NDCG@10 of all three on the held-out events that the champion has not seen; its own measurement where those are too few."""
-    fresh = unseen_by(champion, data, outer.labels)
+    fresh = mask_seen(champion, data, outer.labels)
     if fresh is None:
         return {"champion": champion.manifest["metrics"].get("ndcg_at_10", 0.0)}
     lists = replace(outer, labels=fresh).lists(tokens, 0, JUDGED_USERS)
     return {
-        "champion": bundle_ndcg(champion, data, items, users, outer.inputs, fresh),
-        "challenger": metrics_of(ranker, ranking, lists)["ndcg_at_10"] if lists is not None else 0.0,
-        "popularity": popularity_metrics(outer.inputs, fresh)["popularity_ndcg_at_10"],
+        "champion": measure_bundle_ndcg(champion, data, items, users, outer.inputs, fresh),
+        "challenger": measure_ranker(ranker, ranking, lists)["ndcg_at_10"] if lists is not None else 0.0,
+        "popularity": measure_popularity(outer.inputs, fresh)["popularity_ndcg_at_10"],
     }
 
 
 def _manifest(
     data: TrainingData,
-    fitted: Fitted,
+    fitted: FittedTowers,
     ranker: RankerParameters,
     ranking: RankingData,
     metrics: Mapping[str, float],
@@ -152,7 +154,7 @@ def _weights(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     history = towers.history.detach().numpy()
     embedding = np.concatenate([towers.embedding.detach().numpy(), towers.item_bias.detach().numpy()], axis=1)
-    item_tokens = tokens_of([[*row, ALWAYS] for row in data.item_tokens], 2)
+    item_tokens = group_tokens([[*row, ALWAYS] for row in data.item_tokens], 2)
     tensors = {
         "item_history": history,
         "item_embedding": embedding,

@@ -83,7 +83,7 @@ class TrainingData:
     user_tokens: list[list[str]]
 
 
-def prepare(interactions: pa.Table, items: pa.Table, users: pa.Table | None, config: Config) -> TrainingData:
+def prepare_training_data(interactions: pa.Table, items: pa.Table, users: pa.Table | None, config: Config) -> TrainingData:
     """From the tables.
 
     Raises:
@@ -104,14 +104,14 @@ def prepare(interactions: pa.Table, items: pa.Table, users: pa.Table | None, con
     return TrainingData(item_ids, user_ids, positives, has_time, item_tokens, user_tokens)
 
 
-def split(positives: Positives, fraction: float) -> tuple[Positives, Positives]:
+def split_training_data(positives: Positives, fraction: float) -> tuple[Positives, Positives]:
     """(train, held out): the newest ``fraction`` of each user's positives, at least one where the user has three or more."""
     n_held = np.maximum(np.floor(positives.counts * fraction), positives.counts >= 3)
     held = positives.places < np.repeat(n_held, positives.counts)
     return positives.where(~held), positives.where(held)
 
 
-def content_tokens(table: pa.Table, column: str) -> list[list[str]]:
+def extract_content_tokens(table: pa.Table, column: str) -> list[list[str]]:
     """Tokens of each row: ``column`` (a list or one value) and every attribute as name=value, sorted."""
     columns = [table[column].to_pylist(), table["attributes"].to_pylist(maps_as_pydicts="strict")]
     return [row_tokens(column, value, attributes) for value, attributes in zip(*columns, strict=True)]
@@ -127,7 +127,7 @@ def row_tokens(column: str, value: list[str] | str | None, attributes: dict[str,
 def _tokens(table: pa.Table, key: str, ids: pa.Array, column: str) -> list[list[str]]:
     """Tokens of each id; none for an id that the table lacks."""
     place = pc.index_in(ids, value_set=table[key].combine_chunks()).to_pylist()
-    by_row = content_tokens(table, column)
+    by_row = extract_content_tokens(table, column)
     return [by_row[row] if row is not None else [] for row in place]
 
 

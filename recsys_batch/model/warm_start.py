@@ -32,7 +32,7 @@ _PRODUCTS = 4_000_000_000  # multiplications of one pass over X: some seconds
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """history float32 [n, h], embedding float32 [n, h], and where they come from."""
 
     history: np.ndarray
@@ -40,19 +40,19 @@ class Start:
     kind: str
 
 
-def ridge_start(positives: Positives, h: int, ridge: float, seed: int) -> Start:
+def fit_ridge_start(positives: Positives, h: int, ridge: float, seed: int) -> WarmStart:
     """From the item-item model; W' weighs users by 1 / their items, so that the projection is fair to short histories too."""
     X = _matrix(positives)
-    gram = _gram(X, user_weights(positives.counts))
+    gram = _gram(X, weight_users(positives.counts))
     C = torch.linalg.inv(gram + torch.diag(ridge + DROPOUT_ODDS * gram.diagonal()))
     B = C / -C.diagonal()
     B.fill_diagonal_(0.0)
-    target = _gram(X, user_weights(positives.counts) ** 2)
+    target = _gram(X, weight_users(positives.counts) ** 2)
     V = _top_directions(lambda Y: B.T @ (target @ (B @ Y)), len(gram), h, seed)
-    return Start((B @ V).numpy(), V.numpy(), f"ridge {ridge:g}")
+    return WarmStart((B @ V).numpy(), V.numpy(), f"ridge {ridge:g}")
 
 
-def user_weights(counts: np.ndarray) -> np.ndarray:
+def weight_users(counts: np.ndarray) -> np.ndarray:
     """float64 [n_users]: 1 / sqrt(items), mean 1 over the users who have any; 0 for the others."""
     weights = np.where(counts > 0, 1.0 / np.sqrt(np.maximum(counts, 1)), 0.0)
     return np.asarray(weights / max(weights.sum() / max(int((counts > 0).sum()), 1), 1e-12))
@@ -68,10 +68,10 @@ class Spectrum:
     left: torch.Tensor
 
 
-def spectrum_of(positives: Positives, h: int, seed: int) -> Spectrum:
+def compute_spectrum(positives: Positives, h: int, seed: int) -> Spectrum:
     """Top eigenpairs of G, as many as memory and time allow, but enough for a start of width h."""
     X = _matrix(positives)
-    root = (sparse.diags(np.sqrt(user_weights(positives.counts)).astype(np.float32)) @ X).tocsr()
+    root = (sparse.diags(np.sqrt(weight_users(positives.counts)).astype(np.float32)) @ X).tocsr()
     n, by_memory, by_time = positives.n_items, _CELLS // max(positives.n_items, 1), _PRODUCTS // max(len(positives.codes), 1)
     rank = min(int(np.clip(min(by_memory, by_time), h + _OVERSAMPLE, _MAX_RANK)), n)
     transposed = root.T.tocsr()
@@ -81,9 +81,9 @@ def spectrum_of(positives: Positives, h: int, seed: int) -> Spectrum:
     return Spectrum(U, values, diagonal, torch.clamp(diagonal - (U**2) @ values, min=0.0))
 
 
-def low_rank_start(positives: Positives, h: int, ridge: float, seed: int, spectrum: Spectrum | None = None) -> Start:
+def truncate_start(positives: Positives, h: int, ridge: float, seed: int, spectrum: Spectrum | None = None) -> WarmStart:
     """As ``ridge_start``, from a spectrum: C = (D + U diag(s) U')^-1 with D = lambda + p / (1 - p) diag G + R."""
-    known = spectrum or spectrum_of(positives, h, seed)
+    known = spectrum or compute_spectrum(positives, h, seed)
     D = (ridge + DROPOUT_ODDS * known.diagonal + known.left)[:, None]
     DU = known.vectors / D
     core = torch.linalg.inv(torch.diag(1 / torch.clamp(known.values, min=1e-6)) + known.vectors.T @ DU)
@@ -93,7 +93,7 @@ def low_rank_start(positives: Positives, h: int, ridge: float, seed: int, spectr
         product: torch.Tensor = Y / D - DU @ (core @ (DU.T @ Y))
         return product
 
-    weighted = (sparse.diags(user_weights(positives.counts).astype(np.float32)) @ _matrix(positives)).tocsr()
+    weighted = (sparse.diags(weight_users(positives.counts).astype(np.float32)) @ _matrix(positives)).tocsr()
     transposed = weighted.T.tocsr()
 
     def objective(Y: torch.Tensor) -> torch.Tensor:
@@ -102,7 +102,7 @@ def low_rank_start(positives: Positives, h: int, ridge: float, seed: int, spectr
         return carried
 
     V = _top_directions(objective, positives.n_items, h, seed)
-    return Start((V - times_c(scale * V)).numpy(), V.numpy(), f"low-rank ridge {ridge:g}")
+    return WarmStart((V - times_c(scale * V)).numpy(), V.numpy(), f"low-rank ridge {ridge:g}")
 
 
 def _matrix(positives: Positives) -> sparse.csr_matrix:

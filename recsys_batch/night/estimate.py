@@ -14,17 +14,17 @@ import numpy as np
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from recsys_batch.ann.index import Layout, build_index, choose, n_lists
+from recsys_batch.ann.index import Layout, build_index, choose_layout, n_lists
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Tuning
 from recsys_batch.config import Config
 from recsys_batch.dataset.catalogue import open_catalogue
 from recsys_batch.errors import InputMissing
-from recsys_batch.night.run_store import run_rows
-from recsys_batch.night.task_sizing import user_tasks, users_per_task
-from recsys_batch.registry.mlflow_registry import Registry
-from recsys_batch.spark.tables import Tables
-from recsys_batch.storage.artifacts import artifact_root, catalogue_folder, pointed
+from recsys_batch.night.run_store import load_run_rows
+from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
+from recsys_batch.registry.mlflow_registry import ModelRegistry
+from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.storage.artifacts import artifact_root, catalogue_folder, get_pointer
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables import run_manifest
 
@@ -36,7 +36,7 @@ _WORKER_BYTES = 220 * 2**20  # a Python worker with Arrow, numpy and faiss loade
 
 
 @dataclass(frozen=True)
-class Forecast:
+class NightEstimate:
     """Of one candidates step.
 
     Attributes:
@@ -65,23 +65,23 @@ class Forecast:
     basis: str
 
 
-def forecast(spark: SparkSession, config: Config, run_date: dt.date, run_id: str | None = None) -> Forecast:
+def estimate_night(spark: SparkSession, config: Config, run_date: dt.date, run_id: str | None = None) -> NightEstimate:
     """Of the date's (or that) run; where none has begun, of one that would begin now.
 
     Raises:
         InputMissing: nothing ingested, no model, or no such run.
     """
-    tables = Tables(spark, config)
+    tables = WarehouseTables(spark, config)
     tables.require_ids()
-    states = run_manifest.fold(run_rows(tables))
-    run = states.get(run_manifest.check_run_id(run_id)) if run_id else run_manifest.newest_of(states, run_date)
+    states = run_manifest.latest_state_by_run(load_run_rows(tables))
+    run = states.get(run_manifest.check_run_id(run_id)) if run_id else run_manifest.newest_run_of_date(states, run_date)
     if run_id and run is None:
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
     done = run.table_versions if run else {}
     root = artifact_root(config.paths.warehouse)
     if run and "user_embeddings" in done:
         n_users = int(run.metrics["embed.users"])
-        catalogue = open_catalogue(str(NodeCache.from_paths(config.paths).localized(catalogue_folder(root, run.run_id))))
+        catalogue = open_catalogue(str(NodeCache.from_paths(config.paths).local_copy(catalogue_folder(root, run.run_id))))
         n_items, dim = len(catalogue.retrievable_codes()), catalogue.embeddings.shape[1]
     else:
         interactions = tables.read("interactions")
@@ -90,23 +90,23 @@ def forecast(spark: SparkSession, config: Config, run_date: dt.date, run_id: str
     everything = config.scoring.candidates == "all"
     retrieval = config.retrieval.model_copy(update={"mode": "exact"}) if everything else config.retrieval
     n_candidates = n_items if everything else retrieval.n_candidates
-    layout = choose(retrieval, n_items, dim)
+    layout = choose_layout(retrieval, n_items, dim)
     n_cores = spark.sparkContext.defaultParallelism
     if run and "index" in done:
-        tuning = Tuning.from_dict(pointed(root, run.run_id, "index")["tuning"])
+        tuning = Tuning.from_dict(get_pointer(root, run.run_id, "index")["tuning"])
         per_user, basis = _measured(tuning)
     else:
         per_user, basis = None, ""
     if per_user is None:
-        per_user = trial(n_items, dim, n_candidates)
+        per_user = benchmark_exact_search(n_items, dim, n_candidates)
         basis = "a trial of exact search on made-up vectors on this machine"
         if layout.mode != "exact":
             basis += "; inverted lists take a third of that or less"
-    per_task = users_per_task(n_candidates, dim)
-    n_tasks = user_tasks(n_users, per_task, n_cores)
+    per_task = count_users_per_task(n_candidates, dim)
+    n_tasks = count_user_tasks(n_users, per_task, n_cores)
     int8 = 0.25 if layout.storage == "int8" else 0.0
     lists = n_lists(retrieval, n_items) * dim * 4 + n_items * 8 if layout.mode != "exact" else 0
-    return Forecast(
+    return NightEstimate(
         n_users=n_users,
         n_items=n_items,
         embedding_dim=dim,
@@ -123,7 +123,7 @@ def forecast(spark: SparkSession, config: Config, run_date: dt.date, run_id: str
     )
 
 
-def trial(n_items: int, dim: int, n_candidates: int) -> float:
+def benchmark_exact_search(n_items: int, dim: int, n_candidates: int) -> float:
     """Core seconds per user of exact search, from at most ``_TRIAL_ITEMS`` made-up items, in proportion to the real number."""
     rng = np.random.default_rng(0)
     items = rng.normal(size=(min(n_items, _TRIAL_ITEMS), dim)).astype(np.float32)
@@ -147,7 +147,7 @@ def _measured(tuning: Tuning) -> tuple[float | None, str]:
 
 
 def _champion_dim(config: Config) -> int:
-    registry = Registry(config)
+    registry = ModelRegistry(config)
     champion = registry.champion()
     if champion is None:
         raise InputMissing(

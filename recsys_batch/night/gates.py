@@ -45,7 +45,7 @@ _AT_MOST = {
 }
 
 
-def gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
+def evaluate_gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
     """The gates over measured values.
 
     A value that is not there could not be measured on this night (no earlier one to compare with, no times in the events), and has no
@@ -61,12 +61,12 @@ def gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
     return found
 
 
-def refused(found: list[Gate]) -> list[Gate]:
+def failed_gates(found: list[Gate]) -> list[Gate]:
     """Those that say no."""
     return [gate for gate in found if not gate.passed]
 
 
-def verdict_of(metrics: Mapping[str, float]) -> dict[str, tuple[float, float, bool]]:
+def gate_results(metrics: Mapping[str, float]) -> dict[str, tuple[float, float, bool]]:
     """gate -> (value, limit, passed), from a run's metrics."""
     names = [key.removeprefix(GATE) for key in metrics if key.startswith(GATE)]
     return {name: (metrics.get(f"audit.{name}", math.nan), metrics.get(LIMIT + name, math.nan), metrics[GATE + name] > 0) for name in names}

@@ -18,13 +18,13 @@ import pyarrow.compute as pc
 from deltalake.transaction import CommitProperties
 
 from recsys_batch.config import Config
-from recsys_batch.night.run_locks import what_readers_see
-from recsys_batch.read import rows_in
+from recsys_batch.night.run_locks import publish_lock
+from recsys_batch.read import read_manifest_rows
 from recsys_batch.schemas import TABLES
-from recsys_batch.storage.artifacts import artifact_root, is_pointed, pointed, pointers, remove_folder
-from recsys_batch.storage.filesystems import Entry, file_sizes, joined, listed
+from recsys_batch.storage.artifacts import artifact_root, get_pointer, has_pointer, list_pointers, remove_folder
+from recsys_batch.storage.filesystems import Entry, file_sizes, join, list_entries
 from recsys_batch.tables import run_manifest
-from recsys_batch.tables.delta_log import log_of
+from recsys_batch.tables.delta_log import open_delta_table
 from recsys_batch.tables.run_manifest import Run
 
 _OUTPUTS = tuple(name for name, spec in TABLES.items() if "run_id" in spec.partition_by)
@@ -41,7 +41,7 @@ _NAMED_BY |= {"base": ("changed", "changed")}
 
 
 @dataclass
-class Maintained:
+class MaintenanceReport:
     """What was removed, or would be.
 
     Attributes:
@@ -57,7 +57,7 @@ class Maintained:
     n_bytes: int = 0
 
 
-def maintain(
+def run_maintenance(
     config: Config,
     folders: Mapping[str, str],
     keep_runs: int,
@@ -65,7 +65,7 @@ def maintain(
     *,
     optimize: Callable[[str], None] | None = None,
     dry_run: bool = False,
-) -> Maintained:
+) -> MaintenanceReport:
     """Keep the newest published runs and those that can be resumed; remove everything else that is old enough.
 
     Args:
@@ -77,13 +77,13 @@ def maintain(
     Raises:
         Busy: another process changes what readers see.
     """
-    done = Maintained()
+    done = MaintenanceReport()
     since = now - dt.timedelta(days=config.tables.retention_days)
     # Nobody rolls back to a run between the decision that it goes and its going.
-    with what_readers_see(config):
-        rows = rows_in(folders["runs"]) if "runs" in folders else []
-        states, root = run_manifest.fold(rows), artifact_root(config.paths.warehouse)
-        kept = kept_runs(states, run_manifest.current(rows), keep_runs, since)
+    with publish_lock(config):
+        rows = read_manifest_rows(folders["runs"]) if "runs" in folders else []
+        states, root = run_manifest.latest_state_by_run(rows), artifact_root(config.paths.warehouse)
+        kept = runs_to_keep(states, run_manifest.newest_published(rows), keep_runs, since)
         unfinished = {run_id for run_id in kept if states[run_id].status in _UNFINISHED}
         kept |= _bases(root, unfinished)
         # A run that began after the manifest was read is not known here, and stays.
@@ -91,7 +91,7 @@ def maintain(
         _drop_artefacts(root, kept, unfinished, done, dry_run)
     for name, folder in folders.items():
         _compact(name, folder, done, None if dry_run else optimize, dry_run)
-        table = log_of(folder)
+        table = open_delta_table(folder)
         hours = config.tables.retention_days * 24
         gone = table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=True, full=True)
         sizes = list(file_sizes(folder, gone).values())
@@ -102,7 +102,7 @@ def maintain(
     return done
 
 
-def kept_runs(states: Mapping[str, Run], current: Run | None, keep_runs: int, unfinished_since: dt.datetime) -> set[str]:
+def runs_to_keep(states: Mapping[str, Run], current: Run | None, keep_runs: int, unfinished_since: dt.datetime) -> set[str]:
     """run_ids that stay: the current one, the newest published ones, and unfinished ones that were begun since then."""
     published = [run for run in states.values() if run.status in ("PUBLISHED", "ROLLED_BACK")]
     published.sort(key=lambda run: (run.run_date, run.published_at or run.started_at), reverse=True)
@@ -113,14 +113,14 @@ def kept_runs(states: Mapping[str, Run], current: Run | None, keep_runs: int, un
 
 def _bases(root: str, unfinished: set[str]) -> set[str]:
     """Runs that unfinished incremental ones go on from."""
-    return {str(pointed(root, run_id, "base")["run_id"]) for run_id in unfinished if is_pointed(root, run_id, "base")}
+    return {str(get_pointer(root, run_id, "base")["run_id"]) for run_id in unfinished if has_pointer(root, run_id, "base")}
 
 
-def _drop_rows(folders: Mapping[str, str], dropped: set[str], done: Maintained, dry_run: bool) -> None:
+def _drop_rows(folders: Mapping[str, str], dropped: set[str], done: MaintenanceReport, dry_run: bool) -> None:
     for name in _OUTPUTS:
         if name not in folders:
             continue
-        table = log_of(folders[name])
+        table = open_delta_table(folders[name])
         files = pa.table(table.get_add_actions(flatten=True))
         if files.num_rows == 0:
             continue
@@ -136,16 +136,16 @@ def _drop_rows(folders: Mapping[str, str], dropped: set[str], done: Maintained, 
             table.delete(f"run_id IN ({listed})", commit_properties=note)
 
 
-def _drop_artefacts(root: str, kept: set[str], unfinished: set[str], done: Maintained, dry_run: bool) -> None:
+def _drop_artefacts(root: str, kept: set[str], unfinished: set[str], done: MaintenanceReport, dry_run: bool) -> None:
     """Of everything that belongs to runs: content by its hash, pointers and drafts by run_id."""
     named = {location for run_id in kept for location in _named(root, run_id)}
     for kind in ("bundles", "catalogues", "popularity", "changed", "audits", "indexes", "runs", "drafts", "downloads"):
         # Drafts of a published run are of no use to anybody.
         holders = unfinished if kind in ("drafts", "downloads") else kept
-        for entry in listed(joined(root, kind)):
+        for entry in list_entries(join(root, kind)):
             if entry.location in named or entry.name in holders:
                 continue
-            content = [entry, *(listed(entry.location, recursive=True) if entry.is_folder else [])]
+            content = [entry, *(list_entries(entry.location, recursive=True) if entry.is_folder else [])]
             if _is_young(content):
                 continue
             done.artefacts.append(f"{kind}/{entry.name}")
@@ -162,12 +162,12 @@ def _is_young(content: list[Entry]) -> bool:
 
 def _named(root: str, run_id: str) -> Iterator[str]:
     """Locations of artefacts that a run's pointers name."""
-    for name, pointer in pointers(root, run_id).items():
+    for name, pointer in list_pointers(root, run_id).items():
         if name in _NAMED_BY:
             kind, key = _NAMED_BY[name]
-            yield joined(root, kind, str(pointer[key]))
+            yield join(root, kind, str(pointer[key]))
         elif name == "index":
-            yield from (joined(root, "indexes", file) for file in _file_names(pointer))
+            yield from (join(root, "indexes", file) for file in _file_names(pointer))
 
 
 def _file_names(value: Any) -> Iterator[str]:
@@ -182,10 +182,10 @@ def _file_names(value: Any) -> Iterator[str]:
             yield from _file_names(inner)
 
 
-def _compact(name: str, folder: str, done: Maintained, optimize: Callable[[str], None] | None, dry_run: bool) -> None:
+def _compact(name: str, folder: str, done: MaintenanceReport, optimize: Callable[[str], None] | None, dry_run: bool) -> None:
     if name not in (*_COMPACTED, *_CLUSTERED):
         return
-    table = log_of(folder)
+    table = open_delta_table(folder)
     n_files = len(table.file_uris())
     if n_files <= _SMALL_FILES or (name in _CLUSTERED and not dry_run and optimize is None):
         return

@@ -15,19 +15,19 @@ from pyspark.sql import SparkSession
 from recsys_batch import __version__
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.night.run_context import Night
-from recsys_batch.night.run_store import run_rows
-from recsys_batch.night.task_sizing import fit_shuffles
+from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.run_store import load_run_rows
+from recsys_batch.night.task_sizing import set_shuffle_partitions
 from recsys_batch.registry.bundle import Bundle
-from recsys_batch.registry.mlflow_registry import Registry
+from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.schemas import TABLES
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import (
     artifact_root,
-    point,
     run_folder,
+    set_pointer,
 )
-from recsys_batch.storage.filesystems import exists, name_of
+from recsys_batch.storage.filesystems import basename, exists
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.run_manifest import Run
 
@@ -42,7 +42,7 @@ class AlreadyDone(Exception):
     """There is nothing left to do; the message says why. Not an error: exit code 0."""
 
 
-def open_night(
+def open_run_context(
     spark: SparkSession,
     config: Config,
     run_date: dt.date,
@@ -51,8 +51,8 @@ def open_night(
     force: bool = False,
     begin: bool = True,
     incremental: bool = False,
-    as_it_is: bool = False,
-) -> Night:
+    skip_staleness_check: bool = False,
+) -> RunContext:
     """Resume the date's unfinished run, or begin one.
 
     Args:
@@ -65,19 +65,19 @@ def open_night(
         AlreadyDone: the date (or run) is published.
         InputMissing: nothing ingested, no champion model, or no such run where ``begin`` is False.
     """
-    tables = Tables(spark, config)
+    tables = WarehouseTables(spark, config)
     ids = tables.require_ids()
-    fit_shuffles(spark, config, tables)
-    states = run_manifest.fold(run_rows(tables))
-    known = states.get(run_manifest.check_run_id(run_id)) if run_id else run_manifest.newest_of(states, run_date)
+    set_shuffle_partitions(spark, config, tables)
+    states = run_manifest.latest_state_by_run(load_run_rows(tables))
+    known = states.get(run_manifest.check_run_id(run_id)) if run_id else run_manifest.newest_run_of_date(states, run_date)
     if known is not None and known.run_date != run_date:
         raise InputMissing(f"run {run_id} is of {known.run_date}, not of {run_date}: pass --run-date {known.run_date}")
     if known is not None and not force and known.status in ("PUBLISHED", "ROLLED_BACK"):
         raise AlreadyDone(_finished(known))
-    registry = Registry(config)
-    night = Night(spark, config, tables, ids, known or _no_run(run_date), artifact_root(config.paths.warehouse), registry, incremental)
+    registry = ModelRegistry(config)
+    night = RunContext(spark, config, tables, ids, known or _no_run(run_date), artifact_root(config.paths.warehouse), registry, incremental)
     fresh = _inputs(tables)
-    reason = _why_not_resume(night, known, fresh) if known is not None and not force and not as_it_is else None
+    reason = _why_not_resume(night, known, fresh) if known is not None and not force and not skip_staleness_check else None
     if known is not None and not force and reason is None:
         logger.info(
             "resuming run %s (attempt %d): %s done", known.run_id, known.attempt + 1, ", ".join(sorted(known.table_versions)) or "nothing"
@@ -93,7 +93,7 @@ def open_night(
     return night
 
 
-def _begin(night: Night, run_date: dt.date, run_id: str, inputs: Mapping[str, int]) -> None:
+def _begin(night: RunContext, run_date: dt.date, run_id: str, inputs: Mapping[str, int]) -> None:
     champion = night.registry.champion()
     if champion is None:
         alias, name = night.config.mlflow.alias, night.config.mlflow.model_name
@@ -102,7 +102,7 @@ def _begin(night: Night, run_date: dt.date, run_id: str, inputs: Mapping[str, in
     with TemporaryDirectory(prefix="recsys-batch-", dir=night.config.paths.state) as download:
         bundle = night.registry.fetch(champion.version, Path(download))
         folder = night.put_folder("bundles", lambda target: _copy_files(bundle.path, target))
-    point(night.root, run_id, "bundle", {"folder": name_of(folder), "model_version": champion.version, "digest": bundle.digest})
+    set_pointer(night.root, run_id, "bundle", {"folder": basename(folder), "model_version": champion.version, "digest": bundle.digest})
     now = dt.datetime.now(dt.UTC)
     night.run = Run(
         run_id=run_id,
@@ -118,7 +118,7 @@ def _begin(night: Night, run_date: dt.date, run_id: str, inputs: Mapping[str, in
         metrics={run_manifest.STARTED_AT: now.timestamp(), **_model_metric(bundle)},
         mlflow_run_id=night.registry.start_night(run_id, {"run_date": run_date.isoformat(), "model_version": champion.version}),
     )
-    night.record()
+    night.append_manifest()
     logger.info("run %s began with model version %s on inputs %s", run_id, champion.version, dict(inputs))
 
 
@@ -127,10 +127,10 @@ def _model_metric(bundle: Bundle) -> dict[str, float]:
     return {MODEL_METRIC: float(found)} if found is not None else {}
 
 
-def _why_not_resume(night: Night, run: Run, inputs: Mapping[str, int]) -> str | None:
+def _why_not_resume(night: RunContext, run: Run, inputs: Mapping[str, int]) -> str | None:
     """A sentence why the unfinished run's rows cannot be continued; None when they can."""
     config, registry = night.config, night.registry
-    if not exists(run_folder(night.root, run.run_id)) or ("topk" in run.table_versions and not night.files("topk").parts):
+    if not exists(run_folder(night.root, run.run_id)) or ("topk" in run.table_versions and not night.slice_files("topk").parts):
         return f"run {run.run_id} is no longer kept: maintain removed what it had written"
     if run.config_hash != config.config_hash():
         return f"run {run.run_id} was begun with other settings (config hash {run.config_hash}, now {config.config_hash()})"
@@ -146,7 +146,7 @@ def _why_not_resume(night: Night, run: Run, inputs: Mapping[str, int]) -> str | 
     return None
 
 
-def _inputs(tables: Tables) -> dict[str, int]:
+def _inputs(tables: WarehouseTables) -> dict[str, int]:
     """Versions of the inputs that are there.
 
     Raises:

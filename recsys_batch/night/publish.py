@@ -11,12 +11,12 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.night.incremental.base_run import files_of
+from recsys_batch.night.incremental.base_run import list_slice_files
 from recsys_batch.night.open_run import AlreadyDone
-from recsys_batch.night.run_context import Night
-from recsys_batch.night.run_locks import what_readers_see
-from recsys_batch.night.run_store import append_runs, empty_slice, manifest_of, run_rows
-from recsys_batch.spark.tables import Tables
+from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.run_locks import publish_lock
+from recsys_batch.night.run_store import append_runs, load_run_rows, manifest_slice, slice_of_no_run
+from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.spark.views import create_views
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.run_manifest import Run
@@ -24,7 +24,7 @@ from recsys_batch.tables.run_manifest import Run
 logger = logging.getLogger("recsys_batch.night")
 
 
-def publish(night: Night, started: float) -> dict[str, float]:
+def publish_run(night: RunContext, started: float) -> dict[str, float]:
     """Make the night's run the one that readers see; rows, users and seconds.
 
     Args:
@@ -34,25 +34,25 @@ def publish(night: Night, started: float) -> dict[str, float]:
         Busy: another process changes what readers see.
     """
     numbers = {"rows": float(night.run.n_rows or 0), "users": float(night.run.n_users or 0), "seconds": time.monotonic() - started}
-    with what_readers_see(night.config):
-        now, current = dt.datetime.now(dt.UTC), run_manifest.current(run_rows(night.tables)) if night.backfill else None
+    with publish_lock(night.config):
+        now, current = dt.datetime.now(dt.UTC), run_manifest.newest_published(load_run_rows(night.tables)) if night.backfill else None
         # In the same commit, so that no reader sees the earlier date between.
         later = current is not None and current.run_date > night.run.run_date
         also = [_published_again(current, now + dt.timedelta(microseconds=1))] if current is not None and later else []
-        metrics = {**prefixed("publish", numbers), run_manifest.BACKFILLED: float(bool(also))}
-        night.record(status="PUBLISHED", published_at=now, metrics=metrics, also=also)
-    night.drop_drafts()
+        metrics = {**prefix_metrics("publish", numbers), run_manifest.BACKFILLED: float(bool(also))}
+        night.append_manifest(status="PUBLISHED", published_at=now, metrics=metrics, also=also)
+    night.delete_staging()
     _show(night)
     _tell_mlflow(night)
     return {**numbers, "seconds": time.monotonic() - started}
 
 
-def prefixed(step: str, numbers: dict[str, float]) -> dict[str, float]:
+def prefix_metrics(step: str, numbers: dict[str, float]) -> dict[str, float]:
     """As the manifest's metrics name them."""
     return {f"{step}.{key}": value for key, value in numbers.items()}
 
 
-def _show(night: Night) -> None:
+def _show(night: RunContext) -> None:
     """Views in the catalog; one that has none of its own says so, and the run stays published."""
     if not night.config.catalog:
         return
@@ -66,18 +66,18 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _tell_mlflow(night: Night) -> None:
+def _tell_mlflow(night: RunContext) -> None:
     """The run is published by now, and stays so whatever the tracking server says."""
     if not night.run.mlflow_run_id:
         return
     try:
         night.registry.log_metrics(night.run.mlflow_run_id, night.run.metrics)
-        night.registry.finish(night.run.mlflow_run_id, failed=False)
+        night.registry.finish_run(night.run.mlflow_run_id, failed=False)
     except Exception as error:
         logger.warning("run %s is published, but MLflow did not take its metrics: %s", night.run.run_id, _first_line(error))
 
 
-def rollback(spark: SparkSession, config: Config, to: str | None = None, *, dry_run: bool = False) -> Run:
+def roll_back_run(spark: SparkSession, config: Config, to: str | None = None, *, dry_run: bool = False) -> Run:
     """Make an earlier published run the one that readers see; no data moves.
 
     Args:
@@ -89,27 +89,27 @@ def rollback(spark: SparkSession, config: Config, to: str | None = None, *, dry_
         AlreadyDone: ``to`` is current.
         Busy: another process changes what readers see.
     """
-    tables = Tables(spark, config)
-    with what_readers_see(config):
+    tables = WarehouseTables(spark, config)
+    with publish_lock(config):
         now, target = _way_back(tables, to)
         if dry_run:
             return target
         back = _published_again(target, dt.datetime.now(dt.UTC))
         # The withdrawn run's row and the restored run's row are one commit: no reader sees a state between.
-        append_runs(manifest_of(tables), [now.next_event(status="ROLLED_BACK", published_at=None), back])
+        append_runs(manifest_slice(tables), [now.next_event(status="ROLLED_BACK", published_at=None), back])
         return back
 
 
-def _way_back(tables: Tables, to: str | None) -> tuple[Run, Run]:
+def _way_back(tables: WarehouseTables, to: str | None) -> tuple[Run, Run]:
     """(the current run, the one to go back to)."""
-    rows = run_rows(tables)
-    now = run_manifest.current(rows)
+    rows = load_run_rows(tables)
+    now = run_manifest.newest_published(rows)
     if now is None:
         raise InputMissing("nothing is published, so there is nothing to roll back")
     target = _rollback_target(rows, now, to)
     if target.run_id == now.run_id:
         raise AlreadyDone(f"run {now.run_id} is what readers see already")
-    if not files_of(empty_slice(tables, "topk"), target).parts:
+    if not list_slice_files(slice_of_no_run(tables, "topk"), target).parts:
         raise InputMissing(f"run {target.run_id} is no longer kept: maintain removed its rows (tables.keep_runs)")
     return now, target
 
@@ -119,7 +119,7 @@ def _published_again(run: Run, when: dt.datetime) -> Run:
 
 
 def _rollback_target(rows: list[dict[str, Any]], now: Run, to: str | None) -> Run:
-    states = run_manifest.fold(rows)
+    states = run_manifest.latest_state_by_run(rows)
     if to is not None:
         target = states.get(to)
         if target is None or not any(row["run_id"] == to and row["status"] == "PUBLISHED" for row in rows):
@@ -128,7 +128,7 @@ def _rollback_target(rows: list[dict[str, Any]], now: Run, to: str | None) -> Ru
     earlier = [row for row in rows if states[str(row["run_id"])].status == "PUBLISHED" and row["run_id"] != now.run_id]
     # A date that was filled in was never what readers saw.
     on_time = [row for row in earlier if not states[str(row["run_id"])].metrics.get(run_manifest.BACKFILLED)]
-    target = run_manifest.current(on_time or earlier)
+    target = run_manifest.newest_published(on_time or earlier)
     if target is None:
         raise InputMissing(f"run {now.run_id} is the only published one: there is nothing to roll back to")
     return states[target.run_id]

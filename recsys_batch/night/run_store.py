@@ -6,32 +6,32 @@ from typing import Any
 
 import pyarrow as pa
 
-from recsys_batch.read import rows_in
+from recsys_batch.read import read_manifest_rows
 from recsys_batch.schemas import TABLES
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.tables.delta_log import append
 from recsys_batch.tables.run_manifest import Run
-from recsys_batch.tables.slice_writer import Slice
+from recsys_batch.tables.slice_writer import TableSlice
 
 
-def empty_slice(tables: Tables, name: str) -> Slice:
+def slice_of_no_run(tables: WarehouseTables, name: str) -> TableSlice:
     """A table that is there, of no run yet."""
-    return Slice(tables.folder(name), TABLES[name], tables.require_ids(), {}, 2**26)
+    return TableSlice(tables.folder(name), TABLES[name], tables.require_ids(), {}, 2**26)
 
 
-def run_rows(tables: Tables) -> list[dict[str, Any]]:
+def load_run_rows(tables: WarehouseTables) -> list[dict[str, Any]]:
     """Every manifest row, maps as dicts; empty before the first night."""
-    return rows_in(tables.folder("runs")) if tables.exists("runs") else []
+    return read_manifest_rows(tables.folder("runs")) if tables.exists("runs") else []
 
 
-def manifest_of(tables: Tables) -> Slice:
+def manifest_slice(tables: WarehouseTables) -> TableSlice:
     """Where manifest rows go; the table is made if it is missing."""
     ids = tables.require_ids()
     tables.ensure("runs", ids)
-    return Slice(tables.folder("runs"), TABLES["runs"], ids, {}, 2**20)
+    return TableSlice(tables.folder("runs"), TABLES["runs"], ids, {}, 2**20)
 
 
-def append_runs(where: Slice, runs: list[Run]) -> None:
+def append_runs(where: TableSlice, runs: list[Run]) -> None:
     """Append manifest rows in one commit, so that a reader sees all of them or none."""
     rows = pa.Table.from_pylist([run.row() for run in runs], schema=where.schema)
     append(where, rows, {"run_ids": [run.run_id for run in runs], "status": runs[-1].status})

@@ -13,32 +13,32 @@ from dataclasses import replace
 from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
-from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError, was_interrupted
-from recsys_batch.logs import about
-from recsys_batch.night.audit import audit
-from recsys_batch.night.gates import refused
-from recsys_batch.night.open_run import AlreadyDone, open_night
-from recsys_batch.night.publish import prefixed, publish
-from recsys_batch.night.run_context import Night
-from recsys_batch.night.run_locks import one_night
+from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError, caused_by_interrupt
+from recsys_batch.logs import log_context
+from recsys_batch.night.audit import audit_run
+from recsys_batch.night.gates import failed_gates
+from recsys_batch.night.open_run import AlreadyDone, open_run_context
+from recsys_batch.night.publish import prefix_metrics, publish_run
+from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.run_locks import run_date_lock
 from recsys_batch.night.steps import OUTPUTS, STEPS
-from recsys_batch.spark.session import has_ended
+from recsys_batch.spark.session import is_stopped
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.run_manifest import Run
 
 logger = logging.getLogger("recsys_batch.night")
 
-Progress = Callable[[str, str, dict[str, float]], None]
+StepProgressCallback = Callable[[str, str, dict[str, float]], None]
 """Called with (step, "start" | "done" | "skipped", metrics)."""
 
 ALL_STEPS = (*STEPS, "audit", "publish")
 
 
-def silent(step: str, event: str, metrics: dict[str, float]) -> None:
+def no_progress(step: str, event: str, metrics: dict[str, float]) -> None:
     """The progress of a night that nobody watches."""
 
 
-def nightly(
+def run_night(
     spark: SparkSession,
     config: Config,
     run_date: dt.date,
@@ -47,7 +47,7 @@ def nightly(
     force: bool = False,
     incremental: bool = False,
     backfill: bool = False,
-    progress: Progress = silent,
+    progress: StepProgressCallback = no_progress,
 ) -> Run:
     """All steps of the date's night; its published run.
 
@@ -60,16 +60,16 @@ def nightly(
         Busy: another process computes the date.
         GateRefused: the audit said no; what was published before stays.
     """
-    with one_night(config, run_date):
-        night = open_night(spark, config, run_date, run_id=run_id, force=force, incremental=incremental)
+    with run_date_lock(config, run_date):
+        night = open_run_context(spark, config, run_date, run_id=run_id, force=force, incremental=incremental)
         night.backfill = backfill
         with _recording_failure(night):
             for name in ALL_STEPS:
-                _do(night, name, progress)
+                _run_if_pending(night, name, progress)
         return night.run
 
 
-def one_step(
+def run_step(
     spark: SparkSession,
     config: Config,
     name: str,
@@ -77,7 +77,7 @@ def one_step(
     *,
     run_id: str | None = None,
     override: str | None = None,
-    progress: Progress = silent,
+    progress: StepProgressCallback = no_progress,
 ) -> Run:
     """A single step of the date's night, as schedulers call it.
 
@@ -89,8 +89,10 @@ def one_step(
         Busy: another process computes the date.
         InputMissing: an earlier step is not.
     """
-    with one_night(config, run_date):
-        night = open_night(spark, config, run_date, run_id=run_id, begin=name == ALL_STEPS[0], as_it_is=override is not None)
+    with run_date_lock(config, run_date):
+        night = open_run_context(
+            spark, config, run_date, run_id=run_id, begin=name == ALL_STEPS[0], skip_staleness_check=override is not None
+        )
         missing = [earlier for earlier in ALL_STEPS[: ALL_STEPS.index(name)] if not _is_done(night.run, earlier)]
         if override is not None and missing == ["audit"] and night.run.metrics.get(run_manifest.GATE_REFUSED):
             _override(night, override)
@@ -99,46 +101,46 @@ def one_step(
         if _is_done(night.run, name):
             raise AlreadyDone(f"run {night.run.run_id} has done {name} already")
         with _recording_failure(night):
-            _do(night, name, progress)
+            _run_if_pending(night, name, progress)
         return night.run
 
 
-def _do(night: Night, name: str, progress: Progress) -> None:
+def _run_if_pending(night: RunContext, name: str, progress: StepProgressCallback) -> None:
     if _is_done(night.run, name):
         progress(name, "skipped", {})
         return
-    with about(run_id=night.run.run_id, step=name):
-        _do_now(night, name, progress)
+    with log_context(run_id=night.run.run_id, step=name):
+        _run(night, name, progress)
 
 
-def _do_now(night: Night, name: str, progress: Progress) -> None:
+def _run(night: RunContext, name: str, progress: StepProgressCallback) -> None:
     progress(name, "start", {})
     started = time.monotonic()
     if name == "audit":
         numbers = _audit(night, started)
     elif name == "publish":
-        numbers = publish(night, started)
+        numbers = publish_run(night, started)
     else:
         result = STEPS[name](night)
         numbers = {"rows": float(result.rows), "users": float(result.users), "seconds": time.monotonic() - started}
         versions = {**night.run.table_versions, **result.versions}
-        night.record(table_versions=versions, metrics={**prefixed(name, numbers), **result.metrics})
+        night.append_manifest(table_versions=versions, metrics={**prefix_metrics(name, numbers), **result.metrics})
     logger.info("done rows=%d seconds=%.1f", numbers.get("rows", 0), numbers["seconds"])
     progress(name, "done", numbers)
 
 
-def _audit(night: Night, started: float) -> dict[str, float]:
-    found, measured = audit(night)
-    no = refused(found)
+def _audit(night: RunContext, started: float) -> dict[str, float]:
+    found, measured = audit_run(night)
+    no = failed_gates(found)
     numbers = {"rows": measured["n_rows"], "users": measured["n_users"], "seconds": time.monotonic() - started}
     values = {f"audit.{name}": value for name, value in measured.items()}
     limits = {run_manifest.LIMIT + gate.name: gate.threshold for gate in found}
     verdicts = {run_manifest.GATE + gate.name: float(gate.passed) for gate in found}
-    metrics = {**prefixed("audit", numbers), **values, **limits, **verdicts, run_manifest.GATE_REFUSED: float(bool(no))}
+    metrics = {**prefix_metrics("audit", numbers), **values, **limits, **verdicts, run_manifest.GATE_REFUSED: float(bool(no))}
     n_users, n_rows = int(measured["n_users"]), int(measured["n_rows"])
     stale = (run_manifest.GATE, run_manifest.LIMIT)
     night.run = replace(night.run, metrics={key: value for key, value in night.run.metrics.items() if not key.startswith(stale)})
-    night.record(status="FAILED" if no else "AUDITED", n_users=n_users, n_rows=n_rows, metrics=metrics)
+    night.append_manifest(status="FAILED" if no else "AUDITED", n_users=n_users, n_rows=n_rows, metrics=metrics)
     if no:
         raise GateRefused(
             f"run {night.run.run_id} is not published: " + "; ".join(gate.sentence() for gate in no) + ". The last published run stays"
@@ -146,14 +148,14 @@ def _audit(night: Night, started: float) -> dict[str, float]:
     return numbers
 
 
-def _override(night: Night, reason: str) -> None:
+def _override(night: RunContext, reason: str) -> None:
     gates = ", ".join(night.run.refused_gates)
     who = {"reason": reason, "by": getpass.getuser(), "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "gates": gates}
     logger.warning("run %s is published although %s refused it: %s", night.run.run_id, gates, reason)
-    night.point("override", who)
+    night.set_pointer("override", who)
     night.run = replace(night.run, metrics={**night.run.metrics, "override": 1.0})
     if night.run.mlflow_run_id:
-        night.registry.tag(night.run.mlflow_run_id, "recsys_batch.override", reason)
+        night.registry.set_tag(night.run.mlflow_run_id, "recsys_batch.override", reason)
 
 
 def _is_done(run: Run, name: str) -> bool:
@@ -165,7 +167,7 @@ def _is_done(run: Run, name: str) -> bool:
 
 
 @contextmanager
-def _recording_failure(night: Night) -> Iterator[None]:
+def _recording_failure(night: RunContext) -> Iterator[None]:
     """Leave a FAILED row behind an error, as far as the warehouse can still be written; the error itself goes on."""
     try:
         yield
@@ -176,35 +178,35 @@ def _recording_failure(night: Night) -> Iterator[None]:
         _record_failure(night, "interrupted")
         raise
     except Exception as error:
-        if was_interrupted(error):
+        if caused_by_interrupt(error):
             _record_failure(night, "interrupted")
             raise
-        clear = _clear(error, night.spark)
+        clear = _root_cause(error, night.spark)
         _record_failure(night, (str(clear) or type(clear).__name__).splitlines()[0])
         if clear is error:
             raise
         raise clear from error
 
 
-def _record_failure(night: Night, reason: str) -> None:
+def _record_failure(night: RunContext, reason: str) -> None:
     logger.error("run %s failed: %s", night.run.run_id, reason)
     try:
         _close_mlflow(night)
-        night.record(status="FAILED")
+        night.append_manifest(status="FAILED")
     except Exception as second:
         logger.error("run %s: the failure could not be recorded: %s", night.run.run_id, str(second).splitlines()[0])
 
 
-def _close_mlflow(night: Night) -> None:
+def _close_mlflow(night: RunContext) -> None:
     if night.run.mlflow_run_id:
-        night.registry.finish(night.run.mlflow_run_id, failed=True)
+        night.registry.finish_run(night.run.mlflow_run_id, failed=True)
 
 
-def _clear(error: Exception, spark: SparkSession) -> Exception:
+def _root_cause(error: Exception, spark: SparkSession) -> Exception:
     """A worker's own message out of Spark's report of it; of a JVM that is gone, that it is."""
     if isinstance(error, RecsysBatchError):
         return error
-    if has_ended(spark):
+    if is_stopped(spark):
         return RecsysBatchError(
             "Spark's JVM ended while the night ran: killed, or short of memory (spark.driver.memory). The same command goes on"
         )

@@ -7,7 +7,7 @@ import math
 from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.tables import WarehouseTables
 
 _TASK_BYTES = 64 * 2**20  # of candidates that a task writes: starting it does not show, and a lost one costs seconds
 _CANDIDATE_BYTES = 12
@@ -15,18 +15,18 @@ _SHUFFLE_BYTES = 32 * 2**20  # of a table's compressed files per shuffle task: 1
 _SHUFFLE_PARTITIONS = "spark.sql.shuffle.partitions"
 
 
-def users_per_task(n_candidates: int, embedding_dim: int) -> int:
+def count_users_per_task(n_candidates: int, embedding_dim: int) -> int:
     """So many that their candidates and embeddings are about ``_TASK_BYTES``, from 1,000 to 50,000."""
     per_user = n_candidates * _CANDIDATE_BYTES + embedding_dim * 4
     return min(max(_TASK_BYTES // per_user, 1_000), 50_000)
 
 
-def user_tasks(n_users: int, per_task: int, n_cores: int) -> int:
+def count_user_tasks(n_users: int, per_task: int, n_cores: int) -> int:
     """Tasks of at most ``per_task`` users, in whole rounds of ``n_cores``: a last round of one task leaves the others idle."""
     return n_cores * max(1, math.ceil(n_users / (per_task * n_cores)))
 
 
-def fit_shuffles(spark: SparkSession, config: Config, tables: Tables) -> None:
+def set_shuffle_partitions(spark: SparkSession, config: Config, tables: WarehouseTables) -> None:
     """Set the number of shuffle tasks by the size of interactions, unless config or spark-submit says how many."""
     if _SHUFFLE_PARTITIONS in config.spark.conf or spark.sparkContext.getConf().contains(_SHUFFLE_PARTITIONS):
         return

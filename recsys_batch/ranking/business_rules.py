@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.ranking.top_k import NO_CODE, top_k
+from recsys_batch.ranking.top_k import NO_CODE, select_top_k_per_row
 
 _COUNTS = 8_000_000  # (user, category) counts worked on at once: 32 MB, of which only what is used is touched
 _COLUMNS = 32  # candidates per user whose categories are looked up at once; a walk can end after each lot
@@ -38,7 +38,7 @@ class ItemRules:
 
     boost: np.ndarray | None = None
     blocked: np.ndarray | None = None
-    stale: np.ndarray | None = None
+    too_old: np.ndarray | None = None
     category_codes: np.ndarray | None = None
     category_offsets: np.ndarray | None = None
     max_per_category: int | None = None
@@ -62,7 +62,7 @@ class ItemRules:
     @property
     def active(self) -> tuple[str, ...]:
         """Names of the rules in force, in the order in which they apply."""
-        given = {"boosts": self.boost, "blocklist": self.blocked, "freshness": self.stale, "max_per_category": self.max_per_category}
+        given = {"boosts": self.boost, "blocklist": self.blocked, "freshness": self.too_old, "max_per_category": self.max_per_category}
         return tuple(name for name, value in given.items() if value is not None)
 
     @property
@@ -114,7 +114,7 @@ _DTYPES = {
 
 
 @dataclass(frozen=True)
-class Picked:
+class Selection:
     """The lists of a block of B users.
 
     Attributes:
@@ -129,7 +129,7 @@ class Picked:
     changed: Mapping[str, int]
 
 
-def pick(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules | None) -> Picked:
+def select_with_rules(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules | None) -> Selection:
     """The k best candidates of every user that the rules allow, by score descending, then code ascending.
 
     Users do not depend on each other. Under max_per_category, candidates are taken in that order and one is passed over where
@@ -155,20 +155,20 @@ def pick(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules | None)
     by_code = _by_code(codes)
     scores = np.take_along_axis(scores, by_code, axis=1)
     if rules is None or not active or not rules.n_items or not scores.size:
-        values, places = top_k(scores, k)
-        return Picked(np.take_along_axis(by_code, places, axis=1), values, dict.fromkeys(active, 0))
+        values, places = select_top_k_per_row(scores, k)
+        return Selection(np.take_along_axis(by_code, places, axis=1), values, dict.fromkeys(active, 0))
     codes = np.take_along_axis(codes, by_code, axis=1)
     lists = []
     if rules.boost is not None:
-        values, places = top_k(scores, k)
+        values, places = select_top_k_per_row(scores, k)
         lists.append(np.where(values > -np.inf, np.take_along_axis(codes, places, axis=1), NO_CODE))
         scores = _boosted(scores, codes, rules.boost)
     # The whole order, as what a rule drops is made up for from behind the k-th place.
-    values, places = top_k(scores, scores.shape[1])
+    values, places = select_top_k_per_row(scores, scores.shape[1])
     codes = np.take_along_axis(codes, places, axis=1)
     kept = values > -np.inf
     lists.append(_list(codes, kept, k))
-    for dropped in (rules.blocked, rules.stale):
+    for dropped in (rules.blocked, rules.too_old):
         if dropped is not None:
             kept = kept & ~dropped[codes]
             lists.append(_list(codes, kept, k))
@@ -179,7 +179,7 @@ def pick(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules | None)
     columns, there = _first(kept, k)
     values = np.where(there, np.take_along_axis(values, columns, axis=1), np.float32(-np.inf))
     columns = np.take_along_axis(by_code, np.take_along_axis(places, columns, axis=1), axis=1)
-    return Picked(columns, values, changed)
+    return Selection(columns, values, changed)
 
 
 def _check(scores: np.ndarray, codes: np.ndarray, k: int) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 DEVICES = ("mobile", "desktop", "tablet", "tv")
 """Known devices; any other name counts as "other", None as unknown."""
 
-PAIR = ("retrieval_score", "log_popularity", "log_n_events")
-CONTEXT = (
+PAIR_FEATURES = ("retrieval_score", "log_popularity", "log_n_events")
+CONTEXT_FEATURES = (
     "has_time",
     "hour_sin",
     "hour_cos",
@@ -23,7 +23,7 @@ CONTEXT = (
     "has_session",
     "session_similarity",
 )
-_HAS_SESSION = (*PAIR, *CONTEXT).index("has_session")
+_HAS_SESSION = (*PAIR_FEATURES, *CONTEXT_FEATURES).index("has_session")
 """The first of the two columns that are an item's own."""
 
 
@@ -36,9 +36,9 @@ class FeatureSpec:
         mean, scale: per feature of PAIR; a feature is (raw - mean) / scale. Frozen at training.
     """
 
-    names: tuple[str, ...] = (*PAIR, *CONTEXT)
-    mean: tuple[float, ...] = field(default=(0.0,) * len(PAIR))
-    scale: tuple[float, ...] = field(default=(1.0,) * len(PAIR))
+    names: tuple[str, ...] = (*PAIR_FEATURES, *CONTEXT_FEATURES)
+    mean: tuple[float, ...] = field(default=(0.0,) * len(PAIR_FEATURES))
+    scale: tuple[float, ...] = field(default=(1.0,) * len(PAIR_FEATURES))
 
     @classmethod
     def default(cls) -> FeatureSpec:
@@ -94,7 +94,7 @@ class PairFeatures:
         return cls(*(((v - m) / s).astype(np.float32, copy=False) for v, m, s in zip(raw, spec.mean, spec.scale, strict=True)))
 
 
-def pair_features(
+def compute_pair_features(
     spec: FeatureSpec,
     *,
     retrieval_score: np.ndarray,
@@ -115,7 +115,7 @@ def pair_features(
     """
     features = np.zeros((*retrieval_score.shape, len(spec.names)), dtype=np.float32)
     if context is not None:
-        features[..., len(PAIR) :] = _of_users(context, spec)[:, None, :]
+        features[..., len(PAIR_FEATURES) :] = _of_users(context, spec)[:, None, :]
         if context.session_similarity is not None:
             similar = np.isfinite(context.session_similarity)
             features[..., _HAS_SESSION] = similar
@@ -125,7 +125,7 @@ def pair_features(
     return features
 
 
-def attribute_value(name: str, given: Mapping[str, Any]) -> float:
+def encode_attribute(name: str, given: Mapping[str, Any]) -> float:
     """A further feature of a spec: "NAME" is the request's number of that name, "NAME=VALUE" is 1 where it has that value.
 
     0, which is neutral, where the request does not say, or says something that is no finite number.
@@ -140,7 +140,7 @@ def attribute_value(name: str, given: Mapping[str, Any]) -> float:
     return 0.0
 
 
-def session_similarity(
+def compute_session_similarity(
     item_embeddings: np.ndarray,
     session_embeddings: np.ndarray,
     item_norms: np.ndarray | None = None,
@@ -168,10 +168,10 @@ def session_similarity(
 
 def _of_users(context: Context, spec: FeatureSpec) -> np.ndarray:
     """float32 [B, F - 3], features that all candidates of a user share, in the order of the spec; 0 where a candidate has its own."""
-    further = spec.names[len(PAIR) + len(CONTEXT) :]
+    further = spec.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :]
     attributes = context.attributes or [{}] * len(context.device)
     rows = [
-        [*_of_user(hour, weekday, device), 0.0, 0.0, *(attribute_value(name, given) for name in further)]
+        [*_of_user(hour, weekday, device), 0.0, 0.0, *(encode_attribute(name, given) for name in further)]
         for hour, weekday, device, given in zip(context.hour.tolist(), context.weekday.tolist(), context.device, attributes, strict=True)
     ]
     return np.array(rows, dtype=np.float32)

@@ -22,7 +22,7 @@ _SORT_BLOCK = 32_000  # pairs packed and sorted at once: they stay in the second
 _SORT_WHOLE = 4  # up to k * this many columns a full sort is faster than a partition
 
 
-def top_k(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def select_top_k_per_row(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k best columns of every row, exact also where ties straddle the k-th place.
 
     Args:

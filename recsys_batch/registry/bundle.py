@@ -20,12 +20,12 @@ from safetensors.numpy import load_file, save_file
 from recsys_batch.errors import BundleError
 from recsys_batch.storage.checksums import sha256_file
 
-FORMAT = "recsys_batch.bundle"
+BUNDLE_FORMAT = "recsys_batch.bundle"
 FORMAT_VERSION = 1
-MANIFEST = "bundle.json"
-WEIGHTS = "weights.safetensors"
-VOCAB = "vocab.json"
-RANKER = "ranker.onnx"
+BUNDLE_MANIFEST = "bundle.json"
+WEIGHTS_FILE = "weights.safetensors"
+VOCAB_FILE = "vocab.json"
+RANKER_FILE = "ranker.onnx"
 KINDS = ("two_tower", "embeddings")
 
 
@@ -53,25 +53,25 @@ class Bundle:
 
     @property
     def ranker_path(self) -> Path | None:
-        return self.path / RANKER if RANKER in self.manifest["files"] else None
+        return self.path / RANKER_FILE if RANKER_FILE in self.manifest["files"] else None
 
     @cached_property
     def tensors(self) -> dict[str, np.ndarray]:
         """Every named array of ``weights.safetensors`` (empty where the bundle has none)."""
-        if WEIGHTS not in self.manifest["files"]:
+        if WEIGHTS_FILE not in self.manifest["files"]:
             return {}
         try:
-            loaded: dict[str, np.ndarray] = load_file(self.path / WEIGHTS)
+            loaded: dict[str, np.ndarray] = load_file(self.path / WEIGHTS_FILE)
             return loaded
         except (SafetensorError, ValueError) as error:
-            raise BundleError(f"{self.path / WEIGHTS} is not a readable safetensors file: {error}") from None
+            raise BundleError(f"{self.path / WEIGHTS_FILE} is not a readable safetensors file: {error}") from None
 
     @cached_property
     def vocab(self) -> dict[str, Any]:
         """The id lists and category names that the weights' rows stand for (empty where the bundle has none)."""
-        if VOCAB not in self.manifest["files"]:
+        if VOCAB_FILE not in self.manifest["files"]:
             return {}
-        loaded: dict[str, Any] = json.loads((self.path / VOCAB).read_text(encoding="utf-8"))
+        loaded: dict[str, Any] = json.loads((self.path / VOCAB_FILE).read_text(encoding="utf-8"))
         return loaded
 
 
@@ -94,17 +94,17 @@ def write_bundle(
     directory.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
     if tensors is not None:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, directory / WEIGHTS)
-        written.append(WEIGHTS)
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, directory / WEIGHTS_FILE)
+        written.append(WEIGHTS_FILE)
     if vocab is not None:
-        (directory / VOCAB).write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
-        written.append(VOCAB)
+        (directory / VOCAB_FILE).write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")
+        written.append(VOCAB_FILE)
     if ranker_onnx is not None:
-        (directory / RANKER).write_bytes(ranker_onnx)
-        written.append(RANKER)
+        (directory / RANKER_FILE).write_bytes(ranker_onnx)
+        written.append(RANKER_FILE)
     files = {name: {"sha256": sha256_file(directory / name), "bytes": (directory / name).stat().st_size} for name in written}
-    document = {"format": FORMAT, "format_version": FORMAT_VERSION, **manifest, "files": files}
-    (directory / MANIFEST).write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")
+    document = {"format": BUNDLE_FORMAT, "format_version": FORMAT_VERSION, **manifest, "files": files}
+    (directory / BUNDLE_MANIFEST).write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False), encoding="utf-8")
     return load_bundle(directory)
 
 
@@ -115,9 +115,9 @@ def load_bundle(directory: str | Path) -> Bundle:
         BundleError: no manifest, another format or version, a file missing, or a checksum that differs.
     """
     path = Path(directory)
-    manifest_path = path / MANIFEST
+    manifest_path = path / BUNDLE_MANIFEST
     if not manifest_path.is_file():
-        raise BundleError(f"{path} has no {MANIFEST}: it is not a bundle, or its writing was cut short")
+        raise BundleError(f"{path} has no {BUNDLE_MANIFEST}: it is not a bundle, or its writing was cut short")
     raw = manifest_path.read_bytes()
     try:
         manifest = json.loads(raw)
@@ -136,8 +136,8 @@ def load_bundle(directory: str | Path) -> Bundle:
 
 
 def _check_manifest(path: Path, manifest: Any) -> None:
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise BundleError(f"{path} is not a {FORMAT} manifest")
+    if not isinstance(manifest, dict) or manifest.get("format") != BUNDLE_FORMAT:
+        raise BundleError(f"{path} is not a {BUNDLE_FORMAT} manifest")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise BundleError(f"{path} has format version {manifest.get('format_version')!r}; this release reads {FORMAT_VERSION}")
     missing = [key for key in ("kind", "embedding_dim", "files") if key not in manifest]

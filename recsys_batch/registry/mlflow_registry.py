@@ -32,7 +32,7 @@ _METRICS_PER_CALL = 1000  # as many as a tracking server takes
 
 
 @dataclass(frozen=True)
-class Registered:
+class RegisteredModel:
     """A version of the registered model."""
 
     version: str
@@ -40,7 +40,7 @@ class Registered:
     digest: str
 
 
-class Registry:
+class ModelRegistry:
     """Tracking server and model registry of one config."""
 
     def __init__(self, config: Config) -> None:
@@ -64,7 +64,7 @@ class Registry:
         curves: Mapping[str, Sequence[float]] | None = None,
         *,
         training_key: str = "",
-    ) -> Registered:
+    ) -> RegisteredModel:
         """Log a bundle with its metrics and curves, and make it a version. The same content registered again is the same version.
 
         Args:
@@ -87,21 +87,21 @@ class Registry:
         version = self._client.create_model_version(
             self._name, source, run_id, tags={_DIGEST_TAG: bundle.digest, _TRAINING_TAG: training_key}
         )
-        return Registered(str(version.version), run_id, bundle.digest)
+        return RegisteredModel(str(version.version), run_id, bundle.digest)
 
-    def find_trained(self, training_key: str) -> Registered | None:
+    def find_trained(self, training_key: str) -> RegisteredModel | None:
         """The version that a training of that key registered."""
         return self._find(_TRAINING_TAG, training_key)
 
-    def champion(self) -> Registered | None:
+    def champion(self) -> RegisteredModel | None:
         """The version that the alias names, None while there is none."""
         try:
             found = self._client.get_model_version_by_alias(self._name, self._alias)
         except MlflowException:
             return None
-        return Registered(str(found.version), str(found.run_id), str(found.tags.get(_DIGEST_TAG, "")))
+        return RegisteredModel(str(found.version), str(found.run_id), str(found.tags.get(_DIGEST_TAG, "")))
 
-    def crown(self, version: str) -> None:
+    def set_champion(self, version: str) -> None:
         """Move the alias to ``version``."""
         self._client.set_registered_model_alias(self._name, self._alias, version)
 
@@ -140,11 +140,11 @@ class Registry:
         """Log a file to a run, under its own name."""
         self._client.log_artifact(mlflow_run_id, str(path))
 
-    def tag(self, mlflow_run_id: str, key: str, value: str) -> None:
+    def set_tag(self, mlflow_run_id: str, key: str, value: str) -> None:
         """Set a tag of a run."""
         self._client.set_tag(mlflow_run_id, key, value)
 
-    def finish(self, mlflow_run_id: str, *, failed: bool) -> None:
+    def finish_run(self, mlflow_run_id: str, *, failed: bool) -> None:
         """Close a night's run."""
         self._client.set_terminated(mlflow_run_id, "FAILED" if failed else "FINISHED")
 
@@ -154,10 +154,10 @@ class Registry:
             return str(known.experiment_id)
         return str(self._client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None))
 
-    def _find(self, tag: str, value: str) -> Registered | None:
+    def _find(self, tag: str, value: str) -> RegisteredModel | None:
         for known in self._client.search_model_versions(f"name='{self._name}'"):
             if known.tags.get(tag) == value:
-                return Registered(str(known.version), str(known.run_id), str(known.tags.get(_DIGEST_TAG, "")))
+                return RegisteredModel(str(known.version), str(known.run_id), str(known.tags.get(_DIGEST_TAG, "")))
         return None
 
     def _ensure_model(self) -> None:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Promotion:
     """Whether the alias moves, and a sentence why or why not."""
 
-    crowned: bool
+    promoted: bool
     beats_popularity: bool
     reason: str
 
 
-def judge(gate: Mapping[str, float]) -> Verdict:
+def decide_promotion(gate: Mapping[str, float]) -> Promotion:
     """A challenger must beat popularity, and the champion where there is one.
 
     Args:
@@ -23,9 +23,9 @@ def judge(gate: Mapping[str, float]) -> Verdict:
     """
     own, popular, champion = gate["challenger"], gate["popularity"], gate.get("champion")
     if not own > popular:
-        return Verdict(False, False, f"its validation NDCG@10 is {own:.4f}, popularity's is {popular:.4f}")
+        return Promotion(False, False, f"its validation NDCG@10 is {own:.4f}, popularity's is {popular:.4f}")
     if champion is None:
-        return Verdict(True, True, f"its validation NDCG@10 is {own:.4f}, popularity's is {popular:.4f}, and there was no champion")
+        return Promotion(True, True, f"its validation NDCG@10 is {own:.4f}, popularity's is {popular:.4f}, and there was no champion")
     if not own > champion:
-        return Verdict(False, True, f"its validation NDCG@10 is {own:.4f}, the champion's is {champion:.4f}")
-    return Verdict(True, True, f"its validation NDCG@10 is {own:.4f}, the champion's was {champion:.4f}, popularity's {popular:.4f}")
+        return Promotion(False, True, f"its validation NDCG@10 is {own:.4f}, the champion's is {champion:.4f}")
+    return Promotion(True, True, f"its validation NDCG@10 is {own:.4f}, the champion's was {champion:.4f}, popularity's {popular:.4f}")

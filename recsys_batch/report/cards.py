@@ -15,7 +15,7 @@ _N = 10
 
 
 @dataclass(frozen=True)
-class Listed:
+class CardItem:
     """A place of a list."""
 
     rank: int
@@ -26,16 +26,16 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Card:
+class UserCard:
     """One user: titles of positive interactions, newest first, beside the top of the list."""
 
     user_id: Any
     source: str
     history: tuple[str, ...]
-    topk: tuple[Listed, ...]
+    topk: tuple[CardItem, ...]
 
 
-def cards(warehouse: str, row: dict[str, Any], sample: pa.Table, items: pa.Table, min_weight: float, n: int) -> tuple[Card, ...]:
+def make_cards(warehouse: str, row: dict[str, Any], sample: pa.Table, items: pa.Table, min_weight: float, n: int) -> tuple[UserCard, ...]:
     """``n`` users spread over the sample.
 
     Args:
@@ -61,11 +61,11 @@ def cards(warehouse: str, row: dict[str, Any], sample: pa.Table, items: pa.Table
     return tuple(_card(user, rows, liked, described) for user in chosen.to_pylist())
 
 
-def _card(user: Any, rows: pa.Table, liked: pa.Table, described: dict[Any, tuple[str, str]]) -> Card:
+def _card(user: Any, rows: pa.Table, liked: pa.Table, described: dict[Any, tuple[str, str]]) -> UserCard:
     mine = rows.filter(pc.equal(rows["user_id"], pa.scalar(user, rows["user_id"].type))).sort_by("rank").to_pylist()
     history = liked.filter(pc.equal(liked["user_id"], pa.scalar(user, liked["user_id"].type)))["item_id"].to_pylist()[:_N]
     topk = tuple(
-        Listed(line["rank"], *described.get(line["item_id"], (str(line["item_id"]), "")), line["score"], line["candidate_rank"])
+        CardItem(line["rank"], *described.get(line["item_id"], (str(line["item_id"]), "")), line["score"], line["candidate_rank"])
         for line in mine
     )
-    return Card(user, mine[0]["source"], tuple(described.get(item, (str(item), ""))[0] for item in history), topk)
+    return UserCard(user, mine[0]["source"], tuple(described.get(item, (str(item), ""))[0] for item in history), topk)

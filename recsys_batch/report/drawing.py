@@ -41,7 +41,7 @@ _SETTINGS: dict[Any, Any] = {
 
 
 @contextmanager
-def axes(height: float = 3.0) -> Iterator[tuple[Figure, Axes]]:
+def make_axes(height: float = 3.0) -> Iterator[tuple[Figure, Axes]]:
     """A plot in the page's style.
 
     Args:
@@ -52,7 +52,7 @@ def axes(height: float = 3.0) -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.add_subplot()
 
 
-def svg(figure: Figure, name: str) -> str:
+def to_svg(figure: Figure, name: str) -> str:
     """The figure as an <svg> element without a size of its own.
 
     Args:

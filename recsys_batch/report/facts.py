@@ -9,16 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.dataset.popularity import counts_file, users_per_item
+from recsys_batch.dataset.popularity import counts_path, users_by_item
 from recsys_batch.errors import InputMissing
-from recsys_batch.evaluation.drift import Compared, compared, sampled_places
-from recsys_batch.read import earlier_run, read_table, run_files, run_rows
-from recsys_batch.report.cards import Card, cards
-from recsys_batch.report.segments import Segment, segments
+from recsys_batch.evaluation.drift import RunComparison, compare_runs, sample_rows
+from recsys_batch.read import earlier_run, list_run_files, read_run_rows, read_table
+from recsys_batch.report.cards import UserCard, make_cards
+from recsys_batch.report.segments import Segment, measure_segments
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import read_parquet
-from recsys_batch.tables.list_columns import places
-from recsys_batch.tables.user_ranges import Files
+from recsys_batch.tables.list_columns import flat_positions
+from recsys_batch.tables.user_ranges import UserSortedFiles
 
 _COLUMNS = ["user_id", "rank", "item_id", "score", "candidate_rank", "source"]
 _N_MOVERS = 6
@@ -43,12 +43,12 @@ class Churn:
     """
 
     run_id: str
-    of: Compared
+    of: RunComparison
     movers: tuple[Mover, ...]
 
 
 @dataclass(frozen=True)
-class Facts:
+class RunFacts:
     """Of one run.
 
     Attributes:
@@ -68,10 +68,10 @@ class Facts:
     of_users: int
     churn: Churn | None
     segments: tuple[Segment, ...]
-    cards: tuple[Card, ...]
+    cards: tuple[UserCard, ...]
 
 
-def measure(warehouse: str, row: dict[str, Any], min_weight: float, n_cards: int = 4) -> Facts:
+def collect_facts(warehouse: str, row: dict[str, Any], min_weight: float, n_cards: int = 4) -> RunFacts:
     """Read what the run wrote.
 
     Args:
@@ -84,14 +84,14 @@ def measure(warehouse: str, row: dict[str, Any], min_weight: float, n_cards: int
     Raises:
         InputMissing: the run wrote no lists, or they were removed since.
     """
-    topk = run_files(warehouse, "topk", row)
+    topk = list_run_files(warehouse, "topk", row)
     if not topk.parts:
         raise InputMissing(f"run {row['run_id']} ({row['status']}) has no rows in topk: it did not get so far, or they were removed since")
     items = _items(warehouse, row)
-    sample = sample_of(topk)
+    sample = sample_of_run(topk)
     listed = _listed(topk, items["item_id"].combine_chunks())
     taken = _taken(warehouse, row, items["item_id"].combine_chunks())
-    return Facts(
+    return RunFacts(
         row=row,
         available=np.asarray(items["is_available"].to_numpy(zero_copy_only=False), dtype=bool),
         listed=listed,
@@ -99,14 +99,14 @@ def measure(warehouse: str, row: dict[str, Any], min_weight: float, n_cards: int
         sample=sample,
         of_users=len(pc.unique(sample["user_id"])),
         churn=_churn(warehouse, row, topk, items),
-        segments=segments(warehouse, row, sample, items["item_id"].combine_chunks(), taken, min_weight),
-        cards=cards(warehouse, row, sample, items, min_weight, n_cards),
+        segments=measure_segments(warehouse, row, sample, items["item_id"].combine_chunks(), taken, min_weight),
+        cards=make_cards(warehouse, row, sample, items, min_weight, n_cards),
     )
 
 
-def sample_of(topk: Files) -> pa.Table:
+def sample_of_run(topk: UserSortedFiles) -> pa.Table:
     """Rows of users from all over, whole lists."""
-    found = [topk.between(bounds, _COLUMNS) for bounds in sampled_places(topk)]
+    found = [topk.between(bounds, _COLUMNS) for bounds in sample_rows(topk)]
     return pa.concat_tables(found).unify_dictionaries().combine_chunks()
 
 
@@ -119,40 +119,40 @@ def _items(warehouse: str, row: dict[str, Any]) -> pa.Table:
         return read_table(warehouse, "items", columns=columns)
 
 
-def _listed(topk: Files, item_ids: pa.Array) -> np.ndarray:
+def _listed(topk: UserSortedFiles, item_ids: pa.Array) -> np.ndarray:
     counts = np.zeros(len(item_ids), dtype=np.int64)
     for batch in topk.batches(columns=["item_id"]):
-        codes = places(batch["item_id"], item_ids)
+        codes = flat_positions(batch["item_id"], item_ids)
         counts += np.bincount(codes[codes >= 0], minlength=len(counts))
     return counts
 
 
 def _taken(warehouse: str, row: dict[str, Any], item_ids: pa.Array) -> np.ndarray | None:
     try:
-        counts = read_parquet(counts_file(artifact_root(warehouse), row["run_id"]))
+        counts = read_parquet(counts_path(artifact_root(warehouse), row["run_id"]))
     except (InputMissing, FileNotFoundError):
         return None
-    return users_per_item(counts, item_ids).astype(np.int64)
+    return users_by_item(counts, item_ids).astype(np.int64)
 
 
-def _churn(warehouse: str, row: dict[str, Any], topk: Files, items: pa.Table) -> Churn | None:
-    earlier = earlier_run(run_rows(warehouse), row)
+def _churn(warehouse: str, row: dict[str, Any], topk: UserSortedFiles, items: pa.Table) -> Churn | None:
+    earlier = earlier_run(read_run_rows(warehouse), row)
     if earlier is None:
         return None
-    theirs = run_files(warehouse, "topk", earlier)
-    of = compared(topk, theirs)
+    theirs = list_run_files(warehouse, "topk", earlier)
+    of = compare_runs(topk, theirs)
     if of is None:
         return None
     return Churn(earlier["run_id"], of, _movers(topk, theirs, items))
 
 
-def _movers(now: Files, earlier: Files, items: pa.Table) -> tuple[Mover, ...]:
+def _movers(now: UserSortedFiles, earlier: UserSortedFiles, items: pa.Table) -> tuple[Mover, ...]:
     shares = []
     item_ids = items["item_id"].combine_chunks()
     for files in (now, earlier):
-        rows = [files.between(bounds, ["user_id", "item_id"]) for bounds in sampled_places(now)]
+        rows = [files.between(bounds, ["user_id", "item_id"]) for bounds in sample_rows(now)]
         together = pa.concat_tables(rows)
-        codes = places(together["item_id"].combine_chunks(), item_ids)
+        codes = flat_positions(together["item_id"].combine_chunks(), item_ids)
         n_users = max(len(pc.unique(together["user_id"])), 1)
         shares.append(np.bincount(codes[codes >= 0], minlength=len(item_ids)) / n_users)
     change = shares[0] - shares[1]

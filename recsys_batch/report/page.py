@@ -9,14 +9,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from recsys_batch import __version__
-from recsys_batch.report.facts import Facts
-from recsys_batch.report.plots import plots
+from recsys_batch.report.facts import RunFacts
+from recsys_batch.report.plots import draw_plots
 
 Verdicts = Mapping[str, Mapping[str, Any]]
 """gate -> value, limit, passed."""
 
 
-def render(facts: Facts, gates: Verdicts, seen: bool) -> str:
+def render_report(facts: RunFacts, gates: Verdicts, seen: bool) -> str:
     """The page.
 
     Args:
@@ -25,13 +25,13 @@ def render(facts: Facts, gates: Verdicts, seen: bool) -> str:
     environment = Environment(
         loader=PackageLoader("recsys_batch.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"figure": figure, "percent": percent}
+    environment.filters |= {"figure": format_figure, "percent": format_percent}
     row = facts.row
     return environment.get_template("page.html").render(
         facts=facts,
         row=row,
         metrics=row["metrics"],
-        plots=plots(facts),
+        plots=draw_plots(facts),
         gates=gates,
         refused=[name for name, gate in gates.items() if not gate["passed"]],
         seen=seen,
@@ -39,13 +39,13 @@ def render(facts: Facts, gates: Verdicts, seen: bool) -> str:
     )
 
 
-def figure(value: float | None) -> str:
+def format_figure(value: float | None) -> str:
     """A number that is read at a glance: 1,234,567, 0.0123."""
     if value is None or math.isnan(value):
         return "unknown"
     return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
 
 
-def percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     """A share."""
     return "unknown" if value is None or math.isnan(value) else f"{value:.1%}"

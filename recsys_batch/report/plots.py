@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from recsys_batch.report.drawing import FIRST, GRID, INK, MUTED, SECOND, THIRD, WARN, axes, svg
-from recsys_batch.report.facts import Facts
+from recsys_batch.report.drawing import FIRST, GRID, INK, MUTED, SECOND, THIRD, WARN, make_axes, to_svg
+from recsys_batch.report.facts import RunFacts
 
 STEPS = ("embed", "index", "candidates", "score", "audit", "publish")
 _POINT = re.compile(r"tuning\.recall\.nprobe_(\d+|None)\.overfetch_([\d.]+)")
@@ -28,17 +28,17 @@ class Plot:
     says: str
 
 
-def plots(facts: Facts) -> list[Plot]:
+def draw_plots(facts: RunFacts) -> list[Plot]:
     """Those that the run has data for."""
     made = [draw(facts) for draw in (_timeline, _tuning, _scores, _reach, _lorenz, _bands, _churn, _segments)]
     return [plot for plot in made if plot is not None]
 
 
 def _plot(name: str, title: str, figure: Figure, says: str) -> Plot:
-    return Plot(title, svg(figure, name), says)
+    return Plot(title, to_svg(figure, name), says)
 
 
-def _timeline(facts: Facts) -> Plot | None:
+def _timeline(facts: RunFacts) -> Plot | None:
     """Steps one after the other: when Python, writing, and everything else (Spark, the driver) were at work."""
     metrics = facts.row["metrics"]
     done = [step for step in STEPS if f"{step}.seconds" in metrics]
@@ -46,7 +46,7 @@ def _timeline(facts: Facts) -> Plot | None:
         return None
     seconds = {step: metrics[f"{step}.seconds"] for step in done}
     total = sum(seconds.values())
-    with axes(2.6) as (figure, plot):
+    with make_axes(2.6) as (figure, plot):
         start = 0.0
         for place, step in enumerate(done):
             parts = _shares(metrics, step)
@@ -86,7 +86,7 @@ def _shares(metrics: Mapping[str, float], step: str) -> dict[str, float]:
     return {"Python": python, "writing": writing, "Spark and the driver": total - python - writing}
 
 
-def _tuning(facts: Facts) -> Plot | None:
+def _tuning(facts: RunFacts) -> Plot | None:
     """Recall of sampled users over the time of a search."""
     metrics = facts.row["metrics"]
     points = []
@@ -98,7 +98,7 @@ def _tuning(facts: Facts) -> Plot | None:
     if len(points) < 2:
         return None
     chosen = [p for p in points if p[0] == f"{metrics.get('nprobe', -1):.0f}" and p[1] == metrics.get("overfetch")]
-    with axes() as (figure, plot):
+    with make_axes() as (figure, plot):
         for overfetch in sorted({p[1] for p in points}):
             line = sorted((p for p in points if p[1] == overfetch), key=lambda p: int(p[0]) if p[0] != "None" else 0)
             label = f"over-fetch {overfetch:g}" if len({p[1] for p in points}) > 1 else None
@@ -119,13 +119,13 @@ def _tuning(facts: Facts) -> Plot | None:
     return _plot("tuning", "Recall, and what it costs", figure, says + "; numbers at the points are lists searched")
 
 
-def _scores(facts: Facts) -> Plot | None:
+def _scores(facts: RunFacts) -> Plot | None:
     """Scores by rank: what the middle 80 % of users have there."""
     ranks, scores = np.asarray(facts.sample["rank"]), np.asarray(facts.sample["score"], dtype=np.float64)
     order = np.argsort(ranks, kind="stable")
     places, starts = np.unique(ranks[order], return_index=True)
     bands = np.array([np.quantile(part, (0.1, 0.5, 0.9)) for part in np.split(scores[order], starts[1:])])
-    with axes() as (figure, plot):
+    with make_axes() as (figure, plot):
         plot.fill_between(places, bands[:, 0], bands[:, 2], color=FIRST, alpha=0.18, linewidth=0, label="middle 80 % of users")
         plot.plot(places, bands[:, 1], color=FIRST, label="median")
         plot.set(xlabel="rank", ylabel="score", xlim=(1, max(int(places[-1]), 2)))
@@ -134,7 +134,7 @@ def _scores(facts: Facts) -> Plot | None:
     return _plot("scores", "Scores along the list", figure, says)
 
 
-def _reach(facts: Facts) -> Plot | None:
+def _reach(facts: RunFacts) -> Plot | None:
     """How far back in the order of retrieval the ranker found what it put in front."""
     known = np.asarray(facts.sample["candidate_rank"].is_valid())
     ranks = np.asarray(facts.sample["rank"])[known]
@@ -142,7 +142,7 @@ def _reach(facts: Facts) -> Plot | None:
     if not len(places):
         return None
     far = int(places.max())
-    with axes() as (figure, plot):
+    with make_axes() as (figure, plot):
         for upto, colour in ((1, FIRST), (10, SECOND), (int(ranks.max()), THIRD)):
             mine = np.sort(places[ranks <= upto])
             label = f"rank 1 to {upto}" if upto > 1 else "rank 1"
@@ -155,11 +155,11 @@ def _reach(facts: Facts) -> Plot | None:
     return _plot("reach", "How far the ranker reaches", figure, says + f"{np.mean(first > 20):.0%}")
 
 
-def _lorenz(facts: Facts) -> Plot | None:
+def _lorenz(facts: RunFacts) -> Plot | None:
     """Lorenz curves over the catalogue, the least listed items first."""
     if not facts.listed.sum():
         return None
-    with axes() as (figure, plot):
+    with make_axes() as (figure, plot):
         plot.plot((0, 1), (0, 1), color=MUTED, linewidth=1, linestyle=":", label="all items alike")
         said = []
         for counts, name, colour in ((facts.listed, "lists", FIRST), (facts.taken, "what users took", SECOND)):
@@ -167,7 +167,7 @@ def _lorenz(facts: Facts) -> Plot | None:
                 shares = np.concatenate([[0.0], np.cumsum(np.sort(counts)) / counts.sum()])
                 at = np.linspace(0, 1, len(shares))
                 chosen = np.unique(np.linspace(0, len(shares) - 1, 400).astype(int))
-                gini = gini_of(counts)
+                gini = gini_coefficient(counts)
                 plot.plot(at[chosen], shares[chosen], color=colour, label=f"{name}, Gini {gini:.2f}")
                 said.append((name, gini))
         plot.set(xlabel="items, least first", ylabel="share of places", xlim=(0, 1), ylim=(0, 1.02))
@@ -176,32 +176,32 @@ def _lorenz(facts: Facts) -> Plot | None:
         plot.legend(loc="upper left")
     in_lists = int(np.count_nonzero(facts.listed[facts.available]))
     n_available = max(int(facts.available.sum()), 1)
-    half = items_of_half(facts.listed)
+    half = items_with_half_of_lists(facts.listed)
     says = f"{in_lists:,} of {n_available:,} available items are in somebody's list ({in_lists / n_available:.0%}); "
     return _plot("lorenz", "Coverage of the catalogue", figure, says + f"half of all places go to {half:,} of them")
 
 
-def gini_of(counts: np.ndarray) -> float:
+def gini_coefficient(counts: np.ndarray) -> float:
     """Gini coefficient: 0 where all are alike, near 1 where one has everything. sum((2 i - n - 1) x_i) / (n sum(x)), x ascending."""
     ordered = np.sort(counts).astype(np.float64)
     n = len(ordered)
     return float(np.sum((2 * np.arange(1, n + 1) - n - 1) * ordered) / (n * ordered.sum()))
 
 
-def items_of_half(counts: np.ndarray) -> int:
+def items_with_half_of_lists(counts: np.ndarray) -> int:
     """The fewest items that together have half of everything."""
     ordered = np.sort(counts)[::-1]
     return int(np.searchsorted(np.cumsum(ordered), counts.sum() / 2)) + 1
 
 
-def _bands(facts: Facts) -> Plot | None:
+def _bands(facts: RunFacts) -> Plot | None:
     """Bands of popularity: their share of the lists beside that of what users took."""
     if facts.taken is None or not facts.taken.sum() or not facts.listed.sum():
         return None
     order = np.argsort(-facts.taken, kind="stable")
     edges = [(int(low * len(order)), int(high * len(order))) for low, high, _ in _BANDS]
     listed, taken = ([counts[order[a:b]].sum() / counts.sum() for a, b in edges] for counts in (facts.listed, facts.taken))
-    with axes() as (figure, plot):
+    with make_axes() as (figure, plot):
         places = np.arange(len(_BANDS))
         plot.bar(places - 0.2, listed, 0.38, color=FIRST, label="lists")
         plot.bar(places + 0.2, taken, 0.38, color=SECOND, label="what users took")
@@ -214,12 +214,12 @@ def _bands(facts: Facts) -> Plot | None:
     return _plot("bands", "Popular and rare items", figure, says)
 
 
-def _churn(facts: Facts) -> Plot | None:
+def _churn(facts: RunFacts) -> Plot | None:
     """How much of their earlier lists users keep."""
     if facts.churn is None:
         return None
     jaccard = facts.churn.of.jaccard
-    with axes() as (figure, plot):
+    with make_axes() as (figure, plot):
         plot.hist(jaccard, bins=np.linspace(0, 1, 26).tolist(), color=FIRST, weights=np.full(len(jaccard), 1 / len(jaccard)))
         plot.axvline(float(jaccard.mean()), color=INK, linewidth=1.2)
         plot.annotate(f"mean {jaccard.mean():.2f}", (float(jaccard.mean()), 0.95), (4, 0), "axes fraction", textcoords="offset points")
@@ -229,12 +229,12 @@ def _churn(facts: Facts) -> Plot | None:
     return _plot("churn", "What changed since the night before", figure, says)
 
 
-def _segments(facts: Facts) -> Plot | None:
+def _segments(facts: RunFacts) -> Plot | None:
     """NDCG@10 on what was held out, with twice the standard error."""
     judged = [one for one in facts.segments if one.ndcg is not None and one.error is not None]
     if not judged:
         return None
-    with axes(0.9 + 0.28 * len(judged)) as (figure, plot):
+    with make_axes(0.9 + 0.28 * len(judged)) as (figure, plot):
         for place, one in enumerate(judged):
             assert one.ndcg is not None and one.error is not None
             colour = INK if one.name == "all" else FIRST

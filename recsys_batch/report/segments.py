@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k
 from recsys_batch.read import has_table, read_table
-from recsys_batch.tables.list_columns import places
+from recsys_batch.tables.list_columns import flat_positions
 
 K = 10
 _HEAD = 0.01
@@ -40,7 +40,7 @@ class Segment:
     popular_share: float
 
 
-def segments(
+def measure_segments(
     warehouse: str, row: dict[str, Any], sample: pa.Table, item_ids: pa.Array, taken: np.ndarray | None, min_weight: float
 ) -> tuple[Segment, ...]:
     """The largest segments, and "all" first.
@@ -51,8 +51,8 @@ def segments(
         min_weight: held-out interactions above it are relevant.
     """
     users = pc.unique(sample["user_id"])
-    owner = places(sample["user_id"], users)
-    codes = places(sample["item_id"], item_ids)
+    owner = flat_positions(sample["user_id"], users)
+    codes = flat_positions(sample["item_id"], item_ids)
     popular = np.zeros(len(users), dtype=bool)
     popular[owner[np.asarray(pc.equal(sample["source"].cast(pa.string()), "popular"))]] = True
     ndcg = _ndcg(warehouse, users, owner, np.asarray(sample["rank"]), codes, item_ids, min_weight)
@@ -82,7 +82,7 @@ def _membership(warehouse: str, row: dict[str, Any], users: pa.Array) -> list[tu
     if "users" not in row["input_versions"]:
         return found
     known = read_table(warehouse, "users", columns=["user_id", "segment"], where=pc.field("user_id").isin(users))
-    at = places(known["user_id"], users)
+    at = flat_positions(known["user_id"], users)
     names = np.full(len(users), None, dtype=object)
     names[at] = known["segment"].to_pylist()
     named, counts = np.unique([name for name in names if name is not None], return_counts=True)
@@ -100,7 +100,7 @@ def _ndcg(
         return result
     where = pc.field("user_id").isin(users) & (pc.field("weight") > min_weight)
     truth = read_table(warehouse, "holdout", columns=["user_id", "item_id"], where=where)
-    user, item = places(truth["user_id"], users), places(truth["item_id"], item_ids)
+    user, item = flat_positions(truth["user_id"], users), flat_positions(truth["item_id"], item_ids)
     user, item = user[item >= 0], item[item >= 0]
     order = np.argsort(user, kind="stable")
     lists = np.full((len(users), K), -1, dtype=np.int64)

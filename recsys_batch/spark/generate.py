@@ -14,7 +14,7 @@ from recsys_batch.dataset.synthetic import IDS, World
 from recsys_batch.errors import UsageError
 from recsys_batch.schemas import TABLES, spark_ddl
 from recsys_batch.spark.ingest.pipeline import DECLARED
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.tables import WarehouseTables
 
 GENERATED = "recsys_batch.generated"
 """Property of tables that hold synthetic rows only; they may be generated again."""
@@ -26,7 +26,7 @@ _MAX_ROWS = 2**31 - 1
 Make = Callable[[World, np.ndarray], pa.Table]
 
 
-def generate(spark: SparkSession, config: Config, n_users: int, n_items: int, n_events: int, seed: int) -> dict[str, int]:
+def generate_tables(spark: SparkSession, config: Config, n_users: int, n_items: int, n_events: int, seed: int) -> dict[str, int]:
     """Write users, items and interactions; the same arguments give the same rows on any cluster. A run that died is run again.
 
     Returns:
@@ -37,15 +37,15 @@ def generate(spark: SparkSession, config: Config, n_users: int, n_items: int, n_
     """
     if max(n_users, n_items) > _MAX_ROWS:
         raise UsageError(f"at most {_MAX_ROWS:,} users and items can be generated, not {max(n_users, n_items):,}")
-    tables = Tables(spark, config)
+    tables = WarehouseTables(spark, config)
     _refuse_others_rows(tables)
     world = World(n_users, n_items, n_events, seed)
     metadata = {"generate": [n_users, n_items, n_events, seed]}
     plan: tuple[tuple[str, Make, int, int], ...] = (
-        ("users", synthetic.users, n_users, n_users),
-        ("items", synthetic.items, n_items, n_items),
+        ("users", synthetic.make_users, n_users, n_users),
+        ("items", synthetic.make_items, n_items, n_items),
         # Last: with it the data is there.
-        ("interactions", synthetic.interactions, n_users, n_events),
+        ("interactions", synthetic.make_interactions, n_users, n_events),
     )
     for name, make, n_keys, n_rows in plan:
         tables.ensure(name, IDS)
@@ -75,7 +75,7 @@ def _rows(spark: SparkSession, name: str, world: World, make: Make, n_keys: int,
     return keys.mapInArrow(make_rows(world, make, n_rows / n_keys), spark_ddl(TABLES[name].arrow_schema(IDS)))
 
 
-def _refuse_others_rows(tables: Tables) -> None:
+def _refuse_others_rows(tables: WarehouseTables) -> None:
     elsewhere = "generate writes into an empty warehouse, pass another one with --set paths.warehouse=FOLDER"
     for name in ("interactions", "items", "users"):
         if not tables.exists(name):

@@ -16,12 +16,12 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.model.towers import Towers
 from recsys_batch.registry.bundle import Bundle
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.item_rules import business_of, eligible_of, rule_columns
-from recsys_batch.storage.filesystems import joined, read_parquet
+from recsys_batch.spark.item_rules import business_rules, eligibility_masks, make_rule_columns
+from recsys_batch.storage.filesystems import join, read_parquet
 from recsys_batch.tables.list_columns import column_matrix, matrix_column
 
 
-def item_table(items: DataFrame, config: Config, run_date: dt.date) -> pa.Table:
+def read_item_table(items: DataFrame, config: Config, run_date: dt.date) -> pa.Table:
     """The items with what the rules say of each, in order of item_id.
 
     Items number in the millions at most, so one machine embeds them; users are what is distributed.
@@ -30,18 +30,18 @@ def item_table(items: DataFrame, config: Config, run_date: dt.date) -> pa.Table:
         InputMissing: the items table is empty.
         ConfigError: a condition of ``retrieval.eligibility`` or ``rules`` is not boolean SQL over items.
     """
-    rules = rule_columns(items, config, run_date)
+    rules = make_rule_columns(items, config, run_date)
     table = items.select("item_id", "categories", "attributes", "is_available", *rules).toArrow().sort_by("item_id").combine_chunks()
     if table.num_rows == 0:
         raise InputMissing("the items table is empty: run `recsys-batch ingest` with a source that has items")
     return table
 
 
-def catalogue(bundle: Bundle, root: str, items: pa.Table, config: Config) -> Catalogue:
+def build_catalogue(bundle: Bundle, root: str, items: pa.Table, config: Config) -> Catalogue:
     """The night's catalogue of ``item_table``; where embeddings were brought, ``with_popularity`` completes it."""
     item_ids = items["item_id"].combine_chunks()
     available = np.asarray(items["is_available"].to_numpy(zero_copy_only=False)).astype(bool)
-    eligible, business = eligible_of(items, config), business_of(items, config)
+    eligible, business = eligibility_masks(items, config), business_rules(items, config)
     if bundle.kind == "embeddings":
         embeddings, known = _brought_items(bundle, root, item_ids)
         history, nobody = np.zeros((len(item_ids), 0), dtype=np.float32), np.zeros(len(item_ids), dtype=np.float32)
@@ -50,7 +50,7 @@ def catalogue(bundle: Bundle, root: str, items: pa.Table, config: Config) -> Cat
     return Catalogue(item_ids, vectors.embeddings, vectors.history, vectors.log_popularity, available, eligible, business)
 
 
-def with_popularity(night_catalogue: Catalogue, bundle: Bundle, n_events: np.ndarray) -> Catalogue:
+def add_popularity(night_catalogue: Catalogue, bundle: Bundle, n_events: np.ndarray) -> Catalogue:
     """With tonight's popularity for a ranker that was brought; the reference model's is frozen in it.
 
     Args:
@@ -61,21 +61,21 @@ def with_popularity(night_catalogue: Catalogue, bundle: Bundle, n_events: np.nda
     return replace(night_catalogue, log_popularity=np.log1p(n_events).astype(np.float32))
 
 
-def rows(night_catalogue: Catalogue, n_events: np.ndarray, run_id: str, ids: IdTypes) -> pa.Table:
+def item_embedding_rows(night_catalogue: Catalogue, n_events: np.ndarray, run_id: str, ids: IdTypes) -> pa.Table:
     """Rows of item_embeddings."""
     n = len(night_catalogue)
     columns = [pa.array([run_id] * n), night_catalogue.item_ids, matrix_column(night_catalogue.embeddings), pa.array(n_events)]
     return pa.Table.from_arrays(columns, schema=TABLES["item_embeddings"].arrow_schema(ids))
 
 
-def brought_users(spark: SparkSession, bundle: Bundle, root: str) -> DataFrame:
+def read_imported_users(spark: SparkSession, bundle: Bundle, root: str) -> DataFrame:
     """user_id, embedding as they were registered."""
-    return spark.read.parquet(joined(root, "embeddings", str(bundle.manifest["tables"]["user_embeddings"]))).select("user_id", "embedding")
+    return spark.read.parquet(join(root, "embeddings", str(bundle.manifest["tables"]["user_embeddings"]))).select("user_id", "embedding")
 
 
 def _brought_items(bundle: Bundle, root: str, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings [n, d] (zeros where none was brought) and bool [n] where there is one."""
-    table = read_parquet(joined(root, "embeddings", str(bundle.manifest["tables"]["item_embeddings"]))).combine_chunks()
+    table = read_parquet(join(root, "embeddings", str(bundle.manifest["tables"]["item_embeddings"]))).combine_chunks()
     place = np.asarray(pc.fill_null(pc.index_in(item_ids, value_set=table["item_id"].combine_chunks()), -1).to_numpy(zero_copy_only=False))
     known = place >= 0
     embeddings = np.zeros((len(item_ids), bundle.embedding_dim), dtype=np.float32)

@@ -15,13 +15,13 @@ from pyspark.sql import functions as F
 from recsys_batch.config import Config
 from recsys_batch.errors import ConfigError
 from recsys_batch.ranking.business_rules import ItemRules
-from recsys_batch.tables.list_columns import ragged
+from recsys_batch.tables.list_columns import split_rows
 
 _BEYOND = re.compile("Subquery|^Exists$|ListQuery|Reflection|UDF|Window|Generator|Aggregate|^Explode|^PosExplode|^Rand|^Uuid")
 """Names of Spark's expressions that read other tables, call other code, look at other rows, or differ from night to night."""
 
 
-def rule_columns(items: DataFrame, config: Config, run_date: dt.date) -> list[Column]:
+def make_rule_columns(items: DataFrame, config: Config, run_date: dt.date) -> list[Column]:
     """Columns over items for ``eligible_of`` and ``business_of``; a condition that is null counts as false.
 
     Raises:
@@ -42,17 +42,17 @@ def rule_columns(items: DataFrame, config: Config, run_date: dt.date) -> list[Co
     return [*columns, boost.cast("float").alias("boost"), blocked.alias("blocked"), stale.alias("stale")]
 
 
-def eligible_of(table: pa.Table, config: Config) -> dict[str, np.ndarray]:
+def eligibility_masks(table: pa.Table, config: Config) -> dict[str, np.ndarray]:
     """Segment -> bool [n], from rows that have ``rule_columns``."""
     return {segment: _bools(table[f"eligible {number}"]) for number, segment in enumerate(config.retrieval.eligibility)}
 
 
-def business_of(table: pa.Table, config: Config) -> ItemRules:
+def business_rules(table: pa.Table, config: Config) -> ItemRules:
     """The rules in force, from rows that have ``rule_columns`` and categories."""
     rules = config.rules
     codes = offsets = None
     if rules.max_per_category is not None:
-        names, offsets = ragged(table["categories"].combine_chunks())
+        names, offsets = split_rows(table["categories"].combine_chunks())
         encoded = names.dictionary_encode()
         if encoded.null_count:
             raise ConfigError("rules.max_per_category needs names in categories, and an item has one that is null: mend the items table")
@@ -60,7 +60,7 @@ def business_of(table: pa.Table, config: Config) -> ItemRules:
     return ItemRules(
         boost=np.asarray(table["boost"].to_numpy(), dtype=np.float32) if rules.boosts else None,
         blocked=_bools(table["blocked"]) if rules.blocklist else None,
-        stale=_bools(table["stale"]) if rules.max_age_days else None,
+        too_old=_bools(table["stale"]) if rules.max_age_days else None,
         category_codes=codes,
         category_offsets=offsets,
         max_per_category=rules.max_per_category,

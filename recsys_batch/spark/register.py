@@ -15,26 +15,26 @@ from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.registry.bundle import Bundle, write_bundle
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.tables import Tables, parse_identifier
+from recsys_batch.spark.tables import WarehouseTables, parse_identifier
 from recsys_batch.storage.artifacts import artifact_root
-from recsys_batch.storage.filesystems import exists, joined, remove
+from recsys_batch.storage.filesystems import exists, join, remove
 
 
-def bundle_of_tables(spark: SparkSession, config: Config, users: str, items: str, ranker: str | None, directory: Path) -> Bundle:
+def bundle_from_tables(spark: SparkSession, config: Config, users: str, items: str, ranker: str | None, directory: Path) -> Bundle:
     """A bundle of kind "embeddings" in ``directory``.
 
     Raises:
         BundleError: a missing column, other id types than the warehouse's, null, unequal or non-finite vectors, an id twice,
             user and item vectors of different lengths, or a ranker that is not one.
     """
-    ids = Tables(spark, config).require_ids()
+    ids = WarehouseTables(spark, config).require_ids()
     root = artifact_root(config.paths.warehouse)
     dims: dict[str, int] = {}
     names: dict[str, str] = {}
     for table, key, source in (("user_embeddings", "user_id", users), ("item_embeddings", "item_id", items)):
         vectors = _vectors(parse_identifier(spark, source), source, key, ids)
         dims[table], names[table] = _checked(vectors, source, key)
-        _store(vectors, joined(root, "embeddings", names[table]))
+        _store(vectors, join(root, "embeddings", names[table]))
     if dims["user_embeddings"] != dims["item_embeddings"]:
         raise BundleError(
             f"{users} has vectors of length {dims['user_embeddings']}, {items} of {dims['item_embeddings']}: "
@@ -94,7 +94,7 @@ def _checked(vectors: DataFrame, source: str, key: str) -> tuple[int, str]:
 
 
 def _store(vectors: DataFrame, target: str) -> None:
-    if exists(joined(target, "_SUCCESS")):
+    if exists(join(target, "_SUCCESS")):
         return
     remove(target)
     vectors.write.mode("overwrite").parquet(target)

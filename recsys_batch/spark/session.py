@@ -49,7 +49,7 @@ def get_session(config: Config) -> SparkSession:
     return session
 
 
-def has_ended(session: SparkSession) -> bool:
+def is_stopped(session: SparkSession) -> bool:
     """Whether the JVM behind it no longer answers."""
     try:
         session.sparkContext._jvm.java.lang.System.nanoTime()  # type: ignore[union-attr]

@@ -19,8 +19,8 @@ from pyspark.sql.types import StringType
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.schemas import TABLES, IdTypes, spark_type
-from recsys_batch.storage.filesystems import absolute, joined
-from recsys_batch.tables.delta_log import log_of
+from recsys_batch.storage.filesystems import absolute, join
+from recsys_batch.tables.delta_log import open_delta_table
 
 _PROPERTIES = {
     # Readers without a JVM (deltalake, DuckDB, Polars) need protocol version 1: see docs/decisions.
@@ -30,7 +30,7 @@ _PROPERTIES = {
 }
 
 
-class Tables:
+class WarehouseTables:
     """Delta tables of one warehouse.
 
     Args:
@@ -51,7 +51,7 @@ class Tables:
     def path(self, name: str) -> str:
         """Absolute, as SQL takes only absolute paths for table names."""
         warehouse = self._config.paths.warehouse
-        return joined(warehouse if warehouse.startswith("file:") else absolute(warehouse), name)
+        return join(warehouse if warehouse.startswith("file:") else absolute(warehouse), name)
 
     def folder(self, name: str) -> str:
         """The table's folder as a location: a path that every node mounts under the same name, or a URI.
@@ -165,7 +165,7 @@ class Tables:
 
     def n_bytes(self, name: str) -> int:
         """Size of the newest version's files; a table that is there. By deltalake, which needs no job for it."""
-        sizes = pa.table(log_of(self.folder(name)).get_add_actions())["size_bytes"].to_pylist()
+        sizes = pa.table(open_delta_table(self.folder(name)).get_add_actions())["size_bytes"].to_pylist()
         return sum(sizes)
 
     def set_property(self, name: str, key: str, value: str) -> None:

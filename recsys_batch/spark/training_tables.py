@@ -17,7 +17,7 @@ _TABLES = ("interactions", "items", "users")
 
 
 @dataclass(frozen=True)
-class TrainingInput:
+class TrainingTables:
     """Tables for training.
 
     Attributes:
@@ -33,7 +33,7 @@ class TrainingInput:
     key: str
 
 
-def read_training_input(config: Config) -> TrainingInput:
+def read_training_tables(config: Config) -> TrainingTables:
     """Read the tables by deltalake, or through Spark where a catalog has to resolve their names.
 
     Raises:
@@ -46,7 +46,7 @@ def read_training_input(config: Config) -> TrainingInput:
     settings = config.model_dump(include={"data", "model", "training", "retrieval"}, mode="json")
     document = json.dumps({"versions": versions, "settings": settings, "release": __version__}, sort_keys=True)
     key = hashlib.sha256(document.encode()).hexdigest()[:24]
-    return TrainingInput(tables["interactions"], tables["items"], tables.get("users"), versions, key)
+    return TrainingTables(tables["interactions"], tables["items"], tables.get("users"), versions, key)
 
 
 def _by_path(warehouse: str) -> tuple[dict[str, pa.Table], dict[str, int]]:
@@ -56,8 +56,8 @@ def _by_path(warehouse: str) -> tuple[dict[str, pa.Table], dict[str, int]]:
 
 def _by_spark(config: Config) -> tuple[dict[str, pa.Table], dict[str, int]]:
     from recsys_batch.spark.session import get_session
-    from recsys_batch.spark.tables import Tables
+    from recsys_batch.spark.tables import WarehouseTables
 
-    tables = Tables(get_session(config), config)
+    tables = WarehouseTables(get_session(config), config)
     versions = {name: tables.version(name) for name in _TABLES if tables.exists(name)}
     return {name: tables.read(name, version).toArrow() for name, version in versions.items()}, versions

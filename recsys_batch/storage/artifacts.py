@@ -24,8 +24,8 @@ from recsys_batch.storage.filesystems import (
     absolute,
     exists,
     is_remote,
-    joined,
-    listed,
+    join,
+    list_entries,
     local_path,
     read_bytes,
     remove,
@@ -33,7 +33,7 @@ from recsys_batch.storage.filesystems import (
     write_bytes,
 )
 
-FOLDER = "_artifacts"
+ARTIFACTS_FOLDER = "_artifacts"
 LISTING = "_listing"
 """In a store, of each folder: a line "NAME SHA256" per file; the folder is named by the checksum of this text."""
 
@@ -44,7 +44,7 @@ def artifact_root(warehouse: str) -> str:
     Raises:
         UsageError: the warehouse is neither on a mounted path nor in a store that is supported.
     """
-    return joined(absolute(warehouse), FOLDER)
+    return join(absolute(warehouse), ARTIFACTS_FOLDER)
 
 
 def put_folder(root: str, kind: str, write: Callable[[Path], None], scratch: str | None = None) -> str:
@@ -56,14 +56,14 @@ def put_folder(root: str, kind: str, write: Callable[[Path], None], scratch: str
         scratch: local folder for what goes into a store; the system's for temporary files where it is not given.
     """
     if is_remote(root):
-        return _put_remote(joined(root, kind), write, scratch)
+        return _put_remote(join(root, kind), write, scratch)
     parent = Path(local_path(root)) / kind
     parent.mkdir(parents=True, exist_ok=True)
     draft = parent / f".writing-{uuid.uuid4().hex}"
     draft.mkdir()
     try:
         write(draft)
-        final = parent / folder_name(listing_of(draft))
+        final = parent / content_hash(list_checksums(draft))
         if final.exists():
             os.utime(final)  # in use again: what is old and named by no run is removed some day
         else:
@@ -76,13 +76,13 @@ def put_folder(root: str, kind: str, write: Callable[[Path], None], scratch: str
 def _put_remote(parent: str, write: Callable[[Path], None], scratch: str | None) -> str:
     with _drafting(scratch) as draft:
         write(draft)
-        listing = listing_of(draft)
-        final = joined(parent, folder_name(listing))
-        if not exists(joined(final, LISTING)):
+        listing = list_checksums(draft)
+        final = join(parent, content_hash(listing))
+        if not exists(join(final, LISTING)):
             for path in sorted(draft.iterdir()):
-                upload(path, joined(final, path.name))
+                upload(path, join(final, path.name))
         # Last, so that it says that the rest is there; and again where it was there: in use again, as above.
-        write_bytes(joined(final, LISTING), listing.encode())
+        write_bytes(join(final, LISTING), listing.encode())
     return final
 
 
@@ -91,12 +91,12 @@ def remove_folder(location: str) -> None:
     and is uploaded again.
     """
     if is_remote(location):
-        remove(joined(location, LISTING))
+        remove(join(location, LISTING))
     remove(location)
 
 
 @contextmanager
-def writing_files(root: str, kind: str, scratch: str | None = None) -> Iterator[Path]:
+def stage_files(root: str, kind: str, scratch: str | None = None) -> Iterator[Path]:
     """A local folder for files whose names carry their own checksums; they are in ``root/kind`` when the block ends.
 
     A store gets each of them at once or not at all; what a file is, its reader verifies.
@@ -109,7 +109,7 @@ def writing_files(root: str, kind: str, scratch: str | None = None) -> Iterator[
     with _drafting(scratch) as draft:
         yield draft
         for path in sorted(draft.iterdir()):
-            upload(path, joined(root, kind, path.name))
+            upload(path, join(root, kind, path.name))
 
 
 @contextmanager
@@ -120,22 +120,22 @@ def _drafting(scratch: str | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def listing_of(folder: Path) -> str:
+def list_checksums(folder: Path) -> str:
     """Every file's name and checksum."""
     return "\n".join(f"{path.name} {sha256_file(path)}" for path in sorted(folder.iterdir()))
 
 
-def folder_name(listing: str) -> str:
+def content_hash(listing: str) -> str:
     """What a folder with this listing is called."""
     return hashlib.sha256(listing.encode()).hexdigest()[:24]
 
 
 def run_folder(root: str, run_id: str) -> str:
     """Where a run's pointers are."""
-    return joined(root, "runs", run_id)
+    return join(root, "runs", run_id)
 
 
-def point(root: str, run_id: str, name: str, value: Mapping[str, Any]) -> None:
+def set_pointer(root: str, run_id: str, name: str, value: Mapping[str, Any]) -> None:
     """Record ``value`` (JSON) as the run's ``name``, replacing what stood there."""
     location = _pointer(root, run_id, name)
     text = json.dumps(value, indent=2, sort_keys=True)
@@ -154,20 +154,20 @@ def point(root: str, run_id: str, name: str, value: Mapping[str, Any]) -> None:
 
 def catalogue_folder(root: str, run_id: str) -> str:
     """Where a run's catalogue is. Raises as ``pointed``."""
-    return joined(root, "catalogues", str(pointed(root, run_id, "catalogue")["folder"]))
+    return join(root, "catalogues", str(get_pointer(root, run_id, "catalogue")["folder"]))
 
 
 def bundle_folder(root: str, run_id: str) -> str:
     """Where a run's bundle is. Raises as ``pointed``."""
-    return joined(root, "bundles", str(pointed(root, run_id, "bundle")["folder"]))
+    return join(root, "bundles", str(get_pointer(root, run_id, "bundle")["folder"]))
 
 
-def unpoint(root: str, run_id: str, name: str) -> None:
+def clear_pointer(root: str, run_id: str, name: str) -> None:
     """Forget what ``point`` recorded."""
     remove(_pointer(root, run_id, name))
 
 
-def pointed(root: str, run_id: str, name: str) -> dict[str, Any]:
+def get_pointer(root: str, run_id: str, name: str) -> dict[str, Any]:
     """What ``point`` recorded.
 
     Raises:
@@ -181,16 +181,16 @@ def pointed(root: str, run_id: str, name: str) -> dict[str, Any]:
     return loaded
 
 
-def is_pointed(root: str, run_id: str, name: str) -> bool:
+def has_pointer(root: str, run_id: str, name: str) -> bool:
     """Whether the run has it."""
     return exists(_pointer(root, run_id, name))
 
 
-def pointers(root: str, run_id: str) -> dict[str, dict[str, Any]]:
+def list_pointers(root: str, run_id: str) -> dict[str, dict[str, Any]]:
     """All that a run has recorded, by name."""
-    names = [entry.name for entry in listed(run_folder(root, run_id)) if entry.name.endswith(".json")]
-    return {name: pointed(root, run_id, name) for name in (name.removesuffix(".json") for name in names)}
+    names = [entry.name for entry in list_entries(run_folder(root, run_id)) if entry.name.endswith(".json")]
+    return {name: get_pointer(root, run_id, name) for name in (name.removesuffix(".json") for name in names)}
 
 
 def _pointer(root: str, run_id: str, name: str) -> str:
-    return joined(run_folder(root, run_id), f"{name}.json")
+    return join(run_folder(root, run_id), f"{name}.json")

@@ -29,7 +29,7 @@ def lock_file(warehouse: str, state: str, name: str) -> Path:
 
 
 @contextmanager
-def held(path: Path, what: str, doing: str = "is being computed", wait_seconds: float = 0.0) -> Iterator[None]:
+def file_lock(path: Path, what: str, doing: str = "is being computed", wait_seconds: float = 0.0) -> Iterator[None]:
     """Hold the lock of that file for the ``with`` block, or fail; at once, unless ``wait_seconds`` are given.
 
     By flock, which the system releases when the process ends in whatever way; the file stays, and says who held it last. On a shared

@@ -58,7 +58,7 @@ class Entry:
 
     @property
     def name(self) -> str:
-        return name_of(self.location)
+        return basename(self.location)
 
 
 def is_remote(location: str) -> bool:
@@ -107,12 +107,12 @@ def absolute(location: str) -> str:
     return location.rstrip("/") if is_remote(location) else local_path(location)
 
 
-def joined(location: str, *names: str) -> str:
+def join(location: str, *names: str) -> str:
     """A place within a folder."""
     return "/".join([location.rstrip("/"), *names])
 
 
-def name_of(location: str) -> str:
+def basename(location: str) -> str:
     """The last part."""
     return location.rstrip("/").rpartition("/")[2]
 
@@ -181,12 +181,12 @@ def download(location: str, target: Path) -> str:
     return digest.hexdigest()
 
 
-def listed(location: str, *, recursive: bool = False) -> list[Entry]:
+def list_entries(location: str, *, recursive: bool = False) -> list[Entry]:
     """What is in a folder, by name; nothing where there is none."""
     filesystem, path = resolve(location)
     found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
     entries = [
-        Entry(joined(location, info.path[len(path) :].lstrip("/")), info.type == fs.FileType.Directory, info.size or 0, info.mtime)
+        Entry(join(location, info.path[len(path) :].lstrip("/")), info.type == fs.FileType.Directory, info.size or 0, info.mtime)
         for info in found
     ]
     return sorted(entries, key=lambda entry: entry.location)

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from recsys_batch.config import Paths
 from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
-from recsys_batch.storage.artifacts import LISTING, folder_name
-from recsys_batch.storage.filesystems import download, is_remote, joined, local_path, name_of, read_bytes
+from recsys_batch.storage.artifacts import LISTING, content_hash
+from recsys_batch.storage.filesystems import basename, download, is_remote, join, local_path, read_bytes
 
 _TRIES = 3
 _TOUCH_SECONDS = 15 * 60
@@ -50,7 +50,7 @@ class NodeCache:
         """Make the cache that the section [paths] of a config names."""
         return cls(paths.node_cache, paths.node_cache_mb)
 
-    def localized(self, location: str) -> Path:
+    def local_copy(self, location: str) -> Path:
         """A path of this machine with the content of an artefact folder.
 
         Raises:
@@ -60,10 +60,10 @@ class NodeCache:
         """
         if not is_remote(location):
             return Path(local_path(location))
-        name = name_of(location)
+        name = basename(location)
         return self._find(name) or self._fetched(name, location, None)
 
-    def localized_files(self, location: str, checksums: Mapping[str, str]) -> Path:
+    def local_copy_of_files(self, location: str, checksums: Mapping[str, str]) -> Path:
         """A path of this machine with the named files of a folder.
 
         Args:
@@ -74,7 +74,7 @@ class NodeCache:
         """
         if not is_remote(location):
             return Path(local_path(location))
-        name = folder_name("\n".join(f"{name} {checksums[name]}" for name in sorted(checksums)))
+        name = content_hash("\n".join(f"{name} {checksums[name]}" for name in sorted(checksums)))
         return self._find(name) or self._fetched(name, location, checksums)
 
     def _find(self, name: str) -> Path | None:
@@ -97,7 +97,7 @@ class NodeCache:
             try:
                 draft.mkdir()
                 for file, checksum in (checksums or _listing(location, name)).items():
-                    _download(joined(location, file), draft / file, checksum)
+                    _download(join(location, file), draft / file, checksum)
                 draft.rename(final)
             except OSError as error:
                 raise RecsysBatchError(f"{location} could not be copied to {folder} (paths.node_cache): {error}") from error
@@ -142,10 +142,10 @@ def _remove_idle(folder: Path, path: Path) -> None:
 def _listing(location: str, name: str) -> dict[str, str]:
     """Names and checksums of a folder's files."""
     try:
-        text = read_bytes(joined(location, LISTING)).decode(errors="replace")
+        text = read_bytes(join(location, LISTING)).decode(errors="replace")
     except FileNotFoundError:
         raise InputMissing(f"{location} is not there, or its writing was cut short (no {LISTING}): {_CURE}") from None
-    if folder_name(text) != name:
+    if content_hash(text) != name:
         raise RecsysBatchError(f"{location}/{LISTING} is not the listing that the folder is named by: damaged or altered; {_CURE}")
     pairs = (line.rpartition(" ") for line in text.splitlines())
     return {Path(file).name: checksum for file, _, checksum in pairs}

@@ -15,22 +15,22 @@ from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties
 
 from recsys_batch.storage.filesystems import storage_options
-from recsys_batch.tables.slice_writer import DataFile, Slice
+from recsys_batch.tables.slice_writer import DataFile, TableSlice
 
 _TRIES = 5
 
 
-def log_of(location: str, version: int | None = None) -> DeltaTable:
+def open_delta_table(location: str, version: int | None = None) -> DeltaTable:
     """The Delta table of a folder."""
     return DeltaTable(location, version=version, storage_options=storage_options(location))
 
 
-def commit(where: Slice, parts: Iterable[DataFile], metadata: Mapping[str, Any]) -> int:
+def commit(where: TableSlice, parts: Iterable[DataFile], metadata: Mapping[str, Any]) -> int:
     """Make ``parts`` the rows of the slice, instead of what it held; the committed version.
 
     Nothing is committed where there was nothing and there is nothing: the newest version then.
     """
-    table = log_of(where.root)
+    table = open_delta_table(where.root)
     parts = list(parts)
     filters = [(name, "=", str(value)) for name, value in where.partition.items()]
     if not parts and not table.file_uris(file_pruning_predicate=filters):
@@ -38,44 +38,44 @@ def commit(where: Slice, parts: Iterable[DataFile], metadata: Mapping[str, Any])
     return _committed(table, where, parts, metadata, mode="overwrite", partition_filters=filters)
 
 
-def append(where: Slice, rows: pa.Table, metadata: Mapping[str, Any]) -> int:
+def append(where: TableSlice, rows: pa.Table, metadata: Mapping[str, Any]) -> int:
     """Add rows to a table without partitions, in one commit; its version."""
-    return _committed(log_of(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
+    return _committed(open_delta_table(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
 
 
-def _committed(table: DeltaTable, where: Slice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **how: Any) -> int:
+def _committed(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **how: Any) -> int:
     """Again where somebody else's commit came between: slices of other runs share the table, not its rows."""
     for _ in range(_TRIES - 1):
         try:
             return _commit_once(table, where, parts, metadata, **how)
         except CommitFailedError:
-            table = log_of(where.root)
+            table = open_delta_table(where.root)
     return _commit_once(table, where, parts, metadata, **how)
 
 
-def _commit_once(table: DeltaTable, where: Slice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **how: Any) -> int:
+def _commit_once(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **how: Any) -> int:
     token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
     table.create_write_transaction(
-        add_actions(where, parts),
+        make_add_actions(where, parts),
         schema=table.schema(),
         partition_by=list(where.spec.partition_by),
         commit_properties=CommitProperties(custom_metadata={"userMetadata": token}),
         **how,
     )
-    mine = [entry["version"] for entry in log_of(where.root).history(20) if entry.get("userMetadata") == token]
+    mine = [entry["version"] for entry in open_delta_table(where.root).history(20) if entry.get("userMetadata") == token]
     return int(str(mine[0]))
 
 
-def add_actions(where: Slice, parts: Sequence[DataFile]) -> list[AddAction]:
+def make_add_actions(where: TableSlice, parts: Sequence[DataFile]) -> list[AddAction]:
     """What a commit says of files that were written."""
     now = int(time.time() * 1000)
     partition = {name: str(value) for name, value in where.partition.items()}
     return [AddAction(part.path, part.n_bytes, partition, now, True, _stats(part, where.key)) for part in parts]
 
 
-def parts_of(where: Slice, version: int | None = None) -> list[DataFile]:
+def list_data_files(where: TableSlice, version: int | None = None) -> list[DataFile]:
     """The files of the slice, by their first key."""
-    table = log_of(where.root, version)
+    table = open_delta_table(where.root, version)
     found = pa.table(table.get_add_actions(flatten=True))
     for name, value in where.partition.items():
         found = found.filter(pc.equal(found[f"partition.{name}"].cast(pa.string()), str(value)))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def ragged(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+def split_rows(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Flat values and int64 offsets [n + 1] of a list column; null lists count as empty, slices are respected."""
     lengths = np.asarray(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
     return column.flatten(), np.concatenate([[0], np.cumsum(lengths)])
@@ -30,7 +30,7 @@ def column_matrix(column: pa.Array) -> np.ndarray:
     Raises:
         ValueError: lists of different lengths.
     """
-    values, offsets = ragged(column)
+    values, offsets = split_rows(column)
     lengths = np.diff(offsets)
     if len(lengths) == 0:
         return np.zeros((0, 0), dtype=np.float32)
@@ -39,7 +39,7 @@ def column_matrix(column: pa.Array) -> np.ndarray:
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(lengths), int(lengths[0]))
 
 
-def distinct(keys: np.ndarray) -> np.ndarray:
+def sorted_unique(keys: np.ndarray) -> np.ndarray:
     """Keys that are not negative, once each, ascending. Sorted and thinned by hand: np.unique hashes first, 40 times as slow."""
     keys = np.sort(keys)
     return np.asarray(keys[np.diff(keys, prepend=-1) > 0])
@@ -50,6 +50,6 @@ def mask_ragged(offsets: np.ndarray, keep: np.ndarray) -> np.ndarray:
     return np.asarray(np.concatenate([[0], np.cumsum(keep)])[offsets], dtype=np.int64)
 
 
-def places(values: pa.Array | pa.ChunkedArray, among: pa.Array) -> np.ndarray:
+def flat_positions(values: pa.Array | pa.ChunkedArray, among: pa.Array) -> np.ndarray:
     """int64 place of each value in ``among``, -1 where it is not there."""
     return np.asarray(pc.fill_null(pc.index_in(values, value_set=among), -1).to_numpy(zero_copy_only=False), dtype=np.int64)

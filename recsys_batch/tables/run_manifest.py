@@ -88,7 +88,7 @@ def from_row(row: Mapping[str, Any]) -> Run:
     return Run(**values)
 
 
-def fold(rows: Iterable[Mapping[str, Any]]) -> dict[str, Run]:
+def latest_state_by_run(rows: Iterable[Mapping[str, Any]]) -> dict[str, Run]:
     """Newest state per run_id."""
     states: dict[str, Run] = {}
     for row in rows:
@@ -99,13 +99,13 @@ def fold(rows: Iterable[Mapping[str, Any]]) -> dict[str, Run]:
     return states
 
 
-def current(rows: Iterable[Mapping[str, Any]]) -> Run | None:
+def newest_published(rows: Iterable[Mapping[str, Any]]) -> Run | None:
     """The run that readers see: of the PUBLISHED rows, the one with the newest published_at."""
     published = [row for row in rows if row["status"] == "PUBLISHED"]
     return from_row(max(published, key=lambda row: row["published_at"])) if published else None
 
 
-def newest_of(states: Mapping[str, Run], run_date: dt.date) -> Run | None:
+def newest_run_of_date(states: Mapping[str, Run], run_date: dt.date) -> Run | None:
     """The run of that date that was begun last."""
     runs = [run for run in states.values() if run.run_date == run_date]
     return max(runs, key=lambda run: run.metrics[STARTED_AT]) if runs else None

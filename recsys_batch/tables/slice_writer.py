@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.schemas import IdTypes, TableSpec
-from recsys_batch.storage.filesystems import joined, open_output
+from recsys_batch.storage.filesystems import join, open_output
 
 _ROW_GROUP_BYTES = 8 * 2**20  # uncompressed: what a reader of one user's rows has to decode
 _REPEATING = ("run_id", "user_id", "source", "model_version", "segment", "reason", "rank", "generated_at")
@@ -55,7 +55,7 @@ class DataFile:
 
 
 @dataclass(frozen=True)
-class Slice:
+class TableSlice:
     """Where a run's rows of a table go; small, as it travels to executors.
 
     Attributes:
@@ -105,7 +105,7 @@ class Slice:
             if batch.num_rows == 0:
                 continue
             writer = writer or _Writer(self, task)
-            writer.add(self.conform(batch), counts_of(batch))
+            writer.add(self.conform(batch), read_counts(batch))
             if writer.n_bytes >= self.target_bytes:
                 yield writer.close()
                 writer = None
@@ -126,10 +126,10 @@ def _as(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 class _Writer:
-    def __init__(self, where: Slice, task: int) -> None:
+    def __init__(self, where: TableSlice, task: int) -> None:
         self._where = where
         self._name = where.file(f"part-{task:05d}-{uuid.uuid4().hex}.parquet")
-        self._sink = open_output(joined(where.root, self._name))
+        self._sink = open_output(join(where.root, self._name))
         names = [name for name in where.schema.names if name in _REPEATING]
         # Statistics of the key alone: it is what files and row groups are told apart by.
         told = [where.key] if where.key else False
@@ -181,7 +181,7 @@ class _Writer:
 WRITE_MS, PYTHON_MS = "write_ms", "python_ms"
 """Counts of every part: milliseconds in which it was encoded and written, and of processor time of the Python worker in all."""
 
-PART_SCHEMA = pa.schema(
+DATA_FILE_SCHEMA = pa.schema(
     [
         ("path", pa.string()),
         ("n_bytes", pa.int64()),
@@ -196,23 +196,23 @@ _JSON = ("first", "last", "counts")
 _COUNTS = b"recsys_batch.counts"
 
 
-def counted(batch: pa.RecordBatch, counts: Mapping[str, int]) -> pa.RecordBatch:
+def attach_counts(batch: pa.RecordBatch, counts: Mapping[str, int]) -> pa.RecordBatch:
     """The batch with numbers that are not in its rows; the writer adds them up."""
     return batch.replace_schema_metadata({_COUNTS: json.dumps(counts)}) if counts else batch
 
 
-def counts_of(batch: pa.RecordBatch) -> dict[str, int]:
+def read_counts(batch: pa.RecordBatch) -> dict[str, int]:
     """What ``counted`` added."""
     found: dict[str, int] = json.loads((batch.schema.metadata or {}).get(_COUNTS, b"{}"))
     return found
 
 
-def part_batch(part: DataFile) -> pa.RecordBatch:
+def data_file_to_batch(part: DataFile) -> pa.RecordBatch:
     row = asdict(part)
     row |= {name: json.dumps(row[name]) for name in _JSON}
-    return pa.RecordBatch.from_pylist([row], schema=PART_SCHEMA)
+    return pa.RecordBatch.from_pylist([row], schema=DATA_FILE_SCHEMA)
 
 
-def part_of_row(row: Mapping[str, Any]) -> DataFile:
+def data_file_from_row(row: Mapping[str, Any]) -> DataFile:
     """The inverse of ``part_batch``."""
     return DataFile(**{**row, **{name: json.loads(row[name]) for name in _JSON}})

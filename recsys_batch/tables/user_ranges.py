@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recsys_batch.storage.filesystems import joined, parquet_file
-from recsys_batch.tables.slice_writer import DataFile, Slice
+from recsys_batch.storage.filesystems import join, parquet_file
+from recsys_batch.tables.slice_writer import DataFile, TableSlice
 
-Range = tuple[Any, Any]
+UserRange = tuple[Any, Any]
 """(after, up to): user_ids above the first and not above the second; None where it is open."""
 
 BATCH_ROWS, LIST_ROWS = 65_536, 2_048
@@ -26,14 +26,14 @@ BATCH_ROWS, LIST_ROWS = 65_536, 2_048
 
 
 @dataclass(frozen=True)
-class Files:
+class UserSortedFiles:
     """Files of a slice, each in order of user_id."""
 
-    where: Slice
+    where: TableSlice
     parts: Sequence[DataFile]
 
     def batches(
-        self, bounds: Range = (None, None), columns: Sequence[str] | None = None, n_rows: int = BATCH_ROWS
+        self, bounds: UserRange = (None, None), columns: Sequence[str] | None = None, n_rows: int = BATCH_ROWS
     ) -> Iterator[pa.RecordBatch]:
         """Rows of the range in the order of the files, at most ``n_rows`` at a time: memory that is still warm is used again."""
         schema = self._schema(columns)
@@ -44,14 +44,14 @@ class Files:
             if (after is not None and part.last <= after) or (upto is not None and part.first > upto):
                 continue
             inside = (after is None or part.first > after) and (upto is None or part.last <= upto)
-            with parquet_file(joined(self.where.root, part.path), read_dictionary=few) as file:
+            with parquet_file(join(self.where.root, part.path), read_dictionary=few) as file:
                 groups = None if inside else _groups_within(file, bounds)
                 for batch in file.iter_batches(n_rows, row_groups=groups, columns=wanted, use_threads=False):
-                    kept = batch if inside else within(batch, bounds)
+                    kept = batch if inside else slice_to_range(batch, bounds)
                     if kept.num_rows:
                         yield kept.select(schema.names).cast(schema)
 
-    def between(self, bounds: Range = (None, None), columns: Sequence[str] | None = None) -> pa.Table:
+    def between(self, bounds: UserRange = (None, None), columns: Sequence[str] | None = None) -> pa.Table:
         """All rows of the range, each column in one piece."""
         return pa.Table.from_batches(list(self.batches(bounds, columns)), self._schema(columns)).unify_dictionaries().combine_chunks()
 
@@ -60,30 +60,30 @@ class Files:
         return schema if columns is None else pa.schema([schema.field(name) for name in columns])
 
 
-def ranges(parts: Sequence[DataFile]) -> list[Range]:
+def ranges_of_files(parts: Sequence[DataFile]) -> list[UserRange]:
     """A range per part (one for those that end alike), which together take in every user there could be."""
-    return ranges_up_to([part.last for part in parts])
+    return ranges_from_cuts([part.last for part in parts])
 
 
-def ranges_up_to(lasts: Iterable[Any]) -> list[Range]:
+def ranges_from_cuts(lasts: Iterable[Any]) -> list[UserRange]:
     """Ranges that end with these users; the last one is open."""
     ends = sorted(set(lasts))
     return list(zip([None, *ends[:-1]], [*ends[:-1], None], strict=True)) if ends else [(None, None)]
 
 
-def within(batch: pa.RecordBatch, bounds: Range) -> pa.RecordBatch:
+def slice_to_range(batch: pa.RecordBatch, bounds: UserRange) -> pa.RecordBatch:
     """Rows of the range."""
     inside = _inside(batch["user_id"], bounds)
     return batch if inside is None else batch.filter(inside)
 
 
-def users_within(user_ids: pa.Array, bounds: Range) -> pa.Array:
+def users_in_range(user_ids: pa.Array, bounds: UserRange) -> pa.Array:
     """Those of the range: a set that rows are looked up in is built anew for every batch of them."""
     inside = _inside(user_ids, bounds)
     return user_ids if inside is None else user_ids.filter(inside)
 
 
-def _inside(user_ids: pa.Array, bounds: Range) -> pa.Array | None:
+def _inside(user_ids: pa.Array, bounds: UserRange) -> pa.Array | None:
     found = None
     for bound, compare in zip(bounds, (pc.greater, pc.less_equal), strict=True):
         if bound is not None:
@@ -92,7 +92,7 @@ def _inside(user_ids: pa.Array, bounds: Range) -> pa.Array | None:
     return found
 
 
-def runs(user_ids: pa.Array) -> tuple[pa.Array, np.ndarray]:
+def group_boundaries(user_ids: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """The users of rows that lie user by user, and where each one's rows begin (int64 [n + 1], the last their number)."""
     if len(user_ids) == 0:
         return user_ids, np.zeros(1, dtype=np.int64)
@@ -100,9 +100,9 @@ def runs(user_ids: pa.Array) -> tuple[pa.Array, np.ndarray]:
     return encoded.values, np.concatenate([[0], encoded.run_ends.to_numpy()]).astype(np.int64)
 
 
-def without(batch: pa.RecordBatch, users: pa.Array) -> pa.RecordBatch:
+def drop_users(batch: pa.RecordBatch, users: pa.Array) -> pa.RecordBatch:
     """The batch without these users' rows, copied in the pieces between them: most rows stay, and a filter would look at each."""
-    held, starts = runs(batch["user_id"])
+    held, starts = group_boundaries(batch["user_id"])
     gone = np.flatnonzero(pc.is_in(held, value_set=users))
     if len(gone) == 0:
         return batch
@@ -111,20 +111,22 @@ def without(batch: pa.RecordBatch, users: pa.Array) -> pa.RecordBatch:
     return pa.concat_batches(pieces or [batch.slice(0, 0)])
 
 
-def spliced(carried: Iterable[pa.RecordBatch], changed: pa.Array, fresh: pa.Table) -> Iterator[tuple[pa.RecordBatch, int]]:
+def merge_sorted(carried: Iterable[pa.RecordBatch], changed: pa.Array, fresh: pa.Table) -> Iterator[tuple[pa.RecordBatch, int]]:
     """``carried`` without the changed users' rows, and the rows of ``fresh`` at their places; with each batch its carried rows.
 
     Args:
         carried, fresh: both in order of user_id, of one schema.
         changed: user_ids; those in ``fresh`` among them.
     """
-    users, starts = runs(fresh["user_id"].combine_chunks() if fresh.num_rows else pa.array([], fresh.schema.field("user_id").type))
+    users, starts = group_boundaries(
+        fresh["user_id"].combine_chunks() if fresh.num_rows else pa.array([], fresh.schema.field("user_id").type)
+    )
     names, rows = _sortable(users), fresh.combine_chunks().to_batches()[0] if fresh.num_rows else None
     done = 0
     for batch in carried:
         if batch.num_rows == 0:
             continue
-        held, begins = runs(batch["user_id"])
+        held, begins = group_boundaries(batch["user_id"])
         gone = np.asarray(pc.is_in(held, value_set=changed))
         places = _sortable(held)
         upto = int(np.searchsorted(names, places[-1], side="right")) if len(names) else 0
@@ -156,7 +158,7 @@ def _sortable(values: pa.Array) -> np.ndarray:
     return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
-def _groups_within(file: pq.ParquetFile, bounds: Range) -> list[int]:
+def _groups_within(file: pq.ParquetFile, bounds: UserRange) -> list[int]:
     """Row groups that may have a user of the range, by their statistics."""
     after, upto = bounds
     column = file.schema_arrow.get_field_index("user_id")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recsys_batch.ann import index
-from recsys_batch.ann.index import IndexInfo, build_index, choose
+from recsys_batch.ann.index import IndexInfo, build_index, choose_layout
 from recsys_batch.ann.kernels import normalised, scan_all
 from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever, prepared
 from recsys_batch.ann.search import open_retriever
@@ -132,7 +132,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     }
     with pytest.MonkeyPatch.context() as patch:
         # One MiB, the least that memory_mb can say, holds half of these vectors and more.
-        patch.setattr(index, "choose", lambda *arguments: replace(choose(*arguments), n_shards=4))
+        patch.setattr(index, "choose_layout", lambda *arguments: replace(choose_layout(*arguments), n_shards=4))
         infos["sharded"] = build_index(vectors, settings.model_copy(update={"mode": "sharded"}), directory, n_threads=1)
     stored = normalised(vectors) if request.param == "cosine" else vectors
     allowed = np.random.default_rng(9).random(N_ITEMS) < 0.6

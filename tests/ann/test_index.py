@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from recsys_batch.ann import index, index_files
-from recsys_batch.ann.index import IndexInfo, assign, build_index, choose, n_lists
+from recsys_batch.ann.index import IndexInfo, assign_to_lists, build_index, choose_layout, n_lists
 from recsys_batch.ann.index_files import IndexFile, Verifier
 from recsys_batch.ann.kernels import normalised
 from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever
@@ -40,7 +40,9 @@ SETTINGS = {
 
 @pytest.fixture
 def three_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index, "choose", lambda *a: (lambda layout: replace(layout, n_shards=min(3, 2 * layout.n_shards - 1)))(choose(*a)))
+    monkeypatch.setattr(
+        index, "choose_layout", lambda *a: (lambda layout: replace(layout, n_shards=min(3, 2 * layout.n_shards - 1)))(choose_layout(*a))
+    )
 
 
 def files_of(info: IndexInfo) -> list[IndexFile]:
@@ -71,7 +73,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path: Path) -> 
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        index_files.put(tmp_path, "vectors", ".npy", fail)
+        index_files.store_index_file(tmp_path, "vectors", ".npy", fail)
     assert not list(tmp_path.iterdir())
 
 
@@ -150,7 +152,7 @@ def test_info_says_what_is_searched(tmp_path: Path) -> None:
 def test_the_layout_is_chosen_by_size_and_says_why(
     settings: dict[str, Any], n_items: int, chosen: tuple[str, str, int], reason: str
 ) -> None:
-    layout = choose(Retrieval(**settings), n_items, 64)
+    layout = choose_layout(Retrieval(**settings), n_items, 64)
     assert (layout.mode, layout.storage, layout.n_shards) == chosen
     assert reason in layout.reason
     assert layout.n_bytes == n_items * 64 * (1 if layout.storage == "int8" else 4)
@@ -162,7 +164,7 @@ def test_the_layout_is_chosen_by_size_and_says_why(
 @pytest.mark.parametrize("storage", ["auto", "float32", "int8"])
 def test_what_auto_chooses_above_exact_fits_into_memory(n_items: int, memory_mb: int, storage: str) -> None:
     settings = Retrieval(memory_mb=memory_mb, storage=storage, exact_max_items=0)
-    assert choose(settings, n_items, 64).resident_bytes <= memory_mb * 2**20
+    assert choose_layout(settings, n_items, 64).resident_bytes <= memory_mb * 2**20
 
 
 @pytest.mark.parametrize(("nlist", "n_items", "expected"), [(None, 1, 1), (None, 500, 31), (None, 10**6, 4000), (7, 10**6, 7)])
@@ -228,7 +230,7 @@ def test_rows_assigned_elsewhere_give_the_same_index(
     def elsewhere(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         seen.append((*vectors.shape, *centroids.shape))
         np.testing.assert_array_equal(vectors, normalised(VECTORS) if metric == "cosine" else VECTORS)
-        return np.concatenate([assign(vectors[start : start + block], centroids) for start in range(0, len(vectors), block)])
+        return np.concatenate([assign_to_lists(vectors[start : start + block], centroids) for start in range(0, len(vectors), block)])
 
     settings = SETTINGS[name].model_copy(update={"metric": metric})
     assert build_index(VECTORS, settings, tmp_path, 1, assign_rows=elsewhere) == build_index(VECTORS, settings, tmp_path, 1)
@@ -360,7 +362,7 @@ def test_a_file_is_verified_once_and_then_kept(tmp_path: Path, name: str, monkey
 
 
 def test_a_file_that_is_put_in_the_place_of_another_is_verified_again(tmp_path: Path) -> None:
-    file = index_files.put(tmp_path, "lists", ".bin", lambda path: path.write_bytes(b"content") and None)
+    file = index_files.store_index_file(tmp_path, "lists", ".bin", lambda path: path.write_bytes(b"content") and None)
     verifier, path = Verifier(), tmp_path / file.name
     known = verifier.check(tmp_path, file)
     assert known == (path, verifier.check(tmp_path, file)[1])
@@ -374,7 +376,7 @@ def test_a_file_that_is_put_in_the_place_of_another_is_verified_again(tmp_path: 
 
 
 def test_a_file_is_expected_by_its_checksum_and_not_by_its_name(tmp_path: Path) -> None:
-    file = index_files.put(tmp_path, "lists", ".bin", lambda path: path.write_bytes(b"content") and None)
+    file = index_files.store_index_file(tmp_path, "lists", ".bin", lambda path: path.write_bytes(b"content") and None)
     verifier = Verifier()
     verifier.check(tmp_path, file)
     with pytest.raises(IndexDamaged, match="expected 000000000000"):

@@ -12,27 +12,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.ann import inverted_lists, kernels
-from recsys_batch.ann.inverted_lists import Lists, search_lists
-from recsys_batch.ann.vector_storage import FloatRows, Int8Rows, Shard, StoredRows, encode, int8_scale
+from recsys_batch.ann.inverted_lists import InvertedLists, search_lists
+from recsys_batch.ann.vector_storage import FloatRows, IndexShard, Int8Rows, StoredRows, int8_scale, quantize
 
 sizes_of_lists = st.lists(st.one_of(st.just(0), st.integers(0, 14)), min_size=1, max_size=12)
 
 
-def lists_of(sizes: Sequence[int]) -> Lists:
+def lists_of(sizes: Sequence[int]) -> InvertedLists:
     ends = np.cumsum(sizes, dtype=np.int64)
-    return Lists(ends - np.asarray(sizes, dtype=np.int64), ends)
+    return InvertedLists(ends - np.asarray(sizes, dtype=np.int64), ends)
 
 
-def members(found: Lists) -> list[list[int]]:
+def members(found: InvertedLists) -> list[list[int]]:
     return [found.rows_at(np.arange(start, end)).tolist() for start, end in zip(found.starts, found.ends, strict=True)]
 
 
-def shard_of(n: int, first: int, stop: int) -> Shard:
+def shard_of(n: int, first: int, stop: int) -> IndexShard:
     def unopened() -> StoredRows:
         raise AssertionError("opened")
 
     assert 0 <= first <= stop <= n
-    return Shard(first, stop, unopened)
+    return IndexShard(first, stop, unopened)
 
 
 @settings(max_examples=200)
@@ -66,8 +66,8 @@ class Searched:
 
     queries: np.ndarray
     probed: np.ndarray
-    lists: Lists
-    shard: Shard
+    lists: InvertedLists
+    shard: IndexShard
     codes: np.ndarray
     stored: StoredRows
     max_norm: float
@@ -114,11 +114,11 @@ def searches(draw: st.DrawFn) -> Searched:
     max_norm = kernels.longest(vectors)
     if draw(st.booleans()):
         low, step = int8_scale(vectors)
-        stored = Int8Rows(encode(vectors[first:stop], low, step), low, step)
+        stored = Int8Rows(quantize(vectors[first:stop], low, step), low, step)
         max_norm += float(np.linalg.norm(step)) / 2
     n_probed = draw(st.integers(1, nlist))
     probed = np.array([rng.permutation(nlist)[:n_probed] for _ in range(n_queries)], dtype=np.int64).reshape(n_queries, n_probed)
-    return Searched(matrix(n_queries), probed, found, Shard(first, stop, lambda: stored), rng.permutation(n), stored, max_norm)
+    return Searched(matrix(n_queries), probed, found, IndexShard(first, stop, lambda: stored), rng.permutation(n), stored, max_norm)
 
 
 @settings(max_examples=300, deadline=None)
@@ -136,14 +136,14 @@ def test_a_search_finds_what_scoring_one_item_at_a_time_finds(searched: Searched
 
 def test_a_query_of_empty_lists_finds_nothing_beside_one_that_finds_something() -> None:
     vectors = np.eye(3, dtype=np.float32)
-    shard = Shard(0, 3, lambda: FloatRows(vectors))
+    shard = IndexShard(0, 3, lambda: FloatRows(vectors))
     scores, codes = search_lists(vectors[:2], np.array([[0, 2], [1, 2]]), lists_of([0, 3, 0]), shard, np.array([7, 5, 6]), 1.0, 4)
     np.testing.assert_array_equal(codes, [[-1] * 4, [5, 6, 7, -1]])
     np.testing.assert_array_equal(scores, [[-np.inf] * 4, [1, 0, 0, -np.inf]])
 
 
 @pytest.mark.parametrize("shard", [shard_of(5, 0, 5), shard_of(5, 0, 0), shard_of(5, 5, 5)])
-def test_a_shard_that_nobody_probes_is_not_opened(shard: Shard) -> None:
+def test_a_shard_that_nobody_probes_is_not_opened(shard: IndexShard) -> None:
     found = lists_of([0, 5]) if shard.stop - shard.first == 0 else lists_of([0, 5]).keeping(np.zeros(5, dtype=bool))
     _, codes = search_lists(np.ones((2, 3), np.float32), np.array([[0, 1], [1, 0]]), found, shard, np.arange(5), 1.0, 4)
     assert (codes == -1).all()
@@ -152,7 +152,7 @@ def test_a_shard_that_nobody_probes_is_not_opened(shard: Shard) -> None:
 def test_long_ties_at_the_last_place_go_by_code_and_not_by_row() -> None:
     n = 4 * kernels.MARGIN
     vectors = np.ones((n, 4), np.float32)
-    shard = Shard(0, n, lambda: FloatRows(vectors))
+    shard = IndexShard(0, n, lambda: FloatRows(vectors))
     _, codes = search_lists(vectors[:1], np.array([[1, 0]]), lists_of([n // 2, n // 2]), shard, np.arange(n)[::-1].copy(), 2.0, 5)
     np.testing.assert_array_equal(codes, [[0, 1, 2, 3, 4]])
 
@@ -170,7 +170,7 @@ def test_as_many_users_are_scanned_at_once_as_their_scores_fit(cells: int, users
     monkeypatch.setattr(inverted_lists, "_SCORES", cells)
     monkeypatch.setattr(inverted_lists._Scan, "of", noted)
     vectors = np.ones((19, 2), np.float32)
-    shard = Shard(0, 19, lambda: FloatRows(vectors))
+    shard = IndexShard(0, 19, lambda: FloatRows(vectors))
     search_lists(vectors[:4], np.array([[3], [1], [0], [2]]), lists_of([1, 4, 4, 10]), shard, np.arange(19), 2.0, 3)
     assert held[0][0] == users
     assert sum(rows for rows, _ in held) == 4

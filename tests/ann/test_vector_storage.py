@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from recsys_batch.ann import kernels
-from recsys_batch.ann.vector_storage import FloatRows, Int8Rows, StoredRows, decode, encode, int8_scale
+from recsys_batch.ann.vector_storage import FloatRows, Int8Rows, StoredRows, dequantize, int8_scale, quantize
 
 EPS = np.finfo(np.float32).eps
 TINY = 255 * np.finfo(np.float32).tiny  # below it, steps have lost their digits
@@ -22,15 +22,15 @@ ROWS = rng.integers(-1, 300, size=(40, 25))
 
 def int8_rows(vectors: np.ndarray) -> Int8Rows:
     low, step = int8_scale(vectors)
-    return Int8Rows(encode(vectors, low, step), low, step)
+    return Int8Rows(quantize(vectors, low, step), low, step)
 
 
 @given(vectors=matrices)
 def test_a_stored_value_is_off_by_at_most_half_a_step(vectors: np.ndarray) -> None:
     low, step = int8_scale(vectors)
-    codes = encode(vectors, low, step)
+    codes = quantize(vectors, low, step)
     assert (codes.dtype, low.dtype, step.dtype) == (np.uint8, np.float32, np.float32)
-    error = np.abs(decode(codes, low, step).astype(np.float64) - vectors)
+    error = np.abs(dequantize(codes, low, step).astype(np.float64) - vectors)
     rounding = 4 * EPS * np.abs(vectors.astype(np.float64)).max(axis=0) + TINY
     assert (error <= step.astype(np.float64) / 2 + rounding).all()
 
@@ -52,7 +52,7 @@ def test_a_constant_dimension_is_stored_without_error(vectors: np.ndarray, const
 
 def test_values_beyond_the_scale_take_the_outermost_codes() -> None:
     low, step = np.zeros(1, np.float32), np.ones(1, np.float32)
-    np.testing.assert_array_equal(encode(np.array([[-9.0], [0.4], [0.6], [300.0]], np.float32), low, step), [[0], [0], [1], [255]])
+    np.testing.assert_array_equal(quantize(np.array([[-9.0], [0.4], [0.6], [300.0]], np.float32), low, step), [[0], [0], [1], [255]])
 
 
 def test_int8_dot_products_are_those_of_the_decoded_rows() -> None:
@@ -80,7 +80,7 @@ def test_the_same_pair_has_the_same_bits_wherever_it_stands() -> None:
 
 
 def test_rows_are_taken_by_slice_or_by_number() -> None:
-    decoded = decode(*(lambda rows: (rows.matrix, rows.low, rows.step))(int8_rows(VECTORS)))
+    decoded = dequantize(*(lambda rows: (rows.matrix, rows.low, rows.step))(int8_rows(VECTORS)))
     numbers = np.array([5, 3, 299, 3])
     for stored, expected in ((FloatRows(VECTORS), VECTORS), (int8_rows(VECTORS), decoded)):
         rows: StoredRows = stored

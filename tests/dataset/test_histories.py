@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.dataset.catalogue import Catalogue
-from recsys_batch.dataset.histories import NO_TIME, histories
+from recsys_batch.dataset.histories import NO_TIME, build_histories
 
 SCHEMA = pa.schema([("user_id", pa.int64()), ("item_id", pa.int64()), ("event_us", pa.int64()), ("weight", pa.float32())])
 
@@ -33,7 +33,7 @@ def test_each_item_counts_once_at_its_newest_and_the_newest_come_first(events: l
         [{"user_id": user, "item_id": 10 * item, "event_us": us, "weight": weight} for user, item, us, weight in rows], schema=SCHEMA
     )
     known = catalogue(4)  # items 50 and 60 are not in it
-    found = histories(table, known, length)
+    found = build_histories(table, known, length)
     by_hand = {}
     for user in sorted({row[0] for row in rows}):
         newest: dict[int, tuple[int, float]] = {}

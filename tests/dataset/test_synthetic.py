@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.dataset import synthetic
-from recsys_batch.dataset.synthetic import END_US, PowerLaw, Shuffle, World, uniform
+from recsys_batch.dataset.synthetic import END_US, PowerLaw, Shuffle, World, hash_to_uniform
 
 WORLD = World(n_users=1000, n_items=500, n_events=20_000, seed=7)
 USERS = np.arange(1, WORLD.n_users + 1)
@@ -21,15 +21,15 @@ sizes = st.integers(1, 3000)
 
 @pytest.fixture(scope="module")
 def events() -> pa.Table:
-    return synthetic.interactions(WORLD, USERS)
+    return synthetic.make_interactions(WORLD, USERS)
 
 
 def test_rows_do_not_depend_on_how_the_users_are_split(events: pa.Table) -> None:
-    pieces = [synthetic.interactions(WORLD, users) for users in np.array_split(USERS, 7)]
+    pieces = [synthetic.make_interactions(WORLD, users) for users in np.array_split(USERS, 7)]
     assert pa.concat_tables(pieces).equals(events)
 
 
-@pytest.mark.parametrize("make", [synthetic.interactions, synthetic.users, synthetic.items])
+@pytest.mark.parametrize("make", [synthetic.make_interactions, synthetic.make_users, synthetic.make_items])
 def test_another_seed_gives_other_rows(make) -> None:
     other = World(WORLD.n_users, WORLD.n_items, WORLD.n_events, seed=8)
     assert not make(other, USERS[:100]).equals(make(WORLD, USERS[:100]))
@@ -38,7 +38,7 @@ def test_another_seed_gives_other_rows(make) -> None:
 @given(sizes, sizes, st.integers(1, 20_000), st.integers(-(2**63), 2**63 - 1))
 def test_there_are_as_many_events_as_asked_for_and_all_ids_exist(n_users: int, n_items: int, n_events: int, seed: int) -> None:
     world = World(n_users, n_items, n_events, seed)
-    table = synthetic.interactions(world, np.arange(1, n_users + 1))
+    table = synthetic.make_interactions(world, np.arange(1, n_users + 1))
     assert table.num_rows == n_events
     assert 1 <= pc.min(table["user_id"]).as_py() <= pc.max(table["user_id"]).as_py() <= n_users
     assert 1 <= pc.min(table["item_id"]).as_py() <= pc.max(table["item_id"]).as_py() <= n_items
@@ -89,15 +89,15 @@ def test_popularity_and_activity_have_long_tails(events: pa.Table) -> None:
 
 
 def test_categories_and_segments_follow_the_clusters() -> None:
-    categories = [row[0] for row in synthetic.items(WORLD, ITEMS)["categories"].to_pylist()]
+    categories = [row[0] for row in synthetic.make_items(WORLD, ITEMS)["categories"].to_pylist()]
     assert categories == [f"category {c}" for c in WORLD.clusters(ITEMS)]
-    segment_of = dict(zip(WORLD.favourites(USERS)[0].tolist(), synthetic.users(WORLD, USERS)["segment"].to_pylist(), strict=True))
-    assert [segment_of[c] for c in WORLD.favourites(USERS)[0].tolist()] == synthetic.users(WORLD, USERS)["segment"].to_pylist()
+    segment_of = dict(zip(WORLD.favourites(USERS)[0].tolist(), synthetic.make_users(WORLD, USERS)["segment"].to_pylist(), strict=True))
+    assert [segment_of[c] for c in WORLD.favourites(USERS)[0].tolist()] == synthetic.make_users(WORLD, USERS)["segment"].to_pylist()
     assert len(set(segment_of.values())) > 1
 
 
 def test_about_two_percent_of_items_are_unavailable_and_all_are_listed_before_the_first_event() -> None:
-    many = synthetic.items(World(10, 20_000, 10, 3), np.arange(1, 20_001))
+    many = synthetic.make_items(World(10, 20_000, 10, 3), np.arange(1, 20_001))
     assert 1 - np.mean(many["is_available"].to_numpy()) == pytest.approx(0.02, abs=0.005)
     assert pc.max(many["first_seen_ts"].cast(pa.int64())).as_py() <= END_US - 60 * 86_400_000_000
     assert len(set(many["title"].to_pylist())) == 20_000
@@ -136,7 +136,7 @@ def test_a_rank_is_drawn_where_the_cumulative_says(n: int, exponent: float, offs
 
 def test_uniform_numbers_are_uniform_and_their_streams_independent() -> None:
     rows = np.arange(100_000)
-    one, other = uniform(5, 1, rows), uniform(5, 2, rows)
+    one, other = hash_to_uniform(5, 1, rows), hash_to_uniform(5, 2, rows)
     assert one.min() >= 0
     assert one.max() < 1
     counts = np.histogram2d(one, other, bins=10, range=[[0, 1], [0, 1]])[0]

@@ -8,17 +8,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from recsys_batch.dataset.user_events import EVENTS, PEOPLE, Gathered
+from recsys_batch.dataset.user_events import EVENTS, USERS, UserEvents
 from recsys_batch.schemas import TABLES, IdTypes, TableSpec
-from recsys_batch.tables.slice_writer import Slice
-from recsys_batch.tables.user_ranges import Files
+from recsys_batch.tables.slice_writer import TableSlice
+from recsys_batch.tables.user_ranges import UserSortedFiles
 
 IDS = IdTypes("STRING", "BIGINT")
 
 
-def files(folder: Path, spec: TableSpec, rows: list[dict[str, Any]], partition: dict[str, Any] | None = None) -> Files:
-    where = Slice(str(folder / spec.name), spec, IDS, partition or {}, 10**9)
-    return Files(where, list(where.write([pa.RecordBatch.from_pylist(rows, schema=where.schema)], 0)))
+def files(folder: Path, spec: TableSpec, rows: list[dict[str, Any]], partition: dict[str, Any] | None = None) -> UserSortedFiles:
+    where = TableSlice(str(folder / spec.name), spec, IDS, partition or {}, 10**9)
+    return UserSortedFiles(where, list(where.write([pa.RecordBatch.from_pylist(rows, schema=where.schema)], 0)))
 
 
 def event(user: str, item: int, weight: float = 1.0) -> dict[str, Any]:
@@ -30,20 +30,20 @@ def person(user: str, segment: str | None, in_users: bool = True) -> dict[str, A
 
 
 @pytest.fixture
-def gathered(tmp_path: Path) -> Gathered:
+def gathered(tmp_path: Path) -> UserEvents:
     events = files(tmp_path, EVENTS, [event("a", 1), event("a", 2, -1.0), event("c", 3)])
-    people = files(tmp_path, PEOPLE, [person("a", "x"), person("b", "y"), person("d", "z", in_users=False)])
-    return Gathered([(None, None)], events, people, None)
+    people = files(tmp_path, USERS, [person("a", "x"), person("b", "y"), person("d", "z", in_users=False)])
+    return UserEvents([(None, None)], events, people, None)
 
 
 @pytest.fixture
-def embeddings(tmp_path: Path) -> Files:
+def embeddings(tmp_path: Path) -> UserSortedFiles:
     rows = [{"user_id": user, "embedding": [float(n)], "n_events": 1} for n, user in enumerate("aef")]
     return files(tmp_path, TABLES["user_embeddings"], rows, {"run_id": "r"})
 
 
 @pytest.mark.parametrize("n_rows", [1, 100])
-def test_whoever_is_somewhere_is_known_with_all_that_is_known(gathered: Gathered, embeddings: Files, n_rows: int) -> None:
+def test_whoever_is_somewhere_is_known_with_all_that_is_known(gathered: UserEvents, embeddings: UserSortedFiles, n_rows: int) -> None:
     batches = list(gathered.known_users(embeddings, (None, "e"), n_rows))
     assert [tuple(row.values()) for batch in batches for row in batch.to_pylist()] == [
         ("a", [0.0], [1, 2], "x"),
@@ -53,16 +53,16 @@ def test_whoever_is_somewhere_is_known_with_all_that_is_known(gathered: Gathered
     ]
 
 
-def test_of_those_that_are_asked_for_only(gathered: Gathered, embeddings: Files) -> None:
+def test_of_those_that_are_asked_for_only(gathered: UserEvents, embeddings: UserSortedFiles) -> None:
     (batch,) = gathered.known_users(embeddings, (None, None), 10, pa.array(["c", "f", "nobody"]))
     assert [tuple(row.values()) for row in batch.to_pylist()] == [("c", None, [3], None), ("f", [2.0], [], None)]
 
 
-def test_positives_are_what_weighs_more_than_the_least(gathered: Gathered) -> None:
+def test_positives_are_what_weighs_more_than_the_least(gathered: UserEvents) -> None:
     assert gathered.positives((None, None), 0.0)["item_id"].to_pylist() == [1, 3]
 
 
-def test_without_a_users_table_nobody_has_a_segment(gathered: Gathered, embeddings: Files) -> None:
-    alone = Gathered(gathered.bounds, gathered.events, None, None)
+def test_without_a_users_table_nobody_has_a_segment(gathered: UserEvents, embeddings: UserSortedFiles) -> None:
+    alone = UserEvents(gathered.bounds, gathered.events, None, None)
     (batch,) = alone.known_users(embeddings, ("a", "c"), 10)
     assert [tuple(row.values()) for row in batch.to_pylist()] == [("c", None, [3], None)]

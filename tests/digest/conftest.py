@@ -14,14 +14,14 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
-from recsys_batch.digest.digest import Result, make_digest
-from recsys_batch.digest.user_slots import Order
+from recsys_batch.digest.digest import DigestResult, make_digest
+from recsys_batch.digest.user_slots import DigestRequest
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.storage.artifacts import artifact_root, point, put_folder
-from recsys_batch.storage.filesystems import name_of
+from recsys_batch.storage.artifacts import artifact_root, put_folder, set_pointer
+from recsys_batch.storage.filesystems import basename
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.delta_log import append, commit
-from recsys_batch.tables.slice_writer import Slice
+from recsys_batch.tables.slice_writer import TableSlice
 
 NIGHT = dt.datetime(2026, 3, 1, 1, tzinfo=dt.UTC)
 MORNING = dt.datetime(2026, 3, 1, 6, tzinfo=dt.UTC)
@@ -102,12 +102,12 @@ class House:
         items = [{"item_id": self.item(n), "title": title, "is_available": n not in unavailable} for n, title in enumerate(titles)]
         self._replace("items", items)
 
-    def order(self, **changes: Any) -> Order:
+    def order(self, **changes: Any) -> DigestRequest:
         given = {"run_date": NIGHT.date(), "slots": 5, "segment": None, "shard": (1, 1), "out": self.folder / "out.jsonl", "form": "jsonl"}
         given |= {"repeat_days": 30, "max_age": dt.timedelta(hours=36), "digest_id": "digest"} | changes
-        return Order(**given)  # type: ignore[arg-type]
+        return DigestRequest(**given)  # type: ignore[arg-type]
 
-    def digest(self, now: dt.datetime | None = None, *, dry_run: bool = False, **changes: Any) -> Result:
+    def digest(self, now: dt.datetime | None = None, *, dry_run: bool = False, **changes: Any) -> DigestResult:
         order = self.order(**changes)
         now = now or dt.datetime.combine(order.run_date, MORNING.timetz())
         cache = NodeCache(str(self.folder / "cache"))
@@ -126,10 +126,10 @@ class House:
         ]
         return pa.RecordBatch.from_pylist(rows, schema)
 
-    def _slice(self, name: str, partition: dict[str, Any]) -> Slice:
+    def _slice(self, name: str, partition: dict[str, Any]) -> TableSlice:
         path, spec = f"{self.warehouse}/{name}", TABLES[name]
         DeltaTable.create(path, spec.arrow_schema(self.ids), mode="ignore", partition_by=list(spec.partition_by))
-        return Slice(path, spec, self.ids, partition, 2**20)
+        return TableSlice(path, spec, self.ids, partition, 2**20)
 
     def _artefacts(self, run_id: str) -> None:
         angle = np.arange(N_ITEMS) / 8  # neighbours by number are neighbours by angle
@@ -139,7 +139,7 @@ class House:
         catalogue = Catalogue(ids, vectors, np.zeros((N_ITEMS, 0), np.float32), zeros, np.ones(N_ITEMS, bool))
         root = artifact_root(self.warehouse)
         folder = put_folder(root, "catalogues", lambda target: write_catalogue(target, catalogue))
-        point(root, run_id, "catalogue", {"folder": name_of(folder)})
+        set_pointer(root, run_id, "catalogue", {"folder": basename(folder)})
 
 
 LISTS = {user: [(user + 5 * place) % 24 for place in range(N_LISTED - user % 3)] for user in range(1, 10)}

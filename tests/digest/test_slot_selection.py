@@ -6,17 +6,17 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.digest.slot_selection import Chosen, choose, fill
+from recsys_batch.digest.slot_selection import ChosenSlots, choose_slots, fill_slots
 
 N_ITEMS = 12
 lists = st.lists(st.lists(st.integers(0, N_ITEMS - 1), unique=True, max_size=8), min_size=1, max_size=6)
 subset = st.sets(st.integers(0, N_ITEMS - 1))
 
 
-def chosen_of(rows: list[list[int]]) -> Chosen:
+def chosen_of(rows: list[list[int]]) -> ChosenSlots:
     owner = np.array([user for user, items in enumerate(rows) for _ in items], dtype=np.int64)
     codes = np.array([item for items in rows for item in items], dtype=np.int64)
-    return Chosen(owner, codes, np.zeros(len(codes), np.float32), np.zeros(len(codes), bool))
+    return ChosenSlots(owner, codes, np.zeros(len(codes), np.float32), np.zeros(len(codes), bool))
 
 
 @given(lists, subset, st.sets(st.tuples(st.integers(0, 5), st.integers(0, N_ITEMS - 1))), st.integers(1, 5), st.lists(subset, max_size=2))
@@ -29,7 +29,7 @@ def test_choosing_and_filling_are_what_a_loop_over_users_does(
     named = {name: (np.array(sorted(some), np.int64), np.zeros(len(some), np.float32)) for name, some in pairs}
     segments = ["north" if user % 2 else None for user in range(len(rows))]
 
-    found = fill(choose(chosen_of(rows), len(rows), slots, sendable, keys), segments, slots, named, sendable, keys)
+    found = fill_slots(choose_slots(chosen_of(rows), len(rows), slots, sendable, keys), segments, slots, named, sendable, keys)
 
     expected = []
     for user, items in enumerate(rows):

@@ -12,9 +12,9 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.evaluation.evaluate import Evaluation, evaluate, holdout_truth
-from recsys_batch.read import latest_topk, published_run, read_table
-from recsys_batch.spark.tables import Tables
+from recsys_batch.evaluation.evaluate import Evaluation, evaluate_run, read_holdout_truth
+from recsys_batch.read import published_run, read_latest_topk, read_table
+from recsys_batch.spark.tables import WarehouseTables
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -35,7 +35,7 @@ def truth(market: Any) -> pa.Table:
 @pytest.fixture(scope="module")
 def result(published: Config, truth: pa.Table) -> Evaluation:
     warehouse = published.paths.warehouse
-    return evaluate(warehouse, published_run(warehouse), truth, "a table", (K, 10), 0.0)
+    return evaluate_run(warehouse, published_run(warehouse), truth, "a table", (K, 10), 0.0)
 
 
 def by_hand(lists: dict[str, list[int]], truth: pa.Table) -> dict[str, float]:
@@ -57,7 +57,7 @@ def by_hand(lists: dict[str, list[int]], truth: pa.Table) -> dict[str, float]:
 
 def test_the_models_metrics_are_those_of_the_published_rows(result: Evaluation, truth: pa.Table, published: Config) -> None:
     lists: dict[str, list[int]] = {}
-    for row in latest_topk(published.paths.warehouse).to_pylist():
+    for row in read_latest_topk(published.paths.warehouse).to_pylist():
         lists.setdefault(row["user_id"], []).append(row["item_id"])
     for name, value in by_hand(lists, truth).items():
         assert result.model[name] == pytest.approx(value), name
@@ -74,7 +74,7 @@ def test_popularity_is_what_counting_gives_without_seen_items(result: Evaluation
         if row["weight"] > 0 and row["item_id"] != 10:
             counts[row["item_id"]].add(row["user_id"])
     order = sorted(counts, key=lambda item: (-len(counts[item]), item))
-    users = set(latest_topk(published.paths.warehouse)["user_id"].to_pylist())
+    users = set(read_latest_topk(published.paths.warehouse)["user_id"].to_pylist())
     lists = {user: [item for item in order if item not in seen.get(user, set())] for user in users}
     for name, value in by_hand(lists, truth).items():
         assert result.popularity[name] == pytest.approx(value), name
@@ -84,10 +84,12 @@ def test_without_a_holdout_the_truth_is_what_arrived_after_the_run(spark: SparkS
     warehouse = fresh_published.paths.warehouse
     run = published_run(warehouse)
     with pytest.raises(InputMissing, match="no interaction arrived after the run"):
-        holdout_truth(warehouse, run)
+        read_holdout_truth(warehouse, run)
     later = market.interactions.slice(0, 3).set_column(2, "event_ts", pa.array([dt.datetime(2026, 3, 5, tzinfo=dt.UTC)] * 3))
-    Tables(spark, fresh_published).append("interactions", spark.createDataFrame(later.cast(market.interactions.schema)), {"by": "test"})
-    truth, origin = holdout_truth(warehouse, run)
+    WarehouseTables(spark, fresh_published).append(
+        "interactions", spark.createDataFrame(later.cast(market.interactions.schema)), {"by": "test"}
+    )
+    truth, origin = read_holdout_truth(warehouse, run)
     assert sorted(truth["item_id"].to_pylist()) == sorted(later["item_id"].to_pylist())
     assert "arrived after run 2026-03-01-r1" in origin
     assert read_table(warehouse, "interactions").num_rows == market.interactions.num_rows + 3
@@ -97,4 +99,4 @@ def test_ids_of_another_kind_are_an_error_and_not_a_zero(published: Config) -> N
     warehouse = published.paths.warehouse
     strangers = pa.table({"user_id": ["x"], "item_id": pa.array([10], pa.int64()), "weight": pa.array([1.0], pa.float32())})
     with pytest.raises(InputMissing, match="no user of a table has a list"):
-        evaluate(warehouse, published_run(warehouse), strangers, "a table", (K,), 0.0)
+        evaluate_run(warehouse, published_run(warehouse), strangers, "a table", (K,), 0.0)

@@ -17,8 +17,8 @@ from recsys_batch.config import Config
 from recsys_batch.errors import EXIT_MISSING, Busy
 from recsys_batch.night import open_run, run_context, steps
 from recsys_batch.night import runner as night_module
-from recsys_batch.night.run_context import Night
-from recsys_batch.night.runner import nightly
+from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.runner import run_night
 from recsys_batch.night.steps import build_index as night_index
 from recsys_batch.night.steps import gather_events
 from recsys_batch.read import published_run
@@ -70,8 +70,8 @@ POINTS: dict[str, Point] = {
     "the index's files": (ann_index, "put", any_call),
     "the index's tuning": (night_index, "tune", any_call),
     **{f"the row after {step}": (run_context, "append_runs", row(step)) for step in _AFTER},
-    "what publishing tidies up": (Night, "drop_drafts", any_call),
-    "the metrics in MLflow": (night_module.Night, "record", lambda night, **changes: changes.get("status") == "AUDITED"),
+    "what publishing tidies up": (RunContext, "drop_drafts", any_call),
+    "the metrics in MLflow": (night_module.RunContext, "record", lambda night, **changes: changes.get("status") == "AUDITED"),
 }
 
 
@@ -111,11 +111,11 @@ def test_the_same_command_again_ends_with_the_same_tables(
     spark: SparkSession, fresh: Config, published: Config, tables_of: Any, readers_see_nothing_or_all: Any, name: str, after: bool
 ) -> None:
     with dying_at(POINTS[name], after, Killed()) as died, contextlib.suppress(Killed):
-        nightly(spark, fresh, DAY)
+        run_night(spark, fresh, DAY)
     assert died, "nothing died: the point is not one that a night passes"
     readers_see_nothing_or_all(fresh)
     with contextlib.suppress(open_run.AlreadyDone):
-        nightly(spark, fresh, DAY)
+        run_night(spark, fresh, DAY)
     assert tables_of(fresh) == tables_of(published)
     assert manifest_of(fresh) == manifest_of(published)
 
@@ -127,9 +127,9 @@ def test_a_disk_that_is_full_fails_the_night_and_nothing_else(
 ) -> None:
     before = published_run(fresh_published.paths.warehouse)
     with dying_at(POINTS[name], False, problem), pytest.raises(OSError, match=problem.strerror):
-        nightly(spark, fresh_published, DAY, force=True)
+        run_night(spark, fresh_published, DAY, force=True)
     assert published_run(fresh_published.paths.warehouse) == before
-    run = nightly(spark, fresh_published, DAY)
+    run = run_night(spark, fresh_published, DAY)
     assert (run.run_id, run.status) == ("2026-03-01-r2", "PUBLISHED")
 
 
@@ -139,18 +139,18 @@ def test_of_two_nights_of_a_date_one_wins(
     inside, go_on = threading.Event(), threading.Event()
     real = steps.STEPS["index"]
 
-    def waiting(night: Night) -> Any:
+    def waiting(night: RunContext) -> Any:
         inside.set()
         assert go_on.wait(60)
         return real(night)
 
     monkeypatch.setitem(steps.STEPS, "index", waiting)
-    first = threading.Thread(target=nightly, args=(spark, fresh, DAY))
+    first = threading.Thread(target=run_night, args=(spark, fresh, DAY))
     first.start()
     try:
         assert inside.wait(60)
         with pytest.raises(Busy, match=r"the night of 2026-03-01 is being computed already by process \d+") as refused:
-            nightly(spark, fresh, DAY)
+            run_night(spark, fresh, DAY)
         assert refused.value.exit_code == EXIT_MISSING
     finally:
         go_on.set()

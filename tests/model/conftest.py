@@ -125,11 +125,11 @@ def small() -> Config:
 @pytest.fixture(scope="session")
 def train_on(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
     """(tables, config, progress, champion) -> bundle in a folder of its own."""
-    from recsys_batch.model.training import train
+    from recsys_batch.model.training import train_bundle
 
     def run(tables: Tables, config: Config, progress: Any = lambda *_: None, champion: Bundle | None = None) -> Bundle:
         folder = tmp_path_factory.mktemp("bundle")
-        return train(tables.interactions, tables.items, tables.users, config, folder, progress, champion)
+        return train_bundle(tables.interactions, tables.items, tables.users, config, folder, progress, champion)
 
     return run
 

@@ -14,8 +14,8 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.model import challenger_metrics
-from recsys_batch.model.challenger_metrics import bundle_ndcg, popularity_metrics, unseen_by
-from recsys_batch.model.training_data import prepare, split
+from recsys_batch.model.challenger_metrics import mask_seen, measure_bundle_ndcg, measure_popularity
+from recsys_batch.model.training_data import prepare_training_data, split_training_data
 from recsys_batch.registry.bundle import Bundle
 
 Train = Callable[..., Bundle]
@@ -36,7 +36,7 @@ def iso(us: int) -> str:
 def test_popularity_by_hand(make_positives: Any) -> None:
     train = make_positives([[0, 1], [0], [0, 2], [1]], 4)  # item 0: 3 users, 1: 2, 2: 1, 3: none
     held = make_positives([[2], [1, 3], [], [0]], 4)
-    got = popularity_metrics(train, held)
+    got = measure_popularity(train, held)
     # user 0 has seen 0, 1: the list starts with 2. user 1: 1, 2, 3. user 3: 0 first.
     second = (1 + 1 / np.log2(4)) / (1 + 1 / np.log2(3))
     assert got["popularity_ndcg_at_10"] == pytest.approx((1 + second + 1) / 3)
@@ -44,40 +44,40 @@ def test_popularity_by_hand(make_positives: Any) -> None:
 
 
 def test_popularity_over_nothing_is_zero(make_positives: Any) -> None:
-    assert set(popularity_metrics(make_positives([[0]], 1), make_positives([[]], 1)).values()) == {0.0}
+    assert set(measure_popularity(make_positives([[0]], 1), make_positives([[]], 1)).values()) == {0.0}
 
 
 def test_a_champion_is_judged_only_on_events_that_are_newer_than_its_training(
     planted: Any, small: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(challenger_metrics, "MIN_NEW_EVENTS", 5)
-    data = prepare(planted.interactions, planted.items, planted.users, small)
-    held = split(data.positives, 0.2)[1]
+    data = prepare_training_data(planted.interactions, planted.items, planted.users, small)
+    held = split_training_data(data.positives, 0.2)[1]
     until = int(np.median(held.event_us))
-    fresh = unseen_by(champion_until(iso(until)), data, held)
+    fresh = mask_seen(champion_until(iso(until)), data, held)
     assert fresh is not None and fresh.n_users == held.n_users
     assert len(fresh.codes) == (held.event_us > until).sum() > 0 and (fresh.event_us > until).all()
 
 
 @pytest.mark.parametrize("moment", [None, iso(2_000_000_000_000), "2030-01-01T00:00:00+00:00"])
 def test_without_enough_new_events_there_is_nothing_fair_to_compare_on(planted: Any, small: Config, moment: str | None) -> None:
-    data = prepare(planted.interactions, planted.items, planted.users, small)
-    assert unseen_by(champion_until(moment), data, split(data.positives, 0.2)[1]) is None
+    data = prepare_training_data(planted.interactions, planted.items, planted.users, small)
+    assert mask_seen(champion_until(moment), data, split_training_data(data.positives, 0.2)[1]) is None
 
 
 def test_without_times_there_is_nothing_fair_to_compare_on(planted: Any, small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(challenger_metrics, "MIN_NEW_EVENTS", 1)
-    data = prepare(planted.without_time().interactions, planted.items, planted.users, small)
-    assert unseen_by(champion_until(iso(0)), data, split(data.positives, 0.2)[1]) is None
+    data = prepare_training_data(planted.without_time().interactions, planted.items, planted.users, small)
+    assert mask_seen(champion_until(iso(0)), data, split_training_data(data.positives, 0.2)[1]) is None
 
 
 def test_a_bundle_measured_from_outside_is_as_good_as_its_own_training_said(planted: Any, small: Config, train_on: Train) -> None:
     """Towers, features and ranker out of the files give what they gave in training."""
     config = changed(small, refit=False)
     result = train_on(planted, config)
-    data = prepare(planted.interactions, planted.items, planted.users, config)
-    held_in, held_out = split(data.positives, config.training.validation_fraction)
-    got = bundle_ndcg(result, data, planted.items, planted.users, held_in, held_out)
+    data = prepare_training_data(planted.interactions, planted.items, planted.users, config)
+    held_in, held_out = split_training_data(data.positives, config.training.validation_fraction)
+    got = measure_bundle_ndcg(result, data, planted.items, planted.users, held_in, held_out)
     assert got == pytest.approx(result.manifest["metrics"]["ndcg_at_10"], abs=1e-6)
 
 
@@ -89,14 +89,14 @@ def test_the_gate_compares_challenger_and_champion_on_the_same_new_events(
     older = planted.interactions.filter(pa.array(stamps < np.quantile(stamps, 0.95)))
     champion = train_on(replace(planted, interactions=older), small)
     result = train_on(planted, changed(small, refit=False), champion=champion)
-    data = prepare(planted.interactions, planted.items, planted.users, small)
-    held_in, held_out = split(data.positives, small.training.validation_fraction)
-    fresh = unseen_by(champion, data, held_out)
+    data = prepare_training_data(planted.interactions, planted.items, planted.users, small)
+    held_in, held_out = split_training_data(data.positives, small.training.validation_fraction)
+    fresh = mask_seen(champion, data, held_out)
     assert fresh is not None and 0 < len(fresh.codes) < len(held_out.codes)
     gate = result.manifest["gate"]
-    assert gate["champion"] == pytest.approx(bundle_ndcg(champion, data, planted.items, planted.users, held_in, fresh))
-    assert gate["challenger"] == pytest.approx(bundle_ndcg(result, data, planted.items, planted.users, held_in, fresh), abs=1e-6)
-    assert gate["popularity"] == pytest.approx(popularity_metrics(held_in, fresh)["popularity_ndcg_at_10"])
+    assert gate["champion"] == pytest.approx(measure_bundle_ndcg(champion, data, planted.items, planted.users, held_in, fresh))
+    assert gate["challenger"] == pytest.approx(measure_bundle_ndcg(result, data, planted.items, planted.users, held_in, fresh), abs=1e-6)
+    assert gate["popularity"] == pytest.approx(measure_popularity(held_in, fresh)["popularity_ndcg_at_10"])
 
 
 def test_a_champion_that_has_seen_everything_stands_by_its_own_measurement(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from recsys_batch.model.onnx_export import ranker_onnx
+from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
@@ -23,7 +23,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ranker, OnnxRanke
         tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
     params.gate = 0.5
     path = tmp_path_factory.mktemp("onnx") / "ranker.onnx"
-    path.write_bytes(ranker_onnx(params.arrays()))
+    path.write_bytes(export_ranker_onnx(params.arrays()))
     return Ranker(params.arrays()), OnnxRanker(path)
 
 
@@ -41,4 +41,4 @@ def test_scores_agree_within_1e_4_and_order_up_to_ties(engines: tuple[Ranker, On
 
 def test_the_file_is_the_same_for_the_same_weights(tmp_path: Path) -> None:
     arrays = RankerParameters.initial(D, F, seed=4).arrays()
-    assert ranker_onnx(arrays) == ranker_onnx(arrays)
+    assert export_ranker_onnx(arrays) == export_ranker_onnx(arrays)

@@ -15,15 +15,15 @@ from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import BundleError
 from recsys_batch.model import ranker_training
 from recsys_batch.model.ranker import Ranker, RankerParameters
-from recsys_batch.model.ranker_training import NOT_JUDGED, Stage, _context, fit_ranker, metrics_of
+from recsys_batch.model.ranker_training import NOT_JUDGED, RankerStage, _context, fit_ranker, measure_ranker
 from recsys_batch.model.ranking_samples import RankingData, retrieve_lists
-from recsys_batch.model.tower_parameters import Plan, TowerParameters, start, tokens_of
-from recsys_batch.model.training_data import Positives, prepare, split
-from recsys_batch.ranking.features import PAIR, FeatureSpec
+from recsys_batch.model.tower_parameters import Plan, TowerParameters, group_tokens, start_parameters
+from recsys_batch.model.training_data import Positives, prepare_training_data, split_training_data
+from recsys_batch.ranking.features import PAIR_FEATURES, FeatureSpec
 
 LATER = 1e12
 D, F = 5, len(FeatureSpec.default().names)
-NO_TOKENS = tokens_of([], 1)
+NO_TOKENS = group_tokens([], 1)
 
 
 def inputs_of(B: int, C: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,19 +74,19 @@ def test_missing_weights_are_named() -> None:
 
 
 def towers_of(data: Positives, seed: int = 1) -> TowerParameters:
-    return start(Plan(20.0, 0.0, 5.0, 8), data, 0, seed)
+    return start_parameters(Plan(20.0, 0.0, 5.0, 8), data, 0, seed)
 
 
 @pytest.fixture(scope="module")
-def stages(planted: Any, small: Config) -> tuple[Stage, Stage]:
+def stages(planted: Any, small: Config) -> tuple[RankerStage, RankerStage]:
     """(inner, outer) on the planted market."""
-    positives = prepare(planted.interactions, planted.items, None, small).positives
-    train, held = split(positives, 0.1)
-    older, newer = split(train, 0.2)
-    return Stage(towers_of(older), older, newer), Stage(towers_of(train), train, held)
+    positives = prepare_training_data(planted.interactions, planted.items, None, small).positives
+    train, held = split_training_data(positives, 0.1)
+    older, newer = split_training_data(train, 0.2)
+    return RankerStage(towers_of(older), older, newer), RankerStage(towers_of(train), train, held)
 
 
-def test_lists_hold_no_input_and_every_retrieved_label_is_marked(stages: tuple[Stage, Stage]) -> None:
+def test_lists_hold_no_input_and_every_retrieved_label_is_marked(stages: tuple[RankerStage, RankerStage]) -> None:
     stage = stages[0]
     chosen = np.arange(0, stage.inputs.n_users, 3)
     lists = retrieve_lists(stage.towers, NO_TOKENS, stage.inputs, stage.labels, chosen)
@@ -108,12 +108,12 @@ def test_the_time_of_a_list_is_its_newest_labels_and_unknown_without_label(make_
     assert lists.session.tolist() == [[0, -1, -1], [1, -1, -1], [2, -1, -1]]
 
 
-def test_half_of_the_users_are_taught_without_context(stages: tuple[Stage, Stage]) -> None:
+def test_half_of_the_users_are_taught_without_context(stages: tuple[RankerStage, RankerStage]) -> None:
     lists = stages[0].lists(NO_TOKENS, 1, 1_000)
     assert lists is not None
     data = RankingData.of(stages[0].towers, stages[0].inputs, lists)
     context = _context(data, lists, np.random.default_rng(0))
-    features = data.features(lists, context)[..., len(PAIR) :]
+    features = data.features(lists, context)[..., len(PAIR_FEATURES) :]
     neutral = ~features.any(axis=(1, 2))
     assert 0.35 < neutral.mean() < 0.65
     # 1970-01-01T00:00Z was a Thursday, and all of the market's events lie within three weeks of it
@@ -121,12 +121,12 @@ def test_half_of_the_users_are_taught_without_context(stages: tuple[Stage, Stage
     assert (context.weekday[known] == (lists.label_us[known] // 86_400_000_000 + 3) % 7).all() and known.any()
 
 
-def test_the_ranker_is_no_worse_than_the_towers_on_what_is_held_out(stages: tuple[Stage, Stage]) -> None:
+def test_the_ranker_is_no_worse_than_the_towers_on_what_is_held_out(stages: tuple[RankerStage, RankerStage]) -> None:
     inner, outer = stages
     params, data, metrics = fit_ranker(inner, outer, NO_TOKENS, 3, LATER, lambda *_: None)
     lists = outer.lists(NO_TOKENS, 3, 1_000)
     assert lists is not None
-    towers_alone = metrics_of(replace(params, gate=0.0), data, lists)
+    towers_alone = measure_ranker(replace(params, gate=0.0), data, lists)
     assert metrics["ndcg_at_20"] >= towers_alone["ndcg_at_20"]
 
 
@@ -139,29 +139,29 @@ def test_the_ranker_learns_what_the_towers_cannot_say(make_positives: Any) -> No
         new = 20 + np.minimum((20 * rng.random(4) ** 0.5).astype(int), 19)
         histories.append([*dict.fromkeys(new.tolist()), *old.tolist()])
     everything = make_positives(histories, 40)
-    train, held = split(everything, 0.15)
-    older, newer = split(train, 0.15)
-    inner, outer = Stage(towers_of(older), older, newer), Stage(towers_of(train), train, held)
+    train, held = split_training_data(everything, 0.15)
+    older, newer = split_training_data(train, 0.15)
+    inner, outer = RankerStage(towers_of(older), older, newer), RankerStage(towers_of(train), train, held)
     params, data, metrics = fit_ranker(inner, outer, NO_TOKENS, 3, LATER, lambda *_: None)
     lists = outer.lists(NO_TOKENS, 3, 1_000)
     assert lists is not None and params.gate > 0
-    assert metrics["ndcg_at_20"] > 1.05 * metrics_of(replace(params, gate=0.0), data, lists)["ndcg_at_20"]
+    assert metrics["ndcg_at_20"] > 1.05 * measure_ranker(replace(params, gate=0.0), data, lists)["ndcg_at_20"]
 
 
-def test_a_gain_that_may_be_luck_leaves_the_gate_closed(stages: tuple[Stage, Stage], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gain_that_may_be_luck_leaves_the_gate_closed(stages: tuple[RankerStage, RankerStage], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranker_training, "_SURE", 1e9)
     params, _, _ = fit_ranker(*stages, NO_TOKENS, 3, LATER, lambda *_: None)
     assert params.gate == 0.0
 
 
-def test_at_its_deadline_the_ranker_stops_with_a_closed_gate(stages: tuple[Stage, Stage]) -> None:
+def test_at_its_deadline_the_ranker_stops_with_a_closed_gate(stages: tuple[RankerStage, RankerStage]) -> None:
     params, _, metrics = fit_ranker(*stages, NO_TOKENS, 3, time.monotonic() - 1, lambda *_: None)
     assert params.gate == 0.0 and metrics["ndcg_at_10"] > 0
 
 
 def test_without_labels_the_gate_stays_closed_and_nothing_is_claimed(make_positives: Any) -> None:
     inputs, labels = make_positives([[0], [1]], 3), make_positives([[], []], 3)
-    stage = Stage(towers_of(inputs), inputs, labels)
+    stage = RankerStage(towers_of(inputs), inputs, labels)
     params, data, metrics = fit_ranker(stage, stage, NO_TOKENS, 3, LATER, lambda *_: None)
     assert params.gate == 0.0 and metrics == {} and data.spec == FeatureSpec.default()
     assert set(NOT_JUDGED) == {"ndcg_at_10", "ndcg_at_20", "recall_at_10", "recall_at_20"}

@@ -15,29 +15,29 @@ from hypothesis import strategies as st
 
 from recsys_batch.config import Config, load_config
 from recsys_batch.model import tower_training
-from recsys_batch.model.challenger_metrics import popularity_metrics
-from recsys_batch.model.early_stopping import judge_of
-from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, start, tokens_of
-from recsys_batch.model.tower_training import _Trainer, choose_plan, fit, refit
-from recsys_batch.model.training_data import Positives, TrainingData, prepare, split
+from recsys_batch.model.challenger_metrics import measure_popularity
+from recsys_batch.model.early_stopping import make_validator
+from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, group_tokens, start_parameters
+from recsys_batch.model.tower_training import _Trainer, choose_plan, fit_towers, refit_towers
+from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data, split_training_data
 
 LATER = 1e12
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
-NO_TOKENS = tokens_of([], 1)
+NO_TOKENS = group_tokens([], 1)
 
 
 @pytest.fixture(scope="module")
 def data(planted: Any, small: Config) -> TrainingData:
-    return prepare(planted.interactions, planted.items, planted.users, small)
+    return prepare_training_data(planted.interactions, planted.items, planted.users, small)
 
 
 @pytest.fixture(scope="module")
 def parts(data: TrainingData) -> tuple[Positives, Positives]:
-    return split(data.positives, 0.2)
+    return split_training_data(data.positives, 0.2)
 
 
 def tokens(data: TrainingData) -> Tokens:
-    return tokens_of(data.user_tokens, 5)
+    return group_tokens(data.user_tokens, 5)
 
 
 def random_towers(n_items: int, n_tokens: int, h: int = 15) -> TowerParameters:
@@ -93,8 +93,8 @@ def test_the_best_epoch_is_what_is_returned_and_it_is_no_worse_than_the_start(
     data: TrainingData, parts: tuple[Positives, Positives], small: Config
 ) -> None:
     train, held = parts
-    fitted = fit(train, held, tokens(data), True, small, LATER, QUIET)
-    reached = judge_of(train, held, small.training.seed).ndcg(fitted.parameters, tokens(data))
+    fitted = fit_towers(train, held, tokens(data), True, small, LATER, QUIET)
+    reached = make_validator(train, held, small.training.seed).ndcg(fitted.parameters, tokens(data))
     assert reached == pytest.approx(fitted.curve[fitted.epochs], abs=1e-9)
     assert fitted.curve[fitted.epochs] >= fitted.curve[0]
 
@@ -102,7 +102,7 @@ def test_the_best_epoch_is_what_is_returned_and_it_is_no_worse_than_the_start(
 def test_training_from_random_weights_passes_popularity(
     data: TrainingData, parts: tuple[Positives, Positives], small: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert learned(data, parts, small, monkeypatch) > 1.2 * popularity_metrics(*parts)["popularity_ndcg_at_20"]
+    assert learned(data, parts, small, monkeypatch) > 1.2 * measure_popularity(*parts)["popularity_ndcg_at_20"]
 
 
 def test_the_sampled_softmax_learns_too(
@@ -110,7 +110,7 @@ def test_the_sampled_softmax_learns_too(
 ) -> None:
     monkeypatch.setattr(tower_training, "_FULL_SOFTMAX_ITEMS", 0)
     monkeypatch.setattr(tower_training, "_EXTRA_NEGATIVES", 20)
-    assert learned(data, parts, small, monkeypatch) > 1.2 * popularity_metrics(*parts)["popularity_ndcg_at_20"]
+    assert learned(data, parts, small, monkeypatch) > 1.2 * measure_popularity(*parts)["popularity_ndcg_at_20"]
 
 
 def learned(data: TrainingData, parts: tuple[Positives, Positives], small: Config, monkeypatch: pytest.MonkeyPatch) -> float:
@@ -119,7 +119,7 @@ def learned(data: TrainingData, parts: tuple[Positives, Positives], small: Confi
     begun = Plan(50.0, 0.3, 1.0, 15), random_towers(data.positives.n_items, n_tokens)
     monkeypatch.setattr(tower_training, "choose_plan", lambda *_: begun)
     settings = small.training.model_copy(update={"max_epochs": 25, "learning_rate": 0.02, "batch_size": 64})
-    return max(fit(*parts, tokens(data), True, small.model_copy(update={"training": settings}), LATER, QUIET).curve)
+    return max(fit_towers(*parts, tokens(data), True, small.model_copy(update={"training": settings}), LATER, QUIET).curve)
 
 
 def test_the_sampled_loss_is_the_full_loss_where_every_item_is_drawn(
@@ -153,7 +153,7 @@ def test_the_correction_undoes_that_popular_items_are_drawn_more_often(make_posi
 def test_at_its_deadline_training_stops_with_the_closed_form_start(
     data: TrainingData, parts: tuple[Positives, Positives], small: Config
 ) -> None:
-    fitted = fit(*parts, tokens(data), True, small, time.monotonic() - 1, QUIET)
+    fitted = fit_towers(*parts, tokens(data), True, small, time.monotonic() - 1, QUIET)
     assert fitted.epochs == 0 and len(fitted.curve) == 1
 
 
@@ -164,10 +164,10 @@ def test_a_recent_change_of_taste_is_answered_by_recency(make_positives: Any, sm
     for user in range(300):
         new, old = (0, 20) if user % 2 else (20, 0)
         histories.append([*(new + rng.permutation(20)[:5]).tolist(), *(old + rng.permutation(20)[:15]).tolist()])
-    train, held = split(make_positives(histories, 40), 0.1)
-    plan, _ = choose_plan(train, judge_of(train, held, 1), NO_TOKENS, True, small, LATER)
+    train, held = split_training_data(make_positives(histories, 40), 0.1)
+    plan, _ = choose_plan(train, make_validator(train, held, 1), NO_TOKENS, True, small, LATER)
     assert plan.recency > 0
-    assert choose_plan(train, judge_of(train, held, 1), NO_TOKENS, False, small, LATER)[0].recency == 0
+    assert choose_plan(train, make_validator(train, held, 1), NO_TOKENS, False, small, LATER)[0].recency == 0
 
 
 def test_the_narrowest_width_that_is_nearly_the_best_is_chosen(make_positives: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,15 +178,15 @@ def test_the_narrowest_width_that_is_nearly_the_best_is_chosen(make_positives: A
         rng = np.random.default_rng(n_tastes)
         per_taste = 240 // n_tastes
         histories = [(user % n_tastes * per_taste + rng.permutation(per_taste)[:4]).tolist() for user in range(960)]
-        train, held = split(make_positives(histories, 240), 0.1)
-        plan, params = choose_plan(train, judge_of(train, held, 1), NO_TOKENS, False, load_config(None), LATER)
+        train, held = split_training_data(make_positives(histories, 240), 0.1)
+        plan, params = choose_plan(train, make_validator(train, held, 1), NO_TOKENS, False, load_config(None), LATER)
         assert params.embedding.shape == (240, plan.h)
         chosen[n_tastes] = plan.h
     assert chosen == {2: 7, 48: 63}
 
 
 def test_turning_towers_onto_others_changes_no_score(data: TrainingData, small: Config) -> None:
-    ours = start(Plan(50.0, 0.3, 2.0, 15), data.positives, 0, seed=1)
+    ours = start_parameters(Plan(50.0, 0.3, 2.0, 15), data.positives, 0, seed=1)
     other = random_towers(80, 0)
     turned = ours.rotated_onto(other)
     chosen = np.arange(data.positives.n_users)
@@ -199,13 +199,13 @@ def test_turning_towers_onto_others_changes_no_score(data: TrainingData, small: 
 def test_the_training_on_all_data_lies_near_the_towers_that_the_ranker_saw(
     data: TrainingData, parts: tuple[Positives, Positives], small: Config
 ) -> None:
-    fitted = fit(*parts, tokens(data), True, small, LATER, QUIET)
-    again = refit(data.positives, fitted, tokens(data), True, small, LATER)
+    fitted = fit_towers(*parts, tokens(data), True, small, LATER, QUIET)
+    again = refit_towers(data.positives, fitted, tokens(data), True, small, LATER)
     a, b = fitted.parameters.embedding.flatten(), again.embedding.detach().flatten()
     assert float(torch.nn.functional.cosine_similarity(a, b, dim=0)) > 0.7
 
 
 def test_users_with_one_interaction_each_leave_the_start_as_it_is(make_positives: Any, small: Config) -> None:
-    train, held = split(make_positives([[user % 5] for user in range(20)], 5), 0.1)
-    fitted = fit(train, held, NO_TOKENS, True, small, LATER, QUIET)
+    train, held = split_training_data(make_positives([[user % 5] for user in range(20)], 5), 0.1)
+    fitted = fit_towers(train, held, NO_TOKENS, True, small, LATER, QUIET)
     assert np.isfinite(fitted.parameters.embedding.numpy()).all() and fitted.epochs == 0

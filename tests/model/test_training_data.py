@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from recsys_batch.config import load_config
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import InputMissing
-from recsys_batch.model.training_data import Positives, content_tokens, prepare, split
+from recsys_batch.model.training_data import Positives, extract_content_tokens, prepare_training_data, split_training_data
 
 CONFIG = load_config(None)
 
@@ -29,7 +29,7 @@ def test_a_history_is_newest_first_without_returns_and_an_item_taken_twice_count
     make_interactions: Any, make_items: Any
 ) -> None:
     table = make_interactions(["b", "a", "b", "b", "b", "a"], [1, 7, 5, 1, 3, 9], [10, 50, 20, 40, 30, 60], [1.0, 1.0, 2.0, 1.0, -1.0, 0.0])
-    data = prepare(table, make_items([1, 3, 5, 7, 9], [[]] * 5), None, CONFIG)
+    data = prepare_training_data(table, make_items([1, 3, 5, 7, 9], [[]] * 5), None, CONFIG)
     assert data.user_ids.to_pylist() == ["a", "b"]
     assert data.item_ids.to_pylist() == [1, 5, 7]
     assert data.positives.offsets.tolist() == [0, 1, 3]
@@ -39,49 +39,51 @@ def test_a_history_is_newest_first_without_returns_and_an_item_taken_twice_count
 
 @pytest.mark.parametrize("ids", [[10, 9, 2], ["b", "a10", "a9"]])
 def test_ids_of_both_types_are_coded_in_ascending_order(make_interactions: Any, make_items: Any, ids: list[Any]) -> None:
-    data = prepare(make_interactions(ids, ids, [1, 2, 3], [1.0] * 3), make_items(ids, [[]] * 3), None, CONFIG)
+    data = prepare_training_data(make_interactions(ids, ids, [1, 2, 3], [1.0] * 3), make_items(ids, [[]] * 3), None, CONFIG)
     assert data.item_ids.to_pylist() == data.user_ids.to_pylist() == sorted(ids)
 
 
 def test_without_times_the_order_is_the_same_however_the_rows_are_stored(make_interactions: Any, make_items: Any) -> None:
     table = make_interactions([1] * 40, list(range(40)), [None] * 40, [1.0] * 40)
     items = make_items(list(range(40)), [[]] * 40)
-    first, again = (prepare(one, items, None, CONFIG) for one in (table, table.take(list(range(39, -1, -1)))))
+    first, again = (prepare_training_data(one, items, None, CONFIG) for one in (table, table.take(list(range(39, -1, -1)))))
     assert not first.has_time and (first.positives.event_us == NO_TIME).all()
     np.testing.assert_array_equal(first.positives.codes, again.positives.codes)
     assert first.positives.codes.tolist() != sorted(first.positives.codes.tolist())
 
 
 def test_an_event_without_time_among_timed_ones_is_the_oldest(make_interactions: Any, make_items: Any) -> None:
-    data = prepare(make_interactions([1] * 3, [1, 2, 3], [5, None, 9], [1.0] * 3), make_items([1, 2, 3], [[]] * 3), None, CONFIG)
+    data = prepare_training_data(
+        make_interactions([1] * 3, [1, 2, 3], [5, None, 9], [1.0] * 3), make_items([1, 2, 3], [[]] * 3), None, CONFIG
+    )
     assert data.positives.codes.tolist() == [2, 0, 1]
 
 
 def test_content_tokens_name_categories_attributes_and_segments() -> None:
     attributes = pa.array([[("year", "1995")], []], pa.map_(pa.string(), pa.string()))
     items = pa.table({"categories": pa.array([["Drama", "Action"], None], pa.list_(pa.string())), "attributes": attributes})
-    assert content_tokens(items, "categories") == [["categories=Action", "categories=Drama", "year=1995"], []]
+    assert extract_content_tokens(items, "categories") == [["categories=Action", "categories=Drama", "year=1995"], []]
     users = pa.table({"segment": pa.array(["young", None]), "attributes": attributes})
-    assert content_tokens(users, "segment") == [["segment=young", "year=1995"], []]
+    assert extract_content_tokens(users, "segment") == [["segment=young", "year=1995"], []]
 
 
 def test_items_and_users_that_their_tables_lack_have_no_tokens(make_interactions: Any, make_items: Any, make_users: Any) -> None:
     table = make_interactions(["a", "b"], [1, 2], [1, 2], [1.0, 1.0])
-    data = prepare(table, make_items([2], [["x"]]), make_users(["b"], ["s"]), CONFIG)
+    data = prepare_training_data(table, make_items([2], [["x"]]), make_users(["b"], ["s"]), CONFIG)
     assert data.item_tokens == [[], ["categories=x"]]
     assert data.user_tokens == [[], ["plan=free", "segment=s"]]
-    assert prepare(table, make_items([2], [["x"]]), None, CONFIG).user_tokens == [[], []]
+    assert prepare_training_data(table, make_items([2], [["x"]]), None, CONFIG).user_tokens == [[], []]
 
 
 def test_nothing_positive_is_an_error_that_says_so(make_interactions: Any, make_items: Any) -> None:
     with pytest.raises(InputMissing, match="none of 2 interactions has weight > 0"):
-        prepare(make_interactions([1, 2], [1, 2], [1, 2], [0.0, -1.0]), make_items([1, 2], [[], []]), None, CONFIG)
+        prepare_training_data(make_interactions([1, 2], [1, 2], [1, 2], [0.0, -1.0]), make_items([1, 2], [[], []]), None, CONFIG)
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=12), st.floats(0.01, 0.49))
 def test_what_is_held_out_is_the_newest_and_every_user_keeps_a_history(counts: list[int], fraction: float) -> None:
     everything = ragged(counts)
-    train, held = split(everything, fraction)
+    train, held = split_training_data(everything, fraction)
     assert (train.counts + held.counts == everything.counts).all()
     assert (held.counts >= (everything.counts >= 3)).all() and (train.counts[everything.counts > 0] > 0).all()
     for user in range(len(counts)):

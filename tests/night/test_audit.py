@@ -8,11 +8,11 @@ import pytest
 from pyspark.sql import functions as F
 
 from recsys_batch.config import Audit, Config
-from recsys_batch.night.audit import gates, measure
-from recsys_batch.night.run_context import Night
+from recsys_batch.night.audit import evaluate_gates, measure_run
+from recsys_batch.night.run_context import RunContext
 from recsys_batch.read import published_run
-from recsys_batch.registry.mlflow_registry import Registry
-from recsys_batch.spark.tables import Tables
+from recsys_batch.registry.mlflow_registry import ModelRegistry
+from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.tables.run_manifest import from_row
 
@@ -36,7 +36,7 @@ GOOD = {
 
 
 def refused(**changes: float) -> list[str]:
-    return [gate.name for gate in gates({**GOOD, **changes}, Audit()) if not gate.passed]
+    return [gate.name for gate in evaluate_gates({**GOOD, **changes}, Audit()) if not gate.passed]
 
 
 def test_a_good_night_passes() -> None:
@@ -51,21 +51,21 @@ def test_each_gate_refuses_what_is_bad_and_what_is_undefined(name: str) -> None:
 
 
 @pytest.fixture
-def night(spark: SparkSession, fresh_published: Config) -> Night:
-    tables = Tables(spark, fresh_published)
+def night(spark: SparkSession, fresh_published: Config) -> RunContext:
+    tables = WarehouseTables(spark, fresh_published)
     run = from_row(published_run(fresh_published.paths.warehouse))
     root = artifact_root(fresh_published.paths.warehouse)
-    return Night(spark, fresh_published, tables, tables.require_ids(), run, root, Registry(fresh_published))
+    return RunContext(spark, fresh_published, tables, tables.require_ids(), run, root, ModelRegistry(fresh_published))
 
 
-def test_what_is_wrong_in_the_rows_is_counted(night: Night, market: Any) -> None:
-    clean = measure(night)
+def test_what_is_wrong_in_the_rows_is_counted(night: RunContext, market: Any) -> None:
+    clean = measure_run(night)
     assert {name: clean[name] for name in GOOD if GOOD[name] == 0.0} == {name: 0.0 for name in GOOD if GOOD[name] == 0.0}
     assert (clean["n_users"], clean["user_coverage"]) == (153.0, 1.0)
     seen = next(row["item_id"] for row in market.interactions.to_pylist() if row["user_id"] == "u001")
-    spoiled = _spoiled(night.slice_of("topk"), int(seen))
+    spoiled = _spoiled(night.read_slice("topk"), int(seen))
     night.write_slice("topk", spoiled.localCheckpoint())
-    found = measure(night)
+    found = measure_run(night)
     assert found["rows_seen"] == 1.0
     assert found["rows_unavailable"] == 3.0  # item 10, and twice an item that is nowhere
     assert found["lists_broken"] == 3.0  # an item twice, scores that rise, a rank that is missing

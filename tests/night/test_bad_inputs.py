@@ -19,9 +19,9 @@ from recsys_batch.cli import run as command
 from recsys_batch.config import Config
 from recsys_batch.errors import EXIT_FAILED, EXIT_MISSING, EXIT_USAGE
 from recsys_batch.night import runner as night_module
-from recsys_batch.night.runner import one_step
-from recsys_batch.read import read_table, run_rows
-from recsys_batch.spark.tables import Tables
+from recsys_batch.night.runner import run_step
+from recsys_batch.read import read_run_rows, read_table
+from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ DAY = dt.date(2026, 3, 1)
 
 
 def nothing_published(config: Config) -> bool:
-    return not any(row["status"] == "PUBLISHED" for row in run_rows(config.paths.warehouse))
+    return not any(row["status"] == "PUBLISHED" for row in read_run_rows(config.paths.warehouse))
 
 
 def vectors(folder: Path, name: str, key: str, ids: list[Any], rows: list[list[float]]) -> str:
@@ -78,7 +78,7 @@ def test_embeddings_that_cannot_be_used_are_refused_when_they_are_brought(
 
 
 def test_tables_that_are_empty(spark: SparkSession, fresh: Config, options: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    tables = Tables(spark, fresh)
+    tables = WarehouseTables(spark, fresh)
     tables.delta("items").delete()
     assert command(["nightly", "--run-date", str(DAY), *options(fresh)]) == EXIT_MISSING
     assert "the items table is empty" in capsys.readouterr().err
@@ -86,14 +86,14 @@ def test_tables_that_are_empty(spark: SparkSession, fresh: Config, options: Any,
 
 
 def test_interactions_that_are_empty(spark: SparkSession, fresh: Config, options: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    Tables(spark, fresh).delta("interactions").delete()
+    WarehouseTables(spark, fresh).delta("interactions").delete()
     assert command(["nightly", "--run-date", str(DAY), *options(fresh)]) == EXIT_MISSING
     assert "no user has a positive interaction" in capsys.readouterr().err
     assert nothing_published(fresh)
 
 
 def test_a_table_that_lacks_a_column(spark: SparkSession, fresh: Config, options: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    tables = Tables(spark, fresh)
+    tables = WarehouseTables(spark, fresh)
     kept = tables.read("items").drop("is_available").localCheckpoint()
     shutil.rmtree(tables.path("items"))
     kept.write.format("delta").save(tables.path("items"))
@@ -133,7 +133,7 @@ def test_a_damaged_artefact_stops_the_night_before_it_is_used(
     after: str,
 ) -> None:
     for step in night_module.ALL_STEPS[: night_module.ALL_STEPS.index(after) + 1]:
-        one_step(spark, fresh, step, DAY)
+        run_step(spark, fresh, step, DAY)
     (path,) = (Path(artifact_root(fresh.paths.warehouse)) / kind).glob(pattern)
     whole = path.read_bytes()
     damage(path)
@@ -149,7 +149,7 @@ def test_a_damaged_artefact_stops_the_night_before_it_is_used(
 def test_a_bundle_of_another_version(
     spark: SparkSession, fresh: Config, options: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one_step(spark, fresh, "embed", DAY)
+    run_step(spark, fresh, "embed", DAY)
     (bundle,) = (Path(artifact_root(fresh.paths.warehouse)) / "bundles").iterdir()
     copy = tmp_path / "copy"
     shutil.copytree(bundle, copy)
@@ -163,7 +163,7 @@ def test_what_was_published_stays_whatever_fails_after(
     spark: SparkSession, fresh_published: Config, options: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = read_table(fresh_published.paths.warehouse, "topk").num_rows
-    Tables(spark, fresh_published).delta("items").delete()
+    WarehouseTables(spark, fresh_published).delta("items").delete()
     assert command(["nightly", "--run-date", "2026-03-02", *options(fresh_published)]) == EXIT_MISSING
     assert command(["status", *options(fresh_published)]) == 0
     assert "2026-03-01-r1 *" in capsys.readouterr().out

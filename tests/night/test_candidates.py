@@ -12,9 +12,9 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.errors import ConfigError
-from recsys_batch.night.audit import measure
-from recsys_batch.night.open_run import open_night
-from recsys_batch.night.runner import nightly, one_step
+from recsys_batch.night.audit import measure_run
+from recsys_batch.night.open_run import open_run_context
+from recsys_batch.night.runner import run_night, run_step
 from recsys_batch.read import published_run, read_table
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def items_of(config: Config, table: str) -> dict[str, set[int]]:
 def test_a_segments_users_get_only_what_its_rule_allows(spark: SparkSession, fresh: Config, market: Any) -> None:
     rule = "array_contains(categories, 'genre 1') AND attributes['year'] <> '1990'"
     config = changed(fresh, "retrieval", mode="ivf", eligibility={"even": rule})
-    run = nightly(spark, config, DAY)
+    run = run_night(spark, config, DAY)
     assert run.status == "PUBLISHED"
     allowed = {10 * n for n in range(1, 91) if n % 3 == 1 and n % 5 != 0}
     segment = dict(zip(market.users["user_id"].to_pylist(), market.users["segment"].to_pylist(), strict=True))
@@ -64,13 +64,13 @@ def test_a_segments_users_get_only_what_its_rule_allows(spark: SparkSession, fre
 
 def test_the_audit_counts_rows_that_a_rule_forbids(spark: SparkSession, fresh_published: Config, market: Any) -> None:
     none_of_them = changed(fresh_published, "retrieval", eligibility={"even": "item_id < 0", "all": "item_id <= 450"})
-    night = open_night(spark, none_of_them, dt.date(2026, 3, 2))
+    night = open_run_context(spark, none_of_them, dt.date(2026, 3, 2))
     run = published_run(fresh_published.paths.warehouse)
     night.run = replace(night.run, run_id=run["run_id"], run_date=run["run_date"])
     segment = dict(zip(market.users["user_id"].to_pylist(), market.users["segment"].to_pylist(), strict=True))
     rows = read_table(fresh_published.paths.warehouse, "topk").to_pylist()
     forbidden = sum(segment.get(row["user_id"]) == "even" or row["item_id"] > 450 for row in rows)
-    assert measure(night)["rows_ineligible"] == forbidden > 0
+    assert measure_run(night)["rows_ineligible"] == forbidden > 0
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_the_audit_counts_rows_that_a_rule_forbids(spark: SparkSession, fresh_pu
 )
 def test_a_rule_that_is_no_boolean_over_items_is_bad_config(spark: SparkSession, fresh: Config, rule: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        one_step(spark, changed(fresh, "retrieval", eligibility={"even": rule}), "embed", DAY)
+        run_step(spark, changed(fresh, "retrieval", eligibility={"even": rule}), "embed", DAY)
 
 
 def test_rules_of_the_business_shape_the_lists_and_say_what_they_changed(spark: SparkSession, fresh: Config) -> None:
     rules = {"boosts": {"item_id = 300": 100.0}, "blocklist": "item_id = 290", "max_per_category": 4}
-    run = nightly(spark, changed(fresh, "rules", **rules), DAY)
+    run = run_night(spark, changed(fresh, "rules", **rules), DAY)
     assert run.status == "PUBLISHED"
     assert run.metrics["rules.boosts.rows_changed"] > 0
     assert run.metrics["rules.max_per_category.rows_changed"] > 0
@@ -118,7 +118,7 @@ def test_rules_of_the_business_shape_the_lists_and_say_what_they_changed(spark: 
 
 def test_every_item_can_be_scored_instead_of_retrieved(spark: SparkSession, fresh: Config, market: Any) -> None:
     config = changed(fresh, "scoring", candidates="all")
-    run = nightly(spark, config, DAY)
+    run = run_night(spark, config, DAY)
     assert run.status == "PUBLISHED"
     available = {10 * n for n in range(2, 91)}
     seen: dict[str, set[int]] = {}
@@ -134,16 +134,16 @@ def test_every_item_can_be_scored_instead_of_retrieved(spark: SparkSession, fres
 
 def test_scoring_every_item_is_refused_where_items_are_many(spark: SparkSession, fresh: Config) -> None:
     config = changed(fresh, "scoring", candidates="all", all_max_items=80)
-    one_step(spark, config, "embed", DAY)
+    run_step(spark, config, "embed", DAY)
     with pytest.raises(ConfigError, match=r"would rank 89 items for every user, more than scoring\.all_max_items = 80"):
-        one_step(spark, config, "index", DAY)
+        run_step(spark, config, "index", DAY)
 
 
 def test_the_manifest_and_mlflow_keep_the_tuning(spark: SparkSession, fresh: Config) -> None:
     config = changed(fresh, "scoring", top_k=1)
     config = changed(config, "retrieval", mode="ivf", n_candidates=1, target_recall=0.9)
-    one_step(spark, config, "embed", DAY)
-    metrics = one_step(spark, config, "index", DAY).metrics
+    run_step(spark, config, "embed", DAY)
+    metrics = run_step(spark, config, "index", DAY).metrics
     assert metrics["nlist"] > 1
     assert metrics["list_imbalance"] >= 1.0
     setting = f"nprobe_{metrics['nprobe']:.0f}.overfetch_1"

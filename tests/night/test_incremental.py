@@ -15,11 +15,11 @@ from deltalake import DeltaTable
 
 from recsys_batch.config import Config
 from recsys_batch.night.incremental import base_run
-from recsys_batch.night.incremental.appended_files import Rewritten, appended_files
-from recsys_batch.night.runner import nightly
+from recsys_batch.night.incremental.appended_files import NotAppendOnly, list_appended_files
+from recsys_batch.night.runner import run_night
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.tables.run_manifest import Run
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def put_user(user_id: str, segment: str, plan: str = "free") -> Change:
 
 def compact(spark: SparkSession, config: Config) -> None:
     """As maintain does."""
-    folder = Tables(spark, config).folder("interactions")
+    folder = WarehouseTables(spark, config).folder("interactions")
     before = len(DeltaTable(folder).file_uris())
     spark.sql(f"OPTIMIZE delta.`{folder}` FULL")
     assert before > 1 == len(DeltaTable(folder).file_uris())
@@ -97,7 +97,7 @@ def both(spark: SparkSession, config: Config, folder: Path, changes: list[Change
     other = folder / "full"
     shutil.copytree(config.paths.warehouse, other)
     full = config.model_copy(update={"paths": config.paths.model_copy(update={"warehouse": str(other)})})
-    return (config, nightly(spark, config, NEXT, incremental=True)), (full, nightly(spark, full, NEXT))
+    return (config, run_night(spark, config, NEXT, incremental=True)), (full, run_night(spark, full, NEXT))
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -116,7 +116,7 @@ def test_its_rows_are_those_of_a_full_night(
 
 def test_it_computes_only_who_changed(spark: SparkSession, fresh_published: Config) -> None:
     add_events(("u003", 450), ("u008", 460))(spark, fresh_published)
-    run = nightly(spark, fresh_published, NEXT, incremental=True)
+    run = run_night(spark, fresh_published, NEXT, incremental=True)
     # u003, u008, and who has no embedding: returner, quiet
     assert run.metrics["incremental.users_changed"] == run.metrics["score.users_computed"] == 4.0
     assert run.metrics["candidates.rows_carried"] == 149.0
@@ -143,45 +143,45 @@ def test_it_is_a_full_night_where_it_cannot_be_less(
         {**fresh_published.model_dump(), **{name: {**getattr(fresh_published, name).model_dump(), **v} for name, v in setting.items()}}
     )
     with caplog.at_level("INFO", logger="recsys_batch.night"):
-        run = nightly(spark, config, NEXT, incremental=True)
+        run = run_night(spark, config, NEXT, incremental=True)
     assert run.metrics["incremental"] == 0.0
     assert reason in caplog.text
     assert "is a full night" in caplog.text
 
 
 def test_rows_that_were_removed_or_files_that_are_gone_are_no_appends(spark: SparkSession, fresh_published: Config) -> None:
-    folder = Tables(spark, fresh_published).folder("interactions")
+    folder = WarehouseTables(spark, fresh_published).folder("interactions")
     then = DeltaTable(folder).version()
     add_events(("u003", 450))(spark, fresh_published)
-    before, since = appended_files(folder, then, DeltaTable(folder).version())
+    before, since = list_appended_files(folder, then, DeltaTable(folder).version())
     assert before and len(since) >= 1
     compact(spark, fresh_published)
-    assert appended_files(folder, then, DeltaTable(folder).version()) == (before, since)
+    assert list_appended_files(folder, then, DeltaTable(folder).version()) == (before, since)
     Path(before[0]).rename(f"{before[0]}.gone")
-    with pytest.raises(Rewritten, match="1 files of interactions were replaced and vacuumed since"):
-        appended_files(folder, then, DeltaTable(folder).version())
+    with pytest.raises(NotAppendOnly, match="1 files of interactions were replaced and vacuumed since"):
+        list_appended_files(folder, then, DeltaTable(folder).version())
     Path(f"{before[0]}.gone").rename(before[0])
     spark.sql(f"DELETE FROM delta.`{folder}` WHERE user_id = 'u003'")
-    with pytest.raises(Rewritten, match="rows of interactions were removed"):
-        appended_files(folder, then, DeltaTable(folder).version())
+    with pytest.raises(NotAppendOnly, match="rows of interactions were removed"):
+        list_appended_files(folder, then, DeltaTable(folder).version())
     log = Path(folder) / "_delta_log" / f"{then + 1:020d}.json"
     log.unlink()
-    with pytest.raises(Rewritten, match=f"no longer has version {then + 1}"):
-        appended_files(folder, then, then + 1)
+    with pytest.raises(NotAppendOnly, match=f"no longer has version {then + 1}"):
+        list_appended_files(folder, then, then + 1)
 
 
 def test_without_a_published_night_it_is_a_full_one(spark: SparkSession, fresh: Config, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", logger="recsys_batch.night"):
-        assert nightly(spark, fresh, NEXT, incremental=True).metrics["incremental"] == 0.0
+        assert run_night(spark, fresh, NEXT, incremental=True).metrics["incremental"] == 0.0
     assert "is a full night: nothing is published yet" in caplog.text
 
 
 def _append(spark: SparkSession, config: Config, name: str, rows: list[tuple[Any, ...]]) -> None:
-    Tables(spark, config).append(name, spark.createDataFrame(_table(name, rows)), {"by": "test"})
+    WarehouseTables(spark, config).append(name, spark.createDataFrame(_table(name, rows)), {"by": "test"})
 
 
 def _upsert(spark: SparkSession, config: Config, name: str, rows: list[tuple[Any, ...]], key: str) -> None:
-    Tables(spark, config).upsert(name, spark.createDataFrame(_table(name, rows)), key, {"by": "test"})
+    WarehouseTables(spark, config).upsert(name, spark.createDataFrame(_table(name, rows)), key, {"by": "test"})
 
 
 def _table(name: str, rows: list[tuple[Any, ...]]) -> pa.Table:

@@ -16,11 +16,11 @@ from recsys_batch.cli import run as command
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.night import steps
-from recsys_batch.night.maintenance import kept_runs
-from recsys_batch.night.publish import rollback
-from recsys_batch.night.runner import nightly
-from recsys_batch.read import latest_topk, published_run, read_table
-from recsys_batch.spark.tables import Tables
+from recsys_batch.night.maintenance import runs_to_keep
+from recsys_batch.night.publish import roll_back_run
+from recsys_batch.night.runner import run_night
+from recsys_batch.read import published_run, read_latest_topk, read_table
+from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.tables.run_manifest import Run
 
@@ -42,8 +42,8 @@ def test_the_newest_published_and_the_unfinished_stay(keep: int, expected: set[s
     runs = [state("a", "PUBLISHED", 1), state("b", "PUBLISHED", 2), state("back", "ROLLED_BACK", 3), state("c", "PUBLISHED", 9)]
     runs += [state("r", "RUNNING", 0.1), state("d", "FAILED", 4), state("old", "FAILED", 8)]
     states = {run.run_id: run for run in runs}
-    assert kept_runs(states, states["a"], keep, NOW - dt.timedelta(days=7)) == expected
-    assert kept_runs(states, states["c"], 1, NOW - dt.timedelta(days=7)) >= {"c"}, "what readers see stays, whatever its age"
+    assert runs_to_keep(states, states["a"], keep, NOW - dt.timedelta(days=7)) == expected
+    assert runs_to_keep(states, states["c"], 1, NOW - dt.timedelta(days=7)) >= {"c"}, "what readers see stays, whatever its age"
 
 
 def runs_in(config: Config, name: str) -> set[str]:
@@ -61,10 +61,10 @@ def test_only_the_kept_runs_rows_and_artefacts_stay(
     config, root = fresh_published, Path(artifact_root(fresh_published.paths.warehouse))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setitem(steps.STEPS, "score", _dies)
-        nightly(spark, config, dt.date(2026, 3, 2))
+        run_night(spark, config, dt.date(2026, 3, 2))
     for _ in range(2):
-        nightly(spark, config, DAY, force=True)
-    before = latest_topk(config.paths.warehouse)
+        run_night(spark, config, DAY, force=True)
+    before = read_latest_topk(config.paths.warehouse)
     orphan = Path(config.paths.warehouse) / "topk" / "run_date=2026-03-01" / "run_id=2026-03-01-r1" / "part-0-lost.parquet"
     orphan.write_bytes(b"cut short")
     age(root)
@@ -84,14 +84,14 @@ def test_only_the_kept_runs_rows_and_artefacts_stay(
     assert done["runs"] == ["2026-03-01-r1", "2026-03-01-r2"]
     assert done["rows"]["topk"] == 2 * before.num_rows
     assert not orphan.exists() and done["vacuumed"]["topk"] >= 1
-    assert latest_topk(config.paths.warehouse).equals(before)
+    assert read_latest_topk(config.paths.warehouse).equals(before)
     assert runs_in(config, "candidates") == {"2026-03-01-r3", "2026-03-02-r1"}
     assert {path.name for path in (root / "runs").iterdir()} == {"2026-03-01-r3", "2026-03-02-r1"}
     assert maintained()["runs"] == [] and maintained()["artefacts"] == []
     with pytest.raises(InputMissing, match=r"run 2026-03-01-r1 is no longer kept: maintain removed its rows"):
-        rollback(spark, config, "2026-03-01-r1")
-    assert nightly(spark, config, dt.date(2026, 3, 2)).attempt == 2, "the unfinished run goes on"
-    assert nightly(spark, config, dt.date(2026, 3, 3), incremental=True).metrics["incremental"] == 1.0
+        roll_back_run(spark, config, "2026-03-01-r1")
+    assert run_night(spark, config, dt.date(2026, 3, 2)).attempt == 2, "the unfinished run goes on"
+    assert run_night(spark, config, dt.date(2026, 3, 3), incremental=True).metrics["incremental"] == 1.0
 
 
 def _dies(night: Any) -> Any:
@@ -101,7 +101,7 @@ def _dies(night: Any) -> Any:
 def test_many_small_files_of_interactions_become_few_of_the_same_rows(
     spark: SparkSession, fresh: Config, market: Any, options: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tables = Tables(spark, fresh)
+    tables = WarehouseTables(spark, fresh)
     for place in range(12):
         tables.append("interactions", spark.createDataFrame(market.interactions.slice(10 * place, 10)), {"by": "test"})
     folder = tables.folder("interactions")

@@ -17,13 +17,13 @@ from recsys_batch.errors import Busy, GateRefused, InputMissing, RecsysBatchErro
 from recsys_batch.night import run_locks, steps
 from recsys_batch.night import runner as night_module
 from recsys_batch.night.open_run import AlreadyDone
-from recsys_batch.night.publish import rollback
-from recsys_batch.night.run_context import Night
-from recsys_batch.night.run_locks import what_readers_see
-from recsys_batch.night.runner import nightly, one_step
-from recsys_batch.read import latest_topk, published_run, read_table, run_rows
-from recsys_batch.registry.mlflow_registry import Registry
-from recsys_batch.spark.tables import Tables
+from recsys_batch.night.publish import roll_back_run
+from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.run_locks import publish_lock
+from recsys_batch.night.runner import run_night, run_step
+from recsys_batch.read import published_run, read_latest_topk, read_run_rows, read_table
+from recsys_batch.registry.mlflow_registry import ModelRegistry
+from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ OUTPUTS = ("user_embeddings", "item_embeddings", "candidates", "shortfalls", "po
 
 @pytest.fixture(scope="module")
 def topk(published: Config) -> list[dict[str, Any]]:
-    return latest_topk(published.paths.warehouse).to_pylist()
+    return read_latest_topk(published.paths.warehouse).to_pylist()
 
 
 def lists_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -112,16 +112,16 @@ def test_the_manifest_says_what_was_read_and_written(published: Config) -> None:
     assert run["input_versions"] == {"interactions": 1, "items": 1, "users": 1}
     assert set(run["table_versions"]) >= {*OUTPUTS, "index"}
     assert run["n_users"] == 153
-    assert run["n_rows"] == latest_topk(published.paths.warehouse).num_rows
+    assert run["n_rows"] == read_latest_topk(published.paths.warehouse).num_rows
     assert run["metrics"]["knn_recall"] >= 0.99
     assert all(run["metrics"][f"{step}.seconds"] > 0 for step in steps.STEPS)
 
 
 def test_the_same_date_again_changes_nothing(spark: SparkSession, fresh_published: Config) -> None:
-    before = run_rows(fresh_published.paths.warehouse)
+    before = read_run_rows(fresh_published.paths.warehouse)
     with pytest.raises(AlreadyDone, match=r"already published as run 2026-03-01-r1.*--force"):
-        nightly(spark, fresh_published, DAY)
-    assert run_rows(fresh_published.paths.warehouse) == before
+        run_night(spark, fresh_published, DAY)
+    assert read_run_rows(fresh_published.paths.warehouse) == before
 
 
 class Killed(BaseException):
@@ -142,22 +142,22 @@ def test_a_night_that_died_goes_on_to_the_same_tables(
     """Also where rows arrive in between: the run keeps to the input versions that it began with."""
     real = steps.STEPS[dies_in]
 
-    def killed(night: Night) -> Any:
+    def killed(night: RunContext) -> Any:
         if after_writing:
             real(night)
         late = market.interactions.slice(0, 5).set_column(0, "user_id", pa.array(["late"] * 5))
-        Tables(spark, fresh).append("interactions", spark.createDataFrame(late), {"by": "late"})
+        WarehouseTables(spark, fresh).append("interactions", spark.createDataFrame(late), {"by": "late"})
         raise death("disk full")
 
     with monkeypatch.context() as patch, pytest.raises(death):
         patch.setitem(steps.STEPS, dies_in, killed)
-        nightly(spark, fresh, DAY)
+        run_night(spark, fresh, DAY)
     with pytest.raises(InputMissing, match="no night is published"):
-        latest_topk(fresh.paths.warehouse)
-    statuses = [row["status"] for row in run_rows(fresh.paths.warehouse)]
+        read_latest_topk(fresh.paths.warehouse)
+    statuses = [row["status"] for row in read_run_rows(fresh.paths.warehouse)]
     assert ("FAILED" in statuses) == (death is RecsysBatchError)  # a killed process records nothing
     done: list[str] = []
-    run = nightly(spark, fresh, DAY, progress=lambda step, event, _: done.append(f"{step} {event}") if event != "start" else None)
+    run = run_night(spark, fresh, DAY, progress=lambda step, event, _: done.append(f"{step} {event}") if event != "start" else None)
     assert (run.run_id, run.status, run.attempt) == ("2026-03-01-r1", "PUBLISHED", 2)
     assert done[0] == "embed skipped" and f"{dies_in} done" in done
     for name in OUTPUTS:
@@ -167,11 +167,11 @@ def test_a_night_that_died_goes_on_to_the_same_tables(
 def test_a_refused_gate_publishes_nothing_and_stays_refused(spark: SparkSession, fresh_published: Config) -> None:
     strict = fresh_published.model_copy(update={"audit": fresh_published.audit.model_copy(update={"max_popular_share": 0.0})})
     with pytest.raises(GateRefused, match=r"2026-03-02-r1 is not published: popular_share is 0\.0\d+, at most 0 is required"):
-        nightly(spark, strict, dt.date(2026, 3, 2))
+        run_night(spark, strict, dt.date(2026, 3, 2))
     assert published_run(strict.paths.warehouse)["run_id"] == "2026-03-01-r1"
     with pytest.raises(GateRefused):
-        nightly(spark, strict, dt.date(2026, 3, 2))
-    run = nightly(spark, fresh_published, dt.date(2026, 3, 2))
+        run_night(spark, strict, dt.date(2026, 3, 2))
+    run = run_night(spark, fresh_published, dt.date(2026, 3, 2))
     assert (run.run_id, run.attempt) == ("2026-03-02-r1", 3)
 
 
@@ -179,49 +179,49 @@ def test_a_refused_run_is_published_for_a_reason_only(spark: SparkSession, fresh
     strict = fresh_published.model_copy(update={"audit": fresh_published.audit.model_copy(update={"max_popular_share": 0.0})})
     day = dt.date(2026, 3, 2)
     with pytest.raises(GateRefused):
-        nightly(spark, strict, day)
+        run_night(spark, strict, day)
     late = market.interactions.slice(0, 5).set_column(0, "user_id", pa.array(["late"] * 5))
-    Tables(spark, strict).append("interactions", spark.createDataFrame(late), {"by": "late"})
+    WarehouseTables(spark, strict).append("interactions", spark.createDataFrame(late), {"by": "late"})
     with pytest.raises(InputMissing):
-        one_step(spark, strict, "publish", day)
-    run = one_step(spark, strict, "publish", day, override="the newsletter cannot wait")
+        run_step(spark, strict, "publish", day)
+    run = run_step(spark, strict, "publish", day, override="the newsletter cannot wait")
     assert (run.run_id, run.metrics["override"], run.refused_gates) == ("2026-03-02-r1", 1.0, ["popular_share"])
     assert published_run(strict.paths.warehouse)["run_id"] == "2026-03-02-r1"
     override = Path(artifact_root(strict.paths.warehouse)) / "runs" / "2026-03-02-r1" / "override.json"
     why = json.loads(override.read_text(encoding="utf-8"))
     assert (why["reason"], why["gates"]) == ("the newsletter cannot wait", "popular_share")
     # What was not found good is nothing to carry forward.
-    assert nightly(spark, fresh_published, dt.date(2026, 3, 3), incremental=True).metrics["incremental"] == 0.0
+    assert run_night(spark, fresh_published, dt.date(2026, 3, 3), incremental=True).metrics["incremental"] == 0.0
 
 
 def test_force_computes_a_new_run_and_rollback_goes_back_and_forth(spark: SparkSession, fresh_published: Config) -> None:
     warehouse = fresh_published.paths.warehouse
-    assert nightly(spark, fresh_published, DAY, force=True).run_id == "2026-03-01-r2"
-    assert latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r2"
-    assert rollback(spark, fresh_published).run_id == "2026-03-01-r1"
-    assert latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r1"
+    assert run_night(spark, fresh_published, DAY, force=True).run_id == "2026-03-01-r2"
+    assert read_latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r2"
+    assert roll_back_run(spark, fresh_published).run_id == "2026-03-01-r1"
+    assert read_latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r1"
     with pytest.raises(InputMissing, match="only published one"):
-        rollback(spark, fresh_published)
-    assert rollback(spark, fresh_published, "2026-03-01-r2").run_id == "2026-03-01-r2"
-    assert latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r2"
+        roll_back_run(spark, fresh_published)
+    assert roll_back_run(spark, fresh_published, "2026-03-01-r2").run_id == "2026-03-01-r2"
+    assert read_latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r2"
     with pytest.raises(AlreadyDone):
-        rollback(spark, fresh_published, "2026-03-01-r2")
+        roll_back_run(spark, fresh_published, "2026-03-01-r2")
     with pytest.raises(InputMissing, match="never published"):
-        rollback(spark, fresh_published, "nobody")
+        roll_back_run(spark, fresh_published, "nobody")
 
 
 def test_a_dry_rollback_names_the_run_and_changes_nothing(
     spark: SparkSession, fresh_published: Config, options: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nightly(spark, fresh_published, DAY, force=True)
-    before = run_rows(fresh_published.paths.warehouse)
+    run_night(spark, fresh_published, DAY, force=True)
+    before = read_run_rows(fresh_published.paths.warehouse)
     assert run(["rollback", "--dry-run", *options(fresh_published)]) == 0
     assert "readers would see run 2026-03-01-r1" in capsys.readouterr().out
     assert run(["rollback", "--dry-run", "--json", *options(fresh_published)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["done"], told["run"]["run_id"]) == (False, "2026-03-01-r1")
     assert run(["rollback", "--dry-run", "--to", "nobody", *options(fresh_published)]) == 4
-    assert run_rows(fresh_published.paths.warehouse) == before
+    assert read_run_rows(fresh_published.paths.warehouse) == before
     assert run(["rollback", "--json", *options(fresh_published)]) == 0
     assert json.loads(capsys.readouterr().out)["run"]["status"] == "PUBLISHED"
     assert published_run(fresh_published.paths.warehouse)["run_id"] == "2026-03-01-r1"
@@ -244,15 +244,15 @@ def test_a_night_tells_machines_what_it_did(fresh_published: Config, options: An
 def test_what_readers_see_is_changed_by_one_at_a_time(
     spark: SparkSession, fresh_published: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nightly(spark, fresh_published, DAY, force=True)
+    run_night(spark, fresh_published, DAY, force=True)
     monkeypatch.setattr(run_locks, "_CHANGE_SECONDS", 0.2)
-    with what_readers_see(fresh_published):
+    with publish_lock(fresh_published):
         with pytest.raises(Busy, match="what readers see is being changed already by process"):
-            rollback(spark, fresh_published)
+            roll_back_run(spark, fresh_published)
         with pytest.raises(Busy):
-            nightly(spark, fresh_published, dt.date(2026, 3, 2))
+            run_night(spark, fresh_published, dt.date(2026, 3, 2))
         assert published_run(fresh_published.paths.warehouse)["run_id"] == "2026-03-01-r2"
-    assert nightly(spark, fresh_published, dt.date(2026, 3, 2)).status == "PUBLISHED"
+    assert run_night(spark, fresh_published, dt.date(2026, 3, 2)).status == "PUBLISHED"
 
 
 def test_a_tracking_server_that_fails_after_the_publish_fails_no_night(
@@ -261,30 +261,30 @@ def test_a_tracking_server_that_fails_after_the_publish_fails_no_night(
     def away(*_: Any, **__: Any) -> None:
         raise OSError("the tracking server is away")
 
-    monkeypatch.setattr(Registry, "log_metrics", away)
-    assert nightly(spark, fresh, DAY).status == "PUBLISHED"
+    monkeypatch.setattr(ModelRegistry, "log_metrics", away)
+    assert run_night(spark, fresh, DAY).status == "PUBLISHED"
     assert "MLflow did not take its metrics: the tracking server is away" in caplog.text
-    assert run_rows(fresh.paths.warehouse)[-1]["status"] != "FAILED"
+    assert read_run_rows(fresh.paths.warehouse)[-1]["status"] != "FAILED"
     assert published_run(fresh.paths.warehouse)["run_id"] == "2026-03-01-r1"
 
 
 def test_single_steps_make_the_same_night(spark: SparkSession, fresh: Config, published: Config) -> None:
     with pytest.raises(InputMissing, match="no run of 2026-03-01 has begun"):
-        one_step(spark, fresh, "candidates", DAY)
-    one_step(spark, fresh, "embed", DAY)
+        run_step(spark, fresh, "candidates", DAY)
+    run_step(spark, fresh, "embed", DAY)
     with pytest.raises(InputMissing, match="has not done index, candidates: run index first"):
-        one_step(spark, fresh, "score", DAY)
+        run_step(spark, fresh, "score", DAY)
     for name in night_module.ALL_STEPS[1:]:
-        one_step(spark, fresh, name, DAY)
+        run_step(spark, fresh, name, DAY)
     for name in OUTPUTS:
         assert content(fresh, name) == content(published, name), name
     with pytest.raises(AlreadyDone):
-        one_step(spark, fresh, "publish", DAY)
+        run_step(spark, fresh, "publish", DAY)
 
 
 def test_without_a_model_the_night_says_so(spark: SparkSession, config: Config, market: Any, put_market: Any) -> None:
     with pytest.raises(InputMissing, match="run `recsys-batch ingest` first"):
-        nightly(spark, config, DAY)
+        run_night(spark, config, DAY)
     put_market(spark, config, market)
     with pytest.raises(InputMissing, match="no alias champion: run `recsys-batch train`"):
-        nightly(spark, config, DAY)
+        run_night(spark, config, DAY)

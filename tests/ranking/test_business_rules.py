@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.ranking.business_rules import ItemRules, Picked, pick
-from recsys_batch.ranking.top_k import top_k
+from recsys_batch.ranking.business_rules import ItemRules, Selection, select_with_rules
+from recsys_batch.ranking.top_k import select_top_k_per_row
 
 RULES = ("boosts", "blocklist", "freshness", "max_per_category")
 SUBSETS = [names for size in range(5) for names in combinations(RULES, size)]
@@ -53,7 +53,7 @@ def blocks(draw: st.DrawFn, max_users: int = 4) -> Block:
     rules = ItemRules(
         boost=np.array(draw(st.lists(BOOSTS, min_size=n, max_size=n)), dtype=np.float32),
         blocked=np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))),
-        stale=np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))),
+        too_old=np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))),
         **ragged_categories(categories),
         max_per_category=draw(st.integers(1, 3)),
     )
@@ -94,7 +94,7 @@ def under(rule: str, pairs: list[tuple[np.float32, int]], rules: ItemRules, k: i
     if rule == "blocklist":
         return [pair for pair in pairs if not rules.blocked[pair[1]]]
     if rule == "freshness":
-        return [pair for pair in pairs if not rules.stale[pair[1]]]
+        return [pair for pair in pairs if not rules.too_old[pair[1]]]
     taken: list[tuple[np.float32, int]] = []
     counts: dict[int, int] = {}
     for pair in sorted(pairs, key=lambda pair: (-pair[0], pair[1])):
@@ -111,13 +111,13 @@ def first(pairs: list[tuple[np.float32, int]], k: int) -> list[tuple[float, int]
     return ordered + [NOTHING] * (k - len(ordered))
 
 
-def as_lists(picked: Picked, codes: np.ndarray) -> list[list[tuple[float, int]]]:
+def as_lists(picked: Selection, codes: np.ndarray) -> list[list[tuple[float, int]]]:
     found = np.where(picked.values > -np.inf, np.take_along_axis(codes, picked.columns, axis=1), -1)
     return [list(zip(values, items, strict=True)) for values, items in zip(picked.values.tolist(), found.tolist(), strict=True)]
 
 
-def picked_by(block: Block) -> Picked:
-    return pick(block.scores, block.codes, block.k, block.rules)
+def picked_by(block: Block) -> Selection:
+    return select_with_rules(block.scores, block.codes, block.k, block.rules)
 
 
 @pytest.mark.parametrize("names", SUBSETS, ids=lambda names: "+".join(names) or "none")
@@ -138,8 +138,8 @@ def test_every_subset_of_rules_gives_the_lists_and_counts_of_the_oracle(names: t
 @given(blocks(), st.sampled_from([None, ItemRules()]))
 def test_without_rules_the_result_is_bit_for_bit_the_stable_sort_by_code_then_top_k(block: Block, rules: ItemRules | None) -> None:
     by_code = np.argsort(np.where(block.codes >= 0, block.codes, np.iinfo(np.int64).max), axis=1, kind="stable")
-    values, places = top_k(np.take_along_axis(block.scores, by_code, axis=1), block.k)
-    picked = pick(block.scores, block.codes, block.k, rules)
+    values, places = select_top_k_per_row(np.take_along_axis(block.scores, by_code, axis=1), block.k)
+    picked = select_with_rules(block.scores, block.codes, block.k, rules)
     assert picked.values.tobytes() == values.tobytes()
     assert picked.columns.tobytes() == np.take_along_axis(by_code, places, axis=1).tobytes()
     assert picked.changed == {}
@@ -191,7 +191,7 @@ def test_a_wide_block_agrees_with_the_oracle_where_the_walk_goes_far_beyond_k() 
     rules = ItemRules(
         boost=rng.integers(0, 3, n).astype(np.float32),
         blocked=rng.random(n) < 0.2,
-        stale=rng.random(n) < 0.2,
+        too_old=rng.random(n) < 0.2,
         **ragged_categories(categories),
         max_per_category=2,
     )
@@ -206,34 +206,34 @@ def test_a_wide_block_agrees_with_the_oracle_where_the_walk_goes_far_beyond_k() 
 
 def test_a_skipped_item_takes_no_place_in_its_other_categories() -> None:
     rules = ItemRules(**ragged_categories([[0], [0, 1], [1], []]), max_per_category=1)
-    picked = pick(np.array([[4, 3, 2, 1]], dtype=np.float32), np.arange(4)[None], 4, rules)
+    picked = select_with_rules(np.array([[4, 3, 2, 1]], dtype=np.float32), np.arange(4)[None], 4, rules)
     assert as_lists(picked, np.arange(4)[None]) == [[(4.0, 0), (2.0, 2), (1.0, 3), NOTHING]]
     assert picked.changed == {"max_per_category": 3}
 
 
 def test_an_item_listed_twice_in_a_category_counts_once() -> None:
     rules = ItemRules(**ragged_categories([[0, 0], [0], [0]]), max_per_category=2)
-    picked = pick(np.array([[3, 2, 1]], dtype=np.float32), np.arange(3)[None], 3, rules)
+    picked = select_with_rules(np.array([[3, 2, 1]], dtype=np.float32), np.arange(3)[None], 3, rules)
     assert as_lists(picked, np.arange(3)[None]) == [[(3.0, 0), (2.0, 1), NOTHING]]
 
 
 def test_a_blocked_items_boost_counts_for_the_boosts_and_its_loss_for_the_blocklist() -> None:
     rules = ItemRules(boost=np.array([0, 5, 0], np.float32), blocked=np.array([False, True, False]))
-    picked = pick(np.array([[3, 2, 1]], dtype=np.float32), np.arange(3)[None], 2, rules)
+    picked = select_with_rules(np.array([[3, 2, 1]], dtype=np.float32), np.arange(3)[None], 2, rules)
     assert as_lists(picked, np.arange(3)[None]) == [[(3.0, 0), (1.0, 2)]]
     assert picked.changed == {"boosts": 2, "blocklist": 2}
 
 
 def test_rules_for_no_items_let_a_block_without_candidates_pass() -> None:
     rules = ItemRules(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, bool), **ragged_categories([]), max_per_category=1)
-    picked = pick(np.full((2, 3), -np.inf, np.float32), np.full((2, 3), -1), 2, rules)
+    picked = select_with_rules(np.full((2, 3), -np.inf, np.float32), np.full((2, 3), -1), 2, rules)
     assert (picked.values == -np.inf).all()
     assert picked.changed == dict.fromkeys(RULES, 0)
 
 
 def test_what_it_was_given_stays_as_it_was() -> None:
     scores, codes = np.array([[1, 3, 2]], dtype=np.float32), np.array([[2, 0, 1]])
-    pick(scores, codes, 2, ItemRules(boost=np.ones(3, np.float32), blocked=np.array([True, False, False])))
+    select_with_rules(scores, codes, 2, ItemRules(boost=np.ones(3, np.float32), blocked=np.array([True, False, False])))
     np.testing.assert_array_equal(scores, [[1, 3, 2]])
     np.testing.assert_array_equal(codes, [[2, 0, 1]])
 
@@ -258,27 +258,27 @@ def test_a_block_that_is_not_as_it_should_be_is_refused(
     scores: np.ndarray, codes: np.ndarray, k: int, message: str, rules: ItemRules | None
 ) -> None:
     with pytest.raises(RecsysBatchError, match=message):
-        pick(scores, codes, k, rules)
+        select_with_rules(scores, codes, k, rules)
 
 
 @pytest.mark.parametrize("names", [(name,) for name in RULES])
 def test_a_code_beyond_the_rules_is_refused_and_named(names: tuple[str, ...]) -> None:
     rules = ItemRules(np.zeros(3, np.float32), np.zeros(3, bool), np.zeros(3, bool), **ragged_categories([[], [0], []]), max_per_category=1)
-    pick(SCORED, CODED, 1, only(rules, names))
+    select_with_rules(SCORED, CODED, 1, only(rules, names))
     with pytest.raises(RecsysBatchError, match="item code 3, but the rules are for 3 items"):
-        pick(SCORED, CODED + 1, 1, only(rules, names))
+        select_with_rules(SCORED, CODED + 1, 1, only(rules, names))
 
 
 def test_under_rules_a_score_without_a_code_is_refused_and_its_place_named() -> None:
     with pytest.raises(RecsysBatchError, match=r"row 0, column 0 has score .* but no item code"):
-        pick(SCORED, CODED - 1, 1, BOOSTED)
+        select_with_rules(SCORED, CODED - 1, 1, BOOSTED)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_boosted_score_beyond_float32_is_refused(sign: int) -> None:
     huge = np.full(3, sign * 3e38, dtype=np.float32)
     with pytest.raises(RecsysBatchError, match="item with code 0 add up beyond float32"):
-        pick(huge[None], np.arange(3)[None], 1, ItemRules(boost=huge))
+        select_with_rules(huge[None], np.arange(3)[None], 1, ItemRules(boost=huge))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from recsys_batch.ranking.features import CONTEXT, DEVICES, PAIR, Context, FeatureSpec, pair_features, session_similarity
+from recsys_batch.ranking.features import (
+    CONTEXT_FEATURES,
+    DEVICES,
+    PAIR_FEATURES,
+    Context,
+    FeatureSpec,
+    compute_pair_features,
+    compute_session_similarity,
+)
 
 RNG = np.random.default_rng(5)
 SCORES = RNG.normal(size=(4, 6)).astype(np.float32)
@@ -17,7 +25,9 @@ SPEC = FeatureSpec.fitted(SCORES, POPULARITY, N_EVENTS)
 
 
 def features(context: Context | None, rows: slice = slice(None), spec: FeatureSpec = SPEC) -> np.ndarray:
-    return pair_features(spec, retrieval_score=SCORES[rows], log_popularity=POPULARITY[rows], n_events=N_EVENTS[rows], context=context)
+    return compute_pair_features(
+        spec, retrieval_score=SCORES[rows], log_popularity=POPULARITY[rows], n_events=N_EVENTS[rows], context=context
+    )
 
 
 def column(array: np.ndarray, name: str) -> np.ndarray:
@@ -29,7 +39,7 @@ def context(hour: float = np.nan, weekday: float = np.nan, device: str | None = 
 
 
 def test_without_context_every_context_feature_is_zero() -> None:
-    assert not features(None)[..., len(PAIR) :].any()
+    assert not features(None)[..., len(PAIR_FEATURES) :].any()
 
 
 def test_a_context_in_which_nothing_is_known_equals_no_context() -> None:
@@ -76,11 +86,11 @@ def test_a_device_sets_one_feature_and_an_unknown_name_counts_as_other(device: s
 def test_session_similarity_is_the_largest_cosine_whatever_the_lengths() -> None:
     items = np.array([[[2, 0], [0, 3], [-1, 0]]], dtype=np.float32)
     session = np.array([[[5, 0], [0.1, 0.1], [0, 0]]], dtype=np.float32)
-    np.testing.assert_allclose(session_similarity(items, session), [[1, np.sqrt(0.5), -np.sqrt(0.5)]], rtol=1e-6)
+    np.testing.assert_allclose(compute_session_similarity(items, session), [[1, np.sqrt(0.5), -np.sqrt(0.5)]], rtol=1e-6)
 
 
 def test_an_empty_session_is_unknown_and_not_dissimilar() -> None:
-    similarity = session_similarity(np.ones((4, 6, 2), np.float32), np.zeros((4, 3, 2), np.float32))
+    similarity = compute_session_similarity(np.ones((4, 6, 2), np.float32), np.zeros((4, 3, 2), np.float32))
     assert np.isnan(similarity).all()
     got = features(context(similarity=similarity))
     assert not column(got, "has_session").any() and not column(got, "session_similarity").any()
@@ -88,4 +98,4 @@ def test_an_empty_session_is_unknown_and_not_dissimilar() -> None:
 
 def test_a_spec_survives_json() -> None:
     assert FeatureSpec.from_dict(json.loads(json.dumps(SPEC.to_dict()))) == SPEC
-    assert SPEC.names == (*PAIR, *CONTEXT)
+    assert SPEC.names == (*PAIR_FEATURES, *CONTEXT_FEATURES)

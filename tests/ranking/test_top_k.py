@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.ranking.top_k import merge_top_k, order_pairs, top_k
+from recsys_batch.ranking.top_k import merge_top_k, order_pairs, select_top_k_per_row
 
 # Few distinct values, so that ties are the rule; signed zeros, infinities and a subnormal among them.
 TIED = st.sampled_from([np.float32(v) for v in (-np.inf, -2.5, -1e-42, -0.0, 0.0, 1e-42, 1.0, 3.0, np.inf)])
@@ -30,7 +30,7 @@ def matrices(max_columns: int) -> st.SearchStrategy[np.ndarray]:
 
 @given(matrices(60), st.integers(1, 70))
 def test_top_k_is_the_head_of_the_full_order_however_many_scores_are_tied(scores: np.ndarray, k: int) -> None:
-    values, indices = top_k(scores, k)
+    values, indices = select_top_k_per_row(scores, k)
     expected = by_lexsort(scores, np.broadcast_to(np.arange(scores.shape[1]), scores.shape), k)
     np.testing.assert_array_equal(values, expected[0])
     np.testing.assert_array_equal(indices, expected[1])
@@ -41,22 +41,22 @@ def test_ties_across_the_kth_place_keep_the_lowest_indices_in_every_row() -> Non
     scores = np.zeros((3, 100), dtype=np.float32)
     scores[0, 90] = 1  # three rows: one winner late, no winner, all distinct
     scores[2] = np.arange(100)
-    _, indices = top_k(scores, 3)
+    _, indices = select_top_k_per_row(scores, 3)
     np.testing.assert_array_equal(indices, [[90, 0, 1], [0, 1, 2], [99, 98, 97]])
 
 
 def test_rows_are_independent_of_the_blocks_they_are_worked_on_in(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(0).integers(0, 20, size=(37, 200)).astype(np.float32)
-    whole = top_k(scores, 10)
+    whole = select_top_k_per_row(scores, 10)
     monkeypatch.setattr("recsys_batch.ranking.top_k._BLOCK", 700)
     monkeypatch.setattr("recsys_batch.ranking.top_k._SORT_BLOCK", 30)
-    for expected, found in zip(whole, top_k(scores, 10), strict=True):
+    for expected, found in zip(whole, select_top_k_per_row(scores, 10), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
 def test_excluded_columns_come_only_after_every_finite_one() -> None:
     scores = np.array([[-np.inf, 1.0, -np.inf, -5.0]], dtype=np.float32)
-    values, indices = top_k(scores, 3)
+    values, indices = select_top_k_per_row(scores, 3)
     np.testing.assert_array_equal(indices, [[1, 3, 0]])
     np.testing.assert_array_equal(values, np.array([[1.0, -5.0, -np.inf]], dtype=np.float32))
 
@@ -66,13 +66,13 @@ def test_nan_is_refused_and_its_place_named(k: int) -> None:
     scores = np.zeros((2, 50), dtype=np.float32)
     scores[1, 7] = np.nan
     with pytest.raises(RecsysBatchError, match="NaN at row 1, column 7"):
-        top_k(scores, k)
+        select_top_k_per_row(scores, k)
 
 
 @pytest.mark.parametrize(("scores", "k"), [(np.zeros((1, 2)), 1), (np.zeros(3, np.float32), 1), (np.zeros((1, 2), np.float32), 0)])
 def test_float64_vectors_and_k_below_one_are_refused(scores: np.ndarray, k: int) -> None:
     with pytest.raises(RecsysBatchError, match="top-k needs"):
-        top_k(scores, k)
+        select_top_k_per_row(scores, k)
 
 
 @given(matrices(40), st.integers(1, 50), st.lists(st.integers(0, 40), max_size=4))
@@ -80,9 +80,9 @@ def test_merging_shards_equals_the_top_k_of_everything(scores: np.ndarray, k: in
     bounds = [0, *sorted(min(cut, scores.shape[1]) for cut in cuts), scores.shape[1]]
     parts = []
     for start, stop in pairwise(bounds):
-        values, indices = top_k(scores[:, start:stop], k)
+        values, indices = select_top_k_per_row(scores[:, start:stop], k)
         parts.append((values, indices + start))
-    for expected, found in zip(top_k(scores, k), merge_top_k(parts, k), strict=True):
+    for expected, found in zip(select_top_k_per_row(scores, k), merge_top_k(parts, k), strict=True):
         np.testing.assert_array_equal(found, expected)
 
 

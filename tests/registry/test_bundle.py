@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from recsys_batch.errors import BundleError
-from recsys_batch.registry.bundle import MANIFEST, RANKER, VOCAB, WEIGHTS, Bundle, load_bundle, write_bundle
+from recsys_batch.registry.bundle import BUNDLE_MANIFEST, RANKER_FILE, VOCAB_FILE, WEIGHTS_FILE, Bundle, load_bundle, write_bundle
 from recsys_batch.storage.checksums import sha256_file
 
 
@@ -29,7 +29,7 @@ def test_what_is_written_is_what_is_loaded(bundle: Bundle) -> None:
     assert loaded.ranker_path is not None and loaded.ranker_path.read_bytes() == b"onnx"
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, VOCAB, RANKER])
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, VOCAB_FILE, RANKER_FILE])
 def test_one_changed_byte_is_refused(bundle: Bundle, name: str) -> None:
     content = bytearray((bundle.path / name).read_bytes())
     content[-1] ^= 1
@@ -39,13 +39,13 @@ def test_one_changed_byte_is_refused(bundle: Bundle, name: str) -> None:
 
 
 def test_a_missing_file_is_refused(bundle: Bundle) -> None:
-    (bundle.path / WEIGHTS).unlink()
+    (bundle.path / WEIGHTS_FILE).unlink()
     with pytest.raises(BundleError, match="lacks weights"):
         load_bundle(bundle.path)
 
 
 def test_a_folder_whose_writing_was_cut_short_is_refused(bundle: Bundle) -> None:
-    (bundle.path / MANIFEST).unlink()
+    (bundle.path / BUNDLE_MANIFEST).unlink()
     with pytest.raises(BundleError, match="cut short"):
         load_bundle(bundle.path)
 
@@ -60,7 +60,7 @@ def test_a_folder_whose_writing_was_cut_short_is_refused(bundle: Bundle) -> None
     ],
 )
 def test_a_foreign_manifest_is_refused(bundle: Bundle, change: dict[str, object], words: str) -> None:
-    path = bundle.path / MANIFEST
+    path = bundle.path / BUNDLE_MANIFEST
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(BundleError, match=words):
         load_bundle(bundle.path)
@@ -74,10 +74,10 @@ class _Bomb:
 def test_a_pickle_in_place_of_weights_is_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = write_bundle(tmp_path / "b", {"kind": "two_tower", "embedding_dim": 3}, tensors={"w": np.ones(2, np.float32)}).path
-    (folder / WEIGHTS).write_bytes(pickle.dumps(_Bomb()))
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"][WEIGHTS]["sha256"] = sha256_file(folder / WEIGHTS)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    (folder / WEIGHTS_FILE).write_bytes(pickle.dumps(_Bomb()))
+    manifest = json.loads((folder / BUNDLE_MANIFEST).read_text())
+    manifest["files"][WEIGHTS_FILE]["sha256"] = sha256_file(folder / WEIGHTS_FILE)
+    (folder / BUNDLE_MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="not a readable safetensors"):
         _ = load_bundle(folder).tensors
     assert not (tmp_path / "exploded").exists()

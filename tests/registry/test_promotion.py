@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from recsys_batch.registry.promotion import judge
+from recsys_batch.registry.promotion import decide_promotion
 
 
 @pytest.mark.parametrize(
@@ -20,5 +20,5 @@ from recsys_batch.registry.promotion import judge
 )
 def test_gate(own: float, popular: float, champion: float | None, crowned: bool, beats_popularity: bool) -> None:
     gate = {"challenger": own, "popularity": popular} | ({} if champion is None else {"champion": champion})
-    verdict = judge(gate)
-    assert (verdict.crowned, verdict.beats_popularity) == (crowned, beats_popularity)
+    verdict = decide_promotion(gate)
+    assert (verdict.promoted, verdict.beats_popularity) == (crowned, beats_popularity)

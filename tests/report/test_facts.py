@@ -11,10 +11,10 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.read import earlier_run, published_run, read_table, run_slice
-from recsys_batch.report.facts import measure
-from recsys_batch.report.plots import gini_of, items_of_half
-from recsys_batch.report.segments import segments
+from recsys_batch.read import earlier_run, published_run, read_run_slice, read_table
+from recsys_batch.report.facts import collect_facts
+from recsys_batch.report.plots import gini_coefficient, items_with_half_of_lists
+from recsys_batch.report.segments import measure_segments
 
 
 def event(run_id: str, status: str, minute: int | None) -> dict[str, Any]:
@@ -36,12 +36,12 @@ def test_a_run_that_came_back_by_rollback_is_before_the_next_one() -> None:
 
 @pytest.mark.parametrize(("counts", "expected"), [([5, 5, 5, 5], 0.0), ([0, 0, 0, 8], 0.75), ([1, 3], 0.25)])
 def test_gini(counts: list[int], expected: float) -> None:
-    assert gini_of(np.array(counts)) == pytest.approx(expected)
+    assert gini_coefficient(np.array(counts)) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("counts", "expected"), [([1, 1, 1, 1], 2), ([10, 1, 1], 1), ([4, 3, 2, 1], 2)])
 def test_the_fewest_items_with_half_of_everything(counts: list[int], expected: int) -> None:
-    assert items_of_half(np.array(counts)) == expected
+    assert items_with_half_of_lists(np.array(counts)) == expected
 
 
 def test_segments_without_users_or_holdout_have_everybody_and_no_quality(tmp_path: Any) -> None:
@@ -53,7 +53,7 @@ def test_segments_without_users_or_holdout_have_everybody_and_no_quality(tmp_pat
             "source": ["model", "model", "popular", "popular"],
         }
     )
-    (found,) = segments(str(tmp_path), {"input_versions": {}}, sample, pa.array(["a", "b", "c"]), np.array([9, 1, 1]), 0.0)
+    (found,) = measure_segments(str(tmp_path), {"input_versions": {}}, sample, pa.array(["a", "b", "c"]), np.array([9, 1, 1]), 0.0)
     assert (found.name, found.n_users, found.n_items, found.popular_share) == ("all", 2, 3, 0.5)
     assert (found.ndcg, found.n_judged) == (None, 0)
     assert found.head_share == 0.5  # "a" is the one item of the head, and has two of four places
@@ -61,8 +61,8 @@ def test_segments_without_users_or_holdout_have_everybody_and_no_quality(tmp_pat
 
 def test_every_row_of_the_run_is_counted(published: Config) -> None:
     row = published_run(published.paths.warehouse)
-    facts = measure(published.paths.warehouse, row, 0.0)
-    topk = run_slice(published.paths.warehouse, "topk", row, columns=["user_id", "item_id"])
+    facts = collect_facts(published.paths.warehouse, row, 0.0)
+    topk = read_run_slice(published.paths.warehouse, "topk", row, columns=["user_id", "item_id"])
     items = read_table(published.paths.warehouse, "items", columns=["item_id"])["item_id"].to_pylist()
     expected = {item: topk["item_id"].to_pylist().count(item) for item in items}
     assert dict(zip(items, facts.listed.tolist(), strict=True)) == expected
@@ -73,4 +73,4 @@ def test_every_row_of_the_run_is_counted(published: Config) -> None:
 def test_a_run_without_lists_is_told(published: Config) -> None:
     row = {**published_run(published.paths.warehouse), "run_id": "2026-03-01-r9", "status": "FAILED"}
     with pytest.raises(InputMissing, match=r"run 2026-03-01-r9 \(FAILED\) has no rows in topk"):
-        measure(published.paths.warehouse, row, 0.0)
+        collect_facts(published.paths.warehouse, row, 0.0)

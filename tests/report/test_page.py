@@ -14,18 +14,18 @@ import pytest
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
-from recsys_batch.evaluation.drift import Compared
+from recsys_batch.evaluation.drift import RunComparison
 from recsys_batch.read import published_run
-from recsys_batch.report.cards import Card, Listed
-from recsys_batch.report.facts import Churn, Facts, Mover, measure
-from recsys_batch.report.page import figure, render
+from recsys_batch.report.cards import CardItem, UserCard
+from recsys_batch.report.facts import Churn, Mover, RunFacts, collect_facts
+from recsys_batch.report.page import format_figure, render_report
 
 GATES = {"popular_share": {"value": 0.1, "limit": 0.5, "passed": True}, "overlap": {"value": 0.2, "limit": 0.3, "passed": False}}
 
 
 @pytest.fixture
-def facts(published: Config) -> Facts:
-    return measure(published.paths.warehouse, published_run(published.paths.warehouse), 0.0)
+def facts(published: Config) -> RunFacts:
+    return collect_facts(published.paths.warehouse, published_run(published.paths.warehouse), 0.0)
 
 
 class Page(HTMLParser):
@@ -48,53 +48,53 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def test_the_page_fetches_nothing_and_runs_nothing(facts: Facts) -> None:
-    text = render(facts, GATES, seen=True)
+def test_the_page_fetches_nothing_and_runs_nothing(facts: RunFacts) -> None:
+    text = render_report(facts, GATES, seen=True)
     page = Page(text)
     assert all(address.startswith("#") for address in page.addresses)
     assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
     assert "@import" not in text and not re.search(r"url\((?!#)", text)
 
 
-def test_every_picture_has_its_title_and_its_sentence(facts: Facts) -> None:
-    page = Page(render(facts, GATES, seen=True))
+def test_every_picture_has_its_title_and_its_sentence(facts: RunFacts) -> None:
+    page = Page(render_report(facts, GATES, seen=True))
     assert page.tags.count("figure") == page.tags.count("figcaption") >= 5
     assert page.tags.count("svg") == page.tags.count("figure")
 
 
-def test_what_pictures_refer_to_is_there_once(facts: Facts) -> None:
-    page = Page(render(facts, GATES, seen=True))
+def test_what_pictures_refer_to_is_there_once(facts: RunFacts) -> None:
+    page = Page(render_report(facts, GATES, seen=True))
     assert len(page.ids) == len(set(page.ids))
     assert {address[1:] for address in page.addresses} <= set(page.ids)
 
 
-def test_colours_follow_the_page(facts: Facts) -> None:
-    text = render(facts, GATES, seen=True)
+def test_colours_follow_the_page(facts: RunFacts) -> None:
+    text = render_report(facts, GATES, seen=True)
     assert "var(--first)" in text and "#0101" not in text
 
 
-def test_titles_are_text_whatever_is_in_them(facts: Facts) -> None:
+def test_titles_are_text_whatever_is_in_them(facts: RunFacts) -> None:
     evil = "<script>alert('x')</script>"
-    compared = Compared(np.array([0.5, 1.0]), np.array([1.0]), np.array([1.0]))
-    card = Card(evil, "popular", (evil,), (Listed(1, evil, evil, 1.0, None),))
-    text = render(replace(facts, cards=(card,), churn=Churn(evil, compared, (Mover(evil, 0.2, 0.1),))), GATES, seen=False)
+    compared = RunComparison(np.array([0.5, 1.0]), np.array([1.0]), np.array([1.0]))
+    card = UserCard(evil, "popular", (evil,), (CardItem(1, evil, evil, 1.0, None),))
+    text = render_report(replace(facts, cards=(card,), churn=Churn(evil, compared, (Mover(evil, 0.2, 0.1),))), GATES, seen=False)
     assert "<script" not in text
     assert "".join(Page(text).words).count(evil) >= 5
 
 
-def test_a_refused_run_says_by_what(facts: Facts) -> None:
-    words = " ".join("".join(Page(render(facts, GATES, seen=False)).words).split())
+def test_a_refused_run_says_by_what(facts: RunFacts) -> None:
+    words = " ".join("".join(Page(render_report(facts, GATES, seen=False)).words).split())
     assert "Refused by overlap; readers never saw it." in words
     assert "1 of 2gates passed" in words
 
 
-def test_the_same_run_gives_the_same_page(facts: Facts) -> None:
-    assert render(facts, GATES, seen=True) == render(facts, GATES, seen=True)
+def test_the_same_run_gives_the_same_page(facts: RunFacts) -> None:
+    assert render_report(facts, GATES, seen=True) == render_report(facts, GATES, seen=True)
 
 
 @pytest.mark.parametrize(("value", "text"), [(1234567.0, "1,234,567"), (0.01234, "0.01234"), (float("nan"), "unknown"), (None, "unknown")])
 def test_figures(value: float | None, text: str) -> None:
-    assert figure(value) == text
+    assert format_figure(value) == text
 
 
 def test_the_command_writes_the_page_and_gives_it_to_mlflow(

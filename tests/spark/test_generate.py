@@ -15,21 +15,21 @@ from recsys_batch.config import Config
 from recsys_batch.dataset import synthetic
 from recsys_batch.dataset.synthetic import World
 from recsys_batch.errors import UsageError
-from recsys_batch.spark.generate import generate, make_rows
+from recsys_batch.spark.generate import generate_tables, make_rows
 from recsys_batch.spark.ingest.pipeline import DECLARED
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.tables import WarehouseTables
 
 ARGUMENTS = {"n_users": 300, "n_items": 120, "n_events": 3000, "seed": 5}
 WORLD = World(*ARGUMENTS.values())
 
 
 def test_the_tables_hold_the_rows_of_the_world(spark: SparkSession, config: Config) -> None:
-    assert generate(spark, config, **ARGUMENTS) == {"users": 300, "items": 120, "interactions": 3000}
-    tables = Tables(spark, config)
+    assert generate_tables(spark, config, **ARGUMENTS) == {"users": 300, "items": 120, "interactions": 3000}
+    tables = WarehouseTables(spark, config)
     expected = {
-        "interactions": synthetic.interactions(WORLD, np.arange(1, 301)),
-        "items": synthetic.items(WORLD, np.arange(1, 121)),
-        "users": synthetic.users(WORLD, np.arange(1, 301)),
+        "interactions": synthetic.make_interactions(WORLD, np.arange(1, 301)),
+        "items": synthetic.make_items(WORLD, np.arange(1, 121)),
+        "users": synthetic.make_users(WORLD, np.arange(1, 301)),
     }
     for name, table in expected.items():
         keys = [c for c in ("user_id", "item_id", "event_ts") if c in table.column_names]
@@ -38,23 +38,23 @@ def test_the_tables_hold_the_rows_of_the_world(spark: SparkSession, config: Conf
         assert found.sort_by(order).equals(table.sort_by(order)), name
     assert tables.property("items", DECLARED) == "true"
     with pytest.raises(UsageError, match="interactions has rows already"):
-        generate(spark, config, **ARGUMENTS)
+        generate_tables(spark, config, **ARGUMENTS)
 
 
 def test_a_run_that_died_before_the_interactions_is_run_again(spark: SparkSession, config: Config) -> None:
-    tables = Tables(spark, config)
-    generate(spark, config, **ARGUMENTS)
+    tables = WarehouseTables(spark, config)
+    generate_tables(spark, config, **ARGUMENTS)
     tables.delta("interactions").delete()
-    generate(spark, config, **ARGUMENTS)
+    generate_tables(spark, config, **ARGUMENTS)
     assert [tables.read(name).count() for name in ("users", "items", "interactions")] == [300, 120, 3000]
 
 
 def test_somebodys_items_are_not_replaced(spark: SparkSession, config: Config) -> None:
-    tables = Tables(spark, config)
+    tables = WarehouseTables(spark, config)
     tables.ensure("items", synthetic.IDS)
     spark.sql(f"INSERT INTO {tables.identifier('items')} (item_id, is_available) VALUES (1, true)")
     with pytest.raises(UsageError, match="items has rows already"):
-        generate(spark, config, **ARGUMENTS)
+        generate_tables(spark, config, **ARGUMENTS)
     assert tables.read("items").select(F.count("*")).head()[0] == 1
 
 
@@ -65,7 +65,7 @@ def test_tasks_make_the_same_rows_from_any_batches() -> None:
         edges = np.cumsum([0, *sizes])
         yield from (pa.record_batch({"id": np.arange(low, high)}) for low, high in pairwise(edges))
 
-    whole = pa.Table.from_batches(make_rows(WORLD, synthetic.interactions, 10.0)(batches(300)))
-    split = pa.Table.from_batches(make_rows(WORLD, synthetic.interactions, 50_000.0)(batches(7, 0, 200, 93)))
+    whole = pa.Table.from_batches(make_rows(WORLD, synthetic.make_interactions, 10.0)(batches(300)))
+    split = pa.Table.from_batches(make_rows(WORLD, synthetic.make_interactions, 50_000.0)(batches(7, 0, 200, 93)))
     assert split.equals(whole)
-    assert list(make_rows(WORLD, synthetic.interactions, 10.0)(iter(()))) == []
+    assert list(make_rows(WORLD, synthetic.make_interactions, 10.0)(iter(()))) == []

@@ -14,11 +14,11 @@ import pytest
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
-from recsys_batch.model.onnx_export import ranker_onnx
+from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
-from recsys_batch.night.runner import nightly
+from recsys_batch.night.runner import run_night
 from recsys_batch.ranking.features import FeatureSpec
-from recsys_batch.read import latest_topk
+from recsys_batch.read import read_latest_topk
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -51,10 +51,10 @@ def test_a_night_runs_on_brought_embeddings_and_ranker(spark: SparkSession, own:
     items = vectors(tmp_path / "items", "item_id", market.items["item_id"].to_pylist()[:60])
     users = vectors(tmp_path / "users", "user_id", [f"u{user:03d}" for user in range(100)])
     ranker = tmp_path / "mine.onnx"
-    ranker.write_bytes(ranker_onnx(RankerParameters.initial(DIM, len(FeatureSpec.default().names), 1).arrays()))
+    ranker.write_bytes(export_ranker_onnx(RankerParameters.initial(DIM, len(FeatureSpec.default().names), 1).arrays()))
     assert register(own, options, users, items, "--ranker", str(ranker)) == 0
-    nightly(spark, own, dt.date(2026, 3, 1))
-    rows = latest_topk(own.paths.warehouse).to_pylist()
+    run_night(spark, own, dt.date(2026, 3, 1))
+    rows = read_latest_topk(own.paths.warehouse).to_pylist()
     sources = {row["user_id"]: row["source"] for row in rows}
     assert len(sources) == 152  # "glutton" has seen every item that has a vector
     assert {user for user, source in sources.items() if source == "model"} == {f"u{user:03d}" for user in range(100)}

@@ -10,9 +10,9 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused
-from recsys_batch.night.publish import rollback
-from recsys_batch.night.runner import nightly
-from recsys_batch.read import latest_topk, published_run, read_table
+from recsys_batch.night.publish import roll_back_run
+from recsys_batch.night.runner import run_night
+from recsys_batch.read import published_run, read_latest_topk, read_table
 from recsys_batch.spark.views import create_views
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def catalog(spark: SparkSession, fresh_published: Config) -> Iterator[str]:
 def test_the_views_show_the_run_that_readers_see(spark: SparkSession, fresh_published: Config, catalog: str) -> None:
     warehouse = fresh_published.paths.warehouse
     found = spark.sql(f"SELECT user_id, rank, item_id FROM {catalog}.topk_latest ORDER BY user_id, rank").toArrow()
-    assert found.to_pylist() == latest_topk(warehouse, columns=["user_id", "rank", "item_id"]).to_pylist()
+    assert found.to_pylist() == read_latest_topk(warehouse, columns=["user_id", "rank", "item_id"]).to_pylist()
     mine = spark.sql(f"SELECT candidate_rank, item_id FROM {catalog}.candidates_latest WHERE user_id = 'u003' ORDER BY 1").collect()
     (expected,) = [row["items"] for row in read_table(warehouse, "candidates").to_pylist() if row["user_id"] == "u003"]
     assert [tuple(row) for row in mine] == [(place, item["item_id"]) for place, item in enumerate(expected, start=1)]
@@ -43,10 +43,10 @@ def test_the_views_show_the_run_that_readers_see(spark: SparkSession, fresh_publ
 
 def test_they_follow_a_new_night_and_a_rollback(spark: SparkSession, fresh_published: Config, catalog: str) -> None:
     """Without being made again; a night of the same inputs, so that only its run_id differs."""
-    nightly(spark, fresh_published, dt.date(2026, 3, 2))
+    run_night(spark, fresh_published, dt.date(2026, 3, 2))
     run_ids = [row[0] for row in spark.sql(f"SELECT DISTINCT run_id FROM {catalog}.topk_latest").collect()]
     assert run_ids == ["2026-03-02-r1"]
-    rollback(spark, fresh_published)
+    roll_back_run(spark, fresh_published)
     health = spark.sql(f"SELECT run_id, status, is_current, refused_by FROM {catalog}.run_health ORDER BY run_id").collect()
     assert [tuple(row) for row in health] == [
         ("2026-03-01-r1", "PUBLISHED", True, []),
@@ -64,6 +64,6 @@ def test_run_health_has_the_values_of_the_audit(spark: SparkSession, fresh_publi
 def test_a_gate_that_refused_is_named(spark: SparkSession, fresh_published: Config, catalog: str) -> None:
     strict = fresh_published.model_copy(update={"audit": fresh_published.audit.model_copy(update={"max_head_share": 0.0})})
     with pytest.raises(GateRefused):
-        nightly(spark, strict, dt.date(2026, 3, 2))
+        run_night(spark, strict, dt.date(2026, 3, 2))
     rows = spark.sql(f"SELECT run_id, status, refused_by FROM {catalog}.run_health WHERE run_id LIKE '2026-03-02%'").collect()
     assert [tuple(row) for row in rows] == [("2026-03-02-r1", "FAILED", ["head_share"])]

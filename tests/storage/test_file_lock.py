@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from recsys_batch.errors import EXIT_MISSING, Busy
-from recsys_batch.storage.file_lock import held, lock_file
+from recsys_batch.storage.file_lock import file_lock, lock_file
 
 HOLDER = """
 import sys, time
@@ -27,12 +27,12 @@ with held(Path(sys.argv[1]), "it"):
 
 def test_the_second_is_told_who_the_first_is(tmp_path: Path) -> None:
     path = tmp_path / "locks" / "it"
-    with held(path, "a night of 2026-03-01"):
+    with file_lock(path, "a night of 2026-03-01"):
         holder = rf"a night of 2026-03-01 is being computed already by process {os.getpid()} on "
-        with pytest.raises(Busy, match=holder) as refused, held(path, "a night of 2026-03-01"):
+        with pytest.raises(Busy, match=holder) as refused, file_lock(path, "a night of 2026-03-01"):
             pass
         assert refused.value.exit_code == EXIT_MISSING
-    with held(path, "again"):
+    with file_lock(path, "again"):
         pass
 
 
@@ -40,19 +40,19 @@ def test_a_killed_holder_leaves_it_free(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "it")], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
-        with pytest.raises(Busy, match=f"process {process.pid}"), held(tmp_path / "it", "it"):
+        with pytest.raises(Busy, match=f"process {process.pid}"), file_lock(tmp_path / "it", "it"):
             pass
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    with held(tmp_path / "it", "it"):
+    with file_lock(tmp_path / "it", "it"):
         pass
 
 
 def test_a_holders_note_that_was_cut_short_does_not_matter(tmp_path: Path) -> None:
-    with held(tmp_path / "it", "it"):
+    with file_lock(tmp_path / "it", "it"):
         (tmp_path / "it").write_text('{"host": "a', encoding="utf-8")
-        with pytest.raises(Busy, match=r"it is being computed already: wait"), held(tmp_path / "it", "it"):
+        with pytest.raises(Busy, match=r"it is being computed already: wait"), file_lock(tmp_path / "it", "it"):
             pass
 
 
@@ -61,11 +61,11 @@ def test_a_lock_is_waited_for_as_long_as_is_said(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         started = time.monotonic()
-        with pytest.raises(Busy, match="it is being changed already"), held(tmp_path / "it", "it", "is being changed", 0.3):
+        with pytest.raises(Busy, match="it is being changed already"), file_lock(tmp_path / "it", "it", "is being changed", 0.3):
             pass
         assert time.monotonic() - started >= 0.3
         threading.Timer(0.3, process.kill).start()
-        with held(tmp_path / "it", "it", wait_seconds=20):
+        with file_lock(tmp_path / "it", "it", wait_seconds=20):
             pass
     finally:
         process.kill()

@@ -12,13 +12,13 @@ import pytest
 from recsys_batch.errors import EXIT_USAGE, UsageError
 from recsys_batch.storage.filesystems import (
     absolute,
+    basename,
     download,
     exists,
     file_sizes,
     is_remote,
-    joined,
-    listed,
-    name_of,
+    join,
+    list_entries,
     parquet_file,
     read_bytes,
     read_parquet,
@@ -34,7 +34,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder of each kind."""
     if request.param == "path":
         return str(tmp_path / "place")
-    return joined(request.getfixturevalue(request.param), "place")
+    return join(request.getfixturevalue(request.param), "place")
 
 
 @pytest.mark.parametrize("location", ["hdfs://name/recs", "gs://bucket/recs", "abfss://c@account.dfs.core.windows.net/recs", "dbfs:/recs"])
@@ -75,46 +75,46 @@ def test_a_relative_path_is_one_of_this_directory(tmp_path: Path, monkeypatch: p
 
 def test_files_are_written_read_listed_and_removed(place: str, tmp_path: Path) -> None:
     assert not exists(place)
-    assert listed(place) == []
-    write_bytes(joined(place, "a", "one.gz"), b"not compressed")
-    write_bytes(joined(place, "a", "two"), b"22")
-    write_bytes(joined(place, "b.json"), b"{}")
-    assert exists(joined(place, "a")) and exists(joined(place, "a", "two")) and not exists(joined(place, "a", "tw"))
-    assert [(entry.name, entry.is_folder, entry.n_bytes) for entry in listed(place)] == [("a", True, 0), ("b.json", False, 2)]
-    everything = {entry.location: entry for entry in listed(place, recursive=True)}
-    assert set(everything) == {joined(place, *names) for names in (("a",), ("a", "one.gz"), ("a", "two"), ("b.json",))}
-    written = everything[joined(place, "a", "two")].modified
+    assert list_entries(place) == []
+    write_bytes(join(place, "a", "one.gz"), b"not compressed")
+    write_bytes(join(place, "a", "two"), b"22")
+    write_bytes(join(place, "b.json"), b"{}")
+    assert exists(join(place, "a")) and exists(join(place, "a", "two")) and not exists(join(place, "a", "tw"))
+    assert [(entry.name, entry.is_folder, entry.n_bytes) for entry in list_entries(place)] == [("a", True, 0), ("b.json", False, 2)]
+    everything = {entry.location: entry for entry in list_entries(place, recursive=True)}
+    assert set(everything) == {join(place, *names) for names in (("a",), ("a", "one.gz"), ("a", "two"), ("b.json",))}
+    written = everything[join(place, "a", "two")].modified
     assert written is not None and abs(written.timestamp() - dt.datetime.now(dt.UTC).timestamp()) < 60
-    assert read_bytes(joined(place, "a", "one.gz")) == b"not compressed"
+    assert read_bytes(join(place, "a", "one.gz")) == b"not compressed"
     assert file_sizes(place, ["a/two", "a/none", "b.json"]) == {"a/two": 2, "b.json": 2}
-    write_bytes(joined(place, "b.json"), b"[1]")
-    assert read_bytes(joined(place, "b.json")) == b"[1]"
-    for gone in (joined(place, "a"), joined(place, "b.json"), joined(place, "never was")):
+    write_bytes(join(place, "b.json"), b"[1]")
+    assert read_bytes(join(place, "b.json")) == b"[1]"
+    for gone in (join(place, "a"), join(place, "b.json"), join(place, "never was")):
         remove(gone)
         assert not exists(gone)
     with pytest.raises(FileNotFoundError):
-        read_bytes(joined(place, "b.json"))
-    assert name_of(joined(place, "a", "two")) == "two"
+        read_bytes(join(place, "b.json"))
+    assert basename(join(place, "a", "two")) == "two"
 
 
 def test_a_copy_there_and_back_is_the_same_file(place: str, tmp_path: Path) -> None:
     content = bytes(range(256)) * 40_000
     (tmp_path / "source").write_bytes(content)
-    upload(tmp_path / "source", joined(place, "deep", "copy"))
-    assert len(download(joined(place, "deep", "copy"), tmp_path / "back")) == 64
+    upload(tmp_path / "source", join(place, "deep", "copy"))
+    assert len(download(join(place, "deep", "copy"), tmp_path / "back")) == 64
     assert (tmp_path / "back").read_bytes() == content
     with pytest.raises(FileNotFoundError):
-        download(joined(place, "nothing"), tmp_path / "nothing")
+        download(join(place, "nothing"), tmp_path / "nothing")
 
 
 def test_parquet_is_read_whole_or_by_row_groups(place: str, tmp_path: Path) -> None:
     table = pa.table({"user_id": pa.array(range(1_000)), "score": pa.array([0.5] * 1_000, pa.float32())})
     pq.write_table(table, tmp_path / "rows.parquet", row_group_size=300)
     # A folder's name is no column.
-    location = joined(place, "run_id=r1", "rows.parquet")
+    location = join(place, "run_id=r1", "rows.parquet")
     upload(tmp_path / "rows.parquet", location)
     assert read_parquet(location, ["user_id"]) == table.select(["user_id"])
-    assert read_parquet(joined(place, "run_id=r1")) == table
+    assert read_parquet(join(place, "run_id=r1")) == table
     with parquet_file(location) as file:
         assert file.read_row_group(1)["user_id"].to_pylist() == list(range(300, 600))
 

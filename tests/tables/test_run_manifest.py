@@ -8,7 +8,15 @@ import random
 import pytest
 
 from recsys_batch.errors import UsageError
-from recsys_batch.tables.run_manifest import Run, check_run_id, current, fold, from_row, newest_of, next_run_id
+from recsys_batch.tables.run_manifest import (
+    Run,
+    check_run_id,
+    from_row,
+    latest_state_by_run,
+    newest_published,
+    newest_run_of_date,
+    next_run_id,
+)
 
 DAY = dt.date(2026, 3, 1)
 
@@ -41,7 +49,7 @@ def test_the_newest_row_is_the_state_in_any_reading_order() -> None:
     rows = [r.row() for r in (first, second, resumed)]
     for _ in range(5):
         random.Random(1).shuffle(rows)
-        assert fold(rows)["a"] == resumed
+        assert latest_state_by_run(rows)["a"] == resumed
     assert resumed.metrics == {"started_at": 0.0, "event": 3.0, "score.rows": 5.0}
     assert resumed.table_versions == {"topk": 7}
 
@@ -49,12 +57,12 @@ def test_the_newest_row_is_the_state_in_any_reading_order() -> None:
 def test_readers_see_the_newest_published_row_also_after_a_rollback() -> None:
     old = run("a", status="PUBLISHED", published_at=at(1))
     new = run("b", status="PUBLISHED", published_at=at(2))
-    assert current([r.row() for r in (new, old)]) == new
+    assert newest_published([r.row() for r in (new, old)]) == new
     withdrawn = new.next_event(status="ROLLED_BACK", published_at=None)
     restored = old.next_event(status="PUBLISHED", published_at=at(3))
-    seen = current([r.row() for r in (old, new, withdrawn, restored)])
+    seen = newest_published([r.row() for r in (old, new, withdrawn, restored)])
     assert seen is not None and seen.run_id == "a"
-    assert current([run("c").row()]) is None
+    assert newest_published([run("c").row()]) is None
 
 
 def test_run_ids_count_up_within_a_date() -> None:
@@ -65,9 +73,9 @@ def test_run_ids_count_up_within_a_date() -> None:
 
 def test_the_newest_run_of_a_date_is_the_one_begun_last() -> None:
     states = {r.run_id: r for r in (run("2026-03-01-r2", 5.0), run("chosen", 9.0), run("2026-03-01-r1", 1.0))}
-    newest = newest_of(states, DAY)
+    newest = newest_run_of_date(states, DAY)
     assert newest is not None and newest.run_id == "chosen"
-    assert newest_of(states, dt.date(2020, 1, 1)) is None
+    assert newest_run_of_date(states, dt.date(2020, 1, 1)) is None
 
 
 def test_null_maps_read_as_empty() -> None:

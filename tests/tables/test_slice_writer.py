@@ -14,22 +14,22 @@ from deltalake import DeltaTable
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.tables.delta_log import commit, parts_of
-from recsys_batch.tables.slice_writer import DataFile, Slice, part_batch, part_of_row
+from recsys_batch.tables.delta_log import commit, list_data_files
+from recsys_batch.tables.slice_writer import DataFile, TableSlice, data_file_from_row, data_file_to_batch
 
 IDS = IdTypes("STRING", "BIGINT")
 DAY = dt.date(2026, 3, 1)
 NOW = dt.datetime(2026, 3, 1, 2, tzinfo=dt.UTC)
 
 
-def slice_in(folder: Path, run: str = "r1", target_bytes: int = 10**9) -> Slice:
+def slice_in(folder: Path, run: str = "r1", target_bytes: int = 10**9) -> TableSlice:
     spec = TABLES["topk"]
     if not DeltaTable.is_deltatable(str(folder)):
         DeltaTable.create(str(folder), spec.arrow_schema(IDS), partition_by=list(spec.partition_by))
-    return Slice(str(folder), spec, IDS, {"run_date": DAY, "run_id": run}, target_bytes)
+    return TableSlice(str(folder), spec, IDS, {"run_date": DAY, "run_id": run}, target_bytes)
 
 
-def batch(where: Slice, users: list[str | None], k: int = 3) -> pa.RecordBatch:
+def batch(where: TableSlice, users: list[str | None], k: int = 3) -> pa.RecordBatch:
     n = len(users) * k
     columns: dict[str, Any] = {
         "user_id": [user for user in users for _ in range(k)],
@@ -57,7 +57,7 @@ def test_nothing_is_visible_before_the_commit_and_all_of_it_after(tmp_path: Path
     assert users_in(tmp_path) == ["u0a", "u0b", "u1a", "u1b", "u2a", "u2b"]
     rows = DeltaTable(str(tmp_path)).to_pyarrow_table().to_pylist()
     assert {(row["run_date"], row["run_id"], row["generated_at"]) for row in rows} == {(DAY, "r1", NOW)}
-    assert [(part.first, part.last, part.n_rows) for part in parts_of(where)] == [(f"u{n}a", f"u{n}b", 6) for n in range(3)]
+    assert [(part.first, part.last, part.n_rows) for part in list_data_files(where)] == [(f"u{n}a", f"u{n}b", 6) for n in range(3)]
 
 
 def test_a_commit_replaces_its_own_slice_and_no_other(tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_commit_replaces_its_own_slice_and_no_other(tmp_path: Path) -> None:
     assert commit(first, [], {}) == 4
     assert users_in(tmp_path) == ["b"]
     assert commit(first, [], {}) == 4  # nothing to do is no commit
-    assert parts_of(first) == []
+    assert list_data_files(first) == []
 
 
 def test_the_version_is_that_of_this_commit_even_if_another_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_a_file_is_closed_at_the_target_size_and_a_user_is_found_in_one(tmp_path
     assert sorted(Path(file).stat().st_size for file in files) == sorted(part.n_bytes for part in parts)
     query = f"SELECT count(*) FROM read_parquet({files}) WHERE user_id = 'u1234'"
     assert duckdb.sql(query).fetchone() == (3,)
-    holding = [part for part in parts_of(where) if part.first <= "u1234" <= part.last]
+    holding = [part for part in list_data_files(where) if part.first <= "u1234" <= part.last]
     assert len(holding) == 1
     assert pq.read_table(tmp_path / holding[0].path, partitioning=None, filters=[("user_id", "=", "u1234")]).num_rows == 3
 
@@ -118,4 +118,4 @@ def test_empty_batches_make_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("first", "last"), [(1, 9), ("a", "é"), (None, None)])
 def test_what_a_task_tells_arrives_as_it_was(first: Any, last: Any) -> None:
     part = DataFile("run_id=r/part-0.parquet", 10, 2, first, last)
-    assert [part_of_row(row) for row in part_batch(part).to_pylist()] == [part]
+    assert [data_file_from_row(row) for row in data_file_to_batch(part).to_pylist()] == [part]

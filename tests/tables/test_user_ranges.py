@@ -12,27 +12,27 @@ from hypothesis import strategies as st
 
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.tables import slice_writer
-from recsys_batch.tables.slice_writer import DataFile, Slice
-from recsys_batch.tables.user_ranges import Files, ranges, runs, spliced, without
+from recsys_batch.tables.slice_writer import DataFile, TableSlice
+from recsys_batch.tables.user_ranges import UserSortedFiles, drop_users, group_boundaries, merge_sorted, ranges_of_files
 
 IDS = IdTypes("BIGINT", "BIGINT")
 SCHEMA = pa.schema([("user_id", pa.int64()), ("value", pa.int64())])
 NAMES = pa.schema([("user_id", pa.string()), ("value", pa.int64())])
 
 
-def files(folder: Path, groups: list[list[int]], value: int = 0) -> Files:
+def files(folder: Path, groups: list[list[int]], value: int = 0) -> UserSortedFiles:
     """user_embeddings in a file per group; n_events is ``value``."""
-    where = Slice(str(folder), TABLES["user_embeddings"], IDS, {"run_id": "r"}, 10**9)
+    where = TableSlice(str(folder), TABLES["user_embeddings"], IDS, {"run_id": "r"}, 10**9)
     parts = []
     for task, users in enumerate(groups):
         rows = [{"user_id": user, "embedding": [1.0], "n_events": value} for user in users]
         parts += where.write([pa.RecordBatch.from_pylist(rows[at : at + 2], schema=where.schema) for at in range(0, len(rows), 2)], task)
-    return Files(where, parts)
+    return UserSortedFiles(where, parts)
 
 
 @given(lasts=st.lists(st.integers(-50, 50), max_size=6), user=st.integers(-60, 60))
 def test_every_user_is_in_exactly_one_range(lasts: list[int], user: int) -> None:
-    bounds = ranges([DataFile("p", 1, 1, last, last) for last in lasts])
+    bounds = ranges_of_files([DataFile("p", 1, 1, last, last) for last in lasts])
     inside = [(after is None or user > after) and (upto is None or user <= upto) for after, upto in bounds]
     assert sum(inside) == 1
 
@@ -62,9 +62,9 @@ def test_columns_without_the_user_are_of_the_users_of_the_range(tmp_path: Path) 
 
 
 def test_runs_tell_where_each_users_rows_begin() -> None:
-    users, starts = runs(pa.array(["a", "a", "b", "c", "c", "c"]))
+    users, starts = group_boundaries(pa.array(["a", "a", "b", "c", "c", "c"]))
     assert (users.to_pylist(), starts.tolist()) == (["a", "b", "c"], [0, 2, 3, 6])
-    assert runs(pa.array([], pa.int64()))[1].tolist() == [0]
+    assert group_boundaries(pa.array([], pa.int64()))[1].tolist() == [0]
 
 
 # Users with one to three rows each, cut into batches anywhere.
@@ -85,10 +85,10 @@ def test_a_splice_is_what_sorting_all_rows_together_gives(
     users = [f"u{user:02d}" if text else user for user in sorted(gone | set(fresh))]
     changed = pa.array(users, base.schema.field("user_id").type)
     nothing = base.schema.empty_table().to_batches() or [pa.RecordBatch.from_pylist([], schema=base.schema)]
-    found = list(spliced([*nothing, *base.to_batches(n_rows), *nothing], changed, new))
+    found = list(merge_sorted([*nothing, *base.to_batches(n_rows), *nothing], changed, new))
     kept = [row for row in base.to_pylist() if row["user_id"] not in users]
     expected = sorted(kept + new.to_pylist(), key=lambda row: (row["user_id"], row["value"]))
     assert [row for batch, _ in found for row in batch.to_pylist()] == expected
     assert sum(n for _, n in found) == len(kept)
-    left = [row for batch in base.to_batches(n_rows) for row in without(batch, changed).to_pylist()]
+    left = [row for batch in base.to_batches(n_rows) for row in drop_users(batch, changed).to_pylist()]
     assert left == kept

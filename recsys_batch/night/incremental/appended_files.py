@@ -8,15 +8,15 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from recsys_batch.storage.filesystems import file_sizes, joined, read_bytes
-from recsys_batch.tables.delta_log import log_of
+from recsys_batch.storage.filesystems import file_sizes, join, read_bytes
+from recsys_batch.tables.delta_log import open_delta_table
 
 
-class Rewritten(Exception):
+class NotAppendOnly(Exception):
     """The table did not only grow, or nobody can tell any more; the message says why."""
 
 
-def appended_files(root: str, then: int, now: int) -> tuple[list[str], list[str]]:
+def list_appended_files(root: str, then: int, now: int) -> tuple[list[str], list[str]]:
     """(files of version ``then``, files that were appended up to ``now``), as paths, together the rows of version ``now``.
 
     OPTIMIZE replaces files by others with the same rows and marks them so (dataChange = false); the replaced ones stay on the disk for
@@ -25,26 +25,26 @@ def appended_files(root: str, then: int, now: int) -> tuple[list[str], list[str]
     Raises:
         Rewritten: rows were removed since, the log no longer reaches back, or a file is gone.
     """
-    before = set(pa.table(log_of(root, then).get_add_actions())["path"].to_pylist())
+    before = set(pa.table(open_delta_table(root, then).get_add_actions())["path"].to_pylist())
     since: set[str] = set()
     for version in range(then + 1, now + 1):
         for action in _actions(root, version):
             if "add" in action and action["add"]["dataChange"]:
                 since.add(unquote(action["add"]["path"]))
             if "remove" in action and action["remove"]["dataChange"]:
-                raise Rewritten("rows of interactions were removed since")
+                raise NotAppendOnly("rows of interactions were removed since")
     names = [sorted(files) for files in (before, since)]
     there = file_sizes(root, [name for files in names for name in files])
     gone = [name for files in names for name in files if name not in there]
     if gone:
-        raise Rewritten(f"{len(gone)} files of interactions were replaced and vacuumed since")
-    first, second = ([joined(root, name) for name in files] for files in names)
+        raise NotAppendOnly(f"{len(gone)} files of interactions were replaced and vacuumed since")
+    first, second = ([join(root, name) for name in files] for files in names)
     return first, second
 
 
 def _actions(root: str, version: int) -> list[dict[str, Any]]:
     try:
-        text = read_bytes(joined(root, "_delta_log", f"{version:020d}.json")).decode()
+        text = read_bytes(join(root, "_delta_log", f"{version:020d}.json")).decode()
         return [json.loads(line) for line in text.splitlines() if line]
     except FileNotFoundError:
-        raise Rewritten(f"the log of interactions no longer has version {version}") from None
+        raise NotAppendOnly(f"the log of interactions no longer has version {version}") from None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from recsys_batch.night.run_context import Night
+from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.steps.build_index import index_items
 from recsys_batch.night.steps.candidates import retrieve_candidates
 from recsys_batch.night.steps.embed import embed_users
 from recsys_batch.night.steps.score import score_candidates
 from recsys_batch.night.steps.step_result import StepResult
 
-STEPS: dict[str, Callable[[Night], StepResult]] = {
+STEPS: dict[str, Callable[[RunContext], StepResult]] = {
     "embed": embed_users,
     "index": index_items,
     "candidates": retrieve_candidates,

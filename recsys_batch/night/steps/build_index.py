@@ -18,12 +18,12 @@ from recsys_batch.ann.tuning import Sample, Tuning, tune
 from recsys_batch.config import Retrieval, Scoring
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.errors import ConfigError, InputMissing
-from recsys_batch.night.incremental.base_run import recorded_base
-from recsys_batch.night.run_context import Night
-from recsys_batch.night.steps.range_tasks import with_segments
+from recsys_batch.night.incremental.base_run import load_base
+from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.steps.range_tasks import join_segments
 from recsys_batch.night.steps.step_result import StepResult
 from recsys_batch.spark.executors.assign_lists import assign_in_tasks
-from recsys_batch.storage.artifacts import pointed
+from recsys_batch.storage.artifacts import get_pointer
 from recsys_batch.tables.list_columns import column_matrix
 
 logger = logging.getLogger("recsys_batch.night")
@@ -68,7 +68,9 @@ class BuiltIndex:
         return metrics
 
 
-def build(directory: Path, catalogue: Catalogue, sampled: SampledUsers, settings: Retrieval, assign_rows: Assign | None) -> BuiltIndex:
+def build_and_tune(
+    directory: Path, catalogue: Catalogue, sampled: SampledUsers, settings: Retrieval, assign_rows: Assign | None
+) -> BuiltIndex:
     """Index the retrievable items and choose how to search them by the recall that sampled users get."""
     n_threads = os.cpu_count() or 1
     retrievable = catalogue.retrievable_codes()
@@ -91,7 +93,7 @@ def build(directory: Path, catalogue: Catalogue, sampled: SampledUsers, settings
     return BuiltIndex(info, tuning)
 
 
-def tuning_figure(tuning: Tuning) -> Figure:
+def draw_tuning(tuning: Tuning) -> Figure:
     """Recall over nprobe, a line per over-fetch; the choice and the target are marked."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(
@@ -129,18 +131,18 @@ def _log(info: IndexInfo, tuning: Tuning) -> None:
         logger.warning("recall %.4f is below %s: retrieval.nprobe is fixed too low", tuning.knn_recall_at_k, wanted)
 
 
-def index_items(night: Night) -> StepResult:
+def index_items(night: RunContext) -> StepResult:
     """The search index over retrievable items, tuned on sampled users; a file, named in the run's pointers."""
     catalogue = night.open_catalogue()
     check_all_candidates(night.config.scoring, len(catalogue.retrievable_codes()))
-    base = recorded_base(night)
+    base = load_base(night)
     if base is not None and base.same_items:
-        night.point("index", pointed(night.root, base.run.run_id, "index"))
+        night.set_pointer("index", get_pointer(night.root, base.run.run_id, "index"))
         kept = {name: value for name, value in base.run.metrics.items() if name in INDEX_METRICS}
         version = night.run.table_versions["item_embeddings"]
         return StepResult({"index": version}, rows=len(catalogue.retrievable_codes()), users=0, metrics=kept)
-    sample = night.slice_of("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(night.config.retrieval.tuning_users)
-    table = with_segments(sample, night, "left").orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
+    sample = night.read_slice("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(night.config.retrieval.tuning_users)
+    table = join_segments(sample, night, "left").orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
     if table.num_rows == 0:
         raise InputMissing(
             f"no user has a positive interaction (weight > data.min_weight = {night.config.data.min_weight:g}), or an embedding that was "
@@ -151,11 +153,11 @@ def index_items(night: Night) -> StepResult:
     settings = night.config.retrieval
     if night.config.scoring.candidates == "all":
         settings = settings.model_copy(update={"mode": "exact"})
-    with night.writing_files("indexes") as folder:
-        built = build(folder, catalogue, sampled, settings, assign_rows)
-    night.point("index", built.to_dict())
+    with night.stage_files("indexes") as folder:
+        built = build_and_tune(folder, catalogue, sampled, settings, assign_rows)
+    night.set_pointer("index", built.to_dict())
     if night.run.mlflow_run_id and built.tuning.curve:
-        night.registry.log_figure(night.run.mlflow_run_id, tuning_figure(built.tuning), "retrieval_tuning.png")
+        night.registry.log_figure(night.run.mlflow_run_id, draw_tuning(built.tuning), "retrieval_tuning.png")
     version = night.run.table_versions["item_embeddings"]
     return StepResult({"index": version}, rows=built.info.n_items, users=len(sampled.queries), metrics=built.metrics())
 

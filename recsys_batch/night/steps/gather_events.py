@@ -14,21 +14,21 @@ import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.dataset.user_events import EVENTS, PEOPLE, VECTORS, Gathered
-from recsys_batch.night.incremental.base_run import Base
-from recsys_batch.night.run_context import Night
-from recsys_batch.night.steps.range_tasks import in_ranges, interactions_of, of_changed
-from recsys_batch.night.task_sizing import user_tasks, users_per_task
+from recsys_batch.dataset.user_events import EVENTS, USERS, VECTORS, UserEvents
+from recsys_batch.night.incremental.base_run import BaseRun
+from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.steps.range_tasks import only_changed, read_changed_interactions, repartition_by_range
+from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
 from recsys_batch.schemas import TableSpec
 from recsys_batch.spark import item_catalogue
 from recsys_batch.tables.slice_writer import DataFile
-from recsys_batch.tables.user_ranges import Files, ranges_up_to
+from recsys_batch.tables.user_ranges import UserSortedFiles, ranges_from_cuts
 
 _EVENTS_PER_TASK = 3_000_000  # about 100 MB in a Python worker
 _BYTES_PER_STEP = 8 * 2**20  # of interactions: one user in so many such steps is sampled, which is tens of thousands at any size
 
 
-def everybody(night: Night) -> Gathered:
+def gather_all(night: RunContext) -> UserEvents:
     """For a full night."""
     events = night.read_input("interactions").select(
         "user_id", "item_id", F.unix_micros("event_ts").alias("event_us"), "weight", F.lit(False).alias("before")
@@ -36,44 +36,50 @@ def everybody(night: Night) -> Gathered:
     users, vectors = night.users_table(), None
     people = None if users is None else _people_now(users)
     if night.bundle.kind == "embeddings":
-        vectors = item_catalogue.brought_users(night.spark, night.bundle, night.root)
+        vectors = item_catalogue.read_imported_users(night.spark, night.bundle, night.root)
     return _staged(night, _cuts(night, [rows for rows in (events, people, vectors) if rows is not None]), events, people, vectors)
 
 
-def changed_users(night: Night, base: Base) -> Gathered:
+def gather_changed(night: RunContext, base: BaseRun) -> UserEvents:
     """For an incremental night, of the users whom it computes again."""
-    per_task = users_per_task(night.config.retrieval.n_candidates, night.bundle.embedding_dim)
-    n = user_tasks(len(base.changed), per_task, night.spark.sparkContext.defaultParallelism)
+    per_task = count_users_per_task(night.config.retrieval.n_candidates, night.bundle.embedding_dim)
+    n = count_user_tasks(len(base.changed), per_task, night.spark.sparkContext.defaultParallelism)
     places = np.unique(np.linspace(-1, len(base.changed) - 1, n + 1).astype(np.int64)[1:])
     cuts = base.changed.take(pa.array(places[places >= 0])).to_pylist()
     vectors = None
     if night.bundle.kind == "embeddings":
-        vectors = of_changed(night, item_catalogue.brought_users(night.spark, night.bundle, night.root))
-    return _staged(night, cuts, interactions_of(night, base), _people(night, base), vectors)
+        vectors = only_changed(night, item_catalogue.read_imported_users(night.spark, night.bundle, night.root))
+    return _staged(night, cuts, read_changed_interactions(night, base), _people(night, base), vectors)
 
 
-def recorded(night: Night) -> Gathered:
+def load_user_events(night: RunContext) -> UserEvents:
     """What this run has gathered."""
-    pointer = night.pointed("gathered")
+    pointer = night.get_pointer("gathered")
 
-    def files(spec: TableSpec) -> Files | None:
-        return Files(night.draft(spec), [DataFile(**part) for part in pointer[spec.name]]) if pointer[spec.name] is not None else None
+    def files(spec: TableSpec) -> UserSortedFiles | None:
+        return (
+            UserSortedFiles(night.staging_slice(spec), [DataFile(**part) for part in pointer[spec.name]])
+            if pointer[spec.name] is not None
+            else None
+        )
 
     events = files(EVENTS)
     assert events is not None
-    return Gathered(ranges_up_to(pointer["cuts"]), events, files(PEOPLE), files(VECTORS))
+    return UserEvents(ranges_from_cuts(pointer["cuts"]), events, files(USERS), files(VECTORS))
 
 
-def _staged(night: Night, cuts: list[Any], events: DataFrame, people: DataFrame | None, vectors: DataFrame | None) -> Gathered:
-    bounds, staged = ranges_up_to(cuts), {}
-    for spec, rows in ((EVENTS, events), (PEOPLE, people), (VECTORS, vectors)):
-        staged[spec.name] = night.stage(spec, in_ranges(rows, bounds).sortWithinPartitions("user_id")) if rows is not None else None
+def _staged(night: RunContext, cuts: list[Any], events: DataFrame, people: DataFrame | None, vectors: DataFrame | None) -> UserEvents:
+    bounds, staged = ranges_from_cuts(cuts), {}
+    for spec, rows in ((EVENTS, events), (USERS, people), (VECTORS, vectors)):
+        staged[spec.name] = (
+            night.write_staging(spec, repartition_by_range(rows, bounds).sortWithinPartitions("user_id")) if rows is not None else None
+        )
     parts = {name: [asdict(part) for part in files.parts] if files is not None else None for name, files in staged.items()}
-    night.point("gathered", {"cuts": cuts, **parts})
-    return recorded(night)
+    night.set_pointer("gathered", {"cuts": cuts, **parts})
+    return load_user_events(night)
 
 
-def _cuts(night: Night, sources: Sequence[DataFrame]) -> list[Any]:
+def _cuts(night: RunContext, sources: Sequence[DataFrame]) -> list[Any]:
     """Last users of ranges with about as much work each: from users sampled by a hash of their id, and their numbers of events."""
     one_in = max(1, night.tables.n_bytes("interactions") // _BYTES_PER_STEP)
     kinds = ((rows, "item_id" in rows.columns) for rows in sources)
@@ -84,18 +90,18 @@ def _cuts(night: Night, sources: Sequence[DataFrame]) -> list[Any]:
     sampled = sampled.sort_by("user_id")
     n_events = np.asarray(sampled["n"], dtype=np.float64)
     n_cores = night.spark.sparkContext.defaultParallelism
-    per_task = users_per_task(night.config.retrieval.n_candidates, night.bundle.embedding_dim)
-    n = user_tasks(one_in * len(sampled), per_task, n_cores)
+    per_task = count_users_per_task(night.config.retrieval.n_candidates, night.bundle.embedding_dim)
+    n = count_user_tasks(one_in * len(sampled), per_task, n_cores)
     n = max(n, n_cores * math.ceil(one_in * n_events.sum() / (_EVENTS_PER_TASK * n_cores)))
     work = np.cumsum(1 / len(sampled) + n_events / max(n_events.sum(), 1.0))
     places = np.searchsorted(work, work[-1] * np.arange(1, n + 1) / n)
     return list(pc.unique(sampled["user_id"].take(pa.array(np.minimum(places, len(sampled) - 1)))).to_pylist())
 
 
-def _people(night: Night, base: Base) -> DataFrame | None:
+def _people(night: RunContext, base: BaseRun) -> DataFrame | None:
     """Rows of PEOPLE of the changed users: as they are, and the segment that they had."""
     versions = [inputs.get("users") for inputs in (night.run.input_versions, base.run.input_versions)]
-    now, then = (of_changed(night, night.tables.read("users", version)) if version is not None else None for version in versions)
+    now, then = (only_changed(night, night.tables.read("users", version)) if version is not None else None for version in versions)
     if now is not None and then is None:
         return _people_now(now)
     if then is None:

@@ -8,17 +8,17 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.dataset.user_events import EVENTS
-from recsys_batch.night.incremental.base_run import Base, changed_file, event_files
-from recsys_batch.night.run_context import Night, Written
+from recsys_batch.night.incremental.base_run import BaseRun, changed_users_path, list_event_files
+from recsys_batch.night.run_context import CommittedSlice, RunContext
 from recsys_batch.schemas import spark_ddl
-from recsys_batch.spark.executors.carry_forward import Change, replaced
-from recsys_batch.spark.executors.changed_events import EventFiles, events_of
-from recsys_batch.spark.executors.functions import BatchFunction, RangeFunction, by_range
+from recsys_batch.spark.executors.carry_forward import BatchChange, carry_forward
+from recsys_batch.spark.executors.changed_events import EventFiles, read_changed_events
+from recsys_batch.spark.executors.functions import BatchFunction, RangeFunction, apply_by_range
 from recsys_batch.tables.slice_writer import PYTHON_MS, WRITE_MS
-from recsys_batch.tables.user_ranges import BATCH_ROWS, Range, ranges
+from recsys_batch.tables.user_ranges import BATCH_ROWS, UserRange, ranges_of_files
 
 
-def with_segments(users: DataFrame, night: Night, how: str) -> DataFrame:
+def join_segments(users: DataFrame, night: RunContext, how: str) -> DataFrame:
     """With segment and attributes of the users table, nulls where there is none."""
     table = night.users_table()
     if table is None:
@@ -27,36 +27,36 @@ def with_segments(users: DataFrame, night: Night, how: str) -> DataFrame:
     return users.join(table, "user_id", how)
 
 
-def ranged(night: Night, rows: RangeFunction, bounds: Sequence[Range]) -> tuple[DataFrame, BatchFunction]:
+def range_tasks(night: RunContext, rows: RangeFunction, bounds: Sequence[UserRange]) -> tuple[DataFrame, BatchFunction]:
     """A task per range, in which ``rows`` makes its rows."""
-    return numbers(night, len(bounds)), by_range(rows, bounds)
+    return task_ids(night, len(bounds)), apply_by_range(rows, bounds)
 
 
-def carried(
-    night: Night,
-    base: Base,
+def carry_forward_tasks(
+    night: RunContext,
+    base: BaseRun,
     name: str,
     fresh: RangeFunction,
-    change: Callable[[Range], Change] | None = None,
+    change: Callable[[UserRange], BatchChange] | None = None,
     n_rows: int = BATCH_ROWS,
 ) -> tuple[DataFrame, BatchFunction]:
     """A task per file of the base's slice: its rows with the fresh ones in the place of the changed users'."""
-    old = base.files(night.slice(name))
-    bounds = ranges(old.parts)
-    return numbers(night, len(bounds)), replaced(old, fresh, changed_file(night), bounds, change, n_rows)
+    old = base.files(night.table_slice(name))
+    bounds = ranges_of_files(old.parts)
+    return task_ids(night, len(bounds)), carry_forward(old, fresh, changed_users_path(night), bounds, change, n_rows)
 
 
-def in_ranges(rows: DataFrame, bounds: Sequence[Range]) -> DataFrame:
+def repartition_by_range(rows: DataFrame, bounds: Sequence[UserRange]) -> DataFrame:
     """The same rows, each range in one task."""
-    return with_range(rows, bounds).repartitionById(len(bounds), "range")
+    return add_range_number(rows, bounds).repartitionById(len(bounds), "range")
 
 
-def with_range(rows: DataFrame, bounds: Sequence[Range]) -> DataFrame:
+def add_range_number(rows: DataFrame, bounds: Sequence[UserRange]) -> DataFrame:
     """The same rows with the number of their user's range as "range"."""
     return rows.withColumn("range", _range_of(bounds))
 
 
-def _range_of(bounds: Sequence[Range]) -> Column:
+def _range_of(bounds: Sequence[UserRange]) -> Column:
     """The place of a user_id's range, by halving."""
 
     def within(low: int, high: int) -> Column:
@@ -68,25 +68,25 @@ def _range_of(bounds: Sequence[Range]) -> Column:
     return within(0, len(bounds) - 1)
 
 
-def of_changed(night: Night, rows: DataFrame) -> DataFrame:
+def only_changed(night: RunContext, rows: DataFrame) -> DataFrame:
     """Rows of the users whom an incremental night computes again."""
-    changed = night.spark.read.parquet(changed_file(night))
+    changed = night.spark.read.parquet(changed_users_path(night))
     return rows.join(F.broadcast(changed), "user_id", "left_semi")
 
 
-def interactions_of(night: Night, base: Base) -> DataFrame:
+def read_changed_interactions(night: RunContext, base: BaseRun) -> DataFrame:
     """Rows of EVENTS of an incremental night: those of users who changed, and all that came since the base."""
-    files = event_files(night, base.run)
-    wanted = EventFiles(*files, changed_file(night))
-    return numbers(night, len(wanted.paths)).mapInArrow(events_of(wanted, night.ids), spark_ddl(EVENTS.arrow_schema(night.ids)))
+    files = list_event_files(night, base.run)
+    wanted = EventFiles(*files, changed_users_path(night))
+    return task_ids(night, len(wanted.paths)).mapInArrow(read_changed_events(wanted, night.ids), spark_ddl(EVENTS.arrow_schema(night.ids)))
 
 
-def numbers(night: Night, n: int) -> DataFrame:
+def task_ids(night: RunContext, n: int) -> DataFrame:
     """0 .. n - 1, a task each."""
     return night.spark.range(0, n, 1, max(n, 1))
 
 
-def counted_metrics(night: Night, step: str, written: Written) -> dict[str, float]:
+def task_metrics(night: RunContext, step: str, written: CommittedSlice) -> dict[str, float]:
     """What the tasks of a step's main pass counted, for the manifest; the rules' counts have names of their own.
 
     ``STEP.python_seconds`` and ``STEP.write_seconds`` are summed over tasks, so that they divide by STEP.seconds * STEP.cores.

@@ -9,16 +9,16 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.config import Rules
-from recsys_batch.night.incremental.base_run import changed_file, recorded_base
-from recsys_batch.night.run_context import Night
-from recsys_batch.night.steps.range_tasks import carried, counted_metrics, ranged
+from recsys_batch.night.incremental.base_run import changed_users_path, load_base
+from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.steps.range_tasks import carry_forward_tasks, range_tasks, task_metrics
 from recsys_batch.night.steps.step_result import StepResult
-from recsys_batch.spark.executors.carry_forward import dated
-from recsys_batch.spark.executors.score import SHORT_BY_RULES, Lists, ScoreTask, ranked
-from recsys_batch.tables.user_ranges import ranges
+from recsys_batch.spark.executors.carry_forward import restamp
+from recsys_batch.spark.executors.score import SHORT_BY_RULES, ScoreTask, ScoringInput, score_range
+from recsys_batch.tables.user_ranges import ranges_of_files
 
 
-def score_candidates(night: Night) -> StepResult:
+def score_candidates(night: RunContext) -> StepResult:
     """The ranker's top K of each user's candidates."""
     run, config = night.run, night.config
     task = ScoreTask(
@@ -34,27 +34,27 @@ def score_candidates(night: Night) -> StepResult:
         batch_users=config.scoring.batch_users,
         cache=night.cache,
     )
-    base, candidates = recorded_base(night), night.files("candidates")
-    lists = Lists(candidates, night.files("user_embeddings"))
+    base, candidates = load_base(night), night.slice_files("candidates")
+    lists = ScoringInput(candidates, night.slice_files("user_embeddings"))
     if base is None:
-        tasks = ranged(night, partial(ranked, task, lists), ranges(candidates.parts))
+        tasks = range_tasks(night, partial(score_range, task, lists), ranges_of_files(candidates.parts))
     else:
-        lists = replace(lists, changed=changed_file(night), gained=base.gained)
-        tasks = carried(night, base, "topk", partial(ranked, task, lists), dated(task.generated_at))
+        lists = replace(lists, changed=changed_users_path(night), gained=base.new_items)
+        tasks = carry_forward_tasks(night, base, "topk", partial(score_range, task, lists), restamp(task.generated_at))
     written = night.write_slice("topk", *tasks)
-    versions, counts = {"topk": written.version}, counted_metrics(night, "score", written)
+    versions, counts = {"topk": written.version}, task_metrics(night, "score", written)
     # Of the lists that are carried, nobody has counted which are short.
     if counts.get(SHORT_BY_RULES) or (base is not None and night.config.rules != Rules()):
         versions["shortfalls"] = night.write_slice("shortfalls", _short_by_rules(night)).version
     return StepResult(versions, rows=written.rows, users=sum(part.n_rows for part in candidates.parts), metrics=counts)
 
 
-def _short_by_rules(night: Night) -> DataFrame:
+def _short_by_rules(night: RunContext) -> DataFrame:
     """The shortfalls, with everybody who has fewer than the top K although there were candidates."""
-    rows = night.slice_of("topk").groupBy("user_id").agg(F.count(F.lit(1)).cast("int").alias("n_items"))
-    candidates = night.slice_of("candidates").select("user_id", F.size("items").alias("n_candidates"))
+    rows = night.read_slice("topk").groupBy("user_id").agg(F.count(F.lit(1)).cast("int").alias("n_items"))
+    candidates = night.read_slice("candidates").select("user_id", F.size("items").alias("n_candidates"))
     lists = candidates.join(rows, "user_id", "left").fillna(0, "n_items")
     short = lists.where(F.col("n_items") < F.least("n_candidates", F.lit(night.config.scoring.top_k)))
     short = short.select(F.lit(night.run.run_id).alias("run_id"), "user_id", "n_items", F.lit("rules").alias("reason"))
-    others = night.slice_of("shortfalls").where(F.col("reason") != "rules").join(short.select("user_id"), "user_id", "left_anti")
+    others = night.read_slice("shortfalls").where(F.col("reason") != "rules").join(short.select("user_id"), "user_id", "left_anti")
     return short.unionByName(others)

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch import __version__
-from recsys_batch.dataset.catalogue import Catalogue, map_catalogue
-from recsys_batch.dataset.popularity import by_segment
+from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue
+from recsys_batch.dataset.popularity import group_by_segment
 from recsys_batch.errors import InputMissing
 from recsys_batch.online.export.record_builder import RunLists
 from recsys_batch.online.export.sample_selection import latest, sampled_users
@@ -22,13 +22,21 @@ from recsys_batch.online.snapshot.contents import Contents, Facts
 from recsys_batch.online.snapshot.item_table import Descriptions
 from recsys_batch.online.snapshot.popular_lists import Popular
 from recsys_batch.ranking.features import FeatureSpec
-from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice, table_dataset, user_segments
+from recsys_batch.read import (
+    list_run_files,
+    open_table_dataset,
+    published_run,
+    read_id_types,
+    read_run_slice,
+    read_table,
+    read_user_segments,
+)
 from recsys_batch.registry.bundle import Bundle, load_bundle
 from recsys_batch.schemas import IdTypes
 from recsys_batch.storage.artifacts import artifact_root, bundle_folder, catalogue_folder
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix
-from recsys_batch.tables.user_ranges import Files
+from recsys_batch.tables.user_ranges import UserSortedFiles
 
 
 @dataclass(frozen=True)
@@ -51,13 +59,13 @@ class PublishedRun:
         Args:
             n_samples: users whose newest items it keeps to be looked at; the interactions are read through once for them.
         """
-        catalogue = map_catalogue(str(self.cache.localized(self.catalogue_dir)))
+        catalogue = mmap_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
         ranker = self.bundle.ranker_path
         return Contents(
             facts=self._facts(),
             catalogue=_without_history(catalogue),
             described=_described(self.warehouse, self.row["input_versions"]["items"], catalogue),
-            popular=_popular(run_slice(self.warehouse, "popular", self.row), catalogue),
+            popular=_popular(read_run_slice(self.warehouse, "popular", self.row), catalogue),
             features=FeatureSpec.from_dict(self.bundle.manifest["features"]),
             ranker=None if ranker is None else ranker.read_bytes(),
             records=self._records(catalogue) if with_records else None,
@@ -70,7 +78,7 @@ class PublishedRun:
         if n == 0 or version is None:
             return {}
         with contextlib.suppress(InputMissing, FileNotFoundError):
-            return latest(table_dataset(self.warehouse, "interactions", version), sampled_users(self.lists.candidates, n), catalogue)
+            return latest(open_table_dataset(self.warehouse, "interactions", version), sampled_users(self.lists.candidates, n), catalogue)
         return {}
 
     def _records(self, catalogue: Catalogue) -> Iterator[tuple[bytes, bytes]]:
@@ -105,23 +113,23 @@ def open_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric
     """
     row = published_run(warehouse, run_id)
     root = artifact_root(warehouse)
-    ids = id_types(warehouse)
-    files = {name: run_files(warehouse, name, row) for name in ("candidates", "topk", "user_embeddings")}
-    segments, names = user_segments(warehouse, row["input_versions"].get("users"))
+    ids = read_id_types(warehouse)
+    files = {name: list_run_files(warehouse, name, row) for name in ("candidates", "topk", "user_embeddings")}
+    segments, names = read_user_segments(warehouse, row["input_versions"].get("users"))
     return PublishedRun(
         warehouse=warehouse,
         row=row,
         ids=ids,
         catalogue_dir=catalogue_folder(root, row["run_id"]),
         cache=cache,
-        bundle=load_bundle(cache.localized(bundle_folder(root, row["run_id"]))),
+        bundle=load_bundle(cache.local_copy(bundle_folder(root, row["run_id"]))),
         lists=RunLists(files["candidates"], files["topk"], files["user_embeddings"], segments),
         segments=names,
         metric=metric,
     )
 
 
-def _user_norm(embeddings: Files) -> float:
+def _user_norm(embeddings: UserSortedFiles) -> float:
     """Median length of the first few thousand users' embeddings; 1 where nobody has one."""
     for batch in embeddings.batches(columns=["embedding"], n_rows=4096):
         return float(np.median(np.linalg.norm(column_matrix(batch["embedding"]), axis=1)))
@@ -148,4 +156,4 @@ def _described(warehouse: str, version: int, catalogue: Catalogue) -> Descriptio
 
 
 def _popular(rows: pa.Table, catalogue: Catalogue) -> Popular:
-    return Popular({segment: (codes.astype(np.int32), scores) for segment, (codes, scores) in by_segment(rows, catalogue).items()})
+    return Popular({segment: (codes.astype(np.int32), scores) for segment, (codes, scores) in group_by_segment(rows, catalogue).items()})

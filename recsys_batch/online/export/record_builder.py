@@ -15,8 +15,8 @@ from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserLists, encode
 from recsys_batch.schemas import IdType
-from recsys_batch.tables.list_columns import column_matrix, ragged
-from recsys_batch.tables.user_ranges import LIST_ROWS, Files, Range, ranges, runs
+from recsys_batch.tables.list_columns import column_matrix, split_rows
+from recsys_batch.tables.user_ranges import LIST_ROWS, UserRange, UserSortedFiles, group_boundaries, ranges_of_files
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class RunLists:
         segments: user_id and place (int32) in the snapshot's segments; None where the run had no users table.
     """
 
-    candidates: Files
-    topk: Files
-    embeddings: Files
+    candidates: UserSortedFiles
+    topk: UserSortedFiles
+    embeddings: UserSortedFiles
     segments: pa.Table | None = field(repr=False)
 
     @cached_property
-    def bounds(self) -> list[Range]:
+    def bounds(self) -> list[UserRange]:
         """Ranges of users, a few tens of megabytes each, which together are everybody in the order of ids."""
-        return ranges(self.candidates.parts)
+        return ranges_of_files(self.candidates.parts)
 
-    def records(self, catalogue: Catalogue, bounds: Range) -> Iterator[tuple[bytes, bytes]]:
+    def records(self, catalogue: Catalogue, bounds: UserRange) -> Iterator[tuple[bytes, bytes]]:
         """(key, record) of a range's users.
 
         Raises:
@@ -45,7 +45,9 @@ class RunLists:
         """
         known = self.embeddings.between(bounds, ["user_id", "embedding", "n_events"])
         topk = self.topk.between(bounds, ["user_id", "rank", "score", "candidate_rank"])
-        holders, starts = runs(topk["user_id"].combine_chunks() if topk.num_rows else pa.array([], topk.schema.field("user_id").type))
+        holders, starts = group_boundaries(
+            topk["user_id"].combine_chunks() if topk.num_rows else pa.array([], topk.schema.field("user_id").type)
+        )
         scores, places = np.asarray(topk["score"], dtype=np.float32), np.asarray(topk["candidate_rank"], dtype=np.int64) - 1
         _check_ranks(np.asarray(topk["rank"], dtype=np.int64), starts)
         for batch in self.candidates.batches(bounds, ["user_id", "items"], LIST_ROWS):
@@ -85,7 +87,7 @@ def _block(
     batch: pa.RecordBatch, known: pa.Table, top: _Top, segments: list[int | None], catalogue: Catalogue, kind: IdType
 ) -> Iterator[tuple[bytes, bytes]]:
     users = batch["user_id"]
-    pairs, offsets = ragged(batch["items"])
+    pairs, offsets = split_rows(batch["items"])
     codes = catalogue.codes(pairs.field("item_id")).astype(np.int32)
     if (codes < 0).any():
         stray = pairs.field("item_id")[int(np.flatnonzero(codes < 0)[0])].as_py()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from recsys_batch.ranking.features import CONTEXT, PAIR, FeatureSpec
+from recsys_batch.ranking.features import CONTEXT_FEATURES, PAIR_FEATURES, FeatureSpec
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
 _GROUP_OF = {"retrieval_score": "retrieval", "log_popularity": "popularity", "log_n_events": "activity"}
@@ -19,7 +19,7 @@ def groups(spec: FeatureSpec) -> dict[str, list[int]]:
 
 
 def _group(name: str, column: int) -> str:
-    if column >= len(PAIR) + len(CONTEXT):
+    if column >= len(PAIR_FEATURES) + len(CONTEXT_FEATURES):
         return "attributes"
     if name in _GROUP_OF:
         return _GROUP_OF[name]

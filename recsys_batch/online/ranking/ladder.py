@@ -19,7 +19,7 @@ from recsys_batch.online.ranking.rank_query import Query, features_context
 from recsys_batch.online.ranking.selection import best, in_rows, kept
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserLists
-from recsys_batch.ranking.features import pair_features
+from recsys_batch.ranking.features import compute_pair_features
 
 SOURCES = ("ranker", "batch", "popular")
 UNKNOWN_USER, NO_EMBEDDING, NO_RANKER, DEADLINE, RANKER_FAILED, STORE_UNAVAILABLE, STALE = REASONS = (
@@ -170,7 +170,7 @@ def _by_ranker(snapshot: Snapshot, pairs: list[Pair]) -> list[Ranked]:
     users = np.stack([one.embedding for one in lists if one.embedding is not None])
     codes = np.stack([one.codes for one in lists]).astype(np.int64)
     vectors = items.catalogue.embeddings.take(codes, axis=0)
-    features = pair_features(
+    features = compute_pair_features(
         spec,
         retrieval_score=np.stack([one.retrieval for one in lists]),
         log_popularity=items.catalogue.log_popularity.take(codes),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from recsys_batch.online.snapshot.item_table import ItemTable
-from recsys_batch.ranking.features import Context, session_similarity
+from recsys_batch.ranking.features import Context, compute_session_similarity
 
 SESSION_ITEMS = 50
 """Newest items of a session that the similarity looks at; all of them are kept out of the answer."""
@@ -74,7 +74,7 @@ def _similarity(items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessio
     for row, session in enumerate(sessions):
         if not session:
             lengths[row] = 0.0
-    return session_similarity(vectors, items.catalogue.embeddings.take(padded, axis=0), items.norms.take(codes), lengths)
+    return compute_session_similarity(vectors, items.catalogue.embeddings.take(padded, axis=0), items.norms.take(codes), lengths)
 
 
 def _hour_and_weekday(when: dt.datetime | None) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from recsys_batch.online.snapshot.item_table import ItemTable
-from recsys_batch.ranking.business_rules import ItemRules, pick
+from recsys_batch.ranking.business_rules import ItemRules, select_with_rules
 from recsys_batch.ranking.top_k import order_pairs
 
 _FEW = 32
@@ -50,7 +50,7 @@ def best(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules) -> tup
         scores: float32 [B, C], no NaN. codes: int [B, C].
     """
     if rules.active:
-        picked = pick(scores, codes, k, rules)
+        picked = select_with_rules(scores, codes, k, rules)
         return picked.columns, picked.values
     places = (-scores).argsort(axis=1)[:, : k + 1]
     values = scores.take(places + in_rows(scores))

@@ -11,7 +11,7 @@ from recsys_batch.online.api.messages import Bounds, Id
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_key import as_number, user_of
 from recsys_batch.online.snapshot.user_record import UserLists
-from recsys_batch.ranking.features import CONTEXT, DEVICES, PAIR
+from recsys_batch.ranking.features import CONTEXT_FEATURES, DEVICES, PAIR_FEATURES
 
 
 class ItemAbout(Struct):
@@ -93,7 +93,7 @@ def users_about(snapshot: Snapshot, limit: int, bounds: Bounds) -> UsersAbout:
         n_items=manifest.n_items,
         user_ids=chosen[::step][:limit],
         devices=list(DEVICES),
-        attributes=list(manifest.features.names[len(PAIR) + len(CONTEXT) :]),
+        attributes=list(manifest.features.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :]),
         categories=sorted(snapshot.items.described.categories),
         max_k=bounds.max_k,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recsys_batch.dataset.catalogue import Catalogue, map_catalogue, mapped, write_catalogue
+from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue, mmap_npy, write_catalogue
 from recsys_batch.online.snapshot.user_key import as_number
 
 _TITLES, _CATEGORIES = "titles.arrow", "categories.json"
@@ -150,10 +150,10 @@ def open_items(folder: Path) -> ItemTable:
     Raises:
         RecsysBatchError: a file is missing.
     """
-    catalogue = map_catalogue(str(folder))
+    catalogue = mmap_catalogue(str(folder))
     with pa.memory_map(str(folder / _TITLES)) as source:
         titles = pa.ipc.open_file(source).read_all()["title"].combine_chunks()
-    codes, offsets, norms = (mapped(folder / name) for name in (_CODES, _OFFSETS, _NORMS))
+    codes, offsets, norms = (mmap_npy(folder / name) for name in (_CODES, _OFFSETS, _NORMS))
     for array in (catalogue.embeddings, catalogue.log_popularity, norms, codes, offsets):
         _touch(array)
     names = json.loads((folder / _CATEGORIES).read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from recsys_batch.dataset.catalogue import mapped
+from recsys_batch.dataset.catalogue import mmap_npy
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.item_table import ItemTable, open_items
 from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, LmdbStore
@@ -100,7 +100,7 @@ def _opened(folder: Path, manifest: Manifest) -> Snapshot:
         _try(ranker, manifest)
     lists = None
     if NEAREST[0] in manifest.files:
-        lists = Lists(*(mapped(folder / name) for name in NEAREST))
+        lists = Lists(*(mmap_npy(folder / name) for name in NEAREST))
     segments = json.loads((folder / "popular.json").read_text(encoding="utf-8"))
     popular = Popular.from_arrays(segments, load_file(folder / POPULAR))
     store = LmdbStore(folder / LMDB_FILE) if manifest.store == "lmdb" else None

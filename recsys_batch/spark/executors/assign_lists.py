@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from recsys_batch.ann.index import ASSIGN_ROWS, Assign, assign
+from recsys_batch.ann.index import ASSIGN_ROWS, Assign, assign_to_lists
 from recsys_batch.ann.kernels import limit_threads
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.storage.artifacts import put_folder, remove_folder
@@ -30,7 +30,9 @@ def assign_in_tasks(spark: SparkSession, root: str, cache: NodeCache) -> Assign:
         folder = put_folder(root, "drafts", write)
         try:
             n_blocks = -(-len(vectors) // ASSIGN_ROWS)
-            blocks = spark.range(0, n_blocks, 1, n_blocks).mapInArrow(block_assigner(folder, cache), "block BIGINT, lists ARRAY<BIGINT>")
+            blocks = spark.range(0, n_blocks, 1, n_blocks).mapInArrow(
+                make_block_assigner(folder, cache), "block BIGINT, lists ARRAY<BIGINT>"
+            )
             table = blocks.toArrow().sort_by("block")
             return np.asarray(table["lists"].combine_chunks().flatten().to_numpy())
         finally:
@@ -39,17 +41,17 @@ def assign_in_tasks(spark: SparkSession, root: str, cache: NodeCache) -> Assign:
     return run
 
 
-def block_assigner(location: str, cache: NodeCache) -> BatchFunction:
+def make_block_assigner(location: str, cache: NodeCache) -> BatchFunction:
     """A function for mapInArrow: numbers of blocks of ``ASSIGN_ROWS`` rows -> (block, the list of each of its rows)."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         limit_threads(1)
-        folder = cache.localized(location)
+        folder = cache.local_copy(location)
         vectors = np.load(folder / "vectors.npy", mmap_mode="r")
         centroids = np.load(folder / "centroids.npy")
         for batch in batches:
             for block in batch.column(0).to_pylist():
-                lists = assign(np.ascontiguousarray(vectors[block * ASSIGN_ROWS : (block + 1) * ASSIGN_ROWS]), centroids)
+                lists = assign_to_lists(np.ascontiguousarray(vectors[block * ASSIGN_ROWS : (block + 1) * ASSIGN_ROWS]), centroids)
                 columns = [pa.array([block]), pa.array([lists], type=pa.list_(pa.int64()))]
                 yield pa.RecordBatch.from_arrays(columns, names=["block", "lists"])
 

@@ -15,26 +15,26 @@ import pyarrow.compute as pc
 from recsys_batch.ann.kernels import inner_products, normalised
 from recsys_batch.dataset.catalogue import open_catalogue
 from recsys_batch.ranking.top_k import NO_CODE, order_pairs
-from recsys_batch.spark.executors.changed_events import changed_users
-from recsys_batch.spark.executors.functions import BatchFunction, RangeFunction, by_range
+from recsys_batch.spark.executors.changed_events import find_changed_users
+from recsys_batch.spark.executors.functions import BatchFunction, RangeFunction, apply_by_range
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.storage.node_cache import NodeCache
-from recsys_batch.tables.list_columns import column_matrix, list_column, ragged
-from recsys_batch.tables.slice_writer import counted, counts_of
-from recsys_batch.tables.user_ranges import BATCH_ROWS, Files, Range, runs, spliced, users_within
+from recsys_batch.tables.list_columns import column_matrix, list_column, split_rows
+from recsys_batch.tables.slice_writer import attach_counts, read_counts
+from recsys_batch.tables.user_ranges import BATCH_ROWS, UserRange, UserSortedFiles, group_boundaries, merge_sorted, users_in_range
 
 CARRIED, COMPUTED = "rows_carried", "users_computed"
 """Counts of a merge."""
 
-Change = Callable[[pa.RecordBatch], pa.RecordBatch]
+BatchChange = Callable[[pa.RecordBatch], pa.RecordBatch]
 
 
-def replaced(
-    base: Files,
+def carry_forward(
+    base: UserSortedFiles,
     fresh: RangeFunction,
     changed: str,
-    bounds: Sequence[Range],
-    change: Callable[[Range], Change] | None = None,
+    bounds: Sequence[UserRange],
+    change: Callable[[UserRange], BatchChange] | None = None,
     n_rows: int = BATCH_ROWS,
 ) -> BatchFunction:
     """A function for mapInArrow: numbers of ``bounds`` -> the base's rows without the changed users', and the fresh rows, by user.
@@ -48,26 +48,26 @@ def replaced(
     """
     schema = base.where.file_schema
 
-    def rows(within: Range) -> Iterator[pa.RecordBatch]:
+    def rows(within: UserRange) -> Iterator[pa.RecordBatch]:
         made = [batch for batch in fresh(within) if batch.num_rows]
-        counts = sum((Counter(counts_of(batch)) for batch in made), Counter())
+        counts = sum((Counter(read_counts(batch)) for batch in made), Counter())
         new = pa.Table.from_batches([base.where.conform(batch) for batch in made], schema)
-        users = runs(new["user_id"].combine_chunks())[0] if made else pa.array([], schema.field("user_id").type)
-        gone = pa.concat_arrays([users_within(changed_users(changed), within), users])
+        users = group_boundaries(new["user_id"].combine_chunks())[0] if made else pa.array([], schema.field("user_id").type)
+        gone = pa.concat_arrays([users_in_range(find_changed_users(changed), within), users])
         counts[COMPUTED] = len(users)
         carried = base.batches(within, n_rows=n_rows)
         if change is not None:
             carried = map(change(within), carried)
-        for batch, n_carried in spliced(carried, gone, new):
+        for batch, n_carried in merge_sorted(carried, gone, new):
             if batch.num_rows:
-                yield counted(batch, {CARRIED: n_carried, **counts})
+                yield attach_counts(batch, {CARRIED: n_carried, **counts})
                 counts = Counter()
 
-    return by_range(rows, bounds)
+    return apply_by_range(rows, bounds)
 
 
 @dataclass(frozen=True)
-class GainedItems:
+class NewItems:
     """Items that everybody may get now.
 
     Attributes:
@@ -80,17 +80,17 @@ class GainedItems:
     cosine: bool
     n_candidates: int
     seen: str
-    embeddings: Files
+    embeddings: UserSortedFiles
     cache: NodeCache
 
-    def within(self, bounds: Range) -> Change:
+    def insert_into(self, bounds: UserRange) -> BatchChange:
         """For the rows of candidates of a range; users without an embedding have changed, and their rows are left out."""
         known = self.embeddings.between(bounds, ["user_id", "embedding"])
         return lambda rows: self._extended(rows, known)
 
     def _extended(self, rows: pa.RecordBatch, known: pa.Table) -> pa.RecordBatch:
         """The gained items in their places; the best n_candidates stay."""
-        catalogue = open_catalogue(str(self.cache.localized(self.catalogue_dir)))
+        catalogue = open_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
         place = pc.index_in(rows["user_id"], value_set=known["user_id"].combine_chunks())
         rows, place = rows.filter(place.is_valid()), place.drop_null()
         queries = column_matrix(known["embedding"].combine_chunks().take(place))
@@ -101,7 +101,7 @@ class GainedItems:
             np.ascontiguousarray(queries), vectors, np.broadcast_to(np.arange(len(self.codes)), (len(queries), len(self.codes)))
         )
         scores[self._seen(rows["user_id"], catalogue.ids(self.codes))] = -np.inf
-        pairs, offsets = ragged(rows["items"])
+        pairs, offsets = split_rows(rows["items"])
         lengths = np.diff(offsets)
         width = max(int(lengths.max(initial=0)), 1)
         there = np.arange(width) < lengths[:, None]
@@ -127,7 +127,7 @@ class GainedItems:
         return np.asarray(rows.filter(both)), np.asarray(columns.filter(both))
 
 
-def dated(generated_at: dt.datetime) -> Callable[[Range], Change]:
+def restamp(generated_at: dt.datetime) -> Callable[[UserRange], BatchChange]:
     """For rows of topk: carried rows are of this night."""
 
     def change(rows: pa.RecordBatch) -> pa.RecordBatch:

@@ -35,7 +35,7 @@ class EventFiles:
         return [*self.before, *self.since]
 
 
-def events_of(wanted: EventFiles, ids: IdTypes) -> BatchFunction:
+def read_changed_events(wanted: EventFiles, ids: IdTypes) -> BatchFunction:
     """A function for mapInArrow: numbers of files -> rows of EVENTS: of old files the changed users', of new ones all."""
     schema = EVENTS.arrow_schema(ids)
 
@@ -45,7 +45,7 @@ def events_of(wanted: EventFiles, ids: IdTypes) -> BatchFunction:
             with parquet_file(wanted.paths[number]) as file:
                 for batch in file.iter_batches(_ROWS, columns=["user_id", "item_id", "event_ts", "weight"], use_threads=False):
                     if before:
-                        batch = batch.filter(pc.is_in(batch["user_id"], value_set=changed_users(wanted.changed)))
+                        batch = batch.filter(pc.is_in(batch["user_id"], value_set=find_changed_users(wanted.changed)))
                     if batch.num_rows:
                         when = batch["event_ts"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
                         columns = [batch["user_id"], batch["item_id"], when, batch["weight"], pa.repeat(before, batch.num_rows)]
@@ -55,6 +55,6 @@ def events_of(wanted: EventFiles, ids: IdTypes) -> BatchFunction:
 
 
 @lru_cache(maxsize=2)
-def changed_users(location: str) -> pa.Array:
+def find_changed_users(location: str) -> pa.Array:
     """user_ids of a Parquet file."""
     return read_parquet(location)["user_id"].combine_chunks()

@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
-from recsys_batch.dataset.histories import histories
-from recsys_batch.dataset.popularity import added, count, negative
-from recsys_batch.dataset.user_events import Gathered
+from recsys_batch.dataset.histories import build_histories
+from recsys_batch.dataset.popularity import add_counts, count_users, negate_counts
+from recsys_batch.dataset.user_events import UserEvents
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.model.towers import Towers
 from recsys_batch.registry.bundle import load_bundle
 from recsys_batch.schemas import TABLES
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import matrix_column
-from recsys_batch.tables.user_ranges import Range
+from recsys_batch.tables.user_ranges import UserRange
 
 _USERS = 8_192  # users embedded together
 
@@ -34,7 +34,7 @@ class EmbedTask:
     """
 
     run_id: str
-    gathered: Gathered
+    gathered: UserEvents
     min_weight: float
     bundle_dir: str
     catalogue_dir: str
@@ -42,19 +42,19 @@ class EmbedTask:
     cache: NodeCache
 
     def catalogue(self) -> Catalogue:
-        return open_catalogue(str(self.cache.localized(self.catalogue_dir)))
+        return open_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
 
-    def encoded(self, bounds: Range) -> Iterator[pa.RecordBatch]:
+    def encode_range(self, bounds: UserRange) -> Iterator[pa.RecordBatch]:
         """Rows of user_embeddings by the user tower: everybody with a positive event."""
         catalogue = self.catalogue()
-        found = histories(self.gathered.positives(bounds, self.min_weight), catalogue, self.history_length)
+        found = build_histories(self.gathered.positives(bounds, self.min_weight), catalogue, self.history_length)
         profiles = self.gathered.profiles(bounds)
         place = pc.index_in(found.user_ids, value_set=profiles["user_id"].combine_chunks())
         for start in range(0, len(found.user_ids), _USERS):
             users = slice(start, min(start + _USERS, len(found.user_ids)))
             first, last = found.offsets[users.start], found.offsets[users.stop]
             segments, attributes = (profiles[name].combine_chunks().take(place[users]) for name in ("segment", "attributes"))
-            embeddings = _towers(str(self.cache.localized(self.bundle_dir))).encode_users(
+            embeddings = _towers(str(self.cache.local_copy(self.bundle_dir))).encode_users(
                 found.codes[first:last],
                 found.offsets[users.start : users.stop + 1] - first,
                 found.event_us[first:last],
@@ -69,10 +69,10 @@ class EmbedTask:
                 raise RecsysBatchError(f"the embedding of user {user!r} is not finite: the model is broken, or its input is")
             yield self._rows(found.user_ids[users], matrix_column(embeddings), pa.array(found.n_events[users]))
 
-    def brought(self, bounds: Range) -> Iterator[pa.RecordBatch]:
+    def copy_imported_range(self, bounds: UserRange) -> Iterator[pa.RecordBatch]:
         """Rows of user_embeddings as they were registered."""
         assert self.gathered.vectors is not None
-        counts = histories(self.gathered.positives(bounds, self.min_weight), self.catalogue(), 0)
+        counts = build_histories(self.gathered.positives(bounds, self.min_weight), self.catalogue(), 0)
         for batch in self.gathered.vectors.batches(bounds, n_rows=_USERS):
             place = pc.index_in(batch["user_id"], value_set=counts.user_ids)
             n_events = pc.fill_null(pa.array(counts.n_events).take(place), 0)
@@ -84,15 +84,15 @@ class EmbedTask:
         return pa.RecordBatch.from_arrays([column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
-def popularity_counter(gathered: Gathered, min_weight: float, bounds: Range) -> Iterator[pa.RecordBatch]:
+def count_popularity(gathered: UserEvents, min_weight: float, bounds: UserRange) -> Iterator[pa.RecordBatch]:
     """Users per segment and item in the range, less what of it the base knew (in an incremental night; nothing else)."""
     positives, ids = gathered.positives(bounds, min_weight), gathered.events.where.ids
     segments = gathered.people.between(bounds, ["user_id", "segment", "segment_before"]) if gathered.people else None
-    now = count(positives, segments.select(["user_id", "segment"]) if segments else None, ids)
+    now = count_users(positives, segments.select(["user_id", "segment"]) if segments else None, ids)
     earlier = positives.filter(positives["before"])
     if earlier.num_rows:
         before = segments.select(["user_id", "segment_before"]).rename_columns(["user_id", "segment"]) if segments else None
-        now = added(now, negative(count(earlier, before, ids)))
+        now = add_counts(now, negate_counts(count_users(earlier, before, ids)))
     yield from now.to_batches()
 
 

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
-from recsys_batch.tables.user_ranges import Range
+from recsys_batch.tables.user_ranges import UserRange
 
 BatchFunction = Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 """What mapInArrow takes. Empty iterators and empty batches happen."""
 
-RangeFunction = Callable[[Range], Iterator[pa.RecordBatch]]
+RangeFunction = Callable[[UserRange], Iterator[pa.RecordBatch]]
 """The rows that a step makes for a range of users, in their order."""
 
 
-def by_range(rows: RangeFunction, bounds: Sequence[Range]) -> BatchFunction:
+def apply_by_range(rows: RangeFunction, bounds: Sequence[UserRange]) -> BatchFunction:
     """A function for mapInArrow: numbers of ``bounds`` -> the rows of these ranges."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

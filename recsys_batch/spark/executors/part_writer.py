@@ -10,11 +10,11 @@ import pyarrow as pa
 from pyspark import TaskContext
 
 from recsys_batch.spark.executors.functions import BatchFunction
-from recsys_batch.spark.executors.profiling import profiled
-from recsys_batch.tables.slice_writer import PYTHON_MS, Slice, part_batch
+from recsys_batch.spark.executors.profiling import profile_batches
+from recsys_batch.tables.slice_writer import PYTHON_MS, TableSlice, data_file_to_batch
 
 
-def part_writer(function: BatchFunction, where: Slice) -> BatchFunction:
+def make_part_writer(function: BatchFunction, where: TableSlice) -> BatchFunction:
     """A function for mapInArrow: write what ``function`` makes, and give a row of ``PART_SCHEMA`` per file."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -22,12 +22,12 @@ def part_writer(function: BatchFunction, where: Slice) -> BatchFunction:
         started = time.process_time()
         for part in where.write(function(batches), context.partitionId() if context else 0):
             now = time.process_time()
-            yield part_batch(replace(part, counts={**part.counts, PYTHON_MS: round(1000 * (now - started))}))
+            yield data_file_to_batch(replace(part, counts={**part.counts, PYTHON_MS: round(1000 * (now - started))}))
             started = now
 
-    return profiled(run, where.spec.name)
+    return profile_batches(run, where.spec.name)
 
 
-def unchanged(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def pass_through(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The function of a step whose rows Spark makes by itself."""
     return batches

@@ -12,15 +12,15 @@ import pyarrow as pa
 
 from recsys_batch.spark.executors.functions import BatchFunction
 
-FOLDER = "RECSYS_BATCH_PROFILE"
+PROFILE_FOLDER = "RECSYS_BATCH_PROFILE"
 """Environment variable of executors: the folder, on a path that every node mounts, that each task leaves its profile in."""
 
 
-def profiled(function: BatchFunction, name: str) -> BatchFunction:
+def profile_batches(function: BatchFunction, name: str) -> BatchFunction:
     """``function``, whose tasks write NAME-*.prof where ``FOLDER`` is set on their executor."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        folder = os.environ.get(FOLDER)
+        folder = os.environ.get(PROFILE_FOLDER)
         if not folder:
             yield from function(batches)
             return

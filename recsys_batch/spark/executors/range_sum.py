@@ -8,15 +8,15 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from recsys_batch.spark.executors.functions import by_range
-from recsys_batch.tables.user_ranges import Range
+from recsys_batch.spark.executors.functions import apply_by_range
+from recsys_batch.tables.user_ranges import UserRange
 
 
-def counted_over(spark: SparkSession, work: Callable[[Range], int], bounds: Sequence[Range]) -> int:
+def sum_over_ranges(spark: SparkSession, work: Callable[[UserRange], int], bounds: Sequence[UserRange]) -> int:
     """The sum of what ``work`` returns for each range. A task may run twice, so ``work`` must be safe to repeat."""
 
-    def done(of: Range) -> Iterator[pa.RecordBatch]:
+    def done(of: UserRange) -> Iterator[pa.RecordBatch]:
         yield pa.RecordBatch.from_pydict({"n": pa.array([work(of)], pa.int64())})
 
-    tasks = spark.range(0, len(bounds), 1, max(len(bounds), 1)).mapInArrow(by_range(done, bounds), "n BIGINT")
+    tasks = spark.range(0, len(bounds), 1, max(len(bounds), 1)).mapInArrow(apply_by_range(done, bounds), "n BIGINT")
     return int(tasks.agg(F.coalesce(F.sum("n"), F.lit(0))).collect()[0][0])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from recsys_batch.dataset.catalogue import Catalogue
-from recsys_batch.ranking.features import FeatureSpec, PairFeatures, pair_features
+from recsys_batch.ranking.features import FeatureSpec, PairFeatures, compute_pair_features
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.registry.bundle import load_bundle
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from recsys_batch.model.ranker import Ranker
 
 
-class Ranking(Protocol):
+class BatchRanker(Protocol):
     """Scores candidates under the neutral context."""
 
     def score(self, users: np.ndarray, n_events: np.ndarray, codes: np.ndarray, retrieval: np.ndarray, catalogue: Catalogue) -> np.ndarray:
@@ -30,7 +30,7 @@ class Ranking(Protocol):
 
 
 @dataclass(frozen=True)
-class TorchRanking:
+class TorchBatchRanker:
     """The reference ranker."""
 
     spec: FeatureSpec
@@ -43,7 +43,7 @@ class TorchRanking:
 
 
 @dataclass(frozen=True)
-class OnnxRanking:
+class OnnxBatchRanker:
     """A ranker that somebody brought."""
 
     spec: FeatureSpec
@@ -51,18 +51,18 @@ class OnnxRanking:
 
     def score(self, users: np.ndarray, n_events: np.ndarray, codes: np.ndarray, retrieval: np.ndarray, catalogue: Catalogue) -> np.ndarray:
         popularity = catalogue.log_popularity[codes]
-        features = pair_features(self.spec, retrieval_score=retrieval, log_popularity=popularity, n_events=n_events)
+        features = compute_pair_features(self.spec, retrieval_score=retrieval, log_popularity=popularity, n_events=n_events)
         return self.ranker.score(users, catalogue.embeddings[codes], features)
 
 
 @lru_cache(maxsize=1)
-def open_ranking(bundle_dir: str) -> Ranking | None:
+def open_batch_ranker(bundle_dir: str) -> BatchRanker | None:
     """Built once per Python worker; None when the bundle has no ranker (the retrieval order stands)."""
     bundle = load_bundle(bundle_dir)
     if bundle.kind == "two_tower":
         from recsys_batch.model.ranker import Ranker  # torch, which a brought ranker does without
 
-        return TorchRanking(FeatureSpec.from_dict(bundle.manifest["features"]), Ranker.from_bundle(bundle))
+        return TorchBatchRanker(FeatureSpec.from_dict(bundle.manifest["features"]), Ranker.from_bundle(bundle))
     if bundle.ranker_path is None:
         return None
-    return OnnxRanking(FeatureSpec.from_dict(bundle.manifest["features"]), OnnxRanker(bundle.ranker_path))
+    return OnnxBatchRanker(FeatureSpec.from_dict(bundle.manifest["features"]), OnnxRanker(bundle.ranker_path))

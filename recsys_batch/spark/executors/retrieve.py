@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from recsys_batch.ann.filtered_search import Retrieved, retrieve
+from recsys_batch.ann.filtered_search import SearchResult, search_unseen
 from recsys_batch.ann.index import IndexInfo
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
-from recsys_batch.dataset.user_events import Gathered
+from recsys_batch.dataset.user_events import UserEvents
 from recsys_batch.ranking.top_k import NO_CODE
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES, IdTypes
-from recsys_batch.spark.executors.changed_events import changed_users
+from recsys_batch.spark.executors.changed_events import find_changed_users
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.storage.node_cache import NodeCache
-from recsys_batch.tables.list_columns import column_matrix, list_column, mask_ragged, ragged
-from recsys_batch.tables.slice_writer import counted, counts_of
-from recsys_batch.tables.user_ranges import Files, Range, users_within
+from recsys_batch.tables.list_columns import column_matrix, list_column, mask_ragged, split_rows
+from recsys_batch.tables.slice_writer import attach_counts, read_counts
+from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, users_in_range
 
 SHORT = "users_short"
 """Count of users with fewer candidates than wanted."""
@@ -51,10 +51,10 @@ class RetrieveTask:
     cache: NodeCache
 
     def catalogue(self) -> Catalogue:
-        return open_catalogue(str(self.cache.localized(self.catalogue_dir)))
+        return open_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
 
 
-def candidate_finder(task: RetrieveTask) -> BatchFunction:
+def make_retriever(task: RetrieveTask) -> BatchFunction:
     """A function for mapInArrow: (user_id, embedding or null, seen or null, segment or null) -> rows of candidates.
 
     Every user gets ``n_candidates`` unseen retrievable items that the segment's rule allows, or all there are. Without an embedding
@@ -77,7 +77,7 @@ def candidate_finder(task: RetrieveTask) -> BatchFunction:
 
 
 @dataclass(frozen=True)
-class KnownUsers:
+class RetrievalInput:
     """Who gets candidates.
 
     Attributes:
@@ -85,35 +85,35 @@ class KnownUsers:
         changed: location of a Parquet file of user_id: only these.
     """
 
-    gathered: Gathered
-    embeddings: Files
+    gathered: UserEvents
+    embeddings: UserSortedFiles
     changed: str | None = None
 
 
-def found(task: RetrieveTask, known: KnownUsers, bounds: Range) -> Iterator[pa.RecordBatch]:
+def retrieve_range(task: RetrieveTask, known: RetrievalInput, bounds: UserRange) -> Iterator[pa.RecordBatch]:
     """Rows of candidates of a range of users."""
-    among = None if known.changed is None else users_within(changed_users(known.changed), bounds)
-    return candidate_finder(task)(known.gathered.known_users(known.embeddings, bounds, _USERS, among))
+    among = None if known.changed is None else users_in_range(find_changed_users(known.changed), bounds)
+    return make_retriever(task)(known.gathered.known_users(known.embeddings, bounds, _USERS, among))
 
 
-def counting_short(function: BatchFunction, n_wanted: int) -> BatchFunction:
+def count_short_lists(function: BatchFunction, n_wanted: int) -> BatchFunction:
     """The same rows of candidates, with a count of those that have fewer items."""
 
     def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in function(batches):
             short = int(np.count_nonzero(np.asarray(batch["items"].value_lengths()) < n_wanted))
-            yield counted(batch, {**counts_of(batch), SHORT: short})
+            yield attach_counts(batch, {**read_counts(batch), SHORT: short})
 
     return count
 
 
-def _find(batch: pa.RecordBatch, task: RetrieveTask) -> Retrieved:
+def _find(batch: pa.RecordBatch, task: RetrieveTask) -> SearchResult:
     catalogue = task.catalogue()
-    seen_ids, seen_offsets = ragged(batch["seen"])
+    seen_ids, seen_offsets = split_rows(batch["seen"])
     seen_codes = catalogue.codes(seen_ids)
     embedded = np.asarray(batch["embedding"].is_valid())
     rules = catalogue.rules(batch["segment"])
-    found = Retrieved(
+    found = SearchResult(
         scores=np.full((batch.num_rows, task.n_candidates), -np.inf, dtype=np.float32),
         codes=np.full((batch.num_rows, task.n_candidates), NO_CODE, dtype=np.int64),
         counts=np.zeros(batch.num_rows, dtype=np.int64),
@@ -127,7 +127,7 @@ def _find(batch: pa.RecordBatch, task: RetrieveTask) -> Retrieved:
         allowed = catalogue.allowed(int(rules[row])).copy()
         seen = seen_codes[seen_offsets[row] : seen_offsets[row + 1]]
         allowed[seen[seen >= 0]] = False
-        codes, scores = popular_list(segments[int(row)].as_py(), allowed, task)
+        codes, scores = make_popular_list(segments[int(row)].as_py(), allowed, task)
         found.codes[row, : len(codes)], found.scores[row, : len(codes)], found.counts[row] = codes, scores, len(codes)
     return found
 
@@ -140,7 +140,7 @@ def _nearest(
     seen_offsets: np.ndarray,
     catalogue: Catalogue,
     task: RetrieveTask,
-) -> Retrieved:
+) -> SearchResult:
     """Of the users (bool [B]), who all fall under one rule; in catalogue codes."""
     # The index holds retrievable items only, in code order: what it calls r is the item retrievable[r].
     retrievable = catalogue.retrievable_codes()
@@ -152,18 +152,18 @@ def _nearest(
     wanted = np.repeat(users, np.diff(seen_offsets)) & (seen >= 0)
     offsets = mask_ragged(seen_offsets, wanted)[np.concatenate([[0], np.flatnonzero(users) + 1])]
     info = IndexInfo.from_dict(task.index)
-    folder = task.cache.localized_files(task.index_dir, info.checksums())
+    folder = task.cache.local_copy_of_files(task.index_dir, info.checksums())
     retriever = open_retriever(folder, info, task.nprobe, task.overfetch)
     exact = open_retriever(folder, info.exact())
     if rule >= 0:
         retriever, exact = (searcher.among(allowed[retrievable]) for searcher in (retriever, exact))
     queries = column_matrix(batch["embedding"].filter(pa.array(users)))
-    found = retrieve(retriever, exact, queries, offsets, seen[wanted], task.n_candidates, len(retrievable))
+    found = search_unseen(retriever, exact, queries, offsets, seen[wanted], task.n_candidates, len(retrievable))
     # The extra last entry answers what was not found.
-    return Retrieved(found.scores, np.append(retrievable, NO_CODE)[found.codes], found.counts)
+    return SearchResult(found.scores, np.append(retrievable, NO_CODE)[found.codes], found.counts)
 
 
-def popular_list(segment: str | None, allowed: np.ndarray, task: RetrieveTask) -> tuple[np.ndarray, np.ndarray]:
+def make_popular_list(segment: str | None, allowed: np.ndarray, task: RetrieveTask) -> tuple[np.ndarray, np.ndarray]:
     """Codes and scores of a user without an embedding, by score descending, then code.
 
     The segment's items score their number of users (at least 1); what follows from everybody's list scores its share of the

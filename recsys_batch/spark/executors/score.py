@@ -12,16 +12,16 @@ import pyarrow.compute as pc
 
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.ranking.business_rules import pick
+from recsys_batch.ranking.business_rules import select_with_rules
 from recsys_batch.ranking.top_k import NO_CODE
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.executors.changed_events import changed_users
+from recsys_batch.spark.executors.changed_events import find_changed_users
 from recsys_batch.spark.executors.functions import BatchFunction
-from recsys_batch.spark.executors.rankers import Ranking, open_ranking
+from recsys_batch.spark.executors.rankers import BatchRanker, open_batch_ranker
 from recsys_batch.storage.node_cache import NodeCache
-from recsys_batch.tables.list_columns import column_matrix, ragged
-from recsys_batch.tables.slice_writer import counted
-from recsys_batch.tables.user_ranges import Files, Range, users_within
+from recsys_batch.tables.list_columns import column_matrix, split_rows
+from recsys_batch.tables.slice_writer import attach_counts
+from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, users_in_range
 
 SHORT_BY_RULES = "rules.users_short"
 """Count of users whose lists the rules made shorter than their candidates would have."""
@@ -46,10 +46,10 @@ class ScoreTask:
     cache: NodeCache
 
     def catalogue(self) -> Catalogue:
-        return open_catalogue(str(self.cache.localized(self.catalogue_dir)))
+        return open_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
 
-    def ranking(self) -> Ranking | None:
-        return open_ranking(str(self.cache.localized(self.bundle_dir)))
+    def ranking(self) -> BatchRanker | None:
+        return open_batch_ranker(str(self.cache.local_copy(self.bundle_dir)))
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class _Best:
     counts: np.ndarray
 
 
-def scorer(task: ScoreTask) -> BatchFunction:
+def make_scorer(task: ScoreTask) -> BatchFunction:
     """A function for mapInArrow: (user_id, items, embedding or null, n_events or null) -> rows of topk, in the input's user order.
 
     A user without an embedding keeps the candidates' order (source popular). Ties go to the smaller item_id.
@@ -78,7 +78,7 @@ def scorer(task: ScoreTask) -> BatchFunction:
 
 
 @dataclass(frozen=True)
-class Lists:
+class ScoringInput:
     """Whose candidates are ranked.
 
     Attributes:
@@ -86,16 +86,16 @@ class Lists:
         changed, gained: in an incremental night only lists of these users (location of Parquet of user_id), or with one of these items.
     """
 
-    candidates: Files
-    embeddings: Files
+    candidates: UserSortedFiles
+    embeddings: UserSortedFiles
     changed: str | None = None
     gained: pa.Array | None = None
 
-    def batches(self, bounds: Range) -> Iterator[pa.RecordBatch]:
+    def batches(self, bounds: UserRange) -> Iterator[pa.RecordBatch]:
         """Input of ``scorer`` for a range of users; the two tables meet there, and no row is shuffled for it."""
         known = self.embeddings.between(bounds, ["user_id", "embedding", "n_events"])
         users = known["user_id"].combine_chunks()
-        changed = None if self.changed is None else users_within(changed_users(self.changed), bounds)
+        changed = None if self.changed is None else users_in_range(find_changed_users(self.changed), bounds)
         for batch in self.candidates.batches(bounds, ["user_id", "items"], _USERS):
             chosen = batch if changed is None else batch.filter(self._again(batch, changed))
             if chosen.num_rows:
@@ -114,14 +114,14 @@ class Lists:
         return pc.or_(again, pa.array(found))
 
 
-def ranked(task: ScoreTask, lists: Lists, bounds: Range) -> Iterator[pa.RecordBatch]:
+def score_range(task: ScoreTask, lists: ScoringInput, bounds: UserRange) -> Iterator[pa.RecordBatch]:
     """Rows of topk of a range of users."""
-    return scorer(task)(lists.batches(bounds))
+    return make_scorer(task)(lists.batches(bounds))
 
 
 def _rows(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> pa.RecordBatch:
     catalogue = task.catalogue()
-    pairs, offsets = ragged(batch["items"])
+    pairs, offsets = split_rows(batch["items"])
     # As wide for every user, whoever else is in the batch: a product of another shape may differ in its last bits.
     width = max(task.n_candidates, int(np.diff(offsets).max(initial=1)))
     codes = _pad(catalogue.codes(pairs.field("item_id")), offsets, NO_CODE, width)
@@ -131,7 +131,7 @@ def _rows(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> pa.Recor
     if ranking is not None and modelled.any():
         final = _ranked(batch, modelled, codes, final, catalogue, ranking, task.batch_users)
     best, counts = _best(final, codes, task, catalogue)
-    return counted(_to_batch(best, batch, modelled, catalogue, task, schema), counts)
+    return attach_counts(_to_batch(best, batch, modelled, catalogue, task, schema), counts)
 
 
 def _ranked(
@@ -140,7 +140,7 @@ def _ranked(
     codes: np.ndarray,
     scores: np.ndarray,
     catalogue: Catalogue,
-    ranking: Ranking,
+    ranking: BatchRanker,
     batch_users: int,
 ) -> np.ndarray:
     """``scores`` [B, C] with the ranker's in the rows of users with an embedding; -inf stays where there is no candidate."""
@@ -165,7 +165,7 @@ def _ranked(
 
 def _best(final: np.ndarray, codes: np.ndarray, task: ScoreTask, catalogue: Catalogue) -> tuple[_Best, dict[str, int]]:
     """Top k of each row under the rules of the business, and what these changed."""
-    picked = pick(final, codes, task.top_k, catalogue.business)
+    picked = select_with_rules(final, codes, task.top_k, catalogue.business)
     there = np.isfinite(picked.values)
     best = np.take_along_axis(codes, picked.columns, axis=1)
     lists = _Best(best[there], picked.values[there], picked.columns[there] + 1, there.sum(axis=1))

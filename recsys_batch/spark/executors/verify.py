@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.spark.executors.changed_events import changed_users
+from recsys_batch.spark.executors.changed_events import find_changed_users
 from recsys_batch.spark.executors.functions import BatchFunction
-from recsys_batch.spark.executors.profiling import profiled
+from recsys_batch.spark.executors.profiling import profile_batches
 from recsys_batch.storage.filesystems import read_parquet
-from recsys_batch.tables.list_columns import distinct
-from recsys_batch.tables.user_ranges import Files, Range, runs, users_within, without
+from recsys_batch.tables.list_columns import sorted_unique
+from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, drop_users, group_boundaries, users_in_range
 
 BROKEN = (
     "lists_broken",
@@ -29,24 +29,24 @@ BROKEN = (
     "lists_short_unexplained",
 )
 """Counts of rows or lists that are wrong."""
-COUNTS = ("n_known", "n_known_before", "n_users", "n_rows", "n_popular", "n_head", *BROKEN)
+VERIFY_COUNTS = ("n_known", "n_known_before", "n_users", "n_rows", "n_popular", "n_head", *BROKEN)
 _SAME = ["user_id", "rank", "item_id", "score"]
 _COLUMNS = [*_SAME, "source"]
 LISTED = "listed"
 """Bit per item of the catalogue, as bytes: whether it is in a list."""
-COUNTS_SCHEMA = pa.schema([*((name, pa.int64()) for name in COUNTS), (LISTED, pa.binary())])
+COUNTS_SCHEMA = pa.schema([*((name, pa.int64()) for name in VERIFY_COUNTS), (LISTED, pa.binary())])
 
 
 @dataclass(frozen=True)
-class Earlier:
+class BaseRunFiles:
     """The audited night that an incremental one went on from.
 
     Attributes:
         changed: Parquet of user_id; all others' rows are to be the same.
     """
 
-    topk: Files
-    embeddings: Files
+    topk: UserSortedFiles
+    embeddings: UserSortedFiles
     changed: str
 
 
@@ -60,18 +60,18 @@ class VerifyTask:
         earlier: None where all rows are new.
     """
 
-    topk: Files
-    shortfalls: Files
-    embeddings: Files
+    topk: UserSortedFiles
+    shortfalls: UserSortedFiles
+    embeddings: UserSortedFiles
     items: str
     segments: Sequence[str]
     default: int
     top_k: int
-    bounds: Sequence[Range]
-    earlier: Earlier | None
+    bounds: Sequence[UserRange]
+    earlier: BaseRunFiles | None
 
 
-def verifier(task: VerifyTask) -> BatchFunction:
+def make_verifier(task: VerifyTask) -> BatchFunction:
     """A function for mapInArrow: (range, user_id, item_id, segment, now, before), a range's rows all in one task -> counts per range.
 
     A row is something that the inputs say of a user (an event, or a segment), ``now`` or at the time of the night ``before``. Every
@@ -88,10 +88,10 @@ def verifier(task: VerifyTask) -> BatchFunction:
             counts = _verified(task, task.bounds[number], mine)
             yield pa.RecordBatch.from_pylist([counts], schema=COUNTS_SCHEMA)
 
-    return profiled(run, "audit")
+    return profile_batches(run, "audit")
 
 
-def _verified(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, Any]:
+def _verified(task: VerifyTask, bounds: UserRange, said: pa.Table) -> dict[str, Any]:
     items = read_parquet(task.items)
     listed = np.zeros(len(items) + 1, dtype=bool)
     if task.earlier is None:
@@ -100,12 +100,12 @@ def _verified(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, Any]
         rows, counts = _carried(task, task.earlier, bounds, items, said, listed)
     counts.update(_known(task, bounds, said))
     counts.update(_checked(task, bounds, _in_order(rows), items, said, listed))
-    return {**{name: counts[name] for name in COUNTS}, LISTED: np.packbits(listed[:-1]).tobytes()}
+    return {**{name: counts[name] for name in VERIFY_COUNTS}, LISTED: np.packbits(listed[:-1]).tobytes()}
 
 
-def _checked(task: VerifyTask, bounds: Range, rows: pa.Table, items: pa.Table, said: pa.Table, listed: np.ndarray) -> dict[str, int]:
+def _checked(task: VerifyTask, bounds: UserRange, rows: pa.Table, items: pa.Table, said: pa.Table, listed: np.ndarray) -> dict[str, int]:
     """Rows that are new, from everything that they have to keep to."""
-    users, starts = runs(rows["user_id"].combine_chunks())
+    users, starts = group_boundaries(rows["user_id"].combine_chunks())
     n_rows = np.diff(starts)
     owner, item = np.repeat(np.arange(len(users)), n_rows), _places(rows["item_id"], items["item_id"])
     score = np.asarray(rows["score"].to_numpy(), dtype=np.float64)
@@ -133,31 +133,31 @@ def _checked(task: VerifyTask, bounds: Range, rows: pa.Table, items: pa.Table, s
 
 
 def _carried(
-    task: VerifyTask, earlier: Earlier, bounds: Range, items: pa.Table, said: pa.Table, listed: np.ndarray
+    task: VerifyTask, earlier: BaseRunFiles, bounds: UserRange, items: pa.Table, said: pa.Table, listed: np.ndarray
 ) -> tuple[pa.Table, Counter[str]]:
     """Rows of users who changed; and counts over all others, whose rows are to be those of the earlier night.
 
     What that night's audit found of these rows holds still. What may have happened since is looked at: items that went, and events of
     users who should be among the changed.
     """
-    changed, counts, mine = users_within(changed_users(earlier.changed), bounds), Counter[str](), []
+    changed, counts, mine = users_in_range(find_changed_users(earlier.changed), bounds), Counter[str](), []
     users, n_rows, n_popular = [], [], []
 
     def kept() -> Iterator[pa.RecordBatch]:
         for batch in task.topk.batches(bounds, _COLUMNS):
             mine.append(batch.filter(pc.is_in(batch["user_id"], value_set=changed)))
-            batch = without(batch, changed)
-            who, starts = runs(batch["user_id"])
+            batch = drop_users(batch, changed)
+            who, starts = group_boundaries(batch["user_id"])
             users.append(who)
             n_rows.append(np.diff(starts))
             n_popular.append(np.add.reduceat(_popular(batch["source"]).astype(np.int64), starts[:-1]) if len(who) else starts[:0])
             counts.update(_of_items(_places(batch["item_id"], items["item_id"]), items, listed))
             yield batch.select(_SAME)
 
-    before = (without(batch, changed) for batch in earlier.topk.batches(bounds, _SAME))
-    counts["rows_not_carried"] = differing(kept(), before)
+    before = (drop_users(batch, changed) for batch in earlier.topk.batches(bounds, _SAME))
+    counts["rows_not_carried"] = find_differing_columns(kept(), before)
     # A user's rows may lie in two batches.
-    who, starts = runs(pa.concat_arrays(users) if users else pa.array([], task.topk.where.ids.user_arrow))
+    who, starts = group_boundaries(pa.concat_arrays(users) if users else pa.array([], task.topk.where.ids.user_arrow))
     total = [np.add.reduceat(np.concatenate(each), starts[:-1]) if len(who) else starts[:0] for each in (n_rows, n_popular)]
     counts.update(n_users=len(who), n_rows=int(total[0].sum()), n_popular=int(np.count_nonzero(total[0] == total[1])))
     counts["lists_short_unexplained"] = _short(task, bounds, who, total[0])
@@ -166,7 +166,7 @@ def _carried(
     return pa.Table.from_batches(mine) if mine else task.topk.between((None, None), _COLUMNS).slice(0, 0), counts
 
 
-def differing(now: Iterator[pa.RecordBatch], before: Iterator[pa.RecordBatch]) -> int:
+def find_differing_columns(now: Iterator[pa.RecordBatch], before: Iterator[pa.RecordBatch]) -> int:
     """Rows that are not the same in two streams of rows, whose batches need not begin and end together."""
     left, right, n_differing = next(now, None), next(before, None), 0
     while left is not None and right is not None:
@@ -183,7 +183,7 @@ def differing(now: Iterator[pa.RecordBatch], before: Iterator[pa.RecordBatch]) -
 
 def _in_order(rows: pa.Table) -> pa.Table:
     """By user and rank, as a night writes them; who rewrites the table's files may not keep that."""
-    users, starts = runs(rows["user_id"].combine_chunks())
+    users, starts = group_boundaries(rows["user_id"].combine_chunks())
     owner = np.repeat(np.arange(len(users)), np.diff(starts))
     as_written = (np.asarray(rows["rank"].to_numpy()) == np.arange(len(owner)) - starts[owner] + 1).all()
     if as_written and pc.all(pc.less(users[:-1], users[1:])).as_py() is not False:
@@ -191,7 +191,7 @@ def _in_order(rows: pa.Table) -> pa.Table:
     return rows.sort_by([("user_id", "ascending"), ("rank", "ascending")]).combine_chunks()
 
 
-def _known(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, int]:
+def _known(task: VerifyTask, bounds: UserRange, said: pa.Table) -> dict[str, int]:
     """Users who are to have a list; beside an earlier night only of those who changed, and how many of them it knew."""
     sides = {"n_known": (said.filter(said["now"]), task.embeddings)}
     if task.earlier is not None:
@@ -200,7 +200,7 @@ def _known(task: VerifyTask, bounds: Range, said: pa.Table) -> dict[str, int]:
     for name, (rows, embeddings) in sides.items():
         embedded = embeddings.between(bounds, ["user_id"])["user_id"]
         if task.earlier is not None:
-            embedded = embedded.filter(pc.is_in(embedded, value_set=users_within(changed_users(task.earlier.changed), bounds)))
+            embedded = embedded.filter(pc.is_in(embedded, value_set=users_in_range(find_changed_users(task.earlier.changed), bounds)))
         counts[name] = len(pa.chunked_array([*rows["user_id"].chunks, *embedded.chunks], embedded.type).unique())
     return counts
 
@@ -233,7 +233,7 @@ def _seen(said: pa.Table, users: pa.Array, keys: np.ndarray, n_names: int, item_
     """Listed pairs that the user has seen; ``keys`` are the listed ones, ascending."""
     seen_user, seen_item = _places(said["user_id"], pa.chunked_array([users])), _places(said["item_id"], item_ids)
     there = (seen_item >= 0) & (seen_user >= 0)
-    asked = distinct(seen_user[there] * n_names + seen_item[there])
+    asked = sorted_unique(seen_user[there] * n_names + seen_item[there])
     if len(keys) == 0:
         return 0
     return int(np.count_nonzero(keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked))
@@ -250,7 +250,7 @@ def _ineligible(task: VerifyTask, said: pa.Table, users: pa.Array, owner: np.nda
     return int(np.count_nonzero((rule >= 0) & ~allowed[rule, item]))
 
 
-def _short(task: VerifyTask, bounds: Range, users: pa.Array, n_rows: np.ndarray) -> int:
+def _short(task: VerifyTask, bounds: UserRange, users: pa.Array, n_rows: np.ndarray) -> int:
     explained = task.shortfalls.between(bounds, ["user_id", "n_items"])
     place = _places(pa.chunked_array([users]), explained["user_id"])
     n_items = np.append(np.asarray(explained["n_items"].to_numpy(), dtype=np.int64), -1)[place]

@@ -15,9 +15,9 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from recsys_batch.errors import SourceError
-from recsys_batch.spark.ingest.hadoop_files import SourceFile, head, list_files
+from recsys_batch.spark.ingest.hadoop_files import SourceFile, list_files, read_head
 from recsys_batch.spark.ingest.raw_source import CORRUPT
-from recsys_batch.spark.ingest.spark_errors import reading
+from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
 
 Header = tuple[str, ...]
 
@@ -47,7 +47,7 @@ def read_csv(
     files = list_files(spark, path)
     nested = {"recursiveFileLookup": True} if any(file.nested for file in files) else {}
     headers = {tuple(names): files} if names is not None else _by_header(spark, path, files, delimiter, encoding)
-    with reading(spark, path):
+    with translate_spark_errors(spark, path):
         whole = quoted and _has_quoted_newlines(spark.read.options(**nested), path)
         reader = spark.read.options(sep=delimiter, encoding=encoding, header=names is None, multiLine=whole, **nested)
         reader = reader.options(quote='"' if quoted else "", escape='"', ignoreLeadingWhiteSpace=True, ignoreTrailingWhiteSpace=True)
@@ -67,7 +67,7 @@ def _by_header(
     """Files by header; more than one header only where the columns are the same in another order."""
     groups: dict[Header, list[SourceFile]] = {}
     for file in files:
-        header = _header(head(spark, file.name, encoding), delimiter, file.name)
+        header = _header(read_head(spark, file.name, encoding), delimiter, file.name)
         if header:
             groups.setdefault(header, []).append(file)
     if not groups:

@@ -12,8 +12,8 @@ from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.ingest import parsing
 from recsys_batch.spark.ingest.hadoop_files import SourceFile, list_files
 from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, RawSource, with_raw_row
-from recsys_batch.spark.ingest.spark_errors import reading
-from recsys_batch.spark.ingest.validation import HELD_OUT, PRESENT, REASON, Survey, first_reason
+from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
+from recsys_batch.spark.ingest.validation import HELD_OUT, PRESENT, REASON, SourceProfile, first_reason
 
 EXPOSURE_KEY = ("request_id", "user_id", "item_id")
 """A request shows an item once. The user is one of them: callers may choose request ids, and two may choose the same."""
@@ -40,16 +40,16 @@ def read_exposure_files(spark: SparkSession, source: str) -> RawSource:
     )
 
 
-def typed_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
+def parse_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Columns of exposures with ``_row`` and ``_reason``; repeated rows are not looked for yet."""
-    score, shown_at = parsing.number(raw, "score"), parsing.timestamp(raw, "shown_at")
+    score, shown_at = parsing.parse_number(raw, "score"), parsing.parse_timestamp(raw, "shown_at")
     reasons = [
         (F.col(CORRUPT).isNotNull(), "malformed_line"),
-        (parsing.blank("request_id"), "null_request_id"),
-        (parsing.blank("user_id"), "null_user_id"),
-        (parsing.blank("item_id"), "null_item_id"),
-        (parsing.id_value(raw, "user_id", ids.user).isNull(), "bad_user_id"),
-        (parsing.id_value(raw, "item_id", ids.item).isNull(), "bad_item_id"),
+        (parsing.is_blank("request_id"), "null_request_id"),
+        (parsing.is_blank("user_id"), "null_user_id"),
+        (parsing.is_blank("item_id"), "null_item_id"),
+        (parsing.parse_id_column(raw, "user_id", ids.user).isNull(), "bad_user_id"),
+        (parsing.parse_id_column(raw, "item_id", ids.item).isNull(), "bad_item_id"),
         (F.col("shown_at").isNull(), "null_shown_at"),
         (shown_at.isNull(), "bad_shown_at"),
         (F.coalesce(F.col("position") < 1, F.lit(True)), "bad_position"),
@@ -57,8 +57,8 @@ def typed_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
     ]
     session = F.col("session_item_ids").cast("array<string>" if ids.item == "STRING" else "array<bigint>")
     replaced = {
-        "user_id": parsing.id_value(raw, "user_id", ids.user),
-        "item_id": parsing.id_value(raw, "item_id", ids.item),
+        "user_id": parsing.parse_id_column(raw, "user_id", ids.user),
+        "item_id": parsing.parse_id_column(raw, "item_id", ids.item),
         "shown_at": shown_at,
         "shown_date": F.to_date(shown_at),
         "session_item_ids": session,
@@ -67,14 +67,14 @@ def typed_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
     return raw.select(*columns, RAW_ROW, first_reason(reasons).alias(REASON))
 
 
-def shown_in_span(seen: Survey) -> Column:
+def exposures_in_span(seen: SourceProfile) -> Column:
     """The part of the table that rows of these dates can be in; a request that is repeated at midnight is on two of them."""
     if seen.first_date is None:
         return F.lit(False)
     return F.col("shown_date").between(F.date_sub(F.lit(seen.first_date), 1), F.date_add(F.lit(seen.last_date), 1))
 
 
-def feedback_to_record(judged: DataFrame, there: DataFrame | None) -> DataFrame:
+def select_new_feedback(judged: DataFrame, there: DataFrame | None) -> DataFrame:
     """Columns of feedback, for the usable events that name their request and that the table does not have.
 
     Events that interactions has already are among them: an ingest may have died before it came to this table.
@@ -84,7 +84,7 @@ def feedback_to_record(judged: DataFrame, there: DataFrame | None) -> DataFrame:
         there: the table; None where there is none yet.
     """
     usable = (F.col(REASON).isNull() | (F.col(REASON) == PRESENT)) & ~F.col(HELD_OUT)
-    rows = judged.where(usable & ~parsing.blank("request_id")).select(*(column.name for column in TABLES["feedback"].columns))
+    rows = judged.where(usable & ~parsing.is_blank("request_id")).select(*(column.name for column in TABLES["feedback"].columns))
     return rows if there is None else rows.join(there.select(*_FEEDBACK_KEY), list(_FEEDBACK_KEY), "left_anti")
 
 
@@ -93,7 +93,7 @@ def _read(spark: SparkSession, source: str, files: list[SourceFile], kind: str) 
     if not mine:
         return None
     nested = any(file.nested for file in mine)
-    with reading(spark, source):
+    with translate_spark_errors(spark, source):
         return spark.read.options(recursiveFileLookup=nested, pathGlobFilter=f"{kind}-*.parquet").parquet(source)
 
 

@@ -52,7 +52,7 @@ def list_files(spark: SparkSession, path: str) -> list[SourceFile]:
     return sorted(files, key=lambda file: file.name)
 
 
-def head(spark: SparkSession, file: str, encoding: str = "UTF-8") -> str:
+def read_head(spark: SparkSession, file: str, encoding: str = "UTF-8") -> str:
     """The first 64 KiB as text, decompressed by the file's ending, without a byte order mark.
 
     Raises:

@@ -7,12 +7,12 @@ from functools import reduce
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.spark.ingest.validation import PRESENT, REASON, Survey
+from recsys_batch.spark.ingest.validation import PRESENT, REASON, SourceProfile
 
 _ITEMS = ("item_id", "title", "categories", "is_available", "first_seen_ts", "attributes")
 
 
-def merged_with_table(typed: DataFrame, table: DataFrame | None, given: set[str]) -> DataFrame:
+def merge_with_table(typed: DataFrame, table: DataFrame | None, given: set[str]) -> DataFrame:
     """What the table would say of each typed item or user; rows that would change nothing get the reason already_present.
 
     A column that the file lacks keeps the table's value, so that a file of item_id and is_available changes availability alone.
@@ -36,7 +36,7 @@ def merged_with_table(typed: DataFrame, table: DataFrame | None, given: set[str]
     return merged.withColumn(REASON, verdict).drop("_old")
 
 
-def with_first_seen(items: DataFrame, events: DataFrame | None) -> DataFrame:
+def add_first_seen(items: DataFrame, events: DataFrame | None) -> DataFrame:
     """Columns of items; a first_seen_ts that is null becomes the item's first event."""
     if events is None:
         return items.select(*_ITEMS)
@@ -44,7 +44,7 @@ def with_first_seen(items: DataFrame, events: DataFrame | None) -> DataFrame:
     return joined.withColumn("first_seen_ts", F.coalesce("first_seen_ts", "_first")).select(*_ITEMS)
 
 
-def items_from_events(events: DataFrame, table: DataFrame | None, *, derive: bool) -> DataFrame:
+def derive_items(events: DataFrame, table: DataFrame | None, *, derive: bool) -> DataFrame:
     """Columns of items, for the items that ``events`` tell something new of.
 
     Args:
@@ -60,13 +60,13 @@ def items_from_events(events: DataFrame, table: DataFrame | None, *, derive: boo
     return late.select(*_ITEMS).unionByName(_listed(matched.where("_listed IS NULL"))) if derive else late.select(*_ITEMS)
 
 
-def rejections_not_recorded(rejected: DataFrame, recorded: DataFrame) -> DataFrame:
+def select_new_rejections(rejected: DataFrame, recorded: DataFrame) -> DataFrame:
     """source, kind, reason, row of ``rejected`` beyond those in ``recorded``, as multisets: two equal bad lines are two rows."""
     columns = ("source", "kind", "reason", "row")
     return rejected.select(*columns).exceptAll(recorded.select(*columns))
 
 
-def in_span(seen: Survey) -> Column:
+def events_in_span(seen: SourceProfile) -> Column:
     """The part of a table that rows of these dates can be in: a day's file does not read years."""
     if seen.first_date is None:
         return F.col("event_date").isNull()

@@ -30,22 +30,22 @@ _DATED = r"^\d{4}[-/]\d{1,2}([-/ T]|$)"
 _COMPACT_DATE = r"^(19|20)\d{6}$"
 
 
-def blank(name: str) -> Column:
+def is_blank(name: str) -> Column:
     """Whether the value is missing: null, NaN, only spaces, or a word that stands for null."""
     return F.col(name).isNull() | F.trim(F.col(name).cast("string")).isin(*_NOTHING)
 
 
-def foreign_to_bigint(raw: DataFrame, name: str) -> Column:
+def is_foreign_to_bigint(raw: DataFrame, name: str) -> Column:
     """Whether a value that is not missing needs STRING ids: everything but integers, and text like "7" (not "007" or "+7")."""
     kind = raw.schema[name].dataType
     if isinstance(kind, NumericType):
         return F.lit(False)
     if not isinstance(kind, StringType):
-        return ~blank(name)
-    return ~blank(name) & id_value(raw, name, "BIGINT").isNull()
+        return ~is_blank(name)
+    return ~is_blank(name) & parse_id_column(raw, name, "BIGINT").isNull()
 
 
-def id_value(raw: DataFrame, name: str, id_type: IdType) -> Column:
+def parse_id_column(raw: DataFrame, name: str, id_type: IdType) -> Column:
     """The id in the warehouse's type, or null where it does not fit."""
     value, kind = F.col(name), raw.schema[name].dataType
     # A frame with missing ids often has them as doubles: 7.0 is the id 7, 7.5 is none.
@@ -57,7 +57,7 @@ def id_value(raw: DataFrame, name: str, id_type: IdType) -> Column:
     return whole if isinstance(kind, NumericType) else value.cast("string").try_cast("bigint")
 
 
-def number(raw: DataFrame, name: str) -> Column:
+def parse_number(raw: DataFrame, name: str) -> Column:
     """FLOAT, or null where the value is no number; NaN and infinity stay what they are."""
     value = F.col(name)
     if isinstance(raw.schema[name].dataType, NumericType):
@@ -66,7 +66,7 @@ def number(raw: DataFrame, name: str) -> Column:
     return F.when(text.rlike(_NUMBER), text.try_cast("float"))
 
 
-def timestamp(raw: DataFrame, name: str) -> Column:
+def parse_timestamp(raw: DataFrame, name: str) -> Column:
     """UTC time of timestamps, dates, ISO text (also with slashes), yyyymmdd, and epoch seconds, milli-, micro- or nanoseconds.
 
     Epoch numbers are told apart by magnitude. Null where the value is none of these, or outside the years 1900 to 2261.
@@ -85,7 +85,7 @@ def timestamp(raw: DataFrame, name: str) -> Column:
     return F.when((stamp >= F.lit(_OLDEST).cast("timestamp")) & (stamp < F.lit(_NEWEST).cast("timestamp")), stamp)
 
 
-def flag(raw: DataFrame, name: str) -> Column:
+def parse_flag(raw: DataFrame, name: str) -> Column:
     """BOOLEAN of booleans and of true/false, yes/no, 1/0 in any case; null for anything else."""
     if isinstance(raw.schema[name].dataType, BooleanType):
         return F.col(name)
@@ -93,7 +93,7 @@ def flag(raw: DataFrame, name: str) -> Column:
     return F.when(text.isin(*_TRUE), F.lit(True)).when(text.isin(*_FALSE), F.lit(False))
 
 
-def text_list(raw: DataFrame, name: str) -> Column:
+def parse_text_list(raw: DataFrame, name: str) -> Column:
     """ARRAY<STRING>: a list as it is, text split at | ; blanks leave no entry, null is an empty list."""
     value = F.col(name)
     if not isinstance(raw.schema[name].dataType, ArrayType):

@@ -17,13 +17,13 @@ from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
 from recsys_batch.spark.ingest import exposure_source, validation
-from recsys_batch.spark.ingest.merge import in_span, items_from_events, merged_with_table, rejections_not_recorded, with_first_seen
+from recsys_batch.spark.ingest.merge import add_first_seen, derive_items, events_in_span, merge_with_table, select_new_rejections
 from recsys_batch.spark.ingest.raw_source import RAW_ROW, RawSource
 from recsys_batch.spark.ingest.sources import IngestRequest, read_source
-from recsys_batch.spark.ingest.spark_errors import reading
+from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
 from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
-from recsys_batch.spark.ingest.validation import EVENT_KEY, HELD_OUT, PRESENT, REASON, Survey
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.ingest.validation import EVENT_KEY, HELD_OUT, PRESENT, REASON, SourceProfile
+from recsys_batch.spark.tables import WarehouseTables
 
 DECLARED = "recsys_batch.items_declared"
 """Property of the items table: "true" once an items file was ingested; interactions with other items are then rejected."""
@@ -31,7 +31,7 @@ DECLARED = "recsys_batch.items_declared"
 _ROWS_PER_FILE = 1_000_000
 
 
-def ingest(spark: SparkSession, config: Config, request: IngestRequest) -> IngestSummary:
+def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> IngestSummary:
     """Bring the request's rows into interactions, holdout, items, users, exposures, feedback and rejected. The same call again changes
     nothing.
 
@@ -53,12 +53,12 @@ def read_interactions(spark: SparkSession, config: Config, request: IngestReques
     Raises:
         SourceError: the file cannot be used, or no row of it can.
     """
-    ids = Tables(spark, config).require_ids()
+    ids = WarehouseTables(spark, config).require_ids()
     raw = read_source(spark, request).interactions
     if raw is None:
         raise SourceError("there are no interactions to read")
-    with reading(spark, str(request.source)):
-        typed = validation.typed_interactions(raw, ids)
+    with translate_spark_errors(spark, str(request.source)):
+        typed = validation.parse_interactions(raw, ids)
         usable = typed.where(F.col(REASON).isNull()).select("user_id", "item_id", "weight").toArrow()
     if usable.num_rows == 0:
         raise SourceError(f"{request.source} has no usable row: ids are {ids.user} (user) and {ids.item} (item) in this warehouse")
@@ -76,9 +76,9 @@ def _by_kind(raw: RawSource, request: IngestRequest) -> dict[str, tuple[DataFram
     return {kind: (df, str(path or request.source)) for kind, (df, path) in pairs.items() if df is not None}
 
 
-def _surveyed(spark: SparkSession, df: DataFrame, path: str) -> Survey:
-    with reading(spark, path):
-        found = validation.survey(df, "shown_at" if "shown_at" in df.columns else "event_ts")
+def _surveyed(spark: SparkSession, df: DataFrame, path: str) -> SourceProfile:
+    with translate_spark_errors(spark, path):
+        found = validation.profile_source(df, "shown_at" if "shown_at" in df.columns else "event_ts")
     if found.n_rows == 0:
         raise SourceError(f"{path} has no rows: expected at least one below the header")
     return found
@@ -87,10 +87,12 @@ def _surveyed(spark: SparkSession, df: DataFrame, path: str) -> Survey:
 class _Ingest:
     """One run of ``ingest``: the steps share the tables, the id types and the summary."""
 
-    def __init__(self, spark: SparkSession, config: Config, request: IngestRequest, raw: RawSource, surveys: Mapping[str, Survey]) -> None:
+    def __init__(
+        self, spark: SparkSession, config: Config, request: IngestRequest, raw: RawSource, surveys: Mapping[str, SourceProfile]
+    ) -> None:
         self._spark, self._config, self._request, self._surveys = spark, config, request, surveys
         self._sources = _by_kind(raw, request)
-        self._tables = Tables(spark, config)
+        self._tables = WarehouseTables(spark, config)
         users, items = ("interactions", "users", "exposures"), ("interactions", "items", "exposures")
         self._ids = IdTypes(self._id_type("user_id", users), self._id_type("item_id", items))
         self._now = dt.datetime.now(dt.UTC)
@@ -101,10 +103,10 @@ class _Ingest:
 
     def run(self) -> IngestSummary:
         """Verdicts first, then the writes, interactions last but for rejected: an ingest that dies anywhere is simply run again."""
-        for kind, read in (("items", validation.typed_items), ("users", validation.typed_users)):
+        for kind, read in (("items", validation.parse_items), ("users", validation.parse_users)):
             if kind in self._sources:
                 typed = read(self._sources[kind][0], self._ids)
-                self._judge(kind, merged_with_table(typed, self._read(kind), set(self._sources[kind][0].columns)))
+                self._judge(kind, merge_with_table(typed, self._read(kind), set(self._sources[kind][0].columns)))
         if "interactions" in self._sources:
             self._judge("interactions", self._judged_interactions())
         if "exposures" in self._sources:
@@ -141,11 +143,13 @@ class _Ingest:
 
     def _judged_interactions(self) -> DataFrame:
         raw, seen = self._sources["interactions"][0], self._surveys["interactions"]
-        typed = validation.typed_interactions(raw, self._ids)
+        typed = validation.parse_interactions(raw, self._ids)
         tables = [
-            table.where(in_span(seen)).select(*EVENT_KEY) for table in map(self._read, ("interactions", "holdout")) if table is not None
+            table.where(events_in_span(seen)).select(*EVENT_KEY)
+            for table in map(self._read, ("interactions", "holdout"))
+            if table is not None
         ]
-        typed = validation.mark_repeated_and_present(typed, reduce(DataFrame.unionByName, tables) if tables else None)
+        typed = validation.mark_duplicates(typed, reduce(DataFrame.unionByName, tables) if tables else None)
         if self._declared():
             lists = [self._rows("items", PRESENT)] if "items" in self._sources else []
             lists += [table for table in [self._read("items")] if table is not None]
@@ -155,8 +159,8 @@ class _Ingest:
 
     def _judged_exposures(self) -> DataFrame:
         raw, there = self._sources["exposures"][0], self._read("exposures")
-        known = None if there is None else there.where(exposure_source.shown_in_span(self._surveys["exposures"]))
-        return validation.mark_repeated_and_present(exposure_source.typed_exposures(raw, self._ids), known, exposure_source.EXPOSURE_KEY)
+        known = None if there is None else there.where(exposure_source.exposures_in_span(self._surveys["exposures"]))
+        return validation.mark_duplicates(exposure_source.parse_exposures(raw, self._ids), known, exposure_source.EXPOSURE_KEY)
 
     def _declared(self) -> bool:
         return "items" in self._sources or self._was_declared
@@ -178,12 +182,12 @@ class _Ingest:
         events = self._rows("interactions") if "interactions" in self._sources else None
         if "items" in self._sources:
             if self._summary.kinds["items"].accepted:
-                self._upsert("items", with_first_seen(self._rows("items"), events))
+                self._upsert("items", add_first_seen(self._rows("items"), events))
             if not self._was_declared and self._tables.exists("items"):
                 self._tables.set_property("items", DECLARED, "true")
         elif events is not None:
             derive = not self._declared()
-            listed = items_from_events(events, self._read("items"), derive=derive).persist()
+            listed = derive_items(events, self._read("items"), derive=derive).persist()
             n_listed = listed.count()
             if n_listed:
                 self._upsert("items", listed)
@@ -212,7 +216,7 @@ class _Ingest:
         if "exposures" in self._sources:
             parts.append(("exposures", self._rows("exposures"), ("shown_date", *TABLES["exposures"].sort_by)))
         if "interactions" in self._sources and "request_id" in self._verdicts["interactions"].columns:
-            answers = exposure_source.feedback_to_record(self._verdicts["interactions"], self._read("feedback"))
+            answers = exposure_source.select_new_feedback(self._verdicts["interactions"], self._read("feedback"))
             parts.append(("feedback", answers, ("event_date", "request_id")))
         for name, rows, order in parts:
             rows = rows.select(*_columns(name)).persist()
@@ -253,7 +257,7 @@ class _Ingest:
         rows = reduce(DataFrame.unionByName, (self._verdicts[kind].where(bad).select(*self._as_rejected(kind)) for kind in kinds))
         if not created:
             sources = [self._sources[kind][1] for kind in kinds]
-            rows = rejections_not_recorded(rows, self._tables.read("rejected").where(F.col("source").isin(sources)))
+            rows = select_new_rejections(rows, self._tables.read("rejected").where(F.col("source").isin(sources)))
         stamps = {"ingest_id": F.lit(self._summary.ingest_id), "rejected_at": F.lit(self._now)}
         rows = rows.withColumns(stamps).select(*_columns("rejected")).persist()
         if not rows.isEmpty():

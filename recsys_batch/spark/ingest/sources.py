@@ -16,10 +16,10 @@ from recsys_batch.spark.ingest.exposure_source import read_exposure_files
 from recsys_batch.spark.ingest.hadoop_files import list_files
 from recsys_batch.spark.ingest.movielens_source import read_movielens
 from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, RawSource, attributes_of, column_named, resolve_columns, with_raw_row
-from recsys_batch.spark.ingest.spark_errors import reading
+from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
 from recsys_batch.spark.tables import parse_identifier
 
-FORMATS = ("movielens", "csv", "parquet", "delta", "exposures")
+SOURCE_FORMATS = ("movielens", "csv", "parquet", "delta", "exposures")
 
 INTERACTION_COLUMNS = ("user_id", "item_id", "event_ts", "event_type", "weight")
 ITEM_COLUMNS = ("item_id", "title", "categories", "is_available", "first_seen_ts")
@@ -55,8 +55,8 @@ def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
     Raises:
         SourceError: a path is missing, empty, of another format, or lacks a required column.
     """
-    if request.format not in FORMATS:
-        raise SourceError(f"format {request.format!r} is unknown; known formats: {', '.join(FORMATS)}")
+    if request.format not in SOURCE_FORMATS:
+        raise SourceError(f"format {request.format!r} is unknown; known formats: {', '.join(SOURCE_FORMATS)}")
     if request.format == "movielens":
         return read_movielens(spark, _whole_folder(request, "finds items, users and columns in the folder itself"))
     if request.format == "exposures":
@@ -93,7 +93,7 @@ def _whole_folder(request: IngestRequest, why: str) -> str:
 def _open(spark: SparkSession, path: str, request: IngestRequest) -> DataFrame:
     if request.format == "csv":
         return with_raw_row(read_csv(spark, path, request.delimiter))
-    with reading(spark, path):
+    with translate_spark_errors(spark, path):
         return with_raw_row(_parquet(spark, path) if request.format == "parquet" else _delta(spark, path))
 
 

@@ -14,7 +14,7 @@ from recsys_batch.errors import SourceError
 
 
 @contextmanager
-def reading(spark: SparkSession, path: str) -> Iterator[None]:
+def translate_spark_errors(spark: SparkSession, path: str) -> Iterator[None]:
     """Turns Spark's errors into one sentence, without the executors' stack traces before it.
 
     Raises:

@@ -27,7 +27,7 @@ missing, everything else in common with the purchase it undoes."""
 
 
 @dataclass(frozen=True)
-class Survey:
+class SourceProfile:
     """What one pass over raw rows says of them.
 
     Attributes:
@@ -42,44 +42,44 @@ class Survey:
     last_date: dt.date | None
 
 
-def survey(raw: DataFrame, time: str = "event_ts") -> Survey:
+def profile_source(raw: DataFrame, time: str = "event_ts") -> SourceProfile:
     """Count the rows, find the id types and the span of dates by the column ``time``, in one pass."""
     columns = [F.count(F.lit(1)).alias("n_rows")]
     for name in ("user_id", "item_id"):
         there = name in raw.columns
-        columns.append(F.count_if(~parsing.blank(name) if there else F.lit(False)).alias(f"n_{name}"))
-        columns.append(F.count_if(parsing.foreign_to_bigint(raw, name) if there else F.lit(False)).alias(f"foreign_{name}"))
-    date = F.to_date(parsing.timestamp(raw, time)) if time in raw.columns else F.lit(None).cast("date")
+        columns.append(F.count_if(~parsing.is_blank(name) if there else F.lit(False)).alias(f"n_{name}"))
+        columns.append(F.count_if(parsing.is_foreign_to_bigint(raw, name) if there else F.lit(False)).alias(f"foreign_{name}"))
+    date = F.to_date(parsing.parse_timestamp(raw, time)) if time in raw.columns else F.lit(None).cast("date")
     found = cast("Any", raw.agg(*columns, F.min(date).alias("first_date"), F.max(date).alias("last_date")).head()).asDict()
     types: dict[str, IdType | None] = {
         name: None if found[f"n_{name}"] == 0 else "STRING" if found[f"foreign_{name}"] else "BIGINT" for name in ("user_id", "item_id")
     }
-    return Survey(found["n_rows"], types["user_id"], types["item_id"], found["first_date"], found["last_date"])
+    return SourceProfile(found["n_rows"], types["user_id"], types["item_id"], found["first_date"], found["last_date"])
 
 
-def typed_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
+def parse_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Columns of interactions with ``_row`` and ``_reason`` (null: usable so far); repeated rows are not looked for yet.
 
     Without an event_ts column every event_ts is null; without a weight column every weight is 1; event_type defaults to "event".
     A request_id, which feedback has, stays beside them.
     """
     timed, weighted = "event_ts" in raw.columns, "weight" in raw.columns
-    weight = parsing.number(raw, "weight") if weighted else F.lit(1.0).cast("float")
-    event_ts = parsing.timestamp(raw, "event_ts") if timed else F.lit(None).cast("timestamp")
-    kind = F.when(~parsing.blank("event_type"), F.col("event_type").cast("string")) if "event_type" in raw.columns else F.lit(None)
+    weight = parsing.parse_number(raw, "weight") if weighted else F.lit(1.0).cast("float")
+    event_ts = parsing.parse_timestamp(raw, "event_ts") if timed else F.lit(None).cast("timestamp")
+    kind = F.when(~parsing.is_blank("event_type"), F.col("event_type").cast("string")) if "event_type" in raw.columns else F.lit(None)
     bad_weight = weight.isNull() | F.isnan(weight) | (F.abs(weight) == float("inf"))
     reasons = [
         (F.col(CORRUPT).isNotNull(), "malformed_line"),
-        (parsing.blank("user_id"), "null_user_id"),
-        (parsing.blank("item_id"), "null_item_id"),
-        (parsing.id_value(raw, "user_id", ids.user).isNull(), "bad_user_id"),
-        (parsing.id_value(raw, "item_id", ids.item).isNull(), "bad_item_id"),
-        *([(parsing.blank("event_ts"), "null_event_ts"), (event_ts.isNull(), "bad_event_ts")] if timed else []),
+        (parsing.is_blank("user_id"), "null_user_id"),
+        (parsing.is_blank("item_id"), "null_item_id"),
+        (parsing.parse_id_column(raw, "user_id", ids.user).isNull(), "bad_user_id"),
+        (parsing.parse_id_column(raw, "item_id", ids.item).isNull(), "bad_item_id"),
+        *([(parsing.is_blank("event_ts"), "null_event_ts"), (event_ts.isNull(), "bad_event_ts")] if timed else []),
         *([(bad_weight, "bad_weight")] if weighted else []),
     ]
     return raw.select(
-        parsing.id_value(raw, "user_id", ids.user).alias("user_id"),
-        parsing.id_value(raw, "item_id", ids.item).alias("item_id"),
+        parsing.parse_id_column(raw, "user_id", ids.user).alias("user_id"),
+        parsing.parse_id_column(raw, "item_id", ids.item).alias("item_id"),
         event_ts.alias("event_ts"),
         F.coalesce(kind, F.lit("event")).alias("event_type"),
         weight.alias("weight"),
@@ -90,37 +90,41 @@ def typed_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
     )
 
 
-def typed_items(raw: DataFrame, ids: IdTypes) -> DataFrame:
+def parse_items(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Columns of items with ``_row`` and ``_reason``; one usable row per item_id."""
-    available = parsing.flag(raw, "is_available") if "is_available" in raw.columns else F.lit(True)
-    first_seen = parsing.timestamp(raw, "first_seen_ts") if "first_seen_ts" in raw.columns else F.lit(None).cast("timestamp")
+    available = parsing.parse_flag(raw, "is_available") if "is_available" in raw.columns else F.lit(True)
+    first_seen = parsing.parse_timestamp(raw, "first_seen_ts") if "first_seen_ts" in raw.columns else F.lit(None).cast("timestamp")
     reasons = [
         *_key_reasons(raw, "item_id", ids.item),
-        *([(available.isNull() & ~parsing.blank("is_available"), "bad_is_available")] if "is_available" in raw.columns else []),
-        *([(first_seen.isNull() & ~parsing.blank("first_seen_ts"), "bad_first_seen_ts")] if "first_seen_ts" in raw.columns else []),
+        *([(available.isNull() & ~parsing.is_blank("is_available"), "bad_is_available")] if "is_available" in raw.columns else []),
+        *([(first_seen.isNull() & ~parsing.is_blank("first_seen_ts"), "bad_first_seen_ts")] if "first_seen_ts" in raw.columns else []),
     ]
     typed = raw.select(
-        parsing.id_value(raw, "item_id", ids.item).alias("item_id"),
+        parsing.parse_id_column(raw, "item_id", ids.item).alias("item_id"),
         _optional(raw, "title", "string"),
-        (parsing.text_list(raw, "categories") if "categories" in raw.columns else F.array().cast("array<string>")).alias("categories"),
+        (parsing.parse_text_list(raw, "categories") if "categories" in raw.columns else F.array().cast("array<string>")).alias(
+            "categories"
+        ),
         F.coalesce(available, F.lit(True)).alias("is_available"),
         first_seen.alias("first_seen_ts"),
         _attributes(raw),
         RAW_ROW,
         first_reason(reasons).alias(REASON),
     )
-    return mark_repeated(typed, "item_id", "duplicate_item_id")
+    return mark_repeats(typed, "item_id", "duplicate_item_id")
 
 
-def typed_users(raw: DataFrame, ids: IdTypes) -> DataFrame:
+def parse_users(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Columns of users with ``_row`` and ``_reason``; one usable row per user_id."""
-    key = parsing.id_value(raw, "user_id", ids.user).alias("user_id")
-    segment = F.when(~parsing.blank("segment"), F.col("segment").cast("string")) if "segment" in raw.columns else F.lit(None).cast("string")
+    key = parsing.parse_id_column(raw, "user_id", ids.user).alias("user_id")
+    segment = (
+        F.when(~parsing.is_blank("segment"), F.col("segment").cast("string")) if "segment" in raw.columns else F.lit(None).cast("string")
+    )
     reason = first_reason(_key_reasons(raw, "user_id", ids.user)).alias(REASON)
-    return mark_repeated(raw.select(key, segment.alias("segment"), _attributes(raw), RAW_ROW, reason), "user_id", "duplicate_user_id")
+    return mark_repeats(raw.select(key, segment.alias("segment"), _attributes(raw), RAW_ROW, reason), "user_id", "duplicate_user_id")
 
 
-def mark_repeated(df: DataFrame, key: str, reason: str) -> DataFrame:
+def mark_repeats(df: DataFrame, key: str, reason: str) -> DataFrame:
     """Give ``reason`` to every usable row but one of each ``key``; which one stays depends on the rows alone, not on their order."""
     window = _of_equal_rows([key]).orderBy(F.xxhash64(RAW_ROW), RAW_ROW)
     numbered = df.withColumn("_n", F.row_number().over(window))
@@ -128,7 +132,7 @@ def mark_repeated(df: DataFrame, key: str, reason: str) -> DataFrame:
     return numbered.withColumn(REASON, F.when(repeated, F.lit(reason)).otherwise(F.col(REASON))).drop("_n")
 
 
-def mark_repeated_and_present(df: DataFrame, there: DataFrame | None, key: Sequence[str] = EVENT_KEY) -> DataFrame:
+def mark_duplicates(df: DataFrame, there: DataFrame | None, key: Sequence[str] = EVENT_KEY) -> DataFrame:
     """Mark the usable rows that the file says twice (duplicate) and those that are in the tables (already_present).
 
     Both are found in one shuffle: the tables' rows join the file's as further rows of the same window.
@@ -189,7 +193,7 @@ def _of_equal_rows(key: Sequence[str]) -> Any:
 
 
 def _key_reasons(raw: DataFrame, name: str, id_type: IdType) -> list[tuple[Column, str]]:
-    missing, fits = parsing.blank(name), parsing.id_value(raw, name, id_type).isNotNull()
+    missing, fits = parsing.is_blank(name), parsing.parse_id_column(raw, name, id_type).isNotNull()
     return [(F.col(CORRUPT).isNotNull(), "malformed_line"), (missing, f"null_{name}"), (~fits, f"bad_{name}")]
 
 

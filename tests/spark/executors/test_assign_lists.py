@@ -13,7 +13,7 @@ from recsys_batch.ann import index
 from recsys_batch.ann.index import build_index
 from recsys_batch.config import Retrieval
 from recsys_batch.spark.executors import assign_lists
-from recsys_batch.spark.executors.assign_lists import assign_in_tasks, block_assigner
+from recsys_batch.spark.executors.assign_lists import assign_in_tasks, make_block_assigner
 from recsys_batch.storage.node_cache import NodeCache
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def test_blocks_come_back_with_their_number(tmp_path: Path, monkeypatch: pytest.
     np.save(tmp_path / "vectors.npy", VECTORS)
     np.save(tmp_path / "centroids.npy", VECTORS[:20])
     batches = [pa.RecordBatch.from_pydict({"id": [3, 0]}), pa.RecordBatch.from_pydict({"id": pa.array([], pa.int64())})]
-    found = {row["block"]: row["lists"] for part in block_assigner(str(tmp_path), CACHE)(iter(batches)) for row in part.to_pylist()}
+    found = {row["block"]: row["lists"] for part in make_block_assigner(str(tmp_path), CACHE)(iter(batches)) for row in part.to_pylist()}
     distances = np.square(VECTORS[:, None] - VECTORS[None, :20]).sum(axis=2).argmin(axis=1)
     assert found == {3: distances[900:].tolist(), 0: distances[:300].tolist()}
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.executors.changed_events import EventFiles, events_of
+from recsys_batch.spark.executors.changed_events import EventFiles, read_changed_events
 
 IDS = IdTypes("STRING", "BIGINT")
 
@@ -28,5 +28,9 @@ def test_rows_tell_whether_they_were_known(tmp_path: Path) -> None:
     wanted = EventFiles(
         [file("old", ("a", 1, 5), ("b", 2, 6)), file("none", ("a", 3, 7))], [file("new", ("c", 4, None))], str(tmp_path / "changed.parquet")
     )
-    found = [row for batch in events_of(wanted, IDS)(iter([pa.RecordBatch.from_pydict({"id": [0, 1, 2]})])) for row in batch.to_pylist()]
+    found = [
+        row
+        for batch in read_changed_events(wanted, IDS)(iter([pa.RecordBatch.from_pydict({"id": [0, 1, 2]})]))
+        for row in batch.to_pylist()
+    ]
     assert [tuple(row.values()) for row in found] == [("b", 2, 6_000_000, 1.0, True), ("c", 4, None, 1.0, False)]

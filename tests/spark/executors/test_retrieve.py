@@ -13,7 +13,7 @@ from recsys_batch.ann.index import build_index
 from recsys_batch.config import Retrieval
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.executors.retrieve import RetrieveTask, candidate_finder
+from recsys_batch.spark.executors.retrieve import RetrieveTask, make_retriever
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import matrix_column
 
@@ -65,7 +65,7 @@ def batch(users: list[tuple[str, np.ndarray | None, list[str] | None, str | None
 
 
 def find(task: RetrieveTask, *batches: pa.RecordBatch) -> dict[str, list[tuple[str, float]]]:
-    found: Iterator[pa.RecordBatch] = candidate_finder(task)(iter(batches))
+    found: Iterator[pa.RecordBatch] = make_retriever(task)(iter(batches))
     return {row["user_id"]: [(item["item_id"], item["score"]) for item in row["items"]] for part in found for row in part.to_pylist()}
 
 

@@ -13,15 +13,15 @@ import pytest
 
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.model.onnx_export import ranker_onnx
+from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
-from recsys_batch.ranking.features import FeatureSpec, pair_features
+from recsys_batch.ranking.features import FeatureSpec, compute_pair_features
 from recsys_batch.registry.bundle import Bundle, load_bundle, write_bundle
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.executors.score import Lists, ScoreTask, scorer
+from recsys_batch.spark.executors.score import ScoreTask, ScoringInput, make_scorer
 from recsys_batch.storage.node_cache import NodeCache
-from recsys_batch.tables.slice_writer import Slice
-from recsys_batch.tables.user_ranges import Files, ranges
+from recsys_batch.tables.slice_writer import TableSlice
+from recsys_batch.tables.user_ranges import UserSortedFiles, ranges_of_files
 
 N_ITEMS, DIM = 50, 6
 IDS = IdTypes("BIGINT", "STRING")
@@ -50,7 +50,7 @@ def catalogue_dir(tmp_path: Path) -> Path:
 
 def bundle(folder: Path, kind: str, ranker: bool = True, scale: float = 1.0) -> Bundle:
     manifest = {"kind": kind, "embedding_dim": DIM, "features": FeatureSpec.default().to_dict()}
-    onnx = ranker_onnx(arrays(scale)) if ranker else None
+    onnx = export_ranker_onnx(arrays(scale)) if ranker else None
     return write_bundle(folder, manifest, tensors=arrays(scale) if kind == "two_tower" else None, ranker_onnx=onnx)
 
 
@@ -84,7 +84,7 @@ def some_users(n: int) -> list[tuple[int, list[tuple[int, float]], np.ndarray | 
 
 
 def rows(scoring: ScoreTask, *batches: pa.RecordBatch) -> list[dict[str, object]]:
-    return [row for part in scorer(scoring)(iter(batches)) for row in part.to_pylist()]
+    return [row for part in make_scorer(scoring)(iter(batches)) for row in part.to_pylist()]
 
 
 @pytest.mark.parametrize("kind", ["two_tower", "embeddings"])
@@ -97,7 +97,7 @@ def test_the_order_is_the_rankers_in_any_batch(tmp_path: Path, catalogue_dir: Pa
     for user, pairs, vector in users:
         mine = [row for row in found if row["user_id"] == user]
         codes = np.array([code for code, _ in pairs])
-        features = pair_features(
+        features = compute_pair_features(
             FeatureSpec.default(),
             retrieval_score=np.array([[score for _, score in pairs]], np.float32),
             log_popularity=np.linspace(0, 3, N_ITEMS).astype(np.float32)[codes][None],
@@ -140,13 +140,13 @@ def test_a_score_that_is_not_finite_names_the_user(tmp_path: Path, catalogue_dir
     assert load_bundle(folder).kind == "two_tower"
 
 
-def of(folder: Path, name: str, groups: list[list[dict[str, object]]]) -> Files:
+def of(folder: Path, name: str, groups: list[list[dict[str, object]]]) -> UserSortedFiles:
     """A slice of one file for each list of rows."""
-    where = Slice(str(folder / name), TABLES[name], IdTypes("BIGINT", "BIGINT"), {"run_id": "r1"}, 10**9)
+    where = TableSlice(str(folder / name), TABLES[name], IdTypes("BIGINT", "BIGINT"), {"run_id": "r1"}, 10**9)
     parts = [
         part for task, rows in enumerate(groups) for part in where.write([pa.RecordBatch.from_pylist(rows, schema=where.schema)], task)
     ]
-    return Files(where, parts)
+    return UserSortedFiles(where, parts)
 
 
 def test_lists_meet_the_embeddings_of_their_users(tmp_path: Path) -> None:
@@ -156,13 +156,13 @@ def test_lists_meet_the_embeddings_of_their_users(tmp_path: Path) -> None:
     def embeddings(*users: int) -> list[dict[str, object]]:
         return [{"user_id": user, "embedding": [float(user)], "n_events": user} for user in users]
 
-    lists = Lists(
+    lists = ScoringInput(
         of(tmp_path, "candidates", [candidates(1, 3, 4, 8), candidates(9, 12)]),
         of(tmp_path, "user_embeddings", [embeddings(1, 2, 3), embeddings(5, 8, 9), embeddings(10)]),
     )
 
-    def met(chosen: Lists) -> list[tuple[object, ...]]:
-        rows = [row for bounds in ranges(lists.candidates.parts) for batch in chosen.batches(bounds) for row in batch.to_pylist()]
+    def met(chosen: ScoringInput) -> list[tuple[object, ...]]:
+        rows = [row for bounds in ranges_of_files(lists.candidates.parts) for batch in chosen.batches(bounds) for row in batch.to_pylist()]
         return [(row["user_id"], row["embedding"], row["n_events"], row["items"][0]["item_id"]) for row in rows]
 
     everybody = [(1, [1.0], 1, 1), (3, [3.0], 3, 0), (4, None, None, 1), (8, [8.0], 8, 2), (9, [9.0], 9, 0), (12, None, None, 0)]

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.executors.verify import COUNTS, LISTED, Earlier, VerifyTask, differing, verifier
-from recsys_batch.tables.slice_writer import Slice
-from recsys_batch.tables.user_ranges import Files
+from recsys_batch.spark.executors.verify import LISTED, VERIFY_COUNTS, BaseRunFiles, VerifyTask, find_differing_columns, make_verifier
+from recsys_batch.tables.slice_writer import TableSlice
+from recsys_batch.tables.user_ranges import UserSortedFiles
 
 IDS = IdTypes("BIGINT", "BIGINT")
 NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -32,14 +32,14 @@ SAID = pa.schema(
 )
 
 
-def slice_of(folder: Path, name: str, rows: list[dict[str, Any]]) -> Files:
+def slice_of(folder: Path, name: str, rows: list[dict[str, Any]]) -> UserSortedFiles:
     spec = TABLES[name]
-    where = Slice(str(folder / name), spec, IDS, dict.fromkeys(spec.partition_by, "x"), 10**9)
+    where = TableSlice(str(folder / name), spec, IDS, dict.fromkeys(spec.partition_by, "x"), 10**9)
     batches = [pa.RecordBatch.from_pylist(rows, schema=where.schema)] if rows else []
-    return Files(where, list(where.write(batches, 0)))
+    return UserSortedFiles(where, list(where.write(batches, 0)))
 
 
-def topk(folder: Path, lists: dict[int, list[int]], **changes: Any) -> Files:
+def topk(folder: Path, lists: dict[int, list[int]], **changes: Any) -> UserSortedFiles:
     common = {"candidate_rank": 1, "source": "model", "model_version": "1", "generated_at": NOW}
     rows = [
         {"user_id": user, "rank": rank, "item_id": item, "score": -float(rank), **common, **changes}
@@ -72,7 +72,7 @@ def task(tmp_path: Path) -> VerifyTask:
         default=-1,
         top_k=2,
         bounds=[(None, None)],
-        earlier=Earlier(topk(tmp_path / "before", LISTS), nobody, str(tmp_path / "changed.parquet")),
+        earlier=BaseRunFiles(topk(tmp_path / "before", LISTS), nobody, str(tmp_path / "changed.parquet")),
     )
 
 
@@ -80,8 +80,8 @@ def counts(task: VerifyTask, *events: tuple[int, int, bool]) -> dict[str, int]:
     """Of (user, item, known before)."""
     rows = [{"range": 0, "user_id": user, "item_id": item, "now": True, "before": before} for user, item, before in events]
     batch = pa.RecordBatch.from_pylist([*rows, {"range": 0}], schema=SAID)
-    (found,) = verifier(task)(iter([batch]))
-    return {name: n for name, n in found.select(COUNTS).to_pylist()[0].items() if n}
+    (found,) = make_verifier(task)(iter([batch]))
+    return {name: n for name, n in found.select(VERIFY_COUNTS).to_pylist()[0].items() if n}
 
 
 GOOD = {"n_known": 1, "n_known_before": 1, "n_users": 4, "n_rows": 8}
@@ -139,7 +139,7 @@ def test_what_is_listed_and_what_of_it_is_much_taken(task: VerifyTask, tmp_path:
     pq.write_table(items, tmp_path / "head.parquet")
     nobody = pa.RecordBatch.from_pylist([{"range": 0}], schema=SAID)
     for one in (task, replace(task, earlier=None)):
-        (found,) = verifier(replace(one, items=str(tmp_path / "head.parquet")))(iter([nobody]))
+        (found,) = make_verifier(replace(one, items=str(tmp_path / "head.parquet")))(iter([nobody]))
         assert found["n_head"].to_pylist() == [2]  # 10 in the lists of users 1 and 3
         assert np.unpackbits(np.frombuffer(found[LISTED][0].as_py(), np.uint8), count=4).tolist() == [1, 0, 1, 1]
 
@@ -148,6 +148,6 @@ def test_streams_are_compared_whatever_their_batches() -> None:
     def stream(values: list[int], n: int) -> Any:
         return iter(pa.table({"value": values}).to_batches(n))
 
-    assert differing(stream([1, 2, 3, 4, 5], 2), stream([1, 2, 3, 4, 5], 3)) == 0
-    assert differing(stream([1, 2, 3, 4, 5], 2), stream([1, 2, 9, 4], 3)) == 2
-    assert differing(iter([]), stream([1, 2], 1)) == 2
+    assert find_differing_columns(stream([1, 2, 3, 4, 5], 2), stream([1, 2, 3, 4, 5], 3)) == 0
+    assert find_differing_columns(stream([1, 2, 3, 4, 5], 2), stream([1, 2, 9, 4], 3)) == 2
+    assert find_differing_columns(iter([]), stream([1, 2], 1)) == 2

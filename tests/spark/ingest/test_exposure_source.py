@@ -22,10 +22,10 @@ from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog, exp
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent, FeedbackLog
 from recsys_batch.read import open_table, read_table
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.ingest.pipeline import ingest, read_interactions
+from recsys_batch.spark.ingest.pipeline import read_interactions, run_ingest
 from recsys_batch.spark.ingest.sources import IngestRequest
 from recsys_batch.spark.ingest.summary import IngestSummary
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.tables import WarehouseTables
 
 ROOT = Path(__file__).parents[3]
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -50,7 +50,7 @@ class Shop:
     """A warehouse and the folder that the online side logs to."""
 
     def __init__(self, spark: SparkSession, config: Config, folder: Path) -> None:
-        self.spark, self.config, self.folder, self.tables = spark, config, folder, Tables(spark, config)
+        self.spark, self.config, self.folder, self.tables = spark, config, folder, WarehouseTables(spark, config)
 
     def logged(self, exposures: Sequence[Exposure] = (), feedback: Sequence[FeedbackEvent] = ()) -> None:
         types: dict[str, Any] = {"user_type": IDS.user, "item_type": IDS.item}
@@ -59,7 +59,7 @@ class Shop:
         assert shows.close(60) and answers.close(60)
 
     def ingest(self, **options: Any) -> IngestSummary:
-        summary = ingest(self.spark, self.config, IngestRequest(**{"source": str(self.folder), "format": "exposures", **options}))
+        summary = run_ingest(self.spark, self.config, IngestRequest(**{"source": str(self.folder), "format": "exposures", **options}))
         for kind, s in summary.kinds.items():
             assert s.read == s.accepted + s.already_present + sum(s.rejected.values()), kind
         return summary
@@ -121,7 +121,7 @@ def test_what_was_only_shown_is_no_interaction(shop: Shop) -> None:
 def test_rows_that_cannot_be_used_are_rejected_with_a_reason(shop: Shop) -> None:
     (shop.folder).mkdir()
     (shop.folder / "items.csv").write_text("item_id\na\nb\n")
-    ingest(shop.spark, shop.config, IngestRequest(None, "csv", items=str(shop.folder / "items.csv")))
+    run_ingest(shop.spark, shop.config, IngestRequest(None, "csv", items=str(shop.folder / "items.csv")))
     # The same request again, later and in another order; and somebody else who chose the same request id.
     rows = [shown("", 1, ["a"]), shown("r9", 1, ["a", "gone"]), shown("r9", 1, ["gone", "a"], 1), shown("r9", 2, ["a"])]
     pq.write_table(pa.Table.from_batches([exposure_batch(rows, IDS, exposure_schema(IDS))]), shop.folder / "exposures-1.parquet")
@@ -137,15 +137,15 @@ def test_rows_that_cannot_be_used_are_rejected_with_a_reason(shop: Shop) -> None
 
 def test_an_ingest_that_died_between_its_tables_is_completed_by_the_next(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     shop.logged([shown("r1", 1, ["a"])], [event("r1", 1, "a")])
-    append: Callable[..., int] = Tables.append
+    append: Callable[..., int] = WarehouseTables.append
 
-    def dying(tables: Tables, name: str, *rest: Any) -> int:
+    def dying(tables: WarehouseTables, name: str, *rest: Any) -> int:
         if name == "feedback":
             raise OSError("killed")
         return append(tables, name, *rest)
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="killed"):
-        patched.setattr(Tables, "append", dying)
+        patched.setattr(WarehouseTables, "append", dying)
         shop.ingest()
     assert shop.rows("interactions", "item_id") == [("a",)]
     shop.ingest()

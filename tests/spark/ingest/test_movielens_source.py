@@ -12,7 +12,7 @@ from recsys_batch.errors import SourceError
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.ingest.movielens_source import read_movielens
 from recsys_batch.spark.ingest.sources import IngestRequest, read_source
-from recsys_batch.spark.ingest.validation import REASON, typed_interactions, typed_items, typed_users
+from recsys_batch.spark.ingest.validation import REASON, parse_interactions, parse_items, parse_users
 
 IDS = IdTypes("BIGINT", "BIGINT")
 FLAGS = "|".join("1" if place in (1, 3) else "0" for place in range(19))
@@ -59,18 +59,18 @@ def usable(df: Any) -> list[dict[str, Any]]:
 def test_every_layout_says_the_same(spark: SparkSession, tmp_path: Path, files: dict[str, str]) -> None:
     raw = read_source(spark, IngestRequest(put(tmp_path, files), "movielens"))
     assert raw.interactions is not None and raw.items is not None
-    events = usable(typed_interactions(raw.interactions, IDS))
+    events = usable(parse_interactions(raw.interactions, IDS))
     assert [(e["user_id"], e["item_id"], e["weight"], e["event_type"], e["event_ts"].year) for e in events] == [
         (1, 5, 4.0, "rating", 1997),
         (2, 6, 3.0, "rating", 1997),
     ]
-    items = usable(typed_items(raw.items, IDS))
+    items = usable(parse_items(raw.items, IDS))
     assert [(i["title"], i["categories"], dict(i["attributes"]).get("release_year")) for i in items] == [
         ("Up", ["Action", "Animation"], "2009"),
         ('"Q', [], None),
     ]
     if raw.users is not None:
-        users = usable(typed_users(raw.users, IDS))
+        users = usable(parse_users(raw.users, IDS))
         assert [(u["segment"], dict(u["attributes"])) for u in users] == [
             ("under 18", {"gender": "F", "occupation": "artist", "zip_code": "01234"}),
             ("55+", {"gender": "M", "occupation": "none", "zip_code": "T8H1N"}),

@@ -15,10 +15,10 @@ from pyspark.sql import SparkSession
 from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.ingest.pipeline import ingest, read_interactions
+from recsys_batch.spark.ingest.pipeline import read_interactions, run_ingest
 from recsys_batch.spark.ingest.sources import IngestRequest
 from recsys_batch.spark.ingest.summary import IngestSummary
-from recsys_batch.spark.tables import Tables
+from recsys_batch.spark.tables import WarehouseTables
 
 TABLES = ("interactions", "holdout", "items", "users", "rejected")
 
@@ -28,7 +28,7 @@ class Shop:
 
     def __init__(self, spark: SparkSession, config: Config, folder: Path) -> None:
         self.spark, self.config, self.folder = spark, config, folder
-        self.tables = Tables(spark, config)
+        self.tables = WarehouseTables(spark, config)
 
     def file(self, name: str, text: str) -> str:
         path = self.folder / name
@@ -37,7 +37,7 @@ class Shop:
         return str(path)
 
     def ingest(self, source: str | None = None, **options: Any) -> IngestSummary:
-        summary = ingest(self.spark, self.config, IngestRequest(source=source, **{"format": "csv", **options}))
+        summary = run_ingest(self.spark, self.config, IngestRequest(source=source, **{"format": "csv", **options}))
         for kind, s in summary.kinds.items():
             assert s.read == s.accepted + s.held_out + s.already_present + sum(s.rejected.values()), kind
         return summary
@@ -185,15 +185,15 @@ def test_without_time_a_hash_holds_out_other_items_for_other_users_and_it_is_sai
 
 def test_an_ingest_that_died_between_its_commits_ends_like_one_that_did_not(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     source = shop.file("events.csv", _events({"a": 10, "b": 5}, timed=True))
-    append: Callable[..., int] = Tables.append
+    append: Callable[..., int] = WarehouseTables.append
 
-    def dying(tables: Tables, name: str, *rest: Any) -> int:
+    def dying(tables: WarehouseTables, name: str, *rest: Any) -> int:
         if name == "interactions":
             raise OSError("killed")
         return append(tables, name, *rest)
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="killed"):
-        patched.setattr(Tables, "append", dying)
+        patched.setattr(WarehouseTables, "append", dying)
         shop.ingest(source, holdout=0.2)
     assert len(shop.rows("holdout", "item_id")) == 3
     shop.ingest(source, holdout=0.2)

@@ -63,7 +63,7 @@ TIMES = {
 
 def test_times_in_text_are_iso_dates_and_epochs_of_any_unit(spark: SparkSession) -> None:
     df = frame(spark, n=list(range(len(TIMES))), t=pa.array(TIMES, pa.string()))
-    assert dict(zip(TIMES, column_of(df, parsing.timestamp(df, "t")), strict=True)) == TIMES
+    assert dict(zip(TIMES, column_of(df, parsing.parse_timestamp(df, "t")), strict=True)) == TIMES
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_times_in_text_are_iso_dates_and_epochs_of_any_unit(spark: SparkSession)
 )
 def test_times_of_typed_columns(spark: SparkSession, column: pa.Array, expected: list[Any]) -> None:
     df = frame(spark, n=list(range(len(column))), t=column)
-    assert column_of(df, parsing.timestamp(df, "t")) == expected
+    assert column_of(df, parsing.parse_timestamp(df, "t")) == expected
 
 
 TEXT_IDS = {"7": 7, "-7": -7, "0": 0, "9223372036854775807": 2**63 - 1}
@@ -90,26 +90,26 @@ MISSING_IDS = ("", "  ", "null", "NaN", None)
 def test_text_ids_are_bigint_only_if_every_one_is_a_plain_integer(spark: SparkSession) -> None:
     ids = [*TEXT_IDS, *FOREIGN_IDS, *MISSING_IDS]
     df = frame(spark, n=list(range(len(ids))), user_id=pa.array(ids, pa.string()))
-    assert column_of(df, parsing.id_value(df, "user_id", "BIGINT"))[: len(TEXT_IDS)] == list(TEXT_IDS.values())
-    foreign = column_of(df, parsing.foreign_to_bigint(df, "user_id"))
+    assert column_of(df, parsing.parse_id_column(df, "user_id", "BIGINT"))[: len(TEXT_IDS)] == list(TEXT_IDS.values())
+    foreign = column_of(df, parsing.is_foreign_to_bigint(df, "user_id"))
     assert foreign == [False] * len(TEXT_IDS) + [True] * len(FOREIGN_IDS) + [False] * len(MISSING_IDS)
-    assert column_of(df, parsing.blank("user_id"))[-len(MISSING_IDS) :] == [True] * len(MISSING_IDS)
-    assert column_of(df, parsing.id_value(df, "user_id", "STRING"))[: len(ids) - len(MISSING_IDS)] == ids[: -len(MISSING_IDS)]
+    assert column_of(df, parsing.is_blank("user_id"))[-len(MISSING_IDS) :] == [True] * len(MISSING_IDS)
+    assert column_of(df, parsing.parse_id_column(df, "user_id", "STRING"))[: len(ids) - len(MISSING_IDS)] == ids[: -len(MISSING_IDS)]
 
 
 def test_ids_in_doubles_and_decimals_are_those_without_a_fraction(spark: SparkSession) -> None:
     df = frame(spark, n=[0, 1, 2, 3], d=[7.0, 7.5, float("nan"), 1e300], c=[Decimal("7.0"), Decimal("7.5"), None, Decimal("8.0")])
-    assert column_of(df, parsing.id_value(df, "d", "BIGINT")) == [7, None, None, None]
-    assert column_of(df, parsing.id_value(df, "d", "STRING"))[0] == "7"
-    assert column_of(df, parsing.id_value(df, "c", "BIGINT")) == [7, None, None, 8]
+    assert column_of(df, parsing.parse_id_column(df, "d", "BIGINT")) == [7, None, None, None]
+    assert column_of(df, parsing.parse_id_column(df, "d", "STRING"))[0] == "7"
+    assert column_of(df, parsing.parse_id_column(df, "c", "BIGINT")) == [7, None, None, 8]
 
 
 def test_flags_lists_and_numbers_say_null_to_what_they_are_not(spark: SparkSession) -> None:
     text = ["YES", "0", "maybe", "1.5", "-2e1", "1,5", "0x1f", " a | b||", None]
     df = frame(spark, n=list(range(len(text))), t=pa.array(text))
-    assert column_of(df, parsing.flag(df, "t")) == [True, False, *[None] * 7]
-    assert column_of(df, parsing.number(df, "t")) == [None, 0.0, None, 1.5, -20.0, None, None, None, None]
-    assert column_of(df, parsing.text_list(df, "t"))[-2:] == [["a", "b"], []]
+    assert column_of(df, parsing.parse_flag(df, "t")) == [True, False, *[None] * 7]
+    assert column_of(df, parsing.parse_number(df, "t")) == [None, 0.0, None, 1.5, -20.0, None, None, None, None]
+    assert column_of(df, parsing.parse_text_list(df, "t"))[-2:] == [["a", "b"], []]
 
 
 def test_the_first_reason_that_holds_is_given(spark: SparkSession) -> None:
@@ -128,16 +128,16 @@ def test_the_first_reason_that_holds_is_given(spark: SparkSession) -> None:
     ]
     names = ("user_id", "item_id", "event_ts", "weight", CORRUPT)
     columns = {name: pa.array([row[place] for row in rows], pa.string()) for place, name in enumerate(names)}
-    typed = validation.typed_interactions(with_raw_row(frame(spark, **columns)), STRINGS).toArrow()
+    typed = validation.parse_interactions(with_raw_row(frame(spark, **columns)), STRINGS).toArrow()
     found = sorted(zip(typed[REASON].to_pylist(), typed["event_type"].to_pylist(), strict=True), key=str)
     assert found == sorted(((row[-1], "event") for row in rows), key=str)
-    wrong = validation.typed_interactions(with_raw_row(frame(spark, user_id=["7", "x"], item_id=["x", "7"])), BIGINTS).toArrow()
+    wrong = validation.parse_interactions(with_raw_row(frame(spark, user_id=["7", "x"], item_id=["x", "7"])), BIGINTS).toArrow()
     assert sorted(wrong[REASON].to_pylist()) == ["bad_item_id", "bad_user_id"]
 
 
 def test_a_survey_finds_rows_id_types_and_dates_in_one_pass(spark: SparkSession) -> None:
     raw = with_raw_row(frame(spark, user_id=["1", "", "3"], item_id=["1", "x", None], event_ts=["2021-03-05", "2021-03-07", "no"]))
-    found = validation.survey(raw)
+    found = validation.profile_source(raw)
     assert (found.n_rows, found.user_id, found.item_id) == (3, "BIGINT", "STRING")
     assert (found.first_date, found.last_date) == (dt.date(2021, 3, 5), dt.date(2021, 3, 7))
 
@@ -160,7 +160,7 @@ def test_which_of_equal_rows_stays_does_not_depend_on_their_order(spark: SparkSe
     df = _events(spark, [("u", "i", 1, 1)] * 5 + [("u", "i", -1, 1), ("u", "i", 1, 1, "bad_weight"), ("u", "i", 1, 1, "bad_weight")])
     verdicts = []
     for shuffled in (df, df.orderBy(F.desc(RAW_ROW)), df.repartition(3, RAW_ROW)):
-        marked = validation.mark_repeated_and_present(shuffled, None).toArrow()
+        marked = validation.mark_duplicates(shuffled, None).toArrow()
         verdicts.append(dict(zip(marked[RAW_ROW].to_pylist(), marked[REASON].to_pylist(), strict=True)))
     assert verdicts[0] == verdicts[1] == verdicts[2]
     assert sorted(map(str, verdicts[0].values())) == ["None"] * 2 + ["bad_weight"] * 2 + ["duplicate"] * 4
@@ -170,7 +170,7 @@ def test_which_of_equal_rows_stays_does_not_depend_on_their_order(spark: SparkSe
 def test_rows_that_the_table_has_are_present_and_only_they(spark: SparkSession) -> None:
     df = _events(spark, [("u", "i", 1, 1), ("u", "i", 1, 1), ("u", "i", 1, None), ("v", "i", 1, 1), ("u", "i", 1, 2)])
     there = _events(spark, [("u", "i", 1, 1), ("u", "i", 1, None), ("w", "i", 1, 1)])
-    marked = validation.mark_repeated_and_present(df, there).select("user_id", "event_ts", REASON).toArrow().to_pylist()
+    marked = validation.mark_duplicates(df, there).select("user_id", "event_ts", REASON).toArrow().to_pylist()
     found = sorted((row["user_id"], str(row["event_ts"])[8:10], str(row[REASON])) for row in marked)
     assert found == [("u", "", PRESENT), ("u", "06", PRESENT), ("u", "06", "duplicate"), ("u", "07", "None"), ("v", "06", "None")]
 
@@ -211,7 +211,7 @@ def test_one_item_row_stays_per_id_and_what_it_says_is_checked(spark: SparkSessi
             first_seen_ts=["2021-03-05", "2021-03-05", None, "long ago", None, None],
         )
     )
-    typed = validation.typed_items(raw, BIGINTS).toArrow().to_pylist()
+    typed = validation.parse_items(raw, BIGINTS).toArrow().to_pylist()
     reasons = sorted(str(row[REASON]) for row in typed)
     assert reasons == ["None", "bad_first_seen_ts", "bad_is_available", "bad_item_id", "duplicate_item_id", "null_item_id"]
     good = next(row for row in typed if row[REASON] is None)
