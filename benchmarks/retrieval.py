@@ -28,7 +28,7 @@ from vectors import Factors, generated, published, words
 from recsys_batch.ann.index import IndexInfo, build_index
 from recsys_batch.ann.kernels import faiss_module, limit_threads
 from recsys_batch.ann.search import open_retriever
-from recsys_batch.ann.tuning import Sample, Tuning, tune
+from recsys_batch.ann.tuning import TuningSample, Tuning, tune
 from recsys_batch.config import Config, load_config
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
@@ -82,7 +82,7 @@ class Bench:
     def _tune(self, settings: Any) -> None:
         # Tuned on the users from the end, measured on the users from the start.
         retriever, exact = self._retriever(self.info), self._retriever(self.info.exact())
-        sample = Sample(self.factors.users[-settings.tuning_users :], retriever, exact)
+        sample = TuningSample(self.factors.users[-settings.tuning_users :], retriever, exact)
         self.tuning: Tuning = tune(retriever, [sample], self.k, settings.target_recall, settings)
 
     def _retriever(self, info: IndexInfo) -> Any:

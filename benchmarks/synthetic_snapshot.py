@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from recsys_batch import __version__
 from recsys_batch.dataset.catalogue import Catalogue
-from recsys_batch.online.snapshot.contents import Contents, Facts
-from recsys_batch.online.snapshot.item_table import Descriptions
-from recsys_batch.online.snapshot.manifest import Manifest
-from recsys_batch.online.snapshot.popular_lists import Popular
+from recsys_batch.online.snapshot.contents import SnapshotContents, SnapshotInfo
+from recsys_batch.online.snapshot.item_table import ItemMetadata
+from recsys_batch.online.snapshot.manifest import SnapshotManifest
+from recsys_batch.online.snapshot.popular_lists import PopularLists
 from recsys_batch.online.snapshot.user_key import user_key
-from recsys_batch.online.snapshot.user_record import UserLists, encode
+from recsys_batch.online.snapshot.user_record import UserRecord, encode_record
 from recsys_batch.online.snapshot.writer import write_snapshot
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
@@ -35,7 +35,7 @@ def make_snapshot(
     candidates: int = 200,
     seed: int = 17,
     ranker: bytes | None = None,
-) -> Manifest:
+) -> SnapshotManifest:
     """Write a snapshot into the folder of snapshots.
 
     BIGINT users 0 to users - 1 and items 0 to items - 1, random embeddings, random candidates of every user in the order of their
@@ -49,14 +49,14 @@ def make_snapshot(
     popularity = rng.exponential(2.0, items).astype(np.float32)
     catalogue = Catalogue(pa.array(np.arange(items)), embeddings, np.zeros((items, 0), np.float32), popularity, np.ones(items, bool))
     titles = pa.array([f"Item {n}" for n in range(items)])
-    described = Descriptions(
+    described = ItemMetadata(
         titles,
         [f"category {n}" for n in range(_CATEGORIES)],
         (np.arange(items) % _CATEGORIES).astype(np.int32),
         np.arange(items + 1, dtype=np.int64),
     )
     order = np.argsort(-popularity)[:1000].astype(np.int32)
-    facts = Facts(
+    facts = SnapshotInfo(
         snapshot_id=snapshot_id,
         run_id=snapshot_id,
         run_date=dt.datetime.now(dt.UTC).date(),
@@ -68,12 +68,12 @@ def make_snapshot(
         segments=(),
         code_version=__version__,
     )
-    popular = Popular({ALL_SEGMENTS: (order, popularity[order])})
+    popular = PopularLists({ALL_SEGMENTS: (order, popularity[order])})
     records = _records(rng, users, embeddings, candidates)
     samples: dict[int | str, list[int]] = {
         user: ((user * 7 + 13 * np.arange(8)) % items).tolist() for user in range(0, users, max(1, users // 100))
     }
-    return write_snapshot(folder, Contents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, records, samples))
+    return write_snapshot(folder, SnapshotContents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, records, samples))
 
 
 def _records(rng: np.random.Generator, users: int, embeddings: np.ndarray, candidates: int) -> Iterator[tuple[bytes, bytes]]:
@@ -89,4 +89,4 @@ def _records(rng: np.random.Generator, users: int, embeddings: np.ndarray, candi
         top = np.arange(min(_TOP_K, len(codes)))
         key = user_key(user, "BIGINT")
         assert key is not None
-        yield key, encode(UserLists(vector, 10 + user % 90, None, codes, scores, top, scores[top]))
+        yield key, encode_record(UserRecord(vector, 10 + user % 90, None, codes, scores, top, scores[top]))

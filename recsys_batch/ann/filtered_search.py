@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys_batch.ann.kernels import blocks
+from recsys_batch.ann.kernels import iterate_blocks
 from recsys_batch.ann.retrievers import Retriever
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE
@@ -65,7 +65,7 @@ def search_unseen(
     def search(searcher: Retriever, widths: np.ndarray, short: np.ndarray) -> None:
         for width in np.unique(widths[short]):
             group = np.flatnonzero(short & (widths == width))
-            for part in blocks(len(group), int(width), _RESULTS):
+            for part in iterate_blocks(len(group), int(width), _RESULTS):
                 scores, codes = searcher.search(queries[group[part]], int(width))
                 _keep_unseen(found, group[part], scores, codes, seen, n_items)
 

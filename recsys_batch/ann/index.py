@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from recsys_batch.ann.index_files import IndexFile, store_index_file
-from recsys_batch.ann.kernels import faiss_module, limit_threads, longest, normalised
+from recsys_batch.ann.kernels import faiss_module, limit_threads, max_row_norm, normalise_rows
 from recsys_batch.ann.vector_storage import int8_scale, quantize
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, UsageError
@@ -168,7 +168,7 @@ def build_index(
     _check(embeddings, settings)
     limit_threads(n_threads)
     directory.mkdir(parents=True, exist_ok=True)
-    vectors = normalised(embeddings) if settings.metric == "cosine" else np.ascontiguousarray(embeddings)
+    vectors = normalise_rows(embeddings) if settings.metric == "cosine" else np.ascontiguousarray(embeddings)
     layout = choose_layout(settings, *vectors.shape)
     exact = IndexInfo(
         mode="exact",
@@ -177,7 +177,7 @@ def build_index(
         metric=settings.metric,
         n_items=vectors.shape[0],
         embedding_dim=vectors.shape[1],
-        max_norm=longest(vectors),
+        max_norm=max_row_norm(vectors),
         vectors=(),
         lists=None,
         int8=None,

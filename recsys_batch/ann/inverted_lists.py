@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from recsys_batch.ann.kernels import MARGIN, largest, rounding_error
+from recsys_batch.ann.kernels import MARGIN, select_largest, rounding_error
 from recsys_batch.ann.vector_storage import IndexShard, StoredRows
 from recsys_batch.ranking.top_k import NO_CODE, order_pairs
 
@@ -37,14 +37,14 @@ class InvertedLists:
     def sizes(self) -> np.ndarray:
         return np.asarray(self.ends - self.starts)
 
-    def keeping(self, keep: np.ndarray) -> InvertedLists:
+    def restrict(self, keep: np.ndarray) -> InvertedLists:
         """The lists without the rows where ``keep`` (bool [n]) is false."""
         kept = keep if self.rows is None else keep[self.rows]
         n_before = np.concatenate([[0], np.cumsum(kept)])
         rows = np.flatnonzero(kept).astype(np.int64) if self.rows is None else self.rows[kept]
         return InvertedLists(n_before[self.starts], n_before[self.ends], rows)
 
-    def within(self, shard: IndexShard) -> InvertedLists:
+    def slice_rows(self, shard: IndexShard) -> InvertedLists:
         """The lists without the rows outside of the shard."""
         first, stop = shard.first, shard.stop
         if self.rows is not None:
@@ -76,7 +76,7 @@ def search_lists(
     """
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     found = np.full((len(queries), k), NO_CODE, dtype=np.int64)
-    lists = lists.within(shard)
+    lists = lists.slice_rows(shard)
     n_scanned = lists.sizes[probed].sum(axis=1)
     order = np.argsort(n_scanned, kind="stable")
     order = order[np.searchsorted(n_scanned[order], 1) :]  # who scans nothing finds nothing
@@ -146,7 +146,7 @@ class _Scan:
         totals = self.totals[part]
         width = min(k + MARGIN, int(totals.max()))
         scores = np.ascontiguousarray(self.scores[part, : totals.max()])
-        columns = largest(scores, width) if width < scores.shape[1] else np.broadcast_to(np.arange(width), (len(scores), width))
+        columns = select_largest(scores, width) if width < scores.shape[1] else np.broadcast_to(np.arange(width), (len(scores), width))
         lowest = np.take_along_axis(scores, columns, axis=1).min(axis=1)
         shift = np.repeat(self.shifts[part].ravel(), self.sizes[part].ravel())
         there = columns < totals[:, None]

@@ -49,20 +49,20 @@ def _threadpools() -> Any:
     return ThreadpoolController()
 
 
-def blocks(n_queries: int, width: int, pairs: int | None = None) -> list[slice]:
+def iterate_blocks(n_queries: int, width: int, pairs: int | None = None) -> list[slice]:
     """Slices over the queries such that each holds at most ``pairs`` pairs (a million where not given), and at least one query."""
     step = max(1, (pairs or _BLOCK) // max(width, 1))
     return [slice(start, min(start + step, n_queries)) for start in range(0, n_queries, step)]
 
 
-def normalised(vectors: np.ndarray) -> np.ndarray:
+def normalise_rows(vectors: np.ndarray) -> np.ndarray:
     """A copy with rows of length 1; rows of zeros stay zeros."""
     copy = np.array(vectors, dtype=np.float32, order="C")
     faiss_module().normalize_L2(copy)
     return copy
 
 
-def longest(vectors: np.ndarray) -> float:
+def max_row_norm(vectors: np.ndarray) -> float:
     """The largest length of a row."""
     return float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64).max()))
 
@@ -90,7 +90,7 @@ def rounding_error(queries: np.ndarray, max_norm: float) -> np.ndarray:
     return np.asarray(queries.shape[1] * 2.0**-23 * max_norm * lengths)
 
 
-def largest(scores: np.ndarray, width: int) -> np.ndarray:
+def select_largest(scores: np.ndarray, width: int) -> np.ndarray:
     """int64 [B, width]: columns of each row's largest scores (float32 [B, N], N > width), in no order."""
     return np.argpartition(scores, scores.shape[1] - width, axis=1)[:, -width:]
 
@@ -115,7 +115,7 @@ def exact_search(
         if k + margin >= len(vectors):
             break
         settled = np.empty(len(pending), dtype=bool)
-        for part in blocks(len(pending), _widest(len(vectors), k + margin)):
+        for part in iterate_blocks(len(pending), _widest(len(vectors), k + margin)):
             rows = pending[part]
             lowest, near = _roughly(queries[rows], vectors, k + margin)
             exact = inner_products(queries[rows], vectors, near)
@@ -134,7 +134,7 @@ def scan_all(queries: np.ndarray, vectors: np.ndarray, k: int, codes: np.ndarray
     scores = np.empty((len(queries), k), dtype=np.float32)
     found = np.empty((len(queries), k), dtype=np.int64)
     everything = np.arange(len(vectors), dtype=np.int64)
-    for part in blocks(len(queries), len(vectors)):
+    for part in iterate_blocks(len(queries), len(vectors)):
         pairs = np.broadcast_to(everything, (part.stop - part.start, len(vectors)))
         exact = inner_products(queries[part], vectors, pairs)
         if codes is None:
@@ -151,7 +151,7 @@ def _roughly(queries: np.ndarray, vectors: np.ndarray, width: int) -> tuple[np.n
         scores, rows = faiss.knn(queries, vectors, width, metric=faiss.METRIC_INNER_PRODUCT)
         return scores[:, -1], rows
     scores = queries @ vectors.T
-    rows = largest(scores, width)
+    rows = select_largest(scores, width)
     return np.take_along_axis(scores, rows, axis=1).min(axis=1), rows
 
 

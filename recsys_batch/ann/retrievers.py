@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from recsys_batch.ann.inverted_lists import InvertedLists, search_lists
-from recsys_batch.ann.kernels import blocks, exact_search, limit_threads, normalised
+from recsys_batch.ann.kernels import iterate_blocks, exact_search, limit_threads, normalise_rows
 from recsys_batch.ann.vector_storage import IndexedItems, IndexShard
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE, merge_top_k, order_pairs
@@ -41,7 +41,7 @@ class Retriever(Protocol):
             RecsysBatchError: queries of another shape, or not finite.
         """
 
-    def among(self, allowed: np.ndarray) -> Retriever:
+    def restrict(self, allowed: np.ndarray) -> Retriever:
         """The same search over the codes where ``allowed`` (bool [n]) is true only."""
 
 
@@ -56,11 +56,11 @@ class Probing(Retriever, Protocol):
     def overfetches(self) -> Sequence[float]:
         """Values of over-fetch worth trying, ascending."""
 
-    def at(self, nprobe: int, overfetch: float = 1.0) -> Probing: ...
+    def with_probes(self, nprobe: int, overfetch: float = 1.0) -> Probing: ...
 
     def probes(self, k: int) -> int: ...
 
-    def among(self, allowed: np.ndarray) -> Probing: ...
+    def restrict(self, allowed: np.ndarray) -> Probing: ...
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class ExactRetriever:
     def n_items(self) -> int:
         return self.items.n if self.keep is None else int(np.count_nonzero(self.keep))
 
-    def among(self, allowed: np.ndarray) -> ExactRetriever:
+    def restrict(self, allowed: np.ndarray) -> ExactRetriever:
         return replace(self, keep=_both(self.keep, allowed if self.items.codes is None else allowed[self.items.codes]))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        queries = prepared(queries, k, self.items)
+        queries = prepare_queries(queries, k, self.items)
         limit_threads(self.n_threads)
         best = _Best(len(queries), k)
         for shard in self.items.shards:
@@ -141,12 +141,12 @@ class IvfRetriever:
     def overfetches(self) -> Sequence[float]:
         return (1.0,) if self.row_of_code is None else (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 
-    def at(self, nprobe: int, overfetch: float = 1.0) -> IvfRetriever:
+    def with_probes(self, nprobe: int, overfetch: float = 1.0) -> IvfRetriever:
         return replace(self, nprobe=nprobe, overfetch=overfetch)
 
-    def among(self, allowed: np.ndarray) -> IvfRetriever:
+    def restrict(self, allowed: np.ndarray) -> IvfRetriever:
         keep = allowed[self._codes]
-        return replace(self, keep=_both(self.keep, keep), lists=self.lists.keeping(keep))
+        return replace(self, keep=_both(self.keep, keep), lists=self.lists.restrict(keep))
 
     def probes(self, k: int) -> int:
         """Lists looked into for k results: in proportion to k, as recall falls where more results come from as many lists, and
@@ -167,7 +167,7 @@ class IvfRetriever:
 
     def search_lists(self, queries: np.ndarray, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
         """``search`` in exactly ``nprobe`` lists."""
-        queries = prepared(queries, k, self.items)
+        queries = prepare_queries(queries, k, self.items)
         limit_threads(self.n_threads)
         _, probed = exact_search(queries, self.centroids, self.centroid_norm, nprobe)
         fetched = min(math.ceil(k * self.overfetch), max(self.items.n, k))
@@ -181,7 +181,7 @@ class IvfRetriever:
         scores = np.full(codes.shape, -np.inf, dtype=np.float32)
         for shard in self.items.shards:
             stored = shard.open()
-            for part in blocks(len(queries), codes.shape[1]):
+            for part in iterate_blocks(len(queries), codes.shape[1]):
                 row = row_of_code[codes[part]]
                 here = (row >= shard.first) & (row < shard.stop)
                 exact = stored.inner_products(queries[part], np.where(here, row - shard.first, NO_CODE))
@@ -214,7 +214,7 @@ class _Best:
         self._empty = False
 
 
-def prepared(queries: np.ndarray, k: int, items: IndexedItems) -> np.ndarray:
+def prepare_queries(queries: np.ndarray, k: int, items: IndexedItems) -> np.ndarray:
     """Queries as the kernels want them.
 
     Raises:
@@ -229,4 +229,4 @@ def prepared(queries: np.ndarray, k: int, items: IndexedItems) -> np.ndarray:
     if not np.isfinite(queries).all():
         row = int(np.flatnonzero(~np.isfinite(queries).all(axis=1))[0])
         raise RecsysBatchError(f"the query in row {row} is not finite: the model is broken, or its input is")
-    return normalised(queries) if items.cosine else np.ascontiguousarray(queries, dtype=np.float32)
+    return normalise_rows(queries) if items.cosine else np.ascontiguousarray(queries, dtype=np.float32)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from recsys_batch.ann.index import IndexInfo
 from recsys_batch.ann.index_files import IndexFile, Verifier
 from recsys_batch.ann.inverted_lists import InvertedLists
-from recsys_batch.ann.kernels import longest
+from recsys_batch.ann.kernels import max_row_norm
 from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever
 from recsys_batch.ann.vector_storage import FloatRows, IndexedItems, IndexShard, Int8Rows, StoredRows
 from recsys_batch.errors import IndexDamaged
@@ -65,7 +65,7 @@ def open_retriever(
         stored_norm=stored_norm,
         lists=InvertedLists(np.concatenate([[0], ends[:-1]]), ends),
         centroids=tables["centroids"],
-        centroid_norm=longest(tables["centroids"]),
+        centroid_norm=max_row_norm(tables["centroids"]),
         n_candidates=info.n_candidates,
         n_threads=n_threads,
         nprobe=nprobe or _DEFAULT_NPROBE,

@@ -21,7 +21,7 @@ _FETCH_COST = 10  # scanned items that cost as much as one fetched and scored ag
 
 
 @dataclass(frozen=True)
-class Sample:
+class TuningSample:
     """Sampled users who may be recommended the same items, and search over these items.
 
     Attributes:
@@ -81,7 +81,7 @@ class Tuning:
             raise IndexDamaged(f"the tuning of the index cannot be read ({error}): build the index again") from None
 
 
-def tune(index: Retriever, samples: Sequence[Sample], n_candidates: int, target_recall: float, settings: Retrieval) -> Tuning:
+def tune(index: Retriever, samples: Sequence[TuningSample], n_candidates: int, target_recall: float, settings: Retrieval) -> Tuning:
     """Choose nprobe and over-fetch: the cheapest that reaches the target.
 
     Recall grows with nprobe, so it is doubled until the target is reached, then bisected; from int8 this is done for each
@@ -107,7 +107,7 @@ def tune(index: Retriever, samples: Sequence[Sample], n_candidates: int, target_
     curve: dict[tuple[float, int], OperatingPoint] = {}
 
     def measured(nprobe: int, overfetch: float) -> OperatingPoint:
-        nprobe = index.at(nprobe).probes(n_candidates)
+        nprobe = index.with_probes(nprobe).probes(n_candidates)
         if nprobe == nlist:
             overfetch = 1.0  # everything is searched as float32
         if (overfetch, nprobe) not in curve:
@@ -152,11 +152,11 @@ def knn_recall_at_k(found_scores: np.ndarray, true_scores: np.ndarray) -> float:
     return float((found.sum(axis=1)[some] / n_true[some]).mean()) if some.any() else 1.0
 
 
-def _measure(samples: Sequence[Sample], truths: Sequence[np.ndarray], nprobe: int, overfetch: float) -> OperatingPoint:
+def _measure(samples: Sequence[TuningSample], truths: Sequence[np.ndarray], nprobe: int, overfetch: float) -> OperatingPoint:
     recall, seconds, n_users, n_measured = 0.0, 0.0, 0, 0
     for sample, truth in zip(samples, truths, strict=True):
         assert isinstance(sample.retriever, Probing)
-        retriever = sample.retriever.at(nprobe, overfetch)
+        retriever = sample.retriever.with_probes(nprobe, overfetch)
         start = time.perf_counter()
         scores, _ = retriever.search(sample.queries, truth.shape[1])
         seconds += time.perf_counter() - start

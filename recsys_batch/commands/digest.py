@@ -48,7 +48,9 @@ class MomentType(click.ParamType):
         return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
 
-@click.command(help="A few items per user for an e-mail, with titles and reasons; none that was sent lately. One record per user.")
+@click.command(
+    "digest", help="A few items per user for an e-mail, with titles and reasons; none that was sent lately. One record per user."
+)
 @click.option("--run-date", type=DateType(), required=True, help="The night's date; never taken from the clock.")
 @click.option("--slots", default=5, show_default=True, type=click.IntRange(1, 1000), help="Items per user.")
 @click.option("--segment", help="Only users of this segment.")
@@ -60,7 +62,7 @@ class MomentType(click.ParamType):
 @click.option("--dry-run", is_flag=True, help="Count, and write nothing.")
 @json_option
 @with_config
-def digest(
+def digest_command(
     config: Config,
     run_date: dt.date,
     slots: int,

@@ -12,7 +12,7 @@ from recsys_batch.tables.user_ranges import UserRange
 
 if TYPE_CHECKING:
     from recsys_batch.online.export.published_run import PublishedRun
-    from recsys_batch.online.export.record_builder import RunLists
+    from recsys_batch.online.export.record_builder import RecordBuilder
     from recsys_batch.storage.node_cache import NodeCache
 
 
@@ -24,7 +24,7 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
         RecsysBatchError: the store refused.
     """
     from recsys_batch.online.settings import REDIS_URL
-    from recsys_batch.online.snapshot.redis_store import connect, mark_whole
+    from recsys_batch.online.snapshot.redis_store import connect, mark_complete
     from recsys_batch.spark.executors.range_sum import sum_over_ranges
     from recsys_batch.spark.session import get_session
     from recsys_batch.storage.node_cache import NodeCache
@@ -38,19 +38,21 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
     n_records = sum_over_ranges(get_session(config), put, run.lists.bounds)
     client = connect(url, config.online.redis_cluster)
     try:
-        mark_whole(client, name, n_records, expire)
+        mark_complete(client, name, n_records, expire)
     finally:
         client.close()
     return n_records
 
 
-def _put(lists: RunLists, catalogue_dir: str, cache: NodeCache, name: str, url: str, cluster: bool, expire: int, bounds: UserRange) -> int:
+def _put(
+    lists: RecordBuilder, catalogue_dir: str, cache: NodeCache, name: str, url: str, cluster: bool, expire: int, bounds: UserRange
+) -> int:
     """In an executor."""
     from recsys_batch.dataset.catalogue import open_catalogue
-    from recsys_batch.online.snapshot.redis_store import connect, fill
+    from recsys_batch.online.snapshot.redis_store import connect, write_records
 
     client = connect(url, cluster)
     try:
-        return fill(client, name, lists.records(open_catalogue(str(cache.local_copy(catalogue_dir))), bounds), expire)
+        return write_records(client, name, lists.records(open_catalogue(str(cache.local_copy(catalogue_dir))), bounds), expire)
     finally:
         client.close()

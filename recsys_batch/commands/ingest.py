@@ -38,7 +38,7 @@ def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable
     return add
 
 
-@click.command(help="Bring validated interactions, items and users in; rows that cannot be used go to the table rejected.")
+@click.command("ingest", help="Bring validated interactions, items and users in; rows that cannot be used go to the table rejected.")
 @click.option("--source", metavar="PATH", help="Interactions: a file, a folder of files, or a glob.")
 @click.option("--items", metavar="PATH", help="Items file; without one the catalogue is derived from interactions.")
 @click.option("--item-columns", metavar="OURS=THEIRS,...", help="item_id, title, categories, is_available, first_seen_ts.")
@@ -48,7 +48,7 @@ def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable
 @json_option
 @source_options(required=True)
 @with_config
-def ingest(config: Config, source: str | None, as_json: bool, holdout: float, **options: Any) -> None:
+def ingest_command(config: Config, source: str | None, as_json: bool, holdout: float, **options: Any) -> None:
     from recsys_batch.spark.ingest.pipeline import run_ingest as run_ingest
     from recsys_batch.spark.ingest.sources import IngestRequest
     from recsys_batch.spark.session import get_session
@@ -108,14 +108,14 @@ def read_truth(config: Config, truth: str, file_format: str | None, columns: str
     return read_interactions(get_session(config), config, request)
 
 
-@click.command(help="Synthetic data with planted taste, of any size, written by Spark.")
+@click.command("generate", help="Synthetic data with planted taste, of any size, written by Spark.")
 @click.option("--users", "n_users", type=click.IntRange(1), required=True, help="Number of users.")
 @click.option("--items", "n_items", type=click.IntRange(1), required=True, help="Number of items.")
 @click.option("--events", "n_events", type=click.IntRange(1), required=True, help="Number of interactions, before duplicates.")
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same rows.")
 @json_option
 @with_config
-def generate(config: Config, n_users: int, n_items: int, n_events: int, seed: int, as_json: bool) -> None:
+def generate_command(config: Config, n_users: int, n_items: int, n_events: int, seed: int, as_json: bool) -> None:
     from recsys_batch.spark.generate import generate_tables as run_generate
     from recsys_batch.spark.session import get_session
 

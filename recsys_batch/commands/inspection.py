@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from recsys_batch.evaluation.run_diff import ItemChanges, UserChanges
 
 
-@click.command(help="Compare the published top-K with true later interactions, beside popularity.")
+@click.command("evaluate", help="Compare the published top-K with true later interactions, beside popularity.")
 @click.option("--truth", metavar="PATH", help="Later interactions, in any format that ingest reads.")
 @click.option("--holdout", is_flag=True, help="What ingest --holdout kept back, or what arrived after the run.")
 @click.option("--k", "ks", type=KListType(), default=(10, 20), show_default="10,20", help="List lengths.")
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @json_option
 @source_options(required=False)
 @with_config
-def evaluate(
+def evaluate_command(
     config: Config, truth: str | None, holdout: bool, ks: tuple[int, ...], run_id: str | None, as_json: bool, **source: Any
 ) -> None:
     from recsys_batch.evaluation.evaluate import evaluate_run as run_evaluation
@@ -51,7 +51,7 @@ def evaluate(
     print_evaluation(result)
 
 
-@click.command(help="What changed for a user or an item between two published nights, and why.")
+@click.command("changes", help="What changed for a user or an item between two published nights, and why.")
 @click.option("--user-id", help="This user's top of the list.")
 @click.option("--item-id", help="This item's place in all lists.")
 @click.option("--from", "before", metavar="RUN_ID", help="The earlier run; where not given the one published before the later one.")
@@ -59,7 +59,9 @@ def evaluate(
 @click.option("--n", default=10, show_default=True, type=click.IntRange(1), help="Length of the top that is compared.")
 @json_option
 @with_config
-def changes(config: Config, user_id: str | None, item_id: str | None, before: str | None, now: str | None, n: int, as_json: bool) -> None:
+def changes_command(
+    config: Config, user_id: str | None, item_id: str | None, before: str | None, now: str | None, n: int, as_json: bool
+) -> None:
     from recsys_batch.evaluation.run_diff import diff_item, diff_user
     from recsys_batch.read import previously_published_run, published_run
 
@@ -118,14 +120,14 @@ def print_evaluation(result: Evaluation) -> None:
     console().print(f"{format_count(result.n_users)} users, {format_count(result.n_relevant)} relevant items{left_out}")
 
 
-@click.command(help="Some users' history and recommendations, with titles.")
+@click.command("show", help="Some users' history and recommendations, with titles.")
 @click.option("--users", "n_users", default=3, show_default=True, type=click.IntRange(1, 100), help="How many users.")
 @click.option("--user-id", "user_ids", multiple=True, help="These users. Repeatable.")
 @click.option("--n", default=10, show_default=True, type=click.IntRange(1), help="Items per list.")
 @click.option("--run-id", help="A published run other than the current one.")
 @json_option
 @with_config
-def show(config: Config, n_users: int, user_ids: tuple[str, ...], n: int, run_id: str | None, as_json: bool) -> None:
+def show_command(config: Config, n_users: int, user_ids: tuple[str, ...], n: int, run_id: str | None, as_json: bool) -> None:
     from recsys_batch.evaluation.user_view import load_user_view, sample_users
 
     warehouse = config.paths.warehouse

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from recsys_batch.registry.mlflow_registry import ModelRegistry
 
 
-@click.command(help="Train the reference two-tower and ranker; the alias moves if it beats popularity and the champion.")
+@click.command("train", help="Train the reference two-tower and ranker; the alias moves if it beats popularity and the champion.")
 @click.option("--max-seconds", type=click.FloatRange(min=1), help="Training budget; overrides training.max_seconds.")
 @click.option("--force", is_flag=True, help="Train again although nothing changed since the last training.")
 @json_option
 @with_config
-def train(config: Config, max_seconds: float | None, force: bool, as_json: bool) -> None:
+def train_command(config: Config, max_seconds: float | None, force: bool, as_json: bool) -> None:
     from recsys_batch.model.training import train_bundle as run_training
     from recsys_batch.registry.mlflow_registry import ModelRegistry
     from recsys_batch.spark.training_tables import read_training_tables
@@ -75,7 +75,9 @@ def _print_metrics(version: str, metrics: Mapping[str, float]) -> None:
     print_table(f"model version {version}, validation", ("metric", "value"), [(k, f"{v:.4f}") for k, v in sorted(metrics.items())])
 
 
-@click.command(help="Bring your own model: a bundle, or embedding tables with or without an ONNX ranker; the night then runs on it.")
+@click.command(
+    "register", help="Bring your own model: a bundle, or embedding tables with or without an ONNX ranker; the night then runs on it."
+)
 @click.option("--bundle", "bundle_dir", type=click.Path(exists=True, file_okay=False), help="Folder with bundle.json.")
 @click.option("--user-embeddings", metavar="TABLE", help="Delta or Parquet folder, or catalog table: user_id, embedding.")
 @click.option("--item-embeddings", metavar="TABLE", help="The same for item_id, embedding.")
@@ -83,7 +85,7 @@ def _print_metrics(version: str, metrics: Mapping[str, float]) -> None:
 @click.option("--no-crown", is_flag=True, help="Register only; leave the alias where it is.")
 @json_option
 @with_config
-def register(
+def register_command(
     config: Config,
     bundle_dir: str | None,
     user_embeddings: str | None,

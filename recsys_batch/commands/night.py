@@ -30,14 +30,14 @@ run_date_option = click.option("--run-date", type=DateType(), required=True, hel
 run_id_option = click.option("--run-id", help="This run instead of the date's newest.")
 
 
-@click.command(help="All steps of one night, going on where an earlier attempt stopped.")
+@click.command("nightly", help="All steps of one night, going on where an earlier attempt stopped.")
 @run_date_option
 @run_id_option
 @click.option("--force", is_flag=True, help="Compute the date again as a new run although it is published.")
 @click.option("--incremental", is_flag=True, help="Compute only what changed since the published night; full where that cannot be.")
 @json_option
 @with_config
-def nightly(config: Config, run_date: dt.date, run_id: str | None, force: bool, incremental: bool, as_json: bool) -> None:
+def nightly_command(config: Config, run_date: dt.date, run_id: str | None, force: bool, incremental: bool, as_json: bool) -> None:
     from recsys_batch.night.open_run import AlreadyDone
     from recsys_batch.night.runner import run_night as run_night
     from recsys_batch.spark.session import get_session
@@ -121,12 +121,12 @@ def _print_forecast(config: Config, run_date: dt.date, run_id: str | None, *, as
 step_commands = [_step_command(name, text) for name, text in _STEPS.items()]
 
 
-@click.command(help="Go back to an earlier published run; no data moves.")
+@click.command("rollback", help="Go back to an earlier published run; no data moves.")
 @click.option("--to", "to", metavar="RUN_ID", help="That run; the one published before the current one where not given.")
 @click.option("--dry-run", is_flag=True, help="Say which run readers would see; change nothing.")
 @json_option
 @with_config
-def rollback(config: Config, to: str | None, dry_run: bool, as_json: bool) -> None:
+def rollback_command(config: Config, to: str | None, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.night.open_run import AlreadyDone
     from recsys_batch.night.publish import roll_back_run as roll_back
     from recsys_batch.spark.session import get_session
@@ -142,12 +142,12 @@ def rollback(config: Config, to: str | None, dry_run: bool, as_json: bool) -> No
     click.echo(f"readers {'would' if dry_run else 'now'} see run {run.run_id} of {run.run_date} (model version {run.model_version})")
 
 
-@click.command(help="The nights so far: what is published (*), what failed, which gates refused.")
+@click.command("status", help="The nights so far: what is published (*), what failed, which gates refused.")
 @json_option
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Newest runs shown.")
 @click.option("--run-id", help="One run in full: what it read and wrote, and every gate.")
 @with_config
-def status(config: Config, as_json: bool, limit: int, run_id: str | None) -> None:
+def status_command(config: Config, as_json: bool, limit: int, run_id: str | None) -> None:
     from recsys_batch.tables import run_manifest
 
     rows = _manifest_rows(config)

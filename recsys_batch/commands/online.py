@@ -17,25 +17,27 @@ from recsys_batch.config import Config
 
 if TYPE_CHECKING:
     from recsys_batch.online.export.published_run import PublishedRun
-    from recsys_batch.online.snapshot.manifest import Manifest
+    from recsys_batch.online.snapshot.manifest import SnapshotManifest
 
 
-@click.command(help="Turn a published run into a snapshot for the online ranker. No JVM where lists go into the snapshot.")
+@click.command(
+    "export-snapshot", help="Turn a published run into a snapshot for the online ranker. No JVM where lists go into the snapshot."
+)
 @click.option("--run-id", help="A published run other than the current one.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of snapshots.  [default: online.snapshots]")
 @click.option("--activate/--no-activate", default=True, show_default=True, help="Let servers go over to it.")
 @json_option
 @with_config
-def export_snapshot(config: Config, run_id: str | None, out: Path | None, activate: bool, as_json: bool) -> None:
-    from recsys_batch.online.export.published_run import open_run
-    from recsys_batch.online.serving.traffic_split import read_routes
+def export_snapshot_command(config: Config, run_id: str | None, out: Path | None, activate: bool, as_json: bool) -> None:
+    from recsys_batch.online.export.published_run import open_published_run
+    from recsys_batch.online.serving.traffic_split import read_traffic_split
     from recsys_batch.online.snapshot import repository
     from recsys_batch.storage.node_cache import NodeCache
 
     folder, began = out or Path(config.online.snapshots), time.monotonic()
-    run = open_run(config.paths.warehouse, NodeCache.from_paths(config.paths), run_id, config.retrieval.metric)
+    run = open_published_run(config.paths.warehouse, NodeCache.from_paths(config.paths), run_id, config.retrieval.metric)
     name = run.row["run_id"]
-    made, said = name not in repository.snapshots(folder), []
+    made, said = name not in repository.list_snapshots(folder), []
     if not made:
         said.append(f"snapshot {name} is in {folder} already")
     else:
@@ -43,16 +45,16 @@ def export_snapshot(config: Config, run_id: str | None, out: Path | None, activa
         size = sum(entry["bytes"] for entry in manifest.files.values())
         told = f"{format_count(manifest.n_users)} users, {format_count(manifest.n_items)} items, {size / 2**20:,.1f} MiB"
         said.append(f"snapshot {name}: {told} in {time.monotonic() - began:.1f} s, in {folder / name}")
-    if activate and repository.current(folder) != name:
+    if activate and repository.read_current(folder) != name:
         repository.set_current(folder, name)
-        said.append(f"{folder / repository.CURRENT} names {name} now")
-    gone = list(repository.prune(folder, config.online.keep, read_routes(folder).names))
+        said.append(f"{folder / repository.CURRENT_FILE} names {name} now")
+    gone = list(repository.delete_old(folder, config.online.keep, read_traffic_split(folder).names))
     said += [f"removed {one}: online.keep = {config.online.keep}" for one in gone]
-    result = {"snapshot": name, "done": made, "folder": str(folder / name), "current": repository.current(folder), "removed": gone}
+    result = {"snapshot": name, "done": made, "folder": str(folder / name), "current": repository.read_current(folder), "removed": gone}
     print_result(result, "\n".join(said), as_json=as_json)
 
 
-def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:
+def _written(config: Config, run: PublishedRun, folder: Path) -> SnapshotManifest:
     from recsys_batch.online.snapshot.writer import write_snapshot
 
     if config.online.store == "lmdb":
@@ -62,7 +64,7 @@ def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:
     return write_snapshot(folder, run.contents(with_records=False, n_samples=config.online.samples), lambda: fill_redis(config, run))
 
 
-@click.command(help="Answer ranking requests from the current snapshot, and go over to others as they come.")
+@click.command("serve", help="Answer ranking requests from the current snapshot, and go over to others as they come.")
 @click.option("--snapshots", type=click.Path(path_type=Path), help="Folder of snapshots.  [default: online.snapshots]")
 @click.option("--host", help="Address.  [default: online.host]")
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: online.port]")
@@ -72,7 +74,7 @@ def _written(config: Config, run: PublishedRun, folder: Path) -> Manifest:
 @click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM file; HTTPS, with --tls-key.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file.")
 @with_config_if_any
-def serve(
+def serve_command(
     config: Config,
     snapshots: Path | None,
     host: str | None,
@@ -84,11 +86,11 @@ def serve(
     tls_key: Path | None,
 ) -> None:
     """Tokens come from RECSYS_BATCH_ADMIN_TOKEN and RECSYS_BATCH_CLIENT_TOKEN."""
-    from recsys_batch.online.server.supervisor import serve as run_server
-    from recsys_batch.online.settings import Settings
+    from recsys_batch.online.server.supervisor import run_server as run_server
+    from recsys_batch.online.settings import ServerSettings
 
     online = config.online
-    given = Settings(
+    given = ServerSettings(
         snapshots=str((snapshots or Path(online.snapshots)).absolute()),
         state=tempfile.mkdtemp(prefix="recsys-batch-serve-"),
         host=host or online.host,

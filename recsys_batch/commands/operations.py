@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from recsys_batch.tables.run_manifest import Run
 
 
-@click.command(help="Nights of a range of dates; a date that is published is left as it is. Readers stay with the latest date.")
+@click.command("backfill", help="Nights of a range of dates; a date that is published is left as it is. Readers stay with the latest date.")
 @click.option("--start", type=DateType(), required=True, help="First date.")
 @click.option("--end", type=DateType(), required=True, help="Last date.")
 @click.option("--force", is_flag=True, help="Compute published dates again, too.")
 @click.option("--dry-run", is_flag=True, help="Say what each date would be; run nothing.")
 @json_option
 @with_config
-def backfill(config: Config, start: dt.date, end: dt.date, force: bool, dry_run: bool, as_json: bool) -> None:
+def backfill_command(config: Config, start: dt.date, end: dt.date, force: bool, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.night.open_run import AlreadyDone
     from recsys_batch.night.run_store import load_run_rows
     from recsys_batch.night.runner import run_night
@@ -80,12 +80,12 @@ def _plans(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict
     return plans
 
 
-@click.command(help="Remove what nothing needs: rows and artefacts of runs beyond those kept, files that no table names.")
+@click.command("maintain", help="Remove what nothing needs: rows and artefacts of runs beyond those kept, files that no table names.")
 @click.option("--keep-runs", type=click.IntRange(1), help="Published runs that stay; tables.keep_runs where not given.")
 @click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
 @json_option
 @with_config
-def maintain(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool) -> None:
+def maintain_command(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.night.maintenance import run_maintenance as run_maintenance
 
     now = dt.datetime.now(dt.UTC)

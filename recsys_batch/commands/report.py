@@ -20,14 +20,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("recsys_batch")
 
 
-@click.command(help="A run as one HTML page: time, recall, scores, coverage, churn, segments, gates, users. A refused run has one, too.")
+@click.command(
+    "report", help="A run as one HTML page: time, recall, scores, coverage, churn, segments, gates, users. A refused run has one, too."
+)
 @click.option("--run-id", help="That run; the one that readers see where not given.")
 @click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page.")
 @click.option("--users", "n_users", default=4, show_default=True, type=click.IntRange(0, 50), help="Users whose lists are in it.")
 @click.option("--log/--no-log", "to_mlflow", default=True, show_default=True, help="Add the page to the run in MLflow, where it has one.")
 @json_option
 @with_config
-def report(config: Config, run_id: str | None, out: str, n_users: int, to_mlflow: bool, as_json: bool) -> None:
+def report_command(config: Config, run_id: str | None, out: str, n_users: int, to_mlflow: bool, as_json: bool) -> None:
     from recsys_batch.report.facts import collect_facts
     from recsys_batch.report.page import render_report
 

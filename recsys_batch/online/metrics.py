@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from recsys_batch.online.ranking.ladder import REASONS, SOURCES
+from recsys_batch.online.ranking.ladder import REASONS, ANSWER_SOURCES
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
 """Seconds: 0.5 to 100 ms."""
@@ -26,15 +26,15 @@ SHADOW_OVERLAP = Histogram(
     "recsys_shadow_overlap", "share of the shown items that the shadow shows", buckets=tuple(n / 10 for n in range(11))
 )
 SWAPS = Counter("recsys_snapshot_swaps", "times that a worker went over to another snapshot")
-REFUSED = Counter("recsys_snapshot_refused", "times that a worker refused a snapshot")
+REFUSED_SNAPSHOTS = Counter("recsys_snapshot_refused", "times that a worker refused a snapshot")
 LOGGED = Counter("recsys_log_rows", "rows of the logs of exposures and feedback, by what became of them", ["log", "outcome"])
 WAITING = Gauge("recsys_waiting", "requests that wait or are worked on", multiprocess_mode="livesum")
 AGE = Gauge("recsys_snapshot_age_seconds", "time since the night of the snapshot in use began", multiprocess_mode="livemax")
 
-stages = {name: _STAGE.labels(name) for name in STAGES}
+observe_stages = {name: _STAGE.labels(name) for name in STAGES}
 """Looked up once: labels() takes as long as the counting."""
 for _counter, _names in (
-    (_ANSWERS, SOURCES),
+    (_ANSWERS, ANSWER_SOURCES),
     (_DEGRADED, REASONS),
     (BY_SNAPSHOT, ("current", "canary")),
     (SHADOW, ("scored", "dropped", "failed")),
@@ -79,7 +79,7 @@ def count_logs(counts: Mapping[str, Mapping[str, int]]) -> None:
             _logged[log, outcome] = stats[outcome]
 
 
-def page() -> tuple[bytes, str]:
+def render_metrics() -> tuple[bytes, str]:
     """(text, content type) of all workers' metrics."""
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

@@ -9,11 +9,11 @@ import msgspec
 ENVIRONMENT = "RECSYS_BATCH_SERVE"
 ADMIN_TOKEN, CLIENT_TOKEN, REDIS_URL = "RECSYS_BATCH_ADMIN_TOKEN", "RECSYS_BATCH_CLIENT_TOKEN", "RECSYS_BATCH_REDIS_URL"
 """Secrets come from the environment only."""
-TURNS = "opening.lock"
+LOAD_LOCK = "opening.lock"
 """In the server's folder: who holds it opens a snapshot."""
 
 
-class Settings(msgspec.Struct, frozen=True):
+class ServerSettings(msgspec.Struct, frozen=True):
     """Attributes as in the [online] section of the config, and where this server keeps what its workers tell each other.
 
     Attributes:
@@ -42,11 +42,11 @@ class Settings(msgspec.Struct, frozen=True):
     exposures_max_mb: float
     page: bool
 
-    def put(self) -> None:
+    def export_to_environment(self) -> None:
         """For processes that are started from here on."""
         os.environ[ENVIRONMENT] = msgspec.json.encode(self).decode()
 
 
-def settings() -> Settings:
+def settings_from_environment() -> ServerSettings:
     """Those of the server that this process works for."""
-    return msgspec.json.decode(os.environ[ENVIRONMENT], type=Settings)
+    return msgspec.json.decode(os.environ[ENVIRONMENT], type=ServerSettings)

@@ -12,8 +12,8 @@ import pytest
 
 from recsys_batch.ann import index
 from recsys_batch.ann.index import IndexInfo, build_index, choose_layout
-from recsys_batch.ann.kernels import normalised, scan_all
-from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever, prepared
+from recsys_batch.ann.kernels import normalise_rows, scan_all
+from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever, prepare_queries
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.config import Retrieval
 
@@ -79,7 +79,7 @@ class Built:
         return retriever
 
     def prepared(self, queries: np.ndarray) -> np.ndarray:
-        return prepared(queries, 1, self.exact.items)
+        return prepare_queries(queries, 1, self.exact.items)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Case:
     @property
     def retriever(self) -> Retriever:
         retriever = self.built.open(self.backend.index, **self.backend.options)
-        return retriever.among(self.built.allowed) if self.backend.restricted else retriever
+        return retriever.restrict(self.built.allowed) if self.backend.restricted else retriever
 
     @property
     def codes(self) -> np.ndarray:
@@ -134,7 +134,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         # One MiB, the least that memory_mb can say, holds half of these vectors and more.
         patch.setattr(index, "choose_layout", lambda *arguments: replace(choose_layout(*arguments), n_shards=4))
         infos["sharded"] = build_index(vectors, settings.model_copy(update={"mode": "sharded"}), directory, n_threads=1)
-    stored = normalised(vectors) if request.param == "cosine" else vectors
+    stored = normalise_rows(vectors) if request.param == "cosine" else vectors
     allowed = np.random.default_rng(9).random(N_ITEMS) < 0.6
     allowed[len(allowed) // 2 : len(allowed) // 2 + 150] = False
     return Built(directory, infos, vectors, stored, allowed)

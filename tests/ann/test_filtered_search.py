@@ -121,8 +121,8 @@ def test_restricted_retrieval_finds_all_it_needs_among_what_is_allowed(
 ) -> None:
     block = queries[start : start + len(histories)]
     histories = [[code for code in seen if allowed[code]] for seen in histories]
-    searched = (built.open(name) if name.startswith("exact") else built.ivf(name, overfetch=1.5)).among(allowed)
-    exact = built.exact.among(allowed)
+    searched = (built.open(name) if name.startswith("exact") else built.ivf(name, overfetch=1.5)).restrict(allowed)
+    exact = built.exact.restrict(allowed)
     found = search_unseen(searched, exact, block, *ragged(histories), n, N_ITEMS)
     for row, seen in enumerate(histories):
         assert_filled(found, row, set(np.flatnonzero(allowed).tolist()), set(seen))
@@ -162,7 +162,7 @@ class Spy:
         self.calls.append((len(queries), k))
         return self.inner.search(queries, k)
 
-    def among(self, allowed: np.ndarray) -> Retriever:
+    def restrict(self, allowed: np.ndarray) -> Retriever:
         raise AssertionError
 
 
@@ -191,8 +191,8 @@ def test_a_history_of_ten_thousand_gets_n_items_beside_users_with_none(
     many: tuple[IvfRetriever, Retriever], history: str, ivf: bool, restricted: bool
 ) -> None:
     allowed = np.random.default_rng(13).random(MANY) < (0.9 if restricted else 2)
-    exact = many[1].among(allowed)
-    searched = Spy(many[0].among(allowed) if ivf else exact)
+    exact = many[1].restrict(allowed)
+    searched = Spy(many[0].restrict(allowed) if ivf else exact)
     block = np.random.default_rng(12).normal(size=(21, 8)).astype(np.float32)
     _, order = exact.search(block[:1], exact.n_items)
     chosen = {"best": order[0], "random": np.random.default_rng(14).permutation(order[0]), "worst": order[0][::-1]}
@@ -228,15 +228,15 @@ def test_users_who_come_short_are_searched_wider_and_then_exactly(built: Built, 
 
 def test_a_restricted_search_is_no_wider_than_what_is_allowed(built: Built, queries: np.ndarray) -> None:
     allowed = np.arange(N_ITEMS) < 120
-    spy = Spy(built.exact.among(allowed))
-    found = search_unseen(spy, built.exact.among(allowed), queries[:3], *ragged([range(100), [], range(120)]), 50, N_ITEMS)
+    spy = Spy(built.exact.restrict(allowed))
+    found = search_unseen(spy, built.exact.restrict(allowed), queries[:3], *ragged([range(100), [], range(120)]), 50, N_ITEMS)
     assert found.counts.tolist() == [20, 50, 0]
     assert sorted(spy.calls) == [(1, 50), (1, 120)]
 
 
 def test_a_user_who_has_seen_everything_gets_an_empty_list_and_costs_no_search(built: Built, queries: np.ndarray) -> None:
     for allowed in (np.ones(N_ITEMS, dtype=bool), np.arange(N_ITEMS) < 40, np.zeros(N_ITEMS, dtype=bool)):
-        spy = Spy(built.exact.among(allowed))
+        spy = Spy(built.exact.restrict(allowed))
         found = search_unseen(spy, spy, queries[:1], *ragged([np.flatnonzero(allowed)]), 50, N_ITEMS)
         assert (found.counts[0], spy.calls) == (0, [])
 

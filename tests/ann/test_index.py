@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from recsys_batch.ann import index, index_files
 from recsys_batch.ann.index import IndexInfo, assign_to_lists, build_index, choose_layout, n_lists
 from recsys_batch.ann.index_files import IndexFile, Verifier
-from recsys_batch.ann.kernels import normalised
+from recsys_batch.ann.kernels import normalise_rows
 from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.vector_storage import FloatRows, Int8Rows
@@ -199,7 +199,7 @@ def test_vectors_that_cannot_be_indexed_are_refused(tmp_path: Path, vectors: np.
 
 
 def test_vectors_are_stored_as_the_metric_wants_them(tmp_path: Path) -> None:
-    for metric, stored in (("ip", VECTORS), ("cosine", normalised(VECTORS))):
+    for metric, stored in (("ip", VECTORS), ("cosine", normalise_rows(VECTORS))):
         settings = Retrieval(mode="sharded", metric=metric)
         info = build_index(VECTORS, settings, tmp_path, n_threads=1)
         rows = np.concatenate([np.load(tmp_path / file.name) for file in info.vectors])
@@ -229,7 +229,7 @@ def test_rows_assigned_elsewhere_give_the_same_index(
 
     def elsewhere(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         seen.append((*vectors.shape, *centroids.shape))
-        np.testing.assert_array_equal(vectors, normalised(VECTORS) if metric == "cosine" else VECTORS)
+        np.testing.assert_array_equal(vectors, normalise_rows(VECTORS) if metric == "cosine" else VECTORS)
         return np.concatenate([assign_to_lists(vectors[start : start + block], centroids) for start in range(0, len(vectors), block)])
 
     settings = SETTINGS[name].model_copy(update={"metric": metric})
@@ -433,7 +433,7 @@ def test_a_shard_leaves_memory_when_it_was_searched(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(np, "load", noted)
     retriever, exact = open_retriever(tmp_path, info, nprobe=3), open_retriever(tmp_path, info.exact())
     assert not mapped
-    for searcher in (retriever, exact, retriever.among(VECTORS[:, 0] > 0), exact.among(VECTORS[:, 0] > 0)):
+    for searcher in (retriever, exact, retriever.restrict(VECTORS[:, 0] > 0), exact.restrict(VECTORS[:, 0] > 0)):
         mapped.clear()
         searcher.search(VECTORS[:9], 5)
         assert len(mapped) == 2

@@ -45,10 +45,10 @@ def test_lists_are_cut_down_as_plain_lists_are(sizes: list[int], data: st.DataOb
     plain = members(whole)
     assert plain == [list(range(a, b)) for a, b in zip(whole.starts, whole.ends, strict=True)]
     kept = [[row for row in rows if keep[row]] for rows in plain]
-    assert members(whole.keeping(keep)) == kept
-    assert members(whole.within(shard)) == [[row for row in rows if first <= row < stop] for rows in plain]
-    assert members(whole.keeping(keep).within(shard)) == [[row for row in rows if first <= row < stop] for rows in kept]
-    for cut, rows in ((whole, plain), (whole.keeping(keep), kept)):
+    assert members(whole.restrict(keep)) == kept
+    assert members(whole.slice_rows(shard)) == [[row for row in rows if first <= row < stop] for rows in plain]
+    assert members(whole.restrict(keep).slice_rows(shard)) == [[row for row in rows if first <= row < stop] for rows in kept]
+    for cut, rows in ((whole, plain), (whole.restrict(keep), kept)):
         assert cut.sizes.tolist() == [len(row) for row in rows]
 
 
@@ -57,7 +57,7 @@ def test_lists_are_cut_down_as_plain_lists_are(sizes: list[int], data: st.DataOb
 def test_lists_that_are_kept_twice_hold_what_both_keep(sizes: list[int], data: st.DataObject) -> None:
     n = sum(sizes)
     one, other = (np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)), dtype=bool) for _ in range(2))
-    assert members(lists_of(sizes).keeping(one).keeping(other)) == members(lists_of(sizes).keeping(one & other))
+    assert members(lists_of(sizes).restrict(one).restrict(other)) == members(lists_of(sizes).restrict(one & other))
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ def searches(draw: st.DrawFn) -> Searched:
     vectors = matrix(n)
     found = lists_of(sizes)
     if draw(st.booleans()):
-        found = found.keeping(rng.random(n) < draw(st.sampled_from([0.0, 0.3, 0.8])))
+        found = found.restrict(rng.random(n) < draw(st.sampled_from([0.0, 0.3, 0.8])))
     first, stop = draw(st.sampled_from([(0, n), (0, n // 2), (n // 3, n)]))
     stored: StoredRows = FloatRows(np.ascontiguousarray(vectors[first:stop]))
-    max_norm = kernels.longest(vectors)
+    max_norm = kernels.max_row_norm(vectors)
     if draw(st.booleans()):
         low, step = int8_scale(vectors)
         stored = Int8Rows(quantize(vectors[first:stop], low, step), low, step)
@@ -144,7 +144,7 @@ def test_a_query_of_empty_lists_finds_nothing_beside_one_that_finds_something() 
 
 @pytest.mark.parametrize("shard", [shard_of(5, 0, 5), shard_of(5, 0, 0), shard_of(5, 5, 5)])
 def test_a_shard_that_nobody_probes_is_not_opened(shard: IndexShard) -> None:
-    found = lists_of([0, 5]) if shard.stop - shard.first == 0 else lists_of([0, 5]).keeping(np.zeros(5, dtype=bool))
+    found = lists_of([0, 5]) if shard.stop - shard.first == 0 else lists_of([0, 5]).restrict(np.zeros(5, dtype=bool))
     _, codes = search_lists(np.ones((2, 3), np.float32), np.array([[0, 1], [1, 0]]), found, shard, np.arange(5), 1.0, 4)
     assert (codes == -1).all()
 

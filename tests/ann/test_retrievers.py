@@ -89,7 +89,7 @@ def test_exact_search_finds_what_scoring_every_allowed_item_finds(exact_case: Ca
 def test_ivf_is_exact_among_the_lists_that_it_looks_into(
     built: Built, queries: np.ndarray, name: str, restricted: bool, nprobe: int, k: int
 ) -> None:
-    ivf = built.ivf(name).among(built.allowed) if restricted else built.ivf(name)
+    ivf = built.ivf(name).restrict(built.allowed) if restricted else built.ivf(name)
     scores, codes = ivf.search_lists(queries, k, nprobe)
     ready = built.prepared(queries)
     for row, looked_at in enumerate(lists_of(ivf, ready, nprobe)):
@@ -104,7 +104,7 @@ def test_int8_fetches_the_best_by_its_codes_and_keeps_the_best_of_them_by_their_
     built: Built, queries: np.ndarray, restricted: bool, overfetch: float
 ) -> None:
     ivf = built.ivf("int8", overfetch=overfetch)
-    ivf = ivf.among(built.allowed) if restricted else ivf
+    ivf = ivf.restrict(built.allowed) if restricted else ivf
     scores, codes = ivf.search_lists(queries, 50, 10)
     rows, ready = ivf.stored[0].open(), built.prepared(queries)
     assert isinstance(rows, Int8Rows)
@@ -129,7 +129,7 @@ def test_shards_change_no_bit_of_an_ivf_search(built: Built, queries: np.ndarray
     whole, sharded = built.ivf("ivf", nprobe=nprobe), built.ivf("sharded", nprobe=nprobe)
     assert (len(whole.items.shards), len(sharded.items.shards)) == (1, 4)
     if restricted:
-        whole, sharded = whole.among(built.allowed), sharded.among(built.allowed)
+        whole, sharded = whole.restrict(built.allowed), sharded.restrict(built.allowed)
     assert whole.probes(k) < whole.nlist
     assert_same(sharded.search(queries, k), whole.search(queries, k))
 
@@ -139,7 +139,7 @@ def test_shards_change_no_bit_of_an_ivf_search(built: Built, queries: np.ndarray
 def test_shards_change_no_bit_of_an_exact_search(built: Built, queries: np.ndarray, restricted: bool, k: int) -> None:
     exact, sharded = built.exact, built.open("exact of sharded")
     if restricted:
-        exact, sharded = exact.among(built.allowed), sharded.among(built.allowed)
+        exact, sharded = exact.restrict(built.allowed), sharded.restrict(built.allowed)
     assert_same(sharded.search(queries, k), exact.search(queries, k))
 
 
@@ -149,7 +149,7 @@ def test_shards_change_no_bit_of_an_exact_search(built: Built, queries: np.ndarr
 def test_ivf_that_looks_into_every_list_equals_exact_search(built: Built, queries: np.ndarray, name: str, restricted: bool, k: int) -> None:
     ivf, exact = built.ivf(name), built.exact
     if restricted:
-        ivf, exact = ivf.among(built.allowed), exact.among(built.allowed)
+        ivf, exact = ivf.restrict(built.allowed), exact.restrict(built.allowed)
     assert_same(ivf.search_lists(queries, k, ivf.nlist), exact.search(queries, k))  # search() would take the product instead
 
 
@@ -173,34 +173,34 @@ def test_ivf_keeps_its_recall_where_more_results_are_asked_for(built: Built, que
     ivf = built.ivf()
     assert (ivf.nlist, ivf.probes(1), ivf.probes(50), ivf.probes(75), ivf.probes(310)) == (187, 10, 10, 15, 62)
     assert ivf.probes(311) == ivf.nlist  # past a third of the lists the product is cheaper
-    few, many = (np.isfinite(ivf.at(1).search(queries, k)[0]).sum(axis=1) for k in (50, 300))
+    few, many = (np.isfinite(ivf.with_probes(1).search(queries, k)[0]).sum(axis=1) for k in (50, 300))
     assert few.min() < 50
     assert many.mean() > 4 * few.mean()
 
 
 def test_ivf_looks_into_more_lists_where_items_are_left_out(built: Built) -> None:
     every_third = np.arange(3000) % 3 == 0
-    ivf = built.ivf().among(every_third)
+    ivf = built.ivf().restrict(every_third)
     assert (ivf.n_items, ivf.probes(50), ivf.probes(100)) == (1000, 30, 60)
-    assert ivf.at(21).probes(50) == ivf.nlist
+    assert ivf.with_probes(21).probes(50) == ivf.nlist
 
 
 def test_the_lists_that_hold_what_is_found_are_as_many_as_were_probed(built: Built, queries: np.ndarray) -> None:
     every_third = np.arange(3000) % 3 == 0
-    ivf = built.ivf().among(every_third)
+    ivf = built.ivf().restrict(every_third)
     assert_same(ivf.search(queries, 50), ivf.search_lists(queries, 50, 30))
 
 
 def test_all_allowed_is_the_same_as_no_restriction(case: Case, queries: np.ndarray) -> None:
     everything = np.ones(3000, dtype=bool)
     retriever = case.built.open(case.backend.index, **case.backend.options)
-    assert_same(retriever.among(everything).search(queries, 50), retriever.search(queries, 50))
+    assert_same(retriever.restrict(everything).search(queries, 50), retriever.search(queries, 50))
 
 
 @pytest.mark.parametrize("n_allowed", [0, 1, 7])
 def test_a_few_allowed_items_are_all_found_and_nothing_else(case: Case, queries: np.ndarray, n_allowed: int) -> None:
     few = np.isin(np.arange(3000), np.random.default_rng(4).choice(3000, n_allowed, replace=False))
-    retriever = case.built.open(case.backend.index, **case.backend.options).among(few)
+    retriever = case.built.open(case.backend.index, **case.backend.options).restrict(few)
     _, codes = retriever.search(queries, 10)
     assert retriever.n_items == n_allowed
     assert (np.sort(codes[:, :n_allowed], axis=1) == np.flatnonzero(few)).all()
@@ -211,7 +211,9 @@ def test_a_few_allowed_items_are_all_found_and_nothing_else(case: Case, queries:
 def test_a_restriction_of_a_restricted_search_allows_what_both_allow(built: Built, queries: np.ndarray, name: str) -> None:
     even = np.arange(3000) % 2 == 0
     retriever = built.open(name) if name == "exact" else built.ivf(name)
-    assert_same(retriever.among(built.allowed).among(even).search(queries, 50), retriever.among(built.allowed & even).search(queries, 50))
+    assert_same(
+        retriever.restrict(built.allowed).restrict(even).search(queries, 50), retriever.restrict(built.allowed & even).search(queries, 50)
+    )
 
 
 def test_n_items_counts_what_can_be_found(case: Case) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.ann.retrievers import Probing, Retriever
-from recsys_batch.ann.tuning import OperatingPoint, Sample, Tuning, knn_recall_at_k, tune
+from recsys_batch.ann.tuning import OperatingPoint, TuningSample, Tuning, knn_recall_at_k, tune
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, RecsysBatchError
 
@@ -25,18 +25,18 @@ OVERFETCHES = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 AUTO = Retrieval()
 
 
-def sample_of(built: Built, queries: np.ndarray, name: str = "ivf", allowed: np.ndarray | None = None) -> Sample:
+def sample_of(built: Built, queries: np.ndarray, name: str = "ivf", allowed: np.ndarray | None = None) -> TuningSample:
     retriever: Retriever = built.ivf(name)
     exact: Retriever = built.exact
     if allowed is not None:
         retriever, exact = retriever.among(allowed), exact.among(allowed)
-    return Sample(queries, retriever, exact)
+    return TuningSample(queries, retriever, exact)
 
 
-def recall_at(sample: Sample, nprobe: int, overfetch: float = 1.0) -> float:
+def recall_at(sample: TuningSample, nprobe: int, overfetch: float = 1.0) -> float:
     """Of 50, user by user; another item that ties the last one stands for it."""
     assert isinstance(sample.retriever, Probing)
-    scores, _ = sample.retriever.at(nprobe, overfetch).search(sample.queries, 50)
+    scores, _ = sample.retriever.with_probes(nprobe, overfetch).search(sample.queries, 50)
     truth, _ = sample.exact.search(sample.queries, 50)
     return float(np.mean([sum(score >= true[-1] for score in found) / 50 for found, true in zip(scores, truth, strict=True)]))
 
@@ -73,7 +73,7 @@ def test_a_target_that_a_third_of_the_lists_misses_takes_all_of_them(built: Buil
         assert [point.overfetch for point in tuning.curve if point.nprobe == 187] == [1.0]
 
 
-def tuned(sample: Sample, target: float) -> Tuning:
+def tuned(sample: TuningSample, target: float) -> Tuning:
     return tune(sample.retriever, [sample], 50, target, AUTO)
 
 
@@ -112,7 +112,7 @@ def test_the_same_users_give_the_same_choice(built: Built, queries: np.ndarray, 
 
 
 def test_exact_mode_needs_no_tuning(built: Built, queries: np.ndarray) -> None:
-    tuning = tuned(Sample(queries, built.exact, built.exact), 0.99)
+    tuning = tuned(TuningSample(queries, built.exact, built.exact), 0.99)
     assert tuning == Tuning(None, 1.0, 1.0, 0.99, True, 300, ())
 
 
@@ -153,13 +153,13 @@ class Table:
     def overfetches(self) -> Sequence[float]:
         return OVERFETCHES[: len(self.needs)]
 
-    def at(self, nprobe: int, overfetch: float = 1.0) -> Table:
+    def with_probes(self, nprobe: int, overfetch: float = 1.0) -> Table:
         return replace(self, nprobe=nprobe, overfetch=overfetch)
 
     def probes(self, k: int) -> int:
         return self.nprobe if self.nprobe * 3 <= self.nlist else self.nlist
 
-    def among(self, allowed: np.ndarray) -> Table:
+    def restrict(self, allowed: np.ndarray) -> Table:
         raise AssertionError
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,7 +176,7 @@ class Table:
 
     def tuned(self, k: int) -> Tuning:
         exact = replace(self, nprobe=self.nlist)
-        return tune(self, [Sample(np.zeros((3, 2), np.float32), self, exact)], k, 0.9, AUTO)
+        return tune(self, [TuningSample(np.zeros((3, 2), np.float32), self, exact)], k, 0.9, AUTO)
 
 
 @given(

@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from recsys_batch.ann.index import Assign, IndexInfo, build_index
 from recsys_batch.ann.search import open_retriever
-from recsys_batch.ann.tuning import Sample, Tuning, tune
+from recsys_batch.ann.tuning import TuningSample, Tuning, tune
 from recsys_batch.config import Retrieval, Scoring
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.errors import ConfigError, InputMissing
@@ -87,7 +87,11 @@ def build_and_tune(
     samples = []
     for rule in np.unique(sampled.rules):
         queries, allowed = sampled.queries[sampled.rules == rule], catalogue.allowed(int(rule))[retrievable]
-        samples.append(Sample(queries, retriever, exact) if rule < 0 else Sample(queries, retriever.among(allowed), exact.among(allowed)))
+        samples.append(
+            TuningSample(queries, retriever, exact)
+            if rule < 0
+            else TuningSample(queries, retriever.restrict(allowed), exact.restrict(allowed))
+        )
     tuning = tune(retriever, samples, settings.n_candidates, settings.target_recall, settings)
     _log(info, tuning)
     return BuiltIndex(info, tuning)

@@ -10,13 +10,13 @@ import msgspec
 
 from recsys_batch.online.api.messages import BadRequest, Bounds, Feedback, FeedbackBody, Id, RankRequest
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent
-from recsys_batch.online.ranking.rank_query import Query
+from recsys_batch.online.ranking.rank_query import RankQuery
 
 _RANK = msgspec.json.Decoder(RankRequest)
 _FEEDBACK = msgspec.json.Decoder(Feedback)
 
 
-def read_rank(body: bytes, bounds: Bounds, arrived: float) -> tuple[Query, str | None]:
+def decode_rank_request(body: bytes, bounds: Bounds, arrived: float) -> tuple[RankQuery, str | None]:
     """The query, and the caller's request id.
 
     Args:
@@ -38,10 +38,10 @@ def read_rank(body: bytes, bounds: Bounds, arrived: float) -> tuple[Query, str |
     context = dict(request.context)
     session = _session(context.pop("session_item_ids", None), bounds)
     device, segment = context.pop("device", None), context.pop("segment", None)
-    query = Query(
+    query = RankQuery(
         user_id=request.user_id,
         k=request.k,
-        when=read_time(context.pop("timestamp", None)),
+        when=parse_time(context.pop("timestamp", None)),
         session_item_ids=session,
         device=_text("device", device),
         attributes=context,
@@ -54,7 +54,7 @@ def read_rank(body: bytes, bounds: Bounds, arrived: float) -> tuple[Query, str |
     return query, request.request_id
 
 
-def read_feedback(body: bytes, bounds: Bounds) -> list[FeedbackEvent]:
+def decode_feedback(body: bytes, bounds: Bounds) -> list[FeedbackEvent]:
     """The events; without a timestamp they happened now.
 
     Raises:
@@ -72,7 +72,7 @@ def _event(given: FeedbackBody, now: dt.datetime) -> FeedbackEvent:
         raise BadRequest(f"event_type has {len(given.event_type)} characters: expected 1 to 100")
     if not abs(given.weight) < 1e30:
         raise BadRequest(f"weight is {given.weight}: expected a number below 1e30")
-    when = read_time(given.timestamp) or now
+    when = parse_time(given.timestamp) or now
     return FeedbackEvent(given.request_id, given.user_id, given.item_id, when, given.event_type, given.weight)
 
 
@@ -82,7 +82,7 @@ def check_k(k: int, bounds: Bounds) -> None:
         raise BadRequest(f"k is {k}: expected 1 to {bounds.max_k}")
 
 
-def read_time(value: Any) -> dt.datetime | None:
+def parse_time(value: Any) -> dt.datetime | None:
     """Seconds since 1970, or ISO 8601; UTC. None for none.
 
     Raises:

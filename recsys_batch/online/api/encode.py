@@ -8,19 +8,19 @@ from typing import Any
 import msgspec
 
 from recsys_batch.online.api.messages import Answer, AnswerItem
-from recsys_batch.online.ranking.ladder import Ranked
-from recsys_batch.online.ranking.rank_query import Query
+from recsys_batch.online.ranking.ladder import RankResult
+from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.snapshot.reader import Snapshot
 
 _ENCODER = msgspec.json.Encoder()
 
 
-def encode(value: Any) -> bytes:
+def to_json(value: Any) -> bytes:
     """JSON."""
     return _ENCODER.encode(value)
 
 
-def answer(ranked: Ranked, query: Query, snapshot: Snapshot, request_id: str, timings: Mapping[str, float]) -> Answer:
+def encode_answer(ranked: RankResult, query: RankQuery, snapshot: Snapshot, request_id: str, timings: Mapping[str, float]) -> Answer:
     """In words. ``timings`` are seconds."""
     items = _items(ranked, query, snapshot)
     facts = snapshot.manifest.facts
@@ -28,7 +28,7 @@ def answer(ranked: Ranked, query: Query, snapshot: Snapshot, request_id: str, ti
     return Answer(query.user_id, items, ranked.source, ranked.degraded, facts.snapshot_id, facts.model_version, request_id, milliseconds)
 
 
-def _items(ranked: Ranked, query: Query, snapshot: Snapshot) -> list[AnswerItem]:
+def _items(ranked: RankResult, query: RankQuery, snapshot: Snapshot) -> list[AnswerItem]:
     codes = ranked.codes.tolist()
     columns = (snapshot.items.item_ids(ranked.codes), ranked.scores.tolist(), ranked.candidate_ranks.tolist(), snapshot.items.titles(codes))
     items = [

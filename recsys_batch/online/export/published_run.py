@@ -16,11 +16,11 @@ from recsys_batch import __version__
 from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue
 from recsys_batch.dataset.popularity import group_by_segment
 from recsys_batch.errors import InputMissing
-from recsys_batch.online.export.record_builder import RunLists
-from recsys_batch.online.export.sample_selection import latest, sampled_users
-from recsys_batch.online.snapshot.contents import Contents, Facts
-from recsys_batch.online.snapshot.item_table import Descriptions
-from recsys_batch.online.snapshot.popular_lists import Popular
+from recsys_batch.online.export.record_builder import RecordBuilder
+from recsys_batch.online.export.sample_selection import latest_events, select_sample_users
+from recsys_batch.online.snapshot.contents import SnapshotContents, SnapshotInfo
+from recsys_batch.online.snapshot.item_table import ItemMetadata
+from recsys_batch.online.snapshot.popular_lists import PopularLists
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.read import (
     list_run_files,
@@ -49,11 +49,11 @@ class PublishedRun:
     catalogue_dir: str
     cache: NodeCache
     bundle: Bundle
-    lists: RunLists
+    lists: RecordBuilder
     segments: tuple[str, ...]
     metric: Literal["ip", "cosine"]
 
-    def contents(self, *, with_records: bool, n_samples: int = 0) -> Contents:
+    def contents(self, *, with_records: bool, n_samples: int = 0) -> SnapshotContents:
         """Of its snapshot; without records they go to a store of their own.
 
         Args:
@@ -61,7 +61,7 @@ class PublishedRun:
         """
         catalogue = mmap_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
         ranker = self.bundle.ranker_path
-        return Contents(
+        return SnapshotContents(
             facts=self._facts(),
             catalogue=_without_history(catalogue),
             described=_described(self.warehouse, self.row["input_versions"]["items"], catalogue),
@@ -78,16 +78,18 @@ class PublishedRun:
         if n == 0 or version is None:
             return {}
         with contextlib.suppress(InputMissing, FileNotFoundError):
-            return latest(open_table_dataset(self.warehouse, "interactions", version), sampled_users(self.lists.candidates, n), catalogue)
+            return latest_events(
+                open_table_dataset(self.warehouse, "interactions", version), select_sample_users(self.lists.candidates, n), catalogue
+            )
         return {}
 
     def _records(self, catalogue: Catalogue) -> Iterator[tuple[bytes, bytes]]:
         for bounds in self.lists.bounds:
             yield from self.lists.records(catalogue, bounds)
 
-    def _facts(self) -> Facts:
+    def _facts(self) -> SnapshotInfo:
         began = dt.datetime.fromtimestamp(self.row["metrics"]["started_at"], dt.UTC)
-        return Facts(
+        return SnapshotInfo(
             snapshot_id=self.row["run_id"],
             run_id=self.row["run_id"],
             run_date=self.row["run_date"],
@@ -101,7 +103,7 @@ class PublishedRun:
         )
 
 
-def open_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric: Literal["ip", "cosine"] = "ip") -> PublishedRun:
+def open_published_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric: Literal["ip", "cosine"] = "ip") -> PublishedRun:
     """The newest published run, or the published run of that id.
 
     Args:
@@ -123,7 +125,7 @@ def open_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric
         catalogue_dir=catalogue_folder(root, row["run_id"]),
         cache=cache,
         bundle=load_bundle(cache.local_copy(bundle_folder(root, row["run_id"]))),
-        lists=RunLists(files["candidates"], files["topk"], files["user_embeddings"], segments),
+        lists=RecordBuilder(files["candidates"], files["topk"], files["user_embeddings"], segments),
         segments=names,
         metric=metric,
     )
@@ -149,11 +151,13 @@ def _without_history(catalogue: Catalogue) -> Catalogue:
     )
 
 
-def _described(warehouse: str, version: int, catalogue: Catalogue) -> Descriptions:
+def _described(warehouse: str, version: int, catalogue: Catalogue) -> ItemMetadata:
     rows = read_table(warehouse, "items", columns=["item_id", "title", "categories"], version=version).combine_chunks()
     place = pc.index_in(catalogue.item_ids, value_set=rows["item_id"].combine_chunks())
-    return Descriptions.of(rows["title"].combine_chunks().take(place), rows["categories"].combine_chunks().take(place))
+    return ItemMetadata.of(rows["title"].combine_chunks().take(place), rows["categories"].combine_chunks().take(place))
 
 
-def _popular(rows: pa.Table, catalogue: Catalogue) -> Popular:
-    return Popular({segment: (codes.astype(np.int32), scores) for segment, (codes, scores) in group_by_segment(rows, catalogue).items()})
+def _popular(rows: pa.Table, catalogue: Catalogue) -> PopularLists:
+    return PopularLists(
+        {segment: (codes.astype(np.int32), scores) for segment, (codes, scores) in group_by_segment(rows, catalogue).items()}
+    )

@@ -13,14 +13,14 @@ import pyarrow.compute as pc
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.user_key import user_key
-from recsys_batch.online.snapshot.user_record import UserLists, encode
+from recsys_batch.online.snapshot.user_record import UserRecord, encode_record
 from recsys_batch.schemas import IdType
 from recsys_batch.tables.list_columns import column_matrix, split_rows
 from recsys_batch.tables.user_ranges import LIST_ROWS, UserRange, UserSortedFiles, group_boundaries, ranges_of_files
 
 
 @dataclass(frozen=True)
-class RunLists:
+class RecordBuilder:
     """A run's rows. Small, as it travels to executors; the catalogue is opened where it is needed.
 
     Attributes:
@@ -103,7 +103,7 @@ def _block(
     for n, user in enumerate(users.to_pylist()):
         part = slice(offsets[n], offsets[n + 1])
         rank = slice(top.starts[rows[n]], top.starts[rows[n] + 1]) if rows[n] >= 0 else slice(0, 0)
-        lists = UserLists(
+        lists = UserRecord(
             embedding=vectors[row_of[n]] if modelled[n] else None,
             n_events=int(n_events[row_of[n]]) if modelled[n] else 0,
             segment=segments[n],
@@ -114,4 +114,4 @@ def _block(
         )
         key = user_key(user, kind)
         assert key is not None  # ids that a table holds all have one
-        yield key, encode(lists)
+        yield key, encode_record(lists)

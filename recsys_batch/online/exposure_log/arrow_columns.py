@@ -12,10 +12,10 @@ import pyarrow as pa
 from recsys_batch.online.snapshot.user_key import as_number
 from recsys_batch.schemas import IdType
 
-Id = int | str
+LogId = int | str
 
 
-def as_id(value: Id, kind: IdType) -> Id | None:
+def as_id(value: LogId, kind: IdType) -> LogId | None:
     """The id in the warehouse's type as the store looks it up: "7" is the BIGINT 7, 7 the STRING "7"; None where it is none."""
     if kind == "STRING":
         return value if isinstance(value, str) else str(value)
@@ -27,19 +27,19 @@ def offsets_of(lengths: Sequence[int]) -> pa.Array:
     return pa.array([0, *accumulate(lengths)], pa.int32())
 
 
-def flat(lists: Sequence[Iterable[Any]], kind: pa.DataType) -> pa.Array:
+def flatten(lists: Sequence[Iterable[Any]], kind: pa.DataType) -> pa.Array:
     """All values of all lists."""
     return pa.array(list(chain.from_iterable(lists)), kind)
 
 
-def maps(values: Sequence[Mapping[str, Any]], kind: pa.MapType) -> pa.Array:
+def string_map_column(values: Sequence[Mapping[str, Any]], kind: pa.MapType) -> pa.Array:
     """MAP<STRING,STRING>: text as it is, other values as JSON, null as null."""
-    keys = flat(values, kind.key_type)
-    texts = flat([[_text(value) for value in each.values()] for each in values], kind.item_type)
+    keys = flatten(values, kind.key_type)
+    texts = flatten([[_text(value) for value in each.values()] for each in values], kind.item_type)
     return pa.MapArray.from_arrays(offsets_of(list(map(len, values))), keys, texts, kind)
 
 
-def record_batch(columns: Sequence[pa.Array], schema: pa.Schema) -> pa.RecordBatch:
+def make_record_batch(columns: Sequence[pa.Array], schema: pa.Schema) -> pa.RecordBatch:
     """The columns by place.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, exposure_schema
-from recsys_batch.online.exposure_log.arrow_columns import Id, as_id, flat, maps, offsets_of, record_batch
+from recsys_batch.online.exposure_log.arrow_columns import LogId, as_id, flatten, string_map_column, offsets_of, make_record_batch
 from recsys_batch.online.exposure_log.file_log import FileLog
 from recsys_batch.schemas import TIMESTAMP, IdTypes
 
@@ -30,18 +30,18 @@ class Exposure(NamedTuple):
 
     request_id: str
     shown_at: dt.datetime
-    user_id: Id
+    user_id: LogId
     snapshot_id: str | None
     model_version: str | None
     source: str
     degraded: str | None
-    item_ids: Sequence[Id]
+    item_ids: Sequence[LogId]
     scores: Sequence[float]
     batch_scores: Sequence[float | None] | None = None
     candidate_ranks: Sequence[int | None] | None = None
     context_ts: dt.datetime | None = None
     device: str | None = None
-    session_item_ids: Sequence[Id] = ()
+    session_item_ids: Sequence[LogId] = ()
     attributes: Mapping[str, Any] = _NOTHING
 
 
@@ -54,10 +54,10 @@ class ExposureLog(FileLog[Exposure]):
         return exposure_schema(ids)
 
     def encode(self, rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
-        return exposure_batch(rows, ids, schema)
+        return encode_exposures(rows, ids, schema)
 
 
-def exposure_batch(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+def encode_exposures(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
     """The rows as Arrow, user ids and session items in the warehouse's types; session items that fit none are left out.
 
     Raises:
@@ -72,13 +72,13 @@ def exposure_batch(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) ->
     arrays = [pa.array(column, schema.field(place).type) for place, column in enumerate(leading)]
     arrays.append(_items(items, scores, batch, ranks, schema.field("items").type))
     arrays += [pa.array(when, TIMESTAMP), pa.array(devices, pa.string())]
-    arrays.append(pa.ListArray.from_arrays(offsets_of(list(map(len, session))), flat(session, ids.item_arrow)))
-    arrays.append(maps(more, schema.field("attributes").type))
-    return record_batch(arrays, schema)
+    arrays.append(pa.ListArray.from_arrays(offsets_of(list(map(len, session))), flatten(session, ids.item_arrow)))
+    arrays.append(string_map_column(more, schema.field("attributes").type))
+    return make_record_batch(arrays, schema)
 
 
 def _items(
-    items: Sequence[Sequence[Id]],
+    items: Sequence[Sequence[LogId]],
     scores: Sequence[Sequence[float]],
     batch_scores: Sequence[Sequence[float | None] | None],
     ranks: Sequence[Sequence[int | None] | None],

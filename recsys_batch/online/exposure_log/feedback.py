@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from recsys_batch.dataset.exposure_schema import FEEDBACK, feedback_schema
-from recsys_batch.online.exposure_log.arrow_columns import Id, as_id, record_batch
+from recsys_batch.online.exposure_log.arrow_columns import LogId, as_id, make_record_batch
 from recsys_batch.online.exposure_log.file_log import FileLog
 from recsys_batch.schemas import IdTypes
 
@@ -23,8 +23,8 @@ class FeedbackEvent(NamedTuple):
     """
 
     request_id: str | None
-    user_id: Id
-    item_id: Id
+    user_id: LogId
+    item_id: LogId
     event_ts: dt.datetime
     event_type: str
     weight: float = 1.0
@@ -39,10 +39,10 @@ class FeedbackLog(FileLog[FeedbackEvent]):
         return feedback_schema(ids)
 
     def encode(self, rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
-        return feedback_batch(rows, ids, schema)
+        return encode_feedback(rows, ids, schema)
 
 
-def feedback_batch(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+def encode_feedback(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
     """The rows as Arrow, ids in the warehouse's types.
 
     Raises:
@@ -52,4 +52,4 @@ def feedback_batch(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schem
     users = tuple(as_id(user, ids.user) for user in users)
     items = tuple(as_id(item, ids.item) for item in items)
     columns = (requests, users, items, when, kinds, weights)
-    return record_batch([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)
+    return make_record_batch([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)

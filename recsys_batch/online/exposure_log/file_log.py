@@ -10,7 +10,7 @@ from typing import ClassVar, Unpack
 
 import pyarrow as pa
 
-from recsys_batch.online.exposure_log.rotating_parquet import LimitOptions, Limits, RotatingParquet
+from recsys_batch.online.exposure_log.rotating_parquet import LimitOptions, RotationPolicy, RotatingParquet
 from recsys_batch.online.exposure_log.row_log import Row, RowLog
 from recsys_batch.schemas import IdType, IdTypes
 
@@ -43,7 +43,7 @@ class FileLog(RowLog[Row]):
     ) -> None:
         ids = IdTypes(user_type, item_type)
         schema, worker = self.columns(ids), os.getpid() if worker is None else worker
-        writer = RotatingParquet(Path(folder), self.kind, schema, worker, Limits(**limits))
+        writer = RotatingParquet(Path(folder), self.kind, schema, worker, RotationPolicy(**limits))
         super().__init__(writer, lambda rows: self.encode(rows, ids, schema), queue_rows)
 
     @abstractmethod

@@ -27,7 +27,7 @@ _YOUNG_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Limits:
+class RotationPolicy:
     """When a file is full, and how much stays.
 
     Attributes:
@@ -70,7 +70,7 @@ class RotatingParquet:
     """
 
     def __init__(
-        self, folder: Path, kind: str, schema: pa.Schema, worker: int, limits: Limits, clock: Callable[[], float] = time.monotonic
+        self, folder: Path, kind: str, schema: pa.Schema, worker: int, limits: RotationPolicy, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._folder, self._kind, self._schema, self._worker, self._limits, self._clock = folder, kind, schema, worker, limits, clock
         self._host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname()) or "host"
@@ -114,7 +114,7 @@ class RotatingParquet:
         self.written += self.pending
         self.files += 1
         self.pending = 0
-        self._tidy()
+        self._apply_retention()
 
     def _flushed(self) -> _Draft:
         """The draft, with all rows that wait in it."""
@@ -140,7 +140,7 @@ class RotatingParquet:
             self.pending = 0
             raise
 
-    def _tidy(self) -> None:
+    def _apply_retention(self) -> None:
         """Remove the oldest files beyond the bounds, and what writers that died left behind. A disk that refuses this is asked again."""
         with contextlib.suppress(OSError):
             self._remove_old()

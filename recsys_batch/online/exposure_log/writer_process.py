@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.02
 _STATS_SECONDS = 0.5
 
 
-class LogProcess:
+class LogWriterClient:
     """A worker's end. For one event loop.
 
     Args:
@@ -54,11 +54,11 @@ class LogProcess:
         self._thread = threading.Thread(target=self._run, name="log-pipe", daemon=True)
         self._thread.start()
 
-    def shown(self, row: Exposure) -> bool:
+    def log_exposure(self, row: Exposure) -> bool:
         """Take the row, or say False at once."""
         return self._take(b"e", row)
 
-    def came_back(self, row: FeedbackEvent) -> bool:
+    def log_feedback(self, row: FeedbackEvent) -> bool:
         """Take the row, or say False at once."""
         return self._take(b"f", row)
 
@@ -117,7 +117,7 @@ class LogProcess:
             self._process = self._start()
 
 
-def main() -> None:
+def writer_main() -> None:
     """The process: rows from standard input until it ends."""
     folder, stats, user, item, max_mb = sys.argv[1:]
     os.nice(10)
@@ -126,7 +126,7 @@ def main() -> None:
     feedback = FeedbackLog(Path(folder), user_type=ids.user, item_type=ids.item, worker=os.getppid(), max_mb=float(max_mb))
     of_exposures, of_feedback = msgspec.msgpack.Decoder(Exposure), msgspec.msgpack.Decoder(FeedbackEvent)
     ended = threading.Event()
-    told = threading.Thread(target=_tell, args=(Path(stats), {EXPOSURES: exposures, FEEDBACK: feedback}, ended))
+    told = threading.Thread(target=_publish_stats, args=(Path(stats), {EXPOSURES: exposures, FEEDBACK: feedback}, ended))
     told.start()
     for kind, raw in _frames(sys.stdin.buffer):
         # What is not taken stays in the pipe, so that the worker drops, and counts.
@@ -154,7 +154,7 @@ def _frames(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
         yield kind, raw
 
 
-def _tell(path: Path, logs: Mapping[str, ExposureLog | FeedbackLog], ended: threading.Event) -> None:
+def _publish_stats(path: Path, logs: Mapping[str, ExposureLog | FeedbackLog], ended: threading.Event) -> None:
     while True:
         last = ended.wait(_STATS_SECONDS)
         draft = path.with_suffix(".draft")
@@ -168,4 +168,4 @@ def _tell(path: Path, logs: Mapping[str, ExposureLog | FeedbackLog], ended: thre
 
 
 if __name__ == "__main__":
-    main()
+    writer_main()

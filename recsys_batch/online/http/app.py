@@ -12,21 +12,21 @@ from typing import Any
 from recsys_batch.errors import EXIT_MISSING, EXIT_USAGE, RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.api.messages import BadRequest
-from recsys_batch.online.http.router import HttpError, Request, Response, Route, Routes, problem
+from recsys_batch.online.http.router import HttpError, Request, Response, Route, Router, error_response
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.ranking_service import NotReady, UnknownItem, UnknownUser
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 
 logger = logging.getLogger("recsys_batch.online")
 
-_BUSY = problem(503, "too many requests are waiting: try again", (("retry-after", "1"),))
+_BUSY = error_response(503, "too many requests are waiting: try again", (("retry-after", "1"),))
 
 
 class App:
     """Speaks RSGI (Granian)."""
 
     def __init__(
-        self, routes: Routes, admission: Admission, *, max_body_bytes: int, admin_token: str | None, client_token: str | None
+        self, routes: Router, admission: Admission, *, max_body_bytes: int, admin_token: str | None, client_token: str | None
     ) -> None:
         self._routes = routes
         self._admission = admission
@@ -39,17 +39,17 @@ class App:
         try:
             route, parameters = self._routes.find(scope.method, scope.path)
         except HttpError as error:
-            return self._send(proto, "unknown", problem(error.status, str(error), error.headers))
-        if route.counted and not self._admission.enter():
+            return self._send(proto, "unknown", error_response(error.status, str(error), error.headers))
+        if route.admission_controlled and not self._admission.enter():
             metrics.SHED.inc()
             return self._send(proto, route.path, _BUSY)
-        return self._turn(scope, proto, route, parameters, arrived)
+        return self._respond(scope, proto, route, parameters, arrived)
 
-    async def _turn(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> None:
+    async def _respond(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> None:
         try:
-            response = await self._answered(scope, proto, route, parameters, arrived)
+            response = await self._dispatch(scope, proto, route, parameters, arrived)
         finally:
-            if route.counted:
+            if route.admission_controlled:
                 self._admission.leave()
         await self._send(proto, route.path, response)
 
@@ -57,26 +57,26 @@ class App:
         proto.response_bytes(response.status, list(response.headers), response.body)
         metrics.tally.add("requests", route, str(response.status))
 
-    async def _answered(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> Response:
+    async def _dispatch(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> Response:
         try:
             self._check_token(route, scope.headers)
             body = await self._body(scope, proto, route)
             return await route.handler(Request(scope.method, scope.path, scope.query_string, scope.headers, body, arrived, parameters))
         except HttpError as error:
-            return problem(error.status, str(error), error.headers)
+            return error_response(error.status, str(error), error.headers)
         except BadRequest as error:
-            return problem(400, str(error))
+            return error_response(400, str(error))
         except (UnknownUser, UnknownItem) as error:
-            return problem(404, str(error))
+            return error_response(404, str(error))
         except (NotReady, StoreUnavailable) as error:
-            return problem(503, str(error), (("retry-after", "1"),))
+            return error_response(503, str(error), (("retry-after", "1"),))
         except RecsysBatchError as error:
-            return problem({EXIT_MISSING: 404, EXIT_USAGE: 400}.get(error.exit_code, 409), str(error))
+            return error_response({EXIT_MISSING: 404, EXIT_USAGE: 400}.get(error.exit_code, 409), str(error))
         except asyncio.CancelledError:
             raise
         except Exception:
             logger.exception("a request to %s failed", route.path)
-            return problem(500, "something went wrong here; the server's log says what")
+            return error_response(500, "something went wrong here; the server's log says what")
 
     def _check_token(self, route: Route, headers: Any) -> None:
         if route.access == "open":

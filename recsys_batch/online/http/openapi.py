@@ -8,15 +8,15 @@ import msgspec
 
 from recsys_batch import __version__
 from recsys_batch.online.api.messages import Answer, Feedback, RankRequest
-from recsys_batch.online.serving.inspection import OneItem, UserAbout, UsersAbout
+from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserSample
 
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 
 
-def document() -> dict[str, Any]:
+def build_openapi() -> dict[str, Any]:
     """OpenAPI 3.1."""
     (request, answer, feedback, users, about, item), components = msgspec.json.schema_components(
-        (RankRequest, Answer, Feedback, UsersAbout, UserAbout, OneItem), ref_template="#/components/schemas/{name}"
+        (RankRequest, Answer, Feedback, UserSample, UserDetail, ItemDetail), ref_template="#/components/schemas/{name}"
     )
     components["Error"] = _ERROR
     user = _parameter("user_id", "path", {"type": "string"}, "a number's digits where user ids are numbers")

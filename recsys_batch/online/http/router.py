@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from recsys_batch.online.api.encode import encode
+from recsys_batch.online.api.encode import to_json
 
-JSON = ("content-type", "application/json")
+JSON_CONTENT_TYPE = ("content-type", "application/json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Request:
 class Response:
     status: int
     body: bytes
-    headers: tuple[tuple[str, str], ...] = (JSON,)
+    headers: tuple[tuple[str, str], ...] = (JSON_CONTENT_TYPE,)
 
 
 class HttpError(Exception):
@@ -61,7 +61,7 @@ class Route:
     path: str
     handler: Handler
     access: Literal["open", "client", "admin"] = "client"
-    counted: bool = True
+    admission_controlled: bool = True
     max_body_bytes: int | None = None
 
     def match(self, parts: list[str]) -> dict[str, str] | None:
@@ -82,7 +82,7 @@ class Route:
         return found
 
 
-class Routes:
+class Router:
     """All routes; fixed paths by a lookup, the few with names one by one."""
 
     def __init__(self, routes: list[Route]) -> None:
@@ -108,6 +108,6 @@ class Routes:
         raise HttpError(404, f"there is no {path}; GET /openapi.json lists what there is")
 
 
-def problem(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+def error_response(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:
     """{"error": sentence}."""
-    return Response(status, encode({"error": message}), (JSON, *headers))
+    return Response(status, to_json({"error": message}), (JSON_CONTENT_TYPE, *headers))

@@ -31,7 +31,7 @@ def page_routes() -> list[Route]:
             continue
         path = "/" if entry.name == INDEX else f"/page/{entry.name}"
         handler = _serving(entry.read_bytes(), kind)
-        found += [Route(method, path, handler, access="open", counted=False) for method in ("GET", "HEAD")]
+        found += [Route(method, path, handler, access="open", admission_controlled=False) for method in ("GET", "HEAD")]
     return found
 
 

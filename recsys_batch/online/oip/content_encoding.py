@@ -10,7 +10,7 @@ from recsys_batch.online.oip.model_api import InvalidRequest
 _ZLIB_OR_GZIP = zlib.MAX_WBITS | 32
 
 
-def unpacked(body: bytes, encoding: str | None, most: int) -> bytes:
+def decompress(body: bytes, encoding: str | None, most: int) -> bytes:
     """The body as it was before its Content-Encoding: gzip, deflate (as zlib, RFC 9110), identity or none.
 
     Args:

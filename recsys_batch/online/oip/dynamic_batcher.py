@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from recsys_batch.online.oip.model_api import Model, Overloaded
+from recsys_batch.online.oip.model_api import OipModel, Overloaded
 
 
 @dataclass
 class _Group:
     """Requests of one model whose tensors can be joined."""
 
-    model: Model
+    model: OipModel
     requests: list[tuple[Mapping[str, np.ndarray], asyncio.Future[Any]]] = field(default_factory=list)
     rows: int = 0
 
 
-class Batching:
+class DynamicBatcher:
     """Of one event loop.
 
     Args:
@@ -39,13 +39,13 @@ class Batching:
         self._groups: dict[tuple[Any, ...], _Group] = {}
         self._waiting = 0
 
-    async def infer(self, model: Model, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    async def infer(self, model: OipModel, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """What ``model.infer`` returns for this request alone.
 
         Raises:
             Overloaded: too many requests wait. Whatever ``model.infer`` raises for these inputs.
         """
-        pieces = model.pieces(inputs)
+        pieces = model.split(inputs)
         if len(pieces) > 1:
             return await _in_turn(model, pieces)
         n_rows = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
@@ -102,7 +102,7 @@ class Batching:
                 future.set_exception(error)
 
 
-async def _in_turn(model: Model, pieces: list[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+async def _in_turn(model: OipModel, pieces: list[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
     """A long request piece by piece, so that nobody waits for all of it."""
     with model.held():
         found = [model.infer(pieces[0])]
@@ -112,7 +112,7 @@ async def _in_turn(model: Model, pieces: list[Mapping[str, np.ndarray]]) -> Mapp
     return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
 
 
-def _joined(model: Model, requests: list[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
+def _joined(model: OipModel, requests: list[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
     names = list(requests[0])
     outputs = model.infer({name: np.concatenate([inputs[name] for inputs in requests]) for name in names})
     ends = np.cumsum([len(inputs[names[0]]) for inputs in requests])

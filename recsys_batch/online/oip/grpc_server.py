@@ -18,15 +18,15 @@ import numpy as np
 
 from recsys_batch import __version__, logs
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
-from recsys_batch.online.oip.dynamic_batcher import Batching
-from recsys_batch.online.oip.model_api import InvalidRequest, Models, ModelUnknown, Overloaded, checked
+from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
+from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, ModelUnknown, Overloaded, validate_inputs
 from recsys_batch.online.oip.rest import EXTENSIONS, SERVER_NAME
-from recsys_batch.online.oip.snapshot_models import ServedModels
-from recsys_batch.online.oip.tensor_codec import datatype_of, from_bytes, from_values, to_bytes
-from recsys_batch.online.serving.freshness import Ages
-from recsys_batch.online.serving.snapshot_manager import Live
-from recsys_batch.online.settings import CLIENT_TOKEN, TURNS, Settings, settings
-from recsys_batch.online.snapshot.redis_store import remote_store
+from recsys_batch.online.oip.snapshot_models import SnapshotModels
+from recsys_batch.online.oip.tensor_codec import datatype_of, tensor_from_bytes, tensor_from_values, tensor_to_bytes
+from recsys_batch.online.serving.freshness import FreshnessPolicy
+from recsys_batch.online.serving.snapshot_manager import SnapshotManager
+from recsys_batch.online.settings import CLIENT_TOKEN, LOAD_LOCK, ServerSettings, settings_from_environment
+from recsys_batch.online.snapshot.redis_store import open_remote_store
 
 logger = logging.getLogger("recsys_batch.online")
 
@@ -46,7 +46,7 @@ _CONTENTS = {
 class Servicer:
     """Methods of inference.GRPCInferenceService: a request message in, an answer message out."""
 
-    def __init__(self, models: Models, batching: Batching) -> None:
+    def __init__(self, models: ModelRepository, batching: DynamicBatcher) -> None:
         self._models, self._batching = models, batching
 
     async def ServerLive(self, request: Any) -> Any:  # noqa: N802
@@ -75,7 +75,7 @@ class Servicer:
 
     async def ModelInfer(self, request: Any) -> Any:  # noqa: N802
         model = self._models.get(request.model_name, request.model_version or None)
-        checked(model, {one.name: (one.datatype, list(one.shape)) for one in request.inputs})
+        validate_inputs(model, {one.name: (one.datatype, list(one.shape)) for one in request.inputs})
         outputs = await self._batching.infer(model, _inputs(request))
         wanted = [one.name for one in request.outputs] or list(outputs)
         answer = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
@@ -83,7 +83,7 @@ class Servicer:
             if name not in outputs:
                 raise InvalidRequest(f"model {model.name} has no output {name!r}; it gives {', '.join(outputs)}")
             answer.outputs.add(name=name, datatype=datatype_of(outputs[name]), shape=outputs[name].shape)
-            answer.raw_output_contents.append(to_bytes(outputs[name]))
+            answer.raw_output_contents.append(tensor_to_bytes(outputs[name]))
         return answer
 
 
@@ -96,11 +96,11 @@ def _inputs(request: Any) -> dict[str, np.ndarray]:
     found = {}
     for number, one in enumerate(request.inputs):
         if raw:
-            found[one.name] = from_bytes(one.name, one.datatype, list(one.shape), raw[number])
+            found[one.name] = tensor_from_bytes(one.name, one.datatype, list(one.shape), raw[number])
             continue
         if one.datatype not in _CONTENTS:
             raise InvalidRequest(f"input {one.name} is {one.datatype!r}, which has no typed contents: send raw_input_contents")
-        found[one.name] = from_values(one.name, one.datatype, list(one.shape), list(getattr(one.contents, _CONTENTS[one.datatype])))
+        found[one.name] = tensor_from_values(one.name, one.datatype, list(one.shape), list(getattr(one.contents, _CONTENTS[one.datatype])))
     return found
 
 
@@ -147,12 +147,12 @@ def _knows(token: str, metadata: Mapping[str, Any]) -> bool:
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
-async def run(given: Settings) -> None:
+async def run_grpc_server(given: ServerSettings) -> None:
     """Serve until SIGTERM, following snapshots as the HTTP workers do."""
-    live = Live(Path(given.snapshots), functools.partial(remote_store, given), Path(given.state) / TURNS)
-    await live.refresh()
-    models = ServedModels(live, given.max_k, Ages(given.max_age_hours, given.max_age_hard_hours))
-    batching = Batching(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
+    live = SnapshotManager(Path(given.snapshots), functools.partial(open_remote_store, given), Path(given.state) / LOAD_LOCK)
+    await live.poll()
+    models = SnapshotModels(live, given.max_k, FreshnessPolicy(given.max_age_hours, given.max_age_hard_hours))
+    batching = DynamicBatcher(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", _MAX_BYTES), ("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((handlers(Servicer(models, batching), os.environ.get(CLIENT_TOKEN) or None),))
     server.add_insecure_port(f"{given.host}:{given.grpc_port}")
@@ -163,17 +163,17 @@ async def run(given: Settings) -> None:
     parent = os.getppid()
     while not ending.is_set() and os.getppid() == parent:  # nobody would end it after a parent that was killed
         with contextlib.suppress(OSError):
-            await live.refresh()
+            await live.poll()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ending.wait(), given.poll_ms / 1000)
     await server.stop(grace=2)
 
 
-def main() -> None:
+def grpc_main() -> None:
     """The process that ``serve`` starts."""
     logs.configure(os.environ.get("RECSYS_BATCH_LOG_FORMAT", "text"))
-    asyncio.run(run(settings()))
+    asyncio.run(run_grpc_server(settings_from_environment()))
 
 
 if __name__ == "__main__":
-    main()
+    grpc_main()

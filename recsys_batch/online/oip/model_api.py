@@ -42,7 +42,7 @@ class TensorSpec:
             raise InvalidRequest(f"input {self.name} is {datatype} {list(shape)}, expected {self.datatype} {list(self.shape)}")
 
 
-class Model(Protocol):
+class OipModel(Protocol):
     """Attributes:
     rows: whether the first dimension of every tensor counts independent rows, so that requests can be joined.
     """
@@ -61,7 +61,7 @@ class Model(Protocol):
         """
         ...
 
-    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+    def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
         """A request cut into runs of a few milliseconds each, between which others are answered; the outputs' first dimension joins them.
 
         Raises:
@@ -74,15 +74,15 @@ class Model(Protocol):
         return nullcontext()
 
 
-def cut(inputs: Mapping[str, np.ndarray], names: Sequence[str], most: int) -> list[Mapping[str, np.ndarray]]:
+def split_rows(inputs: Mapping[str, np.ndarray], names: Sequence[str], most: int) -> list[Mapping[str, np.ndarray]]:
     """Pieces of at most ``most`` rows of the tensors of those names, which have equally many; the others go with every piece."""
     n = len(inputs[names[0]])
     pieces = ({name: inputs[name][at : at + most] for name in names} for at in range(0, max(n, 1), most))
     return [{**inputs, **piece} for piece in pieces]
 
 
-class Models(Protocol):
-    def get(self, name: str, version: str | None) -> Model:
+class ModelRepository(Protocol):
+    def get(self, name: str, version: str | None) -> OipModel:
         """Raises ModelUnknown."""
 
     def names(self) -> list[str]: ...
@@ -90,7 +90,7 @@ class Models(Protocol):
     def ready(self) -> bool: ...
 
 
-def checked(model: Model, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> None:
+def validate_inputs(model: OipModel, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> None:
     """Raises InvalidRequest unless the tensors (name -> datatype, shape) are the model's inputs."""
     known = {spec.name: spec for spec in model.inputs}
     for name, (datatype, shape) in tensors.items():

@@ -10,35 +10,35 @@ import msgspec
 import numpy as np
 
 from recsys_batch import __version__
-from recsys_batch.online.api.encode import encode
-from recsys_batch.online.http.router import JSON, HttpError, Response, problem
-from recsys_batch.online.oip.content_encoding import unpacked
-from recsys_batch.online.oip.dynamic_batcher import Batching
-from recsys_batch.online.oip.model_api import InvalidRequest, Model, Models, ModelUnknown, Overloaded, checked
-from recsys_batch.online.oip.tensor_codec import datatype_of, from_bytes, from_values, to_bytes, to_values
+from recsys_batch.online.api.encode import to_json
+from recsys_batch.online.http.router import JSON_CONTENT_TYPE, HttpError, Response, error_response
+from recsys_batch.online.oip.content_encoding import decompress
+from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
+from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, ModelRepository, ModelUnknown, Overloaded, validate_inputs
+from recsys_batch.online.oip.tensor_codec import datatype_of, tensor_from_bytes, tensor_from_values, tensor_to_bytes, tensor_to_values
 
-LENGTH = "inference-header-content-length"
+JSON_LENGTH_HEADER = "inference-header-content-length"
 SERVER_NAME = "recsys_batch"
 EXTENSIONS = ("binary_tensor_data",)
 MAX_BODY_BYTES = 16 * 2**20
 """200 candidates of 64 dimensions are 70 kB, and a request may bring a few hundred users' worth."""
 
 
-async def handle(method: str, path: str, headers: Any, body: bytes, models: Models, batching: Batching) -> Response:
+async def handle(method: str, path: str, headers: Any, body: bytes, models: ModelRepository, batching: DynamicBatcher) -> Response:
     """Answer a request to ``path``, which begins with /v2; ``headers`` has ``get`` with names in lower case."""
     try:
         return await _answered(method, path, headers, body, models, batching)
     except InvalidRequest as error:
-        return problem(400, str(error))
+        return error_response(400, str(error))
     except ModelUnknown as error:
-        return problem(404, str(error))
+        return error_response(404, str(error))
     except Overloaded as error:
-        return problem(503, str(error), (("retry-after", "1"),))
+        return error_response(503, str(error), (("retry-after", "1"),))
     except HttpError as error:
-        return problem(error.status, str(error), error.headers)
+        return error_response(error.status, str(error), error.headers)
 
 
-async def _answered(method: str, path: str, headers: Any, body: bytes, models: Models, batching: Batching) -> Response:
+async def _answered(method: str, path: str, headers: Any, body: bytes, models: ModelRepository, batching: DynamicBatcher) -> Response:
     parts = [unquote(part, errors="replace") for part in path.strip("/").split("/")][1:]
     match parts:
         case []:
@@ -49,14 +49,14 @@ async def _answered(method: str, path: str, headers: Any, body: bytes, models: M
             return _json({"live": True})
         case ["health", "ready"]:
             _only("GET", method, path)
-            return _json({"ready": True}) if models.ready() else problem(503, "no snapshot is in use that is new enough to be shown")
+            return _json({"ready": True}) if models.ready() else error_response(503, "no snapshot is in use that is new enough to be shown")
         case ["models", name, *rest]:
             version = rest[1] if len(rest) > 1 and rest[0] == "versions" else None
             model = models.get(name, version)
             match rest[2:] if version is not None else rest:
                 case []:
                     _only("GET", method, path)
-                    return _json(_described(model))
+                    return _json(_model_metadata(model))
                 case ["ready"]:
                     _only("GET", method, path)
                     return _json({"name": model.name, "ready": True})
@@ -71,7 +71,7 @@ def _only(wanted: str, method: str, path: str) -> None:
         raise HttpError(405, f"{path[:100]} takes {wanted}, not {method}", ("allow", wanted))
 
 
-def _described(model: Model) -> dict[str, Any]:
+def _model_metadata(model: OipModel) -> dict[str, Any]:
     def told(specs: Any) -> list[dict[str, Any]]:
         return [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs]
 
@@ -79,10 +79,10 @@ def _described(model: Model) -> dict[str, Any]:
     return {**described, "inputs": told(model.inputs), "outputs": told(model.outputs)}
 
 
-async def _infer(model: Model, headers: Any, body: bytes, batching: Batching) -> Response:
-    request, behind = _parsed(headers, unpacked(body, headers.get("content-encoding"), MAX_BODY_BYTES))
+async def _infer(model: OipModel, headers: Any, body: bytes, batching: DynamicBatcher) -> Response:
+    request, behind = _parsed(headers, decompress(body, headers.get("content-encoding"), MAX_BODY_BYTES))
     tensors = _objects(request, "inputs")
-    checked(model, {_name(one): (_datatype(one), _shape(one)) for one in tensors})
+    validate_inputs(model, {_name(one): (_datatype(one), _shape(one)) for one in tensors})
     inputs, at = {}, 0
     for one in tensors:
         inputs[one["name"]], at = _tensor(one, behind, at)
@@ -94,11 +94,11 @@ async def _infer(model: Model, headers: Any, body: bytes, batching: Batching) ->
 
 def _parsed(headers: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
     """(JSON, bytes behind it)."""
-    told = headers.get(LENGTH)
+    told = headers.get(JSON_LENGTH_HEADER)
     length = len(body)
     if told is not None:
         if not (told.isascii() and told.isdigit() and len(told) < 12 and int(told) <= len(body)):
-            raise InvalidRequest(f"{LENGTH} is {told[:40]!r}, but the body has {len(body)} bytes")
+            raise InvalidRequest(f"{JSON_LENGTH_HEADER} is {told[:40]!r}, but the body has {len(body)} bytes")
         length = int(told)
     try:
         request = msgspec.json.decode(body[:length])
@@ -144,10 +144,10 @@ def _tensor(tensor: Mapping[str, Any], behind: bytes, at: int) -> tuple[np.ndarr
     name, shape = tensor["name"], tensor["shape"]
     size = _parameters(tensor).get("binary_data_size")
     if size is None:
-        return from_values(name, tensor["datatype"], shape, tensor.get("data")), at
+        return tensor_from_values(name, tensor["datatype"], shape, tensor.get("data")), at
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(behind) - at:
         raise InvalidRequest(f"binary_data_size of {name} is {str(size)[:40]}, but {len(behind) - at} bytes are left")
-    return from_bytes(name, tensor["datatype"], shape, behind[at : at + size]), at + size
+    return tensor_from_bytes(name, tensor["datatype"], shape, behind[at : at + size]), at + size
 
 
 def _parameters(thing: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -159,7 +159,7 @@ def _parameters(thing: Mapping[str, Any]) -> Mapping[str, Any]:
     return found
 
 
-def _encoded(request: Mapping[str, Any], model: Model, outputs: Mapping[str, np.ndarray]) -> Response:
+def _encoded(request: Mapping[str, Any], model: OipModel, outputs: Mapping[str, np.ndarray]) -> Response:
     everything_binary = bool(_parameters(request).get("binary_data_output"))
     wanted = {name: everything_binary for name in outputs}
     if request.get("outputs") not in (None, []):  # none named: all of them, as over gRPC
@@ -173,19 +173,19 @@ def _encoded(request: Mapping[str, Any], model: Model, outputs: Mapping[str, np.
         array = outputs[name]
         tensor = {"name": name, "datatype": datatype_of(array), "shape": list(array.shape)}
         if binary:
-            buffers.append(to_bytes(array))
+            buffers.append(tensor_to_bytes(array))
             described.append({**tensor, "parameters": {"binary_data_size": len(buffers[-1])}})
         else:
-            described.append({**tensor, "data": to_values(array)})
+            described.append({**tensor, "data": tensor_to_values(array)})
     answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": described}
     if isinstance(request.get("id"), str):
         answer["id"] = request["id"]
-    header = encode(answer)
+    header = to_json(answer)
     if not buffers:
         return Response(200, header)
     kind = ("content-type", "application/octet-stream")
-    return Response(200, header + b"".join(buffers), (kind, (LENGTH, str(len(header)))))
+    return Response(200, header + b"".join(buffers), (kind, (JSON_LENGTH_HEADER, str(len(header)))))
 
 
 def _json(value: Any) -> Response:
-    return Response(200, encode(value), (JSON,))
+    return Response(200, to_json(value), (JSON_CONTENT_TYPE,))

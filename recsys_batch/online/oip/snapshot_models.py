@@ -7,14 +7,14 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
-from recsys_batch.online.oip.model_api import InvalidRequest, Model, ModelUnknown, TensorSpec, cut
-from recsys_batch.online.ranking.ladder import TOGETHER, Asked, rank_many
-from recsys_batch.online.ranking.latency import Latency
-from recsys_batch.online.ranking.rank_query import Query
-from recsys_batch.online.serving.freshness import Ages
-from recsys_batch.online.serving.snapshot_manager import Live, Loaded
+from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, ModelUnknown, TensorSpec, split_rows
+from recsys_batch.online.ranking.ladder import MAX_RANK_BATCH, RankInput, rank_many
+from recsys_batch.online.ranking.latency import LatencyTracker
+from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.serving.freshness import FreshnessPolicy
+from recsys_batch.online.serving.snapshot_manager import SnapshotManager, LoadedSnapshot
 from recsys_batch.online.snapshot.reader import Snapshot
-from recsys_batch.online.snapshot.user_record import decode
+from recsys_batch.online.snapshot.user_record import decode_record
 
 RANKER, RECOMMEND = "ranker", "recommend"
 _DEFAULT_K = 10
@@ -23,7 +23,7 @@ _PAIRS_OF_A_TURN = 12_800
 """Candidates that the ranker scores in 4 ms; others are answered before the next ones."""
 
 
-class RankerModel(Model):
+class RankerModel(OipModel):
     """``ranker.onnx``: scores of candidates, as ``OnnxRanker`` takes them."""
 
     rows = True
@@ -40,10 +40,10 @@ class RankerModel(Model):
         )
         self.outputs: Sequence[TensorSpec] = (TensorSpec("score", "FP32", (-1, -1)),)
 
-    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+    def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
         if len({len(array) for array in inputs.values()}) > 1:
             return [inputs]  # infer says what does not fit
-        return cut(inputs, list(inputs), max(_PAIRS_OF_A_TURN // max(inputs["item_embedding"].shape[1], 1), 1))
+        return split_rows(inputs, list(inputs), max(_PAIRS_OF_A_TURN // max(inputs["item_embedding"].shape[1], 1), 1))
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         users, items, features = (inputs[spec.name] for spec in self.inputs)
@@ -55,7 +55,7 @@ class RankerModel(Model):
         return {"score": self._ranker.score(users, items, features)}
 
 
-class RecommendModel(Model):
+class RecommendModel(OipModel):
     """Top k of users under the neutral context: item ids as text, short lists padded with "" and -inf."""
 
     rows = False
@@ -69,11 +69,11 @@ class RecommendModel(Model):
         )
         self.outputs: Sequence[TensorSpec] = (TensorSpec("item_id", "BYTES", (-1, -1)), TensorSpec("score", "FP32", (-1, -1)))
 
-    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+    def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
         n = len(inputs["user_id"])
         if n > _MOST_USERS:
             raise InvalidRequest(f"user_id has {n} users: at most {_MOST_USERS} are answered at once")
-        return cut(inputs, ["user_id"], TOGETHER)
+        return split_rows(inputs, ["user_id"], MAX_RANK_BATCH)
 
     def held(self) -> AbstractContextManager[object]:
         return self._held()
@@ -82,7 +82,7 @@ class RecommendModel(Model):
         k = int(inputs["k"][0]) if "k" in inputs else min(_DEFAULT_K, self._max_k)
         if not 1 <= k <= self._max_k:
             raise InvalidRequest(f"k is {k}: expected 1 to {self._max_k}")
-        ranked = rank_many(self._snapshot, [self._asked(_user(one), k) for one in inputs["user_id"].tolist()], Latency())
+        ranked = rank_many(self._snapshot, [self._asked(_user(one), k) for one in inputs["user_id"].tolist()], LatencyTracker())
         ids = np.full((len(ranked), k), b"", dtype=object)
         scores = np.full((len(ranked), k), -np.inf, np.float32)
         for row, one in enumerate(ranked):
@@ -90,12 +90,12 @@ class RecommendModel(Model):
             scores[row, : len(one.codes)] = one.scores
         return {"item_id": ids, "score": scores}
 
-    def _asked(self, user: int | str, k: int) -> Asked:
+    def _asked(self, user: int | str, k: int) -> RankInput:
         store, key = self._snapshot.store, self._snapshot.key(user)
         if store is None:
             raise InvalidRequest("users' lists are in Redis, which this protocol's recommend does not read: ask POST /v1/rank")
         record = store.get(key) if key is not None else None
-        return Asked(Query(user, k), decode(record) if record is not None else None)
+        return RankInput(RankQuery(user, k), decode_record(record) if record is not None else None)
 
 
 def _user(value: int | bytes) -> int | str:
@@ -107,15 +107,15 @@ def _user(value: int | bytes) -> int | str:
         raise InvalidRequest(f"user_id {value[:20]!r} is not UTF-8") from None
 
 
-class ServedModels:
+class SnapshotModels:
     """Of the snapshot that is in use at the moment of asking."""
 
-    def __init__(self, live: Live, max_k: int, ages: Ages) -> None:
+    def __init__(self, live: SnapshotManager, max_k: int, ages: FreshnessPolicy) -> None:
         self._live, self._max_k, self._ages = live, max_k, ages
-        self._of: Loaded | None = None
-        self._models: dict[str, Model] = {}
+        self._of: LoadedSnapshot | None = None
+        self._models: dict[str, OipModel] = {}
 
-    def get(self, name: str, version: str | None) -> Model:
+    def get(self, name: str, version: str | None) -> OipModel:
         self._look()
         model = self._models.get(name)
         if model is None:
@@ -131,13 +131,13 @@ class ServedModels:
     def ready(self) -> bool:
         """As /readyz says: a snapshot is in use that is not too old to be shown."""
         current = self._live.current
-        return current is not None and self._ages.of(current.snapshot.manifest.facts.generated_at) != "too_old"
+        return current is not None and self._ages.status(current.snapshot.manifest.facts.generated_at) != "too_old"
 
     def _look(self) -> None:
         current = self._live.current
         if current is None or current is self._of:  # not by name: one that came back was closed in between and opened anew
             return
-        models: list[Model] = [RecommendModel(current.snapshot, self._max_k, current.held)]
+        models: list[OipModel] = [RecommendModel(current.snapshot, self._max_k, current.lease)]
         if current.snapshot.ranker is not None:
             models.insert(0, RankerModel(current.snapshot))
         self._of, self._models = current, {model.name: model for model in models}

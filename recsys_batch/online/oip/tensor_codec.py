@@ -22,7 +22,7 @@ _LENGTH = struct.Struct("<I")
 _MOST = 2**31
 
 
-def n_elements(name: str, datatype: str, shape: Sequence[Any]) -> int:
+def count_elements(name: str, datatype: str, shape: Sequence[Any]) -> int:
     """Elements of a tensor.
 
     Raises:
@@ -37,13 +37,13 @@ def n_elements(name: str, datatype: str, shape: Sequence[Any]) -> int:
     return math.prod(shape)
 
 
-def from_bytes(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:
+def tensor_from_bytes(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:
     """The array; BYTES as objects.
 
     Raises:
         InvalidRequest: another number of bytes than shape and datatype need.
     """
-    n = n_elements(name, datatype, shape)
+    n = count_elements(name, datatype, shape)
     if datatype == "BYTES":
         return _strings(name, n, raw).reshape(shape)
     dtype = DTYPES[datatype]
@@ -52,13 +52,13 @@ def from_bytes(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
-def from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> np.ndarray:
+def tensor_from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> np.ndarray:
     """From JSON's numbers, flat or nested, or from typed contents.
 
     Raises:
         InvalidRequest: not so many, or not of that kind.
     """
-    n = n_elements(name, datatype, shape)
+    n = count_elements(name, datatype, shape)
     flat = _flat(name, values, n)
     if len(flat) != n:
         raise InvalidRequest(f"input {name} has {len(flat)} elements, expected {n} for shape {list(shape)}")
@@ -77,7 +77,7 @@ def from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> 
         raise InvalidRequest(f"input {name} holds a number beyond {datatype}") from None
 
 
-def to_bytes(array: np.ndarray) -> bytes:
+def tensor_to_bytes(array: np.ndarray) -> bytes:
     """The inverse of ``from_bytes``."""
     if array.dtype != object:
         return np.ascontiguousarray(array).tobytes()
@@ -89,7 +89,7 @@ def datatype_of(array: np.ndarray) -> str:
     return next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
 
 
-def to_values(array: np.ndarray) -> list[Any]:
+def tensor_to_values(array: np.ndarray) -> list[Any]:
     """Flat, for JSON, which has no infinities: they become the largest number of the datatype."""
     if array.dtype == object:
         return [one.decode(errors="replace") for one in array.ravel().tolist()]

@@ -10,7 +10,7 @@ from recsys_batch.ranking.onnx_ranker import OnnxRanker
 _GROUP_OF = {"retrieval_score": "retrieval", "log_popularity": "popularity", "log_n_events": "activity"}
 
 
-def groups(spec: FeatureSpec) -> dict[str, list[int]]:
+def feature_groups(spec: FeatureSpec) -> dict[str, list[int]]:
     """Columns of the feature array by group: retrieval, popularity, activity, time, device, session, attributes."""
     found: dict[str, list[int]] = {}
     for column, name in enumerate(spec.names):
@@ -27,7 +27,7 @@ def _group(name: str, column: int) -> str:
     return {"device": "device", "session": "session"}.get(kind, "session" if name == "has_session" else "time")
 
 
-def contributions(
+def group_contributions(
     ranker: OnnxRanker, spec: FeatureSpec, user: np.ndarray, items: np.ndarray, features: np.ndarray
 ) -> dict[str, np.ndarray]:
     """float32 [k] per group; a group that is neutral in the request contributes 0.
@@ -35,7 +35,7 @@ def contributions(
     Args:
         user: float32 [1, d]. items: float32 [1, k, d]. features: float32 [1, k, F].
     """
-    named = groups(spec)
+    named = feature_groups(spec)
     ablated = np.repeat(features, len(named) + 1, axis=0)
     for row, columns in enumerate(named.values(), 1):
         ablated[row][:, columns] = 0.0

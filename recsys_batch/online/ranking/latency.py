@@ -9,7 +9,7 @@ import numpy as np
 _KEPT, _EVERY = 512, 32
 
 
-class Latency:
+class LatencyTracker:
     """The p99 of the last few hundred durations, worked out anew every few; cheap enough for every request."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ SESSION_ITEMS = 50
 
 
 @dataclass(slots=True)
-class Query:
+class RankQuery:
     """A request for a ranked list.
 
     Attributes:
@@ -41,8 +41,8 @@ class Query:
     segment: str | None = None
 
 
-def features_context(
-    queries: Sequence[Query], items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]
+def build_context(
+    queries: Sequence[RankQuery], items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]
 ) -> Context | None:
     """For features.pair_features; None where nothing is known of any, which is the batch's neutral context.
 

@@ -13,14 +13,16 @@ from recsys_batch.ranking.top_k import order_pairs
 _FEW = 32
 
 
-def kept(items: ItemTable, codes: np.ndarray, gone: Sequence[Sequence[int]], categories: Sequence[Sequence[str]]) -> np.ndarray | None:
+def candidate_mask(
+    items: ItemTable, codes: np.ndarray, gone: Sequence[Sequence[int]], categories: Sequence[Sequence[str]]
+) -> np.ndarray | None:
     """bool [B, C], whether a candidate may stay; None where all of them may.
 
     Args:
         codes: int [B, C]. gone: per row, codes that must not come back. categories: per row, names of which an item needs one;
             none for any item.
     """
-    keep = outside(codes, gone) if any(gone) else None
+    keep = not_excluded(codes, gone) if any(gone) else None
     if any(categories):
         keep = np.ones(codes.shape, bool) if keep is None else keep
         for row, names in enumerate(categories):
@@ -29,7 +31,7 @@ def kept(items: ItemTable, codes: np.ndarray, gone: Sequence[Sequence[int]], cat
     return keep
 
 
-def outside(codes: np.ndarray, gone: Sequence[Sequence[int]]) -> np.ndarray:
+def not_excluded(codes: np.ndarray, gone: Sequence[Sequence[int]]) -> np.ndarray:
     """bool [B, C]: whether a code, none of which is negative, is not in its row's ``gone``; few are compared one by one, for less than
     np.isin takes.
     """
@@ -40,7 +42,7 @@ def outside(codes: np.ndarray, gone: Sequence[Sequence[int]]) -> np.ndarray:
     return np.asarray(~(codes[:, None, :] == padded[:, :, None]).any(axis=1))
 
 
-def best(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules) -> tuple[np.ndarray, np.ndarray]:
+def select_top_k(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules) -> tuple[np.ndarray, np.ndarray]:
     """(places int64 [B, k'], scores float32 [B, k']), k' = min(k, C), of the k best that the rules allow; ties go to the smaller code.
 
     -inf is out, and comes last: of such a place nothing else counts. Every rule takes from the top, so a shorter list is the beginning
@@ -53,7 +55,7 @@ def best(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules) -> tup
         picked = select_with_rules(scores, codes, k, rules)
         return picked.columns, picked.values
     places = (-scores).argsort(axis=1)[:, : k + 1]
-    values = scores.take(places + in_rows(scores))
+    values = scores.take(places + row_offsets(scores))
     if (values[:, 1:] == values[:, :-1]).any():
         # Equals come in any order, up to the one behind the last: sorted with their codes, and the places of those found again.
         values, chosen = order_pairs(scores, codes, k)
@@ -61,7 +63,7 @@ def best(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules) -> tup
     return places[:, :k], values[:, :k]
 
 
-def in_rows(array: np.ndarray) -> np.ndarray:
+def row_offsets(array: np.ndarray) -> np.ndarray:
     """int64 [B, 1] that makes places in the rows of [B, C] places in all of it: for ``take``, at a fifth of take_along_axis."""
     rows, columns = array.shape
     return np.arange(0, rows * columns, columns)[:, None] if columns else np.zeros((rows, 1), np.int64)

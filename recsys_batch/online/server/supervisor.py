@@ -16,10 +16,10 @@ from granian.constants import HTTPModes, Interfaces, Loops
 from granian.log import LogLevels
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.settings import Settings
+from recsys_batch.online.settings import ServerSettings
 
 
-def serve(given: Settings, *, certificate: Path | None = None, key: Path | None = None) -> None:
+def run_server(given: ServerSettings, *, certificate: Path | None = None, key: Path | None = None) -> None:
     """Run until SIGTERM or SIGINT.
 
     Args:
@@ -37,7 +37,7 @@ def serve(given: Settings, *, certificate: Path | None = None, key: Path | None 
     shutil.rmtree(state, ignore_errors=True)
     (state / "metrics").mkdir(parents=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(state / "metrics")
-    given.put()
+    given.export_to_environment()
     server = Granian(
         "recsys_batch.online.server.worker:application",
         factory=True,
@@ -59,7 +59,7 @@ def serve(given: Settings, *, certificate: Path | None = None, key: Path | None 
         ssl_cert=certificate,
         ssl_key=key,
     )
-    with beside("recsys_batch.online.oip.grpc_server") if given.grpc_port else contextlib.nullcontext():
+    with supervised_process("recsys_batch.online.oip.grpc_server") if given.grpc_port else contextlib.nullcontext():
         try:
             server.serve()
         finally:
@@ -67,7 +67,7 @@ def serve(given: Settings, *, certificate: Path | None = None, key: Path | None 
 
 
 @contextlib.contextmanager
-def beside(module: str) -> Iterator[None]:
+def supervised_process(module: str) -> Iterator[None]:
     """Keep a process of that module running during the ``with`` block: started again where it dies, ended with the block."""
     ending = threading.Event()
 

@@ -15,20 +15,20 @@ from recsys_batch import logs
 from recsys_batch.online import metrics
 from recsys_batch.online.api.messages import Bounds
 from recsys_batch.online.http.app import App
-from recsys_batch.online.http.endpoints import Handlers
-from recsys_batch.online.http.router import Routes
+from recsys_batch.online.http.endpoints import Endpoints
+from recsys_batch.online.http.router import Router
 from recsys_batch.online.http.static_page import page_routes
-from recsys_batch.online.oip.dynamic_batcher import Batching
-from recsys_batch.online.oip.routes import Protocol
-from recsys_batch.online.oip.snapshot_models import ServedModels
+from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
+from recsys_batch.online.oip.routes import OipRoutes
+from recsys_batch.online.oip.snapshot_models import SnapshotModels
 from recsys_batch.online.serving.admission import Admission
-from recsys_batch.online.serving.exposure_recorder import Shown
-from recsys_batch.online.serving.freshness import Ages
-from recsys_batch.online.serving.ranking_service import Service
-from recsys_batch.online.serving.snapshot_manager import Live
-from recsys_batch.online.serving.worker_state import forget_the_dead, report
-from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, TURNS, Settings, settings
-from recsys_batch.online.snapshot.redis_store import remote_store
+from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
+from recsys_batch.online.serving.freshness import FreshnessPolicy
+from recsys_batch.online.serving.ranking_service import RankingService
+from recsys_batch.online.serving.snapshot_manager import SnapshotManager
+from recsys_batch.online.serving.worker_state import drop_dead_worker_gauges, write_worker_state
+from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, LOAD_LOCK, ServerSettings, settings_from_environment
+from recsys_batch.online.snapshot.redis_store import open_remote_store
 
 _TURN_SECONDS = 0.0005
 
@@ -36,19 +36,19 @@ _TURN_SECONDS = 0.0005
 class Worker(App):
     """The application and what runs beside it."""
 
-    def __init__(self, given: Settings) -> None:
+    def __init__(self, given: ServerSettings) -> None:
         self._given = given
-        self._live = Live(Path(given.snapshots), functools.partial(remote_store, given), Path(given.state) / TURNS)
+        self._live = SnapshotManager(Path(given.snapshots), functools.partial(open_remote_store, given), Path(given.state) / LOAD_LOCK)
         admission = Admission(given.max_waiting)
         folder, stats = Path(given.exposures) if given.exposures else None, Path(given.state) / f"log-{os.getpid()}.json"
-        self._shown = Shown(folder, stats, max_mb=given.exposures_max_mb)
-        ages = Ages(given.max_age_hours, given.max_age_hard_hours)
-        service = Service(self._live, ages, admission, self._shown)
-        handlers = Handlers(service, Bounds(given.max_k, given.max_ids), Path(given.snapshots), Path(given.state))
-        batching = Batching(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
-        protocol = Protocol(ServedModels(self._live, given.max_k, ages), batching)
+        self._shown = ExposureRecorder(folder, stats, max_mb=given.exposures_max_mb)
+        ages = FreshnessPolicy(given.max_age_hours, given.max_age_hard_hours)
+        service = RankingService(self._live, ages, admission, self._shown)
+        handlers = Endpoints(service, Bounds(given.max_k, given.max_ids), Path(given.snapshots), Path(given.state))
+        batching = DynamicBatcher(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
+        protocol = OipRoutes(SnapshotModels(self._live, given.max_k, ages), batching)
         super().__init__(
-            Routes([*handlers.routes(), *protocol.routes(), *(page_routes() if given.page else [])]),
+            Router([*handlers.routes(), *protocol.routes(), *(page_routes() if given.page else [])]),
             admission,
             max_body_bytes=given.max_body_kb * 1024,
             admin_token=os.environ.get(ADMIN_TOKEN) or None,
@@ -60,7 +60,7 @@ class Worker(App):
         # A thread that opens a snapshot holds the interpreter's lock for a turn whenever the loop lets go of it, several times a request:
         # with Python's 5 ms turns a few requests take as long as the opening.
         sys.setswitchinterval(_TURN_SECONDS)
-        forget_the_dead(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))  # of whom this one may take the place
+        drop_dead_worker_gauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))  # of whom this one may take the place
         # Ready with the first request, not some requests later.
         loop.run_until_complete(self._look())
         gc.collect()
@@ -82,9 +82,9 @@ class Worker(App):
 
     async def _look(self) -> None:
         before = self._live.current
-        if await self._live.refresh():
-            report(Path(self._given.state), self._live)
-            metrics.REFUSED.inc(len(self._live.refused))
+        if await self._live.poll():
+            write_worker_state(Path(self._given.state), self._live)
+            metrics.REFUSED_SNAPSHOTS.inc(len(self._live.refused))
             if self._live.current is not None:
                 self._shown.open(self._live.current.snapshot.manifest.facts.ids)
             if before is not None and self._live.current is not before:
@@ -96,7 +96,7 @@ class Worker(App):
         metrics.WAITING.set(self._admission.waiting)
 
 
-def _age(live: Live) -> float:
+def _age(live: SnapshotManager) -> float:
     assert live.current is not None
     return time.time() - live.current.snapshot.manifest.facts.generated_at.timestamp()
 
@@ -104,4 +104,4 @@ def _age(live: Live) -> float:
 def application() -> Worker:
     """Granian's factory."""
     logs.configure(os.environ.get("RECSYS_BATCH_LOG_FORMAT", "text"))
-    return Worker(settings())
+    return Worker(settings_from_environment())

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from recsys_batch.errors import InputMissing, RecsysBatchError
-from recsys_batch.online.serving.traffic_split import Routes, write_routes
-from recsys_batch.online.serving.worker_state import reports
+from recsys_batch.online.serving.traffic_split import TrafficSplit, write_traffic_split
+from recsys_batch.online.serving.worker_state import read_worker_states
 from recsys_batch.online.snapshot import repository
-from recsys_batch.online.snapshot.verify_process import verify_apart
+from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
 
 PREVIOUS = "PREVIOUS"
 _POLL = 0.02
 
 
-class NotTaken(RecsysBatchError):
+class ActivationFailed(RecsysBatchError):
     """A worker refused the snapshot, or did not say in time; the one before is in place again."""
 
 
@@ -29,20 +29,20 @@ async def activate(folder: Path, state: Path, snapshot_id: str, seconds: float) 
         SnapshotRefused: it is damaged.
         NotTaken: a worker did not take it within ``seconds``.
     """
-    if snapshot_id not in repository.snapshots(folder):
-        known = ", ".join(repository.snapshots(folder)) or "none"
+    if snapshot_id not in repository.list_snapshots(folder):
+        known = ", ".join(repository.list_snapshots(folder)) or "none"
         raise InputMissing(f"there is no snapshot {snapshot_id}; there are: {known}")
-    await asyncio.to_thread(verify_apart, folder / snapshot_id)
-    before = repository.current(folder)
+    await asyncio.to_thread(verify_in_subprocess, folder / snapshot_id)
+    before = repository.read_current(folder)
     repository.set_current(folder, snapshot_id)
     taken, why = await _all_on(state, snapshot_id, seconds)
     if not taken:
         if before is not None:
             repository.set_current(folder, before)
-        raise NotTaken(f"snapshot {snapshot_id} was not taken ({why}); {before or 'none'} stays")
+        raise ActivationFailed(f"snapshot {snapshot_id} was not taken ({why}); {before or 'none'} stays")
     if before not in (None, snapshot_id):
         repository.write_file(folder / PREVIOUS, f"{before}\n")
-    return reports(state)
+    return read_worker_states(state)
 
 
 async def roll_back(folder: Path, state: Path, seconds: float) -> list[dict[str, Any]]:
@@ -58,7 +58,7 @@ async def roll_back(folder: Path, state: Path, seconds: float) -> list[dict[str,
     return await activate(folder, state, before, seconds)
 
 
-async def set_routes(folder: Path, state: Path, routes: Routes, seconds: float) -> list[dict[str, Any]]:
+async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, seconds: float) -> list[dict[str, Any]]:
     """Give a share of the users or requests to other snapshots; the workers' reports once all do.
 
     Raises:
@@ -67,28 +67,28 @@ async def set_routes(folder: Path, state: Path, routes: Routes, seconds: float) 
         NotTaken: a worker did not take them in time; there are no routes then.
     """
     for name in routes.names:
-        if name not in repository.snapshots(folder):
-            raise InputMissing(f"there is no snapshot {name}; there are: {', '.join(repository.snapshots(folder)) or 'none'}")
-        await asyncio.to_thread(verify_apart, folder / name)
-    write_routes(folder, routes)
+        if name not in repository.list_snapshots(folder):
+            raise InputMissing(f"there is no snapshot {name}; there are: {', '.join(repository.list_snapshots(folder)) or 'none'}")
+        await asyncio.to_thread(verify_in_subprocess, folder / name)
+    write_traffic_split(folder, routes)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        told = reports(state)
+        told = read_worker_states(state)
         if told and all(one["routes"] == routes.to_dict() for one in told):
             refused = {name: why for one in told for name, why in one["refused"].items()}
             if not refused:
                 return told
-            write_routes(folder, Routes())
-            raise NotTaken(f"routes were not taken: {refused}")
+            write_traffic_split(folder, TrafficSplit())
+            raise ActivationFailed(f"routes were not taken: {refused}")
         await asyncio.sleep(_POLL)
-    write_routes(folder, Routes())
-    raise NotTaken(f"not every worker took the routes within {seconds:g} s")
+    write_traffic_split(folder, TrafficSplit())
+    raise ActivationFailed(f"not every worker took the routes within {seconds:g} s")
 
 
 async def _all_on(state: Path, snapshot_id: str, seconds: float) -> tuple[bool, str]:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        told = reports(state)
+        told = read_worker_states(state)
         refused = [one["refused"][snapshot_id] for one in told if snapshot_id in one["refused"]]
         if refused:
             return False, refused[0]

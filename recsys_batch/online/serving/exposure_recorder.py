@@ -10,13 +10,13 @@ import numpy as np
 from recsys_batch.online.api.messages import Answer
 from recsys_batch.online.exposure_log.exposure import Exposure
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent
-from recsys_batch.online.exposure_log.writer_process import LogProcess
-from recsys_batch.online.ranking.ladder import Ranked
-from recsys_batch.online.ranking.rank_query import Query
+from recsys_batch.online.exposure_log.writer_process import LogWriterClient
+from recsys_batch.online.ranking.ladder import RankResult
+from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.schemas import IdTypes
 
 
-class Shown:
+class ExposureRecorder:
     """Nothing here waits: a log that is full drops and counts.
 
     Args:
@@ -27,7 +27,7 @@ class Shown:
     def __init__(self, folder: Path | None, stats: Path, *, max_mb: float) -> None:
         self._folder, self._stats, self._max_mb = folder, stats, max_mb
         self._ids: IdTypes | None = None
-        self._log: LogProcess | None = None
+        self._log: LogWriterClient | None = None
 
     @property
     def on(self) -> bool:
@@ -38,14 +38,14 @@ class Shown:
         if self._folder is None or ids == self._ids:
             return
         self.close()
-        self._ids, self._log = ids, LogProcess(self._folder, self._stats, ids, self._max_mb)
+        self._ids, self._log = ids, LogWriterClient(self._folder, self._stats, ids, self._max_mb)
 
-    def record(self, query: Query, ranked: Ranked, told: Answer) -> None:
+    def record(self, query: RankQuery, ranked: RankResult, told: Answer) -> None:
         """An answer that was given."""
         if self._log is None:
             return
         items = told.items
-        self._log.shown(
+        self._log.log_exposure(
             Exposure(
                 request_id=told.request_id,
                 shown_at=dt.datetime.now(dt.UTC),
@@ -65,9 +65,9 @@ class Shown:
             )
         )
 
-    def came_back(self, events: list[FeedbackEvent]) -> int:
+    def record_feedback(self, events: list[FeedbackEvent]) -> int:
         """Events of users; how many were taken, the others were dropped because too many wait."""
-        return sum(self._log.came_back(event) for event in events) if self._log is not None else 0
+        return sum(self._log.log_feedback(event) for event in events) if self._log is not None else 0
 
     def counts(self) -> dict[str, dict[str, int]]:
         """As ``LogProcess.counts``."""

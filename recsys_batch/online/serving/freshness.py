@@ -6,17 +6,17 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import Literal
 
-Age = Literal["fresh", "stale", "too_old"]
+Freshness = Literal["fresh", "stale", "too_old"]
 
 
 @dataclass(frozen=True)
-class Ages:
+class FreshnessPolicy:
     """Limits in hours since the night began: past ``stale`` answers say so, past ``hard`` the server is not ready any more."""
 
     stale: float
     hard: float | None
 
-    def of(self, generated_at: dt.datetime, now: dt.datetime | None = None) -> Age:
+    def status(self, generated_at: dt.datetime, now: dt.datetime | None = None) -> Freshness:
         hours = ((now or dt.datetime.now(dt.UTC)) - generated_at).total_seconds() / 3600
         if self.hard is not None and hours > self.hard:
             return "too_old"

@@ -9,12 +9,12 @@ from msgspec import UNSET, Struct, UnsetType
 
 from recsys_batch.online.api.messages import Bounds, Id
 from recsys_batch.online.snapshot.reader import Snapshot
-from recsys_batch.online.snapshot.user_key import as_number, user_of
-from recsys_batch.online.snapshot.user_record import UserLists
+from recsys_batch.online.snapshot.user_key import as_number, user_id_from_key
+from recsys_batch.online.snapshot.user_record import UserRecord
 from recsys_batch.ranking.features import CONTEXT_FEATURES, DEVICES, PAIR_FEATURES
 
 
-class ItemAbout(Struct):
+class ItemSummary(Struct):
     """An item; of a candidate also its retrieval score, and its rank in the published list (null where it is not in it)."""
 
     item_id: Id
@@ -24,7 +24,7 @@ class ItemAbout(Struct):
     batch_rank: int | UnsetType | None = UNSET
 
 
-class OneItem(Struct):
+class ItemDetail(Struct):
     """Of GET /v1/items/{item_id}."""
 
     item_id: Id
@@ -33,7 +33,7 @@ class OneItem(Struct):
     snapshot_id: str
 
 
-class UserAbout(Struct):
+class UserDetail(Struct):
     """Of GET /v1/users/{user_id}. ``history`` is null where the snapshot keeps none of this user; newest first."""
 
     user_id: Id
@@ -41,11 +41,11 @@ class UserAbout(Struct):
     n_events: int
     segment: str | None
     modelled: bool
-    history: list[ItemAbout] | None
-    candidates: list[ItemAbout]
+    history: list[ItemSummary] | None
+    candidates: list[ItemSummary]
 
 
-class UsersAbout(Struct):
+class UserSample(Struct):
     """Of GET /v1/users: some users to look at, and what a request for them can say."""
 
     snapshot_id: str
@@ -60,14 +60,14 @@ class UsersAbout(Struct):
     max_k: int
 
 
-def user_about(snapshot: Snapshot, user_id: Id, lists: UserLists) -> UserAbout:
+def describe_user(snapshot: Snapshot, user_id: Id, lists: UserRecord) -> UserDetail:
     """Candidates come in the order of retrieval."""
     ranks = np.zeros(len(lists.codes), dtype=np.int64)
     ranks[lists.top_places] = np.arange(1, len(lists.top_places) + 1)
     candidates = _items(snapshot, lists.codes.astype(np.int64))
     for item, score, rank in zip(candidates, lists.retrieval.tolist(), ranks.tolist(), strict=True):
         item.score, item.batch_rank = score, rank or None
-    return UserAbout(
+    return UserDetail(
         user_id=user_id,
         snapshot_id=snapshot.snapshot_id,
         n_events=lists.n_events,
@@ -78,14 +78,14 @@ def user_about(snapshot: Snapshot, user_id: Id, lists: UserLists) -> UserAbout:
     )
 
 
-def users_about(snapshot: Snapshot, limit: int, bounds: Bounds) -> UsersAbout:
+def describe_sample(snapshot: Snapshot, limit: int, bounds: Bounds) -> UserSample:
     """At most ``limit`` users: of the snapshot's samples, or where it has none of the first few thousand in its store."""
     manifest, chosen = snapshot.manifest, list(snapshot.samples)
     if not chosen and snapshot.store is not None:
-        found = (user_of(key, manifest.facts.ids.user) for key in snapshot.store.some(limit))
+        found = (user_id_from_key(key, manifest.facts.ids.user) for key in snapshot.store.sample_keys(limit))
         chosen = [user for user in found if user is not None]
     step = max(1, len(chosen) // limit)
-    return UsersAbout(
+    return UserSample(
         snapshot_id=snapshot.snapshot_id,
         model_version=snapshot.model_version,
         run_date=manifest.facts.run_date.isoformat(),
@@ -99,23 +99,23 @@ def users_about(snapshot: Snapshot, limit: int, bounds: Bounds) -> UsersAbout:
     )
 
 
-def item_about(snapshot: Snapshot, item_id: Id) -> OneItem | None:
+def describe_item(snapshot: Snapshot, item_id: Id) -> ItemDetail | None:
     """None for an item that the snapshot does not have."""
     codes = snapshot.items.codes([item_id])
     if not codes:
         return None
     (found,) = _items(snapshot, np.array(codes))
-    return OneItem(found.item_id, found.title, found.categories, snapshot.snapshot_id)
+    return ItemDetail(found.item_id, found.title, found.categories, snapshot.snapshot_id)
 
 
-def _history(snapshot: Snapshot, user_id: Id) -> list[ItemAbout] | None:
+def _history(snapshot: Snapshot, user_id: Id) -> list[ItemSummary] | None:
     """Ids are looked up as the snapshot spells them: a number's digits name the number."""
     named: Any = as_number(user_id) if snapshot.manifest.facts.ids.user == "BIGINT" else str(user_id)
     codes = snapshot.samples.get(named)
     return None if codes is None else _items(snapshot, np.asarray(codes, dtype=np.int64))
 
 
-def _items(snapshot: Snapshot, codes: np.ndarray) -> list[ItemAbout]:
+def _items(snapshot: Snapshot, codes: np.ndarray) -> list[ItemSummary]:
     items, places = snapshot.items, codes.tolist()
     columns = zip(items.item_ids(codes), items.titles(places), places, strict=True)
-    return [ItemAbout(item_id, title, items.categories(place)) for item_id, title, place in columns]
+    return [ItemSummary(item_id, title, items.categories(place)) for item_id, title, place in columns]

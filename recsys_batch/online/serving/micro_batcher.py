@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 
-from recsys_batch.online.ranking.ladder import Asked, Ranked, rank_many
-from recsys_batch.online.serving.snapshot_manager import Loaded
+from recsys_batch.online.ranking.ladder import RankInput, RankResult, rank_many
+from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot
 
 
-class Together:
+class MicroBatcher:
     """Of one event loop."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Loaded, Asked, asyncio.Future[Ranked]]] = []
+        self._waiting: list[tuple[LoadedSnapshot, RankInput, asyncio.Future[RankResult]]] = []
 
-    async def rank(self, loaded: Loaded, asked: Asked) -> Ranked:
+    async def rank(self, loaded: LoadedSnapshot, asked: RankInput) -> RankResult:
         """The answer from that snapshot, which the caller holds until then."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Ranked] = loop.create_future()
+        future: asyncio.Future[RankResult] = loop.create_future()
         if not self._waiting:
             loop.call_soon(self._run)
         self._waiting.append((loaded, asked, future))
@@ -29,7 +29,7 @@ class Together:
 
     def _run(self) -> None:
         waiting, self._waiting = self._waiting, []
-        by_snapshot: dict[int, list[tuple[Loaded, Asked, asyncio.Future[Ranked]]]] = {}
+        by_snapshot: dict[int, list[tuple[LoadedSnapshot, RankInput, asyncio.Future[RankResult]]]] = {}
         for one in waiting:
             if not one[2].done():  # who went away needs no answer
                 by_snapshot.setdefault(id(one[0]), []).append(one)

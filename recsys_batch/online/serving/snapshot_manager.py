@@ -22,18 +22,18 @@ from pathlib import Path
 import numpy as np
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.api.encode import answer, encode
+from recsys_batch.online.api.encode import encode_answer, to_json
 from recsys_batch.online.ranking.ladder import rank
-from recsys_batch.online.ranking.latency import Latency
-from recsys_batch.online.ranking.rank_query import Query
+from recsys_batch.online.ranking.latency import LatencyTracker
+from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving import traffic_split
-from recsys_batch.online.serving.traffic_split import Routes
+from recsys_batch.online.serving.traffic_split import TrafficSplit
 from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import RedisStore
-from recsys_batch.online.snapshot.user_record import decode
-from recsys_batch.online.snapshot.verify_process import verify_apart
+from recsys_batch.online.snapshot.user_record import decode_record
+from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
 
 logger = logging.getLogger("recsys_batch.online")
 
@@ -47,7 +47,7 @@ _CLOSING: set[asyncio.Task[None]] = set()
 
 
 @dataclass
-class Loaded:
+class LoadedSnapshot:
     """A snapshot in use.
 
     Attributes:
@@ -57,27 +57,27 @@ class Loaded:
 
     snapshot: Snapshot
     remote: RedisStore | None
-    latency: Latency = field(default_factory=Latency)
+    latency: LatencyTracker = field(default_factory=LatencyTracker)
     leases: int = 0
     retired: bool = False
 
-    def take(self) -> Loaded:
+    def acquire(self) -> LoadedSnapshot:
         """Keep it open until ``give``."""
         self.leases += 1
         return self
 
-    def give(self) -> None:
+    def release(self) -> None:
         self.leases -= 1
         self._close_if_free()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lease(self) -> Iterator[None]:
         """Keep it open during the ``with`` block."""
-        self.take()
+        self.acquire()
         try:
             yield
         finally:
-            self.give()
+            self.release()
 
     def retire(self) -> None:
         """No new request gets it."""
@@ -92,7 +92,7 @@ class Loaded:
                 task.add_done_callback(_CLOSING.discard)
 
 
-class Live:
+class SnapshotManager:
     """What a worker answers from.
 
     Args:
@@ -106,48 +106,48 @@ class Live:
     def __init__(self, folder: Path, open_remote: Callable[[str], RedisStore], turns: Path) -> None:
         self.folder = folder
         self._turns = turns
-        self.current: Loaded | None = None
-        self.canary: Loaded | None = None
-        self.shadow: Loaded | None = None
-        self.routes = Routes()
+        self.current: LoadedSnapshot | None = None
+        self.canary: LoadedSnapshot | None = None
+        self.shadow: LoadedSnapshot | None = None
+        self.routes = TrafficSplit()
         self.refused: dict[str, str] = {}
-        self.recent: deque[Query] = deque(maxlen=WARM_REQUESTS)
+        self.recent: deque[RankQuery] = deque(maxlen=WARM_REQUESTS)
         self._open_remote = open_remote
         self._seen: tuple[object, ...] | None = None
 
-    def choose(self, key: bytes | None) -> Loaded | None:
+    def route(self, key: bytes | None) -> LoadedSnapshot | None:
         """Whose answer a user gets."""
-        if self.canary is not None and key is not None and self.routes.to_canary(key):
+        if self.canary is not None and key is not None and self.routes.is_canary(key):
             return self.canary
         return self.current
 
-    async def refresh(self) -> bool:
+    async def poll(self) -> bool:
         """Look whether other snapshots are wanted, and go over to them; whether anything was looked into."""
-        seen = (*_stamp(self.folder / repository.CURRENT), *_stamp(self.folder / traffic_split.NAME))
+        seen = (*_stamp(self.folder / repository.CURRENT_FILE), *_stamp(self.folder / traffic_split.ROUTES_FILE))
         if seen == self._seen:
             return False
         self._seen = seen
-        wanted = repository.current(self.folder)
+        wanted = repository.read_current(self.folder)
         try:
-            found = traffic_split.read_routes(self.folder)
+            found = traffic_split.read_traffic_split(self.folder)
         except RecsysBatchError as error:
             logger.error("routes stay as they were: %s", error)
             found = self.routes
         self.refused = {}
-        self.current = await self._over_to(self.current, wanted) or self.current
-        self.canary = await self._beside(self.canary, found.canary)
-        self.shadow = await self._beside(self.shadow, found.shadow)
+        self.current = await self._swap_in(self.current, wanted) or self.current
+        self.canary = await self._swap_secondary(self.canary, found.canary)
+        self.shadow = await self._swap_secondary(self.shadow, found.shadow)
         self.routes = found
         return True
 
-    async def _beside(self, old: Loaded | None, name: str | None) -> Loaded | None:
+    async def _swap_secondary(self, old: LoadedSnapshot | None, name: str | None) -> LoadedSnapshot | None:
         """The canary or the shadow: none rather than one that nobody asked for any more."""
-        new = await self._over_to(old, name) if name else None
+        new = await self._swap_in(old, name) if name else None
         if new is None and old is not None:
             old.retire()
         return new
 
-    async def _over_to(self, old: Loaded | None, name: str | None) -> Loaded | None:
+    async def _swap_in(self, old: LoadedSnapshot | None, name: str | None) -> LoadedSnapshot | None:
         """The wanted snapshot in use, None where it is refused or none is wanted."""
         if name is None:
             return None
@@ -159,7 +159,7 @@ class Live:
             self.refused[name] = str(error).splitlines()[0] if str(error) else type(error).__name__
             logger.error("snapshot %s is refused: %s", name, error)
             return None
-        if new.remote is not None and (why := await _why_not_whole(new.remote)):
+        if new.remote is not None and (why := await _missing_records(new.remote)):
             self.refused[name] = why
             logger.error("snapshot %s is refused: %s", name, why)
             new.retire()
@@ -169,49 +169,49 @@ class Live:
         logger.info("snapshot %s is in use", name)
         return new
 
-    def _load(self, name: str) -> Loaded:
+    def _load(self, name: str) -> LoadedSnapshot:
         folder = self.folder / repository.check_name(name)
         with self._turns.open("a") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)
             if self.current is not None:  # somebody is being answered
-                verify_apart(folder)
+                verify_in_subprocess(folder)
             snapshot = open_snapshot(folder)
-            loaded = Loaded(snapshot, self._open_remote(name) if snapshot.store is None else None)
-            warm(loaded, list(self.recent))
+            loaded = LoadedSnapshot(snapshot, self._open_remote(name) if snapshot.store is None else None)
+            warm_up(loaded, list(self.recent))
             return loaded
 
 
-async def _why_not_whole(remote: RedisStore) -> str | None:
+async def _missing_records(remote: RedisStore) -> str | None:
     """A sentence where the store says that it lacks records; a store that does not answer may have all of them."""
     try:
-        n_records = await remote.whole()
+        n_records = await remote.record_count()
     except StoreUnavailable:
         return None
     return None if n_records is not None else "its users' lists are not in Redis, or have expired: export the run again"
 
 
-def warm(loaded: Loaded, recent: list[Query]) -> None:
+def warm_up(loaded: LoadedSnapshot, recent: list[RankQuery]) -> None:
     """Answer a request of every kind, and the newest requests, so that the model's first runs, first imports and first reads of pages are
     nobody's request.
     """
     snapshot = loaded.snapshot
-    records = [snapshot.store.get(key) for key in snapshot.store.some(WARM_REQUESTS)] if snapshot.store is not None else []
-    queries = [replace(query, deadline=None) for query in recent] + _kinds(snapshot)
+    records = [snapshot.store.get(key) for key in snapshot.store.sample_keys(WARM_REQUESTS)] if snapshot.store is not None else []
+    queries = [replace(query, deadline=None) for query in recent] + _warm_up_queries(snapshot)
     for number in range(max(WARM_REQUESTS, len(queries))):
         query = queries[number % len(queries)]
         record = records[number % len(records)] if records else None
         time.sleep(_BREATH)
-        ranked = rank(snapshot, query, decode(record) if record else None, Latency())
-        encode(answer(ranked, query, snapshot, "warm", ranked.stages))
-    for query in _kinds(snapshot):
-        rank(snapshot, query, None, Latency())
+        ranked = rank(snapshot, query, decode_record(record) if record else None, LatencyTracker())
+        to_json(encode_answer(ranked, query, snapshot, "warm", ranked.stages))
+    for query in _warm_up_queries(snapshot):
+        rank(snapshot, query, None, LatencyTracker())
 
 
-def _kinds(snapshot: Snapshot) -> list[Query]:
+def _warm_up_queries(snapshot: Snapshot) -> list[RankQuery]:
     """A request of each kind, about the first items."""
     items = snapshot.items.item_ids(np.arange(min(3, len(snapshot.items))))
     now = dt.datetime.now(dt.UTC)
-    plain = Query(user_id=0, k=10)
+    plain = RankQuery(user_id=0, k=10)
     full = replace(plain, when=now, device="mobile", session_item_ids=items[:2], exclude_item_ids=items[2:], explain=True)
     return [plain, full, replace(plain, categories=snapshot.items.categories(0) if items else ())]
 

@@ -11,12 +11,12 @@ from typing import Any
 from recsys_batch.errors import UsageError
 from recsys_batch.online.snapshot.repository import write_file
 
-NAME = "ROUTES.json"
+ROUTES_FILE = "ROUTES.json"
 _WHOLE = 2**32
 
 
 @dataclass(frozen=True)
-class Routes:
+class TrafficSplit:
     """Attributes:
     canary: snapshot that ``weight`` (0 to 1) of the users get; None for nobody.
     shadow: snapshot that ``share`` (0 to 1) of the requests are also scored with; None for none.
@@ -27,7 +27,7 @@ class Routes:
     shadow: str | None = None
     share: float = 0.0
 
-    def to_canary(self, key: bytes) -> bool:
+    def is_canary(self, key: bytes) -> bool:
         """Whether a user of that key is the canary's; the same user always is, until the canary is another one."""
         if self.canary is None:
             return False
@@ -41,26 +41,26 @@ class Routes:
         return {"canary": self.canary, "weight": self.weight, "shadow": self.shadow, "share": self.share}
 
 
-def read_routes(folder: Path) -> Routes:
+def read_traffic_split(folder: Path) -> TrafficSplit:
     """Of the folder of snapshots; no routes where it has none.
 
     Raises:
         UsageError: the file is not one that ``write_routes`` wrote.
     """
-    path = folder / NAME
+    path = folder / ROUTES_FILE
     try:
-        return checked(json.loads(path.read_text(encoding="utf-8")))
+        return parse_traffic_split(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        return Routes()
+        return TrafficSplit()
     except ValueError as error:
         raise UsageError(f"{path} is not JSON: {error}") from None
 
 
-def write_routes(folder: Path, routes: Routes) -> None:
-    write_file(folder / NAME, json.dumps(routes.to_dict()) + "\n")
+def write_traffic_split(folder: Path, routes: TrafficSplit) -> None:
+    write_file(folder / ROUTES_FILE, json.dumps(routes.to_dict()) + "\n")
 
 
-def checked(values: Any) -> Routes:
+def parse_traffic_split(values: Any) -> TrafficSplit:
     """From parsed JSON.
 
     Raises:
@@ -77,4 +77,4 @@ def checked(values: Any) -> Routes:
             raise UsageError(f"{share} is {part!r}: expected a number from 0 to 1")
         if part and who is None:
             raise UsageError(f"{share} is {part}, but there is no {name}")
-    return Routes(values.get("canary"), float(values.get("weight", 0.0)), values.get("shadow"), float(values.get("share", 0.0)))
+    return TrafficSplit(values.get("canary"), float(values.get("weight", 0.0)), values.get("shadow"), float(values.get("share", 0.0)))

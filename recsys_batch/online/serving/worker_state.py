@@ -9,10 +9,10 @@ from typing import Any
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from recsys_batch.online.serving.snapshot_manager import Live
+from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 
 
-def report(state: Path, live: Live) -> None:
+def write_worker_state(state: Path, live: SnapshotManager) -> None:
     """Write this worker's file anew."""
     named = {"current": live.current, "canary": live.canary, "shadow": live.shadow}
     told = {name: one.snapshot.snapshot_id if one is not None else None for name, one in named.items()}
@@ -22,7 +22,7 @@ def report(state: Path, live: Live) -> None:
     draft.replace(path)
 
 
-def reports(state: Path) -> list[dict[str, Any]]:
+def read_worker_states(state: Path) -> list[dict[str, Any]]:
     """Of the workers that are alive."""
     found = []
     for path in sorted(state.glob("worker-*.json")):
@@ -38,7 +38,7 @@ def reports(state: Path) -> list[dict[str, Any]]:
     return found
 
 
-def forget_the_dead(folder: Path) -> None:
+def drop_dead_worker_gauges(folder: Path) -> None:
     """Take the gauges of workers that were killed off the metrics page; those that end by themselves leave none.
 
     Args:

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from recsys_batch.dataset.catalogue import Catalogue
-from recsys_batch.online.snapshot.item_table import Descriptions
-from recsys_batch.online.snapshot.popular_lists import Popular
-from recsys_batch.online.snapshot.sample_users import Samples
+from recsys_batch.online.snapshot.item_table import ItemMetadata
+from recsys_batch.online.snapshot.popular_lists import PopularLists
+from recsys_batch.online.snapshot.sample_users import SampleUsers
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.schemas import IdTypes
 
 
 @dataclass(frozen=True)
-class Facts:
+class SnapshotInfo:
     """What a snapshot says of itself.
 
     Attributes:
@@ -40,7 +40,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Contents:
+class SnapshotContents:
     """A snapshot to be written.
 
     Attributes:
@@ -50,11 +50,11 @@ class Contents:
         samples: users to look at, with the codes of what they did lately; may be empty.
     """
 
-    facts: Facts
+    facts: SnapshotInfo
     catalogue: Catalogue = field(repr=False)
-    described: Descriptions = field(repr=False)
-    popular: Popular = field(repr=False)
+    described: ItemMetadata = field(repr=False)
+    popular: PopularLists = field(repr=False)
     features: FeatureSpec
     ranker: bytes | None = field(repr=False)
     records: Iterable[tuple[bytes, bytes]] | None = field(repr=False)
-    samples: Samples = field(default_factory=dict, repr=False)
+    samples: SampleUsers = field(default_factory=dict, repr=False)

@@ -22,7 +22,7 @@ _CODES, _OFFSETS, _NORMS = "category_codes.npy", "category_offsets.npy", "norms.
 
 
 @dataclass(frozen=True)
-class Descriptions:
+class ItemMetadata:
     """What items are called and belong to.
 
     Attributes:
@@ -36,7 +36,7 @@ class Descriptions:
     category_offsets: np.ndarray
 
     @classmethod
-    def of(cls, titles: pa.Array, categories: pa.Array) -> Descriptions:
+    def of(cls, titles: pa.Array, categories: pa.Array) -> ItemMetadata:
         """From columns in the catalogue's order; categories are lists of strings, nulls allowed."""
         lengths = np.asarray(categories.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
         encoded = categories.flatten().cast(pa.string()).dictionary_encode()
@@ -53,7 +53,7 @@ class ItemTable:
     """The catalogue and its descriptions; ``norms`` float32 [n] are the lengths of the embeddings."""
 
     catalogue: Catalogue
-    described: Descriptions
+    described: ItemMetadata
     norms: np.ndarray
 
     def __len__(self) -> int:
@@ -131,7 +131,7 @@ class ItemTable:
         return np.asarray(counted[ends_at] > counted[ends_at - lengths])
 
 
-def write_items(folder: Path, catalogue: Catalogue, described: Descriptions) -> None:
+def write_items(folder: Path, catalogue: Catalogue, described: ItemMetadata) -> None:
     """Into a new folder."""
     folder.mkdir()
     write_catalogue(folder, catalogue)
@@ -157,7 +157,7 @@ def open_items(folder: Path) -> ItemTable:
     for array in (catalogue.embeddings, catalogue.log_popularity, norms, codes, offsets):
         _touch(array)
     names = json.loads((folder / _CATEGORIES).read_text(encoding="utf-8"))
-    return ItemTable(catalogue, Descriptions(titles, names, codes, offsets), norms)
+    return ItemTable(catalogue, ItemMetadata(titles, names, codes, offsets), norms)
 
 
 def _touch(array: np.ndarray) -> None:

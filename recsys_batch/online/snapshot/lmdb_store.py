@@ -38,7 +38,7 @@ class LmdbStore:
             found: bytes | None = txn.get(key)
             return found
 
-    def some(self, n: int) -> list[bytes]:
+    def sample_keys(self, n: int) -> list[bytes]:
         """The keys of about n users, evenly by key order of the first few thousand; to warm up with."""
         keys = []
         with self._env.begin() as txn:

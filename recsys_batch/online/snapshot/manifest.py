@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.snapshot.contents import Facts
+from recsys_batch.online.snapshot.contents import SnapshotInfo
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.schemas import IdTypes
 from recsys_batch.storage.checksums import sha256_file
 
-NAME = "manifest.json"
+MANIFEST_FILE = "manifest.json"
 FORMAT, VERSION = "recsys_batch.snapshot", 1
 _VERIFIED = ".verified"
 
@@ -28,7 +28,7 @@ class SnapshotRefused(RecsysBatchError):
 
 
 @dataclass(frozen=True)
-class Manifest:
+class SnapshotManifest:
     """``manifest.json``, checked.
 
     Attributes:
@@ -37,7 +37,7 @@ class Manifest:
         files: path within the folder -> SHA-256 and bytes.
     """
 
-    facts: Facts
+    facts: SnapshotInfo
     features: FeatureSpec
     embedding_dim: int
     n_items: int
@@ -70,8 +70,8 @@ class Manifest:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Manifest:
-        facts = Facts(
+    def from_dict(cls, values: Mapping[str, Any]) -> SnapshotManifest:
+        facts = SnapshotInfo(
             snapshot_id=values["snapshot_id"],
             run_id=values["run_id"],
             run_date=dt.date.fromisoformat(values["run_date"]),
@@ -87,23 +87,25 @@ class Manifest:
         return cls(facts, FeatureSpec.from_dict(values["features"]), **numbers, store=values["store"], files=values["files"])
 
 
-def listed(folder: Path) -> dict[str, dict[str, Any]]:
+def file_checksums(folder: Path) -> dict[str, dict[str, Any]]:
     """Checksum and size of every file below the folder, hidden ones and the manifest left out."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NAME and not path.name.startswith("."))
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE and not path.name.startswith("."))
     return {str(path.relative_to(folder)): {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in paths}
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> SnapshotManifest:
     """Of a snapshot's folder; files are not looked at.
 
     Raises:
         SnapshotRefused: there is none, or it is not one that this release reads.
     """
-    path = folder / NAME
+    path = folder / MANIFEST_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SnapshotRefused(f"{folder} has no {NAME}: it is not a snapshot, or its writing was cut short; export it again") from None
+        raise SnapshotRefused(
+            f"{folder} has no {MANIFEST_FILE}: it is not a snapshot, or its writing was cut short; export it again"
+        ) from None
     except (OSError, ValueError) as error:
         raise SnapshotRefused(f"{path} cannot be read: {error}") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
@@ -111,7 +113,7 @@ def read_manifest(folder: Path) -> Manifest:
     if values.get("version") != VERSION:
         raise SnapshotRefused(f"{path} has format version {values.get('version')!r}, this release reads {VERSION}: export it again")
     try:
-        manifest = Manifest.from_dict(values)
+        manifest = SnapshotManifest.from_dict(values)
     except (KeyError, TypeError, ValueError) as error:
         raise SnapshotRefused(f"{path} lacks something or holds something odd ({error}): export it again") from None
     if manifest.facts.snapshot_id != folder.name:
@@ -119,7 +121,7 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def verify(folder: Path, manifest: Manifest) -> None:
+def verify_snapshot(folder: Path, manifest: SnapshotManifest) -> None:
     """Every file against its checksum. The first worker of a node that has done it leaves a mark, so that the others only compare
     sizes and times; a file that changed since is read again.
 
@@ -137,7 +139,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
     mark_verified(folder, manifest)
 
 
-def is_verified(folder: Path, manifest: Manifest) -> bool:
+def is_verified(folder: Path, manifest: SnapshotManifest) -> bool:
     """Whether a process of this node has verified the files as they are now.
 
     Raises:
@@ -150,7 +152,7 @@ def is_verified(folder: Path, manifest: Manifest) -> bool:
         return False
 
 
-def mark_verified(folder: Path, manifest: Manifest) -> None:
+def mark_verified(folder: Path, manifest: SnapshotManifest) -> None:
     """Let the processes of this node take the files as they are now for verified: by whoever has just computed their checksums."""
     try:
         draft = folder / f"{_VERIFIED}-{os.getpid()}"
@@ -160,13 +162,13 @@ def mark_verified(folder: Path, manifest: Manifest) -> None:
         pass  # a read-only folder is verified by every worker
 
 
-def _state(folder: Path, manifest: Manifest) -> dict[str, list[int]]:
+def _state(folder: Path, manifest: SnapshotManifest) -> dict[str, list[int]]:
     """Size, time and inode of every file."""
     state = {}
     for name, expected in manifest.files.items():
         path = folder / name
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise SnapshotRefused(f"{folder / NAME} names the file {name!r}, which leaves the snapshot's folder")
+            raise SnapshotRefused(f"{folder / MANIFEST_FILE} names the file {name!r}, which leaves the snapshot's folder")
         try:
             found = path.stat()
         except OSError:

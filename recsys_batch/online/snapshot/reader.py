@@ -15,13 +15,13 @@ from recsys_batch.dataset.catalogue import mmap_npy
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.item_table import ItemTable, open_items
 from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, LmdbStore
-from recsys_batch.online.snapshot.manifest import Manifest, SnapshotRefused, read_manifest, verify
-from recsys_batch.online.snapshot.popular_lists import Popular
-from recsys_batch.online.snapshot.sample_users import FILE as SAMPLES
-from recsys_batch.online.snapshot.sample_users import Samples, read_samples
+from recsys_batch.online.snapshot.manifest import SnapshotManifest, SnapshotRefused, read_manifest, verify_snapshot
+from recsys_batch.online.snapshot.popular_lists import PopularLists
+from recsys_batch.online.snapshot.sample_users import SAMPLES_FILE as SAMPLES
+from recsys_batch.online.snapshot.sample_users import SampleUsers, read_samples
 from recsys_batch.online.snapshot.user_key import user_key
-from recsys_batch.online.snapshot.vector_search import Lists
-from recsys_batch.online.snapshot.writer import ITEMS, NEAREST, POPULAR, RANKER
+from recsys_batch.online.snapshot.vector_search import KMeansLists
+from recsys_batch.online.snapshot.writer import ITEMS, KMEANS_FILE, POPULAR, RANKER
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.schemas import ALL_SEGMENTS
 
@@ -36,14 +36,14 @@ class Snapshot:
         samples: users to look at and what they did lately; empty where it keeps none.
     """
 
-    manifest: Manifest
+    manifest: SnapshotManifest
     items: ItemTable
-    popular: Popular
+    popular: PopularLists
     ranker: OnnxRanker | None
     store: LmdbStore | None
-    lists: Lists | None
+    lists: KMeansLists | None
     folder: Path = field(repr=False)
-    samples: Samples = field(default_factory=dict, repr=False)
+    samples: SampleUsers = field(default_factory=dict, repr=False)
 
     @property
     def snapshot_id(self) -> str:
@@ -61,7 +61,7 @@ class Snapshot:
         return None if place is None else self.manifest.facts.segments[place]
 
     @cached_property
-    def open_to_strangers(self) -> np.ndarray:
+    def default_eligible(self) -> np.ndarray:
         """bool [n], items that somebody without a segment may be recommended."""
         catalogue = self.items.catalogue
         rule = list(catalogue.eligible).index(ALL_SEGMENTS) if ALL_SEGMENTS in catalogue.eligible else -1
@@ -79,7 +79,7 @@ def open_snapshot(folder: Path) -> Snapshot:
         SnapshotRefused: damaged, incomplete, or of parts that do not fit together.
     """
     manifest = read_manifest(folder)
-    verify(folder, manifest)
+    verify_snapshot(folder, manifest)
     try:
         return _opened(folder, manifest)
     except SnapshotRefused:
@@ -88,7 +88,7 @@ def open_snapshot(folder: Path) -> Snapshot:
         raise SnapshotRefused(f"{folder} cannot be opened: {error}") from None
 
 
-def _opened(folder: Path, manifest: Manifest) -> Snapshot:
+def _opened(folder: Path, manifest: SnapshotManifest) -> Snapshot:
     items = open_items(folder / ITEMS)
     shape = (manifest.n_items, manifest.embedding_dim)
     if items.catalogue.embeddings.shape != shape:
@@ -97,12 +97,12 @@ def _opened(folder: Path, manifest: Manifest) -> Snapshot:
         )
     ranker = OnnxRanker(folder / RANKER) if RANKER in manifest.files else None
     if ranker is not None:
-        _try(ranker, manifest)
+        _smoke_test_ranker(ranker, manifest)
     lists = None
-    if NEAREST[0] in manifest.files:
-        lists = Lists(*(mmap_npy(folder / name) for name in NEAREST))
+    if KMEANS_FILE[0] in manifest.files:
+        lists = KMeansLists(*(mmap_npy(folder / name) for name in KMEANS_FILE))
     segments = json.loads((folder / "popular.json").read_text(encoding="utf-8"))
-    popular = Popular.from_arrays(segments, load_file(folder / POPULAR))
+    popular = PopularLists.from_arrays(segments, load_file(folder / POPULAR))
     store = LmdbStore(folder / LMDB_FILE) if manifest.store == "lmdb" else None
     if store is not None and len(store) != manifest.n_users:
         raise SnapshotRefused(f"{folder / LMDB_FILE} has {len(store)} users, the manifest says {manifest.n_users}: export it again")
@@ -111,7 +111,7 @@ def _opened(folder: Path, manifest: Manifest) -> Snapshot:
     return Snapshot(manifest, items, popular, ranker, store, lists, folder, samples)
 
 
-def _try(ranker: OnnxRanker, manifest: Manifest) -> None:
+def _smoke_test_ranker(ranker: OnnxRanker, manifest: SnapshotManifest) -> None:
     """Whether the model takes embeddings and features of the manifest's shapes."""
     d, n_features = manifest.embedding_dim, len(manifest.features.names)
     try:

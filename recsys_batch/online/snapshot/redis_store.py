@@ -15,11 +15,11 @@ import redis
 import redis.asyncio
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.settings import REDIS_URL, Settings
+from recsys_batch.online.settings import REDIS_URL, ServerSettings
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 
 _PIPELINE = 500  # records sent before their answers are read: about a megabyte
-_REST = 0.25  # seconds that a store is left alone after it failed, so that requests don't all wait for it
+_BACKOFF_SECONDS = 0.25  # seconds that a store is left alone after it failed, so that requests don't all wait for it
 
 
 def redis_key(snapshot_id: str, key: bytes) -> str:
@@ -27,7 +27,7 @@ def redis_key(snapshot_id: str, key: bytes) -> str:
     return f"recs:{snapshot_id}:{key.hex()}"
 
 
-def whole_key(snapshot_id: str) -> str:
+def completion_key(snapshot_id: str) -> str:
     """Where it says how many records the snapshot has in the store, written last."""
     return f"recs:{snapshot_id}:whole"
 
@@ -45,7 +45,7 @@ def connect(url: str, cluster: bool = False) -> Any:
         raise RecsysBatchError(f"the store's URL is not one that Redis takes: {error}") from None
 
 
-def fill(client: Any, snapshot_id: str, records: Iterable[tuple[bytes, bytes]], expire_seconds: int) -> int:
+def write_records(client: Any, snapshot_id: str, records: Iterable[tuple[bytes, bytes]], expire_seconds: int) -> int:
     """Put records, each expiring by itself; how many. Putting them again is safe.
 
     Raises:
@@ -65,14 +65,14 @@ def fill(client: Any, snapshot_id: str, records: Iterable[tuple[bytes, bytes]], 
     return n
 
 
-def mark_whole(client: Any, snapshot_id: str, n_records: int, expire_seconds: int) -> None:
+def mark_complete(client: Any, snapshot_id: str, n_records: int, expire_seconds: int) -> None:
     """Say that all records are there.
 
     Raises:
         RecsysBatchError: the server refused or went away.
     """
     try:
-        client.set(whole_key(snapshot_id), n_records, ex=expire_seconds)
+        client.set(completion_key(snapshot_id), n_records, ex=expire_seconds)
     except redis.RedisError as error:
         raise RecsysBatchError(f"the Redis store does not answer: {_line(error)}") from None
 
@@ -98,17 +98,17 @@ class RedisStore:
             found: bytes | None = await self._client.get(redis_key(self._snapshot_id, key))
             return found
         except (redis.RedisError, OSError, TimeoutError) as error:
-            self._resting_until = time.monotonic() + _REST
+            self._resting_until = time.monotonic() + _BACKOFF_SECONDS
             raise StoreUnavailable(_line(error)) from None
 
-    async def whole(self) -> int | None:
+    async def record_count(self) -> int | None:
         """Records that were written, None where the writing never ended or has expired.
 
         Raises:
             StoreUnavailable: no answer.
         """
         try:
-            found = await self._client.get(whole_key(self._snapshot_id))
+            found = await self._client.get(completion_key(self._snapshot_id))
         except (redis.RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(_line(error)) from None
         return None if found is None else int(found)
@@ -121,7 +121,7 @@ def _line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def remote_store(given: Settings, snapshot_id: str) -> RedisStore:
+def open_remote_store(given: ServerSettings, snapshot_id: str) -> RedisStore:
     """The store beside a snapshot.
 
     Raises:

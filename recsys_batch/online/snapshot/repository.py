@@ -11,7 +11,7 @@ from pathlib import Path
 
 from recsys_batch.errors import InputMissing, UsageError
 
-CURRENT = "CURRENT"
+CURRENT_FILE = "CURRENT"
 DRAFT = ".writing-"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _STALE_DRAFT = 24 * 3600.0  # seconds after which nobody can still be writing it
@@ -30,10 +30,10 @@ def check_name(snapshot_id: str) -> str:
     return snapshot_id
 
 
-def current(folder: Path) -> str | None:
+def read_current(folder: Path) -> str | None:
     """The id in CURRENT, None where there is none yet."""
     try:
-        return (folder / CURRENT).read_text(encoding="utf-8").strip() or None
+        return (folder / CURRENT_FILE).read_text(encoding="utf-8").strip() or None
     except FileNotFoundError:
         return None
 
@@ -44,12 +44,12 @@ def set_current(folder: Path, snapshot_id: str) -> None:
     Raises:
         InputMissing: there is none of that name.
     """
-    if snapshot_id not in snapshots(folder):
-        raise InputMissing(f"{folder} has no snapshot {snapshot_id}; it has {', '.join(snapshots(folder)) or 'none'}")
-    write_file(folder / CURRENT, f"{snapshot_id}\n")
+    if snapshot_id not in list_snapshots(folder):
+        raise InputMissing(f"{folder} has no snapshot {snapshot_id}; it has {', '.join(list_snapshots(folder)) or 'none'}")
+    write_file(folder / CURRENT_FILE, f"{snapshot_id}\n")
 
 
-def snapshots(folder: Path) -> list[str]:
+def list_snapshots(folder: Path) -> list[str]:
     """Ids of whole snapshots, newest last."""
     if not folder.is_dir():
         return []
@@ -91,13 +91,13 @@ def sync_tree(folder: Path) -> None:
     sync_folder(folder)
 
 
-def prune(folder: Path, keep: int, also: frozenset[str] = frozenset()) -> list[str]:
+def delete_old(folder: Path, keep: int, also: frozenset[str] = frozenset()) -> list[str]:
     """Remove all but the newest ``keep`` snapshots, the current one and those in ``also``, and drafts of a day ago; their names.
 
     A server that has one open keeps its files until it lets go of them.
     """
-    whole = snapshots(folder)
-    kept = {*whole[max(0, len(whole) - keep) :], current(folder), *also}
+    whole = list_snapshots(folder)
+    kept = {*whole[max(0, len(whole) - keep) :], read_current(folder), *also}
     gone = [name for name in whole if name not in kept]
     for name in gone:
         hidden = folder / f"{DRAFT}removed-{uuid.uuid4().hex}"

@@ -6,19 +6,19 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-FILE = "samples.json"
+SAMPLES_FILE = "samples.json"
 
-Samples = Mapping[int | str, Sequence[int]]
+SampleUsers = Mapping[int | str, Sequence[int]]
 """user_id -> codes of items, newest first; in the order of ids."""
 
 
-def write_samples(path: Path, samples: Samples) -> None:
+def write_samples(path: Path, samples: SampleUsers) -> None:
     """As JSON: two lists, so that ids stay numbers or text."""
     both = {"user_ids": list(samples), "items": [list(codes) for codes in samples.values()]}
     path.write_text(json.dumps(both, ensure_ascii=False), encoding="utf-8")
 
 
-def read_samples(path: Path) -> Samples:
+def read_samples(path: Path) -> SampleUsers:
     """The inverse of ``write_samples``."""
     both = json.loads(path.read_text(encoding="utf-8"))
     return dict(zip(both["user_ids"], both["items"], strict=True))

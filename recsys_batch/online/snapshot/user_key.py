@@ -28,7 +28,7 @@ def user_key(user_id: int | str, kind: IdType) -> bytes | None:
     return key[: _LONGEST - 32] + hashlib.sha256(key).digest()
 
 
-def user_of(key: bytes, kind: IdType) -> int | str | None:
+def user_id_from_key(key: bytes, kind: IdType) -> int | str | None:
     """The id of a key; None for one that ends in a hash."""
     if kind == "BIGINT":
         return int.from_bytes(key, "big") - _SHIFT

@@ -14,16 +14,16 @@ import numpy as np
 
 from recsys_batch.errors import RecsysBatchError
 
-FORMAT = 1
+RECORD_FORMAT = 1
 NO_SEGMENT = 0xFFFF
-MOST = 0xFFFF
+MAX_CANDIDATES = 0xFFFF
 """Candidates that a record can hold."""
 _HEADER = struct.Struct("<BBHIHHHH")
 _MODELLED = 1
 
 
 @dataclass(slots=True)
-class UserLists:
+class UserRecord:
     """A user's part of a run.
 
     Attributes:
@@ -43,7 +43,7 @@ class UserLists:
     top_scores: np.ndarray
 
 
-def encode(lists: UserLists) -> bytes:
+def encode_record(lists: UserRecord) -> bytes:
     """The record.
 
     Raises:
@@ -52,11 +52,11 @@ def encode(lists: UserLists) -> bytes:
     d = 0 if lists.embedding is None else len(lists.embedding)
     c, k = len(lists.codes), len(lists.top_places)
     segment = NO_SEGMENT if lists.segment is None else lists.segment
-    if max(c, k, d) > MOST or segment > NO_SEGMENT:
+    if max(c, k, d) > MAX_CANDIDATES or segment > NO_SEGMENT:
         raise RecsysBatchError(
-            f"a user has {c} candidates, {k} rows, {d} dimensions, segment {segment}: a snapshot holds at most {MOST} of each"
+            f"a user has {c} candidates, {k} rows, {d} dimensions, segment {segment}: a snapshot holds at most {MAX_CANDIDATES} of each"
         )
-    header = _HEADER.pack(FORMAT, _MODELLED if d else 0, segment, min(lists.n_events, 2**32 - 1), c, k, d, 0)
+    header = _HEADER.pack(RECORD_FORMAT, _MODELLED if d else 0, segment, min(lists.n_events, 2**32 - 1), c, k, d, 0)
     embedding = b"" if lists.embedding is None else lists.embedding.astype("<f4").tobytes()
     pieces = (
         lists.codes.astype("<i4").tobytes(),
@@ -67,7 +67,7 @@ def encode(lists: UserLists) -> bytes:
     return b"".join((header, embedding, *pieces))
 
 
-def decode(record: bytes) -> UserLists:
+def decode_record(record: bytes) -> UserRecord:
     """The inverse of ``encode``; its arrays are views of the record.
 
     Raises:
@@ -76,9 +76,9 @@ def decode(record: bytes) -> UserLists:
     if len(record) < _HEADER.size:
         raise RecsysBatchError(f"a user's record has {len(record)} bytes, fewer than its header: the store is damaged, export it again")
     version, flags, segment, n_events, c, k, d, _ = _HEADER.unpack_from(record)
-    if version != FORMAT or len(record) != _HEADER.size + 4 * d + 8 * c + 6 * k:
+    if version != RECORD_FORMAT or len(record) != _HEADER.size + 4 * d + 8 * c + 6 * k:
         raise RecsysBatchError(
-            f"a user's record of {len(record)} bytes is of format {version}, this release reads {FORMAT}: export it again"
+            f"a user's record of {len(record)} bytes is of format {version}, this release reads {RECORD_FORMAT}: export it again"
         )
     at = _HEADER.size
     embedding = np.frombuffer(record, "<f4", d, at) if flags & _MODELLED else None
@@ -86,4 +86,4 @@ def decode(record: bytes) -> UserLists:
     codes, retrieval = np.frombuffer(record, "<i4", c, at), np.frombuffer(record, "<f4", c, at + 4 * c)
     at += 8 * c
     top_scores, top_places = np.frombuffer(record, "<f4", k, at), np.frombuffer(record, "<u2", k, at + 4 * k)
-    return UserLists(embedding, n_events, None if segment == NO_SEGMENT else segment, codes, retrieval, top_places, top_scores)
+    return UserRecord(embedding, n_events, None if segment == NO_SEGMENT else segment, codes, retrieval, top_places, top_scores)

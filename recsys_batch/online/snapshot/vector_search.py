@@ -18,7 +18,7 @@ _SEARCHED = 8_000  # items whose products are taken, at least, whatever the list
 
 
 @dataclass(frozen=True)
-class Lists:
+class KMeansLists:
     """centroids float32 [L, d] of length 1; codes int32 [n] list by list; offsets int64 [L + 1]."""
 
     centroids: np.ndarray
@@ -26,7 +26,7 @@ class Lists:
     offsets: np.ndarray
 
 
-def build_lists(embeddings: np.ndarray, allowed: np.ndarray, seed: int = 17) -> Lists | None:
+def build_kmeans_lists(embeddings: np.ndarray, allowed: np.ndarray, seed: int = 17) -> KMeansLists | None:
     """Lists over the allowed items; None where all of them are searched.
 
     Args:
@@ -38,23 +38,23 @@ def build_lists(embeddings: np.ndarray, allowed: np.ndarray, seed: int = 17) -> 
     n_lists = int(2 * np.sqrt(len(codes)))
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.choice(codes, min(len(codes), n_lists * _SAMPLE_PER_LIST), replace=False))
-    vectors = unit(np.asarray(embeddings[sample]))
+    vectors = l2_normalise(np.asarray(embeddings[sample]))
     centroids = vectors[rng.choice(len(vectors), n_lists, replace=False)]
     for _ in range(_ROUNDS):
         owner = _nearest(vectors, centroids)
         order = np.argsort(owner, kind="stable")
         filled, starts = np.unique(owner[order], return_index=True)
         # Centroids are directions: the sum is as good as the mean, and an empty list keeps its own.
-        centroids[filled] = unit(np.add.reduceat(vectors[order], starts, axis=0))
+        centroids[filled] = l2_normalise(np.add.reduceat(vectors[order], starts, axis=0))
     owner = np.concatenate(
-        [_nearest(unit(np.asarray(embeddings[codes[at : at + _BLOCK]])), centroids) for at in range(0, len(codes), _BLOCK)]
+        [_nearest(l2_normalise(np.asarray(embeddings[codes[at : at + _BLOCK]])), centroids) for at in range(0, len(codes), _BLOCK)]
     )
     order = np.argsort(owner, kind="stable")
-    return Lists(centroids, codes[order], np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=n_lists))]).astype(np.int64))
+    return KMeansLists(centroids, codes[order], np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=n_lists))]).astype(np.int64))
 
 
-def near(
-    vector: np.ndarray, embeddings: np.ndarray, allowed: np.ndarray, lists: Lists | None, n: int, *, cosine: bool = False
+def search_nearest(
+    vector: np.ndarray, embeddings: np.ndarray, allowed: np.ndarray, lists: KMeansLists | None, n: int, *, cosine: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The n allowed items of largest retrieval score among those searched: (codes int32, scores float32), best first.
 
@@ -69,7 +69,7 @@ def near(
         codes = codes[allowed[codes]]
     vectors = embeddings[codes]
     if cosine:
-        vectors, vector = unit(vectors), unit(vector)
+        vectors, vector = l2_normalise(vectors), l2_normalise(vector)
     products = vectors @ vector
     if len(codes) > n:
         best = np.argpartition(-products, n - 1)[:n]
@@ -78,7 +78,7 @@ def near(
     return codes[order], products[order].astype(np.float32)
 
 
-def _searched(vector: np.ndarray, lists: Lists, n: int) -> np.ndarray:
+def _searched(vector: np.ndarray, lists: KMeansLists, n: int) -> np.ndarray:
     order = np.argsort(-(lists.centroids @ vector), kind="stable")
     sizes = np.diff(lists.offsets)[order]
     needed = int(np.searchsorted(np.cumsum(sizes), max(_SEARCHED, 4 * n))) + 1
@@ -89,6 +89,6 @@ def _nearest(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return np.concatenate([(vectors[at : at + 4096] @ centroids.T).argmax(axis=1) for at in range(0, len(vectors), 4096)])
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
+def l2_normalise(vectors: np.ndarray) -> np.ndarray:
     """float32, each row of length 1 (a row of zeros stays)."""
     return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12), dtype=np.float32)

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from recsys_batch.online.snapshot.manifest import SnapshotRefused, is_verified, read_manifest, verify
+from recsys_batch.online.snapshot.manifest import SnapshotRefused, is_verified, read_manifest, verify_snapshot
 
 _REFUSED = 3
 
 
-def verify_apart(folder: Path) -> None:
+def verify_in_subprocess(folder: Path) -> None:
     """As ``manifest.verify``, without a core of the server's.
 
     Raises:
@@ -26,16 +26,16 @@ def verify_apart(folder: Path) -> None:
         raise SnapshotRefused(told[-1] if ended.returncode == _REFUSED else f"{folder} could not be verified: {told[-1]}")
 
 
-def main() -> None:
+def verify_main() -> None:
     """The process."""
     os.nice(19)
     folder = Path(sys.argv[1])
     try:
-        verify(folder, read_manifest(folder))
+        verify_snapshot(folder, read_manifest(folder))
     except SnapshotRefused as error:
         print(error, file=sys.stderr)
         sys.exit(_REFUSED)
 
 
 if __name__ == "__main__":
-    main()
+    verify_main()

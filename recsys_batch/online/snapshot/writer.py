@@ -12,20 +12,20 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.snapshot.contents import Contents
+from recsys_batch.online.snapshot.contents import SnapshotContents
 from recsys_batch.online.snapshot.item_table import write_items
 from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, write_lmdb
-from recsys_batch.online.snapshot.manifest import NAME, Manifest, StoreKind, listed, mark_verified
+from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotManifest, StoreKind, file_checksums, mark_verified
 from recsys_batch.online.snapshot.repository import DRAFT, check_name, sync_folder, sync_tree
-from recsys_batch.online.snapshot.sample_users import FILE as SAMPLES
+from recsys_batch.online.snapshot.sample_users import SAMPLES_FILE as SAMPLES
 from recsys_batch.online.snapshot.sample_users import write_samples
-from recsys_batch.online.snapshot.vector_search import build_lists
+from recsys_batch.online.snapshot.vector_search import build_kmeans_lists
 
 ITEMS, POPULAR, RANKER = "items", "popular.safetensors", "ranker.onnx"
-NEAREST = ("nearest_centroids.npy", "nearest_codes.npy", "nearest_offsets.npy")
+KMEANS_FILE = ("nearest_centroids.npy", "nearest_codes.npy", "nearest_offsets.npy")
 
 
-def write_snapshot(folder: Path, contents: Contents, fill: Callable[[], int] | None = None) -> Manifest:
+def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], int] | None = None) -> SnapshotManifest:
     """A new snapshot in the folder of snapshots.
 
     Args:
@@ -51,15 +51,15 @@ def write_snapshot(folder: Path, contents: Contents, fill: Callable[[], int] | N
     return manifest
 
 
-def _write(draft: Path, contents: Contents, fill: Callable[[], int] | None) -> Manifest:
+def _write(draft: Path, contents: SnapshotContents, fill: Callable[[], int] | None) -> SnapshotManifest:
     write_items(draft / ITEMS, contents.catalogue, contents.described)
     save_file({name: np.ascontiguousarray(array) for name, array in contents.popular.arrays().items()}, draft / POPULAR)
     (draft / "popular.json").write_text(json.dumps(list(contents.popular.lists)), encoding="utf-8")
     if contents.samples:
         write_samples(draft / SAMPLES, contents.samples)
-    lists = build_lists(contents.catalogue.embeddings, np.asarray(contents.catalogue.retrievable))
+    lists = build_kmeans_lists(contents.catalogue.embeddings, np.asarray(contents.catalogue.retrievable))
     if lists is not None:
-        for name, array in zip(NEAREST, (lists.centroids, lists.codes, lists.offsets), strict=True):
+        for name, array in zip(KMEANS_FILE, (lists.centroids, lists.codes, lists.offsets), strict=True):
             np.save(draft / name, array, allow_pickle=False)
     if contents.ranker is not None:
         (draft / RANKER).write_bytes(contents.ranker)
@@ -71,14 +71,14 @@ def _write(draft: Path, contents: Contents, fill: Callable[[], int] | None) -> M
     else:
         assert fill is not None
         store, n_users = "redis", fill()
-    manifest = Manifest(
+    manifest = SnapshotManifest(
         facts=contents.facts,
         features=contents.features,
         embedding_dim=int(contents.catalogue.embeddings.shape[1]),
         n_items=len(contents.catalogue),
         n_users=n_users,
         store=store,
-        files=listed(draft),
+        files=file_checksums(draft),
     )
-    (draft / NAME).write_text(json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
+    (draft / MANIFEST_FILE).write_text(json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
     return manifest

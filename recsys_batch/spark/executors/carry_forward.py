@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.ann.kernels import inner_products, normalised
+from recsys_batch.ann.kernels import inner_products, normalise_rows
 from recsys_batch.dataset.catalogue import open_catalogue
 from recsys_batch.ranking.top_k import NO_CODE, order_pairs
 from recsys_batch.spark.executors.changed_events import find_changed_users
@@ -96,7 +96,7 @@ class NewItems:
         queries = column_matrix(known["embedding"].combine_chunks().take(place))
         vectors = np.ascontiguousarray(catalogue.embeddings[self.codes])
         if self.cosine:
-            queries, vectors = normalised(queries), normalised(vectors)
+            queries, vectors = normalise_rows(queries), normalise_rows(vectors)
         scores = inner_products(
             np.ascontiguousarray(queries), vectors, np.broadcast_to(np.arange(len(self.codes)), (len(queries), len(self.codes)))
         )

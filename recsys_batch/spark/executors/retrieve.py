@@ -156,7 +156,7 @@ def _nearest(
     retriever = open_retriever(folder, info, task.nprobe, task.overfetch)
     exact = open_retriever(folder, info.exact())
     if rule >= 0:
-        retriever, exact = (searcher.among(allowed[retrievable]) for searcher in (retriever, exact))
+        retriever, exact = (searcher.restrict(allowed[retrievable]) for searcher in (retriever, exact))
     queries = column_matrix(batch["embedding"].filter(pa.array(users)))
     found = search_unseen(retriever, exact, queries, offsets, seen[wanted], task.n_candidates, len(retrievable))
     # The extra last entry answers what was not found.

@@ -16,13 +16,13 @@ import redis
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
-from recsys_batch.online.export.published_run import open_run
+from recsys_batch.online.export.published_run import open_published_run
 from recsys_batch.online.ranking.ladder import rank
-from recsys_batch.online.ranking.latency import Latency
-from recsys_batch.online.ranking.rank_query import Query
+from recsys_batch.online.ranking.latency import LatencyTracker
+from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
-from recsys_batch.online.snapshot.redis_store import redis_key, whole_key
-from recsys_batch.online.snapshot.user_record import decode
+from recsys_batch.online.snapshot.redis_store import redis_key, completion_key
+from recsys_batch.online.snapshot.user_record import decode_record
 from recsys_batch.online.snapshot.writer import write_snapshot
 from recsys_batch.read import published_run, read_latest_topk, read_table
 from recsys_batch.storage.node_cache import NodeCache
@@ -31,7 +31,7 @@ from recsys_batch.storage.node_cache import NodeCache
 @pytest.fixture(scope="module")
 def exported(published: Config, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     folder = tmp_path_factory.mktemp("snapshots")
-    opened = open_run(published.paths.warehouse, NodeCache.from_paths(published.paths))
+    opened = open_published_run(published.paths.warehouse, NodeCache.from_paths(published.paths))
     manifest = write_snapshot(folder, opened.contents(with_records=True, n_samples=40))
     return open_snapshot(folder / manifest.facts.snapshot_id)
 
@@ -44,7 +44,7 @@ def test_the_online_order_is_the_batch_order_under_the_neutral_context(published
         assert exported.store is not None
         record = exported.store.get(exported.key(user))  # type: ignore[arg-type]
         assert record is not None
-        ranked = rank(exported, Query(user, len(rows)), decode(record), Latency())
+        ranked = rank(exported, RankQuery(user, len(rows)), decode_record(record), LatencyTracker())
         items = [exported.items.item_id(int(code)) for code in ranked.codes]
         expected, scores = rows["item_id"].tolist(), rows["score"].to_numpy()
         np.testing.assert_allclose(ranked.scores, scores, atol=2e-4)
@@ -71,7 +71,7 @@ def test_lists_titles_and_popular_items_are_the_runs_own(published: Config, expo
     assert exported.manifest.facts.model_version == row["model_version"]
     candidates = read_table(warehouse, "candidates").to_pylist()
     for one in candidates[::9]:
-        lists = decode(exported.store.get(exported.key(one["user_id"])))  # type: ignore[union-attr, arg-type]
+        lists = decode_record(exported.store.get(exported.key(one["user_id"])))  # type: ignore[union-attr, arg-type]
         found = [exported.items.item_id(int(code)) for code in lists.codes]
         assert found == [item["item_id"] for item in one["items"]]
         assert lists.retrieval.tolist() == [np.float32(item["score"]) for item in one["items"]]
@@ -79,7 +79,7 @@ def test_lists_titles_and_popular_items_are_the_runs_own(published: Config, expo
     assert exported.items.titles(range(len(titles))) == [titles[exported.items.item_id(code)] for code in range(len(titles))]
     popular = read_table(warehouse, "popular").to_pylist()
     for segment in {one["segment"] for one in popular}:
-        codes, _ = exported.popular.of(segment)
+        codes, _ = exported.popular.for_segment(segment)
         listed = sorted((one["rank"], one["item_id"]) for one in popular if one["segment"] == segment)
         assert [exported.items.item_id(int(code)) for code in codes] == [item for _, item in listed]
 
@@ -128,7 +128,7 @@ def test_the_executors_fill_redis_with_the_same_records(
     command = ["export-snapshot", *options(published), "--set", "online.store=redis", "--out", str(tmp_path / "snapshots")]
     assert run(command) == 0
     client, name = redis.Redis.from_url(server.url), exported.snapshot_id
-    assert int(client.get(whole_key(name))) == exported.manifest.n_users == client.dbsize() - 1  # type: ignore[arg-type]
+    assert int(client.get(completion_key(name))) == exported.manifest.n_users == client.dbsize() - 1  # type: ignore[arg-type]
     for user in read_latest_topk(published.paths.warehouse, columns=["user_id"])["user_id"].unique().to_pylist()[::5]:
         key = exported.key(user)
         assert key is not None and client.get(redis_key(name, key)) == exported.store.get(key)  # type: ignore[union-attr]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from recsys_batch.dataset.exposure_schema import exposure_schema, feedback_schema
 from recsys_batch.online.exposure_log.arrow_columns import as_id
-from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog, exposure_batch
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent, FeedbackLog, feedback_batch
+from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog, encode_exposures
+from recsys_batch.online.exposure_log.feedback import FeedbackEvent, FeedbackLog, encode_feedback
 from recsys_batch.schemas import IdTypes
 
 NUMBERS, TEXTS = IdTypes("BIGINT", "BIGINT"), IdTypes("STRING", "STRING")
@@ -75,7 +75,7 @@ def as_row(one: Exposure) -> dict[str, Any]:
 @settings(max_examples=60, deadline=None)
 def test_every_value_of_every_exposure_comes_back(ids: IdTypes, data: st.DataObject) -> None:
     rows = data.draw(st.lists(exposures(ids), min_size=1, max_size=4))
-    batch = exposure_batch(rows, ids, exposure_schema(ids))
+    batch = encode_exposures(rows, ids, exposure_schema(ids))
     batch.validate(full=True)
     assert batch.to_pylist() == list(map(as_row, rows))
 
@@ -116,15 +116,15 @@ def test_an_id_is_the_one_that_the_warehouse_means(value: int | str) -> None:
 
 def test_ids_of_the_other_type_are_the_same_ids_and_session_items_that_are_none_are_left_out() -> None:
     row = exposure(user_id="7", session_item_ids=["10", "no number", 20])
-    found = exposure_batch([row], NUMBERS, exposure_schema(NUMBERS)).to_pylist()[0]
+    found = encode_exposures([row], NUMBERS, exposure_schema(NUMBERS)).to_pylist()[0]
     assert (found["user_id"], found["session_item_ids"]) == (7, [10, 20])
-    told = feedback_batch([FeedbackEvent("r", 7, 10, NOON, "click")], TEXTS, feedback_schema(TEXTS)).to_pylist()[0]
+    told = encode_feedback([FeedbackEvent("r", 7, 10, NOON, "click")], TEXTS, feedback_schema(TEXTS)).to_pylist()[0]
     assert (told["user_id"], told["item_id"]) == ("7", "10")
 
 
 def test_context_values_that_are_no_text_are_logged_as_json() -> None:
     row = exposure(attributes={"n": 3, "on": True, "tags": ["å"], "nothing": None, "text": "3"})
-    found = exposure_batch([row], NUMBERS, exposure_schema(NUMBERS)).to_pylist()[0]
+    found = encode_exposures([row], NUMBERS, exposure_schema(NUMBERS)).to_pylist()[0]
     assert found["attributes"] == [("n", "3"), ("on", "true"), ("tags", '["å"]'), ("nothing", None), ("text", "3")]
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from recsys_batch.errors import UsageError
 from recsys_batch.online.exposure_log import rotating_parquet, row_log
-from recsys_batch.online.exposure_log.rotating_parquet import Limits, RotatingParquet
+from recsys_batch.online.exposure_log.rotating_parquet import RotationPolicy, RotatingParquet
 from recsys_batch.online.exposure_log.row_log import LogStats, RowLog
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), False), pa.field("text", pa.string())])
@@ -36,7 +36,7 @@ def encode(rows: Sequence[int]) -> pa.RecordBatch:
 def open_log(
     folder: Path, queue_rows: int = 100_000, encode: Callable[[Sequence[int]], pa.RecordBatch] = encode, **limits: Any
 ) -> RowLog[int]:
-    return RowLog(RotatingParquet(folder, "rows", SCHEMA, os.getpid(), Limits(**limits)), encode, queue_rows)
+    return RowLog(RotatingParquet(folder, "rows", SCHEMA, os.getpid(), RotationPolicy(**limits)), encode, queue_rows)
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -181,7 +181,7 @@ def test_a_writer_that_is_killed_leaves_whole_files_and_a_later_one_removes_its_
 
 def test_the_draft_of_a_writer_that_lives_is_left_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rotating_parquet, "_YOUNG_SECONDS", -1)
-    one, other = (RotatingParquet(tmp_path, "rows", SCHEMA, worker, Limits(group_rows=1)) for worker in (1, 2))
+    one, other = (RotatingParquet(tmp_path, "rows", SCHEMA, worker, RotationPolicy(group_rows=1)) for worker in (1, 2))
     one.append([encode([1])])
     other.append([encode([2])])
     other.rotate()
@@ -244,7 +244,7 @@ def test_closing_while_the_disk_refuses_ends_and_counts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rotate_rows", "rotate_seconds", "group_rows", "max_files", "max_mb"])
 def test_bounds_that_are_none_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} of a log is 0"):
-        Limits(**{name: 0})
+        RotationPolicy(**{name: 0})
 
 
 def test_a_queue_without_room_is_refused(tmp_path: Path) -> None:

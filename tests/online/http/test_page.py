@@ -12,10 +12,10 @@ from urllib.parse import quote
 import pytest
 
 from recsys_batch.online.api.messages import Bounds
-from recsys_batch.online.serving.inspection import user_about, users_about
+from recsys_batch.online.serving.inspection import describe_user, describe_sample
 from recsys_batch.online.snapshot.reader import Snapshot
-from recsys_batch.online.snapshot.user_key import user_key, user_of
-from recsys_batch.online.snapshot.user_record import decode
+from recsys_batch.online.snapshot.user_key import user_key, user_id_from_key
+from recsys_batch.online.snapshot.user_record import decode_record
 
 PAGE = files("recsys_batch.online.http").joinpath("page")
 HTML = PAGE.joinpath("index.html").read_text(encoding="utf-8")
@@ -75,9 +75,9 @@ def test_every_id_that_the_scripts_use_is_in_the_page_once_and_every_field_has_a
 
 
 def test_the_page_has_words_for_every_source_and_reason() -> None:
-    from recsys_batch.online.ranking.ladder import REASONS, SOURCES
+    from recsys_batch.online.ranking.ladder import REASONS, ANSWER_SOURCES
 
-    for code in (*SOURCES, *REASONS):
+    for code in (*ANSWER_SOURCES, *REASONS):
         assert f"  {code}: " in SCRIPTS["words.js"], code
 
 
@@ -146,17 +146,17 @@ def test_the_page_can_be_switched_off_and_users_data_needs_the_clients_token(mak
 def test_an_older_snapshot_without_samples_shows_users_of_its_store(snapshot: Snapshot) -> None:
     assert snapshot.store is not None
     older = Snapshot(snapshot.manifest, snapshot.items, snapshot.popular, snapshot.ranker, snapshot.store, snapshot.lists, snapshot.folder)
-    told = users_about(older, 4, Bounds())
+    told = describe_sample(older, 4, Bounds())
     assert told.user_ids == [0, 50, 100, 150]
     record = snapshot.store.get(user_key(50, "BIGINT") or b"")
-    assert record is not None and user_about(older, 50, decode(record)).history is None
+    assert record is not None and describe_user(older, 50, decode_record(record)).history is None
 
 
 @pytest.mark.parametrize(("user", "kind"), [(0, "BIGINT"), (-(2**63), "BIGINT"), (2**63 - 1, "BIGINT"), ("", "STRING"), ("ö 7", "STRING")])
 def test_a_key_reads_back_as_its_user(user: int | str, kind: Any) -> None:
     key = user_key(user, kind)
-    assert key is not None and user_of(key, kind) == user
-    assert user_of(user_key("x" * 600, "STRING") or b"", "STRING") is None
+    assert key is not None and user_id_from_key(key, kind) == user
+    assert user_id_from_key(user_key("x" * 600, "STRING") or b"", "STRING") is None
 
 
 def test_samples_are_read_back_with_ids_of_their_own_kind(tmp_path: Any) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.online.http.router import HttpError
-from recsys_batch.online.oip.content_encoding import unpacked
+from recsys_batch.online.oip.content_encoding import decompress
 from recsys_batch.online.oip.model_api import InvalidRequest
 
 PACKED = {"gzip": gzip.compress, "deflate": zlib.compress, "Identity": bytes}
@@ -17,11 +17,11 @@ PACKED = {"gzip": gzip.compress, "deflate": zlib.compress, "Identity": bytes}
 
 @given(st.sampled_from(sorted(PACKED)), st.binary(max_size=200))
 def test_what_was_packed_is_unpacked(encoding: str, body: bytes) -> None:
-    assert unpacked(PACKED[encoding](body), encoding, 200) == body
+    assert decompress(PACKED[encoding](body), encoding, 200) == body
 
 
 def test_a_body_without_an_encoding_is_as_it_came() -> None:
-    assert unpacked(b"\x1f\x8b", None, 10) == b"\x1f\x8b"
+    assert decompress(b"\x1f\x8b", None, 10) == b"\x1f\x8b"
 
 
 def test_no_more_is_unpacked_than_allowed_however_small_it_came() -> None:
@@ -29,11 +29,11 @@ def test_no_more_is_unpacked_than_allowed_however_small_it_came() -> None:
     assert len(bomb) < 2**17
     tracemalloc.start()
     with pytest.raises(HttpError, match="more than 1000 bytes when unpacked") as caught:
-        unpacked(bomb, "gzip", 1000)
+        decompress(bomb, "gzip", 1000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert caught.value.status == 413 and peak < 2**20
-    assert len(unpacked(gzip.compress(bytes(1000)), "gzip", 1000)) == 1000
+    assert len(decompress(gzip.compress(bytes(1000)), "gzip", 1000)) == 1000
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ def test_no_more_is_unpacked_than_allowed_however_small_it_came() -> None:
 )
 def test_a_body_that_is_not_what_it_says_is_refused(body: bytes, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
-        unpacked(body, "gzip", 100)
+        decompress(body, "gzip", 100)
 
 
 def test_another_encoding_is_refused_by_name() -> None:
     with pytest.raises(HttpError, match="'br': expected gzip, deflate") as caught:
-        unpacked(b"", "br", 100)
+        decompress(b"", "br", 100)
     assert caught.value.status == 415

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys_batch.online.oip.dynamic_batcher import Batching
-from recsys_batch.online.oip.model_api import InvalidRequest, Model, Overloaded, TensorSpec, cut
+from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
+from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, Overloaded, TensorSpec, split_rows
 
 
-class Doubling(Model):
+class Doubling(OipModel):
     """Doubles rows, refuses negative ones, and remembers how many rows each run had."""
 
     name, version, rows = "doubling", "1", True
@@ -33,7 +33,7 @@ def of(n: int, width: int = 2, value: float | None = None) -> dict[str, np.ndarr
     return {"x": np.full((n, width), n if value is None else value, np.float32)}
 
 
-def answers(batching: Batching, model: Doubling, requests: list[dict[str, np.ndarray]]) -> list[Any]:
+def answers(batching: DynamicBatcher, model: Doubling, requests: list[dict[str, np.ndarray]]) -> list[Any]:
     async def all_at_once() -> list[Any]:
         return await asyncio.gather(*(batching.infer(model, request) for request in requests), return_exceptions=True)
 
@@ -42,7 +42,7 @@ def answers(batching: Batching, model: Doubling, requests: list[dict[str, np.nda
 
 def test_what_waits_together_runs_together_and_each_gets_its_own() -> None:
     model = Doubling()
-    found = answers(Batching(max_rows=8), model, [of(1), of(2), of(3)])
+    found = answers(DynamicBatcher(max_rows=8), model, [of(1), of(2), of(3)])
     assert model.runs == [6]
     for n, output in enumerate(found, 1):
         np.testing.assert_array_equal(output["y"], np.full((n, 2), 2.0 * n))
@@ -50,13 +50,13 @@ def test_what_waits_together_runs_together_and_each_gets_its_own() -> None:
 
 def test_a_run_has_no_more_rows_than_allowed() -> None:
     model = Doubling()
-    answers(Batching(max_rows=4), model, [of(3), of(2), of(1), of(1), of(9)])
+    answers(DynamicBatcher(max_rows=4), model, [of(3), of(2), of(1), of(1), of(9)])
     assert sum(model.runs) == 16 and max(n for n in model.runs if n != 9) <= 4
 
 
 def test_a_bad_request_fails_alone() -> None:
     model = Doubling()
-    found = answers(Batching(max_rows=8), model, [of(1), of(2, value=-1), of(3)])
+    found = answers(DynamicBatcher(max_rows=8), model, [of(1), of(2, value=-1), of(3)])
     assert isinstance(found[1], InvalidRequest)
     np.testing.assert_array_equal(found[0]["y"], [[2, 2]])
     np.testing.assert_array_equal(found[2]["y"], np.full((3, 2), 6.0))
@@ -64,19 +64,19 @@ def test_a_bad_request_fails_alone() -> None:
 
 def test_other_shapes_are_not_joined() -> None:
     model = Doubling()
-    found = answers(Batching(max_rows=8), model, [of(1, 2), of(1, 3), of(1, 2)])
+    found = answers(DynamicBatcher(max_rows=8), model, [of(1, 2), of(1, 3), of(1, 2)])
     assert sorted(model.runs) == [1, 2] and [one["y"].shape for one in found] == [(1, 2), (1, 3), (1, 2)]
 
 
 def test_one_row_at_a_time_where_batching_is_off() -> None:
     model = Doubling()
-    answers(Batching(max_rows=1), model, [of(1), of(1)])
+    answers(DynamicBatcher(max_rows=1), model, [of(1), of(1)])
     assert model.runs == [1, 1]
 
 
 def test_with_a_delay_later_requests_are_joined_too() -> None:
     async def apart(delay: float) -> list[int]:
-        model, batching = Doubling(), Batching(max_rows=8, max_delay=delay)
+        model, batching = Doubling(), DynamicBatcher(max_rows=8, max_delay=delay)
         first = asyncio.create_task(batching.infer(model, of(1)))
         await asyncio.sleep(0.01)
         await asyncio.gather(first, batching.infer(model, of(1)))
@@ -87,13 +87,13 @@ def test_with_a_delay_later_requests_are_joined_too() -> None:
 
 def test_past_the_bound_requests_are_refused_and_the_others_answered() -> None:
     model = Doubling()
-    found = answers(Batching(max_rows=100, max_waiting=3), model, [of(1)] * 5)
+    found = answers(DynamicBatcher(max_rows=100, max_waiting=3), model, [of(1)] * 5)
     assert [isinstance(one, Overloaded) for one in found] == [False] * 3 + [True] * 2
 
 
 def test_who_goes_away_costs_the_others_nothing() -> None:
     async def one_leaves() -> Any:
-        model, batching = Doubling(), Batching(max_rows=8, max_delay=0.05)
+        model, batching = Doubling(), DynamicBatcher(max_rows=8, max_delay=0.05)
         leaving = asyncio.create_task(batching.infer(model, of(1)))
         staying = asyncio.create_task(batching.infer(model, of(2)))
         await asyncio.sleep(0)
@@ -109,7 +109,7 @@ def test_an_error_of_the_model_is_the_callers() -> None:
         def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
             raise RuntimeError("broken")
 
-    found = answers(Batching(), Broken(), [of(1), of(1)])
+    found = answers(DynamicBatcher(), Broken(), [of(1), of(1)])
     assert [str(one) for one in found] == ["broken", "broken"]
     with pytest.raises(RuntimeError, match="broken"):
         raise found[0]
@@ -122,8 +122,8 @@ class InPieces(Doubling):
         super().__init__()
         self.holders = 0
 
-    def pieces(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
-        return cut(inputs, ["x"], 2)
+    def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+        return split_rows(inputs, ["x"], 2)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -138,7 +138,7 @@ class InPieces(Doubling):
 
 def test_a_long_request_is_answered_whole_and_others_between_its_pieces() -> None:
     async def both() -> tuple[list[str], Any]:
-        model, batching, order = InPieces(), Batching(max_rows=8), []
+        model, batching, order = InPieces(), DynamicBatcher(max_rows=8), []
 
         async def ask(name: str, request: dict[str, np.ndarray]) -> Any:
             found = await batching.infer(model, request)

@@ -13,13 +13,13 @@ import pytest
 import tritonclient.grpc
 
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
-from recsys_batch.online.oip.dynamic_batcher import Batching
+from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.grpc_server import Servicer, handlers
-from recsys_batch.online.oip.model_api import Model, ModelUnknown, Overloaded, TensorSpec
-from recsys_batch.online.oip.tensor_codec import DTYPES, from_bytes
+from recsys_batch.online.oip.model_api import OipModel, ModelUnknown, Overloaded, TensorSpec
+from recsys_batch.online.oip.tensor_codec import DTYPES, tensor_from_bytes
 
 
-class Echo(Model):
+class Echo(OipModel):
     """Gives back what it is given, one tensor of each datatype; raises what it is told to."""
 
     name, version, rows = "echo", "1", False
@@ -34,10 +34,10 @@ class Echo(Model):
 
 
 class OneModel:
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: OipModel) -> None:
         self._model = model
 
-    def get(self, name: str, version: str | None) -> Model:
+    def get(self, name: str, version: str | None) -> OipModel:
         if name != self._model.name or version not in (None, self._model.version):
             raise ModelUnknown(f"no {name}")
         return self._model
@@ -49,12 +49,12 @@ class OneModel:
         return True
 
 
-def infer(request: Any, model: Model | None = None) -> Any:
+def infer(request: Any, model: OipModel | None = None) -> Any:
     """The answer, or (status, sentence), over a real connection."""
 
     async def ask() -> Any:
         server = grpc.aio.server()
-        server.add_generic_rpc_handlers((handlers(Servicer(OneModel(model or Echo()), Batching()), None),))
+        server.add_generic_rpc_handlers((handlers(Servicer(OneModel(model or Echo()), DynamicBatcher()), None),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -96,7 +96,7 @@ def test_typed_contents_are_taken_and_answered_raw(datatype: str) -> None:
     answer = infer(asked(tensor))
     (output,), (raw,) = answer.outputs, answer.raw_output_contents
     assert (output.name, output.datatype, list(output.shape)) == (datatype, datatype, [2])
-    assert from_bytes("x", datatype, [2], raw).tolist() == values
+    assert tensor_from_bytes("x", datatype, [2], raw).tolist() == values
 
 
 def test_outputs_come_in_the_order_asked_for_one_raw_buffer_each() -> None:

@@ -24,9 +24,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
-from recsys_batch.online.oip.dynamic_batcher import Batching
+from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown
-from recsys_batch.online.oip.rest import LENGTH, handle
+from recsys_batch.online.oip.rest import JSON_LENGTH_HEADER, handle
 from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.ranking.features import FeatureSpec
@@ -115,7 +115,7 @@ def test_no_outputs_named_are_all_of_them(snapshot: Snapshot) -> None:
     user = {"name": "user_id", "datatype": "INT64", "shape": [1], "data": [5]}
     for more in ({}, {"outputs": []}, {"outputs": None}):
         body = json.dumps({"inputs": [user], **more}).encode()
-        response = asyncio.run(handle("POST", "/v2/models/recommend/infer", {}, body, OneModel(snapshot), Batching()))
+        response = asyncio.run(handle("POST", "/v2/models/recommend/infer", {}, body, OneModel(snapshot), DynamicBatcher()))
         assert [one["name"] for one in json.loads(response.body)["outputs"]] == ["item_id", "score"]
 
 
@@ -238,12 +238,12 @@ BODY = st.fixed_dictionaries(
 def test_no_request_makes_the_protocol_fail(
     snapshot: Snapshot, body: bytes, behind: bytes, length: str | None, name: str, encoding: str | None, packed: bool
 ) -> None:
-    headers = {} if length is None else {LENGTH: str(len(body)) if length == "right" else length}
+    headers = {} if length is None else {JSON_LENGTH_HEADER: str(len(body)) if length == "right" else length}
     whole = body + behind
     if encoding is not None:
         headers["content-encoding"] = encoding
         whole = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)(whole) if packed else whole
-    response = asyncio.run(handle("POST", f"/v2/models/{name}/infer", headers, whole, OneModel(snapshot), Batching()))
+    response = asyncio.run(handle("POST", f"/v2/models/{name}/infer", headers, whole, OneModel(snapshot), DynamicBatcher()))
     assert response.status in (200, 400, 404, 415)
     if response.status != 200:
         assert json.loads(response.body)["error"]
@@ -265,7 +265,7 @@ def test_no_request_makes_the_protocol_fail(
     ],
 )
 def test_paths_of_the_protocol(snapshot: Snapshot, method: str, path: str, status: int) -> None:
-    assert asyncio.run(handle(method, path, {}, b"", OneModel(snapshot), Batching())).status == status
+    assert asyncio.run(handle(method, path, {}, b"", OneModel(snapshot), DynamicBatcher())).status == status
 
 
 def test_tensors_that_do_not_fit_each_other_are_told_apart(snapshot: Snapshot) -> None:

@@ -10,11 +10,11 @@ import lmdb
 import numpy as np
 import pytest
 
-from recsys_batch.online.oip.dynamic_batcher import Batching
+from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.model_api import InvalidRequest
-from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel, ServedModels
-from recsys_batch.online.serving.freshness import Ages
-from recsys_batch.online.serving.snapshot_manager import Live
+from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel, SnapshotModels
+from recsys_batch.online.serving.freshness import FreshnessPolicy
+from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.ranking.features import FeatureSpec
 
@@ -25,12 +25,12 @@ def test_a_snapshot_that_comes_back_is_answered_from_as_opened_anew(make: Any, c
     folder = make("second", seed=2)
 
     async def there_and_back() -> None:
-        live = Live(folder, lambda _: None, tmp_path / "turns")  # type: ignore[arg-type, return-value]
-        models = ServedModels(live, 50, Ages(36, None))
+        live = SnapshotManager(folder, lambda _: None, tmp_path / "turns")  # type: ignore[arg-type, return-value]
+        models = SnapshotModels(live, 50, FreshnessPolicy(36, None))
         answers = []
         for name, asked in (("first", True), ("second", False), ("first", True)):
             current(folder, name)
-            await live.refresh()
+            await live.poll()
             if asked:
                 answers.append(models.get("recommend", None).infer({"user_id": np.array([5])})["item_id"])
         np.testing.assert_array_equal(*answers)
@@ -43,11 +43,11 @@ def test_a_request_for_many_users_ends_on_the_snapshot_that_it_began_on(make: An
     current(folder, "first")
 
     async def retired_meanwhile() -> None:
-        live = Live(folder, lambda _: None, tmp_path / "turns")  # type: ignore[arg-type, return-value]
-        await live.refresh()
+        live = SnapshotManager(folder, lambda _: None, tmp_path / "turns")  # type: ignore[arg-type, return-value]
+        await live.poll()
         assert live.current is not None and live.current.snapshot.store is not None
-        model, store = ServedModels(live, 50, Ages(36, None)).get("recommend", None), live.current.snapshot.store
-        request = asyncio.create_task(Batching().infer(model, {"user_id": np.arange(200)}))
+        model, store = SnapshotModels(live, 50, FreshnessPolicy(36, None)).get("recommend", None), live.current.snapshot.store
+        request = asyncio.create_task(DynamicBatcher().infer(model, {"user_id": np.arange(200)}))
         await asyncio.sleep(0)
         live.current.retire()
         assert not request.done()
@@ -60,13 +60,13 @@ def test_a_request_for_many_users_ends_on_the_snapshot_that_it_began_on(make: An
 
 def test_users_asked_for_together_get_what_each_gets_alone(snapshot: Snapshot) -> None:
     model, users = RecommendModel(snapshot, 50), np.array([7, 10**12, *range(40)])
-    together = asyncio.run(Batching().infer(model, {"user_id": users, "k": np.array([4], np.int32)}))
+    together = asyncio.run(DynamicBatcher().infer(model, {"user_id": users, "k": np.array([4], np.int32)}))
     for row, user in enumerate(users):
         alone = model.infer({"user_id": np.array([user]), "k": np.array([4], np.int32)})
         np.testing.assert_array_equal(together["item_id"][row], alone["item_id"][0])
         np.testing.assert_allclose(together["score"][row], alone["score"][0], atol=1e-6)
     with pytest.raises(InvalidRequest, match="at most 1000"):
-        asyncio.run(Batching().infer(model, {"user_id": np.arange(1001)}))
+        asyncio.run(DynamicBatcher().infer(model, {"user_id": np.arange(1001)}))
 
 
 def test_rows_that_the_ranker_scored_together_have_the_scores_that_each_has_alone(snapshot: Snapshot) -> None:
@@ -89,7 +89,7 @@ def test_rows_that_the_ranker_scored_together_have_the_scores_that_each_has_alon
     requests = [request(1 + n % 3, 60) for n in range(12)] + [request(70, 400)]
 
     async def all_at_once() -> list[Any]:
-        batching = Batching(max_rows=8)
+        batching = DynamicBatcher(max_rows=8)
         return await asyncio.gather(*(batching.infer(model, one) for one in requests))
 
     found = asyncio.run(all_at_once())
@@ -102,9 +102,9 @@ def test_models_are_ready_once_a_snapshot_is_in_use_that_is_not_too_old(make: An
     folder = make("first")
 
     async def ready(hard: float | None) -> bool:
-        live = Live(folder, lambda _: None, tmp_path / "turns")  # type: ignore[arg-type, return-value]
-        await live.refresh()
-        return ServedModels(live, 50, Ages(0, hard)).ready()
+        live = SnapshotManager(folder, lambda _: None, tmp_path / "turns")  # type: ignore[arg-type, return-value]
+        await live.poll()
+        return SnapshotModels(live, 50, FreshnessPolicy(0, hard)).ready()
 
     assert not asyncio.run(ready(None))
     current(folder, "first")

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from recsys_batch.online.oip.model_api import InvalidRequest
-from recsys_batch.online.oip.tensor_codec import DTYPES, datatype_of, from_bytes, from_values, to_bytes, to_values
+from recsys_batch.online.oip.tensor_codec import (
+    DTYPES,
+    datatype_of,
+    tensor_from_bytes,
+    tensor_from_values,
+    tensor_to_bytes,
+    tensor_to_values,
+)
 
 NUMBERS = [dtype for dtype in DTYPES.values() if dtype.kind != "O"]
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
@@ -19,7 +26,7 @@ SHAPES = arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=4)
 
 @given(st.sampled_from(NUMBERS).flatmap(lambda dtype: arrays.arrays(dtype, SHAPES)))
 def test_numbers_read_back_from_their_bytes(array: np.ndarray) -> None:
-    found = from_bytes("x", datatype_of(array), array.shape, to_bytes(array))
+    found = tensor_from_bytes("x", datatype_of(array), array.shape, tensor_to_bytes(array))
     np.testing.assert_array_equal(found, array)
     assert found.dtype == array.dtype
 
@@ -28,14 +35,14 @@ def test_numbers_read_back_from_their_bytes(array: np.ndarray) -> None:
 def test_strings_read_back_from_their_bytes(strings: list[bytes]) -> None:
     array = np.empty(len(strings), dtype=object)
     array[:] = strings
-    assert from_bytes("x", "BYTES", [len(strings)], to_bytes(array)).tolist() == strings
+    assert tensor_from_bytes("x", "BYTES", [len(strings)], tensor_to_bytes(array)).tolist() == strings
 
 
 @given(st.sampled_from(sorted(DTYPES)), st.lists(st.integers(-2, 5) | st.just(2**31 - 1), max_size=4), st.binary(max_size=40))
 @example("FP64", [0, 2**31 - 1, 2**31 - 1], b"")
 def test_bytes_that_do_not_fit_are_refused_and_never_fail(datatype: str, shape: list[int], raw: bytes) -> None:
     try:
-        found = from_bytes("x", datatype, shape, raw)
+        found = tensor_from_bytes("x", datatype, shape, raw)
     except InvalidRequest as error:
         assert "x" in str(error)
     else:
@@ -45,7 +52,7 @@ def test_bytes_that_do_not_fit_are_refused_and_never_fail(datatype: str, shape: 
 def test_strings_of_lying_lengths_are_refused() -> None:
     for raw in (struct.pack("<I", 5) + b"four", struct.pack("<I", 2**31) + b"x", b"\x01\x00", struct.pack("<I", 1) + b"ab"):
         with pytest.raises(InvalidRequest, match="behind its length"):
-            from_bytes("x", "BYTES", [1], raw)
+            tensor_from_bytes("x", "BYTES", [1], raw)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +74,10 @@ def test_strings_of_lying_lengths_are_refused() -> None:
 )
 def test_values_of_another_kind_are_refused(datatype: str, shape: list[Any], values: Any, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
-        from_values("x", datatype, shape, values)
+        tensor_from_values("x", datatype, shape, values)
 
 
 def test_nested_values_are_flat_ones_and_infinities_are_json() -> None:
-    assert from_values("x", "INT64", [2, 2], [[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
-    told = to_values(np.array([np.nan, np.inf, -np.inf, 1.5], np.float32))
+    assert tensor_from_values("x", "INT64", [2, 2], [[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
+    told = tensor_to_values(np.array([np.nan, np.inf, -np.inf, 1.5], np.float32))
     assert json.loads(json.dumps(told, allow_nan=False))[-1] == 1.5 and told[2] < -3e38

@@ -13,26 +13,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_batch.online.ranking.ladder import Ranked, rank
-from recsys_batch.online.ranking.latency import Latency
-from recsys_batch.online.ranking.rank_query import Query
+from recsys_batch.online.ranking.ladder import RankResult, rank
+from recsys_batch.online.ranking.latency import LatencyTracker
+from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
-from recsys_batch.online.snapshot.user_record import UserLists, decode
+from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.ranking.business_rules import ItemRules
 
 N_USERS, N_ITEMS = 300, 500
 NOON = dt.datetime(2026, 11, 24, 12, 0, tzinfo=dt.UTC)
 
 
-def lists_of(snapshot: Snapshot, user: Any) -> UserLists | None:
+def lists_of(snapshot: Snapshot, user: Any) -> UserRecord | None:
     assert snapshot.store is not None
     key = snapshot.key(user)
     record = snapshot.store.get(key) if key is not None else None
-    return decode(record) if record is not None else None
+    return decode_record(record) if record is not None else None
 
 
-def asked(snapshot: Snapshot, user: Any, k: int = 10, **more: Any) -> Ranked:
-    return rank(snapshot, Query(user, k, **more), lists_of(snapshot, user), Latency())
+def asked(snapshot: Snapshot, user: Any, k: int = 10, **more: Any) -> RankResult:
+    return rank(snapshot, RankQuery(user, k, **more), lists_of(snapshot, user), LatencyTracker())
 
 
 def brute_force(snapshot: Snapshot, user: int, k: int) -> list[int]:
@@ -100,13 +100,13 @@ def test_somebody_unknown_gets_what_is_near_to_the_session_or_what_is_popular(sn
     assert (near.source, near.degraded) == ("ranker", None) and len(near.codes) == 10 and not {4, 9} & set(near.codes.tolist())
     popular = asked(snapshot, "nobody", 10)
     assert (popular.source, popular.degraded) == ("popular", "unknown_user")
-    assert popular.codes.tolist() == snapshot.popular.of(None)[0][:10].tolist()
+    assert popular.codes.tolist() == snapshot.popular.for_segment(None)[0][:10].tolist()
 
 
 def test_somebody_without_an_embedding_gets_the_published_list(snapshot: Snapshot) -> None:
     lists = lists_of(snapshot, 5)
     assert lists is not None
-    ranked = rank(snapshot, Query(5, 10), replace(lists, embedding=None), Latency())
+    ranked = rank(snapshot, RankQuery(5, 10), replace(lists, embedding=None), LatencyTracker())
     assert (ranked.source, ranked.degraded) == ("popular", "no_embedding")
     assert ranked.codes.tolist() == lists.codes[lists.top_places[:10]].tolist()
 
@@ -123,12 +123,12 @@ def test_without_a_ranker_the_batch_order_stands(make: Callable[..., Path]) -> N
 
 
 def test_the_ranker_is_skipped_where_less_than_its_p99_is_left(snapshot: Snapshot) -> None:
-    slow = Latency()
+    slow = LatencyTracker()
     slow.add(0.05)
     lists = lists_of(snapshot, 5)
-    late = rank(snapshot, Query(5, 10, deadline=time.perf_counter() + 0.02), lists, slow)
+    late = rank(snapshot, RankQuery(5, 10, deadline=time.perf_counter() + 0.02), lists, slow)
     assert (late.source, late.degraded) == ("batch", "deadline")
-    enough = rank(snapshot, Query(5, 10, deadline=time.perf_counter() + 5), lists, slow)
+    enough = rank(snapshot, RankQuery(5, 10, deadline=time.perf_counter() + 5), lists, slow)
     assert enough.source == "ranker"
 
 
@@ -140,12 +140,12 @@ def test_a_ranker_that_fails_costs_nobody_the_answer(snapshot: Snapshot, answer:
                 raise answer
             return np.full((1, 60), answer, np.float32)
 
-    ranked = rank(replace(snapshot, ranker=Broken()), Query(5, 10), lists_of(snapshot, 5), Latency())  # type: ignore[arg-type]
+    ranked = rank(replace(snapshot, ranker=Broken()), RankQuery(5, 10), lists_of(snapshot, 5), LatencyTracker())  # type: ignore[arg-type]
     assert (ranked.source, ranked.degraded) == ("batch", "ranker_failed") and len(ranked.codes) == 10
 
 
 def test_a_store_that_fails_leaves_what_is_popular(snapshot: Snapshot) -> None:
-    ranked = rank(snapshot, Query(5, 10), None, Latency(), store_failed=True)
+    ranked = rank(snapshot, RankQuery(5, 10), None, LatencyTracker(), store_failed=True)
     assert (ranked.source, ranked.degraded) == ("popular", "store_unavailable") and len(ranked.codes) == 10
 
 
@@ -173,7 +173,7 @@ def test_contributions_are_what_the_score_loses_without_the_group(snapshot: Snap
 
 
 def test_the_p99_forgets_what_is_long_past() -> None:
-    latency = Latency()
+    latency = LatencyTracker()
     for _ in range(100):
         latency.add(1.0)
     for _ in range(600):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from recsys_batch.online.ranking.selection import best, outside
+from recsys_batch.online.ranking.selection import select_top_k, not_excluded
 from recsys_batch.ranking.business_rules import ItemRules
 
 
@@ -22,7 +22,7 @@ from recsys_batch.ranking.business_rules import ItemRules
 def test_outside_is_not_in(block: tuple[np.ndarray, list[list[int]]]) -> None:
     codes, gone = block
     expected = [[code not in out for code in row] for row, out in zip(codes.tolist(), gone, strict=True)]
-    assert outside(codes, gone).tolist() == expected
+    assert not_excluded(codes, gone).tolist() == expected
 
 
 @given(st.data())
@@ -30,7 +30,7 @@ def test_the_best_come_by_score_and_equals_by_code(data: st.DataObject) -> None:
     rows, columns, k = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 12)), data.draw(st.integers(1, 15))
     scores = data.draw(arrays(np.float32, (rows, columns), elements=st.sampled_from([-np.inf, 0.0, -0.0, 0.5, 1.0, 2.0, 3.0])))
     codes = np.array([data.draw(st.permutations(range(columns))) for _ in range(rows)], np.int64)
-    places, values = best(scores, codes, k, ItemRules())
+    places, values = select_top_k(scores, codes, k, ItemRules())
     assert places.shape == values.shape == (rows, min(k, columns))
     for row in range(rows):
         there = [place for place in range(columns) if scores[row, place] > -np.inf]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.serving.snapshot_manager import Loaded
-from recsys_batch.online.serving.traffic_split import Routes, checked
+from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot
+from recsys_batch.online.serving.traffic_split import TrafficSplit, parse_traffic_split
 from recsys_batch.online.snapshot.reader import open_snapshot
 
 
@@ -128,16 +128,16 @@ def test_routes_to_nowhere_are_refused_and_nothing_changes(two: Path, serve: Any
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_the_ends_of_the_weight_are_nobody_and_everybody(weight: float) -> None:
-    routes = Routes("c", weight)
-    assert all(routes.to_canary(bytes([n, n])) == (weight == 1.0) for n in range(256))
+    routes = TrafficSplit("c", weight)
+    assert all(routes.is_canary(bytes([n, n])) == (weight == 1.0) for n in range(256))
 
 
 def test_routes_that_are_none_are_refused() -> None:
-    assert checked(json.loads("{}")) == Routes()
+    assert parse_traffic_split(json.loads("{}")) == TrafficSplit()
     with pytest.raises(UsageError, match="no canary"):
-        checked({"weight": 0.1})
+        parse_traffic_split({"weight": 0.1})
     with pytest.raises(UsageError, match="from 0 to 1"):
-        checked({"canary": "c", "weight": True})
+        parse_traffic_split({"canary": "c", "weight": True})
 
 
 def test_a_snapshot_is_closed_when_the_last_request_has_let_go_of_it(make: Any) -> None:
@@ -145,10 +145,10 @@ def test_a_snapshot_is_closed_when_the_last_request_has_let_go_of_it(make: Any) 
     closed = []
     true = snapshot.close
     snapshot.close = lambda: closed.append(true())  # type: ignore[method-assign]
-    loaded = Loaded(snapshot, None)
-    loaded.take().take()
+    loaded = LoadedSnapshot(snapshot, None)
+    loaded.acquire().acquire()
     loaded.retire()
-    loaded.give()
+    loaded.release()
     assert not closed
-    loaded.give()
+    loaded.release()
     assert len(closed) == 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.online.snapshot import vector_search
-from recsys_batch.online.snapshot.item_table import Descriptions, ItemTable, open_items, write_items
+from recsys_batch.online.snapshot.item_table import ItemMetadata, ItemTable, open_items, write_items
 
 
 def table_of(folder: Path, ids: list[int] | list[str], categories: list[list[str | None] | None] | None = None) -> ItemTable:
@@ -19,7 +19,7 @@ def table_of(folder: Path, ids: list[int] | list[str], categories: list[list[str
     vectors = rng.standard_normal((n, 4)).astype(np.float32)
     catalogue = Catalogue(pa.array(ids), vectors, np.zeros((n, 0), np.float32), np.zeros(n, np.float32), np.ones(n, bool))
     named = pa.array(categories or [[] for _ in ids], pa.list_(pa.string()))
-    write_items(folder / "items", catalogue, Descriptions.of(pa.array([f"Title of {one}" for one in ids]), named))
+    write_items(folder / "items", catalogue, ItemMetadata.of(pa.array([f"Title of {one}" for one in ids]), named))
     return open_items(folder / "items")
 
 
@@ -60,7 +60,7 @@ def planted(n: int, d: int = 8) -> np.ndarray:
 
 def test_few_items_are_searched_exactly_and_only_the_allowed_ones() -> None:
     vectors, allowed = planted(400), np.arange(400) % 3 != 0
-    codes, scores = vector_search.near(vectors[1], vectors, allowed, vector_search.build_lists(vectors, allowed), 25)
+    codes, scores = vector_search.search_nearest(vectors[1], vectors, allowed, vector_search.build_kmeans_lists(vectors, allowed), 25)
     expected = sorted(np.flatnonzero(allowed), key=lambda code: (-float(vectors[code] @ vectors[1]), code))[:25]
     assert codes.tolist() == expected and (np.diff(scores) <= 0).all()
 
@@ -69,13 +69,13 @@ def test_lists_find_nearly_what_an_exact_search_finds(monkeypatch: pytest.Monkey
     monkeypatch.setattr(vector_search, "EXACT_ITEMS", 1000)
     monkeypatch.setattr(vector_search, "_SEARCHED", 800)
     vectors, allowed = planted(6000), np.ones(6000, bool)
-    lists = vector_search.build_lists(vectors, allowed)
+    lists = vector_search.build_kmeans_lists(vectors, allowed)
     assert lists is not None and sorted(lists.codes.tolist()) == list(range(6000))
     shares = []
     for query in range(0, 6000, 200):
-        found, _ = vector_search.near(vectors[query], vectors, allowed, lists, 50, cosine=True)
-        exact, _ = vector_search.near(vectors[query], vectors, allowed, None, 50, cosine=True)
+        found, _ = vector_search.search_nearest(vectors[query], vectors, allowed, lists, 50, cosine=True)
+        exact, _ = vector_search.search_nearest(vectors[query], vectors, allowed, None, 50, cosine=True)
         shares.append(len(set(found.tolist()) & set(exact.tolist())) / 50)
     assert np.mean(shares) > 0.95
-    codes, _ = vector_search.near(vectors[0], vectors, np.arange(6000) % 2 == 1, lists, 50)
+    codes, _ = vector_search.search_nearest(vectors[0], vectors, np.arange(6000) % 2 == 1, lists, 50)
     assert len(codes) == 50 and (codes % 2 == 1).all()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.lmdb_store import LmdbStore, write_lmdb
 from recsys_batch.online.snapshot.user_key import user_key
-from recsys_batch.online.snapshot.user_record import UserLists, decode, encode
+from recsys_batch.online.snapshot.user_record import UserRecord, decode_record, encode_record
 
 BIGINT = st.integers(-(2**63), 2**63 - 1)
 
@@ -40,11 +40,11 @@ def test_a_number_and_its_digits_are_the_same_user() -> None:
     assert user_key(42, "STRING") == user_key("42", "STRING")
 
 
-def lists_of(seed: int, c: int, k: int, d: int) -> UserLists:
+def lists_of(seed: int, c: int, k: int, d: int) -> UserRecord:
     rng = np.random.default_rng(seed)
     floats = lambda n: rng.standard_normal(n).astype(np.float32)  # noqa: E731
     embedding = floats(d) if d else None
-    return UserLists(
+    return UserRecord(
         embedding, int(rng.integers(0, 10**6)), None, rng.integers(0, 2**31, c), floats(c), rng.permutation(c)[:k], floats(min(c, k))
     )
 
@@ -52,7 +52,7 @@ def lists_of(seed: int, c: int, k: int, d: int) -> UserLists:
 @given(st.integers(0, 2**32), st.integers(0, 300), st.integers(0, 100), st.sampled_from([0, 1, 64]))
 def test_a_record_reads_back_as_it_was(seed: int, c: int, k: int, d: int) -> None:
     lists = lists_of(seed, c, k, d)
-    found = decode(encode(lists))
+    found = decode_record(encode_record(lists))
     assert found.n_events == lists.n_events and found.segment is None
     for name in ("codes", "retrieval", "top_places", "top_scores"):
         np.testing.assert_array_equal(getattr(found, name), getattr(lists, name))
@@ -64,17 +64,17 @@ def test_a_record_reads_back_as_it_was(seed: int, c: int, k: int, d: int) -> Non
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_record_are_refused(junk: bytes) -> None:
     try:
-        decode(junk)
+        decode_record(junk)
     except RecsysBatchError:
         return
     assert junk[0] == 1
 
 
 def test_a_record_cut_short_is_refused() -> None:
-    whole = encode(lists_of(1, 20, 10, 8))
+    whole = encode_record(lists_of(1, 20, 10, 8))
     for n in range(len(whole)):
         with pytest.raises(RecsysBatchError, match="export it again"):
-            decode(whole[:n])
+            decode_record(whole[:n])
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), unique=True, max_size=60))

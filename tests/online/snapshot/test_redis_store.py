@@ -10,7 +10,7 @@ import redis
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.reader import open_snapshot
-from recsys_batch.online.snapshot.redis_store import connect, fill, mark_whole, redis_key, whole_key
+from recsys_batch.online.snapshot.redis_store import connect, write_records, mark_complete, redis_key, completion_key
 
 
 @pytest.fixture
@@ -23,8 +23,8 @@ def in_redis(make: Any, server: Any) -> Path:
     assert snapshot.store is not None
     records = [(key, snapshot.store.get(key)) for key in (snapshot.key(user) for user in range(300)) if key is not None]
     client = connect(server.url)
-    assert fill(client, "first", [(key, record) for key, record in records if record], 1000) == 300
-    mark_whole(client, "first", 300, 1000)
+    assert write_records(client, "first", [(key, record) for key, record in records if record], 1000) == 300
+    mark_complete(client, "first", 300, 1000)
     client.close()
     snapshot.close()
     manifest = json.loads((folder / "first" / "manifest.json").read_text())
@@ -37,9 +37,9 @@ def in_redis(make: Any, server: Any) -> Path:
 
 def test_records_expire_by_themselves_and_keys_name_their_snapshot(server: Any) -> None:
     client = connect(server.url)
-    assert fill(client, "run", ((bytes([n]), b"x" * n) for n in range(1, 256)), 100) == 255
-    mark_whole(client, "run", 255, 100)
-    for key in (redis_key("run", b"\x01"), whole_key("run")):
+    assert write_records(client, "run", ((bytes([n]), b"x" * n) for n in range(1, 256)), 100) == 255
+    mark_complete(client, "run", 255, 100)
+    for key in (redis_key("run", b"\x01"), completion_key("run")):
         assert 90 < client.ttl(key) <= 100 and key.startswith("recs:run:") and "{" not in key
     assert client.get(redis_key("run", b"\x05")) == b"xxxxx" and client.dbsize() == 256
     client.close()
@@ -48,7 +48,7 @@ def test_records_expire_by_themselves_and_keys_name_their_snapshot(server: Any) 
 def test_a_server_that_is_away_is_named_when_filling(server: Any) -> None:
     server.kill()
     with pytest.raises(RecsysBatchError, match="stopped taking records"):
-        fill(connect(server.url), "run", [(b"a", b"b")], 10)
+        write_records(connect(server.url), "run", [(b"a", b"b")], 10)
 
 
 def test_answers_from_redis_and_popular_while_it_is_away_and_back_by_itself(
@@ -78,7 +78,7 @@ def test_a_snapshot_whose_records_are_not_all_there_is_refused(
     in_redis: Path, server: Any, serve: Any, current: Any, wait_for: Any
 ) -> None:
     current(in_redis, "first")
-    redis.Redis.from_url(server.url).delete(whole_key("first"))
+    redis.Redis.from_url(server.url).delete(completion_key("first"))
     ranker = serve(in_redis, ready=False, RECSYS_BATCH_REDIS_URL=server.url)
     told = wait_for(lambda: (found := ranker.call("GET", "/readyz")) and found[0] == 503 and found[1])
     assert "export the run again" in told["error"]

@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.online.export.sample_selection import LENGTH, latest
+from recsys_batch.online.export.sample_selection import N_SAMPLED_USERS, latest_events
 from recsys_batch.online.snapshot.reader import Snapshot
 
 EVENTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.integers(0, 10**6)), max_size=120)
@@ -25,19 +25,19 @@ def interactions(rows: list[tuple[int, int, int]]) -> ds.Dataset:
 
 @given(EVENTS)
 def test_each_samples_newest_items_come_newest_first_and_once(snapshot: Snapshot, rows: list[tuple[int, int, int]]) -> None:
-    found = latest(interactions(rows), pa.array([1, 4]), snapshot.items.catalogue)
+    found = latest_events(interactions(rows), pa.array([1, 4]), snapshot.items.catalogue)
     assert list(found) == [1, 4]
     for user, codes in found.items():
         newest = {item: max(at for who, one, at in rows if (who, one) == (user, item)) for who, item, _ in rows if who == user}
-        expected = sorted(newest, key=lambda item: (-newest[item], item))[:LENGTH]
+        expected = sorted(newest, key=lambda item: (-newest[item], item))[:N_SAMPLED_USERS]
         assert snapshot.items.item_ids(pa.array(codes, pa.int64()).to_numpy()) == expected
 
 
 def test_an_item_that_the_run_does_not_have_is_left_out(snapshot: Snapshot) -> None:
-    assert latest(interactions([(1, 10**6, 5), (1, 7, 3)]), pa.array([1]), snapshot.items.catalogue) == {1: [7]}
+    assert latest_events(interactions([(1, 10**6, 5), (1, 7, 3)]), pa.array([1]), snapshot.items.catalogue) == {1: [7]}
 
 
 def test_users_may_be_text(snapshot: Snapshot) -> None:
     rows = interactions([(1, 7, 3), (2, 8, 3), (1, 9, 5)]).to_table()
     named = rows.set_column(0, "user_id", pa.array(["ö 1", "b", "ö 1"]))
-    assert latest(ds.dataset(named), pa.array(["a", "ö 1"]), snapshot.items.catalogue) == {"a": [], "ö 1": [9, 7]}
+    assert latest_events(ds.dataset(named), pa.array(["a", "ö 1"]), snapshot.items.catalogue) == {"a": [], "ö 1": [9, 7]}

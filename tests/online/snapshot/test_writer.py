@@ -15,7 +15,7 @@ import pytest
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.online.snapshot import repository
-from recsys_batch.online.snapshot.manifest import SnapshotRefused, read_manifest, verify
+from recsys_batch.online.snapshot.manifest import SnapshotRefused, read_manifest, verify_snapshot
 from recsys_batch.online.snapshot.reader import open_snapshot
 
 
@@ -47,7 +47,7 @@ def test_a_name_that_leaves_the_folder_is_refused(name: str, make: Callable[...,
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_a_damaged_file_is_refused_by_name(file: str, damage: str, make: Callable[..., Path]) -> None:
     path = make("first", users=10, items=30) / "first" / file
-    verify(path.parents[len(Path(file).parts) - 1], read_manifest(path.parents[len(Path(file).parts) - 1]))
+    verify_snapshot(path.parents[len(Path(file).parts) - 1], read_manifest(path.parents[len(Path(file).parts) - 1]))
     whole = path.read_bytes()
     if damage == "gone":
         path.unlink()
@@ -98,16 +98,16 @@ def test_files_are_read_once_per_node_and_again_when_they_change(make: Callable[
     true = manifest.sha256_file
     monkeypatch.setattr(manifest, "sha256_file", lambda path: read.append(path.name) or true(path))
     found = read_manifest(folder)
-    verify(folder, found)
+    verify_snapshot(folder, found)
     assert read == []  # who wrote them has just computed their checksums
     (folder / ".verified").unlink()
-    verify(folder, found)
+    verify_snapshot(folder, found)
     assert sorted(read) == sorted(Path(name).name for name in found.files)
     read.clear()
-    verify(folder, found)
+    verify_snapshot(folder, found)
     assert read == []
     os.utime(folder / "users.lmdb")
-    verify(folder, found)
+    verify_snapshot(folder, found)
     assert "users.lmdb" in read
 
 
@@ -122,8 +122,8 @@ def test_current_names_only_what_is_there_and_pruning_spares_it(make: Callable[.
     for draft in (stale, young):
         draft.mkdir()
     os.utime(stale, (0, 0))
-    assert repository.prune(folder, 1, frozenset({"b"})) == ["c"]
-    assert repository.snapshots(folder) == ["a", "b", "d"] and young.exists() and not stale.exists()
+    assert repository.delete_old(folder, 1, frozenset({"b"})) == ["c"]
+    assert repository.list_snapshots(folder) == ["a", "b", "d"] and young.exists() and not stale.exists()
 
 
 _KILLED = """
@@ -152,7 +152,7 @@ def test_an_exporter_that_is_killed_leaves_no_snapshot_and_the_next_one_writes_i
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ended = subprocess.run([sys.executable, "-c", _KILLED, str(folder), point], env=environment, check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert repository.snapshots(folder) == ["first"] and repository.current(folder) == "first"
+    assert repository.list_snapshots(folder) == ["first"] and repository.read_current(folder) == "first"
     make("second", users=10, items=30)
-    assert repository.snapshots(folder) == ["first", "second"]
+    assert repository.list_snapshots(folder) == ["first", "second"]
     shutil.rmtree(folder)

@@ -18,7 +18,7 @@ from recsys_batch.config import Config
 from recsys_batch.dataset.exposure_schema import exposure_schema
 from recsys_batch.errors import EXIT_OK, EXIT_USAGE, SourceError
 from recsys_batch.night import maintenance
-from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog, exposure_batch
+from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog, encode_exposures
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent, FeedbackLog
 from recsys_batch.read import open_table, read_table
 from recsys_batch.schemas import IdTypes
@@ -124,7 +124,7 @@ def test_rows_that_cannot_be_used_are_rejected_with_a_reason(shop: Shop) -> None
     run_ingest(shop.spark, shop.config, IngestRequest(None, "csv", items=str(shop.folder / "items.csv")))
     # The same request again, later and in another order; and somebody else who chose the same request id.
     rows = [shown("", 1, ["a"]), shown("r9", 1, ["a", "gone"]), shown("r9", 1, ["gone", "a"], 1), shown("r9", 2, ["a"])]
-    pq.write_table(pa.Table.from_batches([exposure_batch(rows, IDS, exposure_schema(IDS))]), shop.folder / "exposures-1.parquet")
+    pq.write_table(pa.Table.from_batches([encode_exposures(rows, IDS, exposure_schema(IDS))]), shop.folder / "exposures-1.parquet")
     shop.logged([], [event("r1", 1, "gone"), event("r1", 1, "a", weight=float("nan")), event("r1", 1, "b"), event("r1", 1, "b")])
     summary = shop.ingest()
     assert summary.kinds["exposures"].rejected == {"null_request_id": 1, "duplicate": 2}
