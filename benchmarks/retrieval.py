@@ -28,7 +28,7 @@ from vectors import Factors, generated, published, words
 from recsys_batch.ann.index import IndexInfo, build_index
 from recsys_batch.ann.kernels import faiss_module, limit_threads
 from recsys_batch.ann.search import open_retriever
-from recsys_batch.ann.tuning import TuningSample, Tuning, tune
+from recsys_batch.ann.tuning import Tuning, TuningSample, tune
 from recsys_batch.config import Config, load_config
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from recsys_batch.ann.kernels import MARGIN, select_largest, rounding_error
+from recsys_batch.ann.kernels import MARGIN, rounding_error, select_largest
 from recsys_batch.ann.vector_storage import IndexShard, StoredRows
 from recsys_batch.ranking.top_k import NO_CODE, order_pairs
 

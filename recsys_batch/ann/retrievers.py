@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from recsys_batch.ann.inverted_lists import InvertedLists, search_lists
-from recsys_batch.ann.kernels import iterate_blocks, exact_search, limit_threads, normalise_rows
+from recsys_batch.ann.kernels import exact_search, iterate_blocks, limit_threads, normalise_rows
 from recsys_batch.ann.vector_storage import IndexedItems, IndexShard
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE, merge_top_k, order_pairs

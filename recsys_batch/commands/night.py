@@ -112,7 +112,7 @@ def _print_forecast(config: Config, run_date: dt.date, run_id: str | None, *, as
     click.echo(f"mode        {seen.layout.mode}, {seen.layout.storage}{shards} ({seen.layout.reason})")
     click.echo(f"index       {format_size(seen.index_bytes)} of files")
     click.echo(
-        f"memory      {format_size(seen.worker_bytes)} per worker; its node's workers share {format_size(seen.shared_bytes)} of item vectors"
+        f"memory      {format_size(seen.worker_bytes)} per worker; workers of a node share {format_size(seen.shared_bytes)} of item vectors"
     )
     click.echo(f"partitions  {seen.n_tasks} of {seen.users_per_task:,} users, {seen.n_cores} at a time")
     click.echo(f"time        about {seen.seconds:,.0f} s, by {seen.basis}")

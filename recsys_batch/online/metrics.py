@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from recsys_batch.online.ranking.ladder import REASONS, ANSWER_SOURCES
+from recsys_batch.online.ranking.ladder import ANSWER_SOURCES, REASONS
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
 """Seconds: 0.5 to 100 ms."""

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.ann.retrievers import Probing, Retriever
-from recsys_batch.ann.tuning import OperatingPoint, TuningSample, Tuning, knn_recall_at_k, tune
+from recsys_batch.ann.tuning import OperatingPoint, Tuning, TuningSample, knn_recall_at_k, tune
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, RecsysBatchError
 
@@ -29,7 +29,7 @@ def sample_of(built: Built, queries: np.ndarray, name: str = "ivf", allowed: np.
     retriever: Retriever = built.ivf(name)
     exact: Retriever = built.exact
     if allowed is not None:
-        retriever, exact = retriever.among(allowed), exact.among(allowed)
+        retriever, exact = retriever.restrict(allowed), exact.restrict(allowed)
     return TuningSample(queries, retriever, exact)
 
 

@@ -213,7 +213,7 @@ def dying(real, after):
         found = real(*arguments, **named) if after else None
         os.kill(os.getpid(), signal.SIGKILL)
     return function
-holder, name = {"log": (sent_log.SentLog, "append"), "file": (digest, "finish")}[point.split()[1]]
+holder, name = {"log": (sent_log.SentLog, "append"), "file": (digest, "publish_output")}[point.split()[1]]
 setattr(holder, name, dying(getattr(holder, name), point.startswith("after")))
 House(Path(sys.argv[1]), IdTypes(sys.argv[2], sys.argv[3])).digest(slots=14)
 """

@@ -63,15 +63,15 @@ _AFTER = {"embed": "index", "index": "candidates", "candidates": "score", "score
 POINTS: dict[str, Point] = {
     "the copy of the bundle": (run_context, "put_folder", any_call),
     "the run's first row": (run_context, "append_runs", lambda _, runs: not any(key.endswith(".seconds") for key in runs[-1].metrics)),
-    "the pointer bundle": (open_run, "point", pointer("bundle")),
-    **{f"the pointer {name}": (run_context, "point", pointer(name)) for name in ("gathered", "popularity", "catalogue", "index")},
+    "the pointer bundle": (open_run, "set_pointer", pointer("bundle")),
+    **{f"the pointer {name}": (run_context, "set_pointer", pointer(name)) for name in ("gathered", "popularity", "catalogue", "index")},
     **{f"the commit of {name}": (run_context, "commit", table(name)) for name in OUTPUTS},
     "what is gathered": (gather_events, "_staged", any_call),
-    "the index's files": (ann_index, "put", any_call),
+    "the index's files": (ann_index, "store_index_file", any_call),
     "the index's tuning": (night_index, "tune", any_call),
     **{f"the row after {step}": (run_context, "append_runs", row(step)) for step in _AFTER},
-    "what publishing tidies up": (RunContext, "drop_drafts", any_call),
-    "the metrics in MLflow": (night_module.RunContext, "record", lambda night, **changes: changes.get("status") == "AUDITED"),
+    "what publishing tidies up": (RunContext, "delete_staging", any_call),
+    "the metrics in MLflow": (night_module.RunContext, "append_manifest", lambda night, **changes: changes.get("status") == "AUDITED"),
 }
 
 

@@ -49,7 +49,7 @@ def test_at_full_rank_the_ridge_start_is_the_item_item_model(sample: Positives) 
 def test_without_dropout_and_weights_it_is_ease(sample: Positives, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against Steck's own solution: the minimum of |X - XB|^2 + ridge |B|^2 with a zero diagonal, column by column."""
     monkeypatch.setattr(warm_start, "DROPOUT_ODDS", 0.0)
-    monkeypatch.setattr(warm_start, "user_weights", lambda counts: np.ones(len(counts)))
+    monkeypatch.setattr(warm_start, "weight_users", lambda counts: np.ones(len(counts)))
     start = fit_ridge_start(sample, 12, RIDGE, seed=1)
     X = dense(sample)
     for item in range(12):

@@ -18,8 +18,8 @@ from recsys_batch.storage.file_lock import file_lock, lock_file
 HOLDER = """
 import sys, time
 from pathlib import Path
-from recsys_batch.storage.file_lock import held
-with held(Path(sys.argv[1]), "it"):
+from recsys_batch.storage.file_lock import file_lock
+with file_lock(Path(sys.argv[1]), "it"):
     print("held", flush=True)
     time.sleep(60)
 """

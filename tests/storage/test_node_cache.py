@@ -33,7 +33,7 @@ def logged(location, target):
 node_cache.download = logged
 print("ready", flush=True)
 sys.stdin.readline()
-folder = node_cache.NodeCache(sys.argv[1]).localized(sys.argv[2])
+folder = node_cache.NodeCache(sys.argv[1]).local_copy(sys.argv[2])
 print((folder / "vectors.npy").read_text(), (folder / "vectors.npy").stat().st_ino)
 """
 

@@ -76,7 +76,7 @@ COMMITTING = """
 import sys
 sys.path.insert(0, sys.argv[3])
 from test_tables_in_s3 import batch, slice_of
-from recsys_batch.tables.slice_writer import commit
+from recsys_batch.tables.delta_log import commit
 for number in range(4):
     where = slice_of(sys.argv[1], f"{sys.argv[2]}-{number}")
     commit(where, list(where.write([batch(where, [f"{sys.argv[2]}{number}"])], 0)), {})

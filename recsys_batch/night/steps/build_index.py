@@ -14,7 +14,7 @@ from pyspark.sql import functions as F
 
 from recsys_batch.ann.index import Assign, IndexInfo, build_index
 from recsys_batch.ann.search import open_retriever
-from recsys_batch.ann.tuning import TuningSample, Tuning, tune
+from recsys_batch.ann.tuning import Tuning, TuningSample, tune
 from recsys_batch.config import Retrieval, Scoring
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.errors import ConfigError, InputMissing

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, exposure_schema
-from recsys_batch.online.exposure_log.arrow_columns import LogId, as_id, flatten, string_map_column, offsets_of, make_record_batch
+from recsys_batch.online.exposure_log.arrow_columns import LogId, as_id, flatten, make_record_batch, offsets_of, string_map_column
 from recsys_batch.online.exposure_log.file_log import FileLog
 from recsys_batch.schemas import TIMESTAMP, IdTypes
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Unpack
 
 import pyarrow as pa
 
-from recsys_batch.online.exposure_log.rotating_parquet import LimitOptions, RotationPolicy, RotatingParquet
+from recsys_batch.online.exposure_log.rotating_parquet import LimitOptions, RotatingParquet, RotationPolicy
 from recsys_batch.online.exposure_log.row_log import Row, RowLog
 from recsys_batch.schemas import IdType, IdTypes
 

@@ -14,7 +14,7 @@ from recsys_batch.online.api.encode import to_json
 from recsys_batch.online.http.router import JSON_CONTENT_TYPE, HttpError, Response, error_response
 from recsys_batch.online.oip.content_encoding import decompress
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, ModelRepository, ModelUnknown, Overloaded, validate_inputs
+from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, ModelUnknown, OipModel, Overloaded, validate_inputs
 from recsys_batch.online.oip.tensor_codec import datatype_of, tensor_from_bytes, tensor_from_values, tensor_to_bytes, tensor_to_values
 
 JSON_LENGTH_HEADER = "inference-header-content-length"

@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
-from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, ModelUnknown, TensorSpec, split_rows
+from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown, OipModel, TensorSpec, split_rows
 from recsys_batch.online.ranking.ladder import MAX_RANK_BATCH, RankInput, rank_many
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving.freshness import FreshnessPolicy
-from recsys_batch.online.serving.snapshot_manager import SnapshotManager, LoadedSnapshot
+from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot, SnapshotManager
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import decode_record
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord
-from recsys_batch.online.snapshot.vector_search import search_nearest, l2_normalise
+from recsys_batch.online.snapshot.vector_search import l2_normalise, search_nearest
 
 N_SESSION_CANDIDATES = 200
 

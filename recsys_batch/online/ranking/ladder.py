@@ -16,7 +16,7 @@ from recsys_batch.online.ranking.ablation import group_contributions
 from recsys_batch.online.ranking.cold_start import candidates_from_session
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery, build_context
-from recsys_batch.online.ranking.selection import select_top_k, row_offsets, candidate_mask
+from recsys_batch.online.ranking.selection import candidate_mask, row_offsets, select_top_k
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord
 from recsys_batch.ranking.features import compute_pair_features

@@ -17,9 +17,9 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
 from recsys_batch.online.serving.freshness import FreshnessPolicy
-from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserSample, describe_item, describe_user, describe_sample
+from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserSample, describe_item, describe_sample, describe_user
 from recsys_batch.online.serving.micro_batcher import MicroBatcher
-from recsys_batch.online.serving.snapshot_manager import SnapshotManager, LoadedSnapshot
+from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot, SnapshotManager
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 

@@ -21,7 +21,7 @@ from recsys_batch.online.ranking.ladder import rank
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
-from recsys_batch.online.snapshot.redis_store import redis_key, completion_key
+from recsys_batch.online.snapshot.redis_store import completion_key, redis_key
 from recsys_batch.online.snapshot.user_record import decode_record
 from recsys_batch.online.snapshot.writer import write_snapshot
 from recsys_batch.read import published_run, read_latest_topk, read_table

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from recsys_batch.errors import UsageError
 from recsys_batch.online.exposure_log import rotating_parquet, row_log
-from recsys_batch.online.exposure_log.rotating_parquet import RotationPolicy, RotatingParquet
+from recsys_batch.online.exposure_log.rotating_parquet import RotatingParquet, RotationPolicy
 from recsys_batch.online.exposure_log.row_log import LogStats, RowLog
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), False), pa.field("text", pa.string())])

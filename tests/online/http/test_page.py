@@ -12,9 +12,9 @@ from urllib.parse import quote
 import pytest
 
 from recsys_batch.online.api.messages import Bounds
-from recsys_batch.online.serving.inspection import describe_user, describe_sample
+from recsys_batch.online.serving.inspection import describe_sample, describe_user
 from recsys_batch.online.snapshot.reader import Snapshot
-from recsys_batch.online.snapshot.user_key import user_key, user_id_from_key
+from recsys_batch.online.snapshot.user_key import user_id_from_key, user_key
 from recsys_batch.online.snapshot.user_record import decode_record
 
 PAGE = files("recsys_batch.online.http").joinpath("page")
@@ -75,7 +75,7 @@ def test_every_id_that_the_scripts_use_is_in_the_page_once_and_every_field_has_a
 
 
 def test_the_page_has_words_for_every_source_and_reason() -> None:
-    from recsys_batch.online.ranking.ladder import REASONS, ANSWER_SOURCES
+    from recsys_batch.online.ranking.ladder import ANSWER_SOURCES, REASONS
 
     for code in (*ANSWER_SOURCES, *REASONS):
         assert f"  {code}: " in SCRIPTS["words.js"], code

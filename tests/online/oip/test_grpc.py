@@ -15,7 +15,7 @@ import tritonclient.grpc
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.grpc_server import Servicer, handlers
-from recsys_batch.online.oip.model_api import OipModel, ModelUnknown, Overloaded, TensorSpec
+from recsys_batch.online.oip.model_api import ModelUnknown, OipModel, Overloaded, TensorSpec
 from recsys_batch.online.oip.tensor_codec import DTYPES, tensor_from_bytes
 
 

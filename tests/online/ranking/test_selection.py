@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from recsys_batch.online.ranking.selection import select_top_k, not_excluded
+from recsys_batch.online.ranking.selection import not_excluded, select_top_k
 from recsys_batch.ranking.business_rules import ItemRules
 
 

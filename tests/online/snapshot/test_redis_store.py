@@ -10,7 +10,7 @@ import redis
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.reader import open_snapshot
-from recsys_batch.online.snapshot.redis_store import connect, write_records, mark_complete, redis_key, completion_key
+from recsys_batch.online.snapshot.redis_store import completion_key, connect, mark_complete, redis_key, write_records
 
 
 @pytest.fixture

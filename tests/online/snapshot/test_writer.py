@@ -140,7 +140,7 @@ if point == "users":
 elif point == "rename":
     writer.sync_tree = die
 else:
-    writer.listed = die
+    writer.file_checksums = die
 make_snapshot(Path(sys.argv[1]), snapshot_id="second", users=50, items=40, dim=16, candidates=10)
 """
 
