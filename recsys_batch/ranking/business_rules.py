@@ -38,7 +38,7 @@ class ItemRules:
 
     boost: np.ndarray | None = None
     blocked: np.ndarray | None = None
-    too_old: np.ndarray | None = None
+    stale: np.ndarray | None = None
     category_codes: np.ndarray | None = None
     category_offsets: np.ndarray | None = None
     max_per_category: int | None = None
@@ -62,7 +62,7 @@ class ItemRules:
     @property
     def active(self) -> tuple[str, ...]:
         """Names of the rules in force, in the order in which they apply."""
-        given = {"boosts": self.boost, "blocklist": self.blocked, "freshness": self.too_old, "max_per_category": self.max_per_category}
+        given = {"boosts": self.boost, "blocklist": self.blocked, "freshness": self.stale, "max_per_category": self.max_per_category}
         return tuple(name for name, value in given.items() if value is not None)
 
     @property
@@ -168,7 +168,7 @@ def select_with_rules(scores: np.ndarray, codes: np.ndarray, k: int, rules: Item
     codes = np.take_along_axis(codes, places, axis=1)
     kept = values > -np.inf
     lists.append(_list(codes, kept, k))
-    for dropped in (rules.blocked, rules.too_old):
+    for dropped in (rules.blocked, rules.stale):
         if dropped is not None:
             kept = kept & ~dropped[codes]
             lists.append(_list(codes, kept, k))

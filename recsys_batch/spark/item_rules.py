@@ -60,7 +60,7 @@ def business_rules(table: pa.Table, config: Config) -> ItemRules:
     return ItemRules(
         boost=np.asarray(table["boost"].to_numpy(), dtype=np.float32) if rules.boosts else None,
         blocked=_bools(table["blocked"]) if rules.blocklist else None,
-        too_old=_bools(table["stale"]) if rules.max_age_days else None,
+        stale=_bools(table["stale"]) if rules.max_age_days else None,
         category_codes=codes,
         category_offsets=offsets,
         max_per_category=rules.max_per_category,

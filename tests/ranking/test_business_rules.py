@@ -53,7 +53,7 @@ def blocks(draw: st.DrawFn, max_users: int = 4) -> Block:
     rules = ItemRules(
         boost=np.array(draw(st.lists(BOOSTS, min_size=n, max_size=n)), dtype=np.float32),
         blocked=np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))),
-        too_old=np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))),
+        stale=np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))),
         **ragged_categories(categories),
         max_per_category=draw(st.integers(1, 3)),
     )
@@ -94,7 +94,7 @@ def under(rule: str, pairs: list[tuple[np.float32, int]], rules: ItemRules, k: i
     if rule == "blocklist":
         return [pair for pair in pairs if not rules.blocked[pair[1]]]
     if rule == "freshness":
-        return [pair for pair in pairs if not rules.too_old[pair[1]]]
+        return [pair for pair in pairs if not rules.stale[pair[1]]]
     taken: list[tuple[np.float32, int]] = []
     counts: dict[int, int] = {}
     for pair in sorted(pairs, key=lambda pair: (-pair[0], pair[1])):
@@ -191,7 +191,7 @@ def test_a_wide_block_agrees_with_the_oracle_where_the_walk_goes_far_beyond_k() 
     rules = ItemRules(
         boost=rng.integers(0, 3, n).astype(np.float32),
         blocked=rng.random(n) < 0.2,
-        too_old=rng.random(n) < 0.2,
+        stale=rng.random(n) < 0.2,
         **ragged_categories(categories),
         max_per_category=2,
     )
