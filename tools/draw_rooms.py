@@ -20,7 +20,7 @@ STYLE = """
   .name { font-weight: 600; font-size: 14px }
   .modules { fill: #59636e; font-size: 11px }
   rect { fill: #f6f8fa; stroke: #59636e; rx: 6 }
-  .floor { fill: none; stroke: none }
+  .floor { fill: #fff; stroke: none; rx: 0 }
 """
 
 
@@ -60,14 +60,12 @@ def draw() -> str:
             left = MARGIN + number * (width + GAP)
             boxes.append(f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{height}"/>')
             boxes.append(f'<text class="name" x="{left + 10:.1f}" y="{top + 20}">{escape(room)}</text>')
-            rows = [("", line) for line in lines] + [("modules", line) for line in modules]
             for row, (kind, line) in enumerate(rows):
                 boxes.append(f'<text class="{kind}" x="{left + 10:.1f}" y="{top + 38 + LINE * row}">{escape(line)}</text>')
         top += height + GAP
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + MARGIN - GAP}" role="img" aria-label="The rooms of recsys_batch">'
-    return "\n".join(
-        [head, f"<style>{STYLE}</style>", '<rect class="floor" width="100%" height="100%" style="fill:#fff"/>', *boxes, "</svg>", ""]
-    )
+    boxes.insert(0, '<rect class="floor" width="100%" height="100%"/>')
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + MARGIN - GAP}" role="img" aria-label="The rooms">'
+    return "\n".join([head, f"<style>{STYLE}</style>", *boxes, "</svg>", ""])
 
 
 if __name__ == "__main__":
