@@ -52,11 +52,11 @@ def draw() -> str:
         texts = []
         for room in floor:
             sentence, modules = describe(room)
-            texts.append(
-                (room, textwrap.wrap(sentence, characters), textwrap.wrap(modules, int(characters * 1.08), break_on_hyphens=False))
-            )
-        height = 34 + LINE * max(len(lines) + len(modules) for _, lines, modules in texts)
-        for number, (room, lines, modules) in enumerate(texts):
+            rows = [("", line) for line in textwrap.wrap(sentence, characters)]
+            rows += [("modules", line) for line in textwrap.wrap(modules, int(characters * 1.08), break_on_hyphens=False)]
+            texts.append((room, rows))
+        height = 34 + LINE * max(len(rows) for _, rows in texts)
+        for number, (room, rows) in enumerate(texts):
             left = MARGIN + number * (width + GAP)
             boxes.append(f'<rect x="{left:.1f}" y="{top}" width="{width:.1f}" height="{height}"/>')
             boxes.append(f'<text class="name" x="{left + 10:.1f}" y="{top + 20}">{escape(room)}</text>')
