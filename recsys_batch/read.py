@@ -24,9 +24,31 @@ from pyarrow import fs
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
 from recsys_batch.storage.filesystems import absolute, resolve, storage_options
+from recsys_batch.tables import run_manifest
 from recsys_batch.tables.delta_log import list_data_files
+from recsys_batch.tables.run_manifest import Run
 from recsys_batch.tables.slice_writer import TableSlice
 from recsys_batch.tables.user_ranges import UserSortedFiles
+
+__all__ = [
+    "Run",
+    "has_table",
+    "list_run_files",
+    "open_table",
+    "open_table_dataset",
+    "previously_published_run",
+    "published_run",
+    "read_batches",
+    "read_column_type",
+    "read_id_types",
+    "read_latest_topk",
+    "read_manifest_rows",
+    "read_run_rows",
+    "read_run_slice",
+    "read_table",
+    "read_user_segments",
+    "run_published_on",
+]
 
 
 def open_table(warehouse: str, name: str, version: int | None = None) -> DeltaTable:
@@ -82,71 +104,57 @@ def read_user_segments(warehouse: str, version: int | None) -> tuple[pa.Table | 
     return pa.table({"user_id": users["user_id"], "place": encoded.indices.cast(pa.int32())}), tuple(encoded.dictionary.to_pylist())
 
 
-def read_run_rows(warehouse: str) -> list[dict[str, Any]]:
-    """Every row of the manifest, maps as dicts; empty when no night ever began."""
-    if not has_table(warehouse, "runs"):
-        return []
-    return read_manifest_rows(f"{warehouse.rstrip('/')}/runs")
+def read_run_rows(warehouse: str) -> list[Run]:
+    """Read every row of the manifest; empty when no night ever began."""
+    return read_manifest_rows(f"{warehouse.rstrip('/')}/runs") if has_table(warehouse, "runs") else []
 
 
-def read_manifest_rows(folder: str) -> list[dict[str, Any]]:
-    """Every row of a small table, maps as dicts."""
+def read_manifest_rows(folder: str) -> list[Run]:
+    """Read every row of the manifest table in ``folder``."""
     table = DeltaTable(folder, storage_options=_options(folder))
-    rows: list[dict[str, Any]] = _dataset_of(folder, table).to_table().to_pylist(maps_as_pydicts="strict")
-    return rows
+    return [run_manifest.from_row(row) for row in _dataset_of(folder, table).to_table().to_pylist(maps_as_pydicts="strict")]
 
 
-def published_run(warehouse: str, run_id: str | None = None) -> dict[str, Any]:
-    """The manifest row that readers follow: the newest PUBLISHED one, or that of ``run_id``.
+def published_run(warehouse: str, run_id: str | None = None) -> Run:
+    """Read the manifest row that readers follow: the newest PUBLISHED one, or that of ``run_id``.
 
     Raises:
         InputMissing: nothing (or not that run) is published.
     """
-    published = [row for row in read_run_rows(warehouse) if row["status"] == "PUBLISHED" and run_id in (None, row["run_id"])]
-    if not published:
+    run = run_manifest.newest_published(read_run_rows(warehouse), run_id)
+    if run is None:
         what = f"run {run_id} is not published" if run_id else "no night is published yet"
         raise InputMissing(f"{what} in {warehouse}: see `recsys-batch status`, run `recsys-batch nightly`")
-    return max(published, key=lambda row: row["published_at"])
+    return run
 
 
-def previously_published_run(warehouse: str, run: dict[str, Any]) -> dict[str, Any]:
-    """The manifest row that readers followed until ``run`` was published.
+def previously_published_run(warehouse: str, run: Run) -> Run:
+    """Read the manifest row that readers followed until ``run`` was published.
 
     Raises:
         InputMissing: there was none.
     """
-    found = earlier_run(read_run_rows(warehouse), run)
-    if found is None:
-        raise InputMissing(f"no other run was published before {run['run_id']}: there is nothing to compare it with")
-    return found
+    earlier = run_manifest.published_before(read_run_rows(warehouse), run)
+    if earlier is None:
+        raise InputMissing(f"no other run was published before {run.run_id}: there is nothing to compare it with")
+    return earlier
 
 
-def run_published_on(warehouse: str, run_date: dt.date, run_id: str | None = None) -> dict[str, Any]:
-    """The manifest row of the date's run that was published last and not rolled back since, or of that run.
+def run_published_on(warehouse: str, run_date: dt.date, run_id: str | None = None) -> Run:
+    """Read the manifest row of the date's run that was published last and not rolled back since, or of that run.
 
     Raises:
         InputMissing: there is none.
     """
-    state: dict[str, dict[str, Any]] = {}
-    for row in sorted(read_run_rows(warehouse), key=lambda row: (row["attempt"], row["metrics"].get("event", 0.0))):
-        state[row["run_id"]] = row
-    published = [row for row in state.values() if row["status"] == "PUBLISHED"]
-    found = [row for row in published if row["run_date"] == run_date and run_id in (None, row["run_id"])]
-    if found:
-        return max(found, key=lambda row: row["published_at"])
+    published = run_manifest.still_published(read_run_rows(warehouse))
+    run = run_manifest.newest_published((run for run in published if run.run_date == run_date), run_id)
+    if run is not None:
+        return run
     if run_id is not None:
         raise InputMissing(f"run {run_id} is not published any more: it was rolled back")
-    newest = max((row["run_date"] for row in published), default=None)
+    newest = max((run.run_date for run in published), default=None)
     there = f"the newest that is published is of {newest}" if newest else "no night is published yet"
     raise InputMissing(f"no run of {run_date} is published ({there}): see `recsys-batch status`")
-
-
-def earlier_run(rows: Sequence[dict[str, Any]], run: dict[str, Any]) -> dict[str, Any] | None:
-    """Of the manifest's rows the one that readers followed until ``run`` was published; for a run that is not, the one they follow now."""
-    until = run["published_at"]
-    published = [row for row in rows if row["status"] == "PUBLISHED" and row["run_id"] != run["run_id"]]
-    earlier = [row for row in published if until is None or row["published_at"] < until]
-    return max(earlier, key=lambda row: row["published_at"], default=None)
 
 
 def read_latest_topk(
@@ -167,16 +175,16 @@ def read_latest_topk(
 
 
 def read_run_slice(
-    warehouse: str, name: str, run: dict[str, Any], *, user_ids: Sequence[Any] | None = None, columns: Sequence[str] | None = None
+    warehouse: str, name: str, run: Run, *, user_ids: Sequence[Any] | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """The rows that a run wrote into ``name``, sorted by user_id and rank where it has them.
 
     A published slice is never written again, so the newest version of the table holds it as it was published.
     """
     dataset = open_table_dataset(warehouse, name)
-    where = ds.field("run_id") == run["run_id"]
+    where = ds.field("run_id") == run.run_id
     if name == "topk":
-        where &= ds.field("run_date") == pa.scalar(run["run_date"], pa.date32())
+        where &= ds.field("run_date") == pa.scalar(run.run_date, pa.date32())
     if user_ids is not None:
         where &= ds.field("user_id").isin(pa.array(user_ids, type=dataset.schema.field("user_id").type))
     wanted = list(columns) if columns is not None else dataset.schema.names
@@ -185,16 +193,15 @@ def read_run_slice(
     return (rows.sort_by([(key, "ascending") for key in keys]) if keys else rows).select(wanted)
 
 
-def list_run_files(warehouse: str, name: str, run: dict[str, Any]) -> UserSortedFiles:
+def list_run_files(warehouse: str, name: str, run: Run) -> UserSortedFiles:
     """The files of an output table that a run wrote, to read by ranges of users.
 
     Args:
         run: its manifest row.
     """
     spec = TABLES[name]
-    where = TableSlice(
-        f"{absolute(warehouse)}/{name}", spec, read_id_types(warehouse), {column: run[column] for column in spec.partition_by}, 2**26
-    )
+    partition = {column: getattr(run, column) for column in spec.partition_by}
+    where = TableSlice(f"{absolute(warehouse)}/{name}", spec, read_id_types(warehouse), partition, 2**26)
     return UserSortedFiles(where, list_data_files(where))
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from recsys_batch.cli import group, run
 from recsys_batch.commands.night import print_night
 from recsys_batch.config import Config
 from recsys_batch.read import published_run
-from recsys_batch.tables.run_manifest import from_row
 
 ROOT = Path(__file__).parent.parent
 Options = Callable[[Config], list[str]]
@@ -134,8 +134,8 @@ def test_what_people_read_fits_into_80_columns(
 def test_the_table_of_a_night_fits_into_80_columns(published: Config, capsys: pytest.CaptureFixture[str]) -> None:
     metrics = {f"{step}.{key}": 123_456_789.0 for step in ("embed", "score") for key in ("rows", "users", "bytes")}
     metrics |= {f"{step}.{key}": 12_345.6 for step in ("embed", "score") for key in ("seconds", "python_seconds", "write_seconds")}
-    row = {**published_run(published.paths.warehouse), "metrics": {"started_at": 0.0, "embed.cores": 64.0, "score.cores": 64.0, **metrics}}
-    print_night(from_row(row))
+    measured = {"started_at": 0.0, "embed.cores": 64.0, "score.cores": 64.0, **metrics}
+    print_night(replace(published_run(published.paths.warehouse), metrics=measured))
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert sum("123,456,789" in line for line in lines) == 2

@@ -99,8 +99,8 @@ def test_top_ten_in_python(published: Config, expected: list[Any], engine: str) 
 def test_how_the_nights_went(duck: duckdb.DuckDBPyConnection, published: Config) -> None:
     (row,) = duck.execute(here(block("How the nights went"), published)).fetchall()
     run = published_run(published.paths.warehouse)
-    assert row[:5] == (run["run_id"], "PUBLISHED", run["n_users"], run["n_rows"], run["model_version"])
-    assert row[5] == run["metrics"]["audit.catalogue_coverage"]
+    assert row[:5] == (run.run_id, "PUBLISHED", run.n_users, run.n_rows, run.model_version)
+    assert row[5] == run.metrics["audit.catalogue_coverage"]
 
 
 def test_what_changed_for_a_user(duck: duckdb.DuckDBPyConnection, published: Config, expected: list[Any]) -> None:

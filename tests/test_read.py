@@ -26,7 +26,7 @@ def where(config: Config, name: str) -> str:
 def test_topk_comes_sorted_by_user_and_rank(published: Config) -> None:
     table = read_latest_topk(published.paths.warehouse)
     keys = list(zip(table["user_id"].to_pylist(), table["rank"].to_pylist(), strict=True))
-    assert keys == sorted(keys) and len(keys) == published_run(published.paths.warehouse)["n_rows"]
+    assert keys == sorted(keys) and len(keys) == published_run(published.paths.warehouse).n_rows
 
 
 def test_some_users_and_columns(published: Config) -> None:
@@ -46,7 +46,7 @@ def test_every_table_is_readable_at_protocol_version_one(published: Config, name
 
 
 def test_polars_and_duckdb_read_the_same_rows(published: Config) -> None:
-    path, run_id = where(published, "topk"), published_run(published.paths.warehouse)["run_id"]
+    path, run_id = where(published, "topk"), published_run(published.paths.warehouse).run_id
     expected = read_latest_topk(published.paths.warehouse, columns=["user_id", "rank", "item_id"]).to_pylist()
     frame = pl.read_delta(path).filter(pl.col("run_id") == run_id).sort("user_id", "rank").select("user_id", "rank", "item_id")
     assert frame.to_dicts() == expected

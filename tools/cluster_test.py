@@ -247,8 +247,8 @@ def run_locally(folder: Path, warehouse: Path, *words: str) -> None:
 
 def compare(ours: Path, theirs: Path) -> None:
     """The cluster's two nights and the local one have the same rows."""
-    runs = {run["run_id"] for run in read_run_rows(str(ours)) if run["status"] == "PUBLISHED"}
-    local = published_run(str(theirs))["run_id"]
+    runs = {run.run_id for run in read_run_rows(str(ours)) if run.status == "PUBLISHED"}
+    local = published_run(str(theirs)).run_id
     for name in OUTPUTS:
         expected = rows(theirs, name, local)
         for run in sorted(runs):

@@ -146,11 +146,11 @@ def compare(ours: str, theirs: str) -> None:
         both = [sorted(map(str, read_table(place, name).to_pylist())) for place in (ours, theirs)]
         if both[0] != both[1] or not both[0]:
             raise SystemExit(f"{name}: {len(both[0])} rows in the store, {len(both[1])} on the local path, and not the same")
-    runs = [{row["run_id"]: row for row in read_run_rows(place) if row["status"] == "PUBLISHED"} for place in (ours, theirs)]
+    runs = [{run.run_id: run for run in read_run_rows(place) if run.status == "PUBLISHED"} for place in (ours, theirs)]
     if set(runs[0]) != set(runs[1]) or set(runs[0]) != {f"{FIRST}-r1", f"{SECOND}-r1"}:
         raise SystemExit(f"published: {sorted(runs[0])} in the store, {sorted(runs[1])} on the local path")
     for place, found in zip((ours, theirs), runs, strict=True):
-        if found[f"{SECOND}-r1"]["metrics"]["incremental"] != 1.0:
+        if found[f"{SECOND}-r1"].metrics["incremental"] != 1.0:
             raise SystemExit(f"the second night of {place} was a full one")
     for run_id in sorted(runs[0]):
         counted = []
@@ -164,7 +164,7 @@ def compare(ours: str, theirs: str) -> None:
 
 def dropped(warehouse: str) -> None:
     """After maintenance that keeps one run there are that run's rows alone."""
-    kept = published_run(warehouse)["run_id"]
+    kept = published_run(warehouse).run_id
     for name in ("topk", "candidates", "user_embeddings"):
         found = set(pc.unique(read_table(warehouse, name)["run_id"]).to_pylist())
         if found != {kept}:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -204,7 +204,7 @@ def _status_row(run: Run, now: Run | None) -> tuple[str, ...]:
     )
 
 
-def _manifest_rows(config: Config) -> list[dict[str, Any]]:
+def _manifest_rows(config: Config) -> list[Run]:
     """By deltalake where tables are paths; a catalog needs Spark to resolve its names."""
     if config.catalog is None:
         from recsys_batch.read import read_run_rows

@@ -36,7 +36,7 @@ def export_snapshot_command(config: Config, run_id: str | None, out: Path | None
 
     folder, began = out or Path(config.online.snapshots), time.monotonic()
     run = open_published_run(config.paths.warehouse, NodeCache.from_paths(config.paths), run_id, config.retrieval.metric)
-    name = run.row["run_id"]
+    name = run.run.run_id
     made, said = name not in repository.list_snapshots(folder), []
     if not made:
         said.append(f"snapshot {name} is in {folder} already")

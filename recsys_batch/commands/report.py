@@ -34,7 +34,7 @@ def report_command(config: Config, run_id: str | None, out: str, n_users: int, t
     from recsys_batch.report.page import render_report
 
     run, seen = _found(config, run_id)
-    facts = collect_facts(config.paths.warehouse, run.row(), config.data.min_weight, n_users)
+    facts = collect_facts(config.paths.warehouse, run, config.data.min_weight, n_users)
     page = render_report(facts, gates_as_json(run), seen)
     path = _written(Path(out), page)
     logged = to_mlflow and run.mlflow_run_id is not None and _log(config, run.mlflow_run_id, path)

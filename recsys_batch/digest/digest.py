@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +15,7 @@ from recsys_batch.digest.user_slots import DigestRequest, FreshChooser, LoggedCh
 from recsys_batch.errors import InputMissing
 from recsys_batch.read import read_id_types, run_published_on
 from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.run_manifest import Run
 
 
 @dataclass
@@ -73,7 +73,7 @@ def make_digest(
     run = run_published_on(warehouse, order.run_date, logged or None)
     _check_age(run, order.max_age, now)
     chooser = LoggedChooser(log, order.digest_id) if logged else FreshChooser(log, order)
-    result = DigestResult(order.digest_id, run["run_id"], str(order.out), logged_before=logged is not None)
+    result = DigestResult(order.digest_id, run.run_id, str(order.out), logged_before=logged is not None)
     with open_digest_users(warehouse, cache, run, order, min_weight) as users:
         made = _counted(users.slots(chooser, progress), result)
         if dry_run:
@@ -81,16 +81,16 @@ def make_digest(
                 pass
             return result
         try:
-            with open_output_file(order.out, order.form, ids, run["run_id"], str(run["model_version"])) as sink:
+            with open_output_file(order.out, order.form, ids, run.run_id, run.model_version) as sink:
                 if logged is None:
                     log.make()
                     where = log.slice_on(order.run_date)
-                    parts = list(where.write(_both(made, sink, order.digest_id, run["run_id"], where.schema), 0))
+                    parts = list(where.write(_both(made, sink, order.digest_id, run.run_id, where.schema), 0))
                 else:
                     for one in made:
                         sink.write(one.block())
             if logged is None:
-                log.append(order.digest_id, where, parts, {"run_id": run["run_id"]})
+                log.append(order.digest_id, where, parts, {"run_id": run.run_id})
             publish_output(order.out)
         finally:
             draft_path(order.out).unlink(missing_ok=True)
@@ -118,11 +118,11 @@ def _counted(made: Iterator[SlotBlock], result: DigestResult) -> Iterator[SlotBl
         yield one
 
 
-def _check_age(run: dict[str, Any], max_age: dt.timedelta, now: dt.datetime) -> None:
-    began = dt.datetime.fromtimestamp(run["metrics"]["started_at"], dt.UTC)
+def _check_age(run: Run, max_age: dt.timedelta, now: dt.datetime) -> None:
+    began = run.started_at
     if now - began > max_age:
         hours, limit = (now - began) / dt.timedelta(hours=1), max_age / dt.timedelta(hours=1)
         raise InputMissing(
-            f"run {run['run_id']} began {began:%Y-%m-%d %H:%M} UTC, {hours:.0f} hours ago; digest.max_age_hours = {limit:g}: "
+            f"run {run.run_id} began {began:%Y-%m-%d %H:%M} UTC, {hours:.0f} hours ago; digest.max_age_hours = {limit:g}: "
             "send a newer night's, or set it higher"
         )

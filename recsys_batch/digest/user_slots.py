@@ -29,6 +29,7 @@ from recsys_batch.read import list_run_files, read_batches, read_run_slice, read
 from recsys_batch.schemas import ALL_SEGMENTS
 from recsys_batch.storage.artifacts import artifact_root, catalogue_folder
 from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.run_manifest import Run
 from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, group_boundaries, ranges_of_files
 
 _USERS = 8_192
@@ -285,9 +286,7 @@ class DigestUsers:
 
 
 @contextmanager
-def open_digest_users(
-    warehouse: str, cache: NodeCache, run: dict[str, Any], order: DigestRequest, min_weight: float
-) -> Iterator[DigestUsers]:
+def open_digest_users(warehouse: str, cache: NodeCache, run: Run, order: DigestRequest, min_weight: float) -> Iterator[DigestUsers]:
     """Open a run for an order; events lie in temporary files meanwhile.
 
     Raises:
@@ -296,9 +295,9 @@ def open_digest_users(
     """
     topk = list_run_files(warehouse, "topk", run)
     if not topk.parts:
-        raise InputMissing(f"run {run['run_id']} has no rows in topk any more: `recsys-batch maintain` keeps tables.keep_runs of them")
-    catalogue = mmap_catalogue(str(cache.local_copy(catalogue_folder(artifact_root(warehouse), run["run_id"]))))
-    segments, names = read_user_segments(warehouse, run["input_versions"].get("users"))
+        raise InputMissing(f"run {run.run_id} has no rows in topk any more: `recsys-batch maintain` keeps tables.keep_runs of them")
+    catalogue = mmap_catalogue(str(cache.local_copy(catalogue_folder(artifact_root(warehouse), run.run_id))))
+    segments, names = read_user_segments(warehouse, run.input_versions.get("users"))
     if order.segment is not None and order.segment not in names:
         there = ", ".join(sorted(names)) or "none: there is no users table"
         raise UsageError(f"there is no segment {order.segment!r}; there are: {there}")
@@ -306,7 +305,7 @@ def open_digest_users(
     popular = group_by_segment(read_run_slice(warehouse, "popular", run), catalogue)
     bounds = ranges_of_files(topk.parts)
     with tempfile.TemporaryDirectory(prefix="recsys-batch-digest-") as folder:
-        version = run["input_versions"]["interactions"]
+        version = run.input_versions["interactions"]
         kinds = [("user_id", topk.where.ids.user_arrow), ("item_id", topk.where.ids.item_arrow), ("event_us", pa.int64())]
         events = EventsByRange(Path(folder), bounds, pa.schema([*kinds, ("weight", pa.float32())]))
         events.add(_events(warehouse, version))

@@ -14,6 +14,7 @@ from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.evaluation.metrics import evaluate_lists
 from recsys_batch.read import has_table, read_run_slice, read_table
 from recsys_batch.tables.list_columns import flat_positions
+from recsys_batch.tables.run_manifest import Run
 
 _EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type", "weight")
 
@@ -41,7 +42,7 @@ class Evaluation:
         return asdict(self)
 
 
-def read_holdout_truth(warehouse: str, run: dict[str, Any]) -> tuple[pa.Table, str]:
+def read_holdout_truth(warehouse: str, run: Run) -> tuple[pa.Table, str]:
     """True later interactions: the holdout table, or where there is none what arrived after the run's inputs were pinned.
 
     Returns:
@@ -56,16 +57,16 @@ def read_holdout_truth(warehouse: str, run: dict[str, Any]) -> tuple[pa.Table, s
             return held_out, "the holdout table"
     columns = list(_EVENT_KEY)
     now = read_table(warehouse, "interactions", columns=columns)
-    then = read_table(warehouse, "interactions", columns=columns, version=run["input_versions"]["interactions"])
+    then = read_table(warehouse, "interactions", columns=columns, version=run.input_versions["interactions"])
     later = _comparable(now).join(_comparable(then), columns, join_type="left anti")
     if later.num_rows == 0:
         raise InputMissing(
             "there is no holdout table and no interaction arrived after the run: ingest with --holdout 0.2, or pass --truth PATH"
         )
-    return later.select(["user_id", "item_id", "weight"]), f"interactions that arrived after run {run['run_id']} began"
+    return later.select(["user_id", "item_id", "weight"]), f"interactions that arrived after run {run.run_id} began"
 
 
-def evaluate_run(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float) -> Evaluation:
+def evaluate_run(warehouse: str, run: Run, truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float) -> Evaluation:
     """Metrics of a published run's topk at each k.
 
     Args:
@@ -81,7 +82,7 @@ def evaluate_run(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: s
     topk = read_run_slice(warehouse, "topk", run, columns=["user_id", "rank", "item_id"])
     longest = pc.max(topk["rank"]).as_py() or 0
     if max(ks) > longest:
-        raise UsageError(f"--k {max(ks)} is longer than the lists of run {run['run_id']}, which have at most {longest} items")
+        raise UsageError(f"--k {max(ks)} is longer than the lists of run {run.run_id}, which have at most {longest} items")
     topk = topk.filter(pc.less_equal(topk["rank"], max(ks)))
     truth = truth.filter(pc.greater(truth["weight"], min_weight)).group_by(["user_id", "item_id"]).aggregate([])
     users = pc.unique(topk["user_id"])
@@ -89,7 +90,7 @@ def evaluate_run(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: s
     known = row >= 0
     without_list = len(pc.unique(truth["user_id"].filter(pa.array(~known))))
     if not known.any():
-        raise InputMissing(f"no user of {origin} has a list in run {run['run_id']}: are the user ids of the same kind?")
+        raise InputMissing(f"no user of {origin} has a list in run {run.run_id}: are the user ids of the same kind?")
     order = np.argsort(row[known], kind="stable")
     truth, row = truth.filter(pa.array(known)).take(pa.array(order)), row[known][order]
     truth_offsets = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int64)
@@ -102,7 +103,7 @@ def evaluate_run(warehouse: str, run: dict[str, Any], truth: pa.Table, origin: s
         evaluate_lists(ranked, truth_offsets, truth_codes, catalogue.counts, ks, available=catalogue.available)
         for ranked in (lists, popular)
     )
-    return Evaluation(run["run_id"], run["model_version"], origin, len(np.unique(row)), without_list, len(row), model, popularity)
+    return Evaluation(run.run_id, run.model_version, origin, len(np.unique(row)), without_list, len(row), model, popularity)
 
 
 @dataclass(frozen=True)
@@ -114,20 +115,20 @@ class _Catalogue:
     counts: np.ndarray
 
 
-def _catalogue(warehouse: str, run: dict[str, Any], truth_items: pa.ChunkedArray, min_weight: float) -> _Catalogue:
-    items = read_table(warehouse, "items", columns=["item_id", "is_available"], version=run["input_versions"]["items"])
+def _catalogue(warehouse: str, run: Run, truth_items: pa.ChunkedArray, min_weight: float) -> _Catalogue:
+    items = read_table(warehouse, "items", columns=["item_id", "is_available"], version=run.input_versions["items"])
     item_ids = _sorted_unique([items["item_id"], truth_items])
     available = np.zeros(len(item_ids), dtype=bool)
     available[flat_positions(items["item_id"].filter(items["is_available"]), item_ids)] = True
-    where, version = pc.field("weight") > min_weight, run["input_versions"]["interactions"]
+    where, version = pc.field("weight") > min_weight, run.input_versions["interactions"]
     positives = read_table(warehouse, "interactions", columns=["user_id", "item_id"], where=where, version=version)
     liked = flat_positions(positives.group_by(["user_id", "item_id"]).aggregate([])["item_id"], item_ids)
     return _Catalogue(item_ids, available, np.bincount(liked[liked >= 0], minlength=len(item_ids)).astype(np.int64))
 
 
-def _popularity_lists(warehouse: str, run: dict[str, Any], users: pa.Array, catalogue: _Catalogue, k: int) -> np.ndarray:
+def _popularity_lists(warehouse: str, run: Run, users: pa.Array, catalogue: _Catalogue, k: int) -> np.ndarray:
     """int64 [n_users, k]: the most popular available items that each user has not seen, ties by item_id; -1 behind the end."""
-    version = run["input_versions"]["interactions"]
+    version = run.input_versions["interactions"]
     seen = read_table(warehouse, "interactions", columns=["user_id", "item_id"], version=version)
     order = np.lexsort((np.arange(len(catalogue.counts)), -catalogue.counts))
     order = order[catalogue.available[order]]

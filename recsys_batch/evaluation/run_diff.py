@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,9 +11,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.read import read_column_type, read_run_slice, read_table
-
-ItemRow = Mapping[str, Any]
-"""Manifest row of a run."""
+from recsys_batch.tables.run_manifest import Run
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class ItemChanges:
         return asdict(self)
 
 
-def diff_user(warehouse: str, user_id: Any, before: ItemRow, now: ItemRow, n: int) -> UserChanges:
+def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int) -> UserChanges:
     """The user's top ``n`` of the run ``now`` against that of ``before``.
 
     Raises:
@@ -89,12 +86,12 @@ def diff_user(warehouse: str, user_id: Any, before: ItemRow, now: ItemRow, n: in
     went = [item for item in tops[0] if item not in set(tops[1])]
     known = [_described(warehouse, run, [*came, *went]) for run in (before, now)]
     title = {item: (known[1].get(item) or known[0].get(item) or (str(item), True))[0] for item in (*came, *went)}
-    models = (str(before["model_version"]), str(now["model_version"]))
+    models = (before.model_version, now.model_version)
     cause = _cause(len(seen[1]) - len(seen[0]), models)
     return UserChanges(
         user,
-        before["run_id"],
-        now["run_id"],
+        before.run_id,
+        now.run_id,
         models,
         max(len(seen[1]) - len(seen[0]), 0),
         len(set(tops[0]) & set(tops[1])),
@@ -103,7 +100,7 @@ def diff_user(warehouse: str, user_id: Any, before: ItemRow, now: ItemRow, n: in
     )
 
 
-def diff_item(warehouse: str, item_id: Any, before: ItemRow, now: ItemRow) -> ItemChanges:
+def diff_item(warehouse: str, item_id: Any, before: Run, now: Run) -> ItemChanges:
     """In how many lists of either run the item is, and where.
 
     Raises:
@@ -116,14 +113,14 @@ def diff_item(warehouse: str, item_id: Any, before: ItemRow, now: ItemRow) -> It
         raise InputMissing(f"there is no item {item!r}")
     ranks = []
     for run in (before, now):
-        where = (pc.field("run_id") == run["run_id"]) & (pc.field("item_id") == item)
+        where = (pc.field("run_id") == run.run_id) & (pc.field("item_id") == item)
         ranks.append(np.asarray(read_table(warehouse, "topk", columns=["rank"], where=where)["rank"]))
     events = [_n_events(warehouse, run, pc.field("item_id") == item) for run in (before, now)]
     return ItemChanges(
         item,
         next(one[0] for one in reversed(known) if one is not None),
-        before["run_id"],
-        now["run_id"],
+        before.run_id,
+        now.run_id,
         (len(ranks[0]), len(ranks[1])),
         (_median(ranks[0]), _median(ranks[1])),
         (None if known[0] is None else known[0][1], None if known[1] is None else known[1][1]),
@@ -144,34 +141,34 @@ def as_id(warehouse: str, column: str, value: Any) -> Any:
         raise UsageError(f"{column.replace('_', ' ')} {value!r} is not of type {id_type}, which the tables use") from None
 
 
-def _list_of(warehouse: str, run: ItemRow, user: Any) -> dict[Any, int]:
-    rows = read_run_slice(warehouse, "topk", dict(run), user_ids=[user], columns=["item_id", "rank"])
+def _list_of(warehouse: str, run: Run, user: Any) -> dict[Any, int]:
+    rows = read_run_slice(warehouse, "topk", run, user_ids=[user], columns=["item_id", "rank"])
     if rows.num_rows == 0:
-        raise InputMissing(f"user {user!r} has no list in run {run['run_id']}: not known to it, or its rows were removed")
+        raise InputMissing(f"user {user!r} has no list in run {run.run_id}: not known to it, or its rows were removed")
     return dict(zip(rows["item_id"].to_pylist(), rows["rank"].to_pylist(), strict=True))
 
 
-def _candidates_of(warehouse: str, run: ItemRow, user: Any) -> dict[Any, int]:
+def _candidates_of(warehouse: str, run: Run, user: Any) -> dict[Any, int]:
     """item -> place in the order of retrieval, from 1."""
-    rows = read_run_slice(warehouse, "candidates", dict(run), user_ids=[user], columns=["items"])["items"].to_pylist()
+    rows = read_run_slice(warehouse, "candidates", run, user_ids=[user], columns=["items"])["items"].to_pylist()
     return {item["item_id"]: place for place, item in enumerate(rows[0], start=1)} if rows else {}
 
 
-def _seen(warehouse: str, run: ItemRow, user: Any) -> list[Any]:
-    version = run["input_versions"]["interactions"]
+def _seen(warehouse: str, run: Run, user: Any) -> list[Any]:
+    version = run.input_versions["interactions"]
     rows = read_table(warehouse, "interactions", columns=["item_id"], where=pc.field("user_id") == user, version=version)
     found: list[Any] = rows["item_id"].to_pylist()
     return found
 
 
-def _n_events(warehouse: str, run: ItemRow, where: pc.Expression) -> int:
-    version = run["input_versions"]["interactions"]
+def _n_events(warehouse: str, run: Run, where: pc.Expression) -> int:
+    version = run.input_versions["interactions"]
     return int(read_table(warehouse, "interactions", columns=["item_id"], where=where, version=version).num_rows)
 
 
-def _described(warehouse: str, run: ItemRow, items: list[Any]) -> dict[Any, tuple[str, bool]]:
+def _described(warehouse: str, run: Run, items: list[Any]) -> dict[Any, tuple[str, bool]]:
     """item -> (title, available), of those that were in the catalogue then."""
-    columns, version = ["item_id", "title", "is_available"], run["input_versions"]["items"]
+    columns, version = ["item_id", "title", "is_available"], run.input_versions["items"]
     rows = read_table(warehouse, "items", columns=columns, where=pc.field("item_id").isin(items), version=version).to_pylist()
     return {row["item_id"]: (row["title"] or str(row["item_id"]), row["is_available"]) for row in rows}
 

@@ -51,14 +51,14 @@ def load_user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min
     user = as_id(warehouse, "user_id", user_id)
     rows = read_run_slice(warehouse, "topk", run, user_ids=[user], columns=["rank", "item_id", "score", "source"])
     if rows.num_rows == 0:
-        raise InputMissing(f"user {user!r} has no list in run {run['run_id']}: it was not known when the run began")
+        raise InputMissing(f"user {user!r} has no list in run {run.run_id}: it was not known when the run began")
     rows = rows.slice(0, n)
     liked = read_table(
         warehouse,
         "interactions",
         columns=["item_id", "event_ts"],
         where=(pc.field("user_id") == user) & (pc.field("weight") > min_weight),
-        version=run["input_versions"]["interactions"],
+        version=run.input_versions["interactions"],
     ).sort_by([("event_ts", "descending"), ("item_id", "ascending")])
     history = liked["item_id"].to_pylist()[:n]
     titles = _titles(warehouse, [*history, *rows["item_id"].to_pylist()])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import time
-from typing import Any
 
 from pyspark.sql import SparkSession
 
@@ -118,17 +117,12 @@ def _published_again(run: Run, when: dt.datetime) -> Run:
     return run.next_event(status="PUBLISHED", published_at=when, attempt=run.attempt + 1)
 
 
-def _rollback_target(rows: list[dict[str, Any]], now: Run, to: str | None) -> Run:
-    states = run_manifest.latest_state_by_run(rows)
+def _rollback_target(rows: list[Run], now: Run, to: str | None) -> Run:
     if to is not None:
-        target = states.get(to)
-        if target is None or not any(row["run_id"] == to and row["status"] == "PUBLISHED" for row in rows):
+        if run_manifest.newest_published(rows, to) is None:
             raise InputMissing(f"run {to} was never published: see `recsys-batch status` for those that were")
-        return target
-    earlier = [row for row in rows if states[str(row["run_id"])].status == "PUBLISHED" and row["run_id"] != now.run_id]
-    # A date that was filled in was never what readers saw.
-    on_time = [row for row in earlier if not states[str(row["run_id"])].metrics.get(run_manifest.BACKFILLED)]
-    target = run_manifest.newest_published(on_time or earlier)
+        return run_manifest.latest_state_by_run(rows)[to]
+    target = run_manifest.rollback_target(rows, now)
     if target is None:
         raise InputMissing(f"run {now.run_id} is the only published one: there is nothing to roll back to")
-    return states[target.run_id]
+    return target

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyarrow as pa
 
 from recsys_batch.read import read_manifest_rows
@@ -19,8 +17,8 @@ def slice_of_no_run(tables: WarehouseTables, name: str) -> TableSlice:
     return TableSlice(tables.folder(name), TABLES[name], tables.require_ids(), {}, 2**26)
 
 
-def load_run_rows(tables: WarehouseTables) -> list[dict[str, Any]]:
-    """Every manifest row, maps as dicts; empty before the first night."""
+def load_run_rows(tables: WarehouseTables) -> list[Run]:
+    """Read every manifest row of the warehouse; empty before the first night."""
     return read_manifest_rows(tables.folder("runs")) if tables.exists("runs") else []
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.read import read_table
+from recsys_batch.tables.run_manifest import Run
 
 _N = 10
 
@@ -35,7 +36,7 @@ class UserCard:
     topk: tuple[CardItem, ...]
 
 
-def make_cards(warehouse: str, row: dict[str, Any], sample: pa.Table, items: pa.Table, min_weight: float, n: int) -> tuple[UserCard, ...]:
+def make_cards(warehouse: str, run: Run, sample: pa.Table, items: pa.Table, min_weight: float, n: int) -> tuple[UserCard, ...]:
     """``n`` users spread over the sample.
 
     Args:
@@ -50,7 +51,7 @@ def make_cards(warehouse: str, row: dict[str, Any], sample: pa.Table, items: pa.
         "interactions",
         columns=["user_id", "item_id", "event_ts"],
         where=pc.field("user_id").isin(chosen) & (pc.field("weight") > min_weight),
-        version=row["input_versions"]["interactions"],
+        version=run.input_versions["interactions"],
     ).sort_by([("event_ts", "descending"), ("item_id", "ascending")])
     described = {
         item["item_id"]: (item["title"] or str(item["item_id"]), ", ".join(item["categories"] or ()))

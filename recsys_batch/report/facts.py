@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,12 +11,13 @@ import pyarrow.compute as pc
 from recsys_batch.dataset.popularity import counts_path, users_by_item
 from recsys_batch.errors import InputMissing
 from recsys_batch.evaluation.drift import RunComparison, compare_runs, sample_rows
-from recsys_batch.read import earlier_run, list_run_files, read_run_rows, read_table
+from recsys_batch.read import list_run_files, read_run_rows, read_table
 from recsys_batch.report.cards import UserCard, make_cards
 from recsys_batch.report.segments import Segment, measure_segments
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.tables.list_columns import flat_positions
+from recsys_batch.tables.run_manifest import Run, published_before
 from recsys_batch.tables.user_ranges import UserSortedFiles
 
 _COLUMNS = ["user_id", "rank", "item_id", "score", "candidate_rank", "source"]
@@ -52,7 +52,7 @@ class RunFacts:
     """Of one run.
 
     Attributes:
-        row: its manifest row.
+        run: its manifest row.
         available: bool [n_items], of the catalogue.
         listed: int64 [n_items], lists that have the item, over all users.
         taken: int64 [n_items], users who took it before the night; None where the run's counts are gone.
@@ -60,7 +60,7 @@ class RunFacts:
         segments: of the sampled users, largest first.
     """
 
-    row: dict[str, Any]
+    run: Run
     available: np.ndarray
     listed: np.ndarray
     taken: np.ndarray | None
@@ -71,11 +71,11 @@ class RunFacts:
     cards: tuple[UserCard, ...]
 
 
-def collect_facts(warehouse: str, row: dict[str, Any], min_weight: float, n_cards: int = 4) -> RunFacts:
+def collect_facts(warehouse: str, run: Run, min_weight: float, n_cards: int = 4) -> RunFacts:
     """Read what the run wrote.
 
     Args:
-        row: the run's newest manifest row; it may be one that a gate refused.
+        run: the manifest row of the run; it may be one that a gate refused.
         min_weight: interactions above it are positive.
         n_cards: users whose lists are shown in full.
 
@@ -84,23 +84,23 @@ def collect_facts(warehouse: str, row: dict[str, Any], min_weight: float, n_card
     Raises:
         InputMissing: the run wrote no lists, or they were removed since.
     """
-    topk = list_run_files(warehouse, "topk", row)
+    topk = list_run_files(warehouse, "topk", run)
     if not topk.parts:
-        raise InputMissing(f"run {row['run_id']} ({row['status']}) has no rows in topk: it did not get so far, or they were removed since")
-    items = _items(warehouse, row)
+        raise InputMissing(f"run {run.run_id} ({run.status}) has no rows in topk: it did not get so far, or they were removed since")
+    items = _items(warehouse, run)
     sample = sample_of_run(topk)
     listed = _listed(topk, items["item_id"].combine_chunks())
-    taken = _taken(warehouse, row, items["item_id"].combine_chunks())
+    taken = _taken(warehouse, run, items["item_id"].combine_chunks())
     return RunFacts(
-        row=row,
+        run=run,
         available=np.asarray(items["is_available"].to_numpy(zero_copy_only=False), dtype=bool),
         listed=listed,
         taken=taken,
         sample=sample,
         of_users=len(pc.unique(sample["user_id"])),
-        churn=_churn(warehouse, row, topk, items),
-        segments=measure_segments(warehouse, row, sample, items["item_id"].combine_chunks(), taken, min_weight),
-        cards=make_cards(warehouse, row, sample, items, min_weight, n_cards),
+        churn=_churn(warehouse, run, topk, items),
+        segments=measure_segments(warehouse, run, sample, items["item_id"].combine_chunks(), taken, min_weight),
+        cards=make_cards(warehouse, run, sample, items, min_weight, n_cards),
     )
 
 
@@ -110,11 +110,11 @@ def sample_of_run(topk: UserSortedFiles) -> pa.Table:
     return pa.concat_tables(found).unify_dictionaries().combine_chunks()
 
 
-def _items(warehouse: str, row: dict[str, Any]) -> pa.Table:
+def _items(warehouse: str, run: Run) -> pa.Table:
     """item_id, title, categories, is_available: as the night read them, or as they are now where that version was removed."""
     columns = ["item_id", "title", "categories", "is_available"]
     try:
-        return read_table(warehouse, "items", columns=columns, version=row["input_versions"]["items"])
+        return read_table(warehouse, "items", columns=columns, version=run.input_versions["items"])
     except InputMissing:
         return read_table(warehouse, "items", columns=columns)
 
@@ -127,23 +127,23 @@ def _listed(topk: UserSortedFiles, item_ids: pa.Array) -> np.ndarray:
     return counts
 
 
-def _taken(warehouse: str, row: dict[str, Any], item_ids: pa.Array) -> np.ndarray | None:
+def _taken(warehouse: str, run: Run, item_ids: pa.Array) -> np.ndarray | None:
     try:
-        counts = read_parquet(counts_path(artifact_root(warehouse), row["run_id"]))
+        counts = read_parquet(counts_path(artifact_root(warehouse), run.run_id))
     except (InputMissing, FileNotFoundError):
         return None
     return users_by_item(counts, item_ids).astype(np.int64)
 
 
-def _churn(warehouse: str, row: dict[str, Any], topk: UserSortedFiles, items: pa.Table) -> Churn | None:
-    earlier = earlier_run(read_run_rows(warehouse), row)
+def _churn(warehouse: str, run: Run, topk: UserSortedFiles, items: pa.Table) -> Churn | None:
+    earlier = published_before(read_run_rows(warehouse), run)
     if earlier is None:
         return None
     theirs = list_run_files(warehouse, "topk", earlier)
     of = compare_runs(topk, theirs)
     if of is None:
         return None
-    return Churn(earlier["run_id"], of, _movers(topk, theirs, items))
+    return Churn(earlier.run_id, of, _movers(topk, theirs, items))
 
 
 def _movers(now: UserSortedFiles, earlier: UserSortedFiles, items: pa.Table) -> tuple[Mover, ...]:

@@ -26,11 +26,10 @@ def render_report(facts: RunFacts, gates: Verdicts, seen: bool) -> str:
         loader=PackageLoader("recsys_batch.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"figure": format_figure, "percent": format_percent}
-    row = facts.row
     return environment.get_template("page.html").render(
         facts=facts,
-        row=row,
-        metrics=row["metrics"],
+        run=facts.run,
+        metrics=facts.run.metrics,
         plots=draw_plots(facts),
         gates=gates,
         refused=[name for name, gate in gates.items() if not gate["passed"]],

@@ -40,7 +40,7 @@ def _plot(name: str, title: str, figure: Figure, says: str) -> Plot:
 
 def _timeline(facts: RunFacts) -> Plot | None:
     """Steps one after the other: when Python, writing, and everything else (Spark, the driver) were at work."""
-    metrics = facts.row["metrics"]
+    metrics = facts.run.metrics
     done = [step for step in STEPS if f"{step}.seconds" in metrics]
     if not done:
         return None
@@ -88,7 +88,7 @@ def _shares(metrics: Mapping[str, float], step: str) -> dict[str, float]:
 
 def _tuning(facts: RunFacts) -> Plot | None:
     """Recall of sampled users over the time of a search."""
-    metrics = facts.row["metrics"]
+    metrics = facts.run.metrics
     points = []
     for key, recall in metrics.items():
         found = _POINT.fullmatch(key)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +11,7 @@ import pyarrow.compute as pc
 from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k
 from recsys_batch.read import has_table, read_table
 from recsys_batch.tables.list_columns import flat_positions
+from recsys_batch.tables.run_manifest import Run
 
 K = 10
 _HEAD = 0.01
@@ -41,7 +41,7 @@ class Segment:
 
 
 def measure_segments(
-    warehouse: str, row: dict[str, Any], sample: pa.Table, item_ids: pa.Array, taken: np.ndarray | None, min_weight: float
+    warehouse: str, run: Run, sample: pa.Table, item_ids: pa.Array, taken: np.ndarray | None, min_weight: float
 ) -> tuple[Segment, ...]:
     """The largest segments, and "all" first.
 
@@ -58,7 +58,7 @@ def measure_segments(
     ndcg = _ndcg(warehouse, users, owner, np.asarray(sample["rank"]), codes, item_ids, min_weight)
     head = _head(taken)
     found = []
-    for name, mine in _membership(warehouse, row, users):
+    for name, mine in _membership(warehouse, run, users):
         rows = mine[owner] & (codes >= 0)
         judged = ndcg[mine & ~np.isnan(ndcg)]
         found.append(
@@ -76,10 +76,10 @@ def measure_segments(
     return tuple(found)
 
 
-def _membership(warehouse: str, row: dict[str, Any], users: pa.Array) -> list[tuple[str, np.ndarray]]:
+def _membership(warehouse: str, run: Run, users: pa.Array) -> list[tuple[str, np.ndarray]]:
     """(name, bool [n_users]) of everybody and of each of the largest segments."""
     found = [("all", np.ones(len(users), dtype=bool))]
-    if "users" not in row["input_versions"]:
+    if "users" not in run.input_versions:
         return found
     known = read_table(warehouse, "users", columns=["user_id", "segment"], where=pc.field("user_id").isin(users))
     at = flat_positions(known["user_id"], users)

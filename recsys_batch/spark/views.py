@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pyspark.sql import SparkSession
 
-_RUN = "SELECT run_id, run_date FROM {runs} WHERE status = 'PUBLISHED' ORDER BY published_at DESC LIMIT 1"
+# run_manifest.newest_published and latest_state_by_run, in SQL: tests/spark/test_views.py holds them to be the same.
+_NEWEST = "attempt DESC, coalesce(metrics['event'], 0) DESC"
+_RUN = f"SELECT run_id, run_date FROM {{runs}} WHERE status = 'PUBLISHED' ORDER BY published_at DESC, {_NEWEST}, run_id DESC LIMIT 1"
 _VALUES = (
     ("knn_recall", "knn_recall"),
     ("user_coverage", "audit.user_coverage"),
@@ -31,7 +33,7 @@ VIEWS = {
         f"coalesce(run_id = (SELECT run_id FROM ({_RUN})), false) AS is_current, n_users, n_rows, model_version, code_version, "
         + ", ".join(f"metrics['{key}'] AS {name}" for name, key in _VALUES)
         + ", transform(filter(map_keys(metrics), key -> key LIKE 'gate.%' AND metrics[key] = 0), key -> substring(key, 6)) AS refused_by "
-        "FROM (SELECT *, row_number() OVER (PARTITION BY run_id ORDER BY attempt DESC, metrics['event'] DESC) AS age FROM {runs}) "
+        f"FROM (SELECT *, row_number() OVER (PARTITION BY run_id ORDER BY {_NEWEST}) AS age FROM {{runs}}) "
         "WHERE age = 1",
     ),
 }

@@ -1,14 +1,16 @@
-"""The manifest of nights: an append-only log in the table ``runs``, folded into the state of each run.
+"""The manifest of nights: an append-only log in the table ``runs``, and the rules by which its rows say what readers see.
 
 A row is never changed. Each finished step appends one; the newest row of a run (by attempt, then by the ``event`` number in
 its metrics) is the run's state. A run killed between a table's commit and its row simply does that step again.
+
+Readers, nights and commands take these functions; the SQL of spark/views.py says the same, and a test holds it to them.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,21 +90,32 @@ def from_row(row: Mapping[str, Any]) -> Run:
     return Run(**values)
 
 
-def latest_state_by_run(rows: Iterable[Mapping[str, Any]]) -> dict[str, Run]:
-    """Newest state per run_id."""
-    states: dict[str, Run] = {}
-    for row in rows:
-        run = from_row(row)
-        known = states.get(run.run_id)
-        if known is None or _order(run) > _order(known):
-            states[run.run_id] = run
-    return states
+def latest_state_by_run(rows: Iterable[Run]) -> dict[str, Run]:
+    """Fold rows, in any order, into the newest state per run_id."""
+    return {row.run_id: row for row in sorted(rows, key=_order)}
 
 
-def newest_published(rows: Iterable[Mapping[str, Any]]) -> Run | None:
-    """The run that readers see: of the PUBLISHED rows, the one with the newest published_at."""
-    published = [row for row in rows if row["status"] == "PUBLISHED"]
-    return from_row(max(published, key=lambda row: row["published_at"])) if published else None
+def newest_published(rows: Iterable[Run], run_id: str | None = None) -> Run | None:
+    """Find the row that readers follow: the newest PUBLISHED one by published_at, of all rows or of those of ``run_id``."""
+    return max((row for row in rows if row.status == "PUBLISHED" and run_id in (None, row.run_id)), key=_visible_order, default=None)
+
+
+def published_before(rows: Iterable[Run], run: Run) -> Run | None:
+    """Find the row that readers followed until ``run`` was published; for a run that is not, the one that they follow now."""
+    until = run.published_at
+    return newest_published(row for row in rows if row.run_id != run.run_id and (until is None or (row.published_at or until) < until))
+
+
+def still_published(rows: Iterable[Run]) -> list[Run]:
+    """States of the runs that were published and not rolled back since."""
+    return [state for state in latest_state_by_run(rows).values() if state.status == "PUBLISHED"]
+
+
+def rollback_target(rows: Sequence[Run], current: Run) -> Run | None:
+    """Find the run to go back to: the one published last before ``current`` and not rolled back since."""
+    others = [run for run in still_published(rows) if run.run_id != current.run_id]
+    # A date that was filled in was never what readers saw.
+    return newest_published([run for run in others if not run.metrics.get(BACKFILLED)] or others)
 
 
 def newest_run_of_date(states: Mapping[str, Run], run_date: dt.date) -> Run | None:
@@ -128,5 +141,10 @@ def check_run_id(run_id: str) -> str:
     return run_id
 
 
-def _order(run: Run) -> tuple[int, float]:
-    return run.attempt, run.metrics.get(EVENT, 0.0)
+def _order(row: Run) -> tuple[int, float]:
+    return row.attempt, row.metrics.get(EVENT, 0.0)
+
+
+def _visible_order(row: Run) -> tuple[Any, ...]:
+    """By time; rows of one microsecond in an order that does not depend on how the files are read."""
+    return row.published_at, *_order(row), row.run_id

@@ -35,6 +35,6 @@ def readers_see_nothing_or_all() -> Callable[[Config], None]:
             run = published_run(config.paths.warehouse)
         except InputMissing:
             return
-        assert read_table(config.paths.warehouse, "topk").num_rows == run["n_rows"]
+        assert read_table(config.paths.warehouse, "topk").num_rows == run.n_rows
 
     return check

@@ -86,7 +86,7 @@ def test_sigterm_leaves_a_failed_run_and_no_process(
     process.terminate()
     assert process.wait(30) == 1, (tmp_path / "log").read_text(errors="replace")[-3000:]
     assert "interrupted; the same command goes on" in (tmp_path / "log").read_text()
-    assert "FAILED" in {row["status"] for row in read_run_rows(fresh.paths.warehouse)}
+    assert "FAILED" in {row.status for row in read_run_rows(fresh.paths.warehouse)}
     await_none_of(process.pid)
     readers_see_nothing_or_all(fresh)
     finished(fresh, options, tmp_path / "log")
@@ -103,7 +103,7 @@ def test_the_jvm_of_the_driver(
     os.kill(jvm, signal.SIGKILL)
     assert process.wait(60) == 1, (tmp_path / "log").read_text(errors="replace")[-3000:]
     assert "error: Spark's JVM ended while the night ran" in (tmp_path / "log").read_text()
-    assert "FAILED" in {row["status"] for row in read_run_rows(fresh.paths.warehouse)}
+    assert "FAILED" in {row.status for row in read_run_rows(fresh.paths.warehouse)}
     readers_see_nothing_or_all(fresh)
     finished(fresh, options, tmp_path / "log")
     assert tables_of(fresh) == tables_of(published)

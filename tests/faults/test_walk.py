@@ -80,9 +80,9 @@ def manifest_of(config: Config) -> dict[str, Any]:
     run = published_run(config.paths.warehouse)
     # Bytes too: how well a file compresses depends on generated_at.
     timed = ("seconds", "started_at", "event", "bytes")
-    metrics = {key: value for key, value in run["metrics"].items() if not any(part in key for part in timed)}
+    metrics = {key: value for key, value in run.metrics.items() if not any(part in key for part in timed)}
     same = ("run_id", "run_date", "status", "input_versions", "model_version", "code_version", "config_hash", "n_users", "n_rows")
-    return {"metrics": metrics, "tables": sorted(run["table_versions"]), **{name: run[name] for name in same}}
+    return {"metrics": metrics, "tables": sorted(run.table_versions), **{name: getattr(run, name) for name in same}}
 
 
 @contextlib.contextmanager

@@ -14,7 +14,6 @@ from recsys_batch.read import published_run
 from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
-from recsys_batch.tables.run_manifest import from_row
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -53,7 +52,7 @@ def test_each_gate_refuses_what_is_bad_and_what_is_undefined(name: str) -> None:
 @pytest.fixture
 def night(spark: SparkSession, fresh_published: Config) -> RunContext:
     tables = WarehouseTables(spark, fresh_published)
-    run = from_row(published_run(fresh_published.paths.warehouse))
+    run = published_run(fresh_published.paths.warehouse)
     root = artifact_root(fresh_published.paths.warehouse)
     return RunContext(spark, fresh_published, tables, tables.require_ids(), run, root, ModelRegistry(fresh_published))
 

@@ -31,7 +31,7 @@ DAY = dt.date(2026, 3, 1)
 
 
 def nothing_published(config: Config) -> bool:
-    return not any(row["status"] == "PUBLISHED" for row in read_run_rows(config.paths.warehouse))
+    return not any(row.status == "PUBLISHED" for row in read_run_rows(config.paths.warehouse))
 
 
 def vectors(folder: Path, name: str, key: str, ids: list[Any], rows: list[list[float]]) -> str:

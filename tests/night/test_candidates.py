@@ -66,7 +66,7 @@ def test_the_audit_counts_rows_that_a_rule_forbids(spark: SparkSession, fresh_pu
     none_of_them = changed(fresh_published, "retrieval", eligibility={"even": "item_id < 0", "all": "item_id <= 450"})
     night = open_run_context(spark, none_of_them, dt.date(2026, 3, 2))
     run = published_run(fresh_published.paths.warehouse)
-    night.run = replace(night.run, run_id=run["run_id"], run_date=run["run_date"])
+    night.run = replace(night.run, run_id=run.run_id, run_date=run.run_date)
     segment = dict(zip(market.users["user_id"].to_pylist(), market.users["segment"].to_pylist(), strict=True))
     rows = read_table(fresh_published.paths.warehouse, "topk").to_pylist()
     forbidden = sum(segment.get(row["user_id"]) == "even" or row["item_id"] > 450 for row in rows)

@@ -129,8 +129,8 @@ def test_backfilled_dates_leave_readers_with_the_latest(
     assert capsys.readouterr().out.splitlines() == ["2026-02-27  a new run", "2026-02-28  a new run", "2026-03-01  nothing to do"]
     assert command(["backfill", *dates, *options(fresh_published)]) == 0
     assert "2026-03-01 is already published" in capsys.readouterr().out
-    assert published_run(fresh_published.paths.warehouse)["run_id"] == "2026-03-01-r1"
-    assert published_run(fresh_published.paths.warehouse, "2026-02-27-r1")["status"] == "PUBLISHED"
+    assert published_run(fresh_published.paths.warehouse).run_id == "2026-03-01-r1"
+    assert published_run(fresh_published.paths.warehouse, "2026-02-27-r1").status == "PUBLISHED"
     assert command(["backfill", "--start", "2026-03-02", "--end", "2026-03-02", *options(fresh_published)]) == 0
-    assert published_run(fresh_published.paths.warehouse)["run_id"] == "2026-03-02-r1"
+    assert published_run(fresh_published.paths.warehouse).run_id == "2026-03-02-r1"
     assert command(["backfill", "--start", "2026-03-02", "--end", "2026-03-01", *options(fresh_published)]) == 2

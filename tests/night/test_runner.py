@@ -108,13 +108,13 @@ def test_candidate_ranks_point_into_candidates(topk: list[dict[str, Any]], publi
 
 def test_the_manifest_says_what_was_read_and_written(published: Config) -> None:
     run = published_run(published.paths.warehouse)
-    assert run["run_id"] == "2026-03-01-r1"
-    assert run["input_versions"] == {"interactions": 1, "items": 1, "users": 1}
-    assert set(run["table_versions"]) >= {*OUTPUTS, "index"}
-    assert run["n_users"] == 153
-    assert run["n_rows"] == read_latest_topk(published.paths.warehouse).num_rows
-    assert run["metrics"]["knn_recall"] >= 0.99
-    assert all(run["metrics"][f"{step}.seconds"] > 0 for step in steps.STEPS)
+    assert run.run_id == "2026-03-01-r1"
+    assert run.input_versions == {"interactions": 1, "items": 1, "users": 1}
+    assert set(run.table_versions) >= {*OUTPUTS, "index"}
+    assert run.n_users == 153
+    assert run.n_rows == read_latest_topk(published.paths.warehouse).num_rows
+    assert run.metrics["knn_recall"] >= 0.99
+    assert all(run.metrics[f"{step}.seconds"] > 0 for step in steps.STEPS)
 
 
 def test_the_same_date_again_changes_nothing(spark: SparkSession, fresh_published: Config) -> None:
@@ -154,7 +154,7 @@ def test_a_night_that_died_goes_on_to_the_same_tables(
         run_night(spark, fresh, DAY)
     with pytest.raises(InputMissing, match="no night is published"):
         read_latest_topk(fresh.paths.warehouse)
-    statuses = [row["status"] for row in read_run_rows(fresh.paths.warehouse)]
+    statuses = [row.status for row in read_run_rows(fresh.paths.warehouse)]
     assert ("FAILED" in statuses) == (death is RecsysBatchError)  # a killed process records nothing
     done: list[str] = []
     run = run_night(spark, fresh, DAY, progress=lambda step, event, _: done.append(f"{step} {event}") if event != "start" else None)
@@ -168,7 +168,7 @@ def test_a_refused_gate_publishes_nothing_and_stays_refused(spark: SparkSession,
     strict = fresh_published.model_copy(update={"audit": fresh_published.audit.model_copy(update={"max_popular_share": 0.0})})
     with pytest.raises(GateRefused, match=r"2026-03-02-r1 is not published: popular_share is 0\.0\d+, at most 0 is required"):
         run_night(spark, strict, dt.date(2026, 3, 2))
-    assert published_run(strict.paths.warehouse)["run_id"] == "2026-03-01-r1"
+    assert published_run(strict.paths.warehouse).run_id == "2026-03-01-r1"
     with pytest.raises(GateRefused):
         run_night(spark, strict, dt.date(2026, 3, 2))
     run = run_night(spark, fresh_published, dt.date(2026, 3, 2))
@@ -186,7 +186,7 @@ def test_a_refused_run_is_published_for_a_reason_only(spark: SparkSession, fresh
         run_step(spark, strict, "publish", day)
     run = run_step(spark, strict, "publish", day, override="the newsletter cannot wait")
     assert (run.run_id, run.metrics["override"], run.refused_gates) == ("2026-03-02-r1", 1.0, ["popular_share"])
-    assert published_run(strict.paths.warehouse)["run_id"] == "2026-03-02-r1"
+    assert published_run(strict.paths.warehouse).run_id == "2026-03-02-r1"
     override = Path(artifact_root(strict.paths.warehouse)) / "runs" / "2026-03-02-r1" / "override.json"
     why = json.loads(override.read_text(encoding="utf-8"))
     assert (why["reason"], why["gates"]) == ("the newsletter cannot wait", "popular_share")
@@ -224,7 +224,7 @@ def test_a_dry_rollback_names_the_run_and_changes_nothing(
     assert read_run_rows(fresh_published.paths.warehouse) == before
     assert run(["rollback", "--json", *options(fresh_published)]) == 0
     assert json.loads(capsys.readouterr().out)["run"]["status"] == "PUBLISHED"
-    assert published_run(fresh_published.paths.warehouse)["run_id"] == "2026-03-01-r1"
+    assert published_run(fresh_published.paths.warehouse).run_id == "2026-03-01-r1"
 
 
 def test_a_night_tells_machines_what_it_did(fresh_published: Config, options: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,7 +251,7 @@ def test_what_readers_see_is_changed_by_one_at_a_time(
             roll_back_run(spark, fresh_published)
         with pytest.raises(Busy):
             run_night(spark, fresh_published, dt.date(2026, 3, 2))
-        assert published_run(fresh_published.paths.warehouse)["run_id"] == "2026-03-01-r2"
+        assert published_run(fresh_published.paths.warehouse).run_id == "2026-03-01-r2"
     assert run_night(spark, fresh_published, dt.date(2026, 3, 2)).status == "PUBLISHED"
 
 
@@ -264,8 +264,8 @@ def test_a_tracking_server_that_fails_after_the_publish_fails_no_night(
     monkeypatch.setattr(ModelRegistry, "log_metrics", away)
     assert run_night(spark, fresh, DAY).status == "PUBLISHED"
     assert "MLflow did not take its metrics: the tracking server is away" in caplog.text
-    assert read_run_rows(fresh.paths.warehouse)[-1]["status"] != "FAILED"
-    assert published_run(fresh.paths.warehouse)["run_id"] == "2026-03-01-r1"
+    assert read_run_rows(fresh.paths.warehouse)[-1].status != "FAILED"
+    assert published_run(fresh.paths.warehouse).run_id == "2026-03-01-r1"
 
 
 def test_single_steps_make_the_same_night(spark: SparkSession, fresh: Config, published: Config) -> None:

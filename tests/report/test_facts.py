@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,27 +12,13 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.read import earlier_run, published_run, read_run_slice, read_table
+from recsys_batch.read import published_run, read_run_slice, read_table
 from recsys_batch.report.facts import collect_facts
 from recsys_batch.report.plots import gini_coefficient, items_with_half_of_lists
 from recsys_batch.report.segments import measure_segments
+from recsys_batch.tables.run_manifest import Run
 
-
-def event(run_id: str, status: str, minute: int | None) -> dict[str, Any]:
-    at = None if minute is None else dt.datetime(2026, 3, 1, 0, minute, tzinfo=dt.UTC)
-    return {"run_id": run_id, "status": status, "published_at": at}
-
-
-def test_the_earlier_run_is_the_one_that_readers_followed_until_then() -> None:
-    rows = [event("a", "PUBLISHED", 1), event("b", "PUBLISHED", 2), event("c", "PUBLISHED", 3), event("d", "FAILED", None)]
-    assert earlier_run(rows, rows[1])["run_id"] == "a"  # type: ignore[index]
-    assert earlier_run(rows, rows[3])["run_id"] == "c"  # type: ignore[index]
-    assert earlier_run(rows, rows[0]) is None
-
-
-def test_a_run_that_came_back_by_rollback_is_before_the_next_one() -> None:
-    rows = [event("a", "PUBLISHED", 1), event("b", "PUBLISHED", 2), event("a", "PUBLISHED", 3), event("c", "PUBLISHED", 4)]
-    assert earlier_run(rows, rows[3])["run_id"] == "a"  # type: ignore[index]
+RUN = Run("a", dt.date(2026, 3, 1), 1, "PUBLISHED", None, {}, {}, "1", "0", "h")
 
 
 @pytest.mark.parametrize(("counts", "expected"), [([5, 5, 5, 5], 0.0), ([0, 0, 0, 8], 0.75), ([1, 3], 0.25)])
@@ -53,7 +40,7 @@ def test_segments_without_users_or_holdout_have_everybody_and_no_quality(tmp_pat
             "source": ["model", "model", "popular", "popular"],
         }
     )
-    (found,) = measure_segments(str(tmp_path), {"input_versions": {}}, sample, pa.array(["a", "b", "c"]), np.array([9, 1, 1]), 0.0)
+    (found,) = measure_segments(str(tmp_path), RUN, sample, pa.array(["a", "b", "c"]), np.array([9, 1, 1]), 0.0)
     assert (found.name, found.n_users, found.n_items, found.popular_share) == ("all", 2, 3, 0.5)
     assert (found.ndcg, found.n_judged) == (None, 0)
     assert found.head_share == 0.5  # "a" is the one item of the head, and has two of four places
@@ -71,6 +58,6 @@ def test_every_row_of_the_run_is_counted(published: Config) -> None:
 
 
 def test_a_run_without_lists_is_told(published: Config) -> None:
-    row = {**published_run(published.paths.warehouse), "run_id": "2026-03-01-r9", "status": "FAILED"}
+    row = replace(published_run(published.paths.warehouse), run_id="2026-03-01-r9", status="FAILED")
     with pytest.raises(InputMissing, match=r"run 2026-03-01-r9 \(FAILED\) has no rows in topk"):
         collect_facts(published.paths.warehouse, row, 0.0)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused
 from recsys_batch.night.publish import roll_back_run
+from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.night.runner import run_night
-from recsys_batch.read import published_run, read_latest_topk, read_table
-from recsys_batch.spark.views import create_views
+from recsys_batch.read import published_run, read_latest_topk, read_run_rows, read_table
+from recsys_batch.schemas import STATUSES, TABLES, IdTypes
+from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.spark.views import VIEWS, create_views
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.run_manifest import Run
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -57,8 +65,8 @@ def test_they_follow_a_new_night_and_a_rollback(spark: SparkSession, fresh_publi
 def test_run_health_has_the_values_of_the_audit(spark: SparkSession, fresh_published: Config, catalog: str) -> None:
     (row,) = spark.sql(f"SELECT * FROM {catalog}.run_health").collect()
     run = published_run(fresh_published.paths.warehouse)
-    assert row["catalogue_coverage"] == run["metrics"]["audit.catalogue_coverage"]
-    assert (row["n_users"], row["knn_recall"]) == (run["n_users"], run["metrics"]["knn_recall"])
+    assert row["catalogue_coverage"] == run.metrics["audit.catalogue_coverage"]
+    assert (row["n_users"], row["knn_recall"]) == (run.n_users, run.metrics["knn_recall"])
 
 
 def test_a_gate_that_refused_is_named(spark: SparkSession, fresh_published: Config, catalog: str) -> None:
@@ -67,3 +75,34 @@ def test_a_gate_that_refused_is_named(spark: SparkSession, fresh_published: Conf
         run_night(spark, strict, dt.date(2026, 3, 2))
     rows = spark.sql(f"SELECT run_id, status, refused_by FROM {catalog}.run_health WHERE run_id LIKE '2026-03-02%'").collect()
     assert [tuple(row) for row in rows] == [("2026-03-02-r1", "FAILED", ["head_share"])]
+
+
+def manifest(seed: int) -> list[Run]:
+    """Rows in every status: runs published again, moments that several rows share, rows without a number."""
+    rng = random.Random(seed)
+    rows, taken = [], set()
+    for _ in range(rng.randint(1, 25)):
+        run_id, attempt, event = f"r{rng.randint(1, 4)}", rng.randint(1, 3), rng.randint(0, 4)
+        if (run_id, attempt, event) not in taken:
+            taken.add((run_id, attempt, event))
+            status = rng.choice(STATUSES)
+            at = dt.datetime(2026, 3, 1, 2, rng.randint(0, 3), tzinfo=dt.UTC) if status == "PUBLISHED" else None
+            metrics = {"started_at": 1.0, **({"event": float(event)} if event else {})}
+            rows.append(Run(run_id, dt.date(2026, 3, int(run_id[1:])), attempt, status, at, {}, {}, "1", "0", "h", metrics=metrics))
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_view_reader_and_night_agree_on_what_is_published(spark: SparkSession, fresh: Config, seed: int) -> None:
+    rows = manifest(seed)
+    schema = pa.schema([column.arrow(IdTypes("STRING", "STRING")) for column in TABLES["runs"].columns])
+    folder = f"{fresh.paths.warehouse}/runs"
+    write_deltalake(folder, pa.Table.from_pylist([row.row() for row in rows], schema=schema))
+    query = VIEWS["run_health"][1].format(runs=f"delta.`{folder}`")
+    health = {row["run_id"]: (row["status"], row["is_current"]) for row in spark.sql(query).collect()}
+    current = run_manifest.newest_published(rows)
+    states = run_manifest.latest_state_by_run(rows)
+    assert health == {run_id: (state.status, current is not None and run_id == current.run_id) for run_id, state in states.items()}
+    by_night, by_reader = load_run_rows(WarehouseTables(spark, fresh)), read_run_rows(fresh.paths.warehouse)
+    assert run_manifest.newest_published(by_night) == run_manifest.newest_published(by_reader) == current
+    assert run_manifest.latest_state_by_run(by_night) == states

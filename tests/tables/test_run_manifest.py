@@ -6,6 +6,8 @@ import datetime as dt
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from recsys_batch.errors import UsageError
 from recsys_batch.tables.run_manifest import (
@@ -16,6 +18,9 @@ from recsys_batch.tables.run_manifest import (
     newest_published,
     newest_run_of_date,
     next_run_id,
+    published_before,
+    rollback_target,
+    still_published,
 )
 
 DAY = dt.date(2026, 3, 1)
@@ -46,7 +51,7 @@ def test_the_newest_row_is_the_state_in_any_reading_order() -> None:
     first = run("a").next_event()
     second = first.next_event(table_versions={"topk": 7}, metrics={"score.rows": 5.0})
     resumed = second.next_event(attempt=2, status="FAILED")
-    rows = [r.row() for r in (first, second, resumed)]
+    rows = [first, second, resumed]
     for _ in range(5):
         random.Random(1).shuffle(rows)
         assert latest_state_by_run(rows)["a"] == resumed
@@ -57,12 +62,63 @@ def test_the_newest_row_is_the_state_in_any_reading_order() -> None:
 def test_readers_see_the_newest_published_row_also_after_a_rollback() -> None:
     old = run("a", status="PUBLISHED", published_at=at(1))
     new = run("b", status="PUBLISHED", published_at=at(2))
-    assert newest_published([r.row() for r in (new, old)]) == new
+    assert newest_published([new, old]) == new
     withdrawn = new.next_event(status="ROLLED_BACK", published_at=None)
     restored = old.next_event(status="PUBLISHED", published_at=at(3))
-    seen = newest_published([r.row() for r in (old, new, withdrawn, restored)])
+    seen = newest_published([old, new, withdrawn, restored])
     assert seen is not None and seen.run_id == "a"
-    assert newest_published([run("c").row()]) is None
+    assert newest_published([run("c")]) is None
+
+
+def test_the_earlier_run_is_the_one_that_readers_followed_until_then() -> None:
+    rows = [run(run_id, status="PUBLISHED", published_at=at(minute)) for run_id, minute in (("a", 1), ("b", 2), ("c", 3))]
+    refused = run("d", status="FAILED")
+    assert published_before([*rows, refused], rows[1]) == rows[0]
+    assert published_before([*rows, refused], refused) == rows[2]
+    assert published_before([*rows, refused], rows[0]) is None
+
+
+def test_a_run_that_came_back_by_rollback_is_before_the_next_one() -> None:
+    rows = [run(run_id, status="PUBLISHED", published_at=at(minute)) for run_id, minute in (("a", 1), ("b", 2), ("a", 3), ("c", 4))]
+    assert published_before(rows, rows[3]) == rows[2]
+
+
+@given(st.lists(st.sampled_from(["publish", "fill in", "roll back", "fail"]), max_size=12), st.randoms(use_true_random=False))
+def test_readers_follow_what_publish_and_rollback_did_last(acts: list[str], rng: random.Random) -> None:
+    """Against a stack of the runs that readers could go back to, with the rows in any order."""
+    rows: list[Run] = []
+    on_time: list[str] = []
+    filled_in: list[str] = []
+    for minute, act in enumerate(acts):
+        current = newest_published(rows)
+        begun = run(f"r{minute}", minute, run_date=DAY + dt.timedelta(days=minute)).next_event()
+        rows.append(begun)
+        if act == "fail":
+            rows.append(begun.next_event(status="FAILED"))
+        elif act == "roll back" and current is not None:
+            target = rollback_target(rows, current)
+            before = [run_id for run_id in [*filled_in, *on_time] if run_id != current.run_id]
+            # Runs that were on time come first: they are behind all others here.
+            before = [run_id for run_id in before if run_id in on_time] or before
+            assert (target and target.run_id) == (before[-1] if before else None)
+            if target is not None:
+                back = target.next_event(status="PUBLISHED", published_at=at(minute), attempt=target.attempt + 1)
+                rows += [latest_state_by_run(rows)[current.run_id].next_event(status="ROLLED_BACK", published_at=None), back]
+                kept = filled_in if target.run_id in filled_in else on_time
+                kept.remove(target.run_id)
+                kept.append(target.run_id)
+                (on_time if current.run_id in on_time else filled_in).remove(current.run_id)
+        elif act == "fill in" and current is not None:
+            later = current.next_event(attempt=current.attempt + 1, published_at=at(minute) + dt.timedelta(microseconds=1))
+            rows += [begun.next_event(status="PUBLISHED", published_at=at(minute), metrics={"backfilled": 1.0}), later]
+            filled_in.append(begun.run_id)
+        else:
+            rows.append(begun.next_event(status="PUBLISHED", published_at=at(minute)))
+            on_time.append(begun.run_id)
+        rng.shuffle(rows)
+        seen = newest_published(rows)
+        assert {state.run_id for state in still_published(rows)} == {*on_time, *filled_in}
+        assert seen is None or latest_state_by_run(rows)[seen.run_id] == seen
 
 
 def test_run_ids_count_up_within_a_date() -> None:

@@ -100,7 +100,7 @@ def test_the_manifest_is_read_row_by_row(bucket: str) -> None:
     row |= {"metrics": [("started_at", 1.5)], "schema_version": 1}
     append(where, pa.Table.from_pylist([row], schema=where.schema), {})
     (found,) = read_run_rows(bucket)
-    assert (found["run_id"], found["table_versions"], found["metrics"]) == ("r1", {"topk": 3}, {"started_at": 1.5})
+    assert (found.run_id, found.table_versions, found.metrics) == ("r1", {"topk": 3}, {"started_at": 1.5})
     assert read_manifest_rows(where.root) == [found]
 
 

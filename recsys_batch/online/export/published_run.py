@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +35,7 @@ from recsys_batch.schemas import IdTypes
 from recsys_batch.storage.artifacts import artifact_root, bundle_folder, catalogue_folder
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix
+from recsys_batch.tables.run_manifest import Run
 from recsys_batch.tables.user_ranges import UserSortedFiles
 
 
@@ -44,7 +44,7 @@ class PublishedRun:
     """A published run opened for export."""
 
     warehouse: str
-    row: dict[str, Any]
+    run: Run
     ids: IdTypes
     catalogue_dir: str
     cache: NodeCache
@@ -64,8 +64,8 @@ class PublishedRun:
         return SnapshotContents(
             facts=self._facts(),
             catalogue=_without_history(catalogue),
-            described=_described(self.warehouse, self.row["input_versions"]["items"], catalogue),
-            popular=_popular(read_run_slice(self.warehouse, "popular", self.row), catalogue),
+            described=_described(self.warehouse, self.run.input_versions["items"], catalogue),
+            popular=_popular(read_run_slice(self.warehouse, "popular", self.run), catalogue),
             features=FeatureSpec.from_dict(self.bundle.manifest["features"]),
             ranker=None if ranker is None else ranker.read_bytes(),
             records=self._records(catalogue) if with_records else None,
@@ -74,7 +74,7 @@ class PublishedRun:
 
     def _samples(self, catalogue: Catalogue, n: int) -> dict[int | str, list[int]]:
         """None where interactions are no longer what they were: only people miss them, so the night is served all the same."""
-        version = self.row["input_versions"].get("interactions")
+        version = self.run.input_versions.get("interactions")
         if n == 0 or version is None:
             return {}
         with contextlib.suppress(InputMissing, FileNotFoundError):
@@ -88,13 +88,12 @@ class PublishedRun:
             yield from self.lists.records(catalogue, bounds)
 
     def _facts(self) -> SnapshotInfo:
-        began = dt.datetime.fromtimestamp(self.row["metrics"]["started_at"], dt.UTC)
         return SnapshotInfo(
-            snapshot_id=self.row["run_id"],
-            run_id=self.row["run_id"],
-            run_date=self.row["run_date"],
-            model_version=self.row["model_version"],
-            generated_at=began,
+            snapshot_id=self.run.run_id,
+            run_id=self.run.run_id,
+            run_date=self.run.run_date,
+            model_version=self.run.model_version,
+            generated_at=self.run.started_at,
             ids=self.ids,
             metric=self.metric,
             user_norm=_user_norm(self.lists.embeddings),
@@ -113,18 +112,18 @@ def open_published_run(warehouse: str, cache: NodeCache, run_id: str | None = No
     Raises:
         InputMissing: nothing (or not that run) is published, or what it wrote was removed since.
     """
-    row = published_run(warehouse, run_id)
+    run = published_run(warehouse, run_id)
     root = artifact_root(warehouse)
     ids = read_id_types(warehouse)
-    files = {name: list_run_files(warehouse, name, row) for name in ("candidates", "topk", "user_embeddings")}
-    segments, names = read_user_segments(warehouse, row["input_versions"].get("users"))
+    files = {name: list_run_files(warehouse, name, run) for name in ("candidates", "topk", "user_embeddings")}
+    segments, names = read_user_segments(warehouse, run.input_versions.get("users"))
     return PublishedRun(
         warehouse=warehouse,
-        row=row,
+        run=run,
         ids=ids,
-        catalogue_dir=catalogue_folder(root, row["run_id"]),
+        catalogue_dir=catalogue_folder(root, run.run_id),
         cache=cache,
-        bundle=load_bundle(cache.local_copy(bundle_folder(root, row["run_id"]))),
+        bundle=load_bundle(cache.local_copy(bundle_folder(root, run.run_id))),
         lists=RecordBuilder(files["candidates"], files["topk"], files["user_embeddings"], segments),
         segments=names,
         metric=metric,

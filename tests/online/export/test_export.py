@@ -57,7 +57,7 @@ def test_the_online_order_is_the_batch_order_under_the_neutral_context(published
 
 def test_samples_are_users_of_the_run_with_their_newest_items(published: Config, exported: Snapshot) -> None:
     row = published_run(published.paths.warehouse)
-    events = read_table(published.paths.warehouse, "interactions", version=row["input_versions"]["interactions"]).to_pandas()
+    events = read_table(published.paths.warehouse, "interactions", version=row.input_versions["interactions"]).to_pandas()
     assert 20 <= len(exported.samples) <= 40
     for user, codes in exported.samples.items():
         assert exported.store is not None and exported.store.get(exported.key(user)) is not None  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ def test_samples_are_users_of_the_run_with_their_newest_items(published: Config,
 
 def test_lists_titles_and_popular_items_are_the_runs_own(published: Config, exported: Snapshot) -> None:
     warehouse, row = published.paths.warehouse, published_run(published.paths.warehouse)
-    assert exported.manifest.facts.model_version == row["model_version"]
+    assert exported.manifest.facts.model_version == row.model_version
     candidates = read_table(warehouse, "candidates").to_pylist()
     for one in candidates[::9]:
         lists = decode_record(exported.store.get(exported.key(one["user_id"])))  # type: ignore[union-attr, arg-type]
@@ -92,7 +92,7 @@ def test_the_command_writes_it_once_and_makes_it_current(
     told = capsys.readouterr().out
     assert "users" in told and "MiB" in told
     name = (tmp_path / "snapshots" / "CURRENT").read_text().strip()
-    assert name == published_run(published.paths.warehouse)["run_id"]
+    assert name == published_run(published.paths.warehouse).run_id
     assert run(command) == 0 and "already" in capsys.readouterr().out
     assert run([*command, "--run-id", "nothing"]) == 4
 
