@@ -1,111 +1,90 @@
 """The snapshots that a worker answers from, and how it goes over to others under load.
 
 A worker looks at CURRENT and ROUTES.json a few times a second. What they name is opened, verified and warmed in a thread beside the one
-that answers; then one assignment puts it in place. Lists, item features and model of an answer come from one ``Loaded``, so no answer
-mixes two. The old one is closed when the last request that has it is through.
+that answers, once however many roles it has (current, canary, shadow); then one assignment puts it in place. Lists, item features and
+model of an answer come from one ``LoadedSnapshot``, so no answer mixes two. It is closed when no role and no request has it any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import fcntl
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.api.encode import encode_answer, to_json
-from recsys_batch.online.ranking.ladder import rank
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving import traffic_split
 from recsys_batch.online.serving.traffic_split import TrafficSplit
+from recsys_batch.online.serving.warm_up import WARM_REQUESTS, warm_up
 from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import RedisStore
-from recsys_batch.online.snapshot.user_record import decode_record
 from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
 
 logger = logging.getLogger("recsys_batch.online")
 
-WARM_REQUESTS = 24
-_BREATH = 0.004
-"""Seconds between requests that warm a snapshot: they share the interpreter's lock with those that are answered."""
 
-
-_CLOSING: set[asyncio.Task[None]] = set()
-"""Clients being closed: the loop itself holds its tasks only weakly."""
-
-
-@dataclass
+@dataclass(eq=False)
 class LoadedSnapshot:
-    """A snapshot in use.
+    """A snapshot in use; every role and every request that has it holds a lease.
 
     Attributes:
         remote: the store beside it, None where lists are in the snapshot.
+        unload: called when the last lease is released.
         latency: of its ranker; every model has its own.
     """
 
     snapshot: Snapshot
     remote: RedisStore | None
+    unload: Callable[[LoadedSnapshot], None]
     latency: LatencyTracker = field(default_factory=LatencyTracker)
     leases: int = 0
-    retired: bool = False
 
     def acquire(self) -> LoadedSnapshot:
-        """Keep it open until ``give``."""
+        """Keep the snapshot open until ``release``."""
         self.leases += 1
         return self
 
     def release(self) -> None:
+        """Give a lease back; the last one closes the snapshot."""
         self.leases -= 1
-        self._close_if_free()
+        if self.leases == 0:
+            self.unload(self)
 
     @contextmanager
     def lease(self) -> Iterator[None]:
-        """Keep it open during the ``with`` block."""
+        """Keep the snapshot open during the ``with`` block."""
         self.acquire()
         try:
             yield
         finally:
             self.release()
 
-    def retire(self) -> None:
-        """No new request gets it."""
-        self.retired = True
-        self._close_if_free()
-
-    def _close_if_free(self) -> None:
-        if self.retired and self.leases == 0:
-            self.snapshot.close()
-            if self.remote is not None:
-                _CLOSING.add(task := asyncio.get_running_loop().create_task(self.remote.close()))
-                task.add_done_callback(_CLOSING.discard)
-
 
 class SnapshotManager:
-    """What a worker answers from.
+    """Keeps a worker's snapshots loaded, each once, and goes over to others without a pause.
 
     Args:
-        turns: a file that a server's workers lock in turn, so that they open a snapshot one after the other, not on all cores at once.
+        folder: of snapshots.
+        open_remote: opens the store beside a snapshot of that id.
+        load_lock: a file that a server's workers lock in turn, so that they open a snapshot one after the other, not on all cores at once.
 
     Attributes:
         current: None before the first snapshot is warm, or where there is none.
         refused: snapshot id -> why it was not taken.
+        recent: the newest queries, to warm the next snapshot with.
     """
 
-    def __init__(self, folder: Path, open_remote: Callable[[str], RedisStore], turns: Path) -> None:
+    def __init__(self, folder: Path, open_remote: Callable[[str], RedisStore], load_lock: Path) -> None:
         self.folder = folder
-        self._turns = turns
         self.current: LoadedSnapshot | None = None
         self.canary: LoadedSnapshot | None = None
         self.shadow: LoadedSnapshot | None = None
@@ -113,6 +92,9 @@ class SnapshotManager:
         self.refused: dict[str, str] = {}
         self.recent: deque[RankQuery] = deque(maxlen=WARM_REQUESTS)
         self._open_remote = open_remote
+        self._load_lock = load_lock
+        self._loaded: dict[str, LoadedSnapshot] = {}
+        self._closing: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
         self._seen: tuple[object, ...] | None = None
 
     def route(self, key: bytes | None) -> LoadedSnapshot | None:
@@ -127,58 +109,63 @@ class SnapshotManager:
         if seen == self._seen:
             return False
         self._seen = seen
-        wanted = repository.read_current(self.folder)
+        current_id = repository.read_current(self.folder)
         try:
-            found = traffic_split.read_traffic_split(self.folder)
+            routes = traffic_split.read_traffic_split(self.folder)
         except RecsysBatchError as error:
             logger.error("routes stay as they were: %s", error)
-            found = self.routes
+            routes = self.routes
         self.refused = {}
-        self.current = await self._swap_in(self.current, wanted) or self.current
-        self.canary = await self._swap_secondary(self.canary, found.canary)
-        self.shadow = await self._swap_secondary(self.shadow, found.shadow)
-        self.routes = found
+        # Released at the end, so that a snapshot that only changes its role stays loaded.
+        before = [loaded for loaded in (self.current, self.canary, self.shadow) if loaded is not None]
+        self.current = await self._swap_in(self.current, current_id) or (self.current.acquire() if self.current is not None else None)
+        self.canary = await self._swap_in(self.canary, routes.canary)
+        self.shadow = await self._swap_in(self.shadow, routes.shadow)
+        self.routes = routes
+        for loaded in before:
+            loaded.release()
         return True
 
-    async def _swap_secondary(self, old: LoadedSnapshot | None, name: str | None) -> LoadedSnapshot | None:
-        """The canary or the shadow: none rather than one that nobody asked for any more."""
-        new = await self._swap_in(old, name) if name else None
-        if new is None and old is not None:
-            old.retire()
-        return new
-
-    async def _swap_in(self, old: LoadedSnapshot | None, name: str | None) -> LoadedSnapshot | None:
-        """The wanted snapshot in use, None where it is refused or none is wanted."""
-        if name is None:
+    async def _swap_in(self, old: LoadedSnapshot | None, snapshot_id: str | None) -> LoadedSnapshot | None:
+        """Lease the snapshot that a role wants, loading it if no role has it; None where it is refused or none is wanted."""
+        if snapshot_id is None or snapshot_id in self.refused:
             return None
-        if old is not None and old.snapshot.snapshot_id == name:
-            return old
         try:
-            new = await asyncio.to_thread(self._load, name)
+            if snapshot_id not in self._loaded:
+                self._loaded[snapshot_id] = await asyncio.to_thread(self._load, snapshot_id)
         except Exception as error:  # whatever is wrong with it: what is served stays
-            self.refused[name] = str(error).splitlines()[0] if str(error) else type(error).__name__
-            logger.error("snapshot %s is refused: %s", name, error)
+            self._refuse(snapshot_id, error)
             return None
-        if new.remote is not None and (why := await _missing_records(new.remote)):
-            self.refused[name] = why
-            logger.error("snapshot %s is refused: %s", name, why)
-            new.retire()
-            return None
-        if old is not None:
-            old.retire()
-        logger.info("snapshot %s is in use", name)
+        new = self._loaded[snapshot_id].acquire()
+        if new is not old:
+            if new.remote is not None and (reason := await _missing_records(new.remote)):
+                self._refuse(snapshot_id, RecsysBatchError(reason))
+                new.release()
+                return None
+            logger.info("snapshot %s is in use", snapshot_id)
         return new
 
-    def _load(self, name: str) -> LoadedSnapshot:
-        folder = self.folder / repository.check_name(name)
-        with self._turns.open("a") as turn:
+    def _refuse(self, snapshot_id: str, error: Exception) -> None:
+        self.refused[snapshot_id] = str(error).splitlines()[0] if str(error) else type(error).__name__
+        logger.error("snapshot %s is refused: %s", snapshot_id, error)
+
+    def _load(self, snapshot_id: str) -> LoadedSnapshot:
+        folder = self.folder / repository.check_name(snapshot_id)
+        with self._load_lock.open("a") as turn:
             fcntl.flock(turn, fcntl.LOCK_EX)
             if self.current is not None:  # somebody is being answered
                 verify_in_subprocess(folder)
             snapshot = open_snapshot(folder)
-            loaded = LoadedSnapshot(snapshot, self._open_remote(name) if snapshot.store is None else None)
-            warm_up(loaded, list(self.recent))
-            return loaded
+            remote = self._open_remote(snapshot_id) if snapshot.store is None else None
+            warm_up(snapshot, list(self.recent))
+            return LoadedSnapshot(snapshot, remote, self._unload)
+
+    def _unload(self, loaded: LoadedSnapshot) -> None:
+        del self._loaded[loaded.snapshot.snapshot_id]
+        loaded.snapshot.close()
+        if loaded.remote is not None:
+            self._closing.add(task := asyncio.get_running_loop().create_task(loaded.remote.close()))
+            task.add_done_callback(self._closing.discard)
 
 
 async def _missing_records(remote: RedisStore) -> str | None:
@@ -190,36 +177,10 @@ async def _missing_records(remote: RedisStore) -> str | None:
     return None if n_records is not None else "its users' lists are not in Redis, or have expired: export the run again"
 
 
-def warm_up(loaded: LoadedSnapshot, recent: list[RankQuery]) -> None:
-    """Answer a request of every kind, and the newest requests, so that the model's first runs, first imports and first reads of pages are
-    nobody's request.
-    """
-    snapshot = loaded.snapshot
-    records = [snapshot.store.get(key) for key in snapshot.store.sample_keys(WARM_REQUESTS)] if snapshot.store is not None else []
-    queries = [replace(query, deadline=None) for query in recent] + _warm_up_queries(snapshot)
-    for number in range(max(WARM_REQUESTS, len(queries))):
-        query = queries[number % len(queries)]
-        record = records[number % len(records)] if records else None
-        time.sleep(_BREATH)
-        ranked = rank(snapshot, query, decode_record(record) if record else None, LatencyTracker())
-        to_json(encode_answer(ranked, query, snapshot, "warm", ranked.stages))
-    for query in _warm_up_queries(snapshot):
-        rank(snapshot, query, None, LatencyTracker())
-
-
-def _warm_up_queries(snapshot: Snapshot) -> list[RankQuery]:
-    """A request of each kind, about the first items."""
-    items = snapshot.items.item_ids(np.arange(min(3, len(snapshot.items))))
-    now = dt.datetime.now(dt.UTC)
-    plain = RankQuery(user_id=0, k=10)
-    full = replace(plain, when=now, device="mobile", session_item_ids=items[:2], exclude_item_ids=items[2:], explain=True)
-    return [plain, full, replace(plain, categories=snapshot.items.categories(0) if items else ())]
-
-
 def _stamp(path: Path) -> tuple[int, int]:
     """Changes whenever the file is replaced."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except FileNotFoundError:
         return (0, 0)
-    return (found.st_mtime_ns, found.st_ino)
+    return (status.st_mtime_ns, status.st_ino)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import lmdb
 
@@ -13,6 +13,10 @@ from recsys_batch.errors import RecsysBatchError
 LMDB_FILE = "users.lmdb"
 _TXN_RECORDS = 20_000
 _FIRST_SIZE = 64 * 2**20
+
+
+_OPEN_FILES: WeakValueDictionary[str, lmdb.Environment] = WeakValueDictionary()
+"""LMDB opens a file once per process: who calls ``open_snapshot`` for an open one again shares its environment."""
 
 
 class StoreUnavailable(Exception):
@@ -27,11 +31,14 @@ class LmdbStore:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = str(path.resolve())
+        name = str(path.resolve())
+        env = _OPEN_FILES.get(name)
         try:
-            self._env = _OPEN.take(self._path)
+            # The file never changes, so nobody locks it; lookups are at random, so nothing is read ahead.
+            self._env = env or lmdb.open(name, subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=4)
         except lmdb.Error as error:
             raise RecsysBatchError(f"{path} is not an LMDB file that can be read: {error}") from None
+        _OPEN_FILES[name] = self._env
 
     def get(self, key: bytes) -> bytes | None:
         with self._env.begin() as txn:
@@ -53,36 +60,8 @@ class LmdbStore:
         return int(self._env.stat()["entries"])
 
     def close(self) -> None:
-        """Once."""
-        _OPEN.give(self._path)
-
-
-class _OpenFiles:
-    """A process opens an LMDB file once at a time; a snapshot that is current and canary, or that comes back, has it in common."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._open: dict[str, tuple[lmdb.Environment, int]] = {}
-
-    def take(self, path: str) -> lmdb.Environment:
-        with self._lock:
-            env, n = self._open.get(path, (None, 0))
-            if env is None:
-                # The file never changes, so nobody locks it; lookups are at random, so nothing is read ahead.
-                env = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=4)
-            self._open[path] = env, n + 1
-            return env
-
-    def give(self, path: str) -> None:
-        with self._lock:
-            env, n = self._open.pop(path)
-            if n > 1:
-                self._open[path] = env, n - 1
-            else:
-                env.close()
-
-
-_OPEN = _OpenFiles()
+        """Let go of the file: it is closed once no store of this process has it."""
+        del self._env
 
 
 def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]]) -> int:

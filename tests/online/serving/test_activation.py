@@ -12,9 +12,7 @@ from typing import Any
 import pytest
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot
 from recsys_batch.online.serving.traffic_split import TrafficSplit, parse_traffic_split
-from recsys_batch.online.snapshot.reader import open_snapshot
 
 
 class Load:
@@ -138,17 +136,3 @@ def test_routes_that_are_none_are_refused() -> None:
         parse_traffic_split({"weight": 0.1})
     with pytest.raises(UsageError, match="from 0 to 1"):
         parse_traffic_split({"canary": "c", "weight": True})
-
-
-def test_a_snapshot_is_closed_when_the_last_request_has_let_go_of_it(make: Any) -> None:
-    snapshot = open_snapshot(make() / "first")
-    closed = []
-    true = snapshot.close
-    snapshot.close = lambda: closed.append(true())  # type: ignore[method-assign]
-    loaded = LoadedSnapshot(snapshot, None)
-    loaded.acquire().acquire()
-    loaded.retire()
-    loaded.release()
-    assert not closed
-    loaded.release()
-    assert len(closed) == 1

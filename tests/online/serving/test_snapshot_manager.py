@@ -1,0 +1,123 @@
+"""A worker's snapshots: each is loaded once however many roles it has, and closed when nobody has it any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recsys_batch.online.serving import snapshot_manager
+from recsys_batch.online.serving.snapshot_manager import SnapshotManager
+from recsys_batch.online.serving.traffic_split import TrafficSplit, write_traffic_split
+from recsys_batch.online.snapshot.lmdb_store import LmdbStore
+from recsys_batch.online.snapshot.reader import open_snapshot
+from recsys_batch.online.snapshot.repository import set_current
+
+
+class Lifecycle:
+    """A manager, and what was opened, verified, warmed and closed in its name."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.manager = SnapshotManager(folder, lambda _: None, folder / "load.lock")  # type: ignore[arg-type, return-value]
+        self.work: list[str] = []
+        for name in ("open_snapshot", "warm_up", "verify_in_subprocess"):
+            monkeypatch.setattr(snapshot_manager, name, self._counted(name, getattr(snapshot_manager, name)))
+        monkeypatch.setattr(LmdbStore, "close", self._counted("close", LmdbStore.close))
+
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            self.work.append(name)
+            return function(*args)
+
+        return call
+
+    async def go(self, current: str, canary: str | None = None, shadow: str | None = None) -> list[str]:
+        """Name the snapshots wanted; what the manager did to go over to them."""
+        set_current(self.folder, current)
+        write_traffic_split(self.folder, TrafficSplit(canary, 0.5 if canary else 0.0, shadow, 0.5 if shadow else 0.0))
+        self.work = []
+        assert await self.manager.poll()
+        assert self.roles() == (current, canary, shadow)
+        return self.work
+
+    def roles(self) -> tuple[str | None, ...]:
+        roles = (self.manager.current, self.manager.canary, self.manager.shadow)
+        return tuple(loaded and loaded.snapshot.snapshot_id for loaded in roles)
+
+
+@pytest.fixture
+def lifecycle(make: Any, monkeypatch: pytest.MonkeyPatch) -> Lifecycle:
+    """Of the snapshots "first", "second" and "third"."""
+    for seed, name in enumerate(("first", "second", "third")):
+        folder: Path = make(name, seed=seed)
+    return Lifecycle(folder, monkeypatch)
+
+
+def run(steps: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(steps())
+
+
+@pytest.mark.parametrize("role", ["canary", "shadow"])
+def test_promoting_a_canary_or_a_shadow_opens_verifies_and_warms_nothing(role: str, lifecycle: Lifecycle) -> None:
+    async def steps() -> None:
+        assert "open_snapshot" in await lifecycle.go("first")
+        assert "open_snapshot" in await lifecycle.go("first", **{role: "second"})
+        secondary = getattr(lifecycle.manager, role)
+        assert await lifecycle.go("second", **{role: "second"}) == ["close"]  # the first one
+        assert lifecycle.manager.current is getattr(lifecycle.manager, role) is secondary
+        assert await lifecycle.go("second") == []
+
+    run(steps)
+
+
+def test_snapshots_that_change_places_stay_loaded(lifecycle: Lifecycle) -> None:
+    async def steps() -> None:
+        await lifecycle.go("first", "second", "third")
+        assert await lifecycle.go("second", "third", "first") == []
+        assert await lifecycle.go("second", "second", "second") == ["close"] * 2
+
+    run(steps)
+
+
+def test_a_snapshot_is_closed_when_the_last_request_has_let_go_of_it_and_is_opened_anew_when_it_comes_back(lifecycle: Lifecycle) -> None:
+    async def steps() -> None:
+        await lifecycle.go("first")
+        first = lifecycle.manager.current
+        assert first is not None
+        with first.lease():
+            assert "close" not in await lifecycle.go("second")
+            assert "open_snapshot" not in await lifecycle.go("first")
+            assert lifecycle.manager.current is first
+            await lifecycle.go("second")
+            lifecycle.work = []
+        assert lifecycle.work == ["close"]
+        assert "open_snapshot" in await lifecycle.go("first") and lifecycle.manager.current is not first
+
+    run(steps)
+
+
+def test_a_refused_snapshot_is_tried_once_and_leaves_the_current_one_in_place(lifecycle: Lifecycle) -> None:
+    async def steps() -> None:
+        await lifecycle.go("first")
+        (lifecycle.folder / "second" / "ranker.onnx").write_bytes(b"damaged")
+        with pytest.raises(AssertionError):
+            await lifecycle.go("second", "second")
+        assert lifecycle.roles() == ("first", None, None)
+        assert lifecycle.work == ["verify_in_subprocess"] and "second" in lifecycle.manager.refused
+
+    run(steps)
+
+
+def test_a_snapshot_can_be_opened_again_where_it_is_open(make: Any) -> None:
+    folder = make() / "first"
+    one, other = open_snapshot(folder), open_snapshot(folder)
+    key = one.key(5)
+    assert key is not None and one.store is not None and other.store is not None
+    one.close()
+    assert other.store.get(key)
+    other.close()
+    assert str(folder / "users.lmdb") not in Path("/proc/self/maps").read_text()
