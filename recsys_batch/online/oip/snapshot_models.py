@@ -14,7 +14,6 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot, SnapshotManager
 from recsys_batch.online.snapshot.reader import Snapshot
-from recsys_batch.online.snapshot.user_record import decode_record
 
 RANKER, RECOMMEND = "ranker", "recommend"
 _DEFAULT_K = 10
@@ -91,11 +90,9 @@ class RecommendModel(OipModel):
         return {"item_id": ids, "score": scores}
 
     def _asked(self, user: int | str, k: int) -> RankInput:
-        store, key = self._snapshot.store, self._snapshot.key(user)
-        if store is None:
+        if self._snapshot.store is None:
             raise InvalidRequest("users' lists are in Redis, which this protocol's recommend does not read: ask POST /v1/rank")
-        record = store.get(key) if key is not None else None
-        return RankInput(RankQuery(user, k), decode_record(record) if record is not None else None)
+        return RankInput(RankQuery(user, k), self._snapshot.lookup(user))
 
 
 def _user(value: int | bytes) -> int | str:

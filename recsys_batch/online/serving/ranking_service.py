@@ -21,7 +21,7 @@ from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserS
 from recsys_batch.online.serving.micro_batcher import MicroBatcher
 from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot, SnapshotManager
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
-from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
+from recsys_batch.online.snapshot.user_record import UserRecord
 
 
 class NotReady(Exception):
@@ -58,18 +58,18 @@ class RankingService:
             NotReady: no snapshot.
         """
         began = time.perf_counter()
-        loaded, key = self._choose(query.user_id)
+        loaded, part = self._route(query.user_id)
         with loaded.lease():
-            lists, failed = await self._lookup(loaded, key)
+            record, store_failed = await _lookup(loaded, query.user_id)
             looked_up = time.perf_counter()
-            ranked = await self._together.rank(loaded, RankInput(query, lists, failed))
+            ranked = await self._together.rank(loaded, RankInput(query, record, store_failed))
             self._flag_age(loaded, ranked)
             timings = {"wait": began - arrived, "lookup": looked_up - began, **ranked.stages, "total": time.perf_counter() - arrived}
             told = encode_answer(ranked, query, loaded.snapshot, request_id or secrets.token_hex(16), timings)
         self.shown.record(query, ranked, told)
-        self._count(loaded, ranked, timings)
+        self._count(part, ranked, timings)
         self.live.recent.append(query)
-        self._maybe_shadow(query, key, ranked, loaded)
+        self._maybe_shadow(query, ranked, loaded)
         return told
 
     def record_feedback(self, events: list[FeedbackEvent]) -> int:
@@ -89,23 +89,23 @@ class RankingService:
             NotReady: no snapshot. UnknownUser: the snapshot has no list of that user. StoreUnavailable: nobody knows.
         """
         began = time.perf_counter()
-        loaded, key = self._choose(user_id)
+        loaded, _ = self._route(user_id)
         with loaded.lease():
-            lists = await self._require_record(loaded, key, user_id)
+            record = await self._require_record(loaded, user_id)
             query = RankQuery(user_id, k)
-            ranked = published_order(query, lists)
+            ranked = published_order(query, record)
             self._flag_age(loaded, ranked)
             return encode_answer(ranked, query, loaded.snapshot, secrets.token_hex(16), {"total": time.perf_counter() - began})
 
     async def describe_user(self, user_id: int | str) -> UserDetail:
         """What the snapshot holds of a user. Raises as ``published``."""
-        loaded, key = self._choose(user_id)
+        loaded, _ = self._route(user_id)
         with loaded.lease():
-            return describe_user(loaded.snapshot, user_id, await self._require_record(loaded, key, user_id))
+            return describe_user(loaded.snapshot, user_id, await self._require_record(loaded, user_id))
 
     def sample_users(self, limit: int, bounds: Bounds) -> UserSample:
         """Some users to look at. Raises NotReady without a snapshot."""
-        return describe_sample(self._current().snapshot, limit, bounds)
+        return describe_sample(_require_loaded(self.live.current).snapshot, limit, bounds)
 
     def describe_item(self, item_id: int | str) -> ItemDetail:
         """What an item is called.
@@ -113,51 +113,30 @@ class RankingService:
         Raises:
             NotReady: no snapshot. UnknownItem: the snapshot does not have it.
         """
-        snapshot = self._current().snapshot
+        snapshot = _require_loaded(self.live.current).snapshot
         found = describe_item(snapshot, item_id)
         if found is None:
             raise UnknownItem(f"snapshot {snapshot.snapshot_id} has no item {item_id!r}")
         return found
 
-    async def _require_record(self, loaded: LoadedSnapshot, key: bytes | None, user_id: int | str) -> UserRecord:
-        lists, failed = await self._lookup(loaded, key)
-        if failed:
+    async def _require_record(self, loaded: LoadedSnapshot, user_id: int | str) -> UserRecord:
+        record, store_failed = await _lookup(loaded, user_id)
+        if store_failed:
             raise StoreUnavailable("the store of users' lists does not answer")
-        if lists is None:
+        if record is None:
             raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {user_id!r}")
-        return lists
+        return record
 
     def _flag_age(self, loaded: LoadedSnapshot, ranked: RankResult) -> None:
         """An old snapshot is a reason where there is no other."""
         if ranked.degraded is None and self.ages.status(loaded.snapshot.manifest.facts.generated_at) != "fresh":
             ranked.degraded = STALE
 
-    def _current(self) -> LoadedSnapshot:
-        if self.live.current is None:
-            raise NotReady("no snapshot is in use yet: run `recsys-batch export-snapshot`, or wait while it is being opened")
-        return self.live.current
+    def _route(self, user_id: int | str) -> tuple[LoadedSnapshot, str]:
+        loaded, part = self.live.route(user_id)
+        return _require_loaded(loaded), part
 
-    def _choose(self, user_id: int | str) -> tuple[LoadedSnapshot, bytes | None]:
-        current = self._current()
-        key = current.snapshot.key(user_id)
-        chosen = self.live.route(key) or current
-        return chosen, key if chosen is current else chosen.snapshot.key(user_id)
-
-    async def _lookup(self, loaded: LoadedSnapshot, key: bytes | None) -> tuple[UserRecord | None, bool]:
-        """(lists, whether the store failed)."""
-        if key is None:
-            return None, False
-        if loaded.remote is None:
-            assert loaded.snapshot.store is not None
-            record = loaded.snapshot.store.get(key)
-        else:
-            try:
-                record = await loaded.remote.fetch(key)
-            except StoreUnavailable:
-                return None, True
-        return (decode_record(record) if record is not None else None), False
-
-    def _count(self, loaded: LoadedSnapshot, ranked: RankResult, timings: dict[str, float]) -> None:
+    def _count(self, part: str, ranked: RankResult, timings: dict[str, float]) -> None:
         metrics.observe_stages["total"].observe(timings["total"])
         self._n_ranked += 1
         if self._n_ranked % metrics.SAMPLED == 0:
@@ -167,9 +146,9 @@ class RankingService:
         metrics.tally.add("answers", ranked.source)
         if ranked.degraded is not None:
             metrics.tally.add("degraded", ranked.degraded)
-        metrics.tally.add("by_snapshot", "canary" if loaded is self.live.canary else "current")
+        metrics.tally.add("by_snapshot", part)
 
-    def _maybe_shadow(self, query: RankQuery, key: bytes | None, shown: RankResult, loaded: LoadedSnapshot) -> None:
+    def _maybe_shadow(self, query: RankQuery, shown: RankResult, loaded: LoadedSnapshot) -> None:
         """Score with the shadow as well once the answer is out; under load that is the first to go."""
         shadow = self.live.shadow
         if shadow is None or random.random() >= self.live.routes.share:
@@ -185,8 +164,8 @@ class RankingService:
     async def _score_shadow(self, shadow: LoadedSnapshot, query: RankQuery, shown: set[int | str]) -> None:
         try:
             await asyncio.sleep(0)
-            lists, failed = await self._lookup(shadow, shadow.snapshot.key(query.user_id))
-            ranked = rank(shadow.snapshot, replace(query, deadline=None), lists, shadow.latency, store_failed=failed)
+            record, store_failed = await _lookup(shadow, query.user_id)
+            ranked = rank(shadow.snapshot, replace(query, deadline=None), record, shadow.latency, store_failed=store_failed)
             other = {shadow.snapshot.items.item_id(int(code)) for code in ranked.codes}
             metrics.tally.add("shadow", "scored")
             metrics.SHADOW_OVERLAP.observe(len(shown & other) / max(len(shown | other), 1))
@@ -194,3 +173,17 @@ class RankingService:
             metrics.tally.add("shadow", "failed")
         finally:
             shadow.release()
+
+
+def _require_loaded(loaded: LoadedSnapshot | None) -> LoadedSnapshot:
+    if loaded is None:
+        raise NotReady("no snapshot is in use yet: run `recsys-batch export-snapshot`, or wait while it is being opened")
+    return loaded
+
+
+async def _lookup(loaded: LoadedSnapshot, user_id: int | str) -> tuple[UserRecord | None, bool]:
+    """(record, whether the store failed)."""
+    try:
+        return await loaded.lookup(user_id), False
+    except StoreUnavailable:
+        return None, True

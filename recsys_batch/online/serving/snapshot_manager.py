@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.ranking.latency import LatencyTracker
@@ -27,6 +28,7 @@ from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import RedisStore
+from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
 
 logger = logging.getLogger("recsys_batch.online")
@@ -47,6 +49,19 @@ class LoadedSnapshot:
     unload: Callable[[LoadedSnapshot], None]
     latency: LatencyTracker = field(default_factory=LatencyTracker)
     leases: int = 0
+
+    async def lookup(self, user_id: int | str) -> UserRecord | None:
+        """Read a user's record from the snapshot or from Redis beside it; None for a user that it does not have.
+
+        Raises:
+            StoreUnavailable: Redis does not answer.
+            RecsysBatchError: the record is damaged.
+        """
+        if self.remote is None:
+            return self.snapshot.lookup(user_id)
+        key = self.snapshot.key(user_id)
+        record = await self.remote.fetch(key) if key is not None else None
+        return decode_record(record) if record is not None else None
 
     def acquire(self) -> LoadedSnapshot:
         """Keep the snapshot open until ``release``."""
@@ -97,11 +112,13 @@ class SnapshotManager:
         self._closing: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
         self._seen: tuple[object, ...] | None = None
 
-    def route(self, key: bytes | None) -> LoadedSnapshot | None:
-        """Whose answer a user gets."""
-        if self.canary is not None and key is not None and self.routes.is_canary(key):
-            return self.canary
-        return self.current
+    def route(self, user_id: int | str) -> tuple[LoadedSnapshot | None, Literal["current", "canary"]]:
+        """Choose the snapshot that answers a user, and its part: the canary for a share of the users, always the same ones."""
+        if self.canary is not None and self.current is not None:
+            key = self.current.snapshot.key(user_id)
+            if key is not None and self.routes.is_canary(key):
+                return self.canary, "canary"
+        return self.current, "current"
 
     async def poll(self) -> bool:
         """Look whether other snapshots are wanted, and go over to them; whether anything was looked into."""

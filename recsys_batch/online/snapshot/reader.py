@@ -20,6 +20,7 @@ from recsys_batch.online.snapshot.popular_lists import PopularLists
 from recsys_batch.online.snapshot.sample_users import SAMPLES_FILE as SAMPLES
 from recsys_batch.online.snapshot.sample_users import SampleUsers, read_samples
 from recsys_batch.online.snapshot.user_key import user_key
+from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.online.snapshot.vector_search import KMeansLists
 from recsys_batch.online.snapshot.writer import ITEMS, KMEANS_FILE, POPULAR, RANKER
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
@@ -56,6 +57,17 @@ class Snapshot:
     def key(self, user_id: int | str) -> bytes | None:
         """The user's key; None where no user of the snapshot's type can be meant."""
         return user_key(user_id, self.manifest.facts.ids.user)
+
+    def lookup(self, user_id: int | str) -> UserRecord | None:
+        """Read a user's record from the snapshot's own store; None for a user that it does not have.
+
+        Raises:
+            RecsysBatchError: the record is damaged.
+        """
+        assert self.store is not None, "users' lists are in Redis: LoadedSnapshot.lookup reads them"
+        key = self.key(user_id)
+        record = self.store.get(key) if key is not None else None
+        return decode_record(record) if record is not None else None
 
     def segment(self, place: int | None) -> str | None:
         return None if place is None else self.manifest.facts.segments[place]

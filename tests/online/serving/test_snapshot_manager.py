@@ -121,3 +121,14 @@ def test_a_snapshot_can_be_opened_again_where_it_is_open(make: Any) -> None:
     assert other.store.get(key)
     other.close()
     assert str(folder / "users.lmdb") not in Path("/proc/self/maps").read_text()
+
+
+def test_a_canary_that_is_current_as_well_keeps_its_part_of_the_users(lifecycle: Lifecycle) -> None:
+    async def steps() -> None:
+        await lifecycle.go("first", "second")
+        parts = [lifecycle.manager.route(user)[1] for user in range(300)]
+        assert 100 < parts.count("canary") < 200
+        await lifecycle.go("second", "second")
+        assert [lifecycle.manager.route(user) for user in range(300)] == [(lifecycle.manager.current, part) for part in parts]
+
+    run(steps)
