@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -86,37 +85,10 @@ def serve_command(
     tls_key: Path | None,
 ) -> None:
     """Tokens come from RECSYS_BATCH_ADMIN_TOKEN and RECSYS_BATCH_CLIENT_TOKEN."""
-    from recsys_batch.online.server.supervisor import run_server as run_server
+    from recsys_batch.online.server.supervisor import run_server
     from recsys_batch.online.settings import ServerSettings
 
-    online = config.online
-    given = ServerSettings(
-        snapshots=str((snapshots or Path(online.snapshots)).absolute()),
-        state=tempfile.mkdtemp(prefix="recsys-batch-serve-"),
-        host=host or online.host,
-        port=port or online.port,
-        grpc_port=grpc_port or online.grpc_port,
-        exposures=str(folder.absolute()) if (folder := exposures or (online.exposures and Path(online.exposures))) else None,
-        workers=workers or online.workers or len(os.sched_getaffinity(0)),
-        **{name: getattr(online, name) for name in _PASSED},
-    )
-    click.echo(f"serving {given.snapshots} on {given.host}:{given.port} with {given.workers} workers", err=True)
-    run_server(given, certificate=tls_certificate, key=tls_key)
-
-
-_PASSED = (
-    "max_k",
-    "max_ids",
-    "max_body_kb",
-    "max_waiting",
-    "exposures_max_mb",
-    "page",
-    "max_age_hours",
-    "max_age_hard_hours",
-    "store_timeout_ms",
-    "poll_ms",
-    "redis_cluster",
-    "batch_rows",
-    "batch_delay_us",
-)
-"""Settings that are the config's, by the same names."""
+    options = {"host": host, "port": port, "grpc_port": grpc_port, "workers": workers, "exposures": exposures, "snapshots": snapshots}
+    settings = ServerSettings.from_section(config.online, tempfile.mkdtemp(prefix="recsys-batch-serve-"), **options)
+    click.echo(f"serving {settings.snapshots} on {settings.host}:{settings.port} with {settings.workers} workers", err=True)
+    run_server(settings, certificate=tls_certificate, key=tls_key)

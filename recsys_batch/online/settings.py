@@ -1,10 +1,12 @@
-"""How a server runs: what ``serve`` was given, handed to its worker processes in one environment variable."""
+"""Settings of a server: made by ``serve`` from the config, handed to its worker processes in one environment variable."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import Any
 
-import msgspec
+from recsys_batch.config import Online
 
 ENVIRONMENT = "RECSYS_BATCH_SERVE"
 ADMIN_TOKEN, CLIENT_TOKEN, REDIS_URL = "RECSYS_BATCH_ADMIN_TOKEN", "RECSYS_BATCH_CLIENT_TOKEN", "RECSYS_BATCH_REDIS_URL"
@@ -13,40 +15,34 @@ LOAD_LOCK = "opening.lock"
 """In the server's folder: who holds it opens a snapshot."""
 
 
-class ServerSettings(msgspec.Struct, frozen=True):
-    """Attributes as in the [online] section of the config, and where this server keeps what its workers tell each other.
+class ServerSettings(Online):
+    """The [online] section of the config as one server runs it: paths are absolute, and ``workers`` is a number.
 
     Attributes:
-        snapshots: folder of snapshots.
-        state: folder of this server: its workers' states and metrics.
+        state: folder of this server, where its workers tell each other their states and metrics.
     """
 
-    snapshots: str
     state: str
-    host: str
-    port: int
     workers: int
-    max_k: int
-    max_ids: int
-    max_body_kb: int
-    max_waiting: int
-    max_age_hours: float
-    max_age_hard_hours: float | None
-    store_timeout_ms: float
-    poll_ms: float
-    redis_cluster: bool
-    batch_rows: int
-    batch_delay_us: int
-    grpc_port: int | None
-    exposures: str | None
-    exposures_max_mb: float
-    page: bool
+
+    @classmethod
+    def from_section(cls, section: Online, state: str, **overrides: Any) -> ServerSettings:
+        """Merge the config's section with what the command line names.
+
+        Args:
+            overrides: keys of the section; one that is None is not named.
+        """
+        values = section.model_dump() | {name: value for name, value in overrides.items() if value is not None} | {"state": state}
+        for name in ("snapshots", "exposures"):
+            values[name] = str(Path(values[name]).absolute()) if values[name] else None
+        values["workers"] = values["workers"] or len(os.sched_getaffinity(0))
+        return cls.model_validate(values)
 
     def export_to_environment(self) -> None:
-        """For processes that are started from here on."""
-        os.environ[ENVIRONMENT] = msgspec.json.encode(self).decode()
+        """Pass the settings to processes that are started from here on."""
+        os.environ[ENVIRONMENT] = self.model_dump_json()
 
 
 def settings_from_environment() -> ServerSettings:
-    """Those of the server that this process works for."""
-    return msgspec.json.decode(os.environ[ENVIRONMENT], type=ServerSettings)
+    """Read the settings of the server that this process works for."""
+    return ServerSettings.model_validate_json(os.environ[ENVIRONMENT])
