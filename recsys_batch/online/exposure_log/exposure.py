@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from recsys_batch.dataset.exposure_schema import EXPOSURES, exposure_schema
 from recsys_batch.online.exposure_log.arrow_columns import LogId, as_id, flatten, make_record_batch, offsets_of, string_map_column
-from recsys_batch.online.exposure_log.file_log import FileLog
 from recsys_batch.schemas import TIMESTAMP, IdTypes
 
 _NOTHING: Mapping[str, Any] = {}
@@ -43,18 +41,6 @@ class Exposure(NamedTuple):
     device: str | None = None
     session_item_ids: Sequence[LogId] = ()
     attributes: Mapping[str, Any] = _NOTHING
-
-
-class ExposureLog(FileLog[Exposure]):
-    """Files ``exposures-*.parquet``, see exposure_files.exposure_schema."""
-
-    kind = EXPOSURES
-
-    def columns(self, ids: IdTypes) -> pa.Schema:
-        return exposure_schema(ids)
-
-    def encode(self, rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
-        return encode_exposures(rows, ids, schema)
 
 
 def encode_exposures(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:

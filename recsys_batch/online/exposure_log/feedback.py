@@ -8,9 +8,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from recsys_batch.dataset.exposure_schema import FEEDBACK, feedback_schema
 from recsys_batch.online.exposure_log.arrow_columns import LogId, as_id, make_record_batch
-from recsys_batch.online.exposure_log.file_log import FileLog
 from recsys_batch.schemas import IdTypes
 
 
@@ -28,18 +26,6 @@ class FeedbackEvent(NamedTuple):
     event_ts: dt.datetime
     event_type: str
     weight: float = 1.0
-
-
-class FeedbackLog(FileLog[FeedbackEvent]):
-    """Files ``feedback-*.parquet``, see exposure_files.feedback_schema."""
-
-    kind = FEEDBACK
-
-    def columns(self, ids: IdTypes) -> pa.Schema:
-        return feedback_schema(ids)
-
-    def encode(self, rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
-        return encode_feedback(rows, ids, schema)
 
 
 def encode_feedback(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:

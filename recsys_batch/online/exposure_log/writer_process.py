@@ -1,80 +1,234 @@
-"""The logs of a worker, written by a process beside it.
+"""The logs of a worker, written by a process beside it: ``LogWriterClient`` is the worker's end of the pipe, ``writer_main`` the process.
 
 A thread that encodes rows takes the interpreter's lock from the event loop thousands of times a second: with it a server answered 2,000
 requests per second, without it 2,900. So a request pays for one row in MessagePack, a thread moves bytes into a pipe, and a process of
-lower priority makes Parquet of them. It ends when the pipe does, having written what it had: a worker that is killed loses what its
-thread had not sent yet, a few milliseconds' worth.
+lower priority makes Parquet of them: see docs/decisions/0220-exposure-log.md. The caller is online/serving/exposure_recorder.py. Nothing
+here knows a snapshot or a request.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, Generic, NamedTuple, TypeVar, Unpack
 
 import msgspec
+import pyarrow as pa
 
-from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
-from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent, FeedbackLog
+from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK, exposure_schema, feedback_schema
+from recsys_batch.online.exposure_log.exposure import Exposure, encode_exposures
+from recsys_batch.online.exposure_log.feedback import FeedbackEvent, encode_feedback
+from recsys_batch.online.exposure_log.rotating_parquet import LimitOptions, RotatingParquet, RotationPolicy
 from recsys_batch.schemas import IdTypes
 
-_KINDS = {b"e": EXPOSURES, b"f": FEEDBACK}
-_HEAD = struct.Struct("<cI")
-_POLL_SECONDS = 0.02
-_STATS_SECONDS = 0.5
+logger = logging.getLogger(__name__)
+
+_SEND_SECONDS = 0.02
+_WRITE_SECONDS = 0.5
+_BATCH_ROWS = 500
+"""The most rows of a message, and the rows that are made Arrow at once: 0.2 ms of a batch are the same for any number of rows."""
+_QUEUE_ROWS = 10_000
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 30.0
+
+Row = TypeVar("Row")
+
+
+class LogKind(NamedTuple):
+    """A kind of rows.
+
+    Attributes:
+        tag: the first byte of a message with such rows.
+        encode: rows to a record batch of ``schema(ids)``; whatever it raises means that one of the rows is invalid.
+    """
+
+    tag: bytes
+    row_type: type
+    schema: Callable[[IdTypes], pa.Schema]
+    encode: Callable[[Sequence[Any], IdTypes, pa.Schema], pa.RecordBatch]
+
+
+LOG_KINDS = {
+    EXPOSURES: LogKind(b"e", Exposure, exposure_schema, encode_exposures),
+    FEEDBACK: LogKind(b"f", FeedbackEvent, feedback_schema, encode_feedback),
+}
+"""By the beginning of the files' names."""
+
+
+@dataclass(frozen=True)
+class LogStats:
+    """Rows of one log: recorded == written + lost + invalid + pending + queued.
+
+    Attributes:
+        recorded: rows that were taken.
+        written: in files that readers see. pending: encoded, in no such file yet. queued: waiting to be encoded.
+        lost: taken, but the disk refused them. invalid: taken, but of the wrong types.
+        files: written by this process. removed_files: old ones that retention removed. write_errors: times that the disk refused.
+    """
+
+    recorded: int
+    written: int
+    pending: int
+    queued: int
+    lost: int
+    invalid: int
+    files: int
+    removed_files: int
+    write_errors: int
+
+
+class LogWriter(Generic[Row]):
+    """Encodes rows of one kind and writes them to rotating Parquet files. A disk that refuses costs rows, which are counted, and is asked
+    again after a pause; no method raises. For one thread.
+
+    Args:
+        encode: rows to a record batch of the files' schema; whatever it raises means that one of the rows is invalid.
+        queue_rows: rows that may wait while the disk refuses before ``has_room`` is false.
+    """
+
+    def __init__(self, files: RotatingParquet, encode: Callable[[Sequence[Row]], pa.RecordBatch], queue_rows: int = _QUEUE_ROWS) -> None:
+        self._files, self._encode, self._queue_rows = files, encode, queue_rows
+        self._queue: deque[Row] = deque()
+        self._recorded = self._invalid = self._errors = 0
+        self._pause = self._resume_at = 0.0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether rows can be recorded; a log whose disk refuses has none after a while."""
+        return len(self._queue) < self._queue_rows
+
+    def record(self, rows: Sequence[Row], n_invalid: int = 0) -> None:
+        """Take rows, and write as soon as they are a batch. ``n_invalid`` more are only counted."""
+        self._recorded += len(rows) + n_invalid
+        self._invalid += n_invalid
+        self._queue.extend(rows)
+        if len(self._queue) >= _BATCH_ROWS:
+            self.write()
+
+    def write(self) -> None:
+        """Write all queued rows and close the file if it is old enough, unless the disk has refused a moment ago."""
+        if time.monotonic() < self._resume_at:
+            return
+        if self._attempt(self._write_queue):
+            self._pause = 0.0
+        else:
+            self._pause = min(2 * self._pause or _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS)
+            self._resume_at = time.monotonic() + self._pause
+
+    def close(self) -> None:
+        """Write everything, without a pause, and close the file."""
+        while self._queue:
+            self._attempt(self._write_queue)
+        self._attempt(self._files.rotate)
+
+    def stats(self) -> LogStats:
+        """Count rows and files up to now."""
+        files = self._files
+        return LogStats(
+            recorded=self._recorded,
+            written=files.written,
+            pending=files.pending,
+            queued=len(self._queue),
+            lost=files.lost,
+            invalid=self._invalid,
+            files=files.files,
+            removed_files=files.removed,
+            write_errors=self._errors,
+        )
+
+    def _attempt(self, work: Callable[[], None]) -> bool:
+        try:
+            work()
+        except Exception as error:  # whatever it is, the process goes on
+            self._errors += 1
+            logger.warning("rows of a log could not be written, %d are lost so far: %s", self._files.lost, error)
+            return False
+        return True
+
+    def _write_queue(self) -> None:
+        while self._queue:
+            rows = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH_ROWS))]
+            self._files.append(self._encode_valid(rows))
+        self._files.tick()
+
+    def _encode_valid(self, rows: Sequence[Row]) -> list[pa.RecordBatch]:
+        """Encode the rows that can be; the others are found by halving, so that one of them does not cost its neighbours."""
+        try:
+            return [self._encode(rows)]
+        except Exception:
+            if len(rows) == 1:
+                self._invalid += 1
+                return []
+        half = len(rows) // 2
+        return self._encode_valid(rows[:half]) + self._encode_valid(rows[half:])
+
+
+def open_log(kind: str, folder: Path, ids: IdTypes, worker: int, **limits: Unpack[LimitOptions]) -> LogWriter[Any]:
+    """Open a log of ``LOG_KINDS`` in a folder, which several processes may share and which is made when the first rows come.
+
+    Args:
+        worker: process id for the names of the files.
+    """
+    _, _, schema_of, encode = LOG_KINDS[kind]
+    schema = schema_of(ids)
+    return LogWriter(RotatingParquet(folder, kind, schema, worker, RotationPolicy(**limits)), lambda rows: encode(rows, ids, schema))
 
 
 class LogWriterClient:
-    """A worker's end. For one event loop.
+    """A worker's end of its log-writing process, for one event loop. It never waits: past its bound rows are dropped and counted.
 
     Args:
-        folder: of the files. stats: where the process writes what it counts, for ``counts``.
-        ids: types of the ids. max_mb: of each kind of file in the folder.
-        queue_rows: rows that may wait for the pipe; beyond them they are dropped and counted.
+        folder: of the log files.
+        stats: file in which the process keeps its counts, for ``counts``.
+        ids: id types of the warehouse.
+        max_mb: bound on the files of each kind in the folder.
+        queue_rows: rows of each kind that may wait for the pipe.
     """
 
-    def __init__(self, folder: Path, stats: Path, ids: IdTypes, max_mb: float, queue_rows: int = 10_000) -> None:
+    def __init__(self, folder: Path, stats: Path, ids: IdTypes, max_mb: float, queue_rows: int = _QUEUE_ROWS) -> None:
         self._command = [sys.executable, "-m", __name__, str(folder), str(stats), ids.user, ids.item, str(max_mb)]
-        self._stats, self._bound = stats, queue_rows
+        self._stats, self._queue_rows = stats, queue_rows
         self._encoder = msgspec.msgpack.Encoder()
-        self._queue: list[bytes] = []
-        self._dropped = dict.fromkeys(_KINDS.values(), 0)
-        self._unsent = 0
-        self._process = self._start()
+        self._queues: dict[str, deque[bytes]] = {kind: deque() for kind in LOG_KINDS}
+        self._dropped, self._invalid, self._unsent = (dict.fromkeys(LOG_KINDS, 0) for _ in range(3))
+        self._process, self._pipe = self._start()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-pipe", daemon=True)
         self._thread.start()
 
     def log_exposure(self, row: Exposure) -> bool:
-        """Take the row, or say False at once."""
-        return self._take(b"e", row)
+        """Queue an answer for the log, or return False at once where the queue is full."""
+        return self._enqueue(EXPOSURES, row)
 
     def log_feedback(self, row: FeedbackEvent) -> bool:
-        """Take the row, or say False at once."""
-        return self._take(b"f", row)
+        """Queue a user's event for the log, or return False at once where the queue is full."""
+        return self._enqueue(FEEDBACK, row)
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Of each log, as ``LogStats`` has them, up to half a second old; what never reached the process is among the dropped."""
+        """Read what each log counts: ``LogStats``, half a second old, and ``dropped``. Rows that never reached the process are included."""
         try:
-            found: dict[str, dict[str, int]] = json.loads(self._stats.read_text(encoding="utf-8"))
+            counts: dict[str, dict[str, int]] = json.loads(self._stats.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        for kind, n in self._dropped.items():
-            found[kind]["dropped"] += n
-        found[EXPOSURES]["lost"] += self._unsent
-        return found
+        for kind, log in counts.items():
+            log["dropped"] = self._dropped[kind]
+            log["lost"] += self._unsent[kind]
+            log["invalid"] += self._invalid[kind]
+            log["recorded"] += self._invalid[kind]
+        return counts
 
     def close(self, seconds: float = 10.0) -> bool:
-        """Have everything written; whether that was done in time."""
+        """Have everything written, and return whether that was done within ``seconds``."""
         self._ending.set()
         self._thread.join(seconds)
         try:
@@ -83,88 +237,102 @@ class LogWriterClient:
             return False
         return not self._thread.is_alive()
 
-    def _take(self, kind: bytes, row: Exposure | FeedbackEvent) -> bool:
-        if len(self._queue) >= self._bound:
-            self._dropped[_KINDS[kind]] += 1
+    def _enqueue(self, kind: str, row: Exposure | FeedbackEvent) -> bool:
+        queue = self._queues[kind]
+        if len(queue) >= self._queue_rows:
+            self._dropped[kind] += 1
             return False
-        raw = self._encoder.encode(row)
-        self._queue.append(_HEAD.pack(kind, len(raw)) + raw)
+        try:
+            queue.append(self._encoder.encode(row))
+        except (TypeError, ValueError, OverflowError):  # a number beyond 64 bits, say: no fault of the server's
+            self._invalid[kind] += 1
         return True
 
-    def _start(self) -> subprocess.Popen[bytes]:
-        # See server.beside for close_fds. In a session of its own, so that a Ctrl-C ends the server first and this by its pipe.
-        return subprocess.Popen(self._command, stdin=subprocess.PIPE, close_fds=False, start_new_session=True)
+    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
+        # See supervised_process for close_fds. In a session of its own, so that a Ctrl-C ends the server first and this by its pipe.
+        receiver, sender = Pipe(duplex=False)
+        with receiver:
+            return subprocess.Popen(self._command, stdin=receiver.fileno(), close_fds=False, start_new_session=True), sender
 
     def _run(self) -> None:
-        while not self._ending.wait(_POLL_SECONDS):
-            self._send()
-        self._send()
-        assert self._process.stdin is not None
+        while not self._ending.wait(_SEND_SECONDS):
+            self._send_queued()
+        self._send_queued()
         with contextlib.suppress(OSError):
-            self._process.stdin.close()
+            self._pipe.close()
 
-    def _send(self) -> None:
-        rows, self._queue = self._queue, []
-        if not rows:
-            return
-        assert self._process.stdin is not None
+    def _send_queued(self) -> None:
+        """Send the kinds in turn, so that neither waits for all of the other."""
+        while any(self._queues.values()):
+            for kind, queue in self._queues.items():
+                if rows := [queue.popleft() for _ in range(min(len(queue), _BATCH_ROWS))]:
+                    self._send(kind, rows)
+
+    def _send(self, kind: str, rows: list[bytes]) -> None:
+        array = b"\xdd" + len(rows).to_bytes(4, "big") + b"".join(rows)  # MessagePack's
         try:
-            self._process.stdin.write(b"".join(rows))
-            self._process.stdin.flush()
-        except OSError:  # it is gone: its rows with it, but not the next ones
-            self._unsent += len(rows)
+            self._pipe.send_bytes(LOG_KINDS[kind].tag + array)
+        except OSError:  # the process is gone: these rows with it, but not the next ones
+            self._unsent[kind] += len(rows)
+            self._pipe.close()
             self._process.wait(10)
-            self._process = self._start()
+            self._process, self._pipe = self._start()
+
+
+def write_logs(pipe: Connection, logs: Mapping[str, LogWriter[Any]], stats: Path) -> None:
+    """Write the rows of a pipe until it is closed, then close the logs. Files and counts are brought up to date twice a second, whether or
+    not rows come. A log without room stops the reading: rows stay in the pipe then, so that the worker drops, and counts.
+    """
+    decoders = {kind.tag: (logs[name], msgspec.msgpack.Decoder(list[kind.row_type])) for name, kind in LOG_KINDS.items()}  # type: ignore[name-defined]
+    due = time.monotonic()
+    while True:
+        seconds = max(due - time.monotonic(), 0)
+        if not all(log.has_room for log in logs.values()):
+            time.sleep(seconds)
+        elif pipe.poll(seconds):
+            try:
+                message = memoryview(pipe.recv_bytes())
+            except (EOFError, OSError):  # closed, in the middle of a message if need be
+                break
+            log, decoder = decoders[bytes(message[:1])]
+            log.record(*_decode_rows(message[1:], decoder))
+        if time.monotonic() >= due:
+            for log in logs.values():
+                log.write()
+            _publish_stats(stats, logs)
+            due = time.monotonic() + _WRITE_SECONDS
+    for log in logs.values():
+        log.close()
+    _publish_stats(stats, logs)
+
+
+def _decode_rows(rows: memoryview, decoder: msgspec.msgpack.Decoder[list[Row]]) -> tuple[list[Row], int]:
+    """Decode a message; returns (rows, number of rows of the wrong types)."""
+    try:
+        return decoder.decode(rows), 0
+    except msgspec.ValidationError:
+        raw_rows = msgspec.msgpack.decode(rows, type=list[msgspec.Raw])
+    valid: list[Row] = []
+    for raw in raw_rows:
+        with contextlib.suppress(msgspec.ValidationError):
+            valid += decoder.decode(b"\x91" + bytes(raw))  # an array of one
+    return valid, len(raw_rows) - len(valid)
+
+
+def _publish_stats(path: Path, logs: Mapping[str, LogWriter[Any]]) -> None:
+    draft = path.with_suffix(".draft")
+    with contextlib.suppress(OSError):  # the server's folder is gone: it has ended
+        draft.write_text(json.dumps({name: asdict(log.stats()) for name, log in logs.items()}), encoding="utf-8")
+        draft.replace(path)
 
 
 def writer_main() -> None:
-    """The process: rows from standard input until it ends."""
+    """Run the process: rows come by standard input until it ends."""
     folder, stats, user, item, max_mb = sys.argv[1:]
     os.nice(10)
     ids = IdTypes(user, item)  # type: ignore[arg-type]
-    exposures = ExposureLog(Path(folder), user_type=ids.user, item_type=ids.item, worker=os.getppid(), max_mb=float(max_mb))
-    feedback = FeedbackLog(Path(folder), user_type=ids.user, item_type=ids.item, worker=os.getppid(), max_mb=float(max_mb))
-    of_exposures, of_feedback = msgspec.msgpack.Decoder(Exposure), msgspec.msgpack.Decoder(FeedbackEvent)
-    ended = threading.Event()
-    told = threading.Thread(target=_publish_stats, args=(Path(stats), {EXPOSURES: exposures, FEEDBACK: feedback}, ended))
-    told.start()
-    for kind, raw in _frames(sys.stdin.buffer):
-        # What is not taken stays in the pipe, so that the worker drops, and counts.
-        if kind == b"e":
-            exposure = of_exposures.decode(raw)
-            while not exposures.record(exposure):
-                time.sleep(0.01)
-        else:
-            event = of_feedback.decode(raw)
-            while not feedback.record(event):
-                time.sleep(0.01)
-    for log in (exposures, feedback):
-        log.close(30)
-    ended.set()
-    told.join()
-
-
-def _frames(stream: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """(kind, bytes) until the stream ends, in the middle of a frame if need be."""
-    while len(head := stream.read(_HEAD.size)) == _HEAD.size:
-        kind, length = _HEAD.unpack(head)
-        raw = stream.read(length)
-        if len(raw) < length:
-            return
-        yield kind, raw
-
-
-def _publish_stats(path: Path, logs: Mapping[str, ExposureLog | FeedbackLog], ended: threading.Event) -> None:
-    while True:
-        last = ended.wait(_STATS_SECONDS)
-        draft = path.with_suffix(".draft")
-        try:
-            draft.write_text(json.dumps({name: vars(log.stats()) for name, log in logs.items()}), encoding="utf-8")
-            draft.replace(path)
-        except OSError:
-            pass  # the server's folder is gone: it has ended
-        if last:
-            return
+    logs = {kind: open_log(kind, Path(folder), ids, os.getppid(), max_mb=float(max_mb)) for kind in LOG_KINDS}
+    write_logs(Connection(sys.stdin.fileno(), writable=False), logs, Path(stats))
 
 
 if __name__ == "__main__":

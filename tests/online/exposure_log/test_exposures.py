@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_batch.dataset.exposure_schema import exposure_schema, feedback_schema
+from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK, exposure_schema, feedback_schema
 from recsys_batch.online.exposure_log.arrow_columns import as_id
-from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog, encode_exposures
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent, FeedbackLog, encode_feedback
+from recsys_batch.online.exposure_log.exposure import Exposure, encode_exposures
+from recsys_batch.online.exposure_log.feedback import FeedbackEvent, encode_feedback
+from recsys_batch.online.exposure_log.writer_process import open_log
 from recsys_batch.schemas import IdTypes
 
 NUMBERS, TEXTS = IdTypes("BIGINT", "BIGINT"), IdTypes("STRING", "STRING")
@@ -81,10 +82,11 @@ def test_every_value_of_every_exposure_comes_back(ids: IdTypes, data: st.DataObj
 
 
 def test_files_have_exactly_the_schema_that_ingest_reads(tmp_path: Path) -> None:
-    shows, events = (log(tmp_path, user_type="BIGINT", item_type="STRING") for log in (ExposureLog, FeedbackLog))
-    assert shows.record(exposure(item_ids=["a", "b"])) and events.record(FeedbackEvent(None, 1, "a", NOON, "click"))
-    assert shows.close() and events.close()
     ids = IdTypes("BIGINT", "STRING")
+    for kind, row in ((EXPOSURES, exposure(item_ids=["a", "b"])), (FEEDBACK, FeedbackEvent(None, 1, "a", NOON, "click"))):
+        log = open_log(kind, tmp_path, ids, worker=1)
+        log.record([row])
+        log.close()
     (shown,), (told,) = (list(tmp_path.glob(f"{kind}-*.parquet")) for kind in ("exposures", "feedback"))
     assert pq.read_schema(shown) == exposure_schema(ids)
     assert str(pq.read_schema(shown).field("items").type.value_type) == str(
@@ -144,33 +146,18 @@ INVALID: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("changed", INVALID.values(), ids=INVALID.keys())
 def test_a_row_that_cannot_be_is_counted_and_costs_no_other(tmp_path: Path, changed: dict[str, Any]) -> None:
-    log = ExposureLog(tmp_path, user_type="BIGINT", item_type="BIGINT")
-    for number in range(100):
-        assert log.record(exposure(request_id=f"r{number}"))
-    assert log.record(exposure(**changed))
+    log = open_log(EXPOSURES, tmp_path, NUMBERS, worker=1)
+    log.record([exposure(request_id=f"r{number}") for number in range(100)])
     # Too many in one row, too few in the next: together the lengths would fit.
-    assert log.record(exposure(scores=[1.0])) and log.record(exposure(scores=[1.0, 2.0, 3.0]))
-    assert log.close()
+    log.record([exposure(**changed), exposure(scores=[1.0]), exposure(scores=[1.0, 2.0, 3.0])])
+    log.close()
     found = log.stats()
     assert (found.recorded, found.written, found.invalid, found.lost) == (103, 100, 3, 0)
     (file,) = tmp_path.glob("exposures-*.parquet")
     assert pq.read_table(file)["request_id"].to_pylist() == [f"r{number}" for number in range(100)]
 
 
-def test_the_first_row_loads_no_module_beside_the_first_requests(tmp_path: Path) -> None:
-    code = f"""
-import datetime as dt, sys
-from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog
-log = ExposureLog({str(tmp_path)!r}, user_type="BIGINT", item_type="BIGINT")
-before = set(sys.modules)
-log.record(Exposure("r", dt.datetime.now(dt.UTC), 1, "s", "7", "ranker", None, [10], [0.5], attributes={{"n": 1}}))
-assert log.close() and log.stats().written == 1, log.stats()
-print(*(set(sys.modules) - before))
-"""
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split() == []
-
-
 def test_the_logs_load_neither_spark_nor_torch_nor_mlflow() -> None:
-    code = "import sys, recsys_batch.online.exposure_log.exposure, recsys_batch.online.exposure_log.feedback; print(*sys.modules)"
+    code = "import sys, recsys_batch.online.exposure_log.writer_process; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"pyspark", "delta", "torch", "mlflow", "faiss", "pandas"} & set(loaded)

@@ -15,11 +15,12 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
-from recsys_batch.dataset.exposure_schema import exposure_schema
+from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK, exposure_schema
 from recsys_batch.errors import EXIT_OK, EXIT_USAGE, SourceError
 from recsys_batch.night import maintenance
-from recsys_batch.online.exposure_log.exposure import Exposure, ExposureLog, encode_exposures
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent, FeedbackLog
+from recsys_batch.online.exposure_log.exposure import Exposure, encode_exposures
+from recsys_batch.online.exposure_log.feedback import FeedbackEvent
+from recsys_batch.online.exposure_log.writer_process import open_log
 from recsys_batch.read import open_table, read_table
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.ingest.pipeline import read_interactions, run_ingest
@@ -53,10 +54,12 @@ class Shop:
         self.spark, self.config, self.folder, self.tables = spark, config, folder, WarehouseTables(spark, config)
 
     def logged(self, exposures: Sequence[Exposure] = (), feedback: Sequence[FeedbackEvent] = ()) -> None:
-        types: dict[str, Any] = {"user_type": IDS.user, "item_type": IDS.item}
-        shows, answers = ExposureLog(self.folder, **types), FeedbackLog(self.folder, **types)
-        assert all(map(shows.record, exposures)) and all(map(answers.record, feedback))
-        assert shows.close(60) and answers.close(60)
+        rows: dict[str, Sequence[Any]] = {EXPOSURES: exposures, FEEDBACK: feedback}
+        for kind in rows:
+            log = open_log(kind, self.folder, IDS, worker=1)
+            log.record(rows[kind])
+            log.close()
+            assert log.stats().written == len(rows[kind])
 
     def ingest(self, **options: Any) -> IngestSummary:
         summary = run_ingest(self.spark, self.config, IngestRequest(**{"source": str(self.folder), "format": "exposures", **options}))
