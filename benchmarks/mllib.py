@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -47,6 +48,8 @@ def recommend(model: Path, k: int, target: Path) -> None:
 
 def mllib_users_per_s(users: np.ndarray, items: np.ndarray, k: int, overrides: list[str]) -> float:
     """Users per second, after a warm-up, in the session of conf/local.toml."""
+    # MLlib multiplies with Java's vector module where it is loaded; sessions leave it out by this variable.
+    os.environ["BASH_ENV"] = os.devnull
     get_session(load_config(ROOT / "conf" / "local.toml", [f"paths.jars={ROOT / '.jars'}", *overrides]))
     with tempfile.TemporaryDirectory(prefix="bench-mllib-") as name:
         folder = Path(name)

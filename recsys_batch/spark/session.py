@@ -22,6 +22,8 @@ _SETTINGS = {
     # Timestamps mean the same on every machine, and in every reader that is not Spark.
     "spark.sql.session.timeZone": "UTC",
 }
+_DAEMON = "recsys_batch.spark.executors.daemon"
+_LAUNCHER_HOOK = Path(__file__).with_name("launcher.sh")
 
 
 def get_session(config: Config) -> SparkSession:
@@ -33,15 +35,18 @@ def get_session(config: Config) -> SparkSession:
         UsageError: started without spark-submit, and the Delta jars are not in ``paths.jars``, or those for an s3a:// warehouse nowhere.
     """
     builder = SparkSession.builder.appName(config.spark.app_name)
-    for key, value in {**_SETTINGS, **config.spark.conf}.items():
-        builder = builder.config(key, value)
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
+    # Other executors may get the package with their first task, which is too late for their daemon.
+    daemon = {} if submitted or not config.spark.master.startswith("local") else {"spark.python.daemon.module": _DAEMON}
+    for key, value in {**_SETTINGS, **daemon, **config.spark.conf}.items():
+        builder = builder.config(key, value)
     if not submitted:
         ensure_java()
         # Another Spark's home, where the shell has one, would start that Spark instead of the installed one.
         os.environ.pop("SPARK_HOME", None)
         # Executors of a local master are children of this process: same interpreter, same packages.
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        os.environ.setdefault("BASH_ENV", str(_LAUNCHER_HOOK))
         builder = builder.master(config.spark.master).config("spark.jars", _jars(config))
         builder = builder.config("spark.ui.showConsoleProgress", "false").config("spark.driver.extraJavaOptions", _java_options(config))
     session = builder.getOrCreate()

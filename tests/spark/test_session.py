@@ -1,7 +1,10 @@
-"""A session has the jars that its warehouse needs, or says where they come from."""
+"""A session has the jars that its warehouse needs, or says where they come from; it prints nothing."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ import pytest
 from recsys_batch.config import Config, load_config
 from recsys_batch.errors import UsageError
 from recsys_batch.spark.session import _jars
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -40,3 +45,18 @@ def test_a_store_needs_its_own_too_or_says_how_to_get_them(folders: list[str], t
     assert names(config) == ["delta-spark_4.2_2.13-4.4.0.jar"]
     (tmp_path / "s3a" / "hadoop-aws-3.5.0.jar").touch()
     assert names(load_config(None, there)) == ["delta-spark_4.2_2.13-4.4.0.jar", "hadoop-aws-3.5.0.jar"]
+
+
+def test_a_session_of_its_own_process_leaves_nothing_on_standard_error(tmp_path: Path) -> None:
+    """Start, a job in Python workers and the end: no banner of the JVM's, no hint of Spark's shell, no traceback of a worker."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "from recsys_batch.config import load_config\n"
+        "from recsys_batch.spark.session import get_session\n"
+        f"session = get_session(load_config(None, ['paths.jars={ROOT / '.jars'}', 'spark.master=local[2]']))\n"
+        "print(session.range(100, numPartitions=4).mapInArrow(lambda batches: batches, 'id long').count())\n"
+    )
+    job = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert (job.stdout, job.stderr, job.returncode) == ("100\n", "", 0)
