@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from measuring import report
-from night import RUN_DATE, STEPS, Warehouse, trained_bundle
+from night import RUN_DATE, Warehouse, trained_bundle
 
 from recsys_batch.config import load_config
 from recsys_batch.dataset.synthetic import END_US, IDS, World, make_interactions
 from recsys_batch.read import read_run_rows, read_table
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import WarehouseTables
-from recsys_batch.tables.run_manifest import latest_state_by_run
+from recsys_batch.tables.run_manifest import STEP_NAMES, latest_state_by_run
 
 NEXT = "2026-01-02"
 
@@ -85,7 +85,7 @@ def measure(arguments: argparse.Namespace, warehouse: Warehouse) -> None:
         seconds[name] = warehouse.command("nightly", "--run-date", NEXT, *options)
         found[name] = max(latest_state_by_run(read_run_rows(str(root))).values(), key=lambda state: state.metrics["started_at"])
     same = rows_of(root, found["incremental"].run_id).equals(rows_of(root, found["full"].run_id))
-    steps = {name: {step: run.metrics[f"{step}.seconds"] for step in STEPS} for name, run in found.items()}
+    steps = {name: {step: run.metrics[f"{step}.seconds"] for step in STEP_NAMES} for name, run in found.items()}
     metrics = found["incremental"].metrics
     result = {
         "incremental_speedup": round(seconds["full"] / seconds["incremental"], 2),

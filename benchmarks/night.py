@@ -25,10 +25,9 @@ from mllib import mllib_users_per_s
 
 from recsys_batch.cli import run
 from recsys_batch.read import read_run_rows, read_table
-from recsys_batch.tables.run_manifest import latest_state_by_run
+from recsys_batch.tables.run_manifest import STEP_NAMES, latest_state_by_run
 
 RUN_DATE = "2026-01-01"
-STEPS = ("embed", "index", "candidates", "score", "audit", "publish")
 
 
 class Warehouse:
@@ -79,7 +78,7 @@ def night(n_users: int, arguments: argparse.Namespace, bundle: Path) -> tuple[di
         with WorkerMemory() as memory:
             seconds = warehouse.command("nightly", "--run-date", RUN_DATE)
         metrics = warehouse.metrics()
-        steps = {step: metrics[f"{step}.seconds"] for step in STEPS}
+        steps = {step: metrics[f"{step}.seconds"] for step in STEP_NAMES}
         column = read_table(str(warehouse.folder / "warehouse"), "item_embeddings", columns=["embedding"])["embedding"].to_pylist()
         found = {
             "users": n_users,
@@ -100,7 +99,7 @@ def chart(runs: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="users", ylabel="ms per user", title="Cost of a whole night")
     users = [one["users"] for one in runs]
-    axes.stackplot(users, [[one["steps"][step] / one["users"] * 1000 for one in runs] for step in STEPS], labels=STEPS, alpha=0.8)
+    axes.stackplot(users, [[one["steps"][step] / one["users"] * 1000 for one in runs] for step in STEP_NAMES], labels=STEP_NAMES, alpha=0.8)
     axes.plot(users, [one["seconds"] / one["users"] * 1000 for one in runs], color="black", marker="o", label="command")
     middles, marginal = further_users(runs)
     axes.plot(middles, marginal, color="black", marker="s", linestyle="--", label="each further user")

@@ -14,7 +14,9 @@ import pytest
 from recsys_batch.cli import group, run
 from recsys_batch.commands.night import print_night
 from recsys_batch.config import Config
+from recsys_batch.night.steps import OUTPUTS, STEPS
 from recsys_batch.read import published_run
+from recsys_batch.tables.run_manifest import STEP_NAMES
 
 ROOT = Path(__file__).parent.parent
 Options = Callable[[Config], list[str]]
@@ -102,6 +104,12 @@ def test_every_command_has_its_job_and_they_are_the_same() -> None:
     jobs = {path.stem: path.read_text() for path in (ROOT / "jobs").glob("*.py")}
     assert set(jobs) == set(group.commands) - {"show", "changes", "serve"}
     assert all(f'job("{name}")' in text for name, text in jobs.items())
+
+
+def test_steps_are_named_alike_where_they_are_run_and_scheduled() -> None:
+    assert (*STEPS, "audit", "publish") == STEP_NAMES and set(OUTPUTS) == set(STEPS)
+    text = (ROOT / "jobs" / "airflow" / "recsys_nightly.py").read_text()  # in Airflow's environment the package is not installed
+    assert f"STEPS = {STEP_NAMES}".replace("'", '"') in text
 
 
 def test_a_job_runs_as_a_script(published: Config, options: Options) -> None:

@@ -14,9 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from recsys_batch.tables.run_manifest import STEP_NAMES
+
 ROOT = Path(__file__).parent.parent
 AIRFLOW = "apache-airflow==3.3.2"
-STEPS = ["embed", "index", "candidates", "score", "audit", "publish"]
 
 _STAND_IN = """
 import json, os, sys
@@ -49,13 +50,13 @@ print("STATES " + json.dumps({ti.task_id: [str(ti.state), ti.try_number] for ti 
 def main() -> int:
     python = interpreter()
     for name, codes, expected in (
-        ("a night that goes well", {}, [[step, 1] for step in STEPS]),
+        ("a night that goes well", {}, [[step, 1] for step in STEP_NAMES]),
         (
             "a step that fails once is tried again",
             {"score": [1]},
             [["embed", 1], ["index", 1], ["candidates", 1], ["score", 2], ["audit", 1], ["publish", 1]],
         ),
-        ("a refused gate is not tried again, and nothing is published", {"audit": [3, 3, 3]}, [[step, 1] for step in STEPS[:-1]]),
+        ("a refused gate is not tried again, and nothing is published", {"audit": [3, 3, 3]}, [[step, 1] for step in STEP_NAMES[:-1]]),
         ("bad usage is not tried again", {"embed": [2, 2, 2]}, [["embed", 1]]),
     ):
         calls = run(python, codes)
@@ -102,7 +103,7 @@ def run(python: Path, codes: dict[str, list[int]]) -> list[list[str]]:
         }
         for command in (
             [str(python.parent / "airflow"), "db", "migrate"],
-            [str(python), "-c", _RUN, str(folder / "dags"), json.dumps(STEPS)],
+            [str(python), "-c", _RUN, str(folder / "dags"), json.dumps(STEP_NAMES)],
         ):
             done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
             if done.returncode and command[1] == "db":

@@ -28,11 +28,11 @@ import pyarrow.compute as pc
 
 from recsys_batch.read import published_run, read_run_rows, read_table
 from recsys_batch.spark.java import ensure_java
+from recsys_batch.tables.run_manifest import STEP_NAMES
 
 ROOT = Path(__file__).parent.parent
 OUTPUTS = ("user_embeddings", "item_embeddings", "candidates", "shortfalls", "popular", "topk")
 DATE, FORCED, STEPWISE = "2026-01-01", "2026-01-02", "2026-01-03"
-STEPS = ("embed", "index", "candidates", "score", "audit", "publish")
 _SECONDS = 600  # of one job
 
 
@@ -57,7 +57,7 @@ def main() -> int:
             if not killed:
                 raise SystemExit("no executor was killed: candidates was over before one was found")
             print(f"killed executor process {killed[0]} during candidates; the night ended all the same")
-            for step in STEPS:
+            for step in STEP_NAMES:
                 submit(step, "--run-date", STEPWISE)
             submit("rollback")
             submit("status")

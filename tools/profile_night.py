@@ -15,9 +15,10 @@ from pathlib import Path
 
 from recsys_batch.commands.night import print_night
 from recsys_batch.config import load_config
-from recsys_batch.night.runner import ALL_STEPS, run_night
+from recsys_batch.night.runner import run_night
 from recsys_batch.spark.executors.profiling import PROFILE_FOLDER
 from recsys_batch.spark.session import get_session
+from recsys_batch.tables.run_manifest import STEP_NAMES
 
 _TABLES = {"embed": "user_embeddings", "candidates": "candidates", "score": "topk", "audit": "audit"}
 """What each step's main pass writes, by which its tasks name their profiles."""
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--run-date", type=dt.date.fromisoformat, required=True)
     parser.add_argument("--incremental", action="store_true")
-    parser.add_argument("--step", choices=ALL_STEPS, help="open this one instead of the slowest")
+    parser.add_argument("--step", choices=STEP_NAMES, help="open this one instead of the slowest")
     parser.add_argument("--out", type=Path, default=Path("data/profile"))
     arguments = parser.parse_args()
     folder = arguments.out.absolute()
@@ -38,7 +39,7 @@ def main() -> None:
     folder.mkdir(parents=True)
     config = load_config(arguments.conf, arguments.set)
     config.spark.conf[f"spark.executorEnv.{PROFILE_FOLDER}"] = str(folder)
-    driver = {step: cProfile.Profile() for step in ALL_STEPS}
+    driver = {step: cProfile.Profile() for step in STEP_NAMES}
 
     def progress(step: str, event: str, metrics: dict[str, float]) -> None:
         if event == "start":
@@ -49,7 +50,7 @@ def main() -> None:
 
     run = run_night(get_session(config), config, arguments.run_date, force=True, incremental=arguments.incremental, progress=progress)
     print_night(run)
-    slow = arguments.step or max(ALL_STEPS, key=lambda step: run.metrics.get(f"{step}.seconds", 0.0))
+    slow = arguments.step or max(STEP_NAMES, key=lambda step: run.metrics.get(f"{step}.seconds", 0.0))
     print(f"\nslowest step: {slow}, {run.metrics[f'{slow}.seconds']:.1f} s" if not arguments.step else f"\nstep {slow}")
     tasks = sorted(folder.glob(f"{_TABLES.get(slow, slow)}-*.prof"))
     if tasks:

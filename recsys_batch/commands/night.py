@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,18 +12,17 @@ from recsys_batch.commands.options import DateType, with_config
 from recsys_batch.commands.terminal import console, format_count, format_size, print_table, step_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.run_manifest import STEP_NAMES, Run
 
-if TYPE_CHECKING:
-    from recsys_batch.tables.run_manifest import Run
-
-_STEPS = {
-    "embed": "Embed users and items.",
-    "index": "Build and tune the search index.",
-    "candidates": "Retrieve each user's candidates.",
-    "score": "Rank the candidates and write the top-K.",
-    "audit": "Hold the run against the gates; exit code 3 when one refuses.",
-    "publish": "Make the audited run the one that readers see.",
-}
+_STEP_HELP = (
+    "Embed users and items.",
+    "Build and tune the search index.",
+    "Retrieve each user's candidates.",
+    "Rank the candidates and write the top-K.",
+    "Hold the run against the gates; exit code 3 when one refuses.",
+    "Make the audited run the one that readers see.",
+)
 
 run_date_option = click.option("--run-date", type=DateType(), required=True, help="The night's date; never taken from the clock.")
 run_id_option = click.option("--run-id", help="This run instead of the date's newest.")
@@ -57,13 +55,11 @@ def nightly_command(config: Config, run_date: dt.date, run_id: str | None, force
 
 def _seconds_of_last_night(config: Config) -> dict[str, float]:
     """What each step took then; nothing where it is not known."""
-    from recsys_batch.tables import run_manifest
-
     try:
         last = run_manifest.newest_published(_manifest_rows(config))
     except Exception:  # whatever it is, the night itself will say it
         return {}
-    found = {} if last is None else {step: last.metrics.get(f"{step}.seconds") for step in _STEPS}
+    found = {} if last is None else {step: last.metrics.get(f"{step}.seconds") for step in STEP_NAMES}
     return {step: seconds for step, seconds in found.items() if seconds is not None}
 
 
@@ -118,7 +114,7 @@ def _print_forecast(config: Config, run_date: dt.date, run_id: str | None, *, as
     click.echo(f"time        about {seen.seconds:,.0f} s, by {seen.basis}")
 
 
-step_commands = [_step_command(name, text) for name, text in _STEPS.items()]
+step_commands = [_step_command(name, text) for name, text in zip(STEP_NAMES, _STEP_HELP, strict=True)]
 
 
 @click.command("rollback", help="Go back to an earlier published run; no data moves.")
@@ -148,8 +144,6 @@ def rollback_command(config: Config, to: str | None, dry_run: bool, as_json: boo
 @click.option("--run-id", help="One run in full: what it read and wrote, and every gate.")
 @with_config
 def status_command(config: Config, as_json: bool, limit: int, run_id: str | None) -> None:
-    from recsys_batch.tables import run_manifest
-
     rows = _manifest_rows(config)
     now = run_manifest.newest_published(rows)
     runs = sorted(run_manifest.latest_state_by_run(rows).values(), key=lambda run: run.metrics[run_manifest.STARTED_AT], reverse=True)
@@ -220,7 +214,7 @@ def _manifest_rows(config: Config) -> list[Run]:
 def print_night(run: Run) -> None:
     """The table of steps: rows, seconds, users per second, bytes written, and where the cores' time went."""
     rows = []
-    for step in _STEPS:
+    for step in STEP_NAMES:
         seconds, users = run.metrics.get(f"{step}.seconds"), run.metrics.get(f"{step}.users", 0.0)
         if seconds is not None:
             rate = format_count(users / seconds) if seconds > 0.05 else ""

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pyspark.sql import SparkSession
 
@@ -24,14 +24,12 @@ from recsys_batch.night.run_locks import run_date_lock
 from recsys_batch.night.steps import OUTPUTS, STEPS
 from recsys_batch.spark.session import is_stopped
 from recsys_batch.tables import run_manifest
-from recsys_batch.tables.run_manifest import Run
+from recsys_batch.tables.run_manifest import STEP_NAMES, Run
 
 logger = logging.getLogger("recsys_batch.night")
 
 StepProgressCallback = Callable[[str, str, dict[str, float]], None]
 """Called with (step, "start" | "done" | "skipped", metrics)."""
-
-ALL_STEPS = (*STEPS, "audit", "publish")
 
 
 def no_progress(step: str, event: str, metrics: dict[str, float]) -> None:
@@ -64,7 +62,7 @@ def run_night(
         night = open_run_context(spark, config, run_date, run_id=run_id, force=force, incremental=incremental)
         night.backfill = backfill
         with _recording_failure(night):
-            for name in ALL_STEPS:
+            for name in STEP_NAMES:
                 _run_if_pending(night, name, progress)
         return night.run
 
@@ -91,9 +89,9 @@ def run_step(
     """
     with run_date_lock(config, run_date):
         night = open_run_context(
-            spark, config, run_date, run_id=run_id, begin=name == ALL_STEPS[0], skip_staleness_check=override is not None
+            spark, config, run_date, run_id=run_id, begin=name == STEP_NAMES[0], skip_staleness_check=override is not None
         )
-        missing = [earlier for earlier in ALL_STEPS[: ALL_STEPS.index(name)] if not _is_done(night.run, earlier)]
+        missing = [earlier for earlier in STEP_NAMES[: STEP_NAMES.index(name)] if not _is_done(night.run, earlier)]
         if override is not None and missing == ["audit"] and night.run.metrics.get(run_manifest.GATE_REFUSED):
             _override(night, override)
         elif missing:
@@ -116,17 +114,17 @@ def _run_if_pending(night: RunContext, name: str, progress: StepProgressCallback
 def _run(night: RunContext, name: str, progress: StepProgressCallback) -> None:
     progress(name, "start", {})
     started = time.monotonic()
-    if name == "audit":
-        numbers = _audit(night, started)
-    elif name == "publish":
-        numbers = publish_run(night, started)
-    else:
-        result = STEPS[name](night)
-        numbers = {"rows": float(result.rows), "users": float(result.users), "seconds": time.monotonic() - started}
-        versions = {**night.run.table_versions, **result.versions}
-        night.append_manifest(table_versions=versions, metrics={**prefix_metrics(name, numbers), **result.metrics})
+    numbers = _CLOSING_STEPS[name].run(night, started) if name in _CLOSING_STEPS else _compute(night, name, started)
     logger.info("done rows=%d seconds=%.1f", numbers.get("rows", 0), numbers["seconds"])
     progress(name, "done", numbers)
+
+
+def _compute(night: RunContext, name: str, started: float) -> dict[str, float]:
+    result = STEPS[name](night)
+    numbers = {"rows": float(result.rows), "users": float(result.users), "seconds": time.monotonic() - started}
+    versions = {**night.run.table_versions, **result.versions}
+    night.append_manifest(table_versions=versions, metrics={**prefix_metrics(name, numbers), **result.metrics})
+    return numbers
 
 
 def _audit(night: RunContext, started: float) -> dict[str, float]:
@@ -159,11 +157,18 @@ def _override(night: RunContext, reason: str) -> None:
 
 
 def _is_done(run: Run, name: str) -> bool:
-    if name == "audit":
-        return run.status in ("AUDITED", "PUBLISHED")
-    if name == "publish":
-        return run.status == "PUBLISHED"
-    return OUTPUTS[name] in run.table_versions
+    return run.status in _CLOSING_STEPS[name].done if name in _CLOSING_STEPS else OUTPUTS[name] in run.table_versions
+
+
+@dataclass(frozen=True)
+class _ClosingStep:
+    """A step that writes no table of its own, only what the manifest says of the run."""
+
+    run: Callable[[RunContext, float], dict[str, float]]
+    done: tuple[str, ...]
+
+
+_CLOSING_STEPS = {"audit": _ClosingStep(_audit, ("AUDITED", "PUBLISHED")), "publish": _ClosingStep(publish_run, ("PUBLISHED",))}
 
 
 @contextmanager

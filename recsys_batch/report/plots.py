@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from recsys_batch.report.drawing import FIRST, GRID, INK, MUTED, SECOND, THIRD, WARN, make_axes, to_svg
 from recsys_batch.report.facts import RunFacts
+from recsys_batch.tables.run_manifest import STEP_NAMES
 
-STEPS = ("embed", "index", "candidates", "score", "audit", "publish")
 _POINT = re.compile(r"tuning\.recall\.nprobe_(\d+|None)\.overfetch_([\d.]+)")
 _BANDS = ((0.0, 0.01, "top 1 %"), (0.01, 0.05, "1 to 5"), (0.05, 0.2, "5 to 20"), (0.2, 0.5, "20 to 50"), (0.5, 1.0, "rest"))
 
@@ -41,7 +41,7 @@ def _plot(name: str, title: str, figure: Figure, says: str) -> Plot:
 def _timeline(facts: RunFacts) -> Plot | None:
     """Steps one after the other: when Python, writing, and everything else (Spark, the driver) were at work."""
     metrics = facts.run.metrics
-    done = [step for step in STEPS if f"{step}.seconds" in metrics]
+    done = [step for step in STEP_NAMES if f"{step}.seconds" in metrics]
     if not done:
         return None
     seconds = {step: metrics[f"{step}.seconds"] for step in done}

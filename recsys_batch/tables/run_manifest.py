@@ -17,6 +17,8 @@ from typing import Any
 from recsys_batch.errors import UsageError
 from recsys_batch.schemas import SCHEMA_VERSION
 
+STEP_NAMES = ("embed", "index", "candidates", "score", "audit", "publish")
+"""Steps of a night in order: its commands, and the prefixes of its metrics."""
 EVENT = "event"
 STARTED_AT = "started_at"
 GATE_REFUSED = "gate_refused"

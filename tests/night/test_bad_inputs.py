@@ -18,11 +18,11 @@ import pytest
 from recsys_batch.cli import run as command
 from recsys_batch.config import Config
 from recsys_batch.errors import EXIT_FAILED, EXIT_MISSING, EXIT_USAGE
-from recsys_batch.night import runner as night_module
 from recsys_batch.night.runner import run_step
 from recsys_batch.read import read_run_rows, read_table
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
+from recsys_batch.tables.run_manifest import STEP_NAMES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -132,7 +132,7 @@ def test_a_damaged_artefact_stops_the_night_before_it_is_used(
     pattern: str,
     after: str,
 ) -> None:
-    for step in night_module.ALL_STEPS[: night_module.ALL_STEPS.index(after) + 1]:
+    for step in STEP_NAMES[: STEP_NAMES.index(after) + 1]:
         run_step(spark, fresh, step, DAY)
     (path,) = (Path(artifact_root(fresh.paths.warehouse)) / kind).glob(pattern)
     whole = path.read_bytes()

@@ -15,7 +15,6 @@ from recsys_batch.cli import run
 from recsys_batch.config import Config
 from recsys_batch.errors import Busy, GateRefused, InputMissing, RecsysBatchError
 from recsys_batch.night import run_locks, steps
-from recsys_batch.night import runner as night_module
 from recsys_batch.night.open_run import AlreadyDone
 from recsys_batch.night.publish import roll_back_run
 from recsys_batch.night.run_context import RunContext
@@ -25,6 +24,7 @@ from recsys_batch.read import published_run, read_latest_topk, read_run_rows, re
 from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
+from recsys_batch.tables.run_manifest import STEP_NAMES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -274,7 +274,7 @@ def test_single_steps_make_the_same_night(spark: SparkSession, fresh: Config, pu
     run_step(spark, fresh, "embed", DAY)
     with pytest.raises(InputMissing, match="has not done index, candidates: run index first"):
         run_step(spark, fresh, "score", DAY)
-    for name in night_module.ALL_STEPS[1:]:
+    for name in STEP_NAMES[1:]:
         run_step(spark, fresh, name, DAY)
     for name in OUTPUTS:
         assert content(fresh, name) == content(published, name), name

@@ -85,39 +85,38 @@ def test_a_run_that_came_back_by_rollback_is_before_the_next_one() -> None:
 
 @given(st.lists(st.sampled_from(["publish", "fill in", "roll back", "fail"]), max_size=12), st.randoms(use_true_random=False))
 def test_readers_follow_what_publish_and_rollback_did_last(acts: list[str], rng: random.Random) -> None:
-    """Against a stack of the runs that readers could go back to, with the rows in any order."""
+    """Against the published runs in the order in which they became visible (True: filled in), with the rows in any order."""
     rows: list[Run] = []
-    on_time: list[str] = []
-    filled_in: list[str] = []
+    visible: dict[str, bool] = {}
     for minute, act in enumerate(acts):
         current = newest_published(rows)
-        begun = run(f"r{minute}", minute, run_date=DAY + dt.timedelta(days=minute)).next_event()
+        begun = run(f"r{minute}", minute).next_event()
         rows.append(begun)
         if act == "fail":
             rows.append(begun.next_event(status="FAILED"))
         elif act == "roll back" and current is not None:
+            others = [run_id for run_id in visible if run_id != current.run_id]
+            expected = ([run_id for run_id in others if not visible[run_id]] or others or [None])[-1]
             target = rollback_target(rows, current)
-            before = [run_id for run_id in [*filled_in, *on_time] if run_id != current.run_id]
-            # Runs that were on time come first: they are behind all others here.
-            before = [run_id for run_id in before if run_id in on_time] or before
-            assert (target and target.run_id) == (before[-1] if before else None)
+            assert (target and target.run_id) == expected
             if target is not None:
                 back = target.next_event(status="PUBLISHED", published_at=at(minute), attempt=target.attempt + 1)
-                rows += [latest_state_by_run(rows)[current.run_id].next_event(status="ROLLED_BACK", published_at=None), back]
-                kept = filled_in if target.run_id in filled_in else on_time
-                kept.remove(target.run_id)
-                kept.append(target.run_id)
-                (on_time if current.run_id in on_time else filled_in).remove(current.run_id)
+                rows += [current.next_event(status="ROLLED_BACK", published_at=None), back]
+                visible[back.run_id] = visible.pop(back.run_id)
+                del visible[current.run_id]
         elif act == "fill in" and current is not None:
-            later = current.next_event(attempt=current.attempt + 1, published_at=at(minute) + dt.timedelta(microseconds=1))
-            rows += [begun.next_event(status="PUBLISHED", published_at=at(minute), metrics={"backfilled": 1.0}), later]
-            filled_in.append(begun.run_id)
+            rows.append(begun.next_event(status="PUBLISHED", published_at=at(minute), metrics={"backfilled": 1.0}))
+            after = at(minute) + dt.timedelta(microseconds=1)
+            rows.append(current.next_event(published_at=after, attempt=current.attempt + 1))
+            visible[begun.run_id] = True
+            visible[current.run_id] = visible.pop(current.run_id)
         else:
             rows.append(begun.next_event(status="PUBLISHED", published_at=at(minute)))
-            on_time.append(begun.run_id)
+            visible[begun.run_id] = False
         rng.shuffle(rows)
         seen = newest_published(rows)
-        assert {state.run_id for state in still_published(rows)} == {*on_time, *filled_in}
+        assert (seen and seen.run_id) == (list(visible)[-1] if visible else None)
+        assert {state.run_id for state in still_published(rows)} == set(visible)
         assert seen is None or latest_state_by_run(rows)[seen.run_id] == seen
 
 
