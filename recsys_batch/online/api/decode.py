@@ -8,7 +8,18 @@ from typing import Any
 
 import msgspec
 
-from recsys_batch.online.api.messages import BadRequest, Bounds, Feedback, FeedbackBody, Id, RankRequest
+from recsys_batch.online.api.messages import (
+    MAX_DEADLINE_MS,
+    MAX_EVENT_TYPE_LENGTH,
+    MAX_REQUEST_ID_LENGTH,
+    MAX_WEIGHT,
+    BadRequest,
+    Bounds,
+    Feedback,
+    FeedbackBody,
+    Id,
+    RankRequest,
+)
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent
 from recsys_batch.online.ranking.rank_query import RankQuery
 
@@ -26,15 +37,16 @@ def decode_rank_request(body: bytes, bounds: Bounds, arrived: float) -> tuple[Ra
         BadRequest: not JSON of that form, or beyond the bounds.
     """
     request = _decoded(_RANK, body)
-    check_k(request.k, bounds)
+    if not 1 <= request.k <= bounds.max_k:
+        raise BadRequest(f"k is {request.k}: expected 1 to {bounds.max_k}")
     categories = request.filters.categories if request.filters else []
     if len(categories) > bounds.max_categories:
         raise BadRequest(f"filters.categories has {len(categories)} names, at most {bounds.max_categories} are allowed")
     _check_ids("exclude_item_ids", request.exclude_item_ids, bounds)
-    if request.deadline_ms is not None and not 0 < request.deadline_ms <= 60_000:
-        raise BadRequest(f"deadline_ms is {request.deadline_ms}: expected more than 0 and at most 60000")
-    if request.request_id is not None and len(request.request_id) > 200:
-        raise BadRequest(f"request_id has {len(request.request_id)} characters, at most 200 are allowed")
+    if request.deadline_ms is not None and not 0 < request.deadline_ms <= MAX_DEADLINE_MS:
+        raise BadRequest(f"deadline_ms is {request.deadline_ms}: expected more than 0 and at most {MAX_DEADLINE_MS}")
+    if request.request_id is not None and len(request.request_id) > MAX_REQUEST_ID_LENGTH:
+        raise BadRequest(f"request_id has {len(request.request_id)} characters, at most {MAX_REQUEST_ID_LENGTH} are allowed")
     context = dict(request.context)
     session = _session(context.pop("session_item_ids", None), bounds)
     device, segment = context.pop("device", None), context.pop("segment", None)
@@ -68,18 +80,12 @@ def decode_feedback(body: bytes, bounds: Bounds) -> list[FeedbackEvent]:
 
 
 def _event(given: FeedbackBody, now: dt.datetime) -> FeedbackEvent:
-    if not 1 <= len(given.event_type) <= 100:
-        raise BadRequest(f"event_type has {len(given.event_type)} characters: expected 1 to 100")
-    if not abs(given.weight) < 1e30:
+    if not 1 <= len(given.event_type) <= MAX_EVENT_TYPE_LENGTH:
+        raise BadRequest(f"event_type has {len(given.event_type)} characters: expected 1 to {MAX_EVENT_TYPE_LENGTH}")
+    if not abs(given.weight) < MAX_WEIGHT:
         raise BadRequest(f"weight is {given.weight}: expected a number below 1e30")
     when = parse_time(given.timestamp) or now
     return FeedbackEvent(given.request_id, given.user_id, given.item_id, when, given.event_type, given.weight)
-
-
-def check_k(k: int, bounds: Bounds) -> None:
-    """Raises BadRequest where k is out of bounds."""
-    if not 1 <= k <= bounds.max_k:
-        raise BadRequest(f"k is {k}: expected 1 to {bounds.max_k}")
 
 
 def parse_time(value: Any) -> dt.datetime | None:

@@ -1,13 +1,25 @@
-"""What comes over the wire and goes back, as typed structures; a body that does not fit is a BadRequest with a sentence."""
+"""Bodies of requests and answers as typed structures: decode.py and encode.py use them, http/openapi.py makes schemas of them.
+
+Bounds that a schema can state are in the schema only: decode.py checks them, as its sentences say what was found.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 Id = int | str
+
+MAX_DEADLINE_MS = 60_000
+MAX_REQUEST_ID_LENGTH = 200
+MAX_EVENT_TYPE_LENGTH = 100
+MAX_WEIGHT = 1e30
+
+
+def _schema(**keywords: Any) -> Meta:
+    return Meta(extra_json_schema=keywords)
 
 
 class BadRequest(Exception):
@@ -16,7 +28,12 @@ class BadRequest(Exception):
 
 @dataclass(frozen=True)
 class Bounds:
-    """Limits of a request. The most items of a list, of session_item_ids or exclude_item_ids, and of categories."""
+    """Limits of a request that a server can be given.
+
+    Attributes:
+        max_k: items of an answer. max_ids: entries of session_item_ids, of exclude_item_ids and of events.
+        max_categories: entries of filters.categories.
+    """
 
     max_k: int = 200
     max_ids: int = 1000
@@ -24,6 +41,8 @@ class Bounds:
 
 
 class Filters(Struct, forbid_unknown_fields=True):
+    """Conditions on the items of an answer."""
+
     categories: list[str] = []
 
 
@@ -31,13 +50,13 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     """Body of POST /v1/rank."""
 
     user_id: Id
-    k: int = 10
+    k: Annotated[int, _schema(minimum=1)] = 10
     context: dict[str, Any] = {}
     exclude_item_ids: list[Id] = []
     filters: Filters | None = None
-    deadline_ms: float | None = None
+    deadline_ms: Annotated[float, _schema(exclusiveMinimum=0, maximum=MAX_DEADLINE_MS)] | None = None
     explain: bool = False
-    request_id: str | None = None
+    request_id: Annotated[str, _schema(maxLength=MAX_REQUEST_ID_LENGTH)] | None = None
 
 
 class FeedbackBody(Struct, forbid_unknown_fields=True):
@@ -45,19 +64,21 @@ class FeedbackBody(Struct, forbid_unknown_fields=True):
 
     user_id: Id
     item_id: Id
-    event_type: str
+    event_type: Annotated[str, _schema(minLength=1, maxLength=MAX_EVENT_TYPE_LENGTH)]
     request_id: str | None = None
     timestamp: float | str | None = None
-    weight: float = 1.0
+    weight: Annotated[float, _schema(exclusiveMinimum=-MAX_WEIGHT, exclusiveMaximum=MAX_WEIGHT)] = 1.0
 
 
 class Feedback(Struct, forbid_unknown_fields=True):
     """Body of POST /v1/feedback."""
 
-    events: list[FeedbackBody]
+    events: Annotated[list[FeedbackBody], _schema(minItems=1)]
 
 
 class AnswerItem(Struct):
+    """An item of an answer; the last two only where ``explain`` was asked for."""
+
     item_id: Id
     score: float
     rank: int
@@ -68,7 +89,7 @@ class AnswerItem(Struct):
 
 
 class Answer(Struct):
-    """Of POST /v1/rank and GET /v1/users/{user_id}/topk."""
+    """Answer of POST /v1/rank and GET /v1/users/{user_id}/topk."""
 
     user_id: Id
     items: list[AnswerItem]

@@ -1,96 +1,69 @@
-"""The OpenAPI document, its schemas from the very structures that decode and encode."""
+"""The OpenAPI document: one entry for each route that declares a summary, schemas from the structures that decode and encode.
+
+Called by endpoints.py once, at the first GET /openapi.json. What a route takes and gives is declared there, not here.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from recsys_batch import __version__
-from recsys_batch.online.api.messages import Answer, Feedback, RankRequest
-from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserSample
+from recsys_batch.online.http.router import Route
 
 _ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+_PATH_PARAMETERS = {
+    "user_id": "a number's digits where user ids are numbers",
+    "item_id": "a number's digits where item ids are numbers",
+    "snapshot_id": "as GET /v1/snapshots lists it",
+}
 
 
-def build_openapi() -> dict[str, Any]:
-    """OpenAPI 3.1."""
-    (request, answer, feedback, users, about, item), components = msgspec.json.schema_components(
-        (RankRequest, Answer, Feedback, UserSample, UserDetail, ItemDetail), ref_template="#/components/schemas/{name}"
-    )
-    components["Error"] = _ERROR
-    user = _parameter("user_id", "path", {"type": "string"}, "a number's digits where user ids are numbers")
-    k = _parameter("k", "query", {"type": "integer", "minimum": 1, "default": 100}, "items of the list")
-    limit = _parameter("limit", "query", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20}, "most users")
-    named_item = _parameter("item_id", "path", {"type": "string"}, "a number's digits where item ids are numbers")
-    snapshot = _parameter("snapshot_id", "path", {"type": "string"}, "as GET /v1/snapshots lists it")
-    routes = {
-        "type": "object",
-        "properties": {
-            "canary": {"type": ["string", "null"]},
-            "weight": {"type": "number", "minimum": 0, "maximum": 1},
-            "shadow": {"type": ["string", "null"]},
-            "share": {"type": "number", "minimum": 0, "maximum": 1},
-        },
-    }
-    anything: dict[str, Any] = {"type": "object"}
-    text = {"description": "text", "content": {"text/plain": {}}}
+def build_openapi(routes: Sequence[Route]) -> dict[str, Any]:
+    """Build the OpenAPI 3.1 document of the routes that have a summary."""
+    described = [route for route in routes if route.summary]
+    bodies = {body for route in described for body in (route.request, route.response) if body is not None}
+    types = sorted(bodies, key=lambda body: body.__name__)
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schema_of = dict(zip(types, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in described:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema_of)
     return {
         "openapi": "3.1.0",
         "info": {"title": "recsys_batch online ranker", "version": __version__},
-        "paths": {
-            "/v1/rank": {"post": _operation("Rank a user's candidates for this request", answer, request, errors=(400, 401, 413, 503))},
-            "/v1/feedback": {
-                "post": _operation("What users did, for the next ingest", anything, feedback, status=202, errors=(400, 401, 404, 413, 503))
-            },
-            "/v1/users": {"get": _operation("Some users to look at", users, parameters=[limit], errors=(400, 401, 503))},
-            "/v1/users/{user_id}": {
-                "get": _operation("What the snapshot holds of a user", about, parameters=[user], errors=(400, 401, 404, 503))
-            },
-            "/v1/users/{user_id}/topk": {
-                "get": _operation("The published list itself", answer, parameters=[user, k], errors=(400, 401, 404, 503))
-            },
-            "/v1/items/{item_id}": {
-                "get": _operation("What an item is called", item, parameters=[named_item], errors=(400, 401, 404, 503))
-            },
-            "/v1/snapshots": {"get": _operation("Snapshots, and what each worker answers from", anything, errors=(401, 403), admin=True)},
-            "/v1/snapshots/{snapshot_id}/activate": {
-                "post": _operation("Go over to a snapshot", anything, parameters=[snapshot], errors=(401, 403, 404, 409), admin=True)
-            },
-            "/v1/snapshots/rollback": {
-                "post": _operation("Go back to the snapshot before", anything, errors=(401, 403, 404, 409), admin=True)
-            },
-            "/v1/routes": {"put": _operation("Canary and shadow", anything, routes, errors=(400, 401, 403, 404, 409), admin=True)},
-            "/healthz": {"get": _operation("Whether the process lives", anything)},
-            "/readyz": {"get": _operation("Whether a warm snapshot is in use that is not too old", anything, errors=(503,))},
-            "/metrics": {"get": {"summary": "Prometheus metrics", "responses": {"200": text}}},
+        "paths": paths,
+        "components": {
+            "schemas": {**components, "Error": _ERROR},
+            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
         },
-        "components": {"schemas": components, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
     }
 
 
-def _parameter(name: str, where: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
-    return {"name": name, "in": where, "required": where == "path", "schema": schema, "description": description}
+def _operation(route: Route, schema_of: dict[type, dict[str, Any]]) -> dict[str, Any]:
+    content = {"text/plain": {}} if route.response is str else {"application/json": {"schema": schema_of[route.response]}}
+    error = {"description": "why not", "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}}
+    responses = {route.status: {"description": "the answer", "content": content}, **dict.fromkeys(route.error_statuses, error)}
+    operation: dict[str, Any] = {"summary": route.summary, "responses": {str(status): each for status, each in responses.items()}}
+    if route.request is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema_of[route.request]}}}
+    if parameters := _parameters(route):
+        operation["parameters"] = parameters
+    if route.access == "admin":
+        operation["security"] = [{"bearer": []}]
+    return operation
 
 
-def _operation(
-    summary: str,
-    answer: dict[str, Any],
-    body: dict[str, Any] | None = None,
-    *,
-    parameters: list[dict[str, Any]] | None = None,
-    status: int = 200,
-    errors: tuple[int, ...] = (),
-    admin: bool = False,
-) -> dict[str, Any]:
-    responses = {str(status): {"description": "the answer", "content": {"application/json": {"schema": answer}}}}
-    problem = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
-    responses |= {str(status): {"description": "why not", "content": problem} for status in errors}
-    found: dict[str, Any] = {"summary": summary, "responses": responses}
-    if body is not None:
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
-    if parameters:
-        found["parameters"] = parameters
-    if admin:
-        found["security"] = [{"bearer": []}]
-    return found
+def _parameters(route: Route) -> list[dict[str, Any]]:
+    parameters: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}, "description": _PATH_PARAMETERS[name]}
+        for name in re.findall(r"{(\w+)}", route.path)
+    ]
+    if route.query is not None:
+        schema = {"type": "integer", "minimum": 1, "maximum": route.query.maximum, "default": route.query.default}
+        about = {"schema": schema, "description": route.query.description}
+        parameters.append({"name": route.query.name, "in": "query", "required": False, **about})
+    return parameters

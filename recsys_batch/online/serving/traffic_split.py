@@ -6,13 +6,16 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from recsys_batch.errors import UsageError
 from recsys_batch.online.snapshot.repository import write_file
 
 ROUTES_FILE = "ROUTES.json"
 _WHOLE = 2**32
+_Share = Annotated[float, Meta(extra_json_schema={"minimum": 0, "maximum": 1})]
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,9 @@ class TrafficSplit:
     """
 
     canary: str | None = None
-    weight: float = 0.0
+    weight: _Share = 0.0
     shadow: str | None = None
-    share: float = 0.0
+    share: _Share = 0.0
 
     def is_canary(self, key: bytes) -> bool:
         """Whether a user of that key is the canary's; the same user always is, until the canary is another one."""

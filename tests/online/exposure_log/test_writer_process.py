@@ -195,7 +195,7 @@ def test_a_disk_that_refuses_is_asked_again_after_a_pause_and_meanwhile_rows_wai
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(writer_process.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     folder = tmp_path / "log"
     folder.write_text("in the way")
     log = log_to(folder, queue_rows=20, rotate_rows=10, group_rows=10)
