@@ -1,4 +1,11 @@
-"""The Open Inference Protocol (KServe v2), over HTTP and gRPC: what model servers speak and the official tritonclient expects.
+"""The Open Inference Protocol (KServe v2) over HTTP and gRPC: what model servers speak and the official tritonclient expects.
 
-models and batching know nothing of a wire; tensors is the binary form; http and grpc_server are the two wires.
+- model_api: models as named tensors in, named tensors out; no wire
+- snapshot_models: the models of the snapshot in use, ranker and recommend
+- dynamic_batcher: rows of requests that wait at the same time go through a model together
+- tensor_codec: tensors as bytes and as JSON values
+- content_encoding: decompression of bodies, within a bound
+- rest: the protocol over HTTP, as routes under /v2
+- grpc_server: the protocol over gRPC, a process of its own
+- grpc_predict_v2_pb2: messages, generated from grpc_predict_v2.proto
 """

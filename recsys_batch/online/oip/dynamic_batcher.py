@@ -1,7 +1,8 @@
 """Dynamic batching: rows of requests that wait at the same time go through the model together.
 
-Models run in the event loop's own thread: a run takes a tenth of a millisecond, handing it to another thread about as long again. A long
-request is cut into pieces of a few milliseconds: a thousand users' recommendations would hold up everybody else for 0.3 s.
+Used by both wires, rest.py and grpc_server.py. Models run in the event loop's own thread: a run takes a tenth of a millisecond, handing it
+to another thread about as long again. A long request is split into runs of a few milliseconds: a thousand users' recommendations would hold
+up everybody else for 0.3 s.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from recsys_batch.online.oip.model_api import OipModel, Overloaded
 
 @dataclass
 class _Group:
-    """Requests of one model whose tensors can be joined."""
+    """Waiting requests of one model whose tensors can be joined."""
 
     model: OipModel
     requests: list[tuple[Mapping[str, np.ndarray], asyncio.Future[Any]]] = field(default_factory=list)
@@ -26,7 +27,7 @@ class _Group:
 
 
 class DynamicBatcher:
-    """Of one event loop.
+    """Batches inference requests of one event loop into joint runs of a model.
 
     Args:
         max_rows: a run has no more rows, unless a single request has.
@@ -40,16 +41,16 @@ class DynamicBatcher:
         self._waiting = 0
 
     async def infer(self, model: OipModel, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """What ``model.infer`` returns for this request alone.
+        """Return what ``model.infer`` returns for this request alone.
 
         Raises:
             Overloaded: too many requests wait. Whatever ``model.infer`` raises for these inputs.
         """
-        pieces = model.split(inputs)
-        if len(pieces) > 1:
-            return await _in_turn(model, pieces)
+        runs = model.split(inputs)
+        if len(runs) > 1:
+            return await _infer_in_runs(model, runs)
         n_rows = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
-        if not model.rows or len(n_rows) != 1 or self._max_rows <= 1:
+        if not model.rows_are_independent or len(n_rows) != 1 or self._max_rows <= 1:
             return model.infer(inputs)
         if self._waiting >= self._max_waiting:
             raise Overloaded(f"{self._waiting} requests wait for a model: try again")
@@ -85,36 +86,36 @@ class DynamicBatcher:
 
     def _run(self, key: tuple[Any, ...]) -> None:
         group = self._groups.pop(key)
-        wanted = [(inputs, future) for inputs, future in group.requests if not future.done()]  # who went away needs no answer
-        if len(wanted) > 1:
+        waiting = [(inputs, future) for inputs, future in group.requests if not future.done()]  # who went away needs no answer
+        if len(waiting) > 1:
             try:
-                outputs = _joined(group.model, [inputs for inputs, _ in wanted])
+                outputs = _infer_joined(group.model, [inputs for inputs, _ in waiting])
             except Exception:
                 pass  # one of them, or all: each alone tells whose fault it was
             else:
-                for (_, future), output in zip(wanted, outputs, strict=True):
+                for (_, future), output in zip(waiting, outputs, strict=True):
                     future.set_result(output)
                 return
-        for inputs, future in wanted:
+        for inputs, future in waiting:
             try:
                 future.set_result(group.model.infer(inputs))
             except Exception as error:
                 future.set_exception(error)
 
 
-async def _in_turn(model: OipModel, pieces: list[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-    """A long request piece by piece, so that nobody waits for all of it."""
-    with model.held():
-        found = [model.infer(pieces[0])]
-        for piece in pieces[1:]:
+async def _infer_in_runs(model: OipModel, runs: list[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+    """Infer a long request run by run, so that nobody waits for all of it."""
+    with model.lease():
+        outputs = [model.infer(runs[0])]
+        for inputs in runs[1:]:
             await asyncio.sleep(0)
-            found.append(model.infer(piece))
-    return {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+            outputs.append(model.infer(inputs))
+    return {name: np.concatenate([each[name] for each in outputs]) for name in outputs[0]}
 
 
-def _joined(model: OipModel, requests: list[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
+def _infer_joined(model: OipModel, requests: list[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
     names = list(requests[0])
     outputs = model.infer({name: np.concatenate([inputs[name] for inputs in requests]) for name in names})
     ends = np.cumsum([len(inputs[names[0]]) for inputs in requests])
-    pieces = {name: np.split(array, ends[:-1]) for name, array in outputs.items()}
-    return [{name: pieces[name][n] for name in outputs} for n in range(len(requests))]
+    parts = {name: np.split(array, ends[:-1]) for name, array in outputs.items()}
+    return [{name: parts[name][n] for name in outputs} for n in range(len(requests))]

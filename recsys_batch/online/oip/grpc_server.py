@@ -1,4 +1,8 @@
-"""The protocol over gRPC, in a process of its own: grpc.aio's poller does not share one with a web server's loop (grpc#42357)."""
+"""The Open Inference Protocol over gRPC, in a process of its own: grpc.aio's poller does not share one with a web server's loop
+(grpc#42357).
+
+server/supervisor.py starts it as a module. The models' semantics are model_api.py's; the other wire is rest.py.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +48,10 @@ _CONTENTS = {
 
 
 class Servicer:
-    """Methods of inference.GRPCInferenceService: a request message in, an answer message out."""
+    """Implements inference.GRPCInferenceService: a request message in, an answer message out."""
 
-    def __init__(self, models: ModelRepository, batching: DynamicBatcher) -> None:
-        self._models, self._batching = models, batching
+    def __init__(self, models: ModelRepository, batcher: DynamicBatcher) -> None:
+        self._models, self._batcher = models, batcher
 
     async def ServerLive(self, request: Any) -> Any:  # noqa: N802
         return messages.ServerLiveResponse(live=True)
@@ -67,19 +71,18 @@ class Servicer:
 
     async def ModelMetadata(self, request: Any) -> Any:  # noqa: N802
         model = self._models.get(request.name, request.version or None)
-        told = messages.ModelMetadataResponse(name=model.name, versions=[model.version], platform="onnxruntime")
-        for specs, field in ((model.inputs, told.inputs), (model.outputs, told.outputs)):
+        metadata = messages.ModelMetadataResponse(name=model.name, versions=[model.version], platform="onnxruntime")
+        for specs, field in ((model.inputs, metadata.inputs), (model.outputs, metadata.outputs)):
             for spec in specs:
                 field.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
-        return told
+        return metadata
 
     async def ModelInfer(self, request: Any) -> Any:  # noqa: N802
         model = self._models.get(request.model_name, request.model_version or None)
-        validate_inputs(model, {one.name: (one.datatype, list(one.shape)) for one in request.inputs})
-        outputs = await self._batching.infer(model, _inputs(request))
-        wanted = [one.name for one in request.outputs] or list(outputs)
+        validate_inputs(model, {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in request.inputs})
+        outputs = await self._batcher.infer(model, _decode_inputs(request))
         answer = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-        for name in wanted:
+        for name in [tensor.name for tensor in request.outputs] or outputs:
             if name not in outputs:
                 raise InvalidRequest(f"model {model.name} has no output {name!r}; it gives {', '.join(outputs)}")
             answer.outputs.add(name=name, datatype=datatype_of(outputs[name]), shape=outputs[name].shape)
@@ -87,21 +90,22 @@ class Servicer:
         return answer
 
 
-def _inputs(request: Any) -> dict[str, np.ndarray]:
-    if len({one.name for one in request.inputs}) < len(request.inputs):
+def _decode_inputs(request: Any) -> dict[str, np.ndarray]:
+    if len({tensor.name for tensor in request.inputs}) < len(request.inputs):
         raise InvalidRequest("inputs name a tensor twice")
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs")
-    found = {}
-    for number, one in enumerate(request.inputs):
+    arrays = {}
+    for number, tensor in enumerate(request.inputs):
+        name, datatype, shape = tensor.name, tensor.datatype, list(tensor.shape)
         if raw:
-            found[one.name] = tensor_from_bytes(one.name, one.datatype, list(one.shape), raw[number])
-            continue
-        if one.datatype not in _CONTENTS:
-            raise InvalidRequest(f"input {one.name} is {one.datatype!r}, which has no typed contents: send raw_input_contents")
-        found[one.name] = tensor_from_values(one.name, one.datatype, list(one.shape), list(getattr(one.contents, _CONTENTS[one.datatype])))
-    return found
+            arrays[name] = tensor_from_bytes(name, datatype, shape, raw[number])
+        elif datatype not in _CONTENTS:
+            raise InvalidRequest(f"input {name} is {datatype!r}, which has no typed contents: send raw_input_contents")
+        else:
+            arrays[name] = tensor_from_values(name, datatype, shape, list(getattr(tensor.contents, _CONTENTS[datatype])))
+    return arrays
 
 
 _STATUS = {
@@ -109,16 +113,20 @@ _STATUS = {
     ModelUnknown: grpc.StatusCode.NOT_FOUND,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
-_OPEN = ("ServerLive", "ServerReady")
+_OPEN_METHODS = ("ServerLive", "ServerReady")
 """Asked without a token, as /v2/health is."""
-_METHODS = (*_OPEN, "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+_METHODS = (*_OPEN_METHODS, "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
 
 
-def handlers(servicer: Servicer, token: str | None) -> grpc.GenericRpcHandler:
-    """The service, every error as a status with a sentence."""
+def make_handlers(servicer: Servicer, token: str | None) -> grpc.GenericRpcHandler:
+    """Make the service's handlers; every error becomes a status with a sentence.
+
+    Args:
+        token: what clients must send; None for nothing.
+    """
     methods = {
         name: grpc.unary_unary_rpc_method_handler(
-            _guarded(getattr(servicer, name), None if name in _OPEN else token),
+            _guard(getattr(servicer, name), None if name in _OPEN_METHODS else token),
             request_deserializer=getattr(messages, f"{name}Request").FromString,
             response_serializer=getattr(messages, f"{name}Response").SerializeToString,
         )
@@ -127,9 +135,9 @@ def handlers(servicer: Servicer, token: str | None) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
 
 
-def _guarded(method: Callable[[Any], Any], token: str | None) -> Callable[[Any, Any], Any]:
+def _guard(method: Callable[[Any], Any], token: str | None) -> Callable[[Any, Any], Any]:
     async def call(request: Any, context: Any) -> Any:
-        if token is not None and not _knows(token, dict(context.invocation_metadata() or ())):
+        if token is not None and not _has_token(token, dict(context.invocation_metadata() or ())):
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this needs the client's token as metadata `authorization: Bearer TOKEN`")
         try:
             return await method(request)
@@ -142,19 +150,19 @@ def _guarded(method: Callable[[Any], Any], token: str | None) -> Callable[[Any, 
     return call
 
 
-def _knows(token: str, metadata: Mapping[str, Any]) -> bool:
+def _has_token(token: str, metadata: Mapping[str, Any]) -> bool:
     scheme, _, given = str(metadata.get("authorization", "")).partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
 
 
 async def run_grpc_server(given: ServerSettings) -> None:
     """Serve until SIGTERM, following snapshots as the HTTP workers do."""
-    live = SnapshotManager(Path(given.snapshots), functools.partial(open_remote_store, given), Path(given.state) / LOAD_LOCK)
-    await live.poll()
-    models = SnapshotModels(live, given.max_k, FreshnessPolicy(given.max_age_hours, given.max_age_hard_hours))
-    batching = DynamicBatcher(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
+    manager = SnapshotManager(Path(given.snapshots), functools.partial(open_remote_store, given), Path(given.state) / LOAD_LOCK)
+    await manager.poll()
+    models = SnapshotModels(manager, given.max_k, FreshnessPolicy(given.max_age_hours, given.max_age_hard_hours))
+    batcher = DynamicBatcher(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", _MAX_BYTES), ("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((handlers(Servicer(models, batching), os.environ.get(CLIENT_TOKEN) or None),))
+    server.add_generic_rpc_handlers((make_handlers(Servicer(models, batcher), os.environ.get(CLIENT_TOKEN) or None),))
     server.add_insecure_port(f"{given.host}:{given.grpc_port}")
     await server.start()
     ending = asyncio.Event()
@@ -163,14 +171,14 @@ async def run_grpc_server(given: ServerSettings) -> None:
     parent = os.getppid()
     while not ending.is_set() and os.getppid() == parent:  # nobody would end it after a parent that was killed
         with contextlib.suppress(OSError):
-            await live.poll()
+            await manager.poll()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ending.wait(), given.poll_ms / 1000)
     await server.stop(grace=2)
 
 
 def grpc_main() -> None:
-    """The process that ``serve`` starts."""
+    """Run the process that ``serve`` starts."""
     logs.configure(os.environ.get("RECSYS_BATCH_LOG_FORMAT", "text"))
     asyncio.run(run_grpc_server(settings_from_environment()))
 

@@ -1,4 +1,8 @@
-"""Models as the protocol sees them: named tensors in, named tensors out."""
+"""Models as the Open Inference Protocol sees them: named tensors in, named tensors out.
+
+snapshot_models.py implements ``OipModel`` and ``ModelRepository``; the batcher and the two wires call them. Nothing here knows a wire or
+a snapshot.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +28,12 @@ class Overloaded(Exception):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Attributes:
-    datatype: the protocol's name, e.g. FP32.
-    shape: -1 where any size goes.
-    optional: whether a request may leave it out.
+    """A named input or output of a model.
+
+    Attributes:
+        datatype: the protocol's name, e.g. FP32.
+        shape: -1 where any size goes.
+        optional: whether a request may leave it out.
     """
 
     name: str
@@ -36,25 +42,31 @@ class TensorSpec:
     optional: bool = False
 
     def check(self, datatype: str, shape: Sequence[int]) -> None:
-        """Raises InvalidRequest where a tensor is another one than this."""
-        fits = len(shape) == len(self.shape) and all(own in (-1, given) for own, given in zip(self.shape, shape, strict=True))
+        """Check a tensor of a request.
+
+        Raises:
+            InvalidRequest: another datatype or shape.
+        """
+        fits = len(shape) == len(self.shape) and all(size in (-1, given) for size, given in zip(self.shape, shape, strict=True))
         if datatype != self.datatype or not fits:
             raise InvalidRequest(f"input {self.name} is {datatype} {list(shape)}, expected {self.datatype} {list(self.shape)}")
 
 
 class OipModel(Protocol):
-    """Attributes:
-    rows: whether the first dimension of every tensor counts independent rows, so that requests can be joined.
+    """A model that a request can name.
+
+    Attributes:
+        rows_are_independent: whether the first dimension of every tensor counts independent rows, so that requests can be joined.
     """
 
     name: str
     version: str
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
-    rows: bool
+    rows_are_independent: bool
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Outputs of inputs that fit ``inputs``; BYTES tensors are object arrays of bytes.
+        """Run the model on tensors that fit ``inputs``; BYTES tensors are object arrays of bytes.
 
         Raises:
             InvalidRequest: tensors that do not fit each other.
@@ -62,36 +74,51 @@ class OipModel(Protocol):
         ...
 
     def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
-        """A request cut into runs of a few milliseconds each, between which others are answered; the outputs' first dimension joins them.
+        """Split a request into runs of a few milliseconds each, between which others are answered; their outputs are concatenated along
+        the first dimension.
 
         Raises:
             InvalidRequest: more than the model answers at once.
         """
         return [inputs]
 
-    def held(self) -> AbstractContextManager[object]:
-        """Keeps open what the model reads, whatever comes into use meanwhile."""
+    def lease(self) -> AbstractContextManager[object]:
+        """Keep open what the model reads during the ``with`` block, whatever comes into use meanwhile."""
         return nullcontext()
 
 
-def split_rows(inputs: Mapping[str, np.ndarray], names: Sequence[str], most: int) -> list[Mapping[str, np.ndarray]]:
-    """Pieces of at most ``most`` rows of the tensors of those names, which have equally many; the others go with every piece."""
-    n = len(inputs[names[0]])
-    pieces = ({name: inputs[name][at : at + most] for name in names} for at in range(0, max(n, 1), most))
-    return [{**inputs, **piece} for piece in pieces]
+def split_rows(inputs: Mapping[str, np.ndarray], names: Sequence[str], max_rows: int) -> list[Mapping[str, np.ndarray]]:
+    """Split the named tensors, which have equally many rows, into runs of at most ``max_rows``; the others go with every run."""
+    starts = range(0, max(len(inputs[names[0]]), 1), max_rows)
+    return [{**inputs, **{name: inputs[name][start : start + max_rows] for name in names}} for start in starts]
 
 
 class ModelRepository(Protocol):
+    """The models that can be asked for now."""
+
     def get(self, name: str, version: str | None) -> OipModel:
-        """Raises ModelUnknown."""
+        """Find a model; without a version, the one there is.
 
-    def names(self) -> list[str]: ...
+        Raises:
+            ModelUnknown: there is none of that name and version.
+        """
+        ...
 
-    def ready(self) -> bool: ...
+    def names(self) -> list[str]:
+        """List the models."""
+        ...
+
+    def ready(self) -> bool:
+        """Tell whether models answer."""
+        ...
 
 
 def validate_inputs(model: OipModel, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> None:
-    """Raises InvalidRequest unless the tensors (name -> datatype, shape) are the model's inputs."""
+    """Check that tensors (name -> datatype, shape) are the model's inputs.
+
+    Raises:
+        InvalidRequest: they are not.
+    """
     known = {spec.name: spec for spec in model.inputs}
     for name, (datatype, shape) in tensors.items():
         if name not in known:

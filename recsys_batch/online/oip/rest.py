@@ -1,8 +1,11 @@
-"""The protocol over HTTP: JSON, with tensors as JSON or, by the binary extension, as bytes behind it."""
+"""The Open Inference Protocol over HTTP: JSON, with tensors as JSON or, by the binary extension, as bytes behind it.
+
+server/worker.py puts ``OipRoutes`` among its routes. The models' semantics are model_api.py's; the other wire is grpc_server.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -11,10 +14,18 @@ import numpy as np
 
 from recsys_batch import __version__
 from recsys_batch.online.api.encode import to_json
-from recsys_batch.online.http.router import JSON_CONTENT_TYPE, HttpError, Response, error_response
+from recsys_batch.online.http.router import HttpError, Request, Response, Route, error_response
 from recsys_batch.online.oip.content_encoding import decompress
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, ModelUnknown, OipModel, Overloaded, validate_inputs
+from recsys_batch.online.oip.model_api import (
+    InvalidRequest,
+    ModelRepository,
+    ModelUnknown,
+    OipModel,
+    Overloaded,
+    TensorSpec,
+    validate_inputs,
+)
 from recsys_batch.online.oip.tensor_codec import datatype_of, tensor_from_bytes, tensor_from_values, tensor_to_bytes, tensor_to_values
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
@@ -24,82 +35,91 @@ MAX_BODY_BYTES = 16 * 2**20
 """200 candidates of 64 dimensions are 70 kB, and a request may bring a few hundred users' worth."""
 
 
-async def handle(method: str, path: str, headers: Any, body: bytes, models: ModelRepository, batching: DynamicBatcher) -> Response:
-    """Answer a request to ``path``, which begins with /v2; ``headers`` has ``get`` with names in lower case."""
-    try:
-        return await _answered(method, path, headers, body, models, batching)
-    except InvalidRequest as error:
-        return error_response(400, str(error))
-    except ModelUnknown as error:
-        return error_response(404, str(error))
-    except Overloaded as error:
-        return error_response(503, str(error), (("retry-after", "1"),))
-    except HttpError as error:
-        return error_response(error.status, str(error), error.headers)
+class OipRoutes:
+    """The protocol's endpoints of one worker, all paths under /v2."""
+
+    def __init__(self, models: ModelRepository, batcher: DynamicBatcher) -> None:
+        self._models, self._batcher = models, batcher
+
+    def routes(self) -> list[Route]:
+        """Declare the endpoints; health is open, as /healthz and /readyz are."""
+        health = [Route("GET", f"/v2/health/{name}", self.answer, access="open", admission_controlled=False) for name in ("live", "ready")]
+        rest = [Route("*", path, self.answer, max_body_bytes=MAX_BODY_BYTES) for path in ("/v2", "/v2/{rest*}")]
+        return [*health, *rest]
+
+    async def answer(self, request: Request) -> Response:
+        """Answer a request to a path that begins with /v2; errors of the protocol become statuses."""
+        try:
+            return await self._dispatch(request.method, request.path, request.headers, request.body)
+        except InvalidRequest as error:
+            return error_response(400, str(error))
+        except ModelUnknown as error:
+            return error_response(404, str(error))
+        except Overloaded as error:
+            return error_response(503, str(error), (("retry-after", "1"),))
+
+    async def _dispatch(self, method: str, path: str, headers: Any, body: bytes) -> Response:
+        match [unquote(part, errors="replace") for part in path.strip("/").split("/")][1:]:
+            case []:
+                _require_method("GET", method, path)
+                return _json({"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)})
+            case ["health", "live"]:
+                _require_method("GET", method, path)
+                return _json({"live": True})
+            case ["health", "ready"]:
+                _require_method("GET", method, path)
+                if not self._models.ready():
+                    return error_response(503, "no snapshot is in use that is new enough to be shown")
+                return _json({"ready": True})
+            case ["models", name, *rest]:
+                version = rest[1] if len(rest) > 1 and rest[0] == "versions" else None
+                model = self._models.get(name, version)
+                match rest[2:] if version is not None else rest:
+                    case []:
+                        _require_method("GET", method, path)
+                        return _json(_model_metadata(model))
+                    case ["ready"]:
+                        _require_method("GET", method, path)
+                        return _json({"name": model.name, "ready": True})
+                    case ["infer"]:
+                        _require_method("POST", method, path)
+                        return await _infer(model, headers, body, self._batcher)
+        raise HttpError(404, f"the protocol has no {path[:100]}")
 
 
-async def _answered(method: str, path: str, headers: Any, body: bytes, models: ModelRepository, batching: DynamicBatcher) -> Response:
-    parts = [unquote(part, errors="replace") for part in path.strip("/").split("/")][1:]
-    match parts:
-        case []:
-            _only("GET", method, path)
-            return _json({"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)})
-        case ["health", "live"]:
-            _only("GET", method, path)
-            return _json({"live": True})
-        case ["health", "ready"]:
-            _only("GET", method, path)
-            return _json({"ready": True}) if models.ready() else error_response(503, "no snapshot is in use that is new enough to be shown")
-        case ["models", name, *rest]:
-            version = rest[1] if len(rest) > 1 and rest[0] == "versions" else None
-            model = models.get(name, version)
-            match rest[2:] if version is not None else rest:
-                case []:
-                    _only("GET", method, path)
-                    return _json(_model_metadata(model))
-                case ["ready"]:
-                    _only("GET", method, path)
-                    return _json({"name": model.name, "ready": True})
-                case ["infer"]:
-                    _only("POST", method, path)
-                    return await _infer(model, headers, body, batching)
-    raise HttpError(404, f"the protocol has no {path[:100]}")
-
-
-def _only(wanted: str, method: str, path: str) -> None:
-    if method != wanted:
-        raise HttpError(405, f"{path[:100]} takes {wanted}, not {method}", ("allow", wanted))
+def _require_method(required: str, method: str, path: str) -> None:
+    if method != required:
+        raise HttpError(405, f"{path[:100]} takes {required}, not {method}", ("allow", required))
 
 
 def _model_metadata(model: OipModel) -> dict[str, Any]:
-    def told(specs: Any) -> list[dict[str, Any]]:
+    def describe(specs: Sequence[TensorSpec]) -> list[dict[str, Any]]:
         return [{"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)} for spec in specs]
 
-    described = {"name": model.name, "versions": [model.version], "platform": "onnxruntime"}
-    return {**described, "inputs": told(model.inputs), "outputs": told(model.outputs)}
+    identity = {"name": model.name, "versions": [model.version], "platform": "onnxruntime"}
+    return {**identity, "inputs": describe(model.inputs), "outputs": describe(model.outputs)}
 
 
-async def _infer(model: OipModel, headers: Any, body: bytes, batching: DynamicBatcher) -> Response:
-    request, behind = _parsed(headers, decompress(body, headers.get("content-encoding"), MAX_BODY_BYTES))
-    tensors = _objects(request, "inputs")
-    validate_inputs(model, {_name(one): (_datatype(one), _shape(one)) for one in tensors})
-    inputs, at = {}, 0
-    for one in tensors:
-        inputs[one["name"]], at = _tensor(one, behind, at)
-    if at != len(behind):
-        raise InvalidRequest(f"{len(behind) - at} bytes follow the last tensor")
-    outputs = await batching.infer(model, inputs)
-    return _encoded(request, model, outputs)
+async def _infer(model: OipModel, headers: Any, body: bytes, batcher: DynamicBatcher) -> Response:
+    request, binary = _split_body(headers, decompress(body, headers.get("content-encoding"), MAX_BODY_BYTES))
+    tensors = _tensor_objects(request, "inputs")
+    validate_inputs(model, {_name(tensor): (_datatype(tensor), _shape(tensor)) for tensor in tensors})
+    inputs, offset = {}, 0
+    for tensor in tensors:
+        inputs[tensor["name"]], offset = _decode_tensor(tensor, binary, offset)
+    if offset != len(binary):
+        raise InvalidRequest(f"{len(binary) - offset} bytes follow the last tensor")
+    return _encode_response(request, model, await batcher.infer(model, inputs))
 
 
-def _parsed(headers: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
-    """(JSON, bytes behind it)."""
-    told = headers.get(JSON_LENGTH_HEADER)
+def _split_body(headers: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
+    """Split a body into (parsed JSON, binary tensors behind it)."""
+    header = headers.get(JSON_LENGTH_HEADER)
     length = len(body)
-    if told is not None:
-        if not (told.isascii() and told.isdigit() and len(told) < 12 and int(told) <= len(body)):
-            raise InvalidRequest(f"{JSON_LENGTH_HEADER} is {told[:40]!r}, but the body has {len(body)} bytes")
-        length = int(told)
+    if header is not None:
+        if not (header.isascii() and header.isdigit() and len(header) < 12 and int(header) <= len(body)):
+            raise InvalidRequest(f"{JSON_LENGTH_HEADER} is {header[:40]!r}, but the body has {len(body)} bytes")
+        length = int(header)
     try:
         request = msgspec.json.decode(body[:length])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -109,13 +129,13 @@ def _parsed(headers: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
     return request, body[length:]
 
 
-def _objects(request: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    found = request.get(key)
-    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+def _tensor_objects(request: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    tensors = request.get(key)
+    if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
         raise InvalidRequest(f"{key} must be a list of objects")
-    if len({_name(one) for one in found}) < len(found):
+    if len({_name(tensor) for tensor in tensors}) < len(tensors):
         raise InvalidRequest(f"{key} names a tensor twice")
-    return found
+    return tensors
 
 
 def _name(tensor: Mapping[str, Any]) -> str:
@@ -139,53 +159,53 @@ def _shape(tensor: Mapping[str, Any]) -> list[int]:
     return shape
 
 
-def _tensor(tensor: Mapping[str, Any], behind: bytes, at: int) -> tuple[np.ndarray, int]:
-    """(array, where the next one's bytes begin)."""
+def _decode_tensor(tensor: Mapping[str, Any], binary: bytes, offset: int) -> tuple[np.ndarray, int]:
+    """Decode a tensor; returns (array, where the next one's bytes begin)."""
     name, shape = tensor["name"], tensor["shape"]
     size = _parameters(tensor).get("binary_data_size")
     if size is None:
-        return tensor_from_values(name, tensor["datatype"], shape, tensor.get("data")), at
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(behind) - at:
-        raise InvalidRequest(f"binary_data_size of {name} is {str(size)[:40]}, but {len(behind) - at} bytes are left")
-    return tensor_from_bytes(name, tensor["datatype"], shape, behind[at : at + size]), at + size
+        return tensor_from_values(name, tensor["datatype"], shape, tensor.get("data")), offset
+    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary) - offset:
+        raise InvalidRequest(f"binary_data_size of {name} is {str(size)[:40]}, but {len(binary) - offset} bytes are left")
+    return tensor_from_bytes(name, tensor["datatype"], shape, binary[offset : offset + size]), offset + size
 
 
-def _parameters(thing: Mapping[str, Any]) -> Mapping[str, Any]:
-    found = thing.get("parameters")
-    if found is None:
+def _parameters(owner: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = owner.get("parameters")
+    if parameters is None:
         return {}
-    if not isinstance(found, dict):
-        raise InvalidRequest(f"parameters are {str(found)[:40]!r}: expected an object")
-    return found
+    if not isinstance(parameters, dict):
+        raise InvalidRequest(f"parameters are {str(parameters)[:40]!r}: expected an object")
+    return parameters
 
 
-def _encoded(request: Mapping[str, Any], model: OipModel, outputs: Mapping[str, np.ndarray]) -> Response:
-    everything_binary = bool(_parameters(request).get("binary_data_output"))
-    wanted = {name: everything_binary for name in outputs}
+def _encode_response(request: Mapping[str, Any], model: OipModel, outputs: Mapping[str, np.ndarray]) -> Response:
+    all_binary = bool(_parameters(request).get("binary_data_output"))
+    is_binary = dict.fromkeys(outputs, all_binary)
     if request.get("outputs") not in (None, []):  # none named: all of them, as over gRPC
-        wanted = {}
-        for one in _objects(request, "outputs"):
-            if one["name"] not in outputs:
-                raise InvalidRequest(f"model {model.name} has no output {one['name']!r}; it gives {', '.join(outputs)}")
-            wanted[one["name"]] = bool(_parameters(one).get("binary_data", everything_binary))
-    described, buffers = [], []
-    for name, binary in wanted.items():
+        is_binary = {}
+        for output in _tensor_objects(request, "outputs"):
+            if output["name"] not in outputs:
+                raise InvalidRequest(f"model {model.name} has no output {output['name']!r}; it gives {', '.join(outputs)}")
+            is_binary[output["name"]] = bool(_parameters(output).get("binary_data", all_binary))
+    tensors, buffers = [], []
+    for name, binary in is_binary.items():
         array = outputs[name]
         tensor = {"name": name, "datatype": datatype_of(array), "shape": list(array.shape)}
         if binary:
             buffers.append(tensor_to_bytes(array))
-            described.append({**tensor, "parameters": {"binary_data_size": len(buffers[-1])}})
+            tensors.append({**tensor, "parameters": {"binary_data_size": len(buffers[-1])}})
         else:
-            described.append({**tensor, "data": tensor_to_values(array)})
-    answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": described}
+            tensors.append({**tensor, "data": tensor_to_values(array)})
+    answer: dict[str, Any] = {"model_name": model.name, "model_version": model.version, "outputs": tensors}
     if isinstance(request.get("id"), str):
         answer["id"] = request["id"]
     header = to_json(answer)
     if not buffers:
         return Response(200, header)
-    kind = ("content-type", "application/octet-stream")
-    return Response(200, header + b"".join(buffers), (kind, (JSON_LENGTH_HEADER, str(len(header)))))
+    content_type = ("content-type", "application/octet-stream")
+    return Response(200, header + b"".join(buffers), (content_type, (JSON_LENGTH_HEADER, str(len(header)))))
 
 
 def _json(value: Any) -> Response:
-    return Response(200, to_json(value), (JSON_CONTENT_TYPE,))
+    return Response(200, to_json(value))

@@ -1,4 +1,7 @@
-"""The models of the snapshot in use: its ranker as such, and whole recommendations."""
+"""The models of the snapshot in use: its ranker as such, and whole recommendations.
+
+Made by server/worker.py and grpc_server.py; no wire is known here.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +20,15 @@ from recsys_batch.online.snapshot.reader import Snapshot
 
 RANKER, RECOMMEND = "ranker", "recommend"
 _DEFAULT_K = 10
-_MOST_USERS = 1000
-_PAIRS_OF_A_TURN = 12_800
+_MAX_USERS = 1000
+_MAX_RUN_PAIRS = 12_800
 """Candidates that the ranker scores in 4 ms; others are answered before the next ones."""
 
 
 class RankerModel(OipModel):
-    """``ranker.onnx``: scores of candidates, as ``OnnxRanker`` takes them."""
+    """Scores candidates by ``ranker.onnx``; inputs are as ``OnnxRanker`` takes them."""
 
-    rows = True
+    rows_are_independent = True
 
     def __init__(self, snapshot: Snapshot) -> None:
         d, n_features = snapshot.manifest.embedding_dim, len(snapshot.manifest.features.names)
@@ -42,25 +45,25 @@ class RankerModel(OipModel):
     def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
         if len({len(array) for array in inputs.values()}) > 1:
             return [inputs]  # infer says what does not fit
-        return split_rows(inputs, list(inputs), max(_PAIRS_OF_A_TURN // max(inputs["item_embedding"].shape[1], 1), 1))
+        return split_rows(inputs, list(inputs), max(_MAX_RUN_PAIRS // max(inputs["item_embedding"].shape[1], 1), 1))
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         users, items, features = (inputs[spec.name] for spec in self.inputs)
         if not (len(users) == len(items) == len(features) and items.shape[1] == features.shape[1]):
-            found = f"user_embedding {list(users.shape)}, item_embedding {list(items.shape)}, features {list(features.shape)}"
-            raise InvalidRequest(f"{found}: the first dimensions must agree, and the second of items and features")
+            shapes = f"user_embedding {list(users.shape)}, item_embedding {list(items.shape)}, features {list(features.shape)}"
+            raise InvalidRequest(f"{shapes}: the first dimensions must agree, and the second of items and features")
         if 0 in items.shape:
             return {"score": np.zeros(items.shape[:2], np.float32)}
         return {"score": self._ranker.score(users, items, features)}
 
 
 class RecommendModel(OipModel):
-    """Top k of users under the neutral context: item ids as text, short lists padded with "" and -inf."""
+    """Ranks users' candidates under the neutral context: top k item ids as text, short lists padded with "" and -inf."""
 
-    rows = False
+    rows_are_independent = False
 
-    def __init__(self, snapshot: Snapshot, max_k: int, held: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        self._snapshot, self._max_k, self._held = snapshot, max_k, held
+    def __init__(self, snapshot: Snapshot, max_k: int, lease: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        self._snapshot, self._max_k, self._lease = snapshot, max_k, lease
         self.name, self.version = RECOMMEND, snapshot.snapshot_id
         self.inputs: Sequence[TensorSpec] = (
             TensorSpec("user_id", "INT64" if snapshot.manifest.facts.ids.user == "BIGINT" else "BYTES", (-1,)),
@@ -70,32 +73,33 @@ class RecommendModel(OipModel):
 
     def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
         n = len(inputs["user_id"])
-        if n > _MOST_USERS:
-            raise InvalidRequest(f"user_id has {n} users: at most {_MOST_USERS} are answered at once")
+        if n > _MAX_USERS:
+            raise InvalidRequest(f"user_id has {n} users: at most {_MAX_USERS} are answered at once")
         return split_rows(inputs, ["user_id"], MAX_RANK_BATCH)
 
-    def held(self) -> AbstractContextManager[object]:
-        return self._held()
+    def lease(self) -> AbstractContextManager[object]:
+        return self._lease()
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         k = int(inputs["k"][0]) if "k" in inputs else min(_DEFAULT_K, self._max_k)
         if not 1 <= k <= self._max_k:
             raise InvalidRequest(f"k is {k}: expected 1 to {self._max_k}")
-        ranked = rank_many(self._snapshot, [self._asked(_user(one), k) for one in inputs["user_id"].tolist()], LatencyTracker())
-        ids = np.full((len(ranked), k), b"", dtype=object)
-        scores = np.full((len(ranked), k), -np.inf, np.float32)
-        for row, one in enumerate(ranked):
-            ids[row, : len(one.codes)] = [str(item).encode() for item in self._snapshot.items.item_ids(one.codes)]
-            scores[row, : len(one.codes)] = one.scores
+        queries = [self._rank_input(_user_id(value), k) for value in inputs["user_id"].tolist()]
+        results = rank_many(self._snapshot, queries, LatencyTracker())
+        ids = np.full((len(results), k), b"", dtype=object)
+        scores = np.full((len(results), k), -np.inf, np.float32)
+        for row, result in enumerate(results):
+            ids[row, : len(result.codes)] = [str(item).encode() for item in self._snapshot.items.item_ids(result.codes)]
+            scores[row, : len(result.codes)] = result.scores
         return {"item_id": ids, "score": scores}
 
-    def _asked(self, user: int | str, k: int) -> RankInput:
+    def _rank_input(self, user_id: int | str, k: int) -> RankInput:
         if self._snapshot.store is None:
             raise InvalidRequest("users' lists are in Redis, which this protocol's recommend does not read: ask POST /v1/rank")
-        return RankInput(RankQuery(user, k), self._snapshot.lookup(user))
+        return RankInput(RankQuery(user_id, k), self._snapshot.lookup(user_id))
 
 
-def _user(value: int | bytes) -> int | str:
+def _user_id(value: int | bytes) -> int | str:
     if isinstance(value, int):
         return value
     try:
@@ -105,15 +109,15 @@ def _user(value: int | bytes) -> int | str:
 
 
 class SnapshotModels:
-    """Of the snapshot that is in use at the moment of asking."""
+    """Serves the models of the snapshot that is in use at the moment of asking."""
 
-    def __init__(self, live: SnapshotManager, max_k: int, ages: FreshnessPolicy) -> None:
-        self._live, self._max_k, self._ages = live, max_k, ages
-        self._of: LoadedSnapshot | None = None
+    def __init__(self, manager: SnapshotManager, max_k: int, freshness: FreshnessPolicy) -> None:
+        self._manager, self._max_k, self._freshness = manager, max_k, freshness
+        self._loaded: LoadedSnapshot | None = None
         self._models: dict[str, OipModel] = {}
 
     def get(self, name: str, version: str | None) -> OipModel:
-        self._look()
+        self._follow()
         model = self._models.get(name)
         if model is None:
             raise ModelUnknown(f"there is no model {name!r}; there are: {', '.join(self._models) or 'none yet'}")
@@ -122,19 +126,20 @@ class SnapshotModels:
         return model
 
     def names(self) -> list[str]:
-        self._look()
+        self._follow()
         return list(self._models)
 
     def ready(self) -> bool:
-        """As /readyz says: a snapshot is in use that is not too old to be shown."""
-        current = self._live.current
-        return current is not None and self._ages.status(current.snapshot.manifest.facts.generated_at) != "too_old"
+        """Tell, as /readyz does, whether a snapshot is in use that is not too old to be shown."""
+        current = self._manager.current
+        return current is not None and self._freshness.status(current.snapshot.manifest.facts.generated_at) != "too_old"
 
-    def _look(self) -> None:
-        current = self._live.current
-        if current is None or current is self._of:  # not by name: one that came back was closed in between and opened anew
+    def _follow(self) -> None:
+        """Make the models anew where another snapshot is in use."""
+        current = self._manager.current
+        if current is None or current is self._loaded:  # not by name: one that came back was closed in between and opened anew
             return
         models: list[OipModel] = [RecommendModel(current.snapshot, self._max_k, current.lease)]
         if current.snapshot.ranker is not None:
             models.insert(0, RankerModel(current.snapshot))
-        self._of, self._models = current, {model.name: model for model in models}
+        self._loaded, self._models = current, {model.name: model for model in models}

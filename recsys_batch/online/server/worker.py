@@ -19,7 +19,7 @@ from recsys_batch.online.http.endpoints import Endpoints
 from recsys_batch.online.http.router import Router
 from recsys_batch.online.http.static_page import page_routes
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.routes import OipRoutes
+from recsys_batch.online.oip.rest import OipRoutes
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.exposure_recorder import ExposureRecorder

@@ -15,7 +15,7 @@ from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, Overload
 class Doubling(OipModel):
     """Doubles rows, refuses negative ones, and remembers how many rows each run had."""
 
-    name, version, rows = "doubling", "1", True
+    name, version, rows_are_independent = "doubling", "1", True
     inputs: Sequence[TensorSpec] = (TensorSpec("x", "FP32", (-1, -1)),)
     outputs: Sequence[TensorSpec] = (TensorSpec("y", "FP32", (-1, -1)),)
 
@@ -126,7 +126,7 @@ class InPieces(Doubling):
         return split_rows(inputs, ["x"], 2)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
+    def lease(self) -> Iterator[None]:
         self.holders += 1
         yield
         self.holders -= 1

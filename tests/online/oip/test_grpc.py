@@ -14,7 +14,7 @@ import tritonclient.grpc
 
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.grpc_server import Servicer, handlers
+from recsys_batch.online.oip.grpc_server import Servicer, make_handlers
 from recsys_batch.online.oip.model_api import ModelUnknown, OipModel, Overloaded, TensorSpec
 from recsys_batch.online.oip.tensor_codec import DTYPES, tensor_from_bytes
 
@@ -22,7 +22,7 @@ from recsys_batch.online.oip.tensor_codec import DTYPES, tensor_from_bytes
 class Echo(OipModel):
     """Gives back what it is given, one tensor of each datatype; raises what it is told to."""
 
-    name, version, rows = "echo", "1", False
+    name, version, rows_are_independent = "echo", "1", False
     inputs: Sequence[TensorSpec] = tuple(TensorSpec(one, one, (-1,), optional=True) for one in sorted(DTYPES))
     outputs: Sequence[TensorSpec] = inputs
     error: Exception | None = None
@@ -54,7 +54,7 @@ def infer(request: Any, model: OipModel | None = None) -> Any:
 
     async def ask() -> Any:
         server = grpc.aio.server()
-        server.add_generic_rpc_handlers((handlers(Servicer(OneModel(model or Echo()), DynamicBatcher()), None),))
+        server.add_generic_rpc_handlers((make_handlers(Servicer(OneModel(model or Echo()), DynamicBatcher()), None),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -24,9 +24,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
+from recsys_batch.online.http.router import HttpError, Request, Response, error_response
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown
-from recsys_batch.online.oip.rest import JSON_LENGTH_HEADER, handle
+from recsys_batch.online.oip.rest import JSON_LENGTH_HEADER, OipRoutes
 from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.ranking.features import FeatureSpec
@@ -115,7 +116,7 @@ def test_no_outputs_named_are_all_of_them(snapshot: Snapshot) -> None:
     user = {"name": "user_id", "datatype": "INT64", "shape": [1], "data": [5]}
     for more in ({}, {"outputs": []}, {"outputs": None}):
         body = json.dumps({"inputs": [user], **more}).encode()
-        response = asyncio.run(handle("POST", "/v2/models/recommend/infer", {}, body, OneModel(snapshot), DynamicBatcher()))
+        response = answer("POST", "/v2/models/recommend/infer", {}, body, snapshot)
         assert [one["name"] for one in json.loads(response.body)["outputs"]] == ["item_id", "score"]
 
 
@@ -205,6 +206,14 @@ class OneModel:
         return True
 
 
+def answer(method: str, path: str, headers: Any, body: bytes, snapshot: Snapshot) -> Response:
+    routes = OipRoutes(OneModel(snapshot), DynamicBatcher())
+    try:
+        return asyncio.run(routes.answer(Request(method, path, "", headers, body, 0.0)))
+    except HttpError as error:
+        return error_response(error.status, str(error), error.headers)
+
+
 ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -243,7 +252,7 @@ def test_no_request_makes_the_protocol_fail(
     if encoding is not None:
         headers["content-encoding"] = encoding
         whole = {"gzip": gzip.compress, "deflate": zlib.compress}.get(encoding, bytes)(whole) if packed else whole
-    response = asyncio.run(handle("POST", f"/v2/models/{name}/infer", headers, whole, OneModel(snapshot), DynamicBatcher()))
+    response = answer("POST", f"/v2/models/{name}/infer", headers, whole, snapshot)
     assert response.status in (200, 400, 404, 415)
     if response.status != 200:
         assert json.loads(response.body)["error"]
@@ -265,7 +274,7 @@ def test_no_request_makes_the_protocol_fail(
     ],
 )
 def test_paths_of_the_protocol(snapshot: Snapshot, method: str, path: str, status: int) -> None:
-    assert asyncio.run(handle(method, path, {}, b"", OneModel(snapshot), DynamicBatcher())).status == status
+    assert answer(method, path, {}, b"", snapshot).status == status
 
 
 def test_tensors_that_do_not_fit_each_other_are_told_apart(snapshot: Snapshot) -> None:
