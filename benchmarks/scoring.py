@@ -134,7 +134,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     def raw() -> None:
         for start in range(0, n, config.scoring.batch_users):
             rows = slice(start, start + config.scoring.batch_users)
-            features = PairFeatures.scaled(
+            features = PairFeatures.from_raw(
                 FeatureSpec.default(),
                 retrieval_score=retrieval[rows],
                 log_popularity=popularity[codes[rows]],

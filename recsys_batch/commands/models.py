@@ -66,7 +66,7 @@ def _refuse_if_no_better_than_popular(version: str, verdict: Promotion) -> None:
 
 def _towers_of_champion(registry: ModelRegistry, folder: Path) -> Bundle | None:
     """The champion's bundle; None without one, or where somebody brought it as tables, which have no towers to compare."""
-    champion = registry.champion()
+    champion = registry.get_champion()
     bundle = registry.fetch(champion.version, folder / "champion") if champion is not None else None
     return bundle if bundle is not None and bundle.kind == "two_tower" else None
 

@@ -1,1 +1,9 @@
-"""TODO."""
+"""What a night and the online side know of items and users, as numpy and Arrow: catalogue, histories, popularity, gathered events.
+
+catalogue         everything about a night's items, memory-mapped and shared by the workers of a node
+user_events       users, their events and registered vectors by ranges of user_id
+histories         each user's newest positive items
+popularity        users per item and segment, and the popular lists that follow
+exposure_schema   columns of the files that the online side logs and ingest reads
+synthetic         made-up users, items and interactions of any size
+"""

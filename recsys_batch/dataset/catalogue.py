@@ -1,4 +1,4 @@
-"""One night's catalogue on disk: everything about items that executors need, memory-mapped and shared by all workers of a node.
+"""One night's catalogue on disk: everything about items that executors, readers and the online side need, memory-mapped.
 
 Rows are sorted by item_id ascending; an item's row is its *code*. Order by code is order by id, so ties break the same everywhere.
 """
@@ -19,18 +19,17 @@ from safetensors.numpy import load_file, save_file
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.business_rules import ItemRules
 from recsys_batch.schemas import ALL_SEGMENTS
+from recsys_batch.tables.list_columns import flat_positions
 
-_SPARSEST = 8  # numbers per item, up to which ids are looked up in a table
+_MAX_ID_SPAN_PER_ITEM = 8  # up to so many numbers per item, ids are looked up in a table
 _ARRAYS = {"embeddings": np.float32, "history": np.float32, "log_popularity": np.float32, "retrievable": np.bool_}
-
-
-_BUSINESS = ("boost", "blocked", "stale", "category_codes", "category_offsets")
+_RULE_ARRAYS = ("boost", "blocked", "stale", "category_codes", "category_offsets")
 _FILES = ("item_ids.arrow", "rules.safetensors", "rules.json", *(f"{name}.npy" for name in _ARRAYS))
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Items of one night, n of them.
+    """The n items of one night, by code.
 
     Attributes:
         item_ids: Arrow array [n], int64 or string, ascending.
@@ -38,8 +37,8 @@ class Catalogue:
         history: float32 [n, h], what the user tower pools for an item in a history ([n, 0] where the model has no tower).
         log_popularity: float32 [n], log(1 + users) frozen at training.
         retrievable: bool [n], available and with an embedding.
-        eligible: segment -> bool [n], what its users may be recommended; ALL_SEGMENTS where it is not named; else everything.
-        business: boosts, blocklist, freshness and the cap per category.
+        eligible: segment -> bool [n], what its users may be recommended; ALL_SEGMENTS for segments that are not named.
+        item_rules: boosts, blocklist, freshness and the cap per category.
     """
 
     item_ids: pa.Array
@@ -48,55 +47,54 @@ class Catalogue:
     log_popularity: np.ndarray
     retrievable: np.ndarray
     eligible: Mapping[str, np.ndarray] = field(default_factory=dict)
-    business: ItemRules = field(default_factory=ItemRules)
+    item_rules: ItemRules = field(default_factory=ItemRules)
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
     def codes(self, item_ids: pa.Array) -> np.ndarray:
-        """int64 codes of the ids, -1 for an id that is not in the catalogue."""
-        if self._code_of_number is not None and item_ids.null_count == 0:
-            first, table = self._code_of_number
+        """Look up the int64 codes of ids; -1 for an id that is not in the catalogue."""
+        if self._code_table is not None and item_ids.null_count == 0:
+            first, table = self._code_table
             numbers = item_ids.to_numpy(zero_copy_only=False) - first
             return np.asarray(table[np.where((numbers >= 0) & (numbers < len(table) - 1), numbers, -1)], dtype=np.int64)
-        found = pc.index_in(item_ids, value_set=self.item_ids)
-        return np.asarray(pc.fill_null(found, -1).to_numpy(zero_copy_only=False), dtype=np.int64)
+        return flat_positions(item_ids, self.item_ids)
 
     @cached_property
-    def _code_of_number(self) -> tuple[int, np.ndarray] | None:
-        """(smallest id, int32 code of id - smallest, -1 last) where ids are numbers close enough together; several times a hash's speed."""
+    def _code_table(self) -> tuple[int, np.ndarray] | None:
+        """(smallest id, int32 code of each id - smallest, -1 last) where ids are numbers close together: several times a hash's speed."""
         if len(self) == 0 or not pa.types.is_integer(self.item_ids.type):
             return None
         numbers = self.item_ids.to_numpy(zero_copy_only=False)
         span = int(numbers[-1]) - int(numbers[0]) + 1
-        if span > _SPARSEST * len(self):
+        if span > _MAX_ID_SPAN_PER_ITEM * len(self):
             return None
         table = np.full(span + 1, -1, dtype=np.int32)
         table[numbers - numbers[0]] = np.arange(len(self), dtype=np.int32)
         return int(numbers[0]), table
 
     def ids(self, codes: np.ndarray) -> pa.Array:
-        """Ids of codes; -1 is not allowed."""
+        """Look up the ids of codes; -1 is not allowed."""
         return self.item_ids.take(pa.array(codes, type=pa.int64()))
 
     def retrievable_codes(self) -> np.ndarray:
-        """int64, ascending: the rows that an index is built over."""
+        """List the int64 codes, ascending, that an index is built over."""
         return np.flatnonzero(self.retrievable).astype(np.int64)
 
-    def rules(self, segments: pa.Array) -> np.ndarray:
-        """int64 per segment (string, nulls allowed): the place in ``eligible`` of the rule that it falls under, -1 for none."""
+    def rules_by_segment(self, segments: pa.Array) -> np.ndarray:
+        """Number the eligibility rule of each segment (string, nulls allowed): int64 position in ``eligible``, -1 for none."""
         names = list(self.eligible)
         default = names.index(ALL_SEGMENTS) if ALL_SEGMENTS in names else -1
-        found = pc.index_in(segments, value_set=pa.array(names, type=pa.string()))
-        return np.asarray(pc.fill_null(found, default).to_numpy(zero_copy_only=False), dtype=np.int64)
+        positions = pc.index_in(segments, value_set=pa.array(names, type=pa.string()))
+        return np.asarray(pc.fill_null(positions, default).to_numpy(zero_copy_only=False), dtype=np.int64)
 
-    def allowed(self, rule: int) -> np.ndarray:
-        """bool [n], retrievable and eligible under a rule."""
+    def eligible_mask(self, rule: int) -> np.ndarray:
+        """Mark the items that are retrievable and eligible under a rule's number: bool [n]."""
         return self.retrievable if rule < 0 else self.retrievable & list(self.eligible.values())[rule]
 
 
 def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
-    """Write into an existing folder.
+    """Write a catalogue into an existing folder.
 
     Raises:
         RecsysBatchError: ids not strictly ascending, arrays of different lengths, or an embedding that is not finite.
@@ -112,27 +110,27 @@ def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
             bad = int(np.flatnonzero(~np.isfinite(array.reshape(n, -1)).all(axis=1))[0])
             raise RecsysBatchError(f"{name} of item {catalogue.item_ids[bad]} is not finite: the model is broken, or its input is")
         np.save(directory / f"{name}.npy", array, allow_pickle=False)
-    business = catalogue.business
-    rules = {name: getattr(business, name) for name in _BUSINESS if getattr(business, name) is not None}
+    item_rules = catalogue.item_rules
+    rules = {name: getattr(item_rules, name) for name in _RULE_ARRAYS if getattr(item_rules, name) is not None}
     save_file(
         {"eligible": np.array(list(catalogue.eligible.values()), dtype=bool).reshape(-1, n), **rules}, directory / "rules.safetensors"
     )
-    named = {"segments": list(catalogue.eligible), "max_per_category": business.max_per_category}
-    (directory / "rules.json").write_text(json.dumps(named), encoding="utf-8")
+    names = {"segments": list(catalogue.eligible), "max_per_category": item_rules.max_per_category}
+    (directory / "rules.json").write_text(json.dumps(names), encoding="utf-8")
     table = pa.table({"item_id": catalogue.item_ids})
     with pa.OSFile(str(directory / "item_ids.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 
 def mmap_npy(path: Path) -> np.ndarray:
-    """An .npy file as an array that reads its pages when they are looked at; not numpy's subclass, whose indexing is 8 us slower."""
+    """Memory-map an .npy file. A plain array: indexing numpy's memmap subclass takes 8 us more."""
     array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False).view(np.ndarray)
     return array
 
 
 @lru_cache(maxsize=1)
 def open_catalogue(directory: str) -> Catalogue:
-    """``map_catalogue``; one per process is kept open (a Python worker serves one night at a time)."""
+    """Memory-map a catalogue and keep it open, one per process: a Python worker serves one night at a time."""
     return mmap_catalogue(directory)
 
 
@@ -145,12 +143,12 @@ def mmap_catalogue(directory: str) -> Catalogue:
     folder = Path(directory)
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
-        lacking = f"the catalogue {folder} lacks {', '.join(missing)}"
-        raise RecsysBatchError(f"{lacking}: it was cleaned away, or another release wrote it; begin a new run (--force)")
+        problem = f"the catalogue {folder} lacks {', '.join(missing)}"
+        raise RecsysBatchError(f"{problem}: it was cleaned away, or another release wrote it; begin a new run (--force)")
     with pa.memory_map(str(folder / "item_ids.arrow")) as source:
         ids = pa.ipc.open_file(source).read_all()["item_id"].combine_chunks()
     arrays = {name: mmap_npy(folder / f"{name}.npy") for name in _ARRAYS}
     rules = load_file(folder / "rules.safetensors")
-    named = json.loads((folder / "rules.json").read_text(encoding="utf-8"))
-    eligible = dict(zip(named["segments"], rules.pop("eligible"), strict=True))
-    return Catalogue(item_ids=ids, **arrays, eligible=eligible, business=ItemRules(**rules, max_per_category=named["max_per_category"]))
+    names = json.loads((folder / "rules.json").read_text(encoding="utf-8"))
+    eligible = dict(zip(names["segments"], rules.pop("eligible"), strict=True))
+    return Catalogue(item_ids=ids, **arrays, eligible=eligible, item_rules=ItemRules(**rules, max_per_category=names["max_per_category"]))

@@ -1,4 +1,4 @@
-"""The files that the online side logs and ``ingest --format exposures`` reads: their names and columns, named once."""
+"""Names and columns of the files that the online side logs and ``ingest --format exposures`` reads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pyarrow as pa
 from recsys_batch.schemas import STRING_MAP, TIMESTAMP, IdTypes
 
 EXPOSURES, FEEDBACK = "exposures", "feedback"
-"""How the names of the files begin: exposures-STAMP-HOST-PID-N.parquet. A name that begins with a dot is a draft."""
+"""First part of the files' names: exposures-STAMP-HOST-PID-N.parquet. A name that begins with a dot is a draft."""
 
 
 def exposure_schema(ids: IdTypes) -> pa.Schema:
-    """A row per answered request."""
+    """Build the schema of exposure files: a row per answered request."""
     shown = [
         pa.field("item_id", ids.item_arrow, False),
         pa.field("position", pa.int32(), False),
@@ -38,7 +38,7 @@ def exposure_schema(ids: IdTypes) -> pa.Schema:
 
 
 def feedback_schema(ids: IdTypes) -> pa.Schema:
-    """A row per event."""
+    """Build the schema of feedback files: a row per event."""
     return pa.schema(
         [
             pa.field("request_id", pa.string()),

@@ -1,4 +1,4 @@
-"""What users did, grouped: each one's newest positive items, and all that was seen. Pure functions over rows in order of user_id."""
+"""Each user's newest positive items, from rows in order of user_id; the same for the towers at night and for reasons of a digest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.tables.user_ranges import group_boundaries
 
 NO_TIME = np.iinfo(np.int64).min
-"""Microseconds of an event without a time: older than any."""
+"""Microseconds that stand for an event without a time: older than any."""
 
 
 @dataclass(frozen=True)
 class Histories:
-    """The histories of n users.
+    """Newest positive items of n users, newest first.
 
     Attributes:
         user_ids: Arrow array [n].
@@ -34,10 +34,10 @@ class Histories:
 
 
 def build_histories(positives: pa.Table, catalogue: Catalogue, length: int) -> Histories:
-    """Each user's newest ``length`` items, newest first, those of one time by item_id.
+    """Build each user's history: the newest ``length`` positive items, newest first, those of one time by item_id.
 
     An item taken several times counts once, at its newest (the heaviest, where it was twice at one time), as in training. Items that
-    are not in the catalogue take their places and are then left out.
+    are not in the catalogue count towards ``length`` and are then left out.
 
     Args:
         positives: user_id (in order), item_id, event_us, weight.
@@ -49,26 +49,26 @@ def build_histories(positives: pa.Table, catalogue: Catalogue, length: int) -> H
     n_codes = len(catalogue)
     unknown = codes < 0
     if unknown.any():
-        others = items.filter(pa.array(unknown)).dictionary_encode()
-        codes[unknown] = len(catalogue) + np.asarray(others.indices)
-        n_codes += len(others.dictionary)
+        unknown_items = items.filter(pa.array(unknown)).dictionary_encode()
+        codes[unknown] = len(catalogue) + np.asarray(unknown_items.indices)
+        n_codes += len(unknown_items.dictionary)
     event_us = np.asarray(pc.fill_null(_column(positives, "event_us"), NO_TIME))
     weights = np.asarray(_column(positives, "weight"), dtype=np.float32)
     # ~: negation would turn NO_TIME into itself, the newest.
     newest_first = np.lexsort((-weights, codes, ~event_us, owner))
     codes = codes[newest_first]
     keys = owner * n_codes + codes  # owner is in order already
-    once = np.sort(_first_of_each(keys))
+    once = np.sort(_first_occurrences(keys))
     counts = np.bincount(owner[once], minlength=len(user_ids))
     begins = np.cumsum(counts) - counts
-    kept = once[(np.arange(len(once)) - np.repeat(begins, counts) < length) & (codes[once] < len(catalogue))]
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[kept], minlength=len(user_ids)))])
-    order = newest_first[kept]
-    return Histories(user_ids, offsets, codes[kept], event_us[order], weights[order], counts.astype(np.int32))
+    within_length = once[(np.arange(len(once)) - np.repeat(begins, counts) < length) & (codes[once] < len(catalogue))]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(owner[within_length], minlength=len(user_ids)))])
+    order = newest_first[within_length]
+    return Histories(user_ids, offsets, codes[within_length], event_us[order], weights[order], counts.astype(np.int32))
 
 
-def _first_of_each(keys: np.ndarray) -> np.ndarray:
-    """Places of the first appearance of each key. By a stable sort: np.unique's takes several times as long."""
+def _first_occurrences(keys: np.ndarray) -> np.ndarray:
+    """Find the position of each key's first occurrence. By a stable sort: np.unique takes several times as long."""
     order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     first = np.ones(len(keys), dtype=bool)

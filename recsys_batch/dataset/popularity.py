@@ -1,4 +1,4 @@
-"""How many users took which item, by segment: counted per range of users, added up, and what follows from it."""
+"""Users per item and segment: counted per range of users, added up, and the popular lists that follow."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
 from recsys_batch.storage.artifacts import get_pointer
 from recsys_batch.storage.filesystems import join
-from recsys_batch.tables.list_columns import sorted_unique
+from recsys_batch.tables.list_columns import flat_positions, sorted_unique
 from recsys_batch.tables.user_ranges import group_boundaries
 
 COUNTS_FILE_NAME = "counts.parquet"
 
 
 def counts_path(root: str, run_id: str) -> str:
-    """Location of a Parquet file in ``counts_schema``: what the run counted.
+    """Locate the Parquet file, in ``counts_schema``, of a run's counts.
 
     Raises:
         InputMissing: the run has not got so far.
@@ -28,12 +28,12 @@ def counts_path(root: str, run_id: str) -> str:
 
 
 def counts_schema(ids: IdTypes) -> pa.Schema:
-    """segment (null for users without one), item_id, n users."""
+    """Build the schema of counts: segment (null for users without one), item_id, n users."""
     return pa.schema([("segment", pa.string()), ("item_id", ids.item_arrow), ("n", pa.int64())])
 
 
 def count_users(positives: pa.Table, segments: pa.Table | None, ids: IdTypes) -> pa.Table:
-    """Distinct users per segment and item, in ``counts_schema``.
+    """Count distinct users per segment and item, in ``counts_schema``.
 
     Args:
         positives: user_id (rows lie user by user) and item_id of the interactions that count.
@@ -46,38 +46,38 @@ def count_users(positives: pa.Table, segments: pa.Table | None, ids: IdTypes) ->
     pairs = sorted_unique(owner * n_items + np.asarray(items.indices, dtype=np.int64))
     owner, item = pairs // n_items, pairs % n_items
     if segments is None:
-        named, segment = pa.array([None], pa.string()), np.zeros(len(users), dtype=np.int64)
+        names, segment = pa.array([None], pa.string()), np.zeros(len(users), dtype=np.int64)
     else:
-        place = pc.index_in(users, value_set=segments["user_id"].combine_chunks())
-        encoded = segments["segment"].combine_chunks().take(place).dictionary_encode(null_encoding="encode")
-        named, segment = encoded.dictionary, np.asarray(encoded.indices, dtype=np.int64)
+        rows = pc.index_in(users, value_set=segments["user_id"].combine_chunks())
+        encoded = segments["segment"].combine_chunks().take(rows).dictionary_encode(null_encoding="encode")
+        names, segment = encoded.dictionary, np.asarray(encoded.indices, dtype=np.int64)
     cells, n = np.unique(segment[owner] * n_items + item, return_counts=True)
-    columns = [named.take(pa.array(cells // n_items)), items.dictionary.take(pa.array(cells % n_items)), pa.array(n, pa.int64())]
+    columns = [names.take(pa.array(cells // n_items)), items.dictionary.take(pa.array(cells % n_items)), pa.array(n, pa.int64())]
     return pa.Table.from_arrays(columns, schema=counts_schema(ids))
 
 
 def add_counts(*tables: pa.Table) -> pa.Table:
-    """The sum of counts; what comes to nothing is left out."""
+    """Add up tables of counts; rows that come to 0 are left out."""
     total = pa.concat_tables(tables).group_by(["segment", "item_id"]).aggregate([("n", "sum")])
     total = total.rename_columns(["segment", "item_id", "n"]).select(tables[0].schema.names)
     return total.filter(pc.not_equal(total["n"], 0)).cast(tables[0].schema)
 
 
 def negate_counts(counts: pa.Table) -> pa.Table:
-    """To take counts away by ``added``."""
+    """Negate counts, so that ``add_counts`` subtracts them."""
     return counts.set_column(2, counts.schema.field("n"), pc.negate(counts["n"]))
 
 
 def users_by_item(counts: pa.Table, item_ids: pa.Array) -> np.ndarray:
-    """int32 [n], of all segments together."""
-    place = np.asarray(pc.fill_null(pc.index_in(counts["item_id"].combine_chunks(), value_set=item_ids), -1))
-    known = place >= 0
-    found = np.bincount(place[known], weights=np.asarray(counts["n"])[known], minlength=len(item_ids))
-    return found.astype(np.int32)
+    """Sum counts over segments: int32 [n_items] users of each item."""
+    codes = flat_positions(counts["item_id"], item_ids)
+    in_catalogue = codes >= 0
+    n_users = np.bincount(codes[in_catalogue], weights=np.asarray(counts["n"])[in_catalogue], minlength=len(item_ids))
+    return n_users.astype(np.int32)
 
 
 def rank_popular_items(counts: pa.Table, available: pa.Array, length: int) -> pa.Table:
-    """Popular list per segment and of everybody: segment, rank, item_id, score (distinct users), ties by item_id.
+    """Rank the popular list of each segment and of all users: segment, rank, item_id, score (distinct users), ties by item_id.
 
     Args:
         available: item_ids that may be recommended.
@@ -97,7 +97,7 @@ def rank_popular_items(counts: pa.Table, available: pa.Array, length: int) -> pa
 
 
 def group_by_segment(rows: pa.Table, catalogue: Catalogue) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(codes int64, scores float32) of each segment's popular list, of what can be retrieved, in the order of the rows.
+    """Split popular lists by segment: (codes int64, scores float32) of retrievable items, in the order of the rows.
 
     Args:
         rows: segment, item_id, score.
@@ -105,10 +105,10 @@ def group_by_segment(rows: pa.Table, catalogue: Catalogue) -> dict[str, tuple[np
     codes, scores = catalogue.codes(rows["item_id"].combine_chunks()), rows["score"].to_numpy()
     segments = np.asarray(rows["segment"].to_pylist(), dtype=object)
     usable = (codes >= 0) & np.asarray(catalogue.retrievable)[codes]
-    chosen = {str(segment): (segments == segment) & usable for segment in dict.fromkeys(segments)}
-    return {segment: (codes[mine], scores[mine]) for segment, mine in chosen.items()}
+    rows_of_segment = {str(segment): (segments == segment) & usable for segment in dict.fromkeys(segments)}
+    return {segment: (codes[rows], scores[rows]) for segment, rows in rows_of_segment.items()}
 
 
 def sum_counts(tables: Sequence[pa.Table], ids: IdTypes) -> pa.Table:
-    """``added``, also of none."""
+    """Add up any number of tables of counts, none included."""
     return add_counts(counts_schema(ids).empty_table(), *tables)

@@ -1,1 +1,8 @@
-"""TODO."""
+"""How good published lists are, and how they differ from other lists, from the tables alone: numpy and Arrow, no JVM.
+
+metrics     recall, NDCG, hit rate, MRR, coverage, novelty and popularity share of top-K lists
+evaluate    a published run against later interactions, beside plain popularity
+drift       overlap and score drift of two runs on sampled users
+run_diff    what changed for one user or one item between two runs, and why
+user_view   one user's history and recommendations, with titles
+"""

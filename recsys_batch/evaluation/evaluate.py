@@ -1,4 +1,4 @@
-"""Hold published lists against what users did later, beside plain popularity on the same users. No JVM."""
+"""Compare published lists with what users did later, beside plain popularity on the same users. No JVM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.evaluation.metrics import evaluate_lists
 from recsys_batch.read import has_table, read_run_slice, read_table
-from recsys_batch.tables.list_columns import flat_positions
+from recsys_batch.tables.list_columns import flat_positions, sorted_ids
 from recsys_batch.tables.run_manifest import Run
 
 _EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type", "weight")
@@ -43,7 +43,7 @@ class Evaluation:
 
 
 def read_holdout_truth(warehouse: str, run: Run) -> tuple[pa.Table, str]:
-    """True later interactions: the holdout table, or where there is none what arrived after the run's inputs were pinned.
+    """Read true later interactions: the holdout table, or where there is none what arrived after the run's inputs were pinned.
 
     Returns:
         user_id, item_id, weight; and in words where they come from.
@@ -58,7 +58,7 @@ def read_holdout_truth(warehouse: str, run: Run) -> tuple[pa.Table, str]:
     columns = list(_EVENT_KEY)
     now = read_table(warehouse, "interactions", columns=columns)
     then = read_table(warehouse, "interactions", columns=columns, version=run.input_versions["interactions"])
-    later = _comparable(now).join(_comparable(then), columns, join_type="left anti")
+    later = _fill_nulls(now).join(_fill_nulls(then), columns, join_type="left anti")
     if later.num_rows == 0:
         raise InputMissing(
             "there is no holdout table and no interaction arrived after the run: ingest with --holdout 0.2, or pass --truth PATH"
@@ -67,7 +67,7 @@ def read_holdout_truth(warehouse: str, run: Run) -> tuple[pa.Table, str]:
 
 
 def evaluate_run(warehouse: str, run: Run, truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float) -> Evaluation:
-    """Metrics of a published run's topk at each k.
+    """Compute the metrics of a published run's topk at each k.
 
     Args:
         run: manifest row of the run.
@@ -87,17 +87,17 @@ def evaluate_run(warehouse: str, run: Run, truth: pa.Table, origin: str, ks: Seq
     truth = truth.filter(pc.greater(truth["weight"], min_weight)).group_by(["user_id", "item_id"]).aggregate([])
     users = pc.unique(topk["user_id"])
     row = flat_positions(truth["user_id"], users)
-    known = row >= 0
-    without_list = len(pc.unique(truth["user_id"].filter(pa.array(~known))))
-    if not known.any():
+    has_list = row >= 0
+    without_list = len(pc.unique(truth["user_id"].filter(pa.array(~has_list))))
+    if not has_list.any():
         raise InputMissing(f"no user of {origin} has a list in run {run.run_id}: are the user ids of the same kind?")
-    order = np.argsort(row[known], kind="stable")
-    truth, row = truth.filter(pa.array(known)).take(pa.array(order)), row[known][order]
+    order = np.argsort(row[has_list], kind="stable")
+    truth, row = truth.filter(pa.array(has_list)).take(pa.array(order)), row[has_list][order]
     truth_offsets = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int64)
 
-    catalogue = _catalogue(warehouse, run, truth["item_id"], min_weight)
-    lists = _lists(topk, users, catalogue.item_ids)
-    popular = _popularity_lists(warehouse, run, users, catalogue, lists.shape[1])
+    catalogue = _load_catalogue(warehouse, run, truth["item_id"], min_weight)
+    lists = _codes_by_rank(topk, users, catalogue.item_ids)
+    popular = _make_popularity_lists(warehouse, run, users, catalogue, lists.shape[1])
     truth_codes = flat_positions(truth["item_id"], catalogue.item_ids)
     model, popularity = (
         evaluate_lists(ranked, truth_offsets, truth_codes, catalogue.counts, ks, available=catalogue.available)
@@ -115,56 +115,51 @@ class _Catalogue:
     counts: np.ndarray
 
 
-def _catalogue(warehouse: str, run: Run, truth_items: pa.ChunkedArray, min_weight: float) -> _Catalogue:
+def _load_catalogue(warehouse: str, run: Run, truth_items: pa.ChunkedArray, min_weight: float) -> _Catalogue:
     items = read_table(warehouse, "items", columns=["item_id", "is_available"], version=run.input_versions["items"])
-    item_ids = _sorted_unique([items["item_id"], truth_items])
+    item_ids = sorted_ids(items["item_id"], truth_items)
     available = np.zeros(len(item_ids), dtype=bool)
     available[flat_positions(items["item_id"].filter(items["is_available"]), item_ids)] = True
-    where, version = pc.field("weight") > min_weight, run.input_versions["interactions"]
-    positives = read_table(warehouse, "interactions", columns=["user_id", "item_id"], where=where, version=version)
-    liked = flat_positions(positives.group_by(["user_id", "item_id"]).aggregate([])["item_id"], item_ids)
-    return _Catalogue(item_ids, available, np.bincount(liked[liked >= 0], minlength=len(item_ids)).astype(np.int64))
+    is_positive, version = pc.field("weight") > min_weight, run.input_versions["interactions"]
+    positives = read_table(warehouse, "interactions", columns=["user_id", "item_id"], where=is_positive, version=version)
+    liked_codes = flat_positions(positives.group_by(["user_id", "item_id"]).aggregate([])["item_id"], item_ids)
+    return _Catalogue(item_ids, available, np.bincount(liked_codes[liked_codes >= 0], minlength=len(item_ids)).astype(np.int64))
 
 
-def _popularity_lists(warehouse: str, run: Run, users: pa.Array, catalogue: _Catalogue, k: int) -> np.ndarray:
-    """int64 [n_users, k]: the most popular available items that each user has not seen, ties by item_id; -1 behind the end."""
+def _make_popularity_lists(warehouse: str, run: Run, users: pa.Array, catalogue: _Catalogue, k: int) -> np.ndarray:
+    """Make each user's popularity list: int64 [n_users, k] available items not seen yet, ties by item_id; -1 behind the end."""
     version = run.input_versions["interactions"]
     seen = read_table(warehouse, "interactions", columns=["user_id", "item_id"], version=version)
     order = np.lexsort((np.arange(len(catalogue.counts)), -catalogue.counts))
     order = order[catalogue.available[order]]
-    place = np.full(len(catalogue.counts) + 1, len(order), dtype=np.int64)  # the extra last entry answers code -1
-    place[order] = np.arange(len(order))
-    row, at = flat_positions(seen["user_id"], users), place[flat_positions(seen["item_id"], catalogue.item_ids)]
+    place_of_code = np.full(len(catalogue.counts) + 1, len(order), dtype=np.int64)  # the extra last entry answers code -1
+    place_of_code[order] = np.arange(len(order))
+    row, places = flat_positions(seen["user_id"], users), place_of_code[flat_positions(seen["item_id"], catalogue.item_ids)]
     by_user = np.argsort(row, kind="stable")
     bounds = np.searchsorted(row[by_user], np.arange(len(users) + 1))
     lists = np.full((len(users), k), -1, dtype=np.int64)
     for user in range(len(users)):
-        mine = at[by_user[bounds[user] : bounds[user + 1]]]
-        # The first k unseen are among the first k + len(mine) of everybody's order.
-        unseen = np.ones(min(k + len(mine), len(order)), dtype=bool)
-        unseen[mine[mine < len(unseen)]] = False
+        seen_places = places[by_user[bounds[user] : bounds[user + 1]]]
+        # The first k unseen are among the first k + len(seen_places) of the common order.
+        unseen = np.ones(min(k + len(seen_places), len(order)), dtype=bool)
+        unseen[seen_places[seen_places < len(unseen)]] = False
         best = order[: len(unseen)][unseen][:k]
         lists[user, : len(best)] = best
     return lists
 
 
-def _lists(topk: pa.Table, users: pa.Array, item_ids: pa.Array) -> np.ndarray:
-    """int64 [n_users, K] item codes by rank, -1 where the list is shorter."""
+def _codes_by_rank(topk: pa.Table, users: pa.Array, item_ids: pa.Array) -> np.ndarray:
+    """Arrange item codes by rank: int64 [n_users, K], -1 where the list is shorter."""
     ranks = topk["rank"].to_numpy()
     lists = np.full((len(users), int(ranks.max())), -1, dtype=np.int64)
     lists[flat_positions(topk["user_id"], users), ranks - 1] = flat_positions(topk["item_id"], item_ids)
     return lists
 
 
-def _sorted_unique(columns: Sequence[pa.ChunkedArray]) -> pa.Array:
-    values = pc.unique(pa.chunked_array([chunk for column in columns for chunk in column.chunks]))
-    return values.take(pc.sort_indices(values))
-
-
-def _comparable(events: pa.Table) -> pa.Table:
-    """Nulls as values, since a join never finds a null equal to a null."""
-    stamps = pc.fill_null(pc.cast(events["event_ts"], pa.int64()), np.iinfo(np.int64).min)
-    kinds = pc.fill_null(events["event_type"], "")
-    return events.set_column(events.schema.get_field_index("event_ts"), "event_ts", stamps).set_column(
-        events.schema.get_field_index("event_type"), "event_type", kinds
+def _fill_nulls(events: pa.Table) -> pa.Table:
+    """Replace nulls of event_ts and event_type by values, since a join never finds a null equal to a null."""
+    event_us = pc.fill_null(pc.cast(events["event_ts"], pa.int64()), np.iinfo(np.int64).min)
+    event_types = pc.fill_null(events["event_type"], "")
+    return events.set_column(events.schema.get_field_index("event_ts"), "event_ts", event_us).set_column(
+        events.schema.get_field_index("event_type"), "event_type", event_types
     )

@@ -85,7 +85,7 @@ def coverage(recommended: np.ndarray, available: np.ndarray, k: int) -> float:
         0.0 where no item is available.
     """
     shown = np.zeros(len(available), dtype=bool)
-    shown[_items(recommended, k)] = True
+    shown[_recommended_codes(recommended, k)] = True
     return float((shown & available).sum() / max(1, available.sum()))
 
 
@@ -102,7 +102,7 @@ def novelty(recommended: np.ndarray, item_counts: np.ndarray, k: int) -> float:
         bits; 0.0 where nothing is recommended.
     """
     share = (item_counts + 1) / (item_counts.sum() + len(item_counts))
-    shown = _items(recommended, k)
+    shown = _recommended_codes(recommended, k)
     return float(-np.log2(share[shown]).mean()) if len(shown) else 0.0
 
 
@@ -121,12 +121,12 @@ def popularity_share(recommended: np.ndarray, item_counts: np.ndarray, k: int) -
     n_head = int(np.ceil(len(item_counts) * POPULAR_FRACTION))
     head = np.zeros(len(item_counts), dtype=bool)
     head[np.argsort(-item_counts, kind="stable")[:n_head]] = True
-    shown = _items(recommended, k)
+    shown = _recommended_codes(recommended, k)
     return float(head[shown].mean()) if len(shown) else 0.0
 
 
 def hit_matrix(recommended: np.ndarray, truth_offsets: np.ndarray, truth_codes: np.ndarray, n_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which recommended places are relevant, and how many relevant items each user has. Duplicated truth counts once.
+    """Mark which recommended places are relevant, and count each user's relevant items. Duplicated truth counts once.
 
     Returns:
         (hits bool [n_users, K], n_relevant int64 [n_users]).
@@ -148,7 +148,7 @@ def evaluate_lists(
     *,
     available: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Every metric at every k.
+    """Compute every metric at every k, averaged over users.
 
     Args:
         recommended: int64 [n_users, K] item codes, best first, unique in a row, padded with -1; K may be below k (a short list).
@@ -166,7 +166,7 @@ def evaluate_lists(
         UsageError: no user has a relevant item.
         RecsysBatchError: shapes that do not fit, codes outside the catalogue, or an item listed twice for a user.
     """
-    _check(recommended, truth_offsets, truth_codes, len(item_counts), ks)
+    _check_inputs(recommended, truth_offsets, truth_codes, len(item_counts), ks)
     available = np.ones(len(item_counts), dtype=bool) if available is None else available
     hits, n_relevant = hit_matrix(recommended, truth_offsets, truth_codes, len(item_counts))
     judged = n_relevant > 0
@@ -185,12 +185,12 @@ def evaluate_lists(
     return result
 
 
-def _items(recommended: np.ndarray, k: int) -> np.ndarray:
+def _recommended_codes(recommended: np.ndarray, k: int) -> np.ndarray:
     top = recommended[:, :k]
     return top[top >= 0]
 
 
-def _check(recommended: np.ndarray, offsets: np.ndarray, truth: np.ndarray, n_items: int, ks: Sequence[int]) -> None:
+def _check_inputs(recommended: np.ndarray, offsets: np.ndarray, truth: np.ndarray, n_items: int, ks: Sequence[int]) -> None:
     if not ks or min(ks) < 1:
         raise RecsysBatchError(f"metrics need at least one k, each >= 1, found {list(ks)}")
     if recommended.ndim != 2 or len(offsets) != len(recommended) + 1 or offsets[-1] != len(truth):

@@ -1,4 +1,4 @@
-"""A user's history and recommendations with titles, for a person to look at. No JVM."""
+"""One user's history and recommendations with titles, for a person to look at. No JVM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recsys_batch.read import published_run, read_run_slice, read_table
 
 @dataclass(frozen=True)
 class UserView:
-    """What one user liked and is recommended.
+    """What one user liked and is recommended, by title.
 
     Attributes:
         source: model or popular.
@@ -31,17 +31,16 @@ class UserView:
 
 
 def sample_users(warehouse: str, run_id: str | None, n: int) -> list[Any]:
-    """``n`` users spread evenly over the run's user ids."""
+    """Sample ``n`` users spread evenly over the run's user ids."""
     run = published_run(warehouse, run_id)
     users = pc.unique(read_run_slice(warehouse, "topk", run, columns=["user_id"])["user_id"])
-    places = np.unique(np.linspace(0, len(users) - 1, num=min(n + 2, len(users))).astype(int))
-    inner = places[1:-1] if len(places) > n else places
-    picked: list[Any] = users.take(pa.array(inner)).to_pylist()
-    return picked
+    positions = np.unique(np.linspace(0, len(users) - 1, num=min(n + 2, len(users))).astype(int))
+    inner = positions[1:-1] if len(positions) > n else positions
+    return list(users.take(pa.array(inner)).to_pylist())
 
 
 def load_user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min_weight: float) -> UserView:
-    """History and top ``n`` of one user; a user id given as text is read as the tables' id type.
+    """Load the history and top ``n`` of one user; a user id given as text is read as the tables' id type.
 
     Raises:
         InputMissing: the user has no list in the run.
@@ -61,12 +60,12 @@ def load_user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min
         version=run.input_versions["interactions"],
     ).sort_by([("event_ts", "descending"), ("item_id", "ascending")])
     history = liked["item_id"].to_pylist()[:n]
-    titles = _titles(warehouse, [*history, *rows["item_id"].to_pylist()])
+    titles = _read_titles(warehouse, [*history, *rows["item_id"].to_pylist()])
     topk = [(titles[item], f"{score:.3f}") for item, score in zip(rows["item_id"].to_pylist(), rows["score"].to_pylist(), strict=True)]
     return UserView(user, rows["source"][0].as_py(), [titles[item] for item in history], topk)
 
 
-def _titles(warehouse: str, item_ids: list[Any]) -> dict[Any, str]:
-    found = read_table(warehouse, "items", columns=["item_id", "title"], where=pc.field("item_id").isin(item_ids)).to_pylist()
-    titles = {row["item_id"]: row["title"] for row in found}
+def _read_titles(warehouse: str, item_ids: list[Any]) -> dict[Any, str]:
+    rows = read_table(warehouse, "items", columns=["item_id", "title"], where=pc.field("item_id").isin(item_ids)).to_pylist()
+    titles = {row["item_id"]: row["title"] for row in rows}
     return {item: titles.get(item) or str(item) for item in item_ids}

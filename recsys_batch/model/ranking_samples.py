@@ -59,7 +59,7 @@ class RankingData:
         log_popularity = np.log1p(positives.item_counts).astype(np.float32)
         if sample is None or not sample.there.any():
             return cls(FeatureSpec.default(), item_embeddings(towers), log_popularity)
-        spec = FeatureSpec.fitted(sample.scores[sample.there], log_popularity[sample.items[sample.there]], sample.n_events)
+        spec = FeatureSpec.fit(sample.scores[sample.there], log_popularity[sample.items[sample.there]], sample.n_events)
         return cls(spec, item_embeddings(towers), log_popularity)
 
     def features(self, lists: RankingSamples, context: Context | None) -> np.ndarray:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from recsys_batch.config import Config
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import InputMissing
+from recsys_batch.tables.list_columns import flat_positions, sorted_ids
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def prepare_training_data(interactions: pa.Table, items: pa.Table, users: pa.Tab
         raise InputMissing(
             f"none of {interactions.num_rows} interactions has weight > {config.data.min_weight} (data.min_weight): nothing to learn"
         )
-    item_ids, user_ids = _ids(positive["item_id"]), _ids(positive["user_id"])
-    codes, rows = _codes(positive["item_id"], item_ids), _codes(positive["user_id"], user_ids)
+    item_ids, user_ids = sorted_ids(positive["item_id"]), sorted_ids(positive["user_id"])
+    codes, rows = flat_positions(positive["item_id"], item_ids), flat_positions(positive["user_id"], user_ids)
     stamps = pc.fill_null(pc.cast(positive["event_ts"], pa.int64()), NO_TIME).to_numpy()
     has_time = bool((stamps != NO_TIME).any())
     positives = _group(rows, codes, stamps, len(user_ids), len(item_ids), has_time, config.training.seed)
@@ -143,12 +144,3 @@ def _group(rows: np.ndarray, codes: np.ndarray, stamps: np.ndarray, n_users: int
     offsets = np.searchsorted(rows[kept], np.arange(n_users + 1)).astype(np.int64)
     event_us = stamps[kept].astype(np.int64) if has_time else np.full(len(kept), NO_TIME)
     return Positives(n_items, offsets, codes[kept], event_us)
-
-
-def _ids(column: pa.ChunkedArray) -> pa.Array:
-    values = pc.unique(column)
-    return values.take(pc.sort_indices(values))
-
-
-def _codes(column: pa.ChunkedArray, ids: pa.Array) -> np.ndarray:
-    return np.asarray(pc.index_in(column, value_set=ids).to_numpy(), dtype=np.int64)

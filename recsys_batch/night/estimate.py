@@ -148,7 +148,7 @@ def _measured(tuning: Tuning) -> tuple[float | None, str]:
 
 def _champion_dim(config: Config) -> int:
     registry = ModelRegistry(config)
-    champion = registry.champion()
+    champion = registry.get_champion()
     if champion is None:
         raise InputMissing(
             f"model {config.mlflow.model_name} has no alias {config.mlflow.alias}: run `recsys-batch train` or register first"

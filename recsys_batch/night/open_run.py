@@ -94,7 +94,7 @@ def open_run_context(
 
 
 def _begin(night: RunContext, run_date: dt.date, run_id: str, inputs: Mapping[str, int]) -> None:
-    champion = night.registry.champion()
+    champion = night.registry.get_champion()
     if champion is None:
         alias, name = night.config.mlflow.alias, night.config.mlflow.model_name
         raise InputMissing(f"model {name} has no alias {alias}: run `recsys-batch train`, or `recsys-batch register` your own")
@@ -138,7 +138,7 @@ def _why_not_resume(night: RunContext, run: Run, inputs: Mapping[str, int]) -> s
         return f"run {run.run_id} was begun by release {run.code_version}, this is {__version__}"
     if run.status != "FAILED":
         return None  # killed: it keeps to the model and the inputs that it began with
-    champion = registry.champion()
+    champion = registry.get_champion()
     if champion is not None and champion.version != run.model_version:
         return f"run {run.run_id} failed with model version {run.model_version}, and {champion.version} is the champion now"
     if run.metrics.get(run_manifest.GATE_REFUSED) and dict(inputs) != dict(run.input_versions):

@@ -1,6 +1,6 @@
-"""Rules of the business, applied to a block of users once the ranker has scored their candidates.
+"""Business rules, applied to a block of users once the ranker has scored their candidates.
 
-In one order: boosts, blocklist, freshness, max_per_category. Every rule counts the places of the lists that it changed.
+They apply in this order: boosts, blocklist, freshness, max_per_category. Every rule counts the places of the lists that it changed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE, select_top_k_per_row
 
-_COUNTS = 8_000_000  # (user, category) counts worked on at once: 32 MB, of which only what is used is touched
-_COLUMNS = 32  # candidates per user whose categories are looked up at once; a walk can end after each lot
+_MAX_COUNT_CELLS = 8_000_000  # (user, category) counts worked on at once: 32 MB, of which only what is used is touched
+_COLUMNS_PER_BLOCK = 32  # candidates per user whose categories are looked up at once; a walk can end after each lot
 
 
 @dataclass(frozen=True)
 class ItemRules:
-    """What the rules say about each of n items, by catalogue code. None: that rule is not in force.
+    """The rules' values of each of n items, by catalogue code. None: that rule is not in force.
 
     Attributes:
         boost: float32 [n], finite, added to the score.
@@ -51,8 +51,8 @@ class ItemRules:
         self._check_categories()
         lengths = self._lengths()
         if len(set(lengths.values())) > 1:
-            found = ", ".join(f"{name} for {length}" for name, length in lengths.items())
-            raise RecsysBatchError(f"rules are for different numbers of items ({found}): build all of them from one catalogue")
+            sizes = ", ".join(f"{name} for {length}" for name, length in lengths.items())
+            raise RecsysBatchError(f"rules are for different numbers of items ({sizes}): build all of them from one catalogue")
         if self.boost is not None and not np.isfinite(self.boost).all():
             code = int(np.flatnonzero(~np.isfinite(self.boost))[0])
             raise RecsysBatchError(
@@ -62,8 +62,8 @@ class ItemRules:
     @property
     def active(self) -> tuple[str, ...]:
         """Names of the rules in force, in the order in which they apply."""
-        given = {"boosts": self.boost, "blocklist": self.blocked, "freshness": self.stale, "max_per_category": self.max_per_category}
-        return tuple(name for name, value in given.items() if value is not None)
+        rules = {"boosts": self.boost, "blocklist": self.blocked, "freshness": self.stale, "max_per_category": self.max_per_category}
+        return tuple(name for name, value in rules.items() if value is not None)
 
     @property
     def n_items(self) -> int | None:
@@ -130,7 +130,7 @@ class Selection:
 
 
 def select_with_rules(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules | None) -> Selection:
-    """The k best candidates of every user that the rules allow, by score descending, then code ascending.
+    """Select the k best candidates of every user that the rules allow, by score descending, then code ascending.
 
     Users do not depend on each other. Under max_per_category, candidates are taken in that order and one is passed over where
     the list already holds max_per_category items of any of its categories; an item without categories never is.
@@ -148,11 +148,11 @@ def select_with_rules(scores: np.ndarray, codes: np.ndarray, k: int, rules: Item
         RecsysBatchError: scores are not a float32 matrix or hold a NaN, codes are of another shape or dtype, k < 1; with rules
             also a code that they do not cover, a score without a code, or a boosted score beyond float32.
     """
-    _check(scores, codes, k)
+    _check_inputs(scores, codes, k)
     active = () if rules is None else rules.active
     if rules is not None and active:
         _check_covered(scores, codes, rules)
-    by_code = _by_code(codes)
+    by_code = _columns_by_code(codes)
     scores = np.take_along_axis(scores, by_code, axis=1)
     if rules is None or not active or not rules.n_items or not scores.size:
         values, places = select_top_k_per_row(scores, k)
@@ -162,27 +162,27 @@ def select_with_rules(scores: np.ndarray, codes: np.ndarray, k: int, rules: Item
     if rules.boost is not None:
         values, places = select_top_k_per_row(scores, k)
         lists.append(np.where(values > -np.inf, np.take_along_axis(codes, places, axis=1), NO_CODE))
-        scores = _boosted(scores, codes, rules.boost)
-    # The whole order, as what a rule drops is made up for from behind the k-th place.
+        scores = _add_boosts(scores, codes, rules.boost)
+    # All columns in order, as items behind the k-th place fill up for what a rule drops.
     values, places = select_top_k_per_row(scores, scores.shape[1])
     codes = np.take_along_axis(codes, places, axis=1)
     kept = values > -np.inf
-    lists.append(_list(codes, kept, k))
+    lists.append(_first_kept_codes(codes, kept, k))
     for dropped in (rules.blocked, rules.stale):
         if dropped is not None:
             kept = kept & ~dropped[codes]
-            lists.append(_list(codes, kept, k))
+            lists.append(_first_kept_codes(codes, kept, k))
     if rules.max_per_category is not None:
-        kept = _within_categories(codes, kept, k, rules)
-        lists.append(_list(codes, kept, k))
+        kept = _cap_categories(codes, kept, k, rules)
+        lists.append(_first_kept_codes(codes, kept, k))
     changed = {rule: int(np.count_nonzero(before != after)) for rule, (before, after) in zip(active, pairwise(lists), strict=True)}
-    columns, there = _first(kept, k)
-    values = np.where(there, np.take_along_axis(values, columns, axis=1), np.float32(-np.inf))
+    columns, is_filled = _first_kept_columns(kept, k)
+    values = np.where(is_filled, np.take_along_axis(values, columns, axis=1), np.float32(-np.inf))
     columns = np.take_along_axis(by_code, np.take_along_axis(places, columns, axis=1), axis=1)
     return Selection(columns, values, changed)
 
 
-def _check(scores: np.ndarray, codes: np.ndarray, k: int) -> None:
+def _check_inputs(scores: np.ndarray, codes: np.ndarray, k: int) -> None:
     if k < 1:
         raise RecsysBatchError(f"a list needs k >= 1, found {k}")
     if scores.ndim != 2 or scores.dtype != np.float32:
@@ -207,14 +207,14 @@ def _check_covered(scores: np.ndarray, codes: np.ndarray, rules: ItemRules) -> N
         )
 
 
-def _by_code(codes: np.ndarray) -> np.ndarray:
-    """int64 [B, C] columns by code ascending, places without a code behind, so that ties in score go to the smaller item_id."""
+def _columns_by_code(codes: np.ndarray) -> np.ndarray:
+    """Order columns by code ascending, those without a code behind: int64 [B, C]. So ties in score go to the smaller item_id."""
     # Distinct keys need no stable sort, which is four times slower.
     behind = np.iinfo(np.int64).max - np.arange(codes.shape[1])[::-1]
     return np.argsort(np.where(codes >= 0, codes, behind), axis=1)
 
 
-def _boosted(scores: np.ndarray, codes: np.ndarray, boost: np.ndarray) -> np.ndarray:
+def _add_boosts(scores: np.ndarray, codes: np.ndarray, boost: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         boosted: np.ndarray = scores + boost[codes]  # code -1 takes any boost: its score stays -inf
     beyond = np.isinf(boosted) & np.isfinite(scores)
@@ -226,25 +226,25 @@ def _boosted(scores: np.ndarray, codes: np.ndarray, boost: np.ndarray) -> np.nda
     return boosted
 
 
-def _first(kept: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(columns int64, there bool), both [B, min(k, C)]: where each row's first True are; column 0 where there is none."""
+def _first_kept_columns(kept: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find each row's first True: (columns int64, is_filled bool), both [B, min(k, C)]; column 0 where there is none."""
     rows, n = kept.shape
     flat = np.append(np.flatnonzero(kept), 0)
     counts = np.count_nonzero(kept, axis=1)
     nth = np.arange(min(k, n))
-    there = nth < counts[:, None]
-    places = flat[np.where(there, (np.cumsum(counts) - counts)[:, None] + nth, -1)]
-    return np.where(there, places - np.arange(rows)[:, None] * n, 0), there
+    is_filled = nth < counts[:, None]
+    places = flat[np.where(is_filled, (np.cumsum(counts) - counts)[:, None] + nth, -1)]
+    return np.where(is_filled, places - np.arange(rows)[:, None] * n, 0), is_filled
 
 
-def _list(codes: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray:
-    """int64 [B, min(k, C)]: the first kept codes of each row, NO_CODE behind them."""
-    columns, there = _first(kept, k)
-    return np.where(there, np.take_along_axis(codes, columns, axis=1), NO_CODE)
+def _first_kept_codes(codes: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray:
+    """Take the first kept codes of each row: int64 [B, min(k, C)], NO_CODE behind them."""
+    columns, is_filled = _first_kept_columns(kept, k)
+    return np.where(is_filled, np.take_along_axis(codes, columns, axis=1), NO_CODE)
 
 
-def _within_categories(codes: np.ndarray, kept: np.ndarray, k: int, rules: ItemRules) -> np.ndarray:
-    """bool [B, C]: what is left of ``kept`` under max_per_category, right up to each row's k-th.
+def _cap_categories(codes: np.ndarray, kept: np.ndarray, k: int, rules: ItemRules) -> np.ndarray:
+    """Mark what is left of ``kept`` under max_per_category: bool [B, C], right up to each row's k-th.
 
     Args:
         codes: int64 [B, C] in final order.
@@ -252,39 +252,39 @@ def _within_categories(codes: np.ndarray, kept: np.ndarray, k: int, rules: ItemR
         k: at least 1.
         rules: with max_per_category.
     """
-    left = np.zeros_like(kept)
-    step = max(1, _COUNTS // max(rules.n_categories + 1, rules.most_categories * _COLUMNS))
+    allowed = np.zeros_like(kept)
+    step = max(1, _MAX_COUNT_CELLS // max(rules.n_categories + 1, rules.most_categories * _COLUMNS_PER_BLOCK))
     for start in range(0, len(codes), step):
         part = slice(start, start + step)
-        left[part] = _walk(np.ascontiguousarray(codes[part].T), np.ascontiguousarray(kept[part].T), k, rules).T
-    return left
+        allowed[part] = _cap_categories_of_block(np.ascontiguousarray(codes[part].T), np.ascontiguousarray(kept[part].T), k, rules).T
+    return allowed
 
 
-def _walk(codes: np.ndarray, kept: np.ndarray, k: int, rules: ItemRules) -> np.ndarray:
-    """bool [C, b], as ``_within_categories`` for codes and kept [C, b]: all users' next candidates at once."""
+def _cap_categories_of_block(codes: np.ndarray, kept: np.ndarray, k: int, rules: ItemRules) -> np.ndarray:
+    """Mark what is left of ``kept`` for codes and kept [C, b], transposed, all users' next candidates at once: bool [C, b]."""
     n_columns, users = codes.shape
     width = rules.n_categories + 1  # the last stands for "no category" and is never full
     counts = np.zeros(users * width, dtype=np.int32)
     counts[width - 1 :: width] = np.iinfo(np.int32).min
-    left = np.zeros_like(kept)
-    for start in range(0, n_columns, _COLUMNS):
-        part = slice(start, start + _COLUMNS)
-        if not kept[start:].any() or (np.count_nonzero(left, axis=0) >= k).all():
+    allowed = np.zeros_like(kept)
+    for start in range(0, n_columns, _COLUMNS_PER_BLOCK):
+        part = slice(start, start + _COLUMNS_PER_BLOCK)
+        if not kept[start:].any() or (np.count_nonzero(allowed, axis=0) >= k).all():
             break
-        for column, cells in enumerate(_cells(codes[part], kept[part], width, rules), start):
-            held = counts[cells]
-            fits = kept[column] & (held < rules.max_per_category).all(axis=0)
-            counts[cells] = held + fits
-            left[column] = fits
-    return left
+        for column, cells in enumerate(_category_cells(codes[part], kept[part], width, rules), start):
+            category_counts = counts[cells]
+            fits = kept[column] & (category_counts < rules.max_per_category).all(axis=0)
+            counts[cells] = category_counts + fits
+            allowed[column] = fits
+    return allowed
 
 
-def _cells(codes: np.ndarray, kept: np.ndarray, width: int, rules: ItemRules) -> np.ndarray:
-    """int64 [c, m, b]: the cells of counts [b, width] that candidates [c, b] of at most m categories count in."""
+def _category_cells(codes: np.ndarray, kept: np.ndarray, width: int, rules: ItemRules) -> np.ndarray:
+    """Find the cells of counts [b, width] that candidates [c, b] of at most m categories count in: int64 [c, m, b]."""
     assert rules.category_codes is not None and rules.category_offsets is not None
     starts = rules.category_offsets[codes]
     lengths = np.where(kept, rules.category_offsets[codes + 1] - starts, 0)
     nth = np.arange(lengths.max(initial=0))[:, None]
-    there = nth < lengths[:, None]
-    categories = rules.category_codes[np.where(there, starts[:, None] + nth, 0)]
-    return np.where(there, categories, width - 1) + np.arange(codes.shape[1]) * width
+    is_category = nth < lengths[:, None]
+    categories = rules.category_codes[np.where(is_category, starts[:, None] + nth, 0)]
+    return np.where(is_category, categories, width - 1) + np.arange(codes.shape[1]) * width

@@ -23,17 +23,17 @@ CONTEXT_FEATURES = (
     "has_session",
     "session_similarity",
 )
-_HAS_SESSION = (*PAIR_FEATURES, *CONTEXT_FEATURES).index("has_session")
+_SESSION_COLUMN = (*PAIR_FEATURES, *CONTEXT_FEATURES).index("has_session")
 """The first of the two columns that are an item's own."""
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """Which features, in which order, and how they are scaled.
+    """The features of a ranker, their order and their scaling.
 
     Attributes:
-        names: columns of the feature array: PAIR, CONTEXT, then any attributes of the request (``attribute_value``).
-        mean, scale: per feature of PAIR; a feature is (raw - mean) / scale. Frozen at training.
+        names: columns of the feature array: PAIR_FEATURES, CONTEXT_FEATURES, then any attributes of the request (``encode_attribute``).
+        mean, scale: per feature of PAIR_FEATURES; a feature is (raw - mean) / scale. Frozen at training.
     """
 
     names: tuple[str, ...] = (*PAIR_FEATURES, *CONTEXT_FEATURES)
@@ -42,12 +42,12 @@ class FeatureSpec:
 
     @classmethod
     def default(cls) -> FeatureSpec:
-        """Unscaled features: what a ranker that somebody brings gets."""
+        """Make the spec of unscaled features, which a registered ONNX ranker gets."""
         return cls()
 
     @classmethod
-    def fitted(cls, retrieval_score: np.ndarray, log_popularity: np.ndarray, n_events: np.ndarray) -> FeatureSpec:
-        """Means and standard deviations of a training sample (any shapes)."""
+    def fit(cls, retrieval_score: np.ndarray, log_popularity: np.ndarray, n_events: np.ndarray) -> FeatureSpec:
+        """Fit means and standard deviations to a training sample (any shapes)."""
         raw = (retrieval_score, log_popularity, np.log1p(n_events))
         mean = tuple(float(np.mean(values)) for values in raw)
         return cls(mean=mean, scale=tuple(float(max(np.std(values), 1e-6)) for values in raw))
@@ -62,14 +62,14 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class Context:
-    """What is known at the request; every part may be missing.
+    """What is known of B requests when they are ranked; every part may be missing.
 
     Attributes:
         hour: float [B], local or UTC hour 0 to 24, NaN where unknown.
         weekday: float [B], 0 = Monday, NaN where unknown (with hour).
         device: per user, None where unknown.
         session_similarity: float32 [B, C] from ``session_similarity``, NaN where there is no session.
-        attributes: per user, what else is known, for the further features that a spec names.
+        attributes: per user, further values by name, for the attribute features that a spec names.
     """
 
     hour: np.ndarray
@@ -88,8 +88,8 @@ class PairFeatures:
     log_n_events: np.ndarray
 
     @classmethod
-    def scaled(cls, spec: FeatureSpec, *, retrieval_score: np.ndarray, log_popularity: np.ndarray, n_events: np.ndarray) -> PairFeatures:
-        """From raw values of the same shapes; ``n_events`` are counts."""
+    def from_raw(cls, spec: FeatureSpec, *, retrieval_score: np.ndarray, log_popularity: np.ndarray, n_events: np.ndarray) -> PairFeatures:
+        """Scale raw values of the same shapes; ``n_events`` are counts."""
         raw = (retrieval_score, log_popularity, np.log1p(n_events))
         return cls(*(((v - m) / s).astype(np.float32, copy=False) for v, m, s in zip(raw, spec.mean, spec.scale, strict=True)))
 
@@ -102,7 +102,7 @@ def compute_pair_features(
     n_events: np.ndarray,
     context: Context | None = None,
 ) -> np.ndarray:
-    """The feature array.
+    """Compute the feature array of B users and C candidates each.
 
     Args:
         retrieval_score: float32 [B, C], inner product of the embeddings.
@@ -115,23 +115,23 @@ def compute_pair_features(
     """
     features = np.zeros((*retrieval_score.shape, len(spec.names)), dtype=np.float32)
     if context is not None:
-        features[..., len(PAIR_FEATURES) :] = _of_users(context, spec)[:, None, :]
+        features[..., len(PAIR_FEATURES) :] = _context_features(context, spec)[:, None, :]
         if context.session_similarity is not None:
             similar = np.isfinite(context.session_similarity)
-            features[..., _HAS_SESSION] = similar
-            features[..., _HAS_SESSION + 1] = np.where(similar, context.session_similarity, 0.0)
-    pair = PairFeatures.scaled(spec, retrieval_score=retrieval_score, log_popularity=log_popularity, n_events=n_events)
+            features[..., _SESSION_COLUMN] = similar
+            features[..., _SESSION_COLUMN + 1] = np.where(similar, context.session_similarity, 0.0)
+    pair = PairFeatures.from_raw(spec, retrieval_score=retrieval_score, log_popularity=log_popularity, n_events=n_events)
     features[..., 0], features[..., 1], features[..., 2] = pair.retrieval_score, pair.log_popularity, pair.log_n_events[:, None]
     return features
 
 
-def encode_attribute(name: str, given: Mapping[str, Any]) -> float:
-    """A further feature of a spec: "NAME" is the request's number of that name, "NAME=VALUE" is 1 where it has that value.
+def encode_attribute(name: str, attributes: Mapping[str, Any]) -> float:
+    """Encode an attribute feature: "NAME" is the request's number of that name, "NAME=VALUE" is 1 where it has that value.
 
     0, which is neutral, where the request does not say, or says something that is no finite number.
     """
     key, equals, wanted = name.partition("=")
-    value = given.get(key)
+    value = attributes.get(key)
     if equals:
         return float(value is not None and str(value) == wanted)
     if isinstance(value, bool | int | float):
@@ -146,7 +146,7 @@ def compute_session_similarity(
     item_norms: np.ndarray | None = None,
     session_norms: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Largest cosine of each candidate with an item of the session.
+    """Compute the largest cosine of each candidate with an item of the session.
 
     Args:
         item_embeddings: float32 [B, C, d]. session_embeddings: float32 [B, S, d].
@@ -157,28 +157,28 @@ def compute_session_similarity(
         float32 [B, C]; NaN for a user whose session is empty.
     """
     lengths = _norms(session_embeddings) if session_norms is None else session_norms
-    there = lengths > 0
+    is_item = lengths > 0
     # [B, S, C], so that the largest of a few is taken along long rows.
     products = np.matmul(session_embeddings / np.maximum(lengths, 1e-12)[..., None], item_embeddings.swapaxes(1, 2))
-    if not there.all():
-        products = np.where(there[..., None], products, -np.inf)
+    if not is_item.all():
+        products = np.where(is_item[..., None], products, -np.inf)
     best = products.max(axis=1, initial=-np.inf) / np.maximum(_norms(item_embeddings) if item_norms is None else item_norms, 1e-12)
-    return np.where(there.any(axis=1, keepdims=True), best, np.nan).astype(np.float32)
+    return np.where(is_item.any(axis=1, keepdims=True), best, np.nan).astype(np.float32)
 
 
-def _of_users(context: Context, spec: FeatureSpec) -> np.ndarray:
-    """float32 [B, F - 3], features that all candidates of a user share, in the order of the spec; 0 where a candidate has its own."""
+def _context_features(context: Context, spec: FeatureSpec) -> np.ndarray:
+    """Encode the features that all candidates of a user share: float32 [B, F - 3], in the spec's order; 0 where a candidate has its own."""
     further = spec.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :]
     attributes = context.attributes or [{}] * len(context.device)
     rows = [
-        [*_of_user(hour, weekday, device), 0.0, 0.0, *(encode_attribute(name, given) for name in further)]
-        for hour, weekday, device, given in zip(context.hour.tolist(), context.weekday.tolist(), context.device, attributes, strict=True)
+        [*_time_and_device_features(hour, weekday, device), 0.0, 0.0, *(encode_attribute(name, values) for name in further)]
+        for hour, weekday, device, values in zip(context.hour.tolist(), context.weekday.tolist(), context.device, attributes, strict=True)
     ]
     return np.array(rows, dtype=np.float32)
 
 
-def _of_user(hour: float, weekday: float, device: str | None) -> list[float]:
-    """Features of time and device. In plain Python: for the one user of a request a tenth of what a dozen calls of numpy take."""
+def _time_and_device_features(hour: float, weekday: float, device: str | None) -> list[float]:
+    """Encode time and device of one request. In plain Python: for one user a tenth of what a dozen calls of numpy take."""
     features = [0.0] * (5 + len(DEVICES) + 1)
     if math.isfinite(hour) and math.isfinite(weekday):
         of_day, of_week = hour * (2 * math.pi / 24), weekday * (2 * math.pi / 7)
@@ -189,5 +189,5 @@ def _of_user(hour: float, weekday: float, device: str | None) -> list[float]:
 
 
 def _norms(vectors: np.ndarray) -> np.ndarray:
-    """Lengths along the last axis."""
+    """Compute L2 norms along the last axis."""
     return np.asarray(np.sqrt(np.einsum("...d,...d->...", vectors, vectors)))

@@ -1,4 +1,4 @@
-"""A ranker as an ONNX file: what ``register --ranker`` brings and the online side runs. No torch."""
+"""A ranker as an ONNX file, which ``register --ranker`` checks and the online side runs. No torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OUTPUT = "score"
 
 
 class OnnxRanker:
-    """ONNX Runtime on one thread.
+    """Scores candidates with an ONNX model, on one thread of ONNX Runtime.
 
     The model takes user_embedding float32 [B, d], item_embedding float32 [B, C, d] and features float32 [B, C, F] and
     answers score float32 [B, C]; B and C are free.
@@ -42,7 +42,7 @@ class OnnxRanker:
             )
 
     def score(self, user_embeddings: np.ndarray, item_embeddings: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """float32 [B, C] from float32 [B, d], [B, C, d], [B, C, F]."""
+        """Score candidates: float32 [B, C] from float32 [B, d], [B, C, d], [B, C, F]."""
         feed = dict(zip(INPUTS, (user_embeddings, item_embeddings, features), strict=True))
         scores: np.ndarray = self._session.run([OUTPUT], feed)[0]
         return scores

@@ -13,17 +13,17 @@ import numpy as np
 from recsys_batch.errors import RecsysBatchError
 
 NO_CODE = -1
-"""Code of a padded place; its score is -inf and it sorts behind every item."""
+"""Code that pads a short list; its score is -inf and it sorts behind every item."""
 
 _PAD = np.uint64(0xFFFFFFFF)
 _SIGN = np.uint32(0x80000000)
-_BLOCK = 8_000_000  # scores worked on at once: 32 MB and a partition copy of the same size
-_SORT_BLOCK = 32_000  # pairs packed and sorted at once: they stay in the second-level cache
-_SORT_WHOLE = 4  # up to k * this many columns a full sort is faster than a partition
+_MAX_BLOCK_SCORES = 8_000_000  # scores worked on at once: 32 MB and a partition copy of the same size
+_MAX_SORTED_PAIRS = 32_000  # pairs packed and sorted at once: they stay in the second-level cache
+_FULL_SORT_RATIO = 4  # up to k * this many columns a full sort is faster than a partition
 
 
 def select_top_k_per_row(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best columns of every row, exact also where ties straddle the k-th place.
+    """Select the k best columns of every row, exactly, also where ties straddle the k-th place.
 
     Args:
         scores: float32 [B, N]. -inf stands for "excluded": such columns come only after every finite one, and callers
@@ -36,15 +36,15 @@ def select_top_k_per_row(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.nda
     Raises:
         RecsysBatchError: scores are not a float32 matrix, hold a NaN, or k < 1.
     """
-    _check(scores, k)
+    _check_scores(scores, k)
     rows, n = scores.shape
     k = min(k, n)
     values = np.empty((rows, k), dtype=np.float32)
     indices = np.empty((rows, k), dtype=np.int64)
-    step = max(1, _BLOCK // max(n, 1))
+    step = max(1, _MAX_BLOCK_SCORES // max(n, 1))
     for start in range(0, rows, step):
         block = scores[start : start + step]
-        if n <= _SORT_WHOLE * k:
+        if n <= _FULL_SORT_RATIO * k:
             codes = np.broadcast_to(np.arange(n, dtype=np.int64), block.shape)
         else:
             codes = _best_columns(block, k)
@@ -54,7 +54,7 @@ def select_top_k_per_row(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.nda
 
 
 def order_pairs(scores: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first k of every row's (score, code) pairs, by score descending, then code ascending.
+    """Order every row's (score, code) pairs by score descending, then code ascending, and take the first k.
 
     Args:
         scores: float32 [B, M], no NaN (not checked here).
@@ -66,17 +66,17 @@ def order_pairs(scores: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarr
     rows, m = scores.shape
     ordered = np.empty((rows, min(k, m)), dtype=np.float32)
     ordered_codes = np.empty((rows, min(k, m)), dtype=np.int64)
-    step = max(1, _SORT_BLOCK // max(m, 1))
+    step = max(1, _MAX_SORTED_PAIRS // max(m, 1))
     for start in range(0, rows, step):
         part = slice(start, start + step)
-        keys = _pack(scores[part], codes[part])
+        keys = _pack_keys(scores[part], codes[part])
         keys.sort(axis=1)
-        ordered[part], ordered_codes[part] = _unpack(keys[:, :k])
+        ordered[part], ordered_codes[part] = _unpack_keys(keys[:, :k])
     return ordered, ordered_codes
 
 
 def merge_top_k(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of several top-k results over disjoint items, in the same order as ``top_k``.
+    """Merge several top-k results over disjoint items into the k best, in the order of ``select_top_k_per_row``.
 
     Args:
         parts: (values float32 [B, k_i], indices int64 [B, k_i]) each; places padded with (-inf, -1) stay last.
@@ -91,11 +91,11 @@ def merge_top_k(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple
     if not parts:
         raise RecsysBatchError("merge_top_k was given no parts: pass the result of at least one shard")
     scores = np.concatenate([np.asarray(values, dtype=np.float32) for values, _ in parts], axis=1)
-    _check(scores, k)
+    _check_scores(scores, k)
     return order_pairs(scores, np.concatenate([indices for _, indices in parts], axis=1), k)
 
 
-def _pack(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
+def _pack_keys(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
     # + 0.0 turns -0.0 into 0.0, as the two are equal scores but different bits.
     bits = np.ascontiguousarray(scores + np.float32(0.0)).view(np.uint32)
     ascending = np.where(bits & _SIGN, ~bits, bits | _SIGN)
@@ -104,14 +104,14 @@ def _pack(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
     return keys
 
 
-def _unpack(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _unpack_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ascending = ~(keys >> np.uint64(32)).astype(np.uint32)
     scores = np.where(ascending & _SIGN, ascending ^ _SIGN, ~ascending).view(np.float32)
     low = keys & _PAD
     return scores, np.where(low == _PAD, np.int64(NO_CODE), low.astype(np.int64))
 
 
-def _check(scores: np.ndarray, k: int) -> None:
+def _check_scores(scores: np.ndarray, k: int) -> None:
     if k < 1:
         raise RecsysBatchError(f"top-k needs k >= 1, found {k}")
     if scores.ndim != 2 or scores.dtype != np.float32:
@@ -123,7 +123,7 @@ def _check(scores: np.ndarray, k: int) -> None:
 
 
 def _best_columns(scores: np.ndarray, k: int) -> np.ndarray:
-    """int64 [B, k] columns of the k best in ascending order; of the ties at the k-th place the lowest."""
+    """Find the columns of the k best, ascending: int64 [B, k]; of the ties at the k-th place the lowest."""
     rows, n = scores.shape
     threshold = np.partition(scores, n - k, axis=1)[:, n - k, None]
     kept = scores >= threshold
@@ -134,7 +134,7 @@ def _best_columns(scores: np.ndarray, k: int) -> np.ndarray:
     tie = scores[row, column] == threshold[row, 0]
     ties_before = np.cumsum(tie) - tie
     first = np.searchsorted(row, np.arange(rows))
-    places = k - np.count_nonzero(scores > threshold, axis=1)
-    keep = ~tie | (ties_before - ties_before[first][row] < places[row])
+    n_tied_kept = k - np.count_nonzero(scores > threshold, axis=1)
+    keep = ~tie | (ties_before - ties_before[first][row] < n_tied_kept[row])
     best: np.ndarray = column[keep].reshape(rows, k)
     return best

@@ -57,7 +57,7 @@ class Bundle:
 
     @cached_property
     def tensors(self) -> dict[str, np.ndarray]:
-        """Every named array of ``weights.safetensors`` (empty where the bundle has none)."""
+        """All named arrays of ``weights.safetensors`` (empty where the bundle has none)."""
         if WEIGHTS_FILE not in self.manifest["files"]:
             return {}
         try:
@@ -129,9 +129,9 @@ def load_bundle(directory: str | Path) -> Bundle:
             raise BundleError(f"{manifest_path} names the file {name!r}, which leaves the bundle's folder")
         if not (path / name).is_file():
             raise BundleError(f"{path} lacks {name}, which its manifest names")
-        found = sha256_file(path / name)
-        if found != expected["sha256"]:
-            raise BundleError(f"{path / name}: checksum {found[:12]}..., manifest says {expected['sha256'][:12]}...: damaged or altered")
+        checksum = sha256_file(path / name)
+        if checksum != expected["sha256"]:
+            raise BundleError(f"{path / name}: checksum {checksum[:12]}..., manifest says {expected['sha256'][:12]}...: damaged or altered")
     return Bundle(path=path, manifest=manifest, digest=hashlib.sha256(raw).hexdigest())
 
 

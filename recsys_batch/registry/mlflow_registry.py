@@ -1,4 +1,4 @@
-"""MLflow: the only file that imports it. Models are bundles; the alias says which one the night uses.
+"""Model versions, the champion alias and metrics of nights in MLflow: the only file that imports it.
 
 Only drivers call this; executors never reach the tracking server.
 """
@@ -41,7 +41,7 @@ class RegisteredModel:
 
 
 class ModelRegistry:
-    """Tracking server and model registry of one config."""
+    """The tracking server and model registry of one config."""
 
     def __init__(self, config: Config) -> None:
         state = Path(config.paths.state).absolute()
@@ -55,7 +55,7 @@ class ModelRegistry:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         self._client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         mlflow.set_tracking_uri(uri)
-        self._experiment = self._experiment_id(config.mlflow.experiment, None if named else state / "mlartifacts")
+        self._experiment = self._get_or_create_experiment(config.mlflow.experiment, None if named else state / "mlartifacts")
 
     def register(
         self,
@@ -68,12 +68,12 @@ class ModelRegistry:
         """Log a bundle with its metrics and curves, and make it a version. The same content registered again is the same version.
 
         Args:
-            training_key: what ``find_trained`` finds the version by.
+            training_key: hash of the training's inputs and settings, by which ``find_trained`` looks the version up.
         """
-        self._ensure_model()
-        known = self._find(_DIGEST_TAG, bundle.digest)
-        if known is not None:
-            return known
+        self._ensure_registered_model()
+        existing = self._find_by_tag(_DIGEST_TAG, bundle.digest)
+        if existing is not None:
+            return existing
         run_id = self._client.create_run(self._experiment, run_name=f"model-{bundle.digest[:8]}").info.run_id
         for key, value in params.items():
             self._client.log_param(run_id, key, value)
@@ -90,16 +90,16 @@ class ModelRegistry:
         return RegisteredModel(str(version.version), run_id, bundle.digest)
 
     def find_trained(self, training_key: str) -> RegisteredModel | None:
-        """The version that a training of that key registered."""
-        return self._find(_TRAINING_TAG, training_key)
+        """Find the version that a training of that key registered; None where there is none."""
+        return self._find_by_tag(_TRAINING_TAG, training_key)
 
-    def champion(self) -> RegisteredModel | None:
-        """The version that the alias names, None while there is none."""
+    def get_champion(self) -> RegisteredModel | None:
+        """Look up the version that the alias names; None while there is none."""
         try:
-            found = self._client.get_model_version_by_alias(self._name, self._alias)
+            version = self._client.get_model_version_by_alias(self._name, self._alias)
         except MlflowException:
             return None
-        return RegisteredModel(str(found.version), str(found.run_id), str(found.tags.get(_DIGEST_TAG, "")))
+        return RegisteredModel(str(version.version), str(version.run_id), str(version.tags.get(_DIGEST_TAG, "")))
 
     def set_champion(self, version: str) -> None:
         """Move the alias to ``version``."""
@@ -113,54 +113,54 @@ class ModelRegistry:
             BundleError: damaged.
         """
         try:
-            found = self._client.get_model_version(self._name, version)
+            model_version = self._client.get_model_version(self._name, version)
             directory.mkdir(parents=True, exist_ok=True)
-            local = download_artifacts(artifact_uri=str(found.source), dst_path=str(directory))
+            local = download_artifacts(artifact_uri=str(model_version.source), dst_path=str(directory))
         except (MlflowException, OSError) as error:
             raise InputMissing(f"model {self._name} version {version} cannot be fetched: {error}") from None
         return load_bundle(local)
 
     def start_night(self, run_id: str, tags: Mapping[str, str]) -> str:
-        """MLflow run that a night logs its driver metrics to."""
+        """Create the MLflow run that a night logs its driver metrics to; its id."""
         created = self._client.create_run(self._experiment, run_name=run_id, tags={"recsys_batch.run_id": run_id, **tags})
         return str(created.info.run_id)
 
     def log_metrics(self, mlflow_run_id: str, metrics: Mapping[str, float]) -> None:
-        """Log numbers to a run."""
+        """Log metrics to an MLflow run."""
         now = int(time.time() * 1000)
         logged = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
         for start in range(0, len(logged), _METRICS_PER_CALL):
             self._client.log_batch(mlflow_run_id, logged[start : start + _METRICS_PER_CALL])
 
     def log_figure(self, mlflow_run_id: str, figure: Any, name: str) -> None:
-        """Log a matplotlib figure to a run, as the file ``name``."""
+        """Log a matplotlib figure to an MLflow run, as the file ``name``."""
         self._client.log_figure(mlflow_run_id, figure, name)
 
     def log_file(self, mlflow_run_id: str, path: Path) -> None:
-        """Log a file to a run, under its own name."""
+        """Log a file to an MLflow run, under its own name."""
         self._client.log_artifact(mlflow_run_id, str(path))
 
     def set_tag(self, mlflow_run_id: str, key: str, value: str) -> None:
-        """Set a tag of a run."""
+        """Set a tag of an MLflow run."""
         self._client.set_tag(mlflow_run_id, key, value)
 
     def finish_run(self, mlflow_run_id: str, *, failed: bool) -> None:
-        """Close a night's run."""
+        """Close a night's MLflow run."""
         self._client.set_terminated(mlflow_run_id, "FAILED" if failed else "FINISHED")
 
-    def _experiment_id(self, name: str, artifacts: Path | None) -> str:
-        known = self._client.get_experiment_by_name(name)
-        if known is not None:
-            return str(known.experiment_id)
+    def _get_or_create_experiment(self, name: str, artifacts: Path | None) -> str:
+        existing = self._client.get_experiment_by_name(name)
+        if existing is not None:
+            return str(existing.experiment_id)
         return str(self._client.create_experiment(name, artifact_location=artifacts.as_uri() if artifacts else None))
 
-    def _find(self, tag: str, value: str) -> RegisteredModel | None:
-        for known in self._client.search_model_versions(f"name='{self._name}'"):
-            if known.tags.get(tag) == value:
-                return RegisteredModel(str(known.version), str(known.run_id), str(known.tags.get(_DIGEST_TAG, "")))
+    def _find_by_tag(self, tag: str, value: str) -> RegisteredModel | None:
+        for version in self._client.search_model_versions(f"name='{self._name}'"):
+            if version.tags.get(tag) == value:
+                return RegisteredModel(str(version.version), str(version.run_id), str(version.tags.get(_DIGEST_TAG, "")))
         return None
 
-    def _ensure_model(self) -> None:
+    def _ensure_registered_model(self) -> None:
         try:
             self._client.get_registered_model(self._name)
         except MlflowException:

@@ -16,7 +16,7 @@ class Promotion:
 
 
 def decide_promotion(gate: Mapping[str, float]) -> Promotion:
-    """A challenger must beat popularity, and the champion where there is one.
+    """Decide whether a challenger becomes champion: it must beat popularity, and the champion where there is one.
 
     Args:
         gate: NDCG@10 on the same held-out events of ``challenger``, ``popularity`` and, where there is one, ``champion``.

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.dataset.popularity import counts_path, users_by_item
 from recsys_batch.errors import InputMissing
-from recsys_batch.evaluation.drift import RunComparison, compare_runs, sample_rows
+from recsys_batch.evaluation.drift import RunComparison, compare_runs, sample_user_ranges
 from recsys_batch.read import list_run_files, read_run_rows, read_table
 from recsys_batch.report.cards import UserCard, make_cards
 from recsys_batch.report.segments import Segment, measure_segments
@@ -106,7 +106,7 @@ def collect_facts(warehouse: str, run: Run, min_weight: float, n_cards: int = 4)
 
 def sample_of_run(topk: UserSortedFiles) -> pa.Table:
     """Rows of users from all over, whole lists."""
-    found = [topk.between(bounds, _COLUMNS) for bounds in sample_rows(topk)]
+    found = [topk.between(bounds, _COLUMNS) for bounds in sample_user_ranges(topk)]
     return pa.concat_tables(found).unify_dictionaries().combine_chunks()
 
 
@@ -150,7 +150,7 @@ def _movers(now: UserSortedFiles, earlier: UserSortedFiles, items: pa.Table) -> 
     shares = []
     item_ids = items["item_id"].combine_chunks()
     for files in (now, earlier):
-        rows = [files.between(bounds, ["user_id", "item_id"]) for bounds in sample_rows(now)]
+        rows = [files.between(bounds, ["user_id", "item_id"]) for bounds in sample_user_ranges(now)]
         together = pa.concat_tables(rows)
         codes = flat_positions(together["item_id"].combine_chunks(), item_ids)
         n_users = max(len(pc.unique(together["user_id"])), 1)

@@ -1,1 +1,8 @@
-"""TODO."""
+"""Delta tables without a JVM: files of a table slice written from Arrow, committed at once, read by ranges of user_id.
+
+slice_writer   Parquet files of one partition, as a task writes them
+delta_log      commits of slices, and the data files that the log lists
+user_ranges    rows of a range of users from files in order of user_id
+list_columns   Arrow list columns as flat values and offsets
+run_manifest   the runs table: states of runs, and which one is published
+"""

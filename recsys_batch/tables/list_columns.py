@@ -45,6 +45,12 @@ def sorted_unique(keys: np.ndarray) -> np.ndarray:
     return np.asarray(keys[np.diff(keys, prepend=-1) > 0])
 
 
+def sorted_ids(*columns: pa.ChunkedArray) -> pa.Array:
+    """Merge columns into their distinct values, ascending."""
+    values = pc.unique(pa.chunked_array([chunk for column in columns for chunk in column.chunks]))
+    return values.take(pc.sort_indices(values))
+
+
 def mask_ragged(offsets: np.ndarray, keep: np.ndarray) -> np.ndarray:
     """Offsets after dropping the flat values where ``keep`` (bool [total]) is false."""
     return np.asarray(np.concatenate([[0], np.cumsum(keep)])[offsets], dtype=np.int64)

@@ -44,12 +44,12 @@ def test_segments_fall_under_their_rule_or_under_everybodys(tmp_path: Path) -> N
     write_catalogue(tmp_path / "without", make(pa.array([1, 2, 3])))
     segments = pa.array(["kids", None, "others", "all"])
     opened = open_catalogue(str(tmp_path / "with"))
-    np.testing.assert_array_equal(opened.rules(segments), [0, 1, 1, 1])
-    np.testing.assert_array_equal(opened.allowed(0), [True, False, True])  # items 1 and 3 are retrievable
-    np.testing.assert_array_equal(opened.allowed(1), [True, False, False])
+    np.testing.assert_array_equal(opened.rules_by_segment(segments), [0, 1, 1, 1])
+    np.testing.assert_array_equal(opened.eligible_mask(0), [True, False, True])  # items 1 and 3 are retrievable
+    np.testing.assert_array_equal(opened.eligible_mask(1), [True, False, False])
     opened = open_catalogue(str(tmp_path / "without"))
-    np.testing.assert_array_equal(opened.rules(segments), [-1] * 4)
-    np.testing.assert_array_equal(opened.allowed(-1), opened.retrievable)
+    np.testing.assert_array_equal(opened.rules_by_segment(segments), [-1] * 4)
+    np.testing.assert_array_equal(opened.eligible_mask(-1), opened.retrievable)
 
 
 @pytest.mark.parametrize("ids", [pa.array([2, 1]), pa.array([1, 1]), pa.array(["b", "a"])])

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.dataset import synthetic
-from recsys_batch.dataset.synthetic import END_US, PowerLaw, Shuffle, World, hash_to_uniform
+from recsys_batch.dataset.synthetic import END_US, Permutation, PowerLaw, World, hash_to_uniform
 
 WORLD = World(n_users=1000, n_items=500, n_events=20_000, seed=7)
 USERS = np.arange(1, WORLD.n_users + 1)
@@ -112,7 +112,7 @@ def test_returns_weigh_less_than_nothing(events: pa.Table) -> None:
 
 @given(st.integers(1, 10_000), st.integers(0, 100))
 def test_a_shuffle_is_a_bijection_with_its_inverse(n: int, seed: int) -> None:
-    shuffle = Shuffle.of(n, seed, 1)
+    shuffle = Permutation.seeded(n, seed, 1)
     there = shuffle.forward(np.arange(n))
     assert np.array_equal(np.sort(there), np.arange(n))
     assert np.array_equal(shuffle.backward(there), np.arange(n))
@@ -120,7 +120,7 @@ def test_a_shuffle_is_a_bijection_with_its_inverse(n: int, seed: int) -> None:
 
 def test_the_largest_shuffle_does_not_overflow() -> None:
     n = 2**31 - 1
-    shuffle = Shuffle.of(n, 0, 1)
+    shuffle = Permutation.seeded(n, 0, 1)
     rows = np.array([0, 1, n // 2, n - 1])
     assert np.array_equal(shuffle.backward(shuffle.forward(rows)), rows)
 

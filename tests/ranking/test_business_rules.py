@@ -176,8 +176,8 @@ def test_empty_places_behind_the_candidates_change_neither_lists_nor_counts(bloc
 def test_lists_do_not_depend_on_how_much_is_worked_on_at_once(block: Block, counts: int, columns: int) -> None:
     whole = picked_by(block)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recsys_batch.ranking.business_rules._COUNTS", counts)
-        patch.setattr("recsys_batch.ranking.business_rules._COLUMNS", columns)
+        patch.setattr("recsys_batch.ranking.business_rules._MAX_COUNT_CELLS", counts)
+        patch.setattr("recsys_batch.ranking.business_rules._COLUMNS_PER_BLOCK", columns)
         pieces = picked_by(block)
     np.testing.assert_array_equal(pieces.columns, whole.columns)
     np.testing.assert_array_equal(pieces.values, whole.values)

@@ -21,7 +21,7 @@ RNG = np.random.default_rng(5)
 SCORES = RNG.normal(size=(4, 6)).astype(np.float32)
 POPULARITY = RNG.random((4, 6)).astype(np.float32)
 N_EVENTS = np.array([0, 1, 7, 300])
-SPEC = FeatureSpec.fitted(SCORES, POPULARITY, N_EVENTS)
+SPEC = FeatureSpec.fit(SCORES, POPULARITY, N_EVENTS)
 
 
 def features(context: Context | None, rows: slice = slice(None), spec: FeatureSpec = SPEC) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_a_fitted_spec_gives_mean_0_and_deviation_1_and_stays_finite_where_a_fea
     got = features(None)[..., :2]
     np.testing.assert_allclose(got.mean(axis=(0, 1)), 0, atol=1e-6)
     np.testing.assert_allclose(got.std(axis=(0, 1)), 1, atol=1e-5)
-    flat = FeatureSpec.fitted(np.ones((4, 6)), np.ones((4, 6)), np.ones(4))
+    flat = FeatureSpec.fit(np.ones((4, 6)), np.ones((4, 6)), np.ones(4))
     assert np.isfinite(features(None, spec=flat)).all()
 
 

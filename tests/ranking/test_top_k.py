@@ -48,8 +48,8 @@ def test_ties_across_the_kth_place_keep_the_lowest_indices_in_every_row() -> Non
 def test_rows_are_independent_of_the_blocks_they_are_worked_on_in(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(0).integers(0, 20, size=(37, 200)).astype(np.float32)
     whole = select_top_k_per_row(scores, 10)
-    monkeypatch.setattr("recsys_batch.ranking.top_k._BLOCK", 700)
-    monkeypatch.setattr("recsys_batch.ranking.top_k._SORT_BLOCK", 30)
+    monkeypatch.setattr("recsys_batch.ranking.top_k._MAX_BLOCK_SCORES", 700)
+    monkeypatch.setattr("recsys_batch.ranking.top_k._MAX_SORTED_PAIRS", 30)
     for expected, found in zip(whole, select_top_k_per_row(scores, 10), strict=True):
         np.testing.assert_array_equal(found, expected)
 

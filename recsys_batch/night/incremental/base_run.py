@@ -131,17 +131,17 @@ def _compared(before: Catalogue, now: Catalogue, night: RunContext) -> tuple[pa.
     for segment in now.eligible:
         arrays.append((f"eligibility for {segment}", before.eligible[segment], now.eligible[segment]))
     for name in ("boost", "blocked", "stale"):
-        if getattr(now.business, name) is not None:
-            arrays.append((f"rules ({name})", getattr(before.business, name), getattr(now.business, name)))
+        if getattr(now.item_rules, name) is not None:
+            arrays.append((f"rules ({name})", getattr(before.item_rules, name), getattr(now.item_rules, name)))
     for name, then, today in arrays:
         same = np.asarray(then[old] == today[new]).reshape(len(both), -1).all(axis=1)
         if not same.all():
             raise FullRunRequired(f"the {name} of {int(np.count_nonzero(~same))} items are not what they were")
-    if now.business.max_per_category is not None:
+    if now.item_rules.max_per_category is not None:
         if not before.item_ids.equals(now.item_ids):
             raise FullRunRequired("items came or went, and rules.max_per_category weighs all of a list against each other")
         for name in ("category_codes", "category_offsets"):
-            if not np.array_equal(getattr(before.business, name), getattr(now.business, name)):
+            if not np.array_equal(getattr(before.item_rules, name), getattr(now.item_rules, name)):
                 raise FullRunRequired("categories of items are not what they were, and rules.max_per_category goes by them")
     was, now_is = before.item_ids.filter(pa.array(before.retrievable)), now.item_ids.filter(pa.array(now.retrievable))
     gained, lost = now_is.filter(pc.invert(pc.is_in(now_is, value_set=was))), was.filter(pc.invert(pc.is_in(was, value_set=now_is)))

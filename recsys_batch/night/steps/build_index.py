@@ -86,7 +86,7 @@ def build_and_tune(
     exact = open_retriever(directory, info.exact(), n_threads=n_threads)
     samples = []
     for rule in np.unique(sampled.rules):
-        queries, allowed = sampled.queries[sampled.rules == rule], catalogue.allowed(int(rule))[retrievable]
+        queries, allowed = sampled.queries[sampled.rules == rule], catalogue.eligible_mask(int(rule))[retrievable]
         samples.append(
             TuningSample(queries, retriever, exact)
             if rule < 0
@@ -152,7 +152,9 @@ def index_items(night: RunContext) -> StepResult:
             f"no user has a positive interaction (weight > data.min_weight = {night.config.data.min_weight:g}), or an embedding that was "
             "registered: ingest interactions first"
         )
-    sampled = SampledUsers(column_matrix(table["embedding"].combine_chunks()), catalogue.rules(table["segment"].combine_chunks()))
+    sampled = SampledUsers(
+        column_matrix(table["embedding"].combine_chunks()), catalogue.rules_by_segment(table["segment"].combine_chunks())
+    )
     assign_rows = assign_in_tasks(night.spark, night.root, night.cache) if len(catalogue) >= PARALLEL_ITEMS else None
     settings = night.config.retrieval
     if night.config.scoring.candidates == "all":

@@ -146,7 +146,7 @@ def _without_history(catalogue: Catalogue) -> Catalogue:
         log_popularity=catalogue.log_popularity,
         retrievable=catalogue.retrievable,
         eligible=catalogue.eligible,
-        business=catalogue.business,
+        item_rules=catalogue.item_rules,
     )
 
 

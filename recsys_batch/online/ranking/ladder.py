@@ -187,7 +187,7 @@ def _score_batch(snapshot: Snapshot, pairs: list[ScoringInput]) -> list[RankResu
     keep = candidate_mask(items, codes, [pair.excluded_codes for pair in pairs], [pair.query.categories for pair in pairs])
     if keep is not None:
         scores = np.where(keep, scores, np.float32(-np.inf))
-    places, values = select_top_k(scores, codes, max(pair.query.k for pair in pairs), items.catalogue.business)
+    places, values = select_top_k(scores, codes, max(pair.query.k for pair in pairs), items.catalogue.item_rules)
     published = np.full(codes.shape, np.nan, np.float32)
     for row, one in enumerate(lists):
         published[row, one.top_places] = one.top_scores
@@ -244,7 +244,7 @@ def _popular(snapshot: Snapshot, query: RankQuery, gone: Sequence[int], reason: 
     codes = listed[None].astype(np.int64)
     keep = candidate_mask(snapshot.items, codes, [gone], [query.categories])
     ruled = scores[None] if keep is None else np.where(keep, scores, np.float32(-np.inf))
-    ((places,), (values,)) = select_top_k(ruled, codes, query.k, snapshot.items.catalogue.business)
+    ((places,), (values,)) = select_top_k(ruled, codes, query.k, snapshot.items.catalogue.item_rules)
     there = np.isfinite(values)
     nowhere = np.zeros(int(there.sum()), dtype=np.int64)
     stages = {"select": time.perf_counter() - began}

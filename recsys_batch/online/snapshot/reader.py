@@ -77,7 +77,7 @@ class Snapshot:
         """bool [n], items that somebody without a segment may be recommended."""
         catalogue = self.items.catalogue
         rule = list(catalogue.eligible).index(ALL_SEGMENTS) if ALL_SEGMENTS in catalogue.eligible else -1
-        return np.asarray(catalogue.allowed(rule))
+        return np.asarray(catalogue.eligible_mask(rule))
 
     def close(self) -> None:
         if self.store is not None:

@@ -87,7 +87,7 @@ class EmbedTask:
 def count_popularity(gathered: UserEvents, min_weight: float, bounds: UserRange) -> Iterator[pa.RecordBatch]:
     """Users per segment and item in the range, less what of it the base knew (in an incremental night; nothing else)."""
     positives, ids = gathered.positives(bounds, min_weight), gathered.events.where.ids
-    segments = gathered.people.between(bounds, ["user_id", "segment", "segment_before"]) if gathered.people else None
+    segments = gathered.users.between(bounds, ["user_id", "segment", "segment_before"]) if gathered.users else None
     now = count_users(positives, segments.select(["user_id", "segment"]) if segments else None, ids)
     earlier = positives.filter(positives["before"])
     if earlier.num_rows:

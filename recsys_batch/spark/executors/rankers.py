@@ -38,7 +38,7 @@ class TorchBatchRanker:
 
     def score(self, users: np.ndarray, n_events: np.ndarray, codes: np.ndarray, retrieval: np.ndarray, catalogue: Catalogue) -> np.ndarray:
         popularity = catalogue.log_popularity[codes]
-        features = PairFeatures.scaled(self.spec, retrieval_score=retrieval, log_popularity=popularity, n_events=n_events)
+        features = PairFeatures.from_raw(self.spec, retrieval_score=retrieval, log_popularity=popularity, n_events=n_events)
         return self.ranker.score_without_context(users, catalogue.embeddings, codes, features)
 
 

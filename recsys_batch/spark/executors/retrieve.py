@@ -112,7 +112,7 @@ def _find(batch: pa.RecordBatch, task: RetrieveTask) -> SearchResult:
     seen_ids, seen_offsets = split_rows(batch["seen"])
     seen_codes = catalogue.codes(seen_ids)
     embedded = np.asarray(batch["embedding"].is_valid())
-    rules = catalogue.rules(batch["segment"])
+    rules = catalogue.rules_by_segment(batch["segment"])
     found = SearchResult(
         scores=np.full((batch.num_rows, task.n_candidates), -np.inf, dtype=np.float32),
         codes=np.full((batch.num_rows, task.n_candidates), NO_CODE, dtype=np.int64),
@@ -124,7 +124,7 @@ def _find(batch: pa.RecordBatch, task: RetrieveTask) -> SearchResult:
         found.codes[users], found.scores[users], found.counts[users] = nearest.codes, nearest.scores, nearest.counts
     segments = batch["segment"]
     for row in np.flatnonzero(~embedded):
-        allowed = catalogue.allowed(int(rules[row])).copy()
+        allowed = catalogue.eligible_mask(int(rules[row])).copy()
         seen = seen_codes[seen_offsets[row] : seen_offsets[row + 1]]
         allowed[seen[seen >= 0]] = False
         codes, scores = make_popular_list(segments[int(row)].as_py(), allowed, task)
@@ -144,7 +144,7 @@ def _nearest(
     """Of the users (bool [B]), who all fall under one rule; in catalogue codes."""
     # The index holds retrievable items only, in code order: what it calls r is the item retrievable[r].
     retrievable = catalogue.retrievable_codes()
-    allowed = catalogue.allowed(rule)
+    allowed = catalogue.eligible_mask(rule)
     place = np.full(len(catalogue) + 1, NO_CODE, dtype=np.int64)  # the extra last entry answers code -1
     place[retrievable] = np.arange(len(retrievable))
     place[:-1][~allowed] = NO_CODE

@@ -165,12 +165,12 @@ def _ranked(
 
 def _best(final: np.ndarray, codes: np.ndarray, task: ScoreTask, catalogue: Catalogue) -> tuple[_Best, dict[str, int]]:
     """Top k of each row under the rules of the business, and what these changed."""
-    picked = select_with_rules(final, codes, task.top_k, catalogue.business)
+    picked = select_with_rules(final, codes, task.top_k, catalogue.item_rules)
     there = np.isfinite(picked.values)
     best = np.take_along_axis(codes, picked.columns, axis=1)
     lists = _Best(best[there], picked.values[there], picked.columns[there] + 1, there.sum(axis=1))
     counts = {f"rules.{rule}.rows_changed": n for rule, n in picked.changed.items()}
-    if catalogue.business.active:
+    if catalogue.item_rules.active:
         without = np.minimum((codes != NO_CODE).sum(axis=1), task.top_k)
         counts[SHORT_BY_RULES] = int(np.count_nonzero(lists.counts < without))
     return lists, counts

@@ -155,7 +155,7 @@ def test_rules_of_the_business_hold_online_as_in_the_night(snapshot: Snapshot) -
     boost[plain[9]] = 100.0
     blocked = np.zeros(N_ITEMS, bool)
     blocked[plain[0]] = True
-    catalogue = replace(snapshot.items.catalogue, business=ItemRules(boost=boost, blocked=blocked))
+    catalogue = replace(snapshot.items.catalogue, item_rules=ItemRules(boost=boost, blocked=blocked))
     ruled = asked(replace(snapshot, items=replace(snapshot.items, catalogue=catalogue)), 5, 10).codes.tolist()
     assert ruled[0] == plain[9] and int(plain[0]) not in ruled
 
