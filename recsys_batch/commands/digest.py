@@ -18,7 +18,7 @@ from recsys_batch.errors import UsageError
 from recsys_batch.schemas import ALL_SEGMENTS
 
 if TYPE_CHECKING:
-    from recsys_batch.digest.digest import DigestResult
+    from recsys_batch.digest.builder import DigestResult
 
 
 class ShardType(click.ParamType):
@@ -75,8 +75,8 @@ def digest_command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    from recsys_batch.digest.digest import make_digest
-    from recsys_batch.digest.user_slots import DigestRequest
+    from recsys_batch.digest.builder import make_digest
+    from recsys_batch.digest.slot_choosers import DigestRequest
     from recsys_batch.storage.node_cache import NodeCache
 
     segment = None if segment == ALL_SEGMENTS else segment

@@ -105,8 +105,8 @@ def group_by_segment(rows: pa.Table, catalogue: Catalogue) -> dict[str, tuple[np
     codes, scores = catalogue.codes(rows["item_id"].combine_chunks()), rows["score"].to_numpy()
     segments = np.asarray(rows["segment"].to_pylist(), dtype=object)
     usable = (codes >= 0) & np.asarray(catalogue.retrievable)[codes]
-    rows_of_segment = {str(segment): (segments == segment) & usable for segment in dict.fromkeys(segments)}
-    return {segment: (codes[rows], scores[rows]) for segment, rows in rows_of_segment.items()}
+    masks = {str(segment): (segments == segment) & usable for segment in dict.fromkeys(segments)}
+    return {segment: (codes[mask], scores[mask]) for segment, mask in masks.items()}
 
 
 def sum_counts(tables: Sequence[pa.Table], ids: IdTypes) -> pa.Table:

@@ -1,4 +1,4 @@
-"""One record per user into a file that appears when it is whole: JSON lines, or Parquet."""
+"""Writes one record per user to a file that appears when it is complete: JSON lines, or Parquet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OutputFormat = Literal["jsonl", "parquet"]
 
 
 def output_schema(ids: IdTypes) -> pa.Schema:
-    """Of a digest: user_id, slots, run_id, model_version. ``because_item_id`` and the item of ``reason`` are the same."""
+    """Build the schema of a digest: user_id, slots, run_id, model_version. ``because_item_id`` is the item that ``reason`` names."""
     slot = pa.struct(
         [
             pa.field("slot", pa.int32(), nullable=False),
@@ -45,7 +45,7 @@ def output_schema(ids: IdTypes) -> pa.Schema:
 
 @dataclass(frozen=True)
 class OutputBlock:
-    """Users and their slots.
+    """Users and their slots, as columns.
 
     Attributes:
         users: n ids; offsets: n + 1 places into the columns of ``slots``.
@@ -58,13 +58,13 @@ class OutputBlock:
 
 
 class OutputSink(Protocol):
-    """Where blocks go."""
+    """The file that blocks are written to."""
 
     def write(self, block: OutputBlock) -> None: ...
 
 
 def draft_path(path: Path) -> Path:
-    """Where a file is written before it is there."""
+    """Name the draft that a file is written as until it is complete."""
     return path.with_name(f".{path.name}.part")
 
 

@@ -1,4 +1,4 @@
-"""What digests have sent to whom: a Delta table, appended once per digest, in one commit that carries the digest's id.
+"""The log of what digests sent to whom: a Delta table, appended once per digest, in one commit that carries the digest's id.
 
 The id is the application id of a Delta transaction: a second append of the same digest is refused by the log itself, also where two
 processes try it at once.
@@ -27,13 +27,13 @@ SENT_LOG_NAME = "sent_log"
 
 
 class SentLog:
-    """The log of a warehouse; the table is made by the first digest."""
+    """The sent_log table of a warehouse; the first digest creates it."""
 
     def __init__(self, warehouse: str, ids: IdTypes) -> None:
         self._warehouse, self._ids = warehouse, ids
 
-    def run_of(self, digest_id: str) -> str | None:
-        """The run that a digest was made from; None where it is not logged. "" where it sent nothing to anybody."""
+    def find_run(self, digest_id: str) -> str | None:
+        """Find the run that a digest was made from; None where it is not logged, "" where it sent nothing."""
         if (
             not has_table(self._warehouse, SENT_LOG_NAME)
             or open_table(self._warehouse, SENT_LOG_NAME).transaction_version(digest_id) is None
@@ -42,62 +42,62 @@ class SentLog:
         rows = read_table(self._warehouse, SENT_LOG_NAME, columns=["run_id"], where=pc.field("digest_id") == digest_id)
         return str(rows["run_id"][0].as_py()) if rows.num_rows else ""
 
-    def of_digest(self, digest_id: str, bounds: UserRange) -> pa.Table:
-        """user_id, slot, item_id that a digest sent to a range's users, in order of user and slot."""
-        where = _between(bounds, pc.field("digest_id") == digest_id)
-        rows = read_table(self._warehouse, SENT_LOG_NAME, columns=["user_id", "slot", "item_id"], where=where)
+    def read_digest(self, digest_id: str, bounds: UserRange) -> pa.Table:
+        """Read what a digest sent to a range's users: user_id, slot, item_id, in order of user and slot."""
+        condition = _in_range(bounds, pc.field("digest_id") == digest_id)
+        rows = read_table(self._warehouse, SENT_LOG_NAME, columns=["user_id", "slot", "item_id"], where=condition)
         return rows.sort_by([("user_id", "ascending"), ("slot", "ascending")])
 
-    def lately(self, since: dt.date, digest_id: str, bounds: UserRange) -> pa.Table:
-        """user_id, item_id of what others than this digest sent to a range's users on that day or later."""
+    def read_since(self, since: dt.date, digest_id: str, bounds: UserRange) -> pa.Table:
+        """Read what other digests sent to a range's users on that day or later: user_id, item_id."""
         if not has_table(self._warehouse, SENT_LOG_NAME):
             return pa.table({"user_id": pa.array([], self._ids.user_arrow), "item_id": pa.array([], self._ids.item_arrow)})
-        where = (pc.field("sent_date") >= since) & (pc.field("digest_id") != digest_id)
-        return read_table(self._warehouse, SENT_LOG_NAME, columns=["user_id", "item_id"], where=_between(bounds, where))
+        condition = (pc.field("sent_date") >= since) & (pc.field("digest_id") != digest_id)
+        return read_table(self._warehouse, SENT_LOG_NAME, columns=["user_id", "item_id"], where=_in_range(bounds, condition))
 
-    def slice_on(self, day: dt.date) -> TableSlice:
-        """Where rows of that day go."""
+    def slice_of_day(self, day: dt.date) -> TableSlice:
+        """Make the slice that rows of a day go to."""
         return TableSlice(f"{absolute(self._warehouse)}/{SENT_LOG_NAME}", TABLES[SENT_LOG_NAME], self._ids, {"sent_date": day}, 2**26)
 
-    def make(self) -> None:
-        """Create the table where it is not there yet."""
-        where, spec = self.slice_on(dt.date.min), TABLES[SENT_LOG_NAME]
-        fields = [pa.field(one.name, one.arrow(self._ids).type, one.nullable, {"comment": one.comment}) for one in spec.columns]
+    def create_table(self) -> None:
+        """Create the table where it does not exist yet."""
+        day_slice, spec = self.slice_of_day(dt.date.min), TABLES[SENT_LOG_NAME]
+        fields = [column.arrow(self._ids).with_metadata({"comment": column.comment}) for column in spec.columns]
         DeltaTable.create(
-            where.root,
+            day_slice.root,
             pa.schema(fields),
             mode="ignore",
             partition_by=list(spec.partition_by),
             description=spec.comment,
             configuration={"delta.dataSkippingStatsColumns": ",".join(spec.stats_columns(self._ids)), "delta.checkpointPolicy": "classic"},
-            storage_options=storage_options(where.root),
+            storage_options=storage_options(day_slice.root),
         )
 
-    def append(self, digest_id: str, where: TableSlice, parts: Iterable[DataFile], metadata: dict[str, str]) -> None:
-        """Make the files that were written the digest's rows.
+    def append(self, digest_id: str, day_slice: TableSlice, files: Iterable[DataFile], metadata: dict[str, str]) -> None:
+        """Commit written files as the digest's rows.
 
         Raises:
             Busy: another process logged the same digest meanwhile.
         """
-        table = open_table(self._warehouse, SENT_LOG_NAME)
+        table, columns = open_table(self._warehouse, SENT_LOG_NAME), list(day_slice.spec.partition_by)
         properties = CommitProperties(custom_metadata=metadata, app_transactions=[Transaction(digest_id, 1)])
         try:
             if table.transaction_version(digest_id) is not None:
                 raise CommitFailedError("logged already")
             table.create_write_transaction(
-                make_add_actions(where, list(parts)), "append", table.schema(), list(where.spec.partition_by), commit_properties=properties
+                make_add_actions(day_slice, list(files)), "append", table.schema(), columns, commit_properties=properties
             )
         except CommitFailedError as error:
             raise Busy(f"digest {digest_id} was logged by another process meanwhile ({error}): run this command again") from error
 
 
-def _between(bounds: UserRange, where: pc.Expression) -> pc.Expression:
+def _in_range(bounds: UserRange, condition: pc.Expression) -> pc.Expression:
     after, upto = bounds
     if after is not None:
-        where &= pc.field("user_id") > after
-    return where & (pc.field("user_id") <= upto) if upto is not None else where
+        condition &= pc.field("user_id") > after
+    return condition & (pc.field("user_id") <= upto) if upto is not None else condition
 
 
 def sent_rows(schema: pa.Schema, columns: dict[str, Any]) -> pa.RecordBatch:
-    """A batch in the log's order of columns."""
+    """Build a batch in the log's order of columns."""
     return pa.RecordBatch.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)

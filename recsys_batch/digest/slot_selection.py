@@ -1,4 +1,4 @@
-"""Which items a user gets: the first of the list that may be sent, and popular ones where these are too few. For one range of users."""
+"""Selects a range's slots: the first items of each list that may be sent, and popular ones where these are too few."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ChosenSlots:
 
 
 def choose_slots(lists: ChosenSlots, n_users: int, slots: int, sendable: np.ndarray, sent: np.ndarray) -> ChosenSlots:
-    """The first ``slots`` of each list that may be sent.
+    """Choose the first ``slots`` items of each list that may be sent.
 
     Args:
         lists: whole lists.
@@ -40,16 +40,16 @@ def choose_slots(lists: ChosenSlots, n_users: int, slots: int, sendable: np.ndar
         sent: int64, owner * n_items + code of what the users were sent lately.
     """
     keep = sendable[lists.codes] & ~np.isin(lists.owner * len(sendable) + lists.codes, sent)
-    place = np.cumsum(keep)
-    before = np.concatenate([[0], place])[np.searchsorted(lists.owner, np.arange(n_users))]
-    keep &= place - before[lists.owner] <= slots
+    n_kept = np.cumsum(keep)
+    before = np.concatenate([[0], n_kept])[np.searchsorted(lists.owner, np.arange(n_users))]
+    keep &= n_kept - before[lists.owner] <= slots
     return ChosenSlots(lists.owner[keep], lists.codes[keep], lists.scores[keep], lists.popular[keep])
 
 
 def fill_slots(
     chosen: ChosenSlots, segments: Sequence[str | None], slots: int, popular: PopularItems, sendable: np.ndarray, barred: np.ndarray
 ) -> ChosenSlots:
-    """Users with fewer than ``slots`` get popular items of their segment, then of everybody, behind what they have.
+    """Fill users with fewer than ``slots`` up with popular items of their segment, then of all users, behind what they have.
 
     Args:
         segments: of each user, None without one.
@@ -64,8 +64,8 @@ def fill_slots(
         for segment in dict.fromkeys((segments[user] or ALL_SEGMENTS, ALL_SEGMENTS)):
             codes, scores = popular.get(segment, _NONE)
             keys = user * n_items + codes
-            at = np.minimum(np.searchsorted(barred, keys), max(len(barred) - 1, 0))
-            free = sendable[codes] & ~(barred[at] == keys if len(barred) else np.zeros(len(keys), bool))
+            positions = np.minimum(np.searchsorted(barred, keys), max(len(barred) - 1, 0))
+            free = sendable[codes] & ~(barred[positions] == keys if len(barred) else np.zeros(len(keys), bool))
             for code, score in zip(codes[free].tolist(), scores[free].tolist(), strict=True):
                 if missing and code not in taken:
                     added.append((user, code, score))
@@ -75,13 +75,13 @@ def fill_slots(
         return chosen
     owner, codes, scores = (np.array(column) for column in zip(*added, strict=True))
     order = np.argsort(np.concatenate([chosen.owner, owner]), kind="stable")
-    together = (
+    columns = (
         np.concatenate([chosen.owner, owner]).astype(np.int64),
         np.concatenate([chosen.codes, codes]).astype(np.int64),
         np.concatenate([chosen.scores, scores]).astype(np.float32),
         np.concatenate([chosen.popular, np.ones(len(owner), bool)]),
     )
-    return ChosenSlots(*(column[order] for column in together))
+    return ChosenSlots(*(column[order] for column in columns))
 
 
 _NONE = (np.zeros(0, np.int64), np.zeros(0, np.float32))

@@ -14,8 +14,8 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
-from recsys_batch.digest.digest import DigestResult, make_digest
-from recsys_batch.digest.user_slots import DigestRequest
+from recsys_batch.digest.builder import DigestResult, make_digest
+from recsys_batch.digest.slot_choosers import DigestRequest
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.artifacts import artifact_root, put_folder, set_pointer
 from recsys_batch.storage.filesystems import basename

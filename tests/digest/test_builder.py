@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
-from recsys_batch.digest import digest as module
+from recsys_batch.digest import builder as module
 from recsys_batch.errors import Busy, InputMissing, UsageError
 from recsys_batch.read import read_table
 from tests.digest.conftest import LISTS, NIGHT, House
@@ -204,7 +204,7 @@ def test_two_processes_cannot_log_the_same_digest(house: House, monkeypatch: pyt
 CHILD = """
 import os, signal, sys
 from pathlib import Path
-from recsys_batch.digest import digest, sent_log
+from recsys_batch.digest import builder, sent_log
 from recsys_batch.schemas import IdTypes
 from tests.digest.conftest import House
 point = sys.argv[4]
@@ -213,7 +213,7 @@ def dying(real, after):
         found = real(*arguments, **named) if after else None
         os.kill(os.getpid(), signal.SIGKILL)
     return function
-holder, name = {"log": (sent_log.SentLog, "append"), "file": (digest, "publish_output")}[point.split()[1]]
+holder, name = {"log": (sent_log.SentLog, "append"), "file": (builder, "publish_output")}[point.split()[1]]
 setattr(holder, name, dying(getattr(holder, name), point.startswith("after")))
 House(Path(sys.argv[1]), IdTypes(sys.argv[2], sys.argv[3])).digest(slots=14)
 """

@@ -1,0 +1,88 @@
+"""Slots with the words that go with them: titles and reasons, ready for the output file and the log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from recsys_batch.digest.output import OutputBlock
+from recsys_batch.digest.slot_choosers import DigestRun
+from recsys_batch.digest.slot_selection import ChosenSlots
+from recsys_batch.schemas import ALL_SEGMENTS
+
+_USERS_PER_BLOCK = 8_192
+
+
+@dataclass(frozen=True)
+class SlotBlock:
+    """Slots of some users, with titles and reasons.
+
+    Attributes:
+        because: int64 [slots], code of the item of the history that explains the slot, -1 for none.
+        wanted: slots asked for.
+    """
+
+    users: pa.Array
+    segments: list[str | None]
+    chosen: ChosenSlots
+    because: np.ndarray
+    run: DigestRun
+    wanted: int
+
+    def split(self) -> Iterator[SlotBlock]:
+        """Split into blocks of some thousand users: words take many times the memory of numbers."""
+        for first in range(0, len(self.users), _USERS_PER_BLOCK):
+            last = min(first + _USERS_PER_BLOCK, len(self.users))
+            slots = slice(*np.searchsorted(self.chosen.owner, [first, last]))
+            chosen = self.chosen
+            part_chosen = ChosenSlots(chosen.owner[slots] - first, chosen.codes[slots], chosen.scores[slots], chosen.popular[slots])
+            yield SlotBlock(self.users[first:last], self.segments[first:last], part_chosen, self.because[slots], self.run, self.wanted)
+
+    def user_ids(self) -> pa.Array:
+        """Look up the user_id of every slot."""
+        return self.users.take(pa.array(self.chosen.owner))
+
+    @cached_property
+    def columns(self) -> dict[str, list[Any]]:
+        """Columns of the slots, as ``output_schema`` names them."""
+        chosen, run = self.chosen, self.run
+        first = np.searchsorted(chosen.owner, chosen.owner)
+        titles = run.titles.take(pa.array(chosen.codes)).to_pylist()
+        because = run.catalogue.item_ids.take(pa.array(self.because, mask=self.because < 0))
+        return {
+            "slot": (np.arange(len(chosen)) - first + 1).tolist(),
+            "item_id": run.catalogue.ids(chosen.codes).to_pylist(),
+            "title": titles,
+            "score": np.round(chosen.scores.astype(np.float64), 6).tolist(),
+            "source": ["popular" if is_popular else "model" for is_popular in chosen.popular.tolist()],
+            "reason": self._reasons(),
+            "because_item_id": because.to_pylist(),
+        }
+
+    def to_output(self) -> OutputBlock:
+        """Convert to what the file takes, of the users who have a slot."""
+        counts = np.bincount(self.chosen.owner, minlength=len(self.users))
+        users = self.users.filter(pa.array(counts > 0)).to_pylist()
+        return OutputBlock(users, [0, *np.cumsum(counts[counts > 0]).tolist()], self.columns)
+
+    def _reasons(self) -> list[str]:
+        titles = self.run.titles.take(pa.array(np.maximum(self.because, 0))).to_pylist() if len(self.because) else []
+        ids = self.run.catalogue.ids(np.maximum(self.because, 0)).to_pylist() if len(self.because) else []
+        in_segment = {name: set(codes.tolist()) for name, (codes, _) in self.run.popular.items() if name != ALL_SEGMENTS}
+        reasons = []
+        for slot, (owner, code, popular) in enumerate(
+            zip(self.chosen.owner.tolist(), self.chosen.codes.tolist(), self.chosen.popular.tolist(), strict=True)
+        ):
+            segment = self.segments[owner]
+            if popular:
+                reasons.append(f"popular in {segment}" if segment and code in in_segment.get(segment, ()) else "popular now")
+            elif self.because[slot] >= 0:
+                reasons.append(f"because you liked {titles[slot] or ids[slot]}")
+            else:
+                reasons.append("picked for you")
+        return reasons
