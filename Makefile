@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot bench-digest clean distclean
+.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -31,8 +31,21 @@ setup: .venv/.ready ## .venv with everything, a Java, the Delta jars; each only 
 data: .venv/.ready ## MovieLens-100K into data/ml-100k (research use only)
 	@$(BIN)/python tools/fetch_movielens.py
 
-test: setup ## the whole test-suite
-	$(BIN)/python -m pytest
+# Each process has a Spark session of its own; one that is done takes tests from the other.
+WORKERS ?= 2
+PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
+
+test: setup ## every behaviour, in WORKERS=2 processes
+	$(BIN)/python $(PYTEST)
+
+test-slow: setup ## what is exhaustive, or starts whole processes: every point of a night where it can die, signals, a browser
+	$(BIN)/python $(PYTEST) -m slow
+
+coverage: setup ## what `make test` runs, and the lines that it does not reach
+	@rm -f .coverage .coverage.*
+	$(BIN)/python -m coverage run $(PYTEST)
+	@$(BIN)/python -m coverage combine --quiet
+	@$(BIN)/python -m coverage report --skip-covered
 
 lint: .venv/.ready ## ruff, mypy, import rules
 	$(BIN)/ruff check .
@@ -52,7 +65,7 @@ demo: setup data ## a whole night on MovieLens-100K: RUN_DATE=YYYY-MM-DD, FORCE=
 	$(CLI) show --conf $(CONF) --users 3
 
 fault-test: setup ## SIGKILL for NIGHTS=30 nights at times of their own; the same command again ends with the same tables
-	FAULT_NIGHTS=$(or $(NIGHTS),30) $(BIN)/python -m pytest tests/faults
+	FAULT_NIGHTS=$(or $(NIGHTS),30) $(BIN)/python -m pytest -m '' tests/faults
 
 airflow-test: setup ## the DAG in a real Airflow, in a virtual environment of its own (.airflow)
 	$(BIN)/python tools/airflow_test.py
@@ -114,7 +127,7 @@ bench-digest: setup ## digest of a made-up run, and the next one: USERS= ITEMS= 
 	$(BIN)/python benchmarks/digest.py $(bench_options)
 
 clean: ## remove what demo and tests wrote; keep .venv and downloads
-	rm -rf data/warehouse data/state data/smoke data/profile .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
+	rm -rf data/warehouse data/state data/smoke data/profile .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
 distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
 	rm -rf .venv .airflow .docs site .jars-s3a .audit .jars .java data/ml-100k *.egg-info build dist

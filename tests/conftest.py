@@ -35,6 +35,12 @@ def config_in(folder: Path, *overrides: str) -> Config:
     return load_config(ROOT / "conf" / "smoke.toml", [*places, *overrides])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that need Spark come first: of two processes one begins with them, the other with the rest, and takes from them later."""
+    heavy = {item.path for item in items if "spark" in getattr(item, "fixturenames", ())}
+    items.sort(key=lambda item: item.path not in heavy)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     return config_in(tmp_path)

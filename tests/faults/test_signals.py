@@ -1,6 +1,7 @@
 """Signals to real processes at times of their own: the same command again ends with the tables of a night that never died.
 
-FAULT_NIGHTS=30 pytest tests/faults/test_signals.py kills so many (`make fault-test`); the seed is in each test's name.
+`make test` sends one to the night's process and one to its JVM, and the same command again is this process's; the others are slow.
+`make fault-test NIGHTS=30` kills so many drivers; the seed is in each test's name.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from recsys_batch.cli import run
 from recsys_batch.config import Config
 from recsys_batch.read import has_table, read_run_rows
 
@@ -37,11 +39,17 @@ def started(config: Config, options: Any, log: Path, limit_file_bytes: int | Non
         return subprocess.Popen(command, cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True, preexec_fn=limited)
 
 
+def resumed(config: Config, options: Any) -> None:
+    """The same command again, by the session that this process has already."""
+    assert run(["nightly", "--run-date", DAY, *options(config)]) == 0
+
+
 def finished(config: Config, options: Any, log: Path) -> None:
     process = started(config, options, log)
     assert process.wait(180) == 0, log.read_text(errors="replace")[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(N_NIGHTS))
 def test_the_driver(
     fresh: Config, published: Config, options: Any, tables_of: Any, readers_see_nothing_or_all: Any, tmp_path: Path, seed: int
@@ -58,6 +66,7 @@ def test_the_driver(
     assert tables_of(fresh) == tables_of(published)
 
 
+@pytest.mark.slow
 def test_a_python_worker(
     fresh: Config, published: Config, options: Any, tables_of: Any, readers_see_nothing_or_all: Any, tmp_path: Path
 ) -> None:
@@ -89,7 +98,7 @@ def test_sigterm_leaves_a_failed_run_and_no_process(
     assert "FAILED" in {row.status for row in read_run_rows(fresh.paths.warehouse)}
     await_none_of(process.pid)
     readers_see_nothing_or_all(fresh)
-    finished(fresh, options, tmp_path / "log")
+    resumed(fresh, options)
     assert tables_of(fresh) == tables_of(published)
 
 
@@ -105,10 +114,11 @@ def test_the_jvm_of_the_driver(
     assert "error: Spark's JVM ended while the night ran" in (tmp_path / "log").read_text()
     assert "FAILED" in {row.status for row in read_run_rows(fresh.paths.warehouse)}
     readers_see_nothing_or_all(fresh)
-    finished(fresh, options, tmp_path / "log")
+    resumed(fresh, options)
     assert tables_of(fresh) == tables_of(published)
 
 
+@pytest.mark.slow
 def test_files_that_cannot_grow(
     fresh: Config, published: Config, options: Any, tables_of: Any, readers_see_nothing_or_all: Any, tmp_path: Path
 ) -> None:

@@ -120,29 +120,23 @@ def altered(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("damage", [cut_short, altered, Path.unlink])
 @pytest.mark.parametrize(("kind", "pattern", "after"), [("indexes", "vectors-*", "index"), ("bundles", "*/weights.safetensors", "embed")])
 def test_a_damaged_artefact_stops_the_night_before_it_is_used(
-    spark: SparkSession,
-    fresh: Config,
-    options: Any,
-    capsys: pytest.CaptureFixture[str],
-    damage: Damage,
-    kind: str,
-    pattern: str,
-    after: str,
+    spark: SparkSession, fresh: Config, options: Any, capsys: pytest.CaptureFixture[str], kind: str, pattern: str, after: str
 ) -> None:
     for step in STEP_NAMES[: STEP_NAMES.index(after) + 1]:
         run_step(spark, fresh, step, DAY)
     (path,) = (Path(artifact_root(fresh.paths.warehouse)) / kind).glob(pattern)
     whole = path.read_bytes()
-    damage(path)
-    code = command(["nightly", "--run-date", str(DAY), *options(fresh)])
-    said = capsys.readouterr().err
-    assert code in (EXIT_FAILED, EXIT_USAGE), said
-    assert path.name in said and re.search("checksum|lacks|cannot be read", said), said
-    assert nothing_published(fresh)
-    path.write_bytes(whole)
+    damages: list[Damage] = [cut_short, altered, Path.unlink]
+    for damage in damages:
+        damage(path)
+        code = command(["nightly", "--run-date", str(DAY), *options(fresh)])
+        said = capsys.readouterr().err
+        assert code in (EXIT_FAILED, EXIT_USAGE), said
+        assert path.name in said and re.search("checksum|lacks|cannot be read", said), said
+        assert nothing_published(fresh)
+        path.write_bytes(whole)
     assert command(["nightly", "--run-date", str(DAY), *options(fresh)]) == 0
 
 

@@ -100,7 +100,10 @@ def both(spark: SparkSession, config: Config, folder: Path, changes: list[Change
     return (config, run_night(spark, config, NEXT, incremental=True)), (full, run_night(spark, full, NEXT))
 
 
-@pytest.mark.parametrize("name", CHANGES)
+PARTS_OF_ALL = ("events and users", "an item came and was taken")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in PARTS_OF_ALL)) for name in CHANGES])
 def test_its_rows_are_those_of_a_full_night(
     spark: SparkSession, fresh_published: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

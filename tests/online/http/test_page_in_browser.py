@@ -17,6 +17,9 @@ REST = "() => Promise.allSettled(document.getAnimations().map((one) => one.finis
 """Until nothing moves."""
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
