@@ -27,6 +27,19 @@ ROOT = Path(__file__).parent.parent
 RUN_DATE = dt.date(2026, 3, 1)
 IDS = IdTypes("STRING", "BIGINT")
 N_USERS, N_ITEMS = 150, 90
+SPARK_SETTINGS = {
+    # One driver for a thousand tests keeps the logs of hundreds of tables: 2 GB ran out near the end of 2,400.
+    "spark.driver.memory": "3g",
+    # A driver that lives for minutes plans much and computes little: half of its time were C2 and Janino, which compile for hours to
+    # come. Without them a night takes half the CPU. C1's own cache is 48 MB unless told, and full after ten nights.
+    # Hadoop without its native library starts some twenty processes (chmod, readlink) a commit, half of them for the checksum file.
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=256m -XX:+UseSerialGC "
+    "-Djdk.lang.Process.launchMechanism=VFORK",
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.databricks.delta.writeChecksumFile.enabled": "false",
+}
+"""What makes the session of tests cheaper; the processes that tests start have the product's settings."""
 
 
 def config_in(folder: Path, *overrides: str) -> Config:
@@ -48,11 +61,10 @@ def config(tmp_path: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
-    """By the same code and settings as the product's."""
+    """By the same code as the product's."""
     from recsys_batch.spark.session import get_session
 
-    # One driver for 2,400 tests keeps the logs of hundreds of tables: 2 GB ran out near the end.
-    settings = [f"paths.jars={ROOT / '.jars'}", "spark.conf.spark.driver.memory=4g"]
+    settings = [f"paths.jars={ROOT / '.jars'}", *(f"spark.conf.{name}={value}" for name, value in SPARK_SETTINGS.items())]
     session = get_session(load_config(ROOT / "conf" / "smoke.toml", settings))
     yield session
     session.stop()
