@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.ids import parse_id
 from recsys_batch.read import read_column_type, read_run_slice, read_table
 from recsys_batch.tables.run_manifest import Run
 
@@ -86,7 +87,7 @@ def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int) -> Us
     went = [item for item in tops[0] if item not in set(tops[1])]
     items = [_read_items(warehouse, run, [*came, *went]) for run in (before, now)]
     title = {item: (items[1].get(item) or items[0].get(item) or (str(item), True))[0] for item in (*came, *went)}
-    models = (str(before.model_version), str(now.model_version))
+    models = (before.model_version, now.model_version)
     cause = _describe_cause(len(seen[1]) - len(seen[0]), models)
     return UserChanges(
         user,
@@ -128,17 +129,17 @@ def diff_item(warehouse: str, item_id: Any, before: Run, now: Run) -> ItemChange
     )
 
 
-def as_id(warehouse: str, column: str, value: Any) -> Any:
+def as_id(warehouse: str, column: str, value: Any) -> int | str:
     """Convert an id given as text to the type of the tables' column.
 
     Raises:
         UsageError: it is not one of their type.
     """
     id_type = read_column_type(warehouse, "topk", column)
-    try:
-        return pa.scalar(value).cast(id_type).as_py()
-    except pa.ArrowInvalid:
-        raise UsageError(f"{column.replace('_', ' ')} {value!r} is not of type {id_type}, which the tables use") from None
+    parsed = parse_id(value, "BIGINT" if pa.types.is_integer(id_type) else "STRING")
+    if parsed is None:
+        raise UsageError(f"{column.replace('_', ' ')} {value!r} is not of type {id_type}, which the tables use")
+    return parsed
 
 
 def _read_ranks(warehouse: str, run: Run, user: Any) -> dict[Any, int]:

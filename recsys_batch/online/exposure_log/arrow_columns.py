@@ -9,17 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from recsys_batch.online.snapshot.user_key import as_number
-from recsys_batch.schemas import IdType
-
 LogId = int | str
-
-
-def as_id(value: LogId, kind: IdType) -> LogId | None:
-    """The id in the warehouse's type as the store looks it up: "7" is the BIGINT 7, 7 the STRING "7"; None where it is none."""
-    if kind == "STRING":
-        return value if isinstance(value, str) else str(value)
-    return as_number(value)
 
 
 def offsets_of(lengths: Sequence[int]) -> pa.Array:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from recsys_batch.online.exposure_log.arrow_columns import LogId, as_id, flatten, make_record_batch, offsets_of, string_map_column
+from recsys_batch.ids import parse_id
+from recsys_batch.online.exposure_log.arrow_columns import LogId, flatten, make_record_batch, offsets_of, string_map_column
 from recsys_batch.schemas import TIMESTAMP, IdTypes
 
 _NOTHING: Mapping[str, Any] = {}
@@ -52,8 +53,8 @@ def encode_exposures(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) 
     requests, shown, users, snapshots, models, sources, degraded, items, scores, batch, ranks, when, devices, sessions, more = zip(
         *rows, strict=True
     )
-    user_ids = [as_id(user, ids.user) for user in users]
-    session = [[item for item in (as_id(one, ids.item) for one in each) if item is not None] if each else () for each in sessions]
+    user_ids = [parse_id(user, ids.user) for user in users]
+    session = [[item for item in (parse_id(one, ids.item) for one in each) if item is not None] if each else () for each in sessions]
     leading = (requests, shown, user_ids, snapshots, models, sources, degraded)
     arrays = [pa.array(column, schema.field(place).type) for place, column in enumerate(leading)]
     arrays.append(_items(items, scores, batch, ranks, schema.field("items").type))

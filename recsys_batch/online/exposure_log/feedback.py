@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from recsys_batch.online.exposure_log.arrow_columns import LogId, as_id, make_record_batch
+from recsys_batch.ids import parse_id
+from recsys_batch.online.exposure_log.arrow_columns import LogId, make_record_batch
 from recsys_batch.schemas import IdTypes
 
 
@@ -35,7 +36,7 @@ def encode_feedback(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Sche
         ValueError, TypeError, pa.ArrowException: a row does not fit the schema.
     """
     requests, users, items, when, kinds, weights = zip(*rows, strict=True)
-    users = tuple(as_id(user, ids.user) for user in users)
-    items = tuple(as_id(item, ids.item) for item in items)
+    users = tuple(parse_id(user, ids.user) for user in users)
+    items = tuple(parse_id(item, ids.item) for item in items)
     columns = (requests, users, items, when, kinds, weights)
     return make_record_batch([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)

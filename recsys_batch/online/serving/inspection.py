@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
+from recsys_batch.ids import parse_id
 from recsys_batch.online.api.messages import Bounds, Id
 from recsys_batch.online.snapshot.reader import Snapshot
-from recsys_batch.online.snapshot.user_key import as_number, user_id_from_key
+from recsys_batch.online.snapshot.user_key import user_id_from_key
 from recsys_batch.online.snapshot.user_record import UserRecord
 from recsys_batch.ranking.features import CONTEXT_FEATURES, DEVICES, PAIR_FEATURES
 
@@ -109,9 +108,8 @@ def describe_item(snapshot: Snapshot, item_id: Id) -> ItemDetail | None:
 
 
 def _history(snapshot: Snapshot, user_id: Id) -> list[ItemSummary] | None:
-    """Ids are looked up as the snapshot spells them: a number's digits name the number."""
-    named: Any = as_number(user_id) if snapshot.manifest.facts.ids.user == "BIGINT" else str(user_id)
-    codes = snapshot.samples.get(named)
+    parsed = parse_id(user_id, snapshot.manifest.facts.ids.user)
+    codes = None if parsed is None else snapshot.samples.get(parsed)
     return None if codes is None else _items(snapshot, np.asarray(codes, dtype=np.int64))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue, mmap_npy, write_catalogue
-from recsys_batch.online.snapshot.user_key import as_number
+from recsys_batch.ids import parse_bigint
 
 _TITLES, _CATEGORIES = "titles.arrow", "categories.json"
 _CODES, _OFFSETS, _NORMS = "category_codes.npy", "category_offsets.npy", "norms.npy"
@@ -73,7 +73,7 @@ class ItemTable:
         """The code of an item as a request names it, -1 for one that the snapshot does not have: a search by halves, about 1 us."""
         numbers = self._halved
         if numbers is not None:
-            number = as_number(item_id)
+            number = parse_bigint(item_id)
             if number is None:
                 return -1
             place = bisect_left(numbers, number)

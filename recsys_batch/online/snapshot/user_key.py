@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from recsys_batch.ids import parse_bigint
 from recsys_batch.schemas import IdType
 
 _LONGEST = 511  # LMDB's longest key
@@ -17,7 +18,8 @@ def user_key(user_id: int | str, kind: IdType) -> bytes | None:
     a key ends in its hash. Text that is a number names the same BIGINT user as the number, and a number the STRING user of its digits.
     """
     if kind == "BIGINT":
-        return _number_key(user_id)
+        number = parse_bigint(user_id)
+        return None if number is None else (number + _SHIFT).to_bytes(8, "big")
     text = user_id if isinstance(user_id, str) else str(user_id)
     try:
         key = b"s" + text.encode()
@@ -33,20 +35,3 @@ def user_id_from_key(key: bytes, kind: IdType) -> int | str | None:
     if kind == "BIGINT":
         return int.from_bytes(key, "big") - _SHIFT
     return None if len(key) == _LONGEST else key[1:].decode()
-
-
-def _number_key(user_id: int | str) -> bytes | None:
-    number = as_number(user_id)
-    return None if number is None else (number + _SHIFT).to_bytes(8, "big")
-
-
-def as_number(value: int | str) -> int | None:
-    """A BIGINT as a request may spell it; None for anything else."""
-    if isinstance(value, str):
-        if len(value) > 20:
-            return None
-        digits = value.removeprefix("-")
-        if not (digits.isascii() and digits.isdigit()):
-            return None
-        value = int(value)
-    return value if -_SHIFT <= value < _SHIFT else None

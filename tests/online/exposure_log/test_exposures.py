@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK, exposure_schema, feedback_schema
-from recsys_batch.online.exposure_log.arrow_columns import as_id
 from recsys_batch.online.exposure_log.exposure import Exposure, encode_exposures
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent, encode_feedback
 from recsys_batch.online.exposure_log.writer_process import open_log
@@ -104,16 +103,6 @@ def test_files_have_exactly_the_schema_that_ingest_reads(tmp_path: Path) -> None
     assert pq.read_table(told).to_pylist() == [
         {"request_id": None, "user_id": 1, "item_id": "a", "event_ts": NOON, "event_type": "click", "weight": 1.0}
     ]
-
-
-@given(st.integers(-(2**70), 2**70) | st.from_regex(r"-?[0-9]{1,25}", fullmatch=True) | TEXT)
-def test_an_id_is_the_one_that_the_warehouse_means(value: int | str) -> None:
-    assert as_id(value, "STRING") == str(value)
-    number = as_id(value, "BIGINT")
-    if number is None:
-        assert not (isinstance(value, int) and -(2**63) <= value < 2**63)
-    else:
-        assert number == int(value) and -(2**63) <= int(number) < 2**63
 
 
 def test_ids_of_the_other_type_are_the_same_ids_and_session_items_that_are_none_are_left_out() -> None:
