@@ -1,4 +1,7 @@
-"""Decode the bodies of requests; one that does not fit is a BadRequest with a sentence."""
+"""Decode the bodies of requests; one that does not fit is a BadRequest with a sentence that says what was found.
+
+Called by http/endpoints.py. Makes queries and events; no snapshot is known here.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,20 @@ from recsys_batch.online.api.messages import (
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent
 from recsys_batch.online.ranking.rank_query import RankQuery
 
-_RANK = msgspec.json.Decoder(RankRequest)
-_FEEDBACK = msgspec.json.Decoder(Feedback)
+_RANK_DECODER = msgspec.json.Decoder(RankRequest)
+_FEEDBACK_DECODER = msgspec.json.Decoder(Feedback)
 
 
 def decode_rank_request(body: bytes, bounds: Bounds, arrived: float) -> tuple[RankQuery, str | None]:
-    """The query, and the caller's request id.
+    """Decode a body of POST /v1/rank to the query and the caller's request id.
 
     Args:
-        arrived: time.perf_counter() when the request did, from which deadline_ms counts.
+        arrived: time.perf_counter() at the request's arrival, from which deadline_ms counts.
 
     Raises:
         BadRequest: not JSON of that form, or beyond the bounds.
     """
-    request = _decoded(_RANK, body)
+    request = _decode(_RANK_DECODER, body)
     if not 1 <= request.k <= bounds.max_k:
         raise BadRequest(f"k is {request.k}: expected 1 to {bounds.max_k}")
     categories = request.filters.categories if request.filters else []
@@ -48,7 +51,7 @@ def decode_rank_request(body: bytes, bounds: Bounds, arrived: float) -> tuple[Ra
     if request.request_id is not None and len(request.request_id) > MAX_REQUEST_ID_LENGTH:
         raise BadRequest(f"request_id has {len(request.request_id)} characters, at most {MAX_REQUEST_ID_LENGTH} are allowed")
     context = dict(request.context)
-    session = _session(context.pop("session_item_ids", None), bounds)
+    session = _session_items(context.pop("session_item_ids", None), bounds)
     device, segment = context.pop("device", None), context.pop("segment", None)
     query = RankQuery(
         user_id=request.user_id,
@@ -67,32 +70,32 @@ def decode_rank_request(body: bytes, bounds: Bounds, arrived: float) -> tuple[Ra
 
 
 def decode_feedback(body: bytes, bounds: Bounds) -> list[FeedbackEvent]:
-    """The events; without a timestamp they happened now.
+    """Decode a body of POST /v1/feedback; events without a timestamp happened now.
 
     Raises:
-        BadRequest: as ``read_rank``.
+        BadRequest: not JSON of that form, or beyond the bounds.
     """
-    events: list[FeedbackBody] = _decoded(_FEEDBACK, body).events
+    events: list[FeedbackBody] = _decode(_FEEDBACK_DECODER, body).events
     if not 1 <= len(events) <= bounds.max_ids:
         raise BadRequest(f"events has {len(events)} entries: expected 1 to {bounds.max_ids}")
     now = dt.datetime.now(dt.UTC)
     return [_event(event, now) for event in events]
 
 
-def _event(given: FeedbackBody, now: dt.datetime) -> FeedbackEvent:
-    if not 1 <= len(given.event_type) <= MAX_EVENT_TYPE_LENGTH:
-        raise BadRequest(f"event_type has {len(given.event_type)} characters: expected 1 to {MAX_EVENT_TYPE_LENGTH}")
-    if not abs(given.weight) < MAX_WEIGHT:
-        raise BadRequest(f"weight is {given.weight}: expected a number below 1e30")
-    when = parse_time(given.timestamp) or now
-    return FeedbackEvent(given.request_id, given.user_id, given.item_id, when, given.event_type, given.weight)
+def _event(body: FeedbackBody, now: dt.datetime) -> FeedbackEvent:
+    if not 1 <= len(body.event_type) <= MAX_EVENT_TYPE_LENGTH:
+        raise BadRequest(f"event_type has {len(body.event_type)} characters: expected 1 to {MAX_EVENT_TYPE_LENGTH}")
+    if not abs(body.weight) < MAX_WEIGHT:
+        raise BadRequest(f"weight is {body.weight}: expected a number below 1e30")
+    event_ts = parse_time(body.timestamp) or now
+    return FeedbackEvent(body.request_id, body.user_id, body.item_id, event_ts, body.event_type, body.weight)
 
 
 def parse_time(value: Any) -> dt.datetime | None:
-    """Seconds since 1970, or ISO 8601; UTC. None for none.
+    """Parse seconds since 1970 or ISO 8601 to a time in UTC; None stays None.
 
     Raises:
-        BadRequest: neither, or no date that there is.
+        BadRequest: neither of the two, or a date that does not exist.
     """
     if value is None:
         return None
@@ -107,17 +110,17 @@ def parse_time(value: Any) -> dt.datetime | None:
     raise BadRequest(f"timestamp is {_short(value)}: expected seconds since 1970, or ISO 8601 like 2026-11-24T20:15:00Z")
 
 
-def _decoded(decoder: Any, body: bytes) -> Any:
+def _decode(decoder: Any, body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadRequest(f"the body is not as expected: {error}") from None
 
 
-def _session(value: Any, bounds: Bounds) -> list[Id]:
+def _session_items(value: Any, bounds: Bounds) -> list[Id]:
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(one, int | str) and not isinstance(one, bool) for one in value):
+    if not isinstance(value, list) or not all(isinstance(item_id, int | str) and not isinstance(item_id, bool) for item_id in value):
         raise BadRequest(f"context.session_item_ids is {_short(value)}: expected a list of item ids")
     _check_ids("context.session_item_ids", value, bounds)
     return value
@@ -129,7 +132,7 @@ def _check_ids(name: str, ids: list[Id], bounds: Bounds) -> None:
 
 
 def _text(name: str, value: Any) -> str | None:
-    """What is not text counts as its text: an unknown value, not an error."""
+    """Make a value text: one that is none is an unknown value, not an error."""
     return value if value is None or isinstance(value, str) else str(value)[:100]
 
 

@@ -1,4 +1,8 @@
-"""Encode answers as JSON."""
+"""Encode rankings as answers, and answers as JSON.
+
+Called by serving/ranking_service.py, which makes answers; by serving/snapshot_manager.py, which encodes a few to warm a snapshot up; and by
+the HTTP front ends, which send them.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +20,29 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def to_json(value: Any) -> bytes:
-    """JSON."""
+    """Encode a structure or a plain value as JSON."""
     return _ENCODER.encode(value)
 
 
-def encode_answer(ranked: RankResult, query: RankQuery, snapshot: Snapshot, request_id: str, timings: Mapping[str, float]) -> Answer:
-    """In words. ``timings`` are seconds."""
-    items = _items(ranked, query, snapshot)
+def encode_answer(result: RankResult, query: RankQuery, snapshot: Snapshot, request_id: str, timings: Mapping[str, float]) -> Answer:
+    """Make the answer of a ranking: item codes become ids and titles of the snapshot. ``timings`` are seconds."""
+    items = _items(result, query, snapshot)
     facts = snapshot.manifest.facts
     milliseconds = {name: round(1000 * seconds, 3) for name, seconds in timings.items()}
-    return Answer(query.user_id, items, ranked.source, ranked.degraded, facts.snapshot_id, facts.model_version, request_id, milliseconds)
+    return Answer(query.user_id, items, result.source, result.degraded, facts.snapshot_id, facts.model_version, request_id, milliseconds)
 
 
-def _items(ranked: RankResult, query: RankQuery, snapshot: Snapshot) -> list[AnswerItem]:
-    codes = ranked.codes.tolist()
-    columns = (snapshot.items.item_ids(ranked.codes), ranked.scores.tolist(), ranked.candidate_ranks.tolist(), snapshot.items.titles(codes))
+def _items(result: RankResult, query: RankQuery, snapshot: Snapshot) -> list[AnswerItem]:
+    codes = result.codes.tolist()
+    columns = (snapshot.items.item_ids(result.codes), result.scores.tolist(), result.candidate_ranks.tolist(), snapshot.items.titles(codes))
     items = [
         AnswerItem(item_id, score, rank, candidate_rank or None, title)
         for rank, (item_id, score, candidate_rank, title) in enumerate(zip(*columns, strict=True), 1)
     ]
     if query.explain:
-        for place, item in enumerate(items):
-            if ranked.batch_ranks is not None:
-                item.batch_rank = int(ranked.batch_ranks[place]) or None
-            if ranked.contributions is not None:
-                item.contributions = {group: round(float(values[place]), 6) for group, values in ranked.contributions.items()}
+        for position, item in enumerate(items):
+            if result.batch_ranks is not None:
+                item.batch_rank = int(result.batch_ranks[position]) or None
+            if result.contributions is not None:
+                item.contributions = {group: round(float(values[position]), 6) for group, values in result.contributions.items()}
     return items

@@ -1,4 +1,4 @@
-"""Python rows to Arrow columns with as little time under the interpreter's lock as can be: flat lists, no object per item."""
+"""Arrow columns of many Python rows at once: flat lists, no object per item. Used by exposure.py and feedback.py."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ LogId = int | str
 
 
 def offsets_of(lengths: Sequence[int]) -> pa.Array:
-    """int32, one more than there are lists."""
+    """Compute the offsets of lists in their values: int32, one more than there are lists."""
     return pa.array([0, *accumulate(lengths)], pa.int32())
 
 
 def flatten(lists: Sequence[Iterable[Any]], kind: pa.DataType) -> pa.Array:
-    """All values of all lists."""
+    """Concatenate lists to one array."""
     return pa.array(list(chain.from_iterable(lists)), kind)
 
 
-def string_map_column(values: Sequence[Mapping[str, Any]], kind: pa.MapType) -> pa.Array:
-    """MAP<STRING,STRING>: text as it is, other values as JSON, null as null."""
-    keys = flatten(values, kind.key_type)
-    texts = flatten([[_text(value) for value in each.values()] for each in values], kind.item_type)
-    return pa.MapArray.from_arrays(offsets_of(list(map(len, values))), keys, texts, kind)
+def string_map_column(mappings: Sequence[Mapping[str, Any]], kind: pa.MapType) -> pa.Array:
+    """Make a MAP<STRING,STRING> column: text as it is, other values as JSON, null as null."""
+    keys = flatten(mappings, kind.key_type)
+    texts = flatten([[_text(value) for value in mapping.values()] for mapping in mappings], kind.item_type)
+    return pa.MapArray.from_arrays(offsets_of(list(map(len, mappings))), keys, texts, kind)
 
 
 def make_record_batch(columns: Sequence[pa.Array], schema: pa.Schema) -> pa.RecordBatch:
-    """The columns by place.
+    """Make a record batch of columns in the schema's order.
 
     Raises:
         ValueError: a column that must not be null is, or lengths or types differ.

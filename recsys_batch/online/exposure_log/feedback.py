@@ -1,4 +1,7 @@
-"""What users did with what was shown: the events of POST /v1/feedback, on their way to the next ingest."""
+"""A feedback event: what a user did with an item, as POST /v1/feedback takes it, on its way to the next ingest.
+
+Made by api/decode.py, encoded by writer_process.py. The columns are dataset/exposure_schema.py's.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from recsys_batch.schemas import IdTypes
 
 
 class FeedbackEvent(NamedTuple):
-    """A user did something with an item.
+    """An event of a user with an item.
 
     Attributes:
         request_id: of the answer that showed the item; None where there was none. event_ts: with its time zone.
@@ -30,7 +33,7 @@ class FeedbackEvent(NamedTuple):
 
 
 def encode_feedback(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
-    """The rows as Arrow, ids in the warehouse's types.
+    """Encode feedback events as Arrow, ids in the warehouse's types.
 
     Raises:
         ValueError, TypeError, pa.ArrowException: a row does not fit the schema.

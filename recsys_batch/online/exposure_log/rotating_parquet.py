@@ -1,6 +1,8 @@
-"""Rows into a folder as whole Parquet files: a reader never sees one that is still being written, and the folder never outgrows its bounds.
+"""Parquet files of a folder that are whole or not there: a reader never sees one that is still being written, and the folder never
+outgrows its bounds.
 
-A file is written under a hidden name, closed, synced and renamed. Old files go when there are too many or they are too large.
+A file is written under a hidden name, closed, synced and renamed. Old files go when there are too many or they are too large. Called by
+writer_process.py; nothing here knows what the rows are.
 """
 
 from __future__ import annotations
@@ -23,16 +25,16 @@ import pyarrow.parquet as pq
 from recsys_batch.errors import UsageError
 
 _YOUNG_SECONDS = 60
-"""A draft of somebody else this young is left alone: it may not be locked yet."""
+"""Another writer's draft this young is left alone: it may not be locked yet."""
 
 
 @dataclass(frozen=True)
 class RotationPolicy:
-    """When a file is full, and how much stays.
+    """Bounds on a log file, and on all of a folder.
 
     Attributes:
         rotate_rows, rotate_seconds: a file is closed at so many rows, or so long after its first one.
-        group_rows: rows that are encoded at once, one row group. Small ones keep the encoding's turns on a CPU short.
+        group_rows: rows of a row group.
         max_files, max_mb: of the whole files of this kind in the folder, those of other processes among them.
 
     Raises:
@@ -52,7 +54,7 @@ class RotationPolicy:
 
 
 class LimitOptions(TypedDict, total=False):
-    """Of Limits, as keywords."""
+    """The fields of ``RotationPolicy`` as keyword arguments."""
 
     rotate_rows: int
     rotate_seconds: float
@@ -62,7 +64,7 @@ class LimitOptions(TypedDict, total=False):
 
 
 class RotatingParquet:
-    """Files ``KIND-STAMP-HOST-WORKER-N.parquet`` in ``folder``. For one thread; nothing touches the disk before the first row.
+    """Writes files ``KIND-STAMP-HOST-WORKER-N.parquet`` to a folder. For one thread; nothing touches the disk before the first row.
 
     Attributes:
         written, files: rows and files that readers can see. pending: rows in memory and in the draft.
@@ -70,15 +72,15 @@ class RotatingParquet:
     """
 
     def __init__(
-        self, folder: Path, kind: str, schema: pa.Schema, worker: int, limits: RotationPolicy, clock: Callable[[], float] = time.monotonic
+        self, folder: Path, kind: str, schema: pa.Schema, worker: int, policy: RotationPolicy, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._folder, self._kind, self._schema, self._worker, self._limits, self._clock = folder, kind, schema, worker, limits, clock
+        self._folder, self._kind, self._schema, self._worker, self._policy, self._clock = folder, kind, schema, worker, policy, clock
         self._host = re.sub(r"[^A-Za-z0-9.]+", "_", socket.gethostname()) or "host"
         self._number = 0
         self._draft: _Draft | None = None
-        self._waiting: list[pa.RecordBatch] = []
-        self._n_waiting = 0
-        self._since = 0.0
+        self._batches: list[pa.RecordBatch] = []
+        self._n_rows = 0
+        self._began_at = 0.0
         self.written = self.files = self.pending = self.lost = self.removed = 0
 
     def append(self, batches: Sequence[pa.RecordBatch]) -> None:
@@ -88,44 +90,44 @@ class RotatingParquet:
             OSError, pa.ArrowException: the disk refused; the draft and its rows are gone and counted in ``lost``.
         """
         if not self.pending:
-            self._since = self._clock()
+            self._began_at = self._clock()
         n_rows = sum(batch.num_rows for batch in batches)
         self.pending += n_rows
-        self._n_waiting += n_rows
-        self._waiting += batches
-        if self.pending >= self._limits.rotate_rows:
+        self._n_rows += n_rows
+        self._batches += batches
+        if self.pending >= self._policy.rotate_rows:
             self.rotate()
-        elif self._n_waiting >= self._limits.group_rows:
+        elif self._n_rows >= self._policy.group_rows:
             with self._lost_on_error():
-                self._flushed()
+                self._flush()
 
     def tick(self) -> None:
-        """Close the file if it is old enough. Raises as ``append``."""
-        if self.pending and self._clock() - self._since >= self._limits.rotate_seconds:
+        """Close the file if it is old enough. Raises what ``append`` does."""
+        if self.pending and self._clock() - self._began_at >= self._policy.rotate_seconds:
             self.rotate()
 
     def rotate(self) -> None:
-        """Make what there is a file that readers see; without rows, nothing. Raises as ``append``."""
+        """Make the pending rows a file that readers see; without rows, nothing. Raises what ``append`` does."""
         if not self.pending:
             return
         with self._lost_on_error():
-            self._flushed().publish()
+            self._flush().publish()
         self._draft = None
         self.written += self.pending
         self.files += 1
         self.pending = 0
         self._apply_retention()
 
-    def _flushed(self) -> _Draft:
-        """The draft, with all rows that wait in it."""
+    def _flush(self) -> _Draft:
+        """Write all rows in memory to the draft, and return it."""
         if self._draft is None:
             self._number += 1
             stamp = f"{dt.datetime.now(dt.UTC):%Y%m%dT%H%M%S.%fZ}"
             name = f"{self._kind}-{stamp}-{self._host}-{self._worker}-{self._number}.parquet"
             self._draft = _Draft(self._folder, name, self._schema)
-        if self._waiting:
-            self._draft.write(pa.Table.from_batches(self._waiting, self._schema).combine_chunks())
-        self._waiting, self._n_waiting = [], 0
+        if self._batches:
+            self._draft.write(pa.Table.from_batches(self._batches, self._schema).combine_chunks())
+        self._batches, self._n_rows = [], 0
         return self._draft
 
     @contextlib.contextmanager
@@ -135,7 +137,7 @@ class RotatingParquet:
         except BaseException:
             if self._draft is not None:
                 self._draft.discard()
-            self._draft, self._waiting, self._n_waiting = None, [], 0
+            self._draft, self._batches, self._n_rows = None, [], 0
             self.lost += self.pending
             self.pending = 0
             raise
@@ -147,11 +149,11 @@ class RotatingParquet:
             _remove_dead_drafts(self._folder, self._kind)
 
     def _remove_old(self) -> None:
-        found = sorted(entry.name for entry in os.scandir(self._folder) if _is_whole(entry.name, self._kind))
-        sizes = {name: _size(self._folder / name) for name in found}
-        n_bytes, n_files = sum(sizes.values()), len(found)
-        for name in found:
-            if n_files <= self._limits.max_files and n_bytes <= self._limits.max_mb * 1e6:
+        names = sorted(entry.name for entry in os.scandir(self._folder) if _is_whole(entry.name, self._kind))
+        sizes = {name: _size(self._folder / name) for name in names}
+        n_bytes, n_files = sum(sizes.values()), len(names)
+        for name in names:
+            if n_files <= self._policy.max_files and n_bytes <= self._policy.max_mb * 1e6:
                 break
             with contextlib.suppress(FileNotFoundError):  # another process of this folder was faster, and counts it
                 (self._folder / name).unlink()
@@ -192,7 +194,7 @@ class _Draft:
         self._undo.close()
 
     def discard(self) -> None:
-        """Remove it. What fails here has failed before."""
+        """Remove the draft. What fails here has failed before."""
         self._writer.is_open = False  # else its __del__ tries a footer
         with contextlib.suppress(OSError, pa.ArrowException):
             self._undo.close()

@@ -1,4 +1,7 @@
-"""The RSGI application: admission, tokens, bodies, and every error as a status with a sentence."""
+"""The RSGI application: admission, tokens, bodies, and every error as a status with a sentence.
+
+server/worker.py puts it together and Granian calls it. router.Route.error_statuses names what it can answer before a handler is called.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +26,27 @@ _BUSY = error_response(503, "too many requests are waiting: try again", (("retry
 
 
 class App:
-    """Speaks RSGI (Granian)."""
+    """The application that Granian calls by RSGI, for one worker.
+
+    Args:
+        router: all routes.
+        max_body_bytes: bound on bodies, where a route has none of its own.
+        admin_token: None where nobody is admin. client_token: None where clients need none.
+    """
 
     def __init__(
-        self, routes: Router, admission: Admission, *, max_body_bytes: int, admin_token: str | None, client_token: str | None
+        self, router: Router, admission: Admission, *, max_body_bytes: int, admin_token: str | None, client_token: str | None
     ) -> None:
-        self._routes = routes
+        self._router = router
         self._admission = admission
         self._max_body_bytes = max_body_bytes
         self._tokens = {"admin": admin_token, "client": client_token}
 
     def __rsgi__(self, scope: Any, proto: Any) -> Awaitable[None]:
-        """Called when a request arrives; what it returns runs when its turn comes."""
+        """Route and admit a request as it arrives; what is returned runs when its turn comes."""
         arrived = time.perf_counter()
         try:
-            route, parameters = self._routes.find(scope.method, scope.path)
+            route, parameters = self._router.find(scope.method, scope.path)
         except HttpError as error:
             return self._send(proto, "unknown", error_response(error.status, str(error), error.headers))
         if route.admission_controlled and not self._admission.enter():
@@ -60,7 +69,7 @@ class App:
     async def _dispatch(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> Response:
         try:
             self._check_token(route, scope.headers)
-            body = await self._body(scope, proto, route)
+            body = await self._read_body(scope, proto, route)
             return await route.handler(Request(scope.method, scope.path, scope.query_string, scope.headers, body, arrived, parameters))
         except HttpError as error:
             return error_response(error.status, str(error), error.headers)
@@ -86,15 +95,14 @@ class App:
             if route.access == "client":
                 return
             raise HttpError(403, "this server was started without an admin token (RECSYS_BATCH_ADMIN_TOKEN), so nobody is its admin")
-        given = headers.get("authorization") or ""
-        scheme, _, token = given.partition(" ")
-        tokens = [expected, self._tokens["admin"]] if route.access == "client" else [expected]
-        known = any(hmac.compare_digest(token.strip().encode(), one.encode()) for one in tokens if one)
-        if scheme.lower() != "bearer" or not known:
+        scheme, _, token = (headers.get("authorization") or "").partition(" ")
+        accepted = [expected, self._tokens["admin"]] if route.access == "client" else [expected]
+        is_accepted = any(hmac.compare_digest(token.strip().encode(), each.encode()) for each in accepted if each)
+        if scheme.lower() != "bearer" or not is_accepted:
             raise HttpError(401, f"this needs the {route.access}'s token as `Authorization: Bearer TOKEN`", ("www-authenticate", "Bearer"))
 
-    async def _body(self, scope: Any, proto: Any, route: Route) -> bytes:
-        """The body, up to the bound; what says that it is longer is not read at all."""
+    async def _read_body(self, scope: Any, proto: Any, route: Route) -> bytes:
+        """Read the body, up to the bound; what says that it is longer is not read at all."""
         if scope.method in ("GET", "HEAD"):
             return b""
         bound = route.max_body_bytes or self._max_body_bytes
@@ -102,12 +110,12 @@ class App:
         if length is not None and length.isdigit():
             if int(length) > bound:
                 raise HttpError(413, f"the body has {length} bytes, at most {bound} are taken")
-            whole: bytes = await proto()
-            return whole
-        pieces, n = [], 0
-        async for piece in proto:
-            n += len(piece)
-            if n > bound:
+            body: bytes = await proto()
+            return body
+        chunks, n_bytes = [], 0
+        async for chunk in proto:
+            n_bytes += len(chunk)
+            if n_bytes > bound:
                 raise HttpError(413, f"the body has more than {bound} bytes, which is the most that is taken")
-            pieces.append(bytes(piece))
-        return b"".join(pieces)
+            chunks.append(bytes(chunk))
+        return b"".join(chunks)

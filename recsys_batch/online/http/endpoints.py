@@ -170,11 +170,11 @@ class Endpoints:
         return Response(200, b'{"status":"alive"}')
 
     async def ready(self, request: Request) -> Response:
-        """Ready only with a warm snapshot that is not too old to be shown."""
+        """Answer 200 only with a warm snapshot that is not too old to be shown."""
         current = self._service.live.current
         if current is None:
-            refused = "; ".join(self._service.live.refused.values())
-            raise HttpError(503, f"no snapshot is in use{': ' + refused if refused else ''}")
+            reasons = "; ".join(self._service.live.refused.values())
+            raise HttpError(503, f"no snapshot is in use{': ' + reasons if reasons else ''}")
         facts = current.snapshot.manifest.facts
         age = self._service.ages.status(facts.generated_at)
         if age == "too_old":
@@ -183,8 +183,8 @@ class Endpoints:
 
     async def metrics(self, request: Request) -> Response:
         metrics.tally.flush()  # this worker's; the others' come within online.poll_ms
-        text, kind = metrics.render_metrics()
-        return Response(200, text, (("content-type", kind),))
+        text, content_type = metrics.render_metrics()
+        return Response(200, text, (("content-type", content_type),))
 
     async def openapi(self, request: Request) -> Response:
         self._document = self._document or to_json(build_openapi(self.routes()))

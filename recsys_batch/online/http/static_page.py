@@ -1,4 +1,4 @@
-"""The explorer page: a few files, served from memory."""
+"""The explorer page: the files of ``page``, served from memory. server/worker.py adds the routes where a page is wanted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from importlib.resources import files
 from recsys_batch.online.http.router import Request, Response, Route
 
 INDEX = "index.html"
-_KINDS = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+_CONTENT_TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -23,25 +23,25 @@ _HEADERS = (
 
 
 def page_routes() -> list[Route]:
-    """GET and HEAD of each file: the page at /, what it loads at /page/NAME. Nothing else of the disk can be named."""
-    found = []
+    """Make routes for GET and HEAD of each file: the page at /, what it loads at /page/NAME. Nothing else of the disk can be named."""
+    routes = []
     for entry in sorted(files("recsys_batch.online.http").joinpath("page").iterdir(), key=lambda entry: entry.name):
-        kind = _KINDS.get(entry.name.rpartition(".")[2])
-        if kind is None:
+        content_type = _CONTENT_TYPES.get(entry.name.rpartition(".")[2])
+        if content_type is None:
             continue
         path = "/" if entry.name == INDEX else f"/page/{entry.name}"
-        handler = _serving(entry.read_bytes(), kind)
-        found += [Route(method, path, handler, access="open", admission_controlled=False) for method in ("GET", "HEAD")]
-    return found
+        handler = _make_handler(entry.read_bytes(), content_type)
+        routes += [Route(method, path, handler, access="open", admission_controlled=False) for method in ("GET", "HEAD")]
+    return routes
 
 
-def _serving(body: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    tag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
-    headers = (("content-type", kind), ("etag", tag), *_HEADERS)
+def _make_handler(body: bytes, content_type: str) -> Callable[[Request], Awaitable[Response]]:
+    etag = f'"{hashlib.sha256(body).hexdigest()[:20]}"'
+    headers = (("content-type", content_type), ("etag", etag), *_HEADERS)
 
     async def serve(request: Request) -> Response:
-        known = {one.strip().removeprefix("W/") for one in (request.headers.get("if-none-match") or "").split(",")}
-        if known & {tag, "*"}:
+        cached = {tag.strip().removeprefix("W/") for tag in (request.headers.get("if-none-match") or "").split(",")}
+        if cached & {etag, "*"}:
             return Response(304, b"", headers)
         return Response(200, body, headers)
 
