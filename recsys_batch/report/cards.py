@@ -1,4 +1,4 @@
-"""Some users with what they liked and what they are recommended, by title."""
+"""Cards of some users: what they liked and what they are recommended, by title."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 from recsys_batch.read import read_table
 from recsys_batch.tables.run_manifest import Run
 
-_N = 10
+_N_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class CardItem:
-    """A place of a list."""
+    """One recommended item of a card."""
 
     rank: int
     title: str
@@ -37,7 +37,7 @@ class UserCard:
 
 
 def make_cards(warehouse: str, run: Run, sample: pa.Table, items: pa.Table, min_weight: float, n: int) -> tuple[UserCard, ...]:
-    """``n`` users spread over the sample.
+    """Make the cards of ``n`` users spread evenly over the sample.
 
     Args:
         sample: rows of topk, whole lists, those of a user together.
@@ -45,7 +45,7 @@ def make_cards(warehouse: str, run: Run, sample: pa.Table, items: pa.Table, min_
     """
     users = pc.unique(sample["user_id"])
     chosen = users.take(pa.array(np.unique(np.linspace(0, len(users) - 1, min(n + 2, len(users))).astype(int))[:n]))
-    rows = sample.filter(pc.is_in(sample["user_id"], value_set=chosen)).filter(pc.less_equal(pc.field("rank"), _N))
+    rows = sample.filter(pc.is_in(sample["user_id"], value_set=chosen)).filter(pc.less_equal(pc.field("rank"), _N_SHOWN))
     liked = read_table(
         warehouse,
         "interactions",
@@ -59,14 +59,14 @@ def make_cards(warehouse: str, run: Run, sample: pa.Table, items: pa.Table, min_
             pc.is_in(items["item_id"], value_set=pa.concat_arrays([*rows["item_id"].chunks, *liked["item_id"].chunks]))
         ).to_pylist()
     }
-    return tuple(_card(user, rows, liked, described) for user in chosen.to_pylist())
+    return tuple(_make_card(user, rows, liked, described) for user in chosen.to_pylist())
 
 
-def _card(user: Any, rows: pa.Table, liked: pa.Table, described: dict[Any, tuple[str, str]]) -> UserCard:
-    mine = rows.filter(pc.equal(rows["user_id"], pa.scalar(user, rows["user_id"].type))).sort_by("rank").to_pylist()
-    history = liked.filter(pc.equal(liked["user_id"], pa.scalar(user, liked["user_id"].type)))["item_id"].to_pylist()[:_N]
+def _make_card(user: Any, rows: pa.Table, liked: pa.Table, described: dict[Any, tuple[str, str]]) -> UserCard:
+    user_rows = rows.filter(pc.equal(rows["user_id"], pa.scalar(user, rows["user_id"].type))).sort_by("rank").to_pylist()
+    history = liked.filter(pc.equal(liked["user_id"], pa.scalar(user, liked["user_id"].type)))["item_id"].to_pylist()[:_N_SHOWN]
     topk = tuple(
         CardItem(line["rank"], *described.get(line["item_id"], (str(line["item_id"]), "")), line["score"], line["candidate_rank"])
-        for line in mine
+        for line in user_rows
     )
-    return UserCard(user, mine[0]["source"], tuple(described.get(item, (str(item), ""))[0] for item in history), topk)
+    return UserCard(user, user_rows[0]["source"], tuple(described.get(item, (str(item), ""))[0] for item in history), topk)

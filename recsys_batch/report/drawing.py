@@ -1,4 +1,4 @@
-"""matplotlib's figures as SVG that a page sets: its own fonts, and colours that follow light, dark and print."""
+"""matplotlib figures as SVG in the page's own fonts, with colours that follow light, dark and print."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 INK, MUTED, GRID, FIRST, SECOND, THIRD, WARN = "#010101", "#010102", "#010103", "#010104", "#010105", "#010106", "#010107"
-"""Stand for the page's colours; ``svg`` writes these."""
+"""Placeholders of the page's colours; ``to_svg`` replaces them by CSS variables."""
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", FIRST: "first", SECOND: "second", THIRD: "third", WARN: "warn"}
 _WIDTH = 4.5  # inches: at 72 units an inch, text has about its own size on a phone
 _SETTINGS: dict[Any, Any] = {
@@ -42,7 +42,7 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def make_axes(height: float = 3.0) -> Iterator[tuple[Figure, Axes]]:
-    """A plot in the page's style.
+    """Make a figure with one plot in the page's style.
 
     Args:
         height: inches.
@@ -53,7 +53,7 @@ def make_axes(height: float = 3.0) -> Iterator[tuple[Figure, Axes]]:
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """The figure as an <svg> element without a size of its own.
+    """Convert a figure to an <svg> element without a size of its own.
 
     Args:
         name: of this figure alone in its page; the same figure gives the same text.
@@ -67,7 +67,7 @@ def to_svg(figure: Figure, name: str) -> str:
     for placeholder, variable in _VARIABLES.items():
         text = text.replace(placeholder, f"var(--{variable})")
     used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'href="#([^"]+)"', text))
-    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     box = re.search(r'viewBox="[^"]+"', text)
     assert box is not None  # matplotlib writes one

@@ -1,4 +1,4 @@
-"""What a report shows, measured from a run's tables: one pass over every row, the rest on sampled users."""
+"""Measures what a report shows from a run's tables: one pass over every row, the rest on sampled users."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ class Mover:
 
 @dataclass(frozen=True)
 class Churn:
-    """Against the run that was published before.
+    """Changes against the run that was published before.
 
     Attributes:
-        of: sampled users who are in both.
+        comparison: of the sampled users who are in both.
         movers: the items whose share rose most, then those whose share fell most.
     """
 
     run_id: str
-    of: RunComparison
+    comparison: RunComparison
     movers: tuple[Mover, ...]
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Of one run.
+    """Everything that the page shows of one run.
 
     Attributes:
         run: its manifest row.
         available: bool [n_items], of the catalogue.
         listed: int64 [n_items], lists that have the item, over all users.
         taken: int64 [n_items], users who took it before the night; None where the run's counts are gone.
-        sample: topk's rows of users from all over; ``of_users`` is their number.
+        sample: topk's rows of users sampled evenly over user_id; ``n_sampled_users`` is their number.
         segments: of the sampled users, largest first.
     """
 
@@ -65,14 +65,14 @@ class RunFacts:
     listed: np.ndarray
     taken: np.ndarray | None
     sample: pa.Table
-    of_users: int
+    n_sampled_users: int
     churn: Churn | None
     segments: tuple[Segment, ...]
     cards: tuple[UserCard, ...]
 
 
 def collect_facts(warehouse: str, run: Run, min_weight: float, n_cards: int = 4) -> RunFacts:
-    """Read what the run wrote.
+    """Collect everything that the page shows of one run.
 
     Args:
         run: the manifest row of the run; it may be one that a gate refused.
@@ -87,31 +87,31 @@ def collect_facts(warehouse: str, run: Run, min_weight: float, n_cards: int = 4)
     topk = list_run_files(warehouse, "topk", run)
     if not topk.parts:
         raise InputMissing(f"run {run.run_id} ({run.status}) has no rows in topk: it did not get so far, or they were removed since")
-    items = _items(warehouse, run)
-    sample = sample_of_run(topk)
-    listed = _listed(topk, items["item_id"].combine_chunks())
-    taken = _taken(warehouse, run, items["item_id"].combine_chunks())
+    items = _read_items(warehouse, run)
+    sample = sample_lists(topk)
+    listed = _count_lists(topk, items["item_id"].combine_chunks())
+    taken = _read_user_counts(warehouse, run, items["item_id"].combine_chunks())
     return RunFacts(
         run=run,
         available=np.asarray(items["is_available"].to_numpy(zero_copy_only=False), dtype=bool),
         listed=listed,
         taken=taken,
         sample=sample,
-        of_users=len(pc.unique(sample["user_id"])),
-        churn=_churn(warehouse, run, topk, items),
+        n_sampled_users=len(pc.unique(sample["user_id"])),
+        churn=_measure_churn(warehouse, run, topk, items),
         segments=measure_segments(warehouse, run, sample, items["item_id"].combine_chunks(), taken, min_weight),
         cards=make_cards(warehouse, run, sample, items, min_weight, n_cards),
     )
 
 
-def sample_of_run(topk: UserSortedFiles) -> pa.Table:
-    """Rows of users from all over, whole lists."""
-    found = [topk.between(bounds, _COLUMNS) for bounds in sample_user_ranges(topk)]
-    return pa.concat_tables(found).unify_dictionaries().combine_chunks()
+def sample_lists(topk: UserSortedFiles) -> pa.Table:
+    """Sample whole lists, evenly over user_id."""
+    lists = [topk.between(bounds, _COLUMNS) for bounds in sample_user_ranges(topk)]
+    return pa.concat_tables(lists).unify_dictionaries().combine_chunks()
 
 
-def _items(warehouse: str, run: Run) -> pa.Table:
-    """item_id, title, categories, is_available: as the night read them, or as they are now where that version was removed."""
+def _read_items(warehouse: str, run: Run) -> pa.Table:
+    """Read item_id, title, categories, is_available as the night read them, or as they are now where that version was removed."""
     columns = ["item_id", "title", "categories", "is_available"]
     try:
         return read_table(warehouse, "items", columns=columns, version=run.input_versions["items"])
@@ -119,7 +119,7 @@ def _items(warehouse: str, run: Run) -> pa.Table:
         return read_table(warehouse, "items", columns=columns)
 
 
-def _listed(topk: UserSortedFiles, item_ids: pa.Array) -> np.ndarray:
+def _count_lists(topk: UserSortedFiles, item_ids: pa.Array) -> np.ndarray:
     counts = np.zeros(len(item_ids), dtype=np.int64)
     for batch in topk.batches(columns=["item_id"]):
         codes = flat_positions(batch["item_id"], item_ids)
@@ -127,7 +127,7 @@ def _listed(topk: UserSortedFiles, item_ids: pa.Array) -> np.ndarray:
     return counts
 
 
-def _taken(warehouse: str, run: Run, item_ids: pa.Array) -> np.ndarray | None:
+def _read_user_counts(warehouse: str, run: Run, item_ids: pa.Array) -> np.ndarray | None:
     try:
         counts = read_parquet(counts_path(artifact_root(warehouse), run.run_id))
     except (InputMissing, FileNotFoundError):
@@ -135,25 +135,25 @@ def _taken(warehouse: str, run: Run, item_ids: pa.Array) -> np.ndarray | None:
     return users_by_item(counts, item_ids).astype(np.int64)
 
 
-def _churn(warehouse: str, run: Run, topk: UserSortedFiles, items: pa.Table) -> Churn | None:
+def _measure_churn(warehouse: str, run: Run, topk: UserSortedFiles, items: pa.Table) -> Churn | None:
     earlier = published_before(read_run_rows(warehouse), run)
     if earlier is None:
         return None
-    theirs = list_run_files(warehouse, "topk", earlier)
-    of = compare_runs(topk, theirs)
-    if of is None:
+    earlier_topk = list_run_files(warehouse, "topk", earlier)
+    comparison = compare_runs(topk, earlier_topk)
+    if comparison is None:
         return None
-    return Churn(earlier.run_id, of, _movers(topk, theirs, items))
+    return Churn(earlier.run_id, comparison, _find_movers(topk, earlier_topk, items))
 
 
-def _movers(now: UserSortedFiles, earlier: UserSortedFiles, items: pa.Table) -> tuple[Mover, ...]:
+def _find_movers(now: UserSortedFiles, earlier: UserSortedFiles, items: pa.Table) -> tuple[Mover, ...]:
     shares = []
     item_ids = items["item_id"].combine_chunks()
     for files in (now, earlier):
         rows = [files.between(bounds, ["user_id", "item_id"]) for bounds in sample_user_ranges(now)]
-        together = pa.concat_tables(rows)
-        codes = flat_positions(together["item_id"].combine_chunks(), item_ids)
-        n_users = max(len(pc.unique(together["user_id"])), 1)
+        all_rows = pa.concat_tables(rows)
+        codes = flat_positions(all_rows["item_id"].combine_chunks(), item_ids)
+        n_users = max(len(pc.unique(all_rows["user_id"])), 1)
         shares.append(np.bincount(codes[codes >= 0], minlength=len(item_ids)) / n_users)
     change = shares[0] - shares[1]
     order = np.argsort(-change, kind="stable")

@@ -1,4 +1,4 @@
-"""One HTML file of its own: pictures, tables and some users' lists, nothing fetched from anywhere."""
+"""Renders a run as one self-contained HTML file: plots, tables and some users' lists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Verdicts = Mapping[str, Mapping[str, Any]]
 
 
 def render_report(facts: RunFacts, gates: Verdicts, seen: bool) -> str:
-    """The page.
+    """Render the page of one run.
 
     Args:
         seen: readers follow this run now.
@@ -39,12 +39,12 @@ def render_report(facts: RunFacts, gates: Verdicts, seen: bool) -> str:
 
 
 def format_figure(value: float | None) -> str:
-    """A number that is read at a glance: 1,234,567, 0.0123."""
+    """Format a number: 1,234,567, 0.0123; "unknown" where there is none."""
     if value is None or math.isnan(value):
         return "unknown"
     return f"{value:,.0f}" if value == round(value) else f"{value:,.4g}"
 
 
 def format_percent(value: float | None) -> str:
-    """A share."""
+    """Format a share as a percentage; "unknown" where there is none."""
     return "unknown" if value is None or math.isnan(value) else f"{value:.1%}"

@@ -1,4 +1,4 @@
-"""How good and how varied the lists of each segment are, on sampled users."""
+"""Quality and variety of the lists of each segment, on sampled users."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from recsys_batch.tables.list_columns import flat_positions
 from recsys_batch.tables.run_manifest import Run
 
 K = 10
-_HEAD = 0.01
-_MOST = 12
+_HEAD_SHARE = 0.01
+_MAX_SEGMENTS = 12
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Sampled users of one segment.
+    """Figures of one segment's sampled users.
 
     Attributes:
         n_judged: those with an interaction that was held out.
@@ -43,7 +43,7 @@ class Segment:
 def measure_segments(
     warehouse: str, run: Run, sample: pa.Table, item_ids: pa.Array, taken: np.ndarray | None, min_weight: float
 ) -> tuple[Segment, ...]:
-    """The largest segments, and "all" first.
+    """Measure the largest segments, "all" first.
 
     Args:
         sample: user_id, rank, item_id, source: whole lists, rows of a user together.
@@ -55,51 +55,51 @@ def measure_segments(
     codes = flat_positions(sample["item_id"], item_ids)
     popular = np.zeros(len(users), dtype=bool)
     popular[owner[np.asarray(pc.equal(sample["source"].cast(pa.string()), "popular"))]] = True
-    ndcg = _ndcg(warehouse, users, owner, np.asarray(sample["rank"]), codes, item_ids, min_weight)
-    head = _head(taken)
-    found = []
-    for name, mine in _membership(warehouse, run, users):
-        rows = mine[owner] & (codes >= 0)
-        judged = ndcg[mine & ~np.isnan(ndcg)]
-        found.append(
+    ndcg = _user_ndcg(warehouse, users, owner, np.asarray(sample["rank"]), codes, item_ids, min_weight)
+    head = _head_items(taken)
+    segments = []
+    for name, members in _segment_masks(warehouse, run, users):
+        rows = members[owner] & (codes >= 0)
+        judged = ndcg[members & ~np.isnan(ndcg)]
+        segments.append(
             Segment(
                 name=name,
-                n_users=int(mine.sum()),
+                n_users=int(members.sum()),
                 n_judged=len(judged),
                 ndcg=float(judged.mean()) if len(judged) else None,
                 error=float(judged.std(ddof=1) / np.sqrt(len(judged))) if len(judged) > 1 else None,
                 head_share=float(head[codes[rows]].mean()) if head is not None and rows.any() else None,
                 n_items=len(np.unique(codes[rows])),
-                popular_share=float(popular[mine].mean()),
+                popular_share=float(popular[members].mean()),
             )
         )
-    return tuple(found)
+    return tuple(segments)
 
 
-def _membership(warehouse: str, run: Run, users: pa.Array) -> list[tuple[str, np.ndarray]]:
-    """(name, bool [n_users]) of everybody and of each of the largest segments."""
-    found = [("all", np.ones(len(users), dtype=bool))]
+def _segment_masks(warehouse: str, run: Run, users: pa.Array) -> list[tuple[str, np.ndarray]]:
+    """Make (name, bool [n_users]) of all users and of each of the largest segments."""
+    masks = [("all", np.ones(len(users), dtype=bool))]
     if "users" not in run.input_versions:
-        return found
-    known = read_table(warehouse, "users", columns=["user_id", "segment"], where=pc.field("user_id").isin(users))
-    at = flat_positions(known["user_id"], users)
+        return masks
+    rows = read_table(warehouse, "users", columns=["user_id", "segment"], where=pc.field("user_id").isin(users))
+    positions = flat_positions(rows["user_id"], users)
     names = np.full(len(users), None, dtype=object)
-    names[at] = known["segment"].to_pylist()
+    names[positions] = rows["segment"].to_pylist()
     named, counts = np.unique([name for name in names if name is not None], return_counts=True)
-    for place in np.argsort(-counts, kind="stable")[:_MOST]:
-        found.append((str(named[place]), names == named[place]))
-    return found
+    for number in np.argsort(-counts, kind="stable")[:_MAX_SEGMENTS]:
+        masks.append((str(named[number]), names == named[number]))
+    return masks
 
 
-def _ndcg(
+def _user_ndcg(
     warehouse: str, users: pa.Array, owner: np.ndarray, ranks: np.ndarray, codes: np.ndarray, item_ids: pa.Array, min_weight: float
 ) -> np.ndarray:
-    """float64 [n_users] NDCG@10 against the holdout table; NaN where a user has nothing there."""
+    """Compute each user's NDCG@10 against the holdout table: float64 [n_users], NaN where a user has nothing held out."""
     result = np.full(len(users), np.nan)
     if not has_table(warehouse, "holdout") or not len(users):
         return result
-    where = pc.field("user_id").isin(users) & (pc.field("weight") > min_weight)
-    truth = read_table(warehouse, "holdout", columns=["user_id", "item_id"], where=where)
+    is_relevant = pc.field("user_id").isin(users) & (pc.field("weight") > min_weight)
+    truth = read_table(warehouse, "holdout", columns=["user_id", "item_id"], where=is_relevant)
     user, item = flat_positions(truth["user_id"], users), flat_positions(truth["item_id"], item_ids)
     user, item = user[item >= 0], item[item >= 0]
     order = np.argsort(user, kind="stable")
@@ -114,9 +114,9 @@ def _ndcg(
     return result
 
 
-def _head(taken: np.ndarray | None) -> np.ndarray | None:
+def _head_items(taken: np.ndarray | None) -> np.ndarray | None:
     if taken is None:
         return None
     head = np.zeros(len(taken), dtype=bool)
-    head[np.argsort(-taken, kind="stable")[: max(int(len(taken) * _HEAD), 1)]] = True
+    head[np.argsort(-taken, kind="stable")[: max(int(len(taken) * _HEAD_SHARE), 1)]] = True
     return head
