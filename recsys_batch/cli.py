@@ -22,7 +22,7 @@ EXTRAS = {
     "night": ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl"),
     "online": ("granian", "lmdb", "redis", "msgspec", "prometheus_client", "grpc", "google"),
 }
-"""What only an extra installs."""
+"""Packages that only an extra installs."""
 
 
 @click.group(
@@ -62,7 +62,7 @@ for _command in (
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command line; its exit code."""
+    """Run one command line, without the program's name; its exit code."""
     try:
         group.main(args=list(arguments), prog_name="recsys-batch", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -71,9 +71,9 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return EXIT_USAGE
     except click.Abort:
-        return _interrupted()
+        return _report_interrupt()
     except RecsysBatchError as error:
-        _report(error, str(error))
+        _report_error(error, str(error))
         return error.exit_code
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -84,19 +84,19 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_USAGE
     except Exception as error:
         if caused_by_interrupt(error):
-            return _interrupted()
+            return _report_interrupt()
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-        _report(error, f"{type(error).__name__}: {first_line}")
+        _report_error(error, f"{type(error).__name__}: {first_line}")
         return EXIT_FAILED
     return EXIT_OK
 
 
-def _interrupted() -> int:
+def _report_interrupt() -> int:
     click.echo("interrupted; the same command goes on where this one stopped", err=True)
     return EXIT_FAILED
 
 
-def _report(error: Exception, sentence: str) -> None:
+def _report_error(error: Exception, sentence: str) -> None:
     click.echo(f"error: {sentence}", err=True)
     if logging.getLogger("recsys_batch").isEnabledFor(logging.DEBUG):
         logging.getLogger("recsys_batch").debug("stack trace", exc_info=error)
@@ -105,17 +105,17 @@ def _report(error: Exception, sentence: str) -> None:
 
 
 def main() -> None:
-    """Console script."""
-    _end_in_order_when_terminated()
+    """Run the command line of this process, and exit with its code."""
+    _treat_sigterm_as_interrupt()
     sys.exit(run(sys.argv[1:]))
 
 
 def job(command: str) -> None:
-    """Body of ``jobs/COMMAND.py``: the same options, the same exit codes."""
-    _end_in_order_when_terminated()
+    """Run a command as ``jobs/COMMAND.py`` under spark-submit: the same options, the same exit codes."""
+    _treat_sigterm_as_interrupt()
     sys.exit(run([command, *sys.argv[1:]]))
 
 
-def _end_in_order_when_terminated() -> None:
-    """SIGTERM, by which schedulers stop a job, does what Ctrl-C does: what is running leaves its record, and the exit code is 1."""
+def _treat_sigterm_as_interrupt() -> None:
+    """Make SIGTERM, by which schedulers stop a job, act as Ctrl-C: the running step records its failure, and the exit code is 1."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -25,8 +25,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _temporary() -> str:
-    """Of this user, where the system keeps temporary files."""
+def _default_node_cache() -> str:
+    """Name this user's folder among the system's temporary files."""
     return f"{tempfile.gettempdir()}/recsys_batch-{os.getuid()}"
 
 
@@ -37,7 +37,7 @@ class Paths(Section):
     )
     state: str = Field("state", description="local folder for MLflow's database, its artefacts and bundles being written")
     node_cache: str = Field(
-        default_factory=_temporary,
+        default_factory=_default_node_cache,
         description="folder on each node's own disk for copies of an s3a:// warehouse's models and indexes",
     )
     node_cache_mb: int = Field(51_200, ge=1, description="MiB that these copies may take; what nobody uses goes first")
@@ -56,7 +56,7 @@ class Data(Section):
 
 
 class ModelSection(Section):
-    """Shape of the reference model."""
+    """The reference model's shape."""
 
     embedding_dim: int | None = Field(
         None, ge=4, le=1024, description="unset: the narrowest of 64, 128, 256 within 2 % of the best on the validation part"
@@ -93,7 +93,7 @@ class Retrieval(Section):
     )
 
     @model_validator(mode="after")
-    def _int8_is_not_sharded(self) -> Retrieval:
+    def _check_storage(self) -> Retrieval:
         if self.mode == "sharded" and self.storage == "int8":
             raise ValueError("shards are float32: set mode = ivf for int8, or storage = float32 for shards")
         return self
@@ -109,7 +109,7 @@ class Scoring(Section):
 
 
 class Rules(Section):
-    """What the business says about lists, after the ranker. Conditions are boolean SQL over columns of items."""
+    """Business rules on lists, after the ranker. Conditions are boolean SQL over columns of items."""
 
     boosts: dict[str, float] = Field(default_factory=dict, description="condition -> added to the score; several add up")
     blocklist: str | None = Field(None, description="items for which it holds are never listed")
@@ -182,7 +182,7 @@ class Online(Section):
 
 
 class Digest(Section):
-    """What e-mail senders are given."""
+    """Digests for e-mail senders."""
 
     max_age_hours: float = Field(36.0, gt=0, description="since the night began; an older run is refused")
     repeat_days: int = Field(30, ge=0, le=3650, description="days in which nothing is sent to a user twice; 0: as the lists are")
@@ -196,7 +196,7 @@ class MLflow(Section):
 
     @field_validator("tracking_uri")
     @classmethod
-    def _no_secrets(cls, uri: str | None) -> str | None:
+    def _refuse_secrets(cls, uri: str | None) -> str | None:
         if uri and urlparse(uri).password:
             raise ValueError("has a password in it: leave the key out, and name the server in RECSYS_BATCH_TRACKING_URI")
         return uri
@@ -219,7 +219,7 @@ class Config(Section):
     mlflow: MLflow = MLflow()
 
     @model_validator(mode="after")
-    def _k_fits(self) -> Config:
+    def _check_top_k(self) -> Config:
         if self.scoring.candidates == "all":
             if self.retrieval.mode not in ("exact", "auto"):
                 raise ValueError(f"scoring.candidates = all searches nothing: set retrieval.mode = exact (found {self.retrieval.mode})")
@@ -231,7 +231,7 @@ class Config(Section):
         return self
 
     def config_hash(self) -> str:
-        """12 hex digits over the settings that change a night's rows (not where it runs or is logged)."""
+        """Hash the settings that change a night's rows (not where it runs or is logged) to 12 hex digits."""
         night = self.model_dump(
             include={"data": True, "retrieval": True, "scoring": True, "rules": True, "tables": {"popular_items"}}, mode="json"
         )
@@ -255,15 +255,15 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"config file {path} is not readable TOML: {error}") from None
     for override in overrides:
-        _apply(tree, override)
+        _apply_override(tree, override)
         origin = f"{path or 'defaults'} with --set"
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(_explain(e) for e in error.errors())) from None
+        raise ConfigError(f"{origin}: " + "; ".join(_explain_error(e) for e in error.errors())) from None
 
 
-def _apply(tree: dict[str, Any], override: str) -> None:
+def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, sep, text = override.partition("=")
     if not sep or not key.strip():
         raise ConfigError(f"--set {override!r}: expected section.key=value, for example --set scoring.top_k=50")
@@ -276,7 +276,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         )  # Spark's own keys have dots, its values are text
     else:
         *parents, leaf = key.strip().split(".")
-        value = _toml_value(text)
+        value = _parse_toml_value(text)
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
@@ -285,33 +285,33 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[leaf] = value
 
 
-def _toml_value(text: str) -> Any:
+def _parse_toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"v = {text}")["v"]
     except tomllib.TOMLDecodeError:
         return text
 
 
-_NOT_SHOWN = ("mlflow.tracking_uri",)
-"""Settings whose wrong values may be secrets."""
+_SECRET_KEYS = ("mlflow.tracking_uri",)
+"""Settings whose values may be secrets, and are not repeated in errors."""
 
 
-def _explain(error: Mapping[str, Any]) -> str:
+def _explain_error(error: Mapping[str, Any]) -> str:
     location = [str(part) for part in error["loc"]]
     name = ".".join(location)
     if error["type"] != "extra_forbidden":
-        shown = "" if name in _NOT_SHOWN else f" (found {error['input']!r})"
+        shown = "" if name in _SECRET_KEYS else f" (found {error['input']!r})"
         return f"{name}: {error['msg']}{shown}" if name else str(error["msg"])
-    known = _known_keys()
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    known_keys = _list_known_keys()
+    near = difflib.get_close_matches(name, known_keys, n=1, cutoff=0.6)
     if not near:
-        leaf_matches = [k for k in known if k.rsplit(".", 1)[-1] == location[-1]]
-        near = leaf_matches or difflib.get_close_matches(location[-1], [k.rsplit(".", 1)[-1] for k in known], n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known))}"
+        leaf_matches = [k for k in known_keys if k.rsplit(".", 1)[-1] == location[-1]]
+        near = leaf_matches or difflib.get_close_matches(location[-1], [k.rsplit(".", 1)[-1] for k in known_keys], n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(sorted(known_keys))}"
     return f"unknown key {name}; {hint}"
 
 
-def _known_keys() -> list[str]:
+def _list_known_keys() -> list[str]:
     keys: list[str] = []
     for name, field in Config.model_fields.items():
         section = field.annotation

@@ -56,12 +56,12 @@ class IndexDamaged(RecsysBatchError):
 
 
 def caused_by_interrupt(error: BaseException) -> bool:
-    """Whether Ctrl-C or SIGTERM is behind it: what Spark's Python side cleans up then fails in turn, and that error hides the first."""
+    """Say whether Ctrl-C or SIGTERM caused an error: Spark's clean-up after one fails in turn, and that error hides the first."""
     seen: list[BaseException] = []
-    found: BaseException | None = error
-    while found is not None and found not in seen:  # `raise error from error` makes a ring
-        if isinstance(found, KeyboardInterrupt):
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:  # `raise error from error` makes a ring
+        if isinstance(cause, KeyboardInterrupt):
             return True
-        seen.append(found)
-        found = found.__cause__ or found.__context__
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
     return False

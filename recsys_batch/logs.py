@@ -18,7 +18,7 @@ LOG_FORMATS = ("text", "json")
 
 @contextmanager
 def log_context(**fields: str) -> Iterator[None]:
-    """Every line logged inside carries these fields (run_id, step), beside those from outside."""
+    """Add fields (run_id, step) to every line logged inside, beside those of the context around it."""
     token = _CONTEXT.set({**(_CONTEXT.get() or {}), **fields})
     try:
         yield
@@ -27,22 +27,24 @@ def log_context(**fields: str) -> Iterator[None]:
 
 
 def context_fields() -> dict[str, str]:
-    """Those that hold here."""
+    """Copy the fields of the context that this code runs in."""
     return dict(_CONTEXT.get() or {})
 
 
 def configure(form: str = "text") -> None:
     """Log to standard error. Called again, it replaces its own handler and leaves others alone."""
-    handler = _Stderr()
-    handler.setFormatter(_Json() if form == "json" else _Text("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"))
+    handler = _StandardErrorHandler()
+    handler.setFormatter(
+        _JsonFormatter() if form == "json" else _TextFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    )
     handler.set_name("recsys_batch")
     root = logging.getLogger()
     root.handlers = [other for other in root.handlers if other.get_name() != "recsys_batch"] + [handler]
     root.setLevel(logging.WARNING)
 
 
-class _Stderr(logging.StreamHandler):
-    """To what standard error is when a line is logged: who calls commands in one process may put another in its place."""
+class _StandardErrorHandler(logging.StreamHandler):
+    """Writes to what sys.stderr is when a line is logged: a caller in the same process may replace it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -52,13 +54,13 @@ class _Stderr(logging.StreamHandler):
         return sys.stderr
 
 
-class _Text(logging.Formatter):
+class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         head, *rest = super().format(record).split("\n")
         return "\n".join([" ".join([head, *(f"{name}={value}" for name, value in context_fields().items())]), *rest])
 
 
-class _Json(logging.Formatter):
+class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": dt.datetime.fromtimestamp(record.created, dt.UTC).isoformat(timespec="milliseconds"),

@@ -89,12 +89,12 @@ class TableSpec:
 
     @property
     def key(self) -> str | None:
-        """The column that files of a night's table are told apart by."""
+        """The column whose least and greatest value each file of a night's table records."""
         names = [column.name for column in self.columns if column.name not in self.partition_by]
         return next((name for name in ("user_id", "item_id", "run_id") if name in names), None)
 
     def stats_columns(self, ids: IdTypes) -> tuple[str, ...]:
-        """What each file's least and greatest value is kept of: of a night's tables the key, of others what Spark keeps both of.
+        """List the columns with statistics per file: of a night's tables the key, of others those that Spark keeps both bounds of.
 
         Only these may be declared: deltalake's Arrow dataset takes a statistic that is not there for "no row fits" (delta-rs issue 3173).
         """
@@ -332,7 +332,7 @@ TABLES: Mapping[str, TableSpec] = {spec.name: spec for spec in _SPECS}
 
 
 def spark_type(arrow: pa.DataType) -> str:
-    """Spark SQL's name of an Arrow type that the contract uses.
+    """Name an Arrow type of the contract in Spark SQL.
 
     Raises:
         TypeError: a type outside the contract.
@@ -360,5 +360,5 @@ def spark_type(arrow: pa.DataType) -> str:
 
 
 def spark_ddl(schema: pa.Schema) -> str:
-    """``name TYPE, ...`` for mapInArrow and createDataFrame."""
+    """Write a schema as ``name TYPE, ...``, for mapInArrow and createDataFrame."""
     return ", ".join(f"`{f.name}` {spark_type(f.type)}" for f in schema)

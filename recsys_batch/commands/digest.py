@@ -1,4 +1,4 @@
-"""digest: what an e-mail sender is given."""
+"""digest: a few items per user for an e-mail sender."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 class ShardType(click.ParamType):
-    """i/n, i from 1."""
+    """A shard as i/n, i from 1."""
 
     name = "I/N"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):
             return value
-        found = re.fullmatch(r"(\d{1,5})/(\d{1,5})", str(value))
-        if not found or not 1 <= int(found[1]) <= int(found[2]):
+        match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", str(value))
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
             self.fail(f"{value!r} is not a shard like 1/4 (the first of four)", param, ctx)
-        return int(found[1]), int(found[2])
+        return int(match[1]), int(match[2])
 
 
 class MomentType(click.ParamType):
-    """A time with its zone."""
+    """A time as ISO 8601; UTC where it has no zone."""
 
     name = "TIME"
 
@@ -48,17 +48,15 @@ class MomentType(click.ParamType):
         return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
 
-@click.command(
-    "digest", help="A few items per user for an e-mail, with titles and reasons; none that was sent lately. One record per user."
-)
+@click.command("digest", help="Choose a few items per user for an e-mail, with titles and reasons, none sent lately; one record per user.")
 @click.option("--run-date", type=DateType(), required=True, help="The night's date; never taken from the clock.")
 @click.option("--slots", default=5, show_default=True, type=click.IntRange(1, 1000), help="Items per user.")
 @click.option("--segment", help="Only users of this segment.")
 @click.option("--out", required=True, metavar="FILE|DIR", help="The file, or a folder that gets DIGEST_ID.FORMAT.")
-@click.option("--format", "form", default="jsonl", show_default=True, type=click.Choice(["jsonl", "parquet"]), help="Of the file.")
+@click.option("--format", "form", default="jsonl", show_default=True, type=click.Choice(["jsonl", "parquet"]), help="The file's format.")
 @click.option("--shard", default="1/1", show_default=True, type=ShardType(), help="Only the I-th of N parts of the users, for N senders.")
-@click.option("--digest-id", help="Its name in sent_log. Where not given: date, segment, slots and shard.")
-@click.option("--as-of", type=MomentType(), help="The time that the run's age is measured at, for replays; the clock's where not given.")
+@click.option("--digest-id", help="The digest's name in the table sent_log.  [default: date, segment, slots and shard]")
+@click.option("--as-of", type=MomentType(), help="Measure the run's age at this time, for replays.  [default: now]")
 @click.option("--dry-run", is_flag=True, help="Count, and write nothing.")
 @json_option
 @with_config
@@ -81,12 +79,12 @@ def digest_command(
 
     segment = None if segment == ALL_SEGMENTS else segment
     name = digest_id or f"{run_date}.{segment or ALL_SEGMENTS}.{slots}.{shard[0]}of{shard[1]}"
-    order = DigestRequest(
+    request = DigestRequest(
         run_date=run_date,
         slots=slots,
         segment=segment,
         shard=shard,
-        out=_file(out, name, form),
+        out=_output_path(out, name, form),
         form=form,  # type: ignore[arg-type]
         repeat_days=config.digest.repeat_days,
         max_age=dt.timedelta(hours=config.digest.max_age_hours),
@@ -95,14 +93,14 @@ def digest_command(
     with progress_bar("digest", quiet=as_json) as progress:
         now = as_of or dt.datetime.now(dt.UTC)
         cache = NodeCache.from_paths(config.paths)
-        result = make_digest(config.paths.warehouse, cache, order, now, config.data.min_weight, dry_run=dry_run, progress=progress)
+        result = make_digest(config.paths.warehouse, cache, request, now, config.data.min_weight, dry_run=dry_run, progress=progress)
     if as_json:
         print_json({"dry_run": dry_run, **asdict(result)})
         return
-    _print(result, slots, dry_run)
+    _print_result(result, slots, dry_run)
 
 
-def _file(out: str, name: str, form: str) -> Path:
+def _output_path(out: str, name: str, form: str) -> Path:
     path = Path(out)
     if not (path.is_dir() or out.endswith("/")):
         return path
@@ -111,13 +109,13 @@ def _file(out: str, name: str, form: str) -> Path:
     return path / f"{name}.{form}"
 
 
-def _print(result: DigestResult, slots: int, dry_run: bool) -> None:
+def _print_result(result: DigestResult, slots: int, dry_run: bool) -> None:
     verb = "would be" if dry_run else "are"
     click.echo(f"run {result.run_id}: {format_count(result.n_slots)} items for {format_count(result.n_users)} users {verb} in {result.out}")
-    told = [f"{format_count(result.n_popular)} from popular lists"] if result.n_popular else []
-    told += [f"{format_count(result.n_short)} users have fewer than {slots}"] if result.n_short else []
-    told += [f"{format_count(result.n_without)} have nothing left to be sent"] if result.n_without else []
-    if told:
-        click.echo("; ".join(told))
+    notes = [f"{format_count(result.n_popular)} from popular lists"] if result.n_popular else []
+    notes += [f"{format_count(result.n_short)} users have fewer than {slots}"] if result.n_short else []
+    notes += [f"{format_count(result.n_without)} have nothing left to be sent"] if result.n_without else []
+    if notes:
+        click.echo("; ".join(notes))
     if result.logged_before:
         click.echo(f"digest {result.digest_id} was logged before: this is the same one")

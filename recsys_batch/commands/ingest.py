@@ -1,4 +1,4 @@
-"""ingest and generate: how rows come in."""
+"""ingest and generate: fill the tables interactions, items and users."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _FORMATS = click.Choice(["movielens", "csv", "parquet", "delta", "exposures"])
 
 
 def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """--format, --columns and --delimiter, which ingest and evaluate --truth share."""
+    """Add --format, --columns and --delimiter, which ingest and evaluate --truth share."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        columns = "Yours, e.g. user_id=customer,item_id=sku,event_ts=when,weight=amount,event_type=kind."
+        columns = "The files' column names, e.g. user_id=customer,item_id=sku,event_ts=when,weight=amount,event_type=kind."
         for option in (
-            click.option("--delimiter", default=",", show_default=True, help="Of CSV files; $'\\t' is a tab."),
+            click.option("--delimiter", default=",", show_default=True, help="Delimiter of CSV files; $'\\t' is a tab."),
             click.option("--columns", metavar="OURS=THEIRS,...", help=columns),
-            click.option("--format", "file_format", type=_FORMATS, required=required, help="What the files are."),
+            click.option("--format", "file_format", type=_FORMATS, required=required, help="Format of the files."),
         ):
             command = option(command)
         return command
@@ -38,13 +38,18 @@ def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable
     return add
 
 
-@click.command("ingest", help="Bring validated interactions, items and users in; rows that cannot be used go to the table rejected.")
+@click.command("ingest", help="Validate and load interactions, items and users; rows that cannot be used go to the table rejected.")
 @click.option("--source", metavar="PATH", help="Interactions: a file, a folder of files, or a glob.")
 @click.option("--items", metavar="PATH", help="Items file; without one the catalogue is derived from interactions.")
 @click.option("--item-columns", metavar="OURS=THEIRS,...", help="item_id, title, categories, is_available, first_seen_ts.")
 @click.option("--users", metavar="PATH", help="Users file (optional).")
 @click.option("--user-columns", metavar="OURS=THEIRS,...", help="user_id, segment.")
-@click.option("--holdout", type=click.FloatRange(0, 0.9), default=0.0, help="Keep this newest share of each user's positives for evaluate.")
+@click.option(
+    "--holdout",
+    type=click.FloatRange(0, 0.9),
+    default=0.0,
+    help="Hold out this newest share of each user's positives.",
+)
 @json_option
 @source_options(required=True)
 @with_config
@@ -97,7 +102,7 @@ def _print_summary(summary: IngestSummary) -> None:
 
 
 def read_truth(config: Config, truth: str, file_format: str | None, columns: str | None, delimiter: str) -> pa.Table:
-    """Later interactions from a file, in any format of ingest."""
+    """Read later interactions from a file, in any format of ingest."""
     from recsys_batch.spark.ingest.pipeline import read_interactions
     from recsys_batch.spark.ingest.sources import IngestRequest
     from recsys_batch.spark.session import get_session
@@ -108,7 +113,7 @@ def read_truth(config: Config, truth: str, file_format: str | None, columns: str
     return read_interactions(get_session(config), config, request)
 
 
-@click.command("generate", help="Synthetic data with planted taste, of any size, written by Spark.")
+@click.command("generate", help="Write synthetic users, items and interactions of any size, with tastes that a model can learn.")
 @click.option("--users", "n_users", type=click.IntRange(1), required=True, help="Number of users.")
 @click.option("--items", "n_items", type=click.IntRange(1), required=True, help="Number of items.")
 @click.option("--events", "n_events", type=click.IntRange(1), required=True, help="Number of interactions, before duplicates.")

@@ -1,4 +1,4 @@
-"""evaluate and show: how good the published lists are, and what they look like."""
+"""evaluate, changes and show: how good the published lists are, what changed, and what they look like."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command("evaluate", help="Compare the published top-K with true later interactions, beside popularity.")
 @click.option("--truth", metavar="PATH", help="Later interactions, in any format that ingest reads.")
-@click.option("--holdout", is_flag=True, help="What ingest --holdout kept back, or what arrived after the run.")
+@click.option("--holdout", is_flag=True, help="Interactions that ingest --holdout held out, or that arrived after the run.")
 @click.option("--k", "ks", type=KListType(), default=(10, 20), show_default="10,20", help="List lengths.")
 @click.option("--run-id", help="A published run other than the current one.")
 @json_option
@@ -51,12 +51,12 @@ def evaluate_command(
     print_evaluation(result)
 
 
-@click.command("changes", help="What changed for a user or an item between two published nights, and why.")
-@click.option("--user-id", help="This user's top of the list.")
-@click.option("--item-id", help="This item's place in all lists.")
-@click.option("--from", "before", metavar="RUN_ID", help="The earlier run; where not given the one published before the later one.")
-@click.option("--to", "now", metavar="RUN_ID", help="The later run; where not given the one that readers see.")
-@click.option("--n", default=10, show_default=True, type=click.IntRange(1), help="Length of the top that is compared.")
+@click.command("changes", help="Show what changed for a user or an item between two published nights, and why.")
+@click.option("--user-id", help="Compare this user's lists.")
+@click.option("--item-id", help="Compare this item's ranks in all lists.")
+@click.option("--from", "before", metavar="RUN_ID", help="The earlier run.  [default: the one published before the later run]")
+@click.option("--to", "now", metavar="RUN_ID", help="The later run.  [default: the current one]")
+@click.option("--n", default=10, show_default=True, type=click.IntRange(1), help="Compare the first N items of the lists.")
 @json_option
 @with_config
 def changes_command(
@@ -71,24 +71,26 @@ def changes_command(
     later = published_run(warehouse, now)
     earlier = published_run(warehouse, before) if before else previously_published_run(warehouse, later)
     if user_id is not None:
-        found = diff_user(warehouse, user_id, earlier, later, n)
-        print_json(found.to_dict()) if as_json else _print_user(found, n)
+        changes = diff_user(warehouse, user_id, earlier, later, n)
+        print_json(changes.to_dict()) if as_json else _print_user_changes(changes, n)
         return
     of_item = diff_item(warehouse, item_id, earlier, later)
-    print_json(of_item.to_dict()) if as_json else _print_item(of_item)
+    print_json(of_item.to_dict()) if as_json else _print_item_changes(of_item)
 
 
-def _print_user(found: UserChanges, n: int) -> None:
-    rows = [(change.title, "" if change.before is None else str(change.before), str(change.now or ""), change.why) for change in found.came]
-    rows += [(change.title, str(change.before), "" if change.now is None else str(change.now), change.why) for change in found.went]
-    title = f"user {found.user_id}: top {n} of {found.now} against {found.before}"
+def _print_user_changes(changes: UserChanges, n: int) -> None:
+    rows = [
+        (change.title, "" if change.before is None else str(change.before), str(change.now or ""), change.why) for change in changes.came
+    ]
+    rows += [(change.title, str(change.before), "" if change.now is None else str(change.now), change.why) for change in changes.went]
+    title = f"user {changes.user_id}: top {n} of {changes.now} against {changes.before}"
     if rows:
         print_table(title, ("item", "rank before", "now", "why"), rows, left=(0, 3))
-    models = found.models[0] if found.models[0] == found.models[1] else " then ".join(found.models)
-    console().print(f"{found.n_kept} items stayed; {found.n_new_events} new interactions of the user; model version {models}")
+    models = changes.models[0] if changes.models[0] == changes.models[1] else " then ".join(changes.models)
+    console().print(f"{changes.n_kept} items stayed; {changes.n_new_events} new interactions of the user; model version {models}")
 
 
-def _print_item(found: ItemChanges) -> None:
+def _print_item_changes(changes: ItemChanges) -> None:
     def median(value: float | None) -> str:
         return "" if value is None else f"{value:g}"
 
@@ -96,16 +98,16 @@ def _print_item(found: ItemChanges) -> None:
         return "not in the catalogue" if value is None else "yes" if value else "no"
 
     rows = [
-        ("lists with it", format_count(found.n_lists[0]), format_count(found.n_lists[1])),
-        ("median rank there", median(found.median_rank[0]), median(found.median_rank[1])),
-        ("available", available(found.available[0]), available(found.available[1])),
+        ("lists with it", format_count(changes.n_lists[0]), format_count(changes.n_lists[1])),
+        ("median rank there", median(changes.median_rank[0]), median(changes.median_rank[1])),
+        ("available", available(changes.available[0]), available(changes.available[1])),
     ]
-    print_table(f"item {found.item_id}: {found.title}", ("", found.before, found.now), rows)
-    console().print(f"{format_count(found.n_new_events)} new interactions with it between the two")
+    print_table(f"item {changes.item_id}: {changes.title}", ("", changes.before, changes.now), rows)
+    console().print(f"{format_count(changes.n_new_events)} new interactions with it between the two")
 
 
 def print_evaluation(result: Evaluation) -> None:
-    """Each metric of the model beside popularity's."""
+    """Print each metric of the model beside popularity's."""
     rows = [
         (
             name,
@@ -120,9 +122,9 @@ def print_evaluation(result: Evaluation) -> None:
     console().print(f"{format_count(result.n_users)} users, {format_count(result.n_relevant)} relevant items{left_out}")
 
 
-@click.command("show", help="Some users' history and recommendations, with titles.")
+@click.command("show", help="Show some users' history and recommendations, with titles.")
 @click.option("--users", "n_users", default=3, show_default=True, type=click.IntRange(1, 100), help="How many users.")
-@click.option("--user-id", "user_ids", multiple=True, help="These users. Repeatable.")
+@click.option("--user-id", "user_ids", multiple=True, help="Show this user. Repeatable.")
 @click.option("--n", default=10, show_default=True, type=click.IntRange(1), help="Items per list.")
 @click.option("--run-id", help="A published run other than the current one.")
 @json_option
@@ -140,6 +142,6 @@ def show_command(config: Config, n_users: int, user_ids: tuple[str, ...], n: int
         history = [*view.history, *[""] * max(0, len(view.topk) - len(view.history))]
         topk = [*view.topk, *[("", "")] * max(0, len(view.history) - len(view.topk))]
         lines = [
-            (str(place), liked, title, score) for place, (liked, (title, score)) in enumerate(zip(history, topk, strict=True), start=1)
+            (str(number), liked, title, score) for number, (liked, (title, score)) in enumerate(zip(history, topk, strict=True), start=1)
         ]
         print_table(f"user {view.user_id} ({view.source})", ("", "liked before, newest first", "recommended", "score"), lines, left=(1, 2))

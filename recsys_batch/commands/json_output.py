@@ -1,4 +1,4 @@
-"""What commands say of a run for machines: one JSON object on standard output."""
+"""Results of commands for machines: one JSON object on standard output."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One JSON obj
 
 
 def print_result(result: dict[str, Any], sentence: str, *, as_json: bool) -> None:
-    """For machines, or for people."""
+    """Print a result as JSON, or as a sentence for people."""
     print_json(result) if as_json else click.echo(sentence)
 
 
 def gates_as_json(run: Run) -> dict[str, dict[str, Any]]:
-    """Value, limit and verdict of every gate that weighed the run."""
+    """Convert a run's gates: name -> value, limit and whether it passed."""
     from recsys_batch.night.gates import gate_results
 
     return {name: dict(zip(("value", "limit", "passed"), verdict, strict=True)) for name, verdict in gate_results(run.metrics).items()}
 
 
 def run_as_json(run: Run) -> dict[str, Any]:
-    """A run as ``status --json`` has it."""
+    """Convert a run to what ``status --json`` prints."""
     return {**run.row(), "gates": gates_as_json(run)}
 
 

@@ -35,15 +35,17 @@ def train_command(config: Config, max_seconds: float | None, force: bool, as_jso
         config = config.model_copy(update={"training": config.training.model_copy(update={"max_seconds": max_seconds})})
     data = read_training_tables(config)
     registry = ModelRegistry(config)
-    known = None if force else registry.find_trained(data.key)
-    if known is not None:
-        told = f"model version {known.version} was trained on exactly these inputs and settings; --force trains again"
-        print_result({"done": False, "model_version": known.version, "reason": told}, told, as_json=as_json)
+    existing = None if force else registry.find_trained(data.key)
+    if existing is not None:
+        sentence = f"model version {existing.version} was trained on exactly these inputs and settings; --force trains again"
+        print_result({"done": False, "model_version": existing.version, "reason": sentence}, sentence, as_json=as_json)
         with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
-            _refuse_if_no_better_than_popular(known.version, decide_promotion(registry.fetch(known.version, Path(folder)).manifest["gate"]))
+            _require_better_than_popularity(
+                existing.version, decide_promotion(registry.fetch(existing.version, Path(folder)).manifest["gate"])
+            )
         return
     with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
-        champion = _towers_of_champion(registry, Path(folder))
+        champion = _fetch_champion_towers(registry, Path(folder))
         with training_progress() as progress:
             bundle = run_training(data.interactions, data.items, data.users, config, Path(folder) / "bundle", progress, champion)
         params = {**config.model.model_dump(), **config.training.model_dump()}
@@ -53,19 +55,19 @@ def train_command(config: Config, max_seconds: float | None, force: bool, as_jso
         registry.set_champion(version)
     if not as_json:
         _print_metrics(version, bundle.manifest["metrics"])
-    told = f"model version {version} {'is' if verdict.promoted else 'is not'} the champion: {verdict.reason}"
+    sentence = f"model version {version} {'is' if verdict.promoted else 'is not'} the champion: {verdict.reason}"
     result = {"done": True, "model_version": version, "champion": verdict.promoted, "reason": verdict.reason}
-    print_result({**result, "metrics": bundle.manifest["metrics"]}, told, as_json=as_json)
-    _refuse_if_no_better_than_popular(version, verdict)
+    print_result({**result, "metrics": bundle.manifest["metrics"]}, sentence, as_json=as_json)
+    _require_better_than_popularity(version, verdict)
 
 
-def _refuse_if_no_better_than_popular(version: str, verdict: Promotion) -> None:
+def _require_better_than_popularity(version: str, verdict: Promotion) -> None:
     if not verdict.beats_popularity:
         raise GateRefused(f"model version {version} does not beat popularity ({verdict.reason}); the alias stays where it was")
 
 
-def _towers_of_champion(registry: ModelRegistry, folder: Path) -> Bundle | None:
-    """The champion's bundle; None without one, or where somebody brought it as tables, which have no towers to compare."""
+def _fetch_champion_towers(registry: ModelRegistry, folder: Path) -> Bundle | None:
+    """Fetch the champion's bundle; None without one, or where it was registered as tables, which have no towers to compare."""
     champion = registry.get_champion()
     bundle = registry.fetch(champion.version, folder / "champion") if champion is not None else None
     return bundle if bundle is not None and bundle.kind == "two_tower" else None
@@ -76,11 +78,11 @@ def _print_metrics(version: str, metrics: Mapping[str, float]) -> None:
 
 
 @click.command(
-    "register", help="Bring your own model: a bundle, or embedding tables with or without an ONNX ranker; the night then runs on it."
+    "register", help="Register your own model, a bundle, or embedding tables with or without an ONNX ranker; the next night uses it."
 )
 @click.option("--bundle", "bundle_dir", type=click.Path(exists=True, file_okay=False), help="Folder with bundle.json.")
 @click.option("--user-embeddings", metavar="TABLE", help="Delta or Parquet folder, or catalog table: user_id, embedding.")
-@click.option("--item-embeddings", metavar="TABLE", help="The same for item_id, embedding.")
+@click.option("--item-embeddings", metavar="TABLE", help="Delta or Parquet folder, or catalog table: item_id, embedding.")
 @click.option("--ranker", type=click.Path(exists=True, dir_okay=False), help="ONNX file: see docs/bring-your-own-model.md.")
 @click.option("--no-crown", is_flag=True, help="Register only; leave the alias where it is.")
 @json_option
@@ -104,7 +106,7 @@ def register_command(
     with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
         if bundle_dir is not None:
             bundle = load_bundle(bundle_dir)
-            _check_usable(bundle, config)
+            _check_bundle(bundle, config)
         else:
             from recsys_batch.spark.register import bundle_from_tables
             from recsys_batch.spark.session import get_session
@@ -115,12 +117,12 @@ def register_command(
         version = registry.register(bundle, {"kind": bundle.kind, "embedding_dim": bundle.embedding_dim}).version
     if not no_crown:
         registry.set_champion(version)
-    told = f"model version {version} registered{'' if no_crown else f' and made {config.mlflow.alias}'}"
-    print_result({"model_version": version, "champion": not no_crown, "kind": bundle.kind}, told, as_json=as_json)
+    sentence = f"model version {version} registered{'' if no_crown else f' and made {config.mlflow.alias}'}"
+    print_result({"model_version": version, "champion": not no_crown, "kind": bundle.kind}, sentence, as_json=as_json)
 
 
-def _check_usable(bundle: Bundle, config: Config) -> None:
-    """Build what the night builds from the bundle, and embed some of the warehouse's items with it.
+def _check_bundle(bundle: Bundle, config: Config) -> None:
+    """Check that the night can use a bundle: build its parts, and embed some of the warehouse's items with it.
 
     Raises:
         BundleError: a part is missing, or its item ids are of another type than the warehouse's.

@@ -25,10 +25,10 @@ _STEP_HELP = (
 )
 
 run_date_option = click.option("--run-date", type=DateType(), required=True, help="The night's date; never taken from the clock.")
-run_id_option = click.option("--run-id", help="This run instead of the date's newest.")
+run_id_option = click.option("--run-id", help="Go on with this run instead of the date's newest.")
 
 
-@click.command("nightly", help="All steps of one night, going on where an earlier attempt stopped.")
+@click.command("nightly", help="Run all steps of one night, going on where an earlier attempt stopped.")
 @run_date_option
 @run_id_option
 @click.option("--force", is_flag=True, help="Compute the date again as a new run although it is published.")
@@ -41,7 +41,7 @@ def nightly_command(config: Config, run_date: dt.date, run_id: str | None, force
     from recsys_batch.spark.session import get_session
 
     try:
-        with step_progress(f"night of {run_date}", _seconds_of_last_night(config)) as progress:
+        with step_progress(f"night of {run_date}", _read_last_step_seconds(config)) as progress:
             session = get_session(config)
             run = run_night(session, config, run_date, run_id=run_id, force=force, incremental=incremental, progress=progress)
     except AlreadyDone as done:
@@ -53,17 +53,17 @@ def nightly_command(config: Config, run_date: dt.date, run_id: str | None, force
     print_night(run)
 
 
-def _seconds_of_last_night(config: Config) -> dict[str, float]:
-    """What each step took then; nothing where it is not known."""
+def _read_last_step_seconds(config: Config) -> dict[str, float]:
+    """Read the seconds of each step of the published run; empty where they are not known."""
     try:
-        last = run_manifest.newest_published(_manifest_rows(config))
+        last = run_manifest.newest_published(_read_manifest_rows(config))
     except Exception:  # whatever it is, the night itself will say it
         return {}
-    found = {} if last is None else {step: last.metrics.get(f"{step}.seconds") for step in STEP_NAMES}
-    return {step: seconds for step, seconds in found.items() if seconds is not None}
+    seconds_of_step = {} if last is None else {step: last.metrics.get(f"{step}.seconds") for step in STEP_NAMES}
+    return {step: seconds for step, seconds in seconds_of_step.items() if seconds is not None}
 
 
-def _step_command(name: str, text: str) -> click.Command:
+def _make_step_command(name: str, text: str) -> click.Command:
     @run_date_option
     @run_id_option
     @json_option
@@ -76,7 +76,7 @@ def _step_command(name: str, text: str) -> click.Command:
         from recsys_batch.spark.session import get_session
 
         if dry_run:
-            _print_forecast(config, run_date, run_id, as_json=as_json)
+            _print_estimate(config, run_date, run_id, as_json=as_json)
             return
         try:
             run = run_step(get_session(config), config, name, run_date, run_id=run_id, override=override)
@@ -84,8 +84,8 @@ def _step_command(name: str, text: str) -> click.Command:
             print_result({"done": False, "reason": str(done)}, str(done), as_json=as_json)
             return
         figures = {key: run.metrics.get(f"{name}.{key}", 0.0) for key in ("rows", "seconds")}
-        told = f"run {run.run_id}: {name} done, {format_count(figures['rows'])} rows in {figures['seconds']:.1f} s"
-        print_result({"done": True, "step": name, **figures, "run": run_as_json(run)}, told, as_json=as_json)
+        sentence = f"run {run.run_id}: {name} done, {format_count(figures['rows'])} rows in {figures['seconds']:.1f} s"
+        print_result({"done": True, "step": name, **figures, "run": run_as_json(run)}, sentence, as_json=as_json)
 
     if name == "candidates":
         command = click.option("--dry-run", is_flag=True, help="Print mode, sizes, partitions and a time estimate; run nothing.")(command)
@@ -94,7 +94,7 @@ def _step_command(name: str, text: str) -> click.Command:
     return click.command(name, help=text)(command)
 
 
-def _print_forecast(config: Config, run_date: dt.date, run_id: str | None, *, as_json: bool) -> None:
+def _print_estimate(config: Config, run_date: dt.date, run_id: str | None, *, as_json: bool) -> None:
     from recsys_batch.night.estimate import estimate_night
     from recsys_batch.spark.session import get_session
 
@@ -114,11 +114,11 @@ def _print_forecast(config: Config, run_date: dt.date, run_id: str | None, *, as
     click.echo(f"time        about {seen.seconds:,.0f} s, by {seen.basis}")
 
 
-step_commands = [_step_command(name, text) for name, text in zip(STEP_NAMES, _STEP_HELP, strict=True)]
+step_commands = [_make_step_command(name, text) for name, text in zip(STEP_NAMES, _STEP_HELP, strict=True)]
 
 
 @click.command("rollback", help="Go back to an earlier published run; no data moves.")
-@click.option("--to", "to", metavar="RUN_ID", help="That run; the one published before the current one where not given.")
+@click.option("--to", "to", metavar="RUN_ID", help="The run to go back to.  [default: the one published before the current one]")
 @click.option("--dry-run", is_flag=True, help="Say which run readers would see; change nothing.")
 @json_option
 @with_config
@@ -138,13 +138,13 @@ def rollback_command(config: Config, to: str | None, dry_run: bool, as_json: boo
     click.echo(f"readers {'would' if dry_run else 'now'} see run {run.run_id} of {run.run_date} (model version {run.model_version})")
 
 
-@click.command("status", help="The nights so far: what is published (*), what failed, which gates refused.")
+@click.command("status", help="List the nights so far: which is published (*), which failed, which gates refused.")
 @json_option
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Newest runs shown.")
-@click.option("--run-id", help="One run in full: what it read and wrote, and every gate.")
+@click.option("--run-id", help="Show one run in full: what it read and wrote, and every gate.")
 @with_config
 def status_command(config: Config, as_json: bool, limit: int, run_id: str | None) -> None:
-    rows = _manifest_rows(config)
+    rows = _read_manifest_rows(config)
     now = run_manifest.newest_published(rows)
     runs = sorted(run_manifest.latest_state_by_run(rows).values(), key=lambda run: run.metrics[run_manifest.STARTED_AT], reverse=True)
     if run_id is not None and run_id not in {run.run_id for run in runs}:
@@ -161,7 +161,7 @@ def status_command(config: Config, as_json: bool, limit: int, run_id: str | None
         click.echo("no night has run yet: run `recsys-batch nightly --run-date DATE`")
         return
     header = ("run", "status", "users", "rows", "model", "recall", "refused by")
-    print_table("nights", header, [_status_row(run, now) for run in runs], left=(0, 1, 4, 6))
+    print_table("nights", header, [_format_status_row(run, now) for run in runs], left=(0, 1, 4, 6))
 
 
 def _print_run(run: Run, now: Run | None) -> None:
@@ -184,7 +184,7 @@ def _print_run(run: Run, now: Run | None) -> None:
         print_table("gates", ("gate", "value", "limit", "verdict"), gates, left=(0, 3))
 
 
-def _status_row(run: Run, now: Run | None) -> tuple[str, ...]:
+def _format_status_row(run: Run, now: Run | None) -> tuple[str, ...]:
     mark = " *" if now is not None and run.run_id == now.run_id else ""
     recall = run.metrics.get("knn_recall")
     return (
@@ -198,7 +198,7 @@ def _status_row(run: Run, now: Run | None) -> tuple[str, ...]:
     )
 
 
-def _manifest_rows(config: Config) -> list[Run]:
+def _read_manifest_rows(config: Config) -> list[Run]:
     """By deltalake where tables are paths; a catalog needs Spark to resolve its names."""
     if config.catalog is None:
         from recsys_batch.read import read_run_rows
@@ -212,21 +212,21 @@ def _manifest_rows(config: Config) -> list[Run]:
 
 
 def print_night(run: Run) -> None:
-    """The table of steps: rows, seconds, users per second, bytes written, and where the cores' time went."""
+    """Print the table of a run's steps: rows, seconds, users per second, bytes written, and where the cores' time went."""
     rows = []
     for step in STEP_NAMES:
         seconds, users = run.metrics.get(f"{step}.seconds"), run.metrics.get(f"{step}.users", 0.0)
         if seconds is not None:
             rate = format_count(users / seconds) if seconds > 0.05 else ""
-            rows.append((step, format_count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", rate, *_shares(run, step, seconds)))
+            rows.append((step, format_count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", rate, *_format_shares(run, step, seconds)))
     header = ("step", "rows", "seconds", "users/s", "written", "python", "write", "JVM")
     print_table(f"run {run.run_id}: {run.status}", header, rows)
     recall = run.metrics.get("knn_recall", float("nan"))
     console().print(f"ANN recall against exact search, measured: {recall:.4f}; model version {run.model_version}")
 
 
-def _shares(run: Run, step: str, seconds: float) -> tuple[str, str, str, str]:
-    """Bytes, and shares of seconds * cores; empty for a step without tasks of its own."""
+def _format_shares(run: Run, step: str, seconds: float) -> tuple[str, str, str, str]:
+    """Format a step's bytes, and shares of seconds * cores; empty for a step without tasks of its own."""
     cores = run.metrics.get(f"{step}.cores")
     if not cores or seconds <= 0:
         return "", "", "", ""

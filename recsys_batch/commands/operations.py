@@ -1,4 +1,4 @@
-"""backfill and maintain: what data engineers run now and then."""
+"""backfill and maintain: commands that data engineers run now and then."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from recsys_batch.tables.run_manifest import Run
 
 
-@click.command("backfill", help="Nights of a range of dates; a date that is published is left as it is. Readers stay with the latest date.")
+@click.command("backfill", help="Run the nights of a range of dates; published dates are left as they are. Readers keep the latest date.")
 @click.option("--start", type=DateType(), required=True, help="First date.")
 @click.option("--end", type=DateType(), required=True, help="Last date.")
 @click.option("--force", is_flag=True, help="Compute published dates again, too.")
@@ -39,49 +39,49 @@ def backfill_command(config: Config, start: dt.date, end: dt.date, force: bool, 
     dates = [start + dt.timedelta(days=day) for day in range((end - start).days + 1)]
     session = get_session(config)
     if dry_run:
-        plans = _plans(run_manifest.latest_state_by_run(load_run_rows(WarehouseTables(session, config))), dates, force)
+        plans = _plan_dates(run_manifest.latest_state_by_run(load_run_rows(WarehouseTables(session, config))), dates, force)
         if as_json:
             print_json({"dry_run": True, "dates": plans})
             return
-        for planned, what in plans.items():
-            click.echo(f"{planned}  {what}")
+        for planned, plan in plans.items():
+            click.echo(f"{planned}  {plan}")
         return
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for date in dates:
         try:
             with step_progress(f"night of {date}") as progress:
                 run = run_night(session, config, date, force=force, backfill=True, progress=progress)
         except AlreadyDone as done:
-            found[str(date)] = {"done": False, "reason": str(done)}
+            results[str(date)] = {"done": False, "reason": str(done)}
             if not as_json:
                 click.echo(str(done))
             continue
-        found[str(date)] = {"done": True, "run": run_as_json(run)}
+        results[str(date)] = {"done": True, "run": run_as_json(run)}
         if not as_json:
             print_night(run)
     if as_json:
-        print_json({"dry_run": False, "dates": found})
+        print_json({"dry_run": False, "dates": results})
 
 
-def _plans(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict[str, str]:
-    """What each date would be."""
+def _plan_dates(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict[str, str]:
+    """Say what a backfill would do for each date."""
     from recsys_batch.tables import run_manifest
 
     plans = {}
     for date in dates:
-        known = run_manifest.newest_run_of_date(states, date)
-        finished = known is not None and known.status in ("PUBLISHED", "ROLLED_BACK")
+        newest = run_manifest.newest_run_of_date(states, date)
+        finished = newest is not None and newest.status in ("PUBLISHED", "ROLLED_BACK")
         if finished and not force:
             plans[str(date)] = "nothing to do"
-        elif known is None or finished or force:
+        elif newest is None or finished or force:
             plans[str(date)] = "a new run"
         else:
-            plans[str(date)] = f"go on with run {known.run_id} ({known.status})"
+            plans[str(date)] = f"go on with run {newest.run_id} ({newest.status})"
     return plans
 
 
 @click.command("maintain", help="Remove what nothing needs: rows and artefacts of runs beyond those kept, files that no table names.")
-@click.option("--keep-runs", type=click.IntRange(1), help="Published runs that stay; tables.keep_runs where not given.")
+@click.option("--keep-runs", type=click.IntRange(1), help="Published runs to keep.  [default: tables.keep_runs]")
 @click.option("--dry-run", is_flag=True, help="Say what would go; remove nothing.")
 @json_option
 @with_config
@@ -95,7 +95,9 @@ def maintain_command(config: Config, keep_runs: int | None, dry_run: bool, as_js
 
         get_session(config).sql(f"OPTIMIZE delta.`{folder}`")
 
-    done = run_maintenance(config, _folders(config), keep_runs or config.tables.keep_runs, now, optimize=optimize, dry_run=dry_run)
+    done = run_maintenance(
+        config, _list_table_folders(config), keep_runs or config.tables.keep_runs, now, optimize=optimize, dry_run=dry_run
+    )
     if as_json:
         print_json({"dry_run": dry_run, **done.__dict__})
         return
@@ -112,8 +114,8 @@ def maintain_command(config: Config, keep_runs: int | None, dry_run: bool, as_js
         click.echo(f"{name}: {n_files} small files {verb} made one")
 
 
-def _folders(config: Config) -> dict[str, str]:
-    """The folder of each table that exists."""
+def _list_table_folders(config: Config) -> dict[str, str]:
+    """List the folder of each table that exists."""
     from recsys_batch.schemas import TABLES
 
     if config.catalog is None:

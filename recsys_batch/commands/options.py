@@ -17,7 +17,7 @@ DEFAULT_CONF = "conf/local.toml"
 
 
 def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds --conf and --set, and passes the checked config as ``config``."""
+    """Add --conf and --set to a command, and pass the checked config as ``config``."""
 
     @click.option("--conf", default=DEFAULT_CONF, show_default=True, help="TOML file.")
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. scoring.top_k=50. Repeatable.")
@@ -29,14 +29,14 @@ def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_config_if_any(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``with_config`` where there may be no file: a small image has none, and every key has a default."""
+    """Add --conf and --set to a command that runs without a config file, too: a small image has none, and every key has a default."""
 
     @click.option("--conf", metavar="TEXT", help=f"TOML file.  [default: {DEFAULT_CONF} where it is there]")
     @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override one key, e.g. online.port=9000. Repeatable.")
     @functools.wraps(command)
     def wrapped(conf: str | None, overrides: tuple[str, ...], **options: Any) -> Any:
-        found = conf or (DEFAULT_CONF if Path(DEFAULT_CONF).is_file() else None)
-        return command(config=load_config(found, overrides), **options)
+        path = conf or (DEFAULT_CONF if Path(DEFAULT_CONF).is_file() else None)
+        return command(config=load_config(path, overrides), **options)
 
     return wrapped
 
@@ -73,7 +73,7 @@ class KListType(click.ParamType):
 
 
 def parse_mapping(option: str, text: str | None) -> dict[str, str]:
-    """``user_id=cust,item_id=sku`` as a dict.
+    """Parse ``user_id=cust,item_id=sku`` to a dict.
 
     Raises:
         ConfigError: not of that form.

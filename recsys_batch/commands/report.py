@@ -1,4 +1,4 @@
-"""report: a run as one page."""
+"""report: write a run as one HTML page."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger("recsys_batch")
 
 
 @click.command(
-    "report", help="A run as one HTML page: time, recall, scores, coverage, churn, segments, gates, users. A refused run has one, too."
+    "report", help="Write a run as one HTML page: time, recall, scores, coverage, churn, segments, gates, users; also a refused run."
 )
-@click.option("--run-id", help="That run; the one that readers see where not given.")
-@click.option("--out", default="report.html", show_default=True, metavar="FILE", help="The page.")
-@click.option("--users", "n_users", default=4, show_default=True, type=click.IntRange(0, 50), help="Users whose lists are in it.")
+@click.option("--run-id", help="The run.  [default: the current one]")
+@click.option("--out", default="report.html", show_default=True, metavar="FILE", help="File to write.")
+@click.option("--users", "n_users", default=4, show_default=True, type=click.IntRange(0, 50), help="Number of users whose lists are shown.")
 @click.option("--log/--no-log", "to_mlflow", default=True, show_default=True, help="Add the page to the run in MLflow, where it has one.")
 @json_option
 @with_config
@@ -33,11 +33,11 @@ def report_command(config: Config, run_id: str | None, out: str, n_users: int, t
     from recsys_batch.report.facts import collect_facts
     from recsys_batch.report.page import render_report
 
-    run, seen = _found(config, run_id)
+    run, seen = _find_run(config, run_id)
     facts = collect_facts(config.paths.warehouse, run, config.data.min_weight, n_users)
     page = render_report(facts, gates_as_json(run), seen)
     path = _written(Path(out), page)
-    logged = to_mlflow and run.mlflow_run_id is not None and _log(config, run.mlflow_run_id, path)
+    logged = to_mlflow and run.mlflow_run_id is not None and _log_to_mlflow(config, run.mlflow_run_id, path)
     n_bytes = path.stat().st_size
     if as_json:
         print_json({"run_id": run.run_id, "out": str(path), "bytes": n_bytes, "in_mlflow": logged})
@@ -45,8 +45,8 @@ def report_command(config: Config, run_id: str | None, out: str, n_users: int, t
     click.echo(f"run {run.run_id}: {path} ({format_size(n_bytes)}){', and in its MLflow run' if logged else ''}")
 
 
-def _found(config: Config, run_id: str | None) -> tuple[Run, bool]:
-    """(the run, whether readers see it)."""
+def _find_run(config: Config, run_id: str | None) -> tuple[Run, bool]:
+    """Find (the run, whether readers see it)."""
     from recsys_batch.read import read_run_rows
     from recsys_batch.tables import run_manifest
 
@@ -74,8 +74,8 @@ def _written(path: Path, page: str) -> Path:
     return path
 
 
-def _log(config: Config, mlflow_run_id: str, path: Path) -> bool:
-    """Whether MLflow has it now; the page is there all the same."""
+def _log_to_mlflow(config: Config, mlflow_run_id: str, path: Path) -> bool:
+    """Add the page to the MLflow run; False, with a warning, where MLflow did not take it."""
     try:
         from recsys_batch.registry.mlflow_registry import ModelRegistry
 

@@ -1,4 +1,4 @@
-"""What people see: rich tables and a live step list on a terminal, plain log lines everywhere else."""
+"""Output for people: rich tables and a live step list on a terminal, plain log lines everywhere else."""
 
 from __future__ import annotations
 
@@ -28,57 +28,57 @@ logger = logging.getLogger("recsys_batch")
 
 
 def console() -> Console:
-    """Standard output, 80 columns where it is not a terminal."""
+    """Open standard output as a console, of 80 columns where it is not a terminal."""
     return Console(width=None if sys.stdout.isatty() else 80, highlight=False)
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
-    """A table; columns whose index is in ``left`` are text, the others are right-aligned numbers."""
+    """Print a table; columns whose index is in ``left`` are text, the others are right-aligned numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for place, name in enumerate(header):
-        table.add_column(name, justify="left" if place in left else "right", overflow="fold")
+    for column, name in enumerate(header):
+        table.add_column(name, justify="left" if column in left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console().print(table)
 
 
 def format_count(value: float) -> str:
-    """1234567 -> 1,234,567."""
+    """Format a count: 1234567 -> 1,234,567."""
     return f"{int(value):,}"
 
 
 def format_size(n_bytes: float) -> str:
-    """1572864 -> 1.5 MiB."""
+    """Format bytes: 1572864 -> 1.5 MiB."""
     return f"{n_bytes / 2**30:.1f} GiB" if n_bytes >= 2**30 else f"{n_bytes / 2**20:.1f} MiB"
 
 
 @contextmanager
-def step_progress(what: str, expected: Mapping[str, float] | None = None) -> Iterator[StepProgress]:
-    """Shows each step as it runs, and about how long it still takes: on a terminal, nothing more than the log elsewhere.
+def step_progress(title: str, expected: Mapping[str, float] | None = None) -> Iterator[StepProgress]:
+    """Show each step as it runs, and about how long it still takes: on a terminal; elsewhere only the log.
 
     Args:
         expected: seconds of each step, in their order; of the last night, say.
     """
     if not sys.stderr.isatty():
-        yield _nothing
+        yield _ignore_progress
         return
     left = dict(expected or {})
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), _Left(), console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=None, ends=None)
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), _TimeLeftColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=None, ends=None)
 
         def show(step: str, event: str, metrics: dict[str, float]) -> None:
             if event == "start":
                 ends = time.monotonic() + sum(left.values()) if step in left else None
-                progress.update(task, description=f"{what}: {step}", ends=ends)
+                progress.update(task, description=f"{title}: {step}", ends=ends)
             else:
                 left.pop(step, None)
-                progress.console.print(f"  {step:<11}{event:<8}{_figures(metrics)}")
+                progress.console.print(f"  {step:<11}{event:<8}{_format_step(metrics)}")
 
         yield show
 
 
-class _Left(ProgressColumn):
-    """The time that is left until ``ends`` (of time.monotonic), roughly; nothing where that is not known, or over."""
+class _TimeLeftColumn(ProgressColumn):
+    """Column with the rough time left until ``ends`` (of time.monotonic); empty where that is not known, or over."""
 
     def render(self, task: Task) -> Text:
         ends = task.fields["ends"]
@@ -89,19 +89,19 @@ class _Left(ProgressColumn):
 
 
 @contextmanager
-def progress_bar(what: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """Shows (done, of how many) with the time that is left: a bar on a terminal, nothing elsewhere."""
+def progress_bar(title: str, *, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """Show (done, total) with the time that is left: a bar on a terminal, nothing elsewhere."""
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    with Progress(TextColumn(what), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-        task = progress.add_task(what)
+    with Progress(TextColumn(title), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(title)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextmanager
 def training_progress() -> Iterator[Callable[[str, Mapping[str, float]], None]]:
-    """Shows each epoch: a changing line on a terminal, a log line each elsewhere."""
+    """Show each epoch: a changing line on a terminal, a log line each elsewhere."""
     live = Console(stderr=True).status("training") if sys.stderr.isatty() else None
 
     def show(stage: str, numbers: Mapping[str, float]) -> None:
@@ -118,11 +118,11 @@ def training_progress() -> Iterator[Callable[[str, Mapping[str, float]], None]]:
         yield show
 
 
-def _nothing(step: str, event: str, metrics: dict[str, float]) -> None:
+def _ignore_progress(step: str, event: str, metrics: dict[str, float]) -> None:
     pass
 
 
-def _figures(metrics: Mapping[str, float]) -> str:
+def _format_step(metrics: Mapping[str, float]) -> str:
     if not metrics:
         return ""
     return f"{format_count(metrics.get('rows', 0)):>12} rows {metrics.get('seconds', 0):>8.1f} s"

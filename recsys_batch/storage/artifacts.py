@@ -1,4 +1,4 @@
-"""Files that a night shares with its executors: content-addressed folders under the warehouse, never changed once written.
+"""Content-addressed folders under the warehouse, by which a night shares files with its executors; never changed once written.
 
 On a mounted path a folder is written beside its final name and renamed. A store has no renaming: there the folder is written on this
 machine, named, and uploaded, its listing last; a folder without one is not there. So a reader sees all of it or nothing. The pointer
@@ -39,7 +39,7 @@ LISTING = "_listing"
 
 
 def artifact_root(warehouse: str) -> str:
-    """The artefact folder of a warehouse, as a location: an absolute path, or a URI.
+    """Name the artefact folder of a warehouse as a location: an absolute path, or a URI.
 
     Raises:
         UsageError: the warehouse is neither on a mounted path nor in a store that is supported.
@@ -74,7 +74,7 @@ def put_folder(root: str, kind: str, write: Callable[[Path], None], scratch: str
 
 
 def _put_remote(parent: str, write: Callable[[Path], None], scratch: str | None) -> str:
-    with _drafting(scratch) as draft:
+    with _draft_folder(scratch) as draft:
         write(draft)
         listing = list_checksums(draft)
         final = join(parent, content_hash(listing))
@@ -97,7 +97,7 @@ def remove_folder(location: str) -> None:
 
 @contextmanager
 def stage_files(root: str, kind: str, scratch: str | None = None) -> Iterator[Path]:
-    """A local folder for files whose names carry their own checksums; they are in ``root/kind`` when the block ends.
+    """Open a local folder for files whose names carry their own checksums; they are in ``root/kind`` when the block ends.
 
     A store gets each of them at once or not at all; what a file is, its reader verifies.
     """
@@ -106,14 +106,14 @@ def stage_files(root: str, kind: str, scratch: str | None = None) -> Iterator[Pa
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
-    with _drafting(scratch) as draft:
+    with _draft_folder(scratch) as draft:
         yield draft
         for path in sorted(draft.iterdir()):
             upload(path, join(root, kind, path.name))
 
 
 @contextmanager
-def _drafting(scratch: str | None) -> Iterator[Path]:
+def _draft_folder(scratch: str | None) -> Iterator[Path]:
     if scratch is not None:
         Path(scratch).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="recsys-batch-", dir=scratch) as folder:
@@ -121,23 +121,23 @@ def _drafting(scratch: str | None) -> Iterator[Path]:
 
 
 def list_checksums(folder: Path) -> str:
-    """Every file's name and checksum."""
+    """List a folder's files: a line "NAME SHA256" each."""
     return "\n".join(f"{path.name} {sha256_file(path)}" for path in sorted(folder.iterdir()))
 
 
 def content_hash(listing: str) -> str:
-    """What a folder with this listing is called."""
+    """Hash a listing to the name of the folder that has it."""
     return hashlib.sha256(listing.encode()).hexdigest()[:24]
 
 
 def run_folder(root: str, run_id: str) -> str:
-    """Where a run's pointers are."""
+    """Name the folder of a run's pointers."""
     return join(root, "runs", run_id)
 
 
 def set_pointer(root: str, run_id: str, name: str, value: Mapping[str, Any]) -> None:
     """Record ``value`` (JSON) as the run's ``name``, replacing what stood there."""
-    location = _pointer(root, run_id, name)
+    location = _pointer_location(root, run_id, name)
     text = json.dumps(value, indent=2, sort_keys=True)
     if is_remote(location):
         write_bytes(location, text.encode())
@@ -153,27 +153,27 @@ def set_pointer(root: str, run_id: str, name: str, value: Mapping[str, Any]) -> 
 
 
 def catalogue_folder(root: str, run_id: str) -> str:
-    """Where a run's catalogue is. Raises as ``pointed``."""
+    """Locate a run's catalogue. Raises as ``get_pointer``."""
     return join(root, "catalogues", str(get_pointer(root, run_id, "catalogue")["folder"]))
 
 
 def bundle_folder(root: str, run_id: str) -> str:
-    """Where a run's bundle is. Raises as ``pointed``."""
+    """Locate a run's bundle. Raises as ``get_pointer``."""
     return join(root, "bundles", str(get_pointer(root, run_id, "bundle")["folder"]))
 
 
 def clear_pointer(root: str, run_id: str, name: str) -> None:
-    """Forget what ``point`` recorded."""
-    remove(_pointer(root, run_id, name))
+    """Remove a run's pointer."""
+    remove(_pointer_location(root, run_id, name))
 
 
 def get_pointer(root: str, run_id: str, name: str) -> dict[str, Any]:
-    """What ``point`` recorded.
+    """Read a run's pointer.
 
     Raises:
         InputMissing: the run has none: the step that writes it has not finished.
     """
-    location = _pointer(root, run_id, name)
+    location = _pointer_location(root, run_id, name)
     try:
         loaded: dict[str, Any] = json.loads(read_bytes(location))
     except FileNotFoundError:
@@ -182,15 +182,15 @@ def get_pointer(root: str, run_id: str, name: str) -> dict[str, Any]:
 
 
 def has_pointer(root: str, run_id: str, name: str) -> bool:
-    """Whether the run has it."""
-    return exists(_pointer(root, run_id, name))
+    """Say whether a run has a pointer."""
+    return exists(_pointer_location(root, run_id, name))
 
 
 def list_pointers(root: str, run_id: str) -> dict[str, dict[str, Any]]:
-    """All that a run has recorded, by name."""
+    """Read all pointers of a run, by name."""
     names = [entry.name for entry in list_entries(run_folder(root, run_id)) if entry.name.endswith(".json")]
     return {name: get_pointer(root, run_id, name) for name in (name.removesuffix(".json") for name in names)}
 
 
-def _pointer(root: str, run_id: str, name: str) -> str:
+def _pointer_location(root: str, run_id: str, name: str) -> str:
     return join(run_folder(root, run_id), f"{name}.json")

@@ -1,6 +1,6 @@
-"""Where files lie: a location is a local path, file:///path or s3a://bucket/prefix, and the same few functions serve all of them.
+"""Files by location (a local path, file:///path or s3a://bucket/prefix), with the same few functions for all of them.
 
-By pyarrow. Credentials, region and endpoint of a store come from the usual AWS_* variables of the process that reads or writes, and
+Implemented with pyarrow. Credentials, region and endpoint of a store come from the usual AWS_* variables of the process that reads or writes, and
 from what machines of a cloud have (profiles, roles); no config holds them.
 """
 
@@ -29,13 +29,15 @@ _BLOCK = 8 * 2**20
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/)")
 
 
-def _s3() -> fs.FileSystem:
-    return _s3_of(_endpoint(), os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"), os.environ.get("AWS_ACCESS_KEY_ID"))
+def _open_s3() -> fs.FileSystem:
+    return _connect_s3(
+        _endpoint(), os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"), os.environ.get("AWS_ACCESS_KEY_ID")
+    )
 
 
 @lru_cache(maxsize=4)
-def _s3_of(endpoint: str | None, region: str | None, key_id: str | None) -> fs.FileSystem:
-    """One per process and account: it holds connections. The key's id only tells accounts apart; pyarrow finds the secret by itself."""
+def _connect_s3(endpoint: str | None, region: str | None, key_id: str | None) -> fs.FileSystem:
+    """Connect to S3, once per process and account. The key's id only tells accounts apart; pyarrow finds the secret by itself."""
     return fs.S3FileSystem(endpoint_override=endpoint, region=region, allow_delayed_open=True)
 
 
@@ -43,8 +45,8 @@ def _endpoint() -> str | None:
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
-STORES: dict[str, Callable[[], fs.FileSystem]] = {"s3a": _s3}
-"""Scheme -> its filesystem. What is not here is refused by name."""
+STORES: dict[str, Callable[[], fs.FileSystem]] = {"s3a": _open_s3}
+"""Scheme -> its filesystem. Any other scheme is refused by name."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,16 @@ class Entry:
 
 
 def is_remote(location: str) -> bool:
-    """Whether it lies in a store, not under a path of this machine.
+    """Say whether a location lies in an object store, not under a path of this machine.
 
     Raises:
-        UsageError: in one that is not supported.
+        UsageError: in a store that is not supported.
     """
     return _scheme(location) != "file"
 
 
 def resolve(location: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem, and the path in it.
+    """Resolve a location to its filesystem and the path in it.
 
     Raises:
         UsageError: a scheme that is not supported.
@@ -83,8 +85,8 @@ def resolve(location: str) -> tuple[fs.FileSystem, str]:
 
 
 def _scheme(location: str) -> str:
-    found = _SCHEME.match(location)
-    scheme = found[1].lower() if found else "file"
+    match = _SCHEME.match(location)
+    scheme = match[1].lower() if match else "file"
     if scheme == "file":
         return scheme
     if scheme not in STORES:
@@ -96,29 +98,29 @@ def _scheme(location: str) -> str:
 
 
 def local_path(location: str) -> str:
-    """The absolute path of a local location."""
+    """Convert a local location to an absolute path."""
     if _SCHEME.match(location):
         location = unquote(urlparse(location).path)
     return str(Path(location).absolute())
 
 
 def absolute(location: str) -> str:
-    """The same place for every process: an absolute path, or the URI without a slash at its end."""
+    """Make a location the same for every process: an absolute path, or the URI without a slash at its end."""
     return location.rstrip("/") if is_remote(location) else local_path(location)
 
 
 def join(location: str, *names: str) -> str:
-    """A place within a folder."""
+    """Join names to the location of a folder."""
     return "/".join([location.rstrip("/"), *names])
 
 
 def basename(location: str) -> str:
-    """The last part."""
+    """Take the last part of a location."""
     return location.rstrip("/").rpartition("/")[2]
 
 
 def storage_options(location: str) -> dict[str, str] | None:
-    """What deltalake has to be told about a store; the rest it reads from the environment by itself."""
+    """Make deltalake's options for a location; None for a local one. The rest it reads from the environment by itself."""
     if not is_remote(location):
         return None
     endpoint = _endpoint()
@@ -128,13 +130,13 @@ def storage_options(location: str) -> dict[str, str] | None:
 
 
 def exists(location: str) -> bool:
-    """Whether there is a file, or a folder; in a store a folder is there while it has anything in it."""
+    """Say whether a file or folder exists; in a store a folder exists while it has anything in it."""
     filesystem, path = resolve(location)
     return bool(filesystem.get_file_info(path).type != fs.FileType.NotFound)
 
 
 def read_bytes(location: str) -> bytes:
-    """A whole file.
+    """Read a whole file.
 
     Raises:
         FileNotFoundError: there is none.
@@ -151,7 +153,7 @@ def write_bytes(location: str, content: bytes) -> None:
 
 
 def open_output(location: str) -> pa.NativeFile:
-    """A stream into a new file. In a store nothing is there before it is closed."""
+    """Open a stream into a new file. In a store the file appears when the stream is closed."""
     filesystem, path = resolve(location)
     if filesystem.type_name != "s3":  # which has no folders, and would get an empty object for each
         filesystem.create_dir(path.rpartition("/")[0], recursive=True)
@@ -159,13 +161,13 @@ def open_output(location: str) -> pa.NativeFile:
 
 
 def upload(source: Path, location: str) -> None:
-    """Copy a local file."""
+    """Copy a local file to a location."""
     with source.open("rb") as stream, open_output(location) as target:
         shutil.copyfileobj(stream, target, _BLOCK)
 
 
 def download(location: str, target: Path) -> str:
-    """Copy a file to a new local one, on the disk when this returns; hex SHA-256 of what came.
+    """Copy a file to a new local one, on the disk when this returns; hex SHA-256 of the copy.
 
     Raises:
         FileNotFoundError: there is none.
@@ -182,40 +184,40 @@ def download(location: str, target: Path) -> str:
 
 
 def list_entries(location: str, *, recursive: bool = False) -> list[Entry]:
-    """What is in a folder, by name; nothing where there is none."""
+    """List the entries of a folder, by name; none where there is no folder."""
     filesystem, path = resolve(location)
-    found = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
+    infos = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=recursive))
     entries = [
         Entry(join(location, info.path[len(path) :].lstrip("/")), info.type == fs.FileType.Directory, info.size or 0, info.mtime)
-        for info in found
+        for info in infos
     ]
     return sorted(entries, key=lambda entry: entry.location)
 
 
 def file_sizes(folder: str, names: list[str]) -> dict[str, int]:
-    """Bytes of those of the named files that are there."""
+    """Look up the bytes of the named files; those that do not exist are left out."""
     filesystem, path = resolve(folder)
-    found = filesystem.get_file_info([f"{path}/{name}" for name in names])
-    return {name: int(info.size) for name, info in zip(names, found, strict=True) if info.type == fs.FileType.File}
+    infos = filesystem.get_file_info([f"{path}/{name}" for name in names])
+    return {name: int(info.size) for name, info in zip(names, infos, strict=True) if info.type == fs.FileType.File}
 
 
 def remove(location: str) -> None:
-    """Remove a file, or a folder with all that is in it; what is not there is fine."""
+    """Remove a file, or a folder with all that is in it, where it exists."""
     if not is_remote(location):
         path = Path(local_path(location))
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         return
     filesystem, inside = resolve(location)
-    kind = filesystem.get_file_info(inside).type
-    if kind == fs.FileType.Directory:
+    file_type = filesystem.get_file_info(inside).type
+    if file_type == fs.FileType.Directory:
         filesystem.delete_dir(inside)
-    elif kind == fs.FileType.File:
+    elif file_type == fs.FileType.File:
         filesystem.delete_file(inside)
 
 
 @contextmanager
 def parquet_file(location: str, **options: Any) -> Iterator[pq.ParquetFile]:
-    """A Parquet file: memory-mapped where it is local, else read by ranges of bytes, those of a row group together."""
+    """Open a Parquet file: memory-mapped where it is local, else read by ranges of bytes, those of a row group together."""
     if not is_remote(location):
         with pq.ParquetFile(local_path(location), memory_map=True, **options) as file:
             yield file
@@ -226,6 +228,6 @@ def parquet_file(location: str, **options: Any) -> Iterator[pq.ParquetFile]:
 
 
 def read_parquet(location: str, columns: list[str] | None = None) -> pa.Table:
-    """All rows of a Parquet file or a folder of them; folders named ``column=value`` add nothing."""
+    """Read all rows of a Parquet file or a folder of them; folders named ``column=value`` add no columns."""
     filesystem, path = resolve(location)
     return pq.read_table(path, columns=columns, partitioning=None, filesystem=filesystem)

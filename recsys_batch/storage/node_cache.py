@@ -1,6 +1,6 @@
-"""What a store holds and a night maps into memory, copied once per node: all Python workers of a machine share the copy.
+"""Local copies of object-store folders that a night maps into memory: one per node, which all Python workers share.
 
-A local location is what it is. A folder of a store is downloaded under a lock, verified against the checksums that name it, and
+A local location is not copied. A folder of a store is downloaded under a lock, verified against the checksums that name it, and
 renamed to its place, so that whoever finds it there finds all of it. What nobody has used for long is removed, oldest first.
 """
 
@@ -23,9 +23,9 @@ from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
 from recsys_batch.storage.artifacts import LISTING, content_hash
 from recsys_batch.storage.filesystems import basename, download, is_remote, join, local_path, read_bytes
 
-_TRIES = 3
+_MAX_DOWNLOADS = 3
 _TOUCH_SECONDS = 15 * 60
-"""How old the mark of use of a folder may be before it is renewed, under the folder's lock."""
+"""Age at which a folder's mark of use (its mtime) is renewed, under the folder's lock."""
 _IN_USE_SECONDS = 4 * 3600
 """A folder used within this time stays, however full the cache is: workers look at their index's files with every batch."""
 _KEEP_SECONDS = 7 * 24 * 3600
@@ -35,7 +35,7 @@ _CURE = "begin a new run (--force), which writes it again; if that says the same
 
 @dataclass(frozen=True)
 class NodeCache:
-    """The cache of whichever machine asks; small, as it travels to executors in closures.
+    """The node cache of the machine that calls it; small, as it travels to executors in closures.
 
     Attributes:
         folder: of copies, the same path on every node, on each node's own disk.
@@ -51,7 +51,7 @@ class NodeCache:
         return cls(paths.node_cache, paths.node_cache_mb)
 
     def local_copy(self, location: str) -> Path:
-        """A path of this machine with the content of an artefact folder.
+        """Copy an artefact folder to this machine where it is not here yet; the path of the copy.
 
         Raises:
             UsageError: the cache's folder belongs to somebody else.
@@ -61,32 +61,32 @@ class NodeCache:
         if not is_remote(location):
             return Path(local_path(location))
         name = basename(location)
-        return self._find(name) or self._fetched(name, location, None)
+        return self._find_fresh(name) or self._fetch(name, location, None)
 
     def local_copy_of_files(self, location: str, checksums: Mapping[str, str]) -> Path:
-        """A path of this machine with the named files of a folder.
+        """Copy the named files of a folder to this machine where they are not here yet; the folder of the copies.
 
         Args:
             checksums: name -> hex SHA-256.
 
         Raises:
-            As ``localized``.
+            As ``local_copy``.
         """
         if not is_remote(location):
             return Path(local_path(location))
         name = content_hash("\n".join(f"{name} {checksums[name]}" for name in sorted(checksums)))
-        return self._find(name) or self._fetched(name, location, checksums)
+        return self._find_fresh(name) or self._fetch(name, location, checksums)
 
-    def _find(self, name: str) -> Path | None:
-        """The copy, where its mark of use is fresh: nobody removes such a one."""
+    def _find_fresh(self, name: str) -> Path | None:
+        """Find a copy whose mark of use is fresh: no process removes such a one."""
         final = Path(self.folder) / name
         try:
             return final if time.time() - final.stat().st_mtime < _TOUCH_SECONDS else None
         except FileNotFoundError:
             return None
 
-    def _fetched(self, name: str, location: str, checksums: Mapping[str, str] | None) -> Path:
-        folder, final = self._own_folder(), Path(self.folder) / name
+    def _fetch(self, name: str, location: str, checksums: Mapping[str, str] | None) -> Path:
+        folder, final = self._make_private_folder(), Path(self.folder) / name
         with _locked(folder, name):
             if final.is_dir():  # by another process, while this one waited
                 os.utime(final)
@@ -96,7 +96,7 @@ class NodeCache:
             draft = folder / f".draft-{name}-{uuid.uuid4().hex}"
             try:
                 draft.mkdir()
-                for file, checksum in (checksums or _listing(location, name)).items():
+                for file, checksum in (checksums or _read_listing(location, name)).items():
                     _download(join(location, file), draft / file, checksum)
                 draft.rename(final)
             except OSError as error:
@@ -106,8 +106,8 @@ class NodeCache:
         self._prune(folder)
         return final
 
-    def _own_folder(self) -> Path:
-        """Made for this user alone: what is mapped from it is trusted."""
+    def _make_private_folder(self) -> Path:
+        """Make the cache's folder, for this user alone: what is mapped from it is trusted."""
         folder = Path(self.folder)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = folder.lstat()
@@ -116,7 +116,7 @@ class NodeCache:
         return folder
 
     def _prune(self, folder: Path) -> None:
-        """Remove what nobody has used for a week, and more where the cache is larger than it may be."""
+        """Remove copies that were not used for a week, and the oldest others while the cache is larger than it may be."""
         copies = []
         for path in folder.iterdir():
             with suppress(FileNotFoundError):
@@ -131,16 +131,16 @@ class NodeCache:
 
 
 def _remove_idle(folder: Path, path: Path) -> None:
-    """Under its lock, and looked at again: somebody may have taken it up since."""
+    """Remove a copy under its lock, unless it has been used since."""
     with suppress(BlockingIOError, FileNotFoundError), _locked(folder, path.name, wait=False):
         if time.time() - path.stat().st_mtime > _IN_USE_SECONDS:
-            gone = folder / f".draft-{path.name}-{uuid.uuid4().hex}"
-            path.rename(gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            draft = folder / f".draft-{path.name}-{uuid.uuid4().hex}"
+            path.rename(draft)
+            shutil.rmtree(draft, ignore_errors=True)
 
 
-def _listing(location: str, name: str) -> dict[str, str]:
-    """Names and checksums of a folder's files."""
+def _read_listing(location: str, name: str) -> dict[str, str]:
+    """Read the names and checksums of a store folder's files."""
     try:
         text = read_bytes(join(location, LISTING)).decode(errors="replace")
     except FileNotFoundError:
@@ -152,18 +152,18 @@ def _listing(location: str, name: str) -> dict[str, str]:
 
 
 def _download(location: str, target: Path, checksum: str) -> None:
-    """Again where what came is not what was expected, as after a connection that broke."""
-    found = ""
-    for _ in range(_TRIES):
+    """Download a file, again where its checksum is not the expected one, as after a connection that broke."""
+    received = ""
+    for _ in range(_MAX_DOWNLOADS):
         try:
-            found = download(location, target)
+            received = download(location, target)
         except FileNotFoundError:
             raise InputMissing(f"{location} is not there: {_CURE}") from None
-        if found == checksum:
+        if received == checksum:
             return
     n_bytes = target.stat().st_size
     raise RecsysBatchError(
-        f"{location} ({n_bytes} bytes) came {_TRIES} times with another checksum ({found[:12]}..., expected {checksum[:12]}...): "
+        f"{location} ({n_bytes} bytes) came {_MAX_DOWNLOADS} times with another checksum ({received[:12]}..., expected {checksum[:12]}...): "
         f"damaged or altered; {_CURE}"
     )
 

@@ -17,16 +17,16 @@ from deltalake.transaction import AddAction, CommitProperties
 from recsys_batch.storage.filesystems import storage_options
 from recsys_batch.tables.slice_writer import DataFile, TableSlice
 
-_TRIES = 5
+_MAX_COMMITS = 5
 
 
 def open_delta_table(location: str, version: int | None = None) -> DeltaTable:
-    """The Delta table of a folder."""
+    """Open the Delta table of a folder."""
     return DeltaTable(location, version=version, storage_options=storage_options(location))
 
 
 def commit(where: TableSlice, parts: Iterable[DataFile], metadata: Mapping[str, Any]) -> int:
-    """Make ``parts`` the rows of the slice, instead of what it held; the committed version.
+    """Replace the rows of a slice by ``parts``; the committed version.
 
     Nothing is committed where there was nothing and there is nothing: the newest version then.
     """
@@ -35,58 +35,60 @@ def commit(where: TableSlice, parts: Iterable[DataFile], metadata: Mapping[str, 
     filters = [(name, "=", str(value)) for name, value in where.partition.items()]
     if not parts and not table.file_uris(file_pruning_predicate=filters):
         return int(table.version())
-    return _committed(table, where, parts, metadata, mode="overwrite", partition_filters=filters)
+    return _commit_with_retries(table, where, parts, metadata, mode="overwrite", partition_filters=filters)
 
 
 def append(where: TableSlice, rows: pa.Table, metadata: Mapping[str, Any]) -> int:
     """Add rows to a table without partitions, in one commit; its version."""
-    return _committed(open_delta_table(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
+    return _commit_with_retries(open_delta_table(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
 
 
-def _committed(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **how: Any) -> int:
-    """Again where somebody else's commit came between: slices of other runs share the table, not its rows."""
-    for _ in range(_TRIES - 1):
+def _commit_with_retries(
+    table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **options: Any
+) -> int:
+    """Commit, again where another commit came between: slices of other runs share the table, not its rows."""
+    for _ in range(_MAX_COMMITS - 1):
         try:
-            return _commit_once(table, where, parts, metadata, **how)
+            return _commit_once(table, where, parts, metadata, **options)
         except CommitFailedError:
             table = open_delta_table(where.root)
-    return _commit_once(table, where, parts, metadata, **how)
+    return _commit_once(table, where, parts, metadata, **options)
 
 
-def _commit_once(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **how: Any) -> int:
+def _commit_once(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **options: Any) -> int:
     token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
     table.create_write_transaction(
         make_add_actions(where, parts),
         schema=table.schema(),
         partition_by=list(where.spec.partition_by),
         commit_properties=CommitProperties(custom_metadata={"userMetadata": token}),
-        **how,
+        **options,
     )
-    mine = [entry["version"] for entry in open_delta_table(where.root).history(20) if entry.get("userMetadata") == token]
-    return int(str(mine[0]))
+    versions = [entry["version"] for entry in open_delta_table(where.root).history(20) if entry.get("userMetadata") == token]
+    return int(str(versions[0]))
 
 
 def make_add_actions(where: TableSlice, parts: Sequence[DataFile]) -> list[AddAction]:
-    """What a commit says of files that were written."""
+    """Describe written files as a commit's add actions."""
     now = int(time.time() * 1000)
     partition = {name: str(value) for name, value in where.partition.items()}
-    return [AddAction(part.path, part.n_bytes, partition, now, True, _stats(part, where.key)) for part in parts]
+    return [AddAction(part.path, part.n_bytes, partition, now, True, _stats_json(part, where.key)) for part in parts]
 
 
 def list_data_files(where: TableSlice, version: int | None = None) -> list[DataFile]:
-    """The files of the slice, by their first key."""
+    """List the data files of a slice, by their first key."""
     table = open_delta_table(where.root, version)
-    found = pa.table(table.get_add_actions(flatten=True))
+    actions = pa.table(table.get_add_actions(flatten=True))
     for name, value in where.partition.items():
-        found = found.filter(pc.equal(found[f"partition.{name}"].cast(pa.string()), str(value)))
+        actions = actions.filter(pc.equal(actions[f"partition.{name}"].cast(pa.string()), str(value)))
     parts = []
-    for row in found.to_pylist():
+    for row in actions.to_pylist():
         first, last = row.get(f"min.{where.key}"), row.get(f"max.{where.key}")
         parts.append(DataFile(row["path"], row["size_bytes"], row["num_records"], first, last))
     return sorted(parts, key=lambda part: (part.first is not None, part.first, part.path))
 
 
-def _stats(part: DataFile, key: str | None) -> str:
+def _stats_json(part: DataFile, key: str | None) -> str:
     stats: dict[str, Any] = {"numRecords": part.n_rows}
     if key is not None:
         stats |= {"minValues": {key: part.first}, "maxValues": {key: part.last}, "nullCount": {key: 0}}

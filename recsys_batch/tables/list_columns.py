@@ -1,4 +1,4 @@
-"""Arrow list columns as (flat values, offsets), which is how numpy code walks lists of different lengths."""
+"""Arrow list columns as flat values and offsets, the form in which numpy code walks lists of different lengths."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import pyarrow.compute as pc
 
 
 def split_rows(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """Flat values and int64 offsets [n + 1] of a list column; null lists count as empty, slices are respected."""
+    """Split a list column into flat values and int64 offsets [n + 1]; null lists count as empty, slices are respected."""
     lengths = np.asarray(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
     return column.flatten(), np.concatenate([[0], np.cumsum(lengths)])
 
 
 def list_column(values: pa.Array, offsets: np.ndarray) -> pa.ListArray:
-    """The list column of ``ragged``'s two parts."""
+    """Build the list column of flat values and offsets."""
     return pa.ListArray.from_arrays(pa.array(offsets, type=pa.int32()), values)
 
 
 def matrix_column(matrix: np.ndarray) -> pa.ListArray:
-    """float32 [n, d] as n lists of d."""
+    """Build a list column of n lists of d from float32 [n, d]."""
     n, d = matrix.shape
     return list_column(pa.array(np.ascontiguousarray(matrix, dtype=np.float32).ravel()), np.arange(n + 1) * d)
 
 
 def column_matrix(column: pa.Array) -> np.ndarray:
-    """float32 [n, d] of a list column whose lists all have length d and no nulls.
+    """Convert a list column, whose lists all have length d and no nulls, to float32 [n, d].
 
     Raises:
         ValueError: lists of different lengths.
@@ -40,7 +40,7 @@ def column_matrix(column: pa.Array) -> np.ndarray:
 
 
 def sorted_unique(keys: np.ndarray) -> np.ndarray:
-    """Keys that are not negative, once each, ascending. Sorted and thinned by hand: np.unique hashes first, 40 times as slow."""
+    """Sort non-negative keys and drop repeated ones. np.unique hashes first, which takes 40 times as long."""
     keys = np.sort(keys)
     return np.asarray(keys[np.diff(keys, prepend=-1) > 0])
 
@@ -52,10 +52,10 @@ def sorted_ids(*columns: pa.ChunkedArray) -> pa.Array:
 
 
 def mask_ragged(offsets: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Offsets after dropping the flat values where ``keep`` (bool [total]) is false."""
+    """Compute the offsets after dropping the flat values where ``keep`` (bool [total]) is false."""
     return np.asarray(np.concatenate([[0], np.cumsum(keep)])[offsets], dtype=np.int64)
 
 
 def flat_positions(values: pa.Array | pa.ChunkedArray, among: pa.Array) -> np.ndarray:
-    """int64 place of each value in ``among``, -1 where it is not there."""
+    """Find the int64 position of each value in ``among``, -1 where it lacks the value."""
     return np.asarray(pc.fill_null(pc.index_in(values, value_set=among), -1).to_numpy(zero_copy_only=False), dtype=np.int64)
