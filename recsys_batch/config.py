@@ -269,11 +269,8 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override!r}: expected section.key=value, for example --set scoring.top_k=50")
     value: Any
     if key.startswith("spark.conf."):
-        parents, leaf, value = (
-            ["spark", "conf"],
-            key.removeprefix("spark.conf."),
-            text,
-        )  # Spark's own keys have dots, its values are text
+        # Spark's own keys have dots, its values are text.
+        parents, leaf, value = ["spark", "conf"], key.removeprefix("spark.conf."), text
     else:
         *parents, leaf = key.strip().split(".")
         value = _parse_toml_value(text)

@@ -33,17 +33,16 @@ def context_fields() -> dict[str, str]:
 
 def configure(form: str = "text") -> None:
     """Log to standard error. Called again, it replaces its own handler and leaves others alone."""
-    handler = _StandardErrorHandler()
-    handler.setFormatter(
-        _JsonFormatter() if form == "json" else _TextFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    )
+    handler = _StderrHandler()
+    text = _TextFormatter("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    handler.setFormatter(_JsonFormatter() if form == "json" else text)
     handler.set_name("recsys_batch")
     root = logging.getLogger()
     root.handlers = [other for other in root.handlers if other.get_name() != "recsys_batch"] + [handler]
     root.setLevel(logging.WARNING)
 
 
-class _StandardErrorHandler(logging.StreamHandler):
+class _StderrHandler(logging.StreamHandler):
     """Writes to what sys.stderr is when a line is logged: a caller in the same process may replace it."""
 
     def __init__(self) -> None:

@@ -80,14 +80,7 @@ def ingest_command(config: Config, source: str | None, as_json: bool, holdout: f
 
 def _print_summary(summary: IngestSummary) -> None:
     rows = [
-        (
-            kind,
-            format_count(s.read),
-            format_count(s.accepted),
-            format_count(s.held_out),
-            format_count(s.already_present),
-            format_count(sum(s.rejected.values())),
-        )
+        (kind, *map(format_count, (s.read, s.accepted, s.held_out, s.already_present, sum(s.rejected.values()))))
         for kind, s in summary.kinds.items()
     ]
     print_table("ingested", ("rows", "read", "accepted", "held out", "already there", "rejected"), rows)

@@ -46,7 +46,7 @@ def evaluate_command(
         interactions, origin = read_truth(config, truth, **source), truth
     result = run_evaluation(warehouse, run, interactions, origin, ks, config.data.min_weight)
     if as_json:
-        print_json(result.to_dict())
+        print_json(asdict(result))
         return
     print_evaluation(result)
 
@@ -72,17 +72,17 @@ def changes_command(
     earlier = published_run(warehouse, before) if before else previously_published_run(warehouse, later)
     if user_id is not None:
         changes = diff_user(warehouse, user_id, earlier, later, n)
-        print_json(changes.to_dict()) if as_json else _print_user_changes(changes, n)
+        print_json(asdict(changes)) if as_json else _print_user_changes(changes, n)
         return
     of_item = diff_item(warehouse, item_id, earlier, later)
-    print_json(of_item.to_dict()) if as_json else _print_item_changes(of_item)
+    print_json(asdict(of_item)) if as_json else _print_item_changes(of_item)
 
 
 def _print_user_changes(changes: UserChanges, n: int) -> None:
     rows = [
-        (change.title, "" if change.before is None else str(change.before), str(change.now or ""), change.why) for change in changes.came
+        (change.title, *("" if rank is None else str(rank) for rank in (change.before, change.now)), change.why)
+        for change in (*changes.came, *changes.went)
     ]
-    rows += [(change.title, str(change.before), "" if change.now is None else str(change.now), change.why) for change in changes.went]
     title = f"user {changes.user_id}: top {n} of {changes.now} against {changes.before}"
     if rows:
         print_table(title, ("item", "rank before", "now", "why"), rows, left=(0, 3))
@@ -109,13 +109,8 @@ def _print_item_changes(changes: ItemChanges) -> None:
 def print_evaluation(result: Evaluation) -> None:
     """Print each metric of the model beside popularity's."""
     rows = [
-        (
-            name,
-            f"{value:.4f}",
-            f"{result.popularity[name]:.4f}",
-            f"{value / result.popularity[name]:.2f}x" if result.popularity[name] else "",
-        )
-        for name, value in result.model.items()
+        (name, f"{value:.4f}", f"{popular:.4f}", f"{value / popular:.2f}x" if popular else "")
+        for (name, value), popular in zip(result.model.items(), (result.popularity[name] for name in result.model), strict=True)
     ]
     print_table(f"run {result.run_id} against {result.truth}", ("metric", "model", "popularity", "ratio"), rows)
     left_out = f"; {format_count(result.n_users_without_list)} users without a list left out" if result.n_users_without_list else ""

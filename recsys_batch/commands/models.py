@@ -40,9 +40,7 @@ def train_command(config: Config, max_seconds: float | None, force: bool, as_jso
         sentence = f"model version {existing.version} was trained on exactly these inputs and settings; --force trains again"
         print_result({"done": False, "model_version": existing.version, "reason": sentence}, sentence, as_json=as_json)
         with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
-            _require_better_than_popularity(
-                existing.version, decide_promotion(registry.fetch(existing.version, Path(folder)).manifest["gate"])
-            )
+            _require_gate(existing.version, decide_promotion(registry.fetch(existing.version, Path(folder)).manifest["gate"]))
         return
     with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
         champion = _fetch_champion_towers(registry, Path(folder))
@@ -58,10 +56,10 @@ def train_command(config: Config, max_seconds: float | None, force: bool, as_jso
     sentence = f"model version {version} {'is' if verdict.promoted else 'is not'} the champion: {verdict.reason}"
     result = {"done": True, "model_version": version, "champion": verdict.promoted, "reason": verdict.reason}
     print_result({**result, "metrics": bundle.manifest["metrics"]}, sentence, as_json=as_json)
-    _require_better_than_popularity(version, verdict)
+    _require_gate(version, verdict)
 
 
-def _require_better_than_popularity(version: str, verdict: Promotion) -> None:
+def _require_gate(version: str, verdict: Promotion) -> None:
     if not verdict.beats_popularity:
         raise GateRefused(f"model version {version} does not beat popularity ({verdict.reason}); the alias stays where it was")
 

@@ -95,9 +95,7 @@ def maintain_command(config: Config, keep_runs: int | None, dry_run: bool, as_js
 
         get_session(config).sql(f"OPTIMIZE delta.`{folder}`")
 
-    done = run_maintenance(
-        config, _list_table_folders(config), keep_runs or config.tables.keep_runs, now, optimize=optimize, dry_run=dry_run
-    )
+    done = run_maintenance(config, _table_folders(config), keep_runs or config.tables.keep_runs, now, optimize=optimize, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, **done.__dict__})
         return
@@ -114,7 +112,7 @@ def maintain_command(config: Config, keep_runs: int | None, dry_run: bool, as_js
         click.echo(f"{name}: {n_files} small files {verb} made one")
 
 
-def _list_table_folders(config: Config) -> dict[str, str]:
+def _table_folders(config: Config) -> dict[str, str]:
     """List the folder of each table that exists."""
     from recsys_batch.schemas import TABLES
 

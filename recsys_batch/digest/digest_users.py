@@ -63,9 +63,7 @@ class DigestUsers:
 
     def _read_user_lists(self, number: int, bounds: UserRange) -> UserLists:
         rows = self.topk.between(bounds, ["user_id", "item_id", "score", "source"])
-        users, starts = group_boundaries(
-            rows["user_id"].combine_chunks() if rows.num_rows else pa.array([], rows.schema.field("user_id").type)
-        )
+        users, starts = group_boundaries(rows["user_id"].combine_chunks())
         segments = self._segment_names(users)
         wanted = is_in_shard(users, self.request.shard)
         if self.request.segment is not None:

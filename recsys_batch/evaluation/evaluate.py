@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -37,9 +36,6 @@ class Evaluation:
     n_relevant: int
     model: dict[str, float]
     popularity: dict[str, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def read_holdout_truth(warehouse: str, run: Run) -> tuple[pa.Table, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -50,9 +50,6 @@ class UserChanges:
     came: tuple[ItemChange, ...]
     went: tuple[ItemChange, ...]
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class ItemChanges:
@@ -67,9 +64,6 @@ class ItemChanges:
     available: tuple[bool | None, bool | None]
     n_new_events: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int) -> UserChanges:
     """Compare a user's top ``n`` of the run ``now`` with that of ``before``.
@@ -81,7 +75,7 @@ def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int) -> Us
     user = as_id(warehouse, "user_id", user_id)
     lists = [_read_ranks(warehouse, run, user) for run in (before, now)]
     candidates = [_read_candidate_ranks(warehouse, run, user) for run in (before, now)]
-    seen = [_read_seen_items(warehouse, run, user) for run in (before, now)]
+    seen = [_read_event_items(warehouse, run, pc.field("user_id") == user) for run in (before, now)]
     tops = [[item for item, rank in ranks.items() if rank <= n] for ranks in lists]
     came = [item for item in tops[1] if item not in set(tops[0])]
     went = [item for item in tops[0] if item not in set(tops[1])]
@@ -116,7 +110,7 @@ def diff_item(warehouse: str, item_id: Any, before: Run, now: Run) -> ItemChange
     for run in (before, now):
         condition = (pc.field("run_id") == run.run_id) & (pc.field("item_id") == item)
         ranks.append(np.asarray(read_table(warehouse, "topk", columns=["rank"], where=condition)["rank"]))
-    events = [_count_events(warehouse, run, pc.field("item_id") == item) for run in (before, now)]
+    n_events = [len(_read_event_items(warehouse, run, pc.field("item_id") == item)) for run in (before, now)]
     return ItemChanges(
         item,
         next(one[0] for one in reversed(descriptions) if one is not None),
@@ -125,7 +119,7 @@ def diff_item(warehouse: str, item_id: Any, before: Run, now: Run) -> ItemChange
         (len(ranks[0]), len(ranks[1])),
         (_median_rank(ranks[0]), _median_rank(ranks[1])),
         (None if descriptions[0] is None else descriptions[0][1], None if descriptions[1] is None else descriptions[1][1]),
-        max(events[1] - events[0], 0),
+        max(n_events[1] - n_events[0], 0),
     )
 
 
@@ -155,15 +149,10 @@ def _read_candidate_ranks(warehouse: str, run: Run, user: Any) -> dict[Any, int]
     return {item["item_id"]: rank for rank, item in enumerate(rows[0], start=1)} if rows else {}
 
 
-def _read_seen_items(warehouse: str, run: Run, user: Any) -> list[Any]:
+def _read_event_items(warehouse: str, run: Run, condition: pc.Expression) -> list[Any]:
+    """Read the item_ids of the interactions that a run read and that meet a condition."""
     version = run.input_versions["interactions"]
-    rows = read_table(warehouse, "interactions", columns=["item_id"], where=pc.field("user_id") == user, version=version)
-    return list(rows["item_id"].to_pylist())
-
-
-def _count_events(warehouse: str, run: Run, condition: pc.Expression) -> int:
-    version = run.input_versions["interactions"]
-    return int(read_table(warehouse, "interactions", columns=["item_id"], where=condition, version=version).num_rows)
+    return list(read_table(warehouse, "interactions", columns=["item_id"], where=condition, version=version)["item_id"].to_pylist())
 
 
 def _read_items(warehouse: str, run: Run, items: list[Any]) -> dict[Any, tuple[str, bool]]:

@@ -1,7 +1,7 @@
 """Files by location (a local path, file:///path or s3a://bucket/prefix), with the same few functions for all of them.
 
-Implemented with pyarrow. Credentials, region and endpoint of a store come from the usual AWS_* variables of the process that reads or writes, and
-from what machines of a cloud have (profiles, roles); no config holds them.
+Implemented with pyarrow. Credentials, region and endpoint of a store come from the usual AWS_* variables of the process that reads or
+writes, and from what machines of a cloud have (profiles, roles); no config holds them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/)")
 
 
 def _open_s3() -> fs.FileSystem:
-    return _connect_s3(
-        _endpoint(), os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"), os.environ.get("AWS_ACCESS_KEY_ID")
-    )
+    return _s3_of(_endpoint(), os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"), os.environ.get("AWS_ACCESS_KEY_ID"))
 
 
 @lru_cache(maxsize=4)
-def _connect_s3(endpoint: str | None, region: str | None, key_id: str | None) -> fs.FileSystem:
+def _s3_of(endpoint: str | None, region: str | None, key_id: str | None) -> fs.FileSystem:
     """Connect to S3, once per process and account. The key's id only tells accounts apart; pyarrow finds the secret by itself."""
     return fs.S3FileSystem(endpoint_override=endpoint, region=region, allow_delayed_open=True)
 

@@ -23,7 +23,7 @@ from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
 from recsys_batch.storage.artifacts import LISTING, content_hash
 from recsys_batch.storage.filesystems import basename, download, is_remote, join, local_path, read_bytes
 
-_MAX_DOWNLOADS = 3
+_MAX_TRIES = 3
 _TOUCH_SECONDS = 15 * 60
 """Age at which a folder's mark of use (its mtime) is renewed, under the folder's lock."""
 _IN_USE_SECONDS = 4 * 3600
@@ -153,17 +153,17 @@ def _read_listing(location: str, name: str) -> dict[str, str]:
 
 def _download(location: str, target: Path, checksum: str) -> None:
     """Download a file, again where its checksum is not the expected one, as after a connection that broke."""
-    received = ""
-    for _ in range(_MAX_DOWNLOADS):
+    actual = ""
+    for _ in range(_MAX_TRIES):
         try:
-            received = download(location, target)
+            actual = download(location, target)
         except FileNotFoundError:
             raise InputMissing(f"{location} is not there: {_CURE}") from None
-        if received == checksum:
+        if actual == checksum:
             return
     n_bytes = target.stat().st_size
     raise RecsysBatchError(
-        f"{location} ({n_bytes} bytes) came {_MAX_DOWNLOADS} times with another checksum ({received[:12]}..., expected {checksum[:12]}...): "
+        f"{location} ({n_bytes} bytes) came {_MAX_TRIES} times with another checksum ({actual[:12]}..., expected {checksum[:12]}...): "
         f"damaged or altered; {_CURE}"
     )
 

@@ -35,17 +35,15 @@ def commit(where: TableSlice, parts: Iterable[DataFile], metadata: Mapping[str, 
     filters = [(name, "=", str(value)) for name, value in where.partition.items()]
     if not parts and not table.file_uris(file_pruning_predicate=filters):
         return int(table.version())
-    return _commit_with_retries(table, where, parts, metadata, mode="overwrite", partition_filters=filters)
+    return _retry_commit(table, where, parts, metadata, mode="overwrite", partition_filters=filters)
 
 
 def append(where: TableSlice, rows: pa.Table, metadata: Mapping[str, Any]) -> int:
     """Add rows to a table without partitions, in one commit; its version."""
-    return _commit_with_retries(open_delta_table(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
+    return _retry_commit(open_delta_table(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
 
 
-def _commit_with_retries(
-    table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **options: Any
-) -> int:
+def _retry_commit(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **options: Any) -> int:
     """Commit, again where another commit came between: slices of other runs share the table, not its rows."""
     for _ in range(_MAX_COMMITS - 1):
         try:

@@ -118,9 +118,7 @@ def merge_sorted(carried: Iterable[pa.RecordBatch], changed: pa.Array, fresh: pa
         carried, fresh: both in order of user_id, of one schema.
         changed: user_ids; those in ``fresh`` among them.
     """
-    users, starts = group_boundaries(
-        fresh["user_id"].combine_chunks() if fresh.num_rows else pa.array([], fresh.schema.field("user_id").type)
-    )
+    users, starts = group_boundaries(fresh["user_id"].combine_chunks())
     fresh_keys, rows = _to_numpy(users), fresh.combine_chunks().to_batches()[0] if fresh.num_rows else None
     done = 0
     for batch in carried:
