@@ -15,7 +15,7 @@ from pyspark.sql import functions as F
 from recsys_batch.config import Config
 from recsys_batch.errors import ConfigError
 from recsys_batch.ranking.business_rules import ItemRules
-from recsys_batch.tables.list_columns import split_rows
+from recsys_batch.tables.list_columns import flatten_lists
 
 _BEYOND = re.compile("Subquery|^Exists$|ListQuery|Reflection|UDF|Window|Generator|Aggregate|^Explode|^PosExplode|^Rand|^Uuid")
 """Names of Spark's expressions that read other tables, call other code, look at other rows, or differ from night to night."""
@@ -52,7 +52,7 @@ def business_rules(table: pa.Table, config: Config) -> ItemRules:
     rules = config.rules
     codes = offsets = None
     if rules.max_per_category is not None:
-        names, offsets = split_rows(table["categories"].combine_chunks())
+        names, offsets = flatten_lists(table["categories"].combine_chunks())
         encoded = names.dictionary_encode()
         if encoded.null_count:
             raise ConfigError("rules.max_per_category needs names in categories, and an item has one that is null: mend the items table")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def split_rows(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+def flatten_lists(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
     """Split a list column into flat values and int64 offsets [n + 1]; null lists count as empty, slices are respected."""
     lengths = np.asarray(column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
     return column.flatten(), np.concatenate([[0], np.cumsum(lengths)])
@@ -30,7 +30,7 @@ def column_matrix(column: pa.Array) -> np.ndarray:
     Raises:
         ValueError: lists of different lengths.
     """
-    values, offsets = split_rows(column)
+    values, offsets = flatten_lists(column)
     lengths = np.diff(offsets)
     if len(lengths) == 0:
         return np.zeros((0, 0), dtype=np.float32)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.tables.list_columns import column_matrix, list_column, mask_ragged, matrix_column, split_rows
+from recsys_batch.tables.list_columns import column_matrix, flatten_lists, list_column, mask_ragged, matrix_column
 
 LISTS = st.lists(st.none() | st.lists(st.integers(0, 9), max_size=4), max_size=8)
 
@@ -16,7 +16,7 @@ LISTS = st.lists(st.none() | st.lists(st.integers(0, 9), max_size=4), max_size=8
 @given(LISTS, st.integers(0, 8), st.integers(0, 8))
 def test_ragged_of_any_slice_holds_each_list_and_nulls_as_empty(lists: list[list[int] | None], start: int, length: int) -> None:
     column = pa.array(lists, pa.list_(pa.int64())).slice(start, length)
-    values, offsets = split_rows(column)
+    values, offsets = flatten_lists(column)
     flat = values.to_pylist()
     found = [flat[offsets[i] : offsets[i + 1]] for i in range(len(column))]
     assert found == [row or [] for row in column.to_pylist()]
@@ -25,7 +25,7 @@ def test_ragged_of_any_slice_holds_each_list_and_nulls_as_empty(lists: list[list
 
 @given(LISTS)
 def test_mask_ragged_drops_values_and_keeps_rows(lists: list[list[int] | None]) -> None:
-    values, offsets = split_rows(pa.array(lists, pa.list_(pa.int64())))
+    values, offsets = flatten_lists(pa.array(lists, pa.list_(pa.int64())))
     flat = values.to_numpy(zero_copy_only=False)
     keep = np.asarray(flat % 2 == 0, dtype=bool)
     kept, new = flat[keep], mask_ragged(offsets, keep)

@@ -15,7 +15,7 @@ from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, encode_record
 from recsys_batch.schemas import IdType
-from recsys_batch.tables.list_columns import column_matrix, split_rows
+from recsys_batch.tables.list_columns import column_matrix, flatten_lists
 from recsys_batch.tables.user_ranges import LIST_ROWS, UserRange, UserSortedFiles, group_boundaries, ranges_of_files
 
 
@@ -87,7 +87,7 @@ def _block(
     batch: pa.RecordBatch, known: pa.Table, top: _Top, segments: list[int | None], catalogue: Catalogue, kind: IdType
 ) -> Iterator[tuple[bytes, bytes]]:
     users = batch["user_id"]
-    pairs, offsets = split_rows(batch["items"])
+    pairs, offsets = flatten_lists(batch["items"])
     codes = catalogue.codes(pairs.field("item_id")).astype(np.int32)
     if (codes < 0).any():
         stray = pairs.field("item_id")[int(np.flatnonzero(codes < 0)[0])].as_py()

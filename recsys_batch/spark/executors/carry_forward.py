@@ -19,7 +19,7 @@ from recsys_batch.spark.executors.changed_events import find_changed_users
 from recsys_batch.spark.executors.functions import BatchFunction, RangeFunction, apply_by_range
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.storage.node_cache import NodeCache
-from recsys_batch.tables.list_columns import column_matrix, list_column, split_rows
+from recsys_batch.tables.list_columns import column_matrix, flatten_lists, list_column
 from recsys_batch.tables.slice_writer import attach_counts, read_counts
 from recsys_batch.tables.user_ranges import BATCH_ROWS, UserRange, UserSortedFiles, group_boundaries, merge_sorted, users_in_range
 
@@ -101,7 +101,7 @@ class NewItems:
             np.ascontiguousarray(queries), vectors, np.broadcast_to(np.arange(len(self.codes)), (len(queries), len(self.codes)))
         )
         scores[self._seen(rows["user_id"], catalogue.ids(self.codes))] = -np.inf
-        pairs, offsets = split_rows(rows["items"])
+        pairs, offsets = flatten_lists(rows["items"])
         lengths = np.diff(offsets)
         width = max(int(lengths.max(initial=0)), 1)
         there = np.arange(width) < lengths[:, None]

@@ -19,7 +19,7 @@ from recsys_batch.schemas import ALL_SEGMENTS, TABLES, IdTypes
 from recsys_batch.spark.executors.changed_events import find_changed_users
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.storage.node_cache import NodeCache
-from recsys_batch.tables.list_columns import column_matrix, list_column, mask_ragged, split_rows
+from recsys_batch.tables.list_columns import column_matrix, flatten_lists, list_column, mask_ragged
 from recsys_batch.tables.slice_writer import attach_counts, read_counts
 from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, users_in_range
 
@@ -109,7 +109,7 @@ def count_short_lists(function: BatchFunction, n_wanted: int) -> BatchFunction:
 
 def _find(batch: pa.RecordBatch, task: RetrieveTask) -> SearchResult:
     catalogue = task.catalogue()
-    seen_ids, seen_offsets = split_rows(batch["seen"])
+    seen_ids, seen_offsets = flatten_lists(batch["seen"])
     seen_codes = catalogue.codes(seen_ids)
     embedded = np.asarray(batch["embedding"].is_valid())
     rules = catalogue.rules_by_segment(batch["segment"])

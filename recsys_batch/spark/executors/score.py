@@ -19,7 +19,7 @@ from recsys_batch.spark.executors.changed_events import find_changed_users
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.spark.executors.rankers import BatchRanker, open_batch_ranker
 from recsys_batch.storage.node_cache import NodeCache
-from recsys_batch.tables.list_columns import column_matrix, split_rows
+from recsys_batch.tables.list_columns import column_matrix, flatten_lists
 from recsys_batch.tables.slice_writer import attach_counts
 from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, users_in_range
 
@@ -121,7 +121,7 @@ def score_range(task: ScoreTask, lists: ScoringInput, bounds: UserRange) -> Iter
 
 def _rows(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> pa.RecordBatch:
     catalogue = task.catalogue()
-    pairs, offsets = split_rows(batch["items"])
+    pairs, offsets = flatten_lists(batch["items"])
     # As wide for every user, whoever else is in the batch: a product of another shape may differ in its last bits.
     width = max(task.n_candidates, int(np.diff(offsets).max(initial=1)))
     codes = _pad(catalogue.codes(pairs.field("item_id")), offsets, NO_CODE, width)
