@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from recsys_batch.errors import IndexDamaged
+from recsys_batch.storage.atomic import publish
 from recsys_batch.storage.checksums import sha256_file
 
 _CURE = "begin a new run (--force), which builds it again"
@@ -34,11 +34,9 @@ def store_index_file(directory: Path, stem: str, suffix: str, write: Callable[[P
     draft = directory / f".{stem}-{uuid.uuid4().hex}"
     try:
         write(draft)
-        with draft.open("rb") as stream:
-            os.fsync(stream.fileno())
         digest, n_bytes = sha256_file(draft), draft.stat().st_size
         name = f"{stem}-{digest[:24]}{suffix}"
-        draft.rename(directory / name)
+        publish(draft, directory / name)
     finally:
         draft.unlink(missing_ok=True)
     return IndexFile(name, digest, n_bytes, rows)

@@ -13,6 +13,7 @@ from recsys_batch.commands.options import with_config
 from recsys_batch.commands.terminal import format_size
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.storage.atomic import write_file
 
 if TYPE_CHECKING:
     from recsys_batch.tables.run_manifest import Run
@@ -65,10 +66,8 @@ def _find_run(config: Config, run_id: str | None) -> tuple[Run, bool]:
 
 
 def _written(path: Path, page: str) -> Path:
-    draft = path.with_name(f".{path.name}.part")
     try:
-        draft.write_text(page, encoding="utf-8")
-        draft.replace(path)
+        write_file(path, page)
     except OSError as error:
         raise UsageError(f"--out {path} cannot be written: {error.strerror}") from error
     return path

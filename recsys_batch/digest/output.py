@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +14,8 @@ import pyarrow.parquet as pq
 
 from recsys_batch.errors import Busy, UsageError
 from recsys_batch.schemas import IdTypes
+from recsys_batch.storage.atomic import publish
+from recsys_batch.storage.file_lock import acquire_flock
 
 OutputFormat = Literal["jsonl", "parquet"]
 
@@ -79,10 +79,8 @@ def open_output_file(path: Path, form: OutputFormat, ids: IdTypes, run_id: str, 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with draft_path(path).open("ab") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Busy(f"{path} is being written by another process already") from None
+            if not acquire_flock(stream.fileno()):
+                raise Busy(f"{path} is being written by another process already")
             stream.truncate(0)
             sink = _Json(stream, run_id, model_version) if form == "jsonl" else _Parquet(stream, output_schema(ids), run_id, model_version)
             yield sink
@@ -93,14 +91,7 @@ def open_output_file(path: Path, form: OutputFormat, ids: IdTypes, run_id: str, 
 
 def publish_output(path: Path) -> None:
     """Make the draft the file, on the disk when this returns."""
-    with draft_path(path).open("rb") as stream:
-        os.fsync(stream.fileno())
-    draft_path(path).replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    publish(draft_path(path), path)
 
 
 class _Json:

@@ -4,5 +4,6 @@ filesystems   locations (path, file://, s3a://): read, write, list, remove
 artifacts     content-addressed folders that a run shares with its executors, and the run's pointers to them
 node_cache    one verified copy per machine of what an object store holds
 file_lock     one process at a time
+atomic        files and folders that appear whole, and when they are synced to the disk
 checksums     SHA-256 of files
 """

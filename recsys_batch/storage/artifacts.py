@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from recsys_batch.errors import InputMissing
+from recsys_batch.storage.atomic import make_draft_folder, publish, write_file
 from recsys_batch.storage.checksums import sha256_file
 from recsys_batch.storage.filesystems import (
     absolute,
@@ -58,18 +57,13 @@ def put_folder(root: str, kind: str, write: Callable[[Path], None], scratch: str
     if is_remote(root):
         return _put_remote(join(root, kind), write, scratch)
     parent = Path(local_path(root)) / kind
-    parent.mkdir(parents=True, exist_ok=True)
-    draft = parent / f".writing-{uuid.uuid4().hex}"
-    draft.mkdir()
-    try:
+    with make_draft_folder(parent, ".writing-") as draft:
         write(draft)
         final = parent / content_hash(list_checksums(draft))
         if final.exists():
             os.utime(final)  # in use again: what is old and named by no run is removed some day
         else:
-            draft.rename(final)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+            publish(draft, final)
     return str(final)
 
 
@@ -144,12 +138,7 @@ def set_pointer(root: str, run_id: str, name: str, value: Mapping[str, Any]) -> 
         return
     path = Path(location)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.parent / f".{name}-{uuid.uuid4().hex}"
-    with draft.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.rename(path)
+    write_file(path, text)
 
 
 def catalogue_folder(root: str, run_id: str) -> str:

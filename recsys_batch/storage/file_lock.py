@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
+import math
 import os
 import socket
 import time
@@ -13,19 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recsys_batch.errors import Busy
-from recsys_batch.storage.artifacts import artifact_root
-from recsys_batch.storage.filesystems import absolute, is_remote
-
-
-def lock_file(warehouse: str, state: str, name: str) -> Path:
-    """Where the lock of that name lies: beside the tables, or for a warehouse in a store under ``state``, by the warehouse's name.
-
-    A store has no flock: there the lock holds between processes that have the same ``state``, so on the one host that starts nights.
-    """
-    root = artifact_root(warehouse)
-    if not is_remote(root):
-        return Path(root) / "locks" / name
-    return Path(state).absolute() / "locks" / hashlib.sha256(absolute(warehouse).encode()).hexdigest()[:16] / name
 
 
 @contextmanager
@@ -43,7 +30,7 @@ def file_lock(path: Path, what: str, doing: str = "is being computed", wait_seco
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        if not _taken(file.fileno(), wait_seconds):
+        if not acquire_flock(file.fileno(), wait_seconds):
             file.seek(0)
             raise Busy(f"{what} {doing} already{_by(file.read())}: wait for it, or end that process first")
         file.seek(0)
@@ -53,7 +40,15 @@ def file_lock(path: Path, what: str, doing: str = "is being computed", wait_seco
         yield
 
 
-def _taken(handle: int, wait_seconds: float) -> bool:
+def acquire_flock(handle: int, wait_seconds: float = 0.0) -> bool:
+    """Lock an open file until it is closed, against every other process; whether that was had in time.
+
+    Args:
+        wait_seconds: how long to try; ``math.inf`` waits however long it takes.
+    """
+    if wait_seconds == math.inf:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        return True
     until = time.monotonic() + wait_seconds
     while True:
         try:

@@ -6,7 +6,7 @@ renamed to its place, so that whoever finds it there finds all of it. What nobod
 
 from __future__ import annotations
 
-import fcntl
+import math
 import os
 import shutil
 import stat
@@ -21,6 +21,8 @@ from pathlib import Path
 from recsys_batch.config import Paths
 from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
 from recsys_batch.storage.artifacts import LISTING, content_hash
+from recsys_batch.storage.atomic import make_draft_folder, publish
+from recsys_batch.storage.file_lock import acquire_flock
 from recsys_batch.storage.filesystems import basename, download, is_remote, join, local_path, read_bytes
 
 _MAX_TRIES = 3
@@ -93,16 +95,13 @@ class NodeCache:
                 return final
             for left in folder.glob(f".draft-{name}-*"):  # of a process that died: who writes holds the lock
                 shutil.rmtree(left, ignore_errors=True)
-            draft = folder / f".draft-{name}-{uuid.uuid4().hex}"
             try:
-                draft.mkdir()
-                for file, checksum in (checksums or _read_listing(location, name)).items():
-                    _download(join(location, file), draft / file, checksum)
-                draft.rename(final)
+                with make_draft_folder(folder, f".draft-{name}-") as draft:
+                    for file, checksum in (checksums or _read_listing(location, name)).items():
+                        _download(join(location, file), draft / file, checksum)
+                    publish(draft, final)
             except OSError as error:
                 raise RecsysBatchError(f"{location} could not be copied to {folder} (paths.node_cache): {error}") from error
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
         self._prune(folder)
         return final
 
@@ -176,5 +175,6 @@ def _locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
         BlockingIOError: another process has it, and this one is not to wait.
     """
     with (folder / f".lock-{zlib.crc32(name.encode()) % _N_LOCKS:03d}").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not acquire_flock(file.fileno(), math.inf if wait else 0.0):
+            raise BlockingIOError
         yield

@@ -105,7 +105,7 @@ def test_the_command_writes_the_page_and_gives_it_to_mlflow(
     said = json.loads(capsys.readouterr().out)
     assert said == {"run_id": "2026-03-01-r1", "out": str(out), "bytes": out.stat().st_size, "in_mlflow": True}
     assert "<title>Run 2026-03-01-r1</title>" in out.read_text()
-    assert list(tmp_path.glob(".*.part")) == []
+    assert list(tmp_path.glob(".page.html*")) == []
 
 
 def test_a_run_that_is_not_there_is_exit_code_4(fresh_published: Config, options: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from recsys_batch.errors import EXIT_MISSING, Busy
-from recsys_batch.storage.file_lock import file_lock, lock_file
+from recsys_batch.night.run_locks import lock_file
+from recsys_batch.storage.file_lock import file_lock
 
 HOLDER = """
 import sys, time

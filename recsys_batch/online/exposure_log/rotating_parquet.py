@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
 import os
 import re
 import socket
@@ -23,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from recsys_batch.errors import UsageError
+from recsys_batch.storage.atomic import publish
+from recsys_batch.storage.file_lock import acquire_flock
 
 _YOUNG_SECONDS = 60
 """Another writer's draft this young is left alone: it may not be locked yet."""
@@ -171,7 +172,8 @@ class _Draft:
             self._handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             undo.callback(os.close, self._handle)
             undo.callback(self._path.unlink, missing_ok=True)
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not acquire_flock(self._handle):
+                raise BlockingIOError(f"{self._path} is locked by another process")
             # Not a Python file: it is written without the interpreter's lock.
             self._file = undo.enter_context(pa.OSFile(str(self._path), "wb"))
             self._writer = pq.ParquetWriter(self._file, schema, compression="zstd", compression_level=1)
@@ -184,13 +186,7 @@ class _Draft:
         """Close, sync, rename, sync the folder: whoever sees the name sees the rows, also after a power cut."""
         self._writer.close()
         self._file.close()
-        os.fsync(self._handle)
-        self._path.rename(self._final)
-        folder = os.open(self._final.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        publish(self._path, self._final)
         self._undo.close()
 
     def discard(self) -> None:
@@ -205,10 +201,8 @@ def _remove_dead_drafts(folder: Path, kind: str) -> None:
         if entry.name.startswith(".") and _is_whole(entry.name[1:], kind) and time.time() - entry.stat().st_mtime > _YOUNG_SECONDS:
             handle = os.open(entry.path, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(entry.path)
-            except BlockingIOError:
-                pass  # its writer lives
+                if acquire_flock(handle):  # else its writer lives
+                    os.unlink(entry.path)
             finally:
                 os.close(handle)
 

@@ -31,6 +31,7 @@ from recsys_batch.online.exposure_log.exposure import Exposure, encode_exposures
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent, encode_feedback
 from recsys_batch.online.exposure_log.rotating_parquet import LimitOptions, RotatingParquet, RotationPolicy
 from recsys_batch.schemas import IdTypes
+from recsys_batch.storage.atomic import write_file
 
 logger = logging.getLogger(__name__)
 
@@ -320,10 +321,8 @@ def _decode_rows(rows: memoryview, decoder: msgspec.msgpack.Decoder[list[Row]]) 
 
 
 def _publish_stats(path: Path, logs: Mapping[str, LogWriter[Any]]) -> None:
-    draft = path.with_suffix(".draft")
     with contextlib.suppress(OSError):  # the server's folder is gone: it has ended
-        draft.write_text(json.dumps({name: asdict(log.stats()) for name, log in logs.items()}), encoding="utf-8")
-        draft.replace(path)
+        write_file(path, json.dumps({name: asdict(log.stats()) for name, log in logs.items()}), durable=False)
 
 
 def writer_main() -> None:

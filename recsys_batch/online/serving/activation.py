@@ -12,6 +12,7 @@ from recsys_batch.online.serving.traffic_split import TrafficSplit, write_traffi
 from recsys_batch.online.serving.worker_state import read_worker_states
 from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
+from recsys_batch.storage.atomic import write_file
 
 PREVIOUS = "PREVIOUS"
 _POLL = 0.02
@@ -41,7 +42,7 @@ async def activate(folder: Path, state: Path, snapshot_id: str, seconds: float) 
             repository.set_current(folder, before)
         raise ActivationFailed(f"snapshot {snapshot_id} was not taken ({why}); {before or 'none'} stays")
     if before not in (None, snapshot_id):
-        repository.write_file(folder / PREVIOUS, f"{before}\n")
+        write_file(folder / PREVIOUS, f"{before}\n")
     return read_worker_states(state)
 
 

@@ -8,8 +8,8 @@ model of an answer come from one ``LoadedSnapshot``, so no answer mixes two. It 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -30,6 +30,7 @@ from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import RedisStore
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
+from recsys_batch.storage.file_lock import acquire_flock
 
 logger = logging.getLogger("recsys_batch.online")
 
@@ -169,7 +170,7 @@ class SnapshotManager:
     def _load(self, snapshot_id: str) -> LoadedSnapshot:
         folder = self.folder / repository.check_name(snapshot_id)
         with self._load_lock.open("a") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)
+            acquire_flock(turn.fileno(), math.inf)
             if self.current is not None:  # somebody is being answered
                 verify_in_subprocess(folder)
             snapshot = open_snapshot(folder)

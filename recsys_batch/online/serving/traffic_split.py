@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.snapshot.repository import write_file
+from recsys_batch.storage.atomic import write_file
 
 ROUTES_FILE = "ROUTES.json"
 _WHOLE = 2**32

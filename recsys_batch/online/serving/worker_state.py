@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client.multiprocess import mark_process_dead
 
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
+from recsys_batch.storage.atomic import write_file
 
 
 def write_worker_state(state: Path, live: SnapshotManager) -> None:
@@ -17,9 +18,8 @@ def write_worker_state(state: Path, live: SnapshotManager) -> None:
     named = {"current": live.current, "canary": live.canary, "shadow": live.shadow}
     told = {name: one.snapshot.snapshot_id if one is not None else None for name, one in named.items()}
     path = state / f"worker-{os.getpid()}.json"
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps({"pid": os.getpid(), **told, "refused": live.refused, "routes": live.routes.to_dict()}), encoding="utf-8")
-    draft.replace(path)
+    text = json.dumps({"pid": os.getpid(), **told, "refused": live.refused, "routes": live.routes.to_dict()})
+    write_file(path, text, durable=False)
 
 
 def read_worker_states(state: Path) -> list[dict[str, Any]]:

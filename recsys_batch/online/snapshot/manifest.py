@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.contents import SnapshotInfo
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.schemas import IdTypes
+from recsys_batch.storage.atomic import write_file
 from recsys_batch.storage.checksums import sha256_file
 
 MANIFEST_FILE = "manifest.json"
@@ -154,12 +155,8 @@ def is_verified(folder: Path, manifest: SnapshotManifest) -> bool:
 
 def mark_verified(folder: Path, manifest: SnapshotManifest) -> None:
     """Let the processes of this node take the files as they are now for verified: by whoever has just computed their checksums."""
-    try:
-        draft = folder / f"{_VERIFIED}-{os.getpid()}"
-        draft.write_text(json.dumps(_state(folder, manifest)), encoding="utf-8")
-        draft.replace(folder / _VERIFIED)
-    except OSError:
-        pass  # a read-only folder is verified by every worker
+    with contextlib.suppress(OSError):  # a read-only folder is verified by every worker
+        write_file(folder / _VERIFIED, json.dumps(_state(folder, manifest)), durable=False)
 
 
 def _state(folder: Path, manifest: SnapshotManifest) -> dict[str, list[int]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import time
@@ -10,6 +9,7 @@ import uuid
 from pathlib import Path
 
 from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.storage.atomic import write_file
 
 CURRENT_FILE = "CURRENT"
 DRAFT = ".writing-"
@@ -55,40 +55,6 @@ def list_snapshots(folder: Path) -> list[str]:
         return []
     whole = [path for path in folder.iterdir() if not path.name.startswith(".") and (path / "manifest.json").is_file()]
     return [path.name for path in sorted(whole, key=lambda path: ((path / "manifest.json").stat().st_mtime_ns, path.name))]
-
-
-def write_file(path: Path, text: str) -> None:
-    """Replace a small file: a reader sees the old text or the new, also after a power cut."""
-    draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    with draft.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in a folder last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_tree(folder: Path) -> None:
-    """Make all that is below a folder last."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            handle = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        else:
-            sync_folder(path)
-    sync_folder(folder)
 
 
 def delete_old(folder: Path, keep: int, also: frozenset[str] = frozenset()) -> list[str]:

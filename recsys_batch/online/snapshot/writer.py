@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,10 +14,11 @@ from recsys_batch.online.snapshot.contents import SnapshotContents
 from recsys_batch.online.snapshot.item_table import write_items
 from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, write_lmdb
 from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotManifest, StoreKind, file_checksums, mark_verified
-from recsys_batch.online.snapshot.repository import DRAFT, check_name, sync_folder, sync_tree
+from recsys_batch.online.snapshot.repository import DRAFT, check_name
 from recsys_batch.online.snapshot.sample_users import SAMPLES_FILE as SAMPLES
 from recsys_batch.online.snapshot.sample_users import write_samples
 from recsys_batch.online.snapshot.vector_search import build_kmeans_lists
+from recsys_batch.storage.atomic import make_draft_folder, publish
 
 ITEMS, POPULAR, RANKER = "items", "popular.safetensors", "ranker.onnx"
 KMEANS_FILE = ("nearest_centroids.npy", "nearest_codes.npy", "nearest_offsets.npy")
@@ -37,16 +36,9 @@ def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], 
     target = folder / check_name(contents.facts.snapshot_id)
     if target.exists():
         raise UsageError(f"{target} is there already: a snapshot is never written again; remove it, or export another run")
-    folder.mkdir(parents=True, exist_ok=True)
-    draft = folder / f"{DRAFT}{uuid.uuid4().hex}"
-    draft.mkdir()
-    try:
+    with make_draft_folder(folder, DRAFT) as draft:
         manifest = _write(draft, contents, fill)
-        sync_tree(draft)
-        draft.rename(target)
-        sync_folder(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        publish(draft, target)
     mark_verified(target, manifest)
     return manifest
 

@@ -138,7 +138,7 @@ if point == "users":
     true = writer.write_lmdb
     writer.write_lmdb = lambda path, records: (true(path, records), die())
 elif point == "rename":
-    writer.sync_tree = die
+    writer.publish = die
 else:
     writer.file_checksums = die
 make_snapshot(Path(sys.argv[1]), snapshot_id="second", users=50, items=40, dim=16, candidates=10)
