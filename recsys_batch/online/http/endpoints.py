@@ -68,22 +68,9 @@ class Endpoints:
                 status=202,
                 errors=(400, 404),
             ),
+            Route("GET", "/v1/users", self.users, summary="Some users to look at", response=UserSample, query=_USER_LIMIT, errors=(400,)),
             Route(
-                "GET",
-                "/v1/users",
-                self.users,
-                summary="Some users to look at",
-                response=UserSample,
-                query=_USER_LIMIT,
-                errors=(400,),
-            ),
-            Route(
-                "GET",
-                "/v1/users/{user_id}",
-                self.user,
-                summary="What the snapshot holds of a user",
-                response=UserDetail,
-                errors=(400, 404),
+                "GET", "/v1/users/{user_id}", self.user, summary="What the snapshot holds of a user", response=UserDetail, errors=(400, 404)
             ),
             Route(
                 "GET",
@@ -100,15 +87,7 @@ class Endpoints:
             Route(
                 "POST", "/v1/snapshots/{snapshot_id}/activate", self.activate, **admin, summary="Go over to a snapshot", errors=(404, 409)
             ),
-            Route(
-                "PUT",
-                "/v1/routes",
-                self.put_routes,
-                **admin,
-                summary="Canary and shadow",
-                request=TrafficSplit,
-                errors=(400, 404, 409),
-            ),
+            Route("PUT", "/v1/routes", self.put_routes, **admin, summary="Canary and shadow", request=TrafficSplit, errors=(400, 404, 409)),
             Route("GET", "/healthz", self.healthy, **open_, summary="Whether the process lives"),
             Route("GET", "/readyz", self.ready, **open_, summary="Whether a warm snapshot is in use that is not too old", errors=(503,)),
             Route("GET", "/metrics", self.metrics, **open_, summary="Prometheus metrics", response=str),
