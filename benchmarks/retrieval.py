@@ -1,4 +1,4 @@
-"""Candidate generation: MLlib's recommendForAllUsers, this package's exact and ivf, and raw faiss, on the same factors in one run.
+"""Benchmark candidate generation: MLlib's recommendForAllUsers, our exact and ivf, and raw faiss, on the same factors in one run.
 
 All of Spark's share one session and its settings, read the same Parquet factors and write the same Delta sink. faiss runs in one
 process with as many threads as the session has cores; the ratios to it are taken without a sink. faiss's inverted file is given
@@ -26,7 +26,7 @@ from mllib import recommend, write_als
 from vectors import Factors, generated, published, words
 
 from recsys_batch.ann.index import IndexInfo, build_index
-from recsys_batch.ann.kernels import faiss_module, limit_threads
+from recsys_batch.ann.kernels import import_faiss, limit_threads
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Tuning, TuningSample, tune
 from recsys_batch.config import Config, load_config
@@ -47,7 +47,7 @@ _FAISS_BLOCK = 10_000
 
 
 class Bench:
-    """The factors as the night has them, and as MLlib wants them."""
+    """Factors in the formats of the night and of MLlib."""
 
     def __init__(self, factors: Factors, k: int, mllib_users: int, config: Config, folder: Path) -> None:
         self.factors, self.k, self.folder = factors, k, folder
@@ -81,7 +81,7 @@ class Bench:
 
     def _tune(self, settings: Any) -> None:
         # Tuned on the users from the end, measured on the users from the start.
-        retriever, exact = self._retriever(self.info), self._retriever(self.info.exact())
+        retriever, exact = self._retriever(self.info), self._retriever(self.info.as_exact())
         sample = TuningSample(self.factors.users[-settings.tuning_users :], retriever, exact)
         self.tuning: Tuning = tune(retriever, [sample], self.k, settings.target_recall, settings)
 
@@ -92,10 +92,10 @@ class Bench:
         recommend(self.folder / name, self.k, self.folder / "mllib")
 
     def candidates(self, mode: str, n_users: int) -> Any:
-        """Rows of candidates, by the night's own executor code."""
+        """Compute rows of candidates by the night's executor code."""
         from pyspark.sql import functions as F
 
-        info = self.info if mode == "ivf" else self.info.exact()
+        info = self.info if mode == "ivf" else self.info.as_exact()
         none = np.zeros(0, np.int64), np.zeros(0, np.float32)
         task = RetrieveTask(
             run_id=mode,
@@ -121,7 +121,7 @@ class Bench:
         self.candidates(mode, self.n_users).write.format("noop").mode("overwrite").save()
 
     def faiss_index(self, mode: str) -> Any:
-        faiss = faiss_module()
+        faiss = import_faiss()
         items, dim = self.factors.items, self.factors.items.shape[1]
         limit_threads(self.n_cores)
         if mode == "exact":
@@ -145,7 +145,7 @@ class Bench:
             index.search(self.factors.users[start : start + _FAISS_BLOCK], self.k)
 
     def recall(self, mode: str) -> float:
-        """Mean share of the true top k that was written, for the first users: an item counts that scores at least the true k-th."""
+        """Compute the mean share of the true top k that was written, for the first users; ties with the true k-th count."""
         import pyarrow.dataset as ds
 
         n = min(_HELD_OUT, self.n_users)
@@ -155,10 +155,10 @@ class Bench:
         truth = self.factors.users[:n].astype(np.float64) @ self.factors.items.astype(np.float64).T
         shares = []
         for row, items in enumerate(table["items"].to_pylist()):
-            found = {item["item_id"] for item in items}
-            assert len(found) == min(self.k, truth.shape[1])
-            kth = np.partition(truth[row], -len(found))[-len(found)]
-            shares.append(np.count_nonzero(truth[row, list(found)] >= kth - 1e-6 * abs(kth)) / len(found))
+            item_ids = {item["item_id"] for item in items}
+            assert len(item_ids) == min(self.k, truth.shape[1])
+            kth = np.partition(truth[row], -len(item_ids))[-len(item_ids)]
+            shares.append(np.count_nonzero(truth[row, list(item_ids)] >= kth - 1e-6 * abs(kth)) / len(item_ids))
         return float(np.mean(shares))
 
 

@@ -1,4 +1,4 @@
-"""Index files: immutable, named by their SHA-256, written beside and renamed, verified when they are opened."""
+"""Store and verify index files: immutable, named by their SHA-256, written to a draft and renamed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from recsys_batch.errors import IndexDamaged
 from recsys_batch.storage.atomic import publish
 from recsys_batch.storage.checksums import sha256_file
 
-_CURE = "begin a new run (--force), which builds it again"
+_REMEDY = "begin a new run (--force), which builds it again"
 
 
 @dataclass(frozen=True)
 class IndexFile:
-    """A file of an index.
+    """One file of an index.
 
     Attributes:
-        name: within the index folder; carries the start of the checksum.
-        rows: vectors in it, 0 where it holds something else.
+        name: file name in the index folder; contains the start of the checksum.
+        rows: number of vectors in it, 0 where it holds something else.
     """
 
     name: str
@@ -30,7 +30,7 @@ class IndexFile:
 
 
 def store_index_file(directory: Path, stem: str, suffix: str, write: Callable[[Path], None], rows: int = 0) -> IndexFile:
-    """Name what ``write`` wrote. A mapped file is never changed: the same name is the same content."""
+    """Write a file by ``write(draft_path)``, sync it and rename it to ``stem-<checksum><suffix>``. Equal names mean equal content."""
     draft = directory / f".{stem}-{uuid.uuid4().hex}"
     try:
         write(draft)
@@ -43,33 +43,33 @@ def store_index_file(directory: Path, stem: str, suffix: str, write: Callable[[P
 
 
 class Verifier:
-    """Checks files against their checksums, each once for as long as it stays the same file (inode, size, time of change).
+    """Verifies index files against their checksums, each once per process until its inode, size or modification time changes.
 
-    The first reading also brings the file into the page cache, which a mapped file is then read from.
+    Computing the checksum also brings the file into the page cache, from which a mapped file is then read.
     """
 
     def __init__(self) -> None:
-        self._known: dict[Path, tuple[object, ...]] = {}
+        self._verified: dict[Path, tuple[object, ...]] = {}
 
     def check(self, directory: Path, file: IndexFile) -> tuple[Path, tuple[object, ...]]:
-        """The file's path, and its identity, which tells it from another one that is put in its place.
+        """Verify a file and return its path and its identity, which changes when the file is replaced.
 
         Raises:
-            IndexDamaged: it is missing, or is not what its checksum says.
+            IndexDamaged: the file is missing or does not have its checksum.
         """
         path = directory / file.name
         try:
             status = path.stat()
         except OSError as error:
-            raise IndexDamaged(f"index file {path} cannot be read ({error.strerror}): {_CURE}") from None
+            raise IndexDamaged(f"index file {path} cannot be read ({error.strerror}): {_REMEDY}") from None
         identity = (file.sha256, status.st_ino, status.st_size, status.st_mtime_ns)
-        if self._known.get(path) == identity:
+        if self._verified.get(path) == identity:
             return path, identity
-        found = sha256_file(path)
-        if found != file.sha256:
+        actual = sha256_file(path)
+        if actual != file.sha256:
             raise IndexDamaged(
-                f"index file {path} ({status.st_size} bytes) has checksum {found[:12]}..., expected {file.sha256[:12]}...: "
-                f"it was cut short or replaced; {_CURE}"
+                f"index file {path} ({status.st_size} bytes) has checksum {actual[:12]}..., expected {file.sha256[:12]}...: "
+                f"it was cut short or replaced; {_REMEDY}"
             )
-        self._known[path] = identity
+        self._verified[path] = identity
         return path, identity

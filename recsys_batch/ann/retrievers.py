@@ -1,4 +1,4 @@
-"""The search protocol and its backends. All keep one promise: a query's result depends on the query alone."""
+"""The Retriever protocol with its exact and IVF implementations. The result of a query does not depend on the batch it is in."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from recsys_batch.ann.vector_storage import IndexedItems, IndexShard
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE, merge_top_k, order_pairs
 
-_EXACT_IS_CHEAPER = 3  # where more than 1 / this of the lists would be searched
-_GATHER = 65_536  # rows copied at once where only some items are searched: 16 MB at 64 dimensions
+_EXACT_CHEAPER_FRACTION = 3  # exact search is cheaper where more than 1 / this of the lists would be probed
+_GATHER_ROWS = 65_536  # rows copied at once where only some items are searched: 16 MB at 64 dimensions
 
 
 class Retriever(Protocol):
@@ -24,51 +24,54 @@ class Retriever(Protocol):
 
     @property
     def n_items(self) -> int:
-        """Items that can be found."""
+        """Number of items that a search can return."""
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """k items per query.
+        """Search the k best items of each query.
 
         Args:
             queries: float32 [B, d], finite.
             k: at least 1.
 
         Returns:
-            (scores float32 [B, k], codes int64 [B, k]) by score descending, then code ascending; places that could not be filled
-            hold (-inf, -1) and come last.
+            (scores float32 [B, k], codes int64 [B, k]) by score descending, then code ascending; padded with (-inf, -1)
+            at the end.
 
         Raises:
-            RecsysBatchError: queries of another shape, or not finite.
+            RecsysBatchError: queries have the wrong shape or are not finite.
         """
 
     def restrict(self, allowed: np.ndarray) -> Retriever:
-        """The same search over the codes where ``allowed`` (bool [n]) is true only."""
+        """Restrict the search to the codes where ``allowed`` (bool [n]) is true."""
 
 
 @runtime_checkable
-class Probing(Retriever, Protocol):
-    """A retriever that trades recall for time: by the number of lists it looks into, and by how much more it fetches."""
+class TunableRetriever(Retriever, Protocol):
+    """Retriever that trades recall for time: by nprobe, the inverted lists it searches, and by over-fetch before re-ranking."""
 
     @property
-    def nlist(self) -> int: ...
+    def nlist(self) -> int:
+        """Number of inverted lists."""
 
     @property
-    def overfetches(self) -> Sequence[float]:
-        """Values of over-fetch worth trying, ascending."""
+    def overfetch_grid(self) -> Sequence[float]:
+        """Over-fetch factors to tune over, ascending."""
 
-    def with_probes(self, nprobe: int, overfetch: float = 1.0) -> Probing: ...
+    def with_nprobe(self, nprobe: int, overfetch: float = 1.0) -> TunableRetriever:
+        """Copy the retriever with another operating point."""
 
-    def probes(self, k: int) -> int: ...
+    def effective_nprobe(self, k: int) -> int:
+        """Number of lists that a search for k results probes."""
 
-    def restrict(self, allowed: np.ndarray) -> Probing: ...
+    def restrict(self, allowed: np.ndarray) -> TunableRetriever: ...
 
 
 @dataclass(frozen=True)
 class ExactRetriever:
-    """All items, in blocks of matrix products, shard by shard.
+    """Retriever that scores all items by matrix products, shard by shard.
 
     Attributes:
-        keep: bool [n], the rows that are searched; None for all.
+        keep: bool [n], the rows that are searched; None where all are.
     """
 
     items: IndexedItems
@@ -80,16 +83,16 @@ class ExactRetriever:
         return self.items.n if self.keep is None else int(np.count_nonzero(self.keep))
 
     def restrict(self, allowed: np.ndarray) -> ExactRetriever:
-        return replace(self, keep=_both(self.keep, allowed if self.items.codes is None else allowed[self.items.codes]))
+        return replace(self, keep=_intersect(self.keep, allowed if self.items.codes is None else allowed[self.items.codes]))
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         queries = prepare_queries(queries, k, self.items)
         limit_threads(self.n_threads)
-        best = _Best(len(queries), k)
+        top_k = _TopKAccumulator(len(queries), k)
         for shard in self.items.shards:
             stored = shard.open()
-            for first in range(shard.first, shard.stop, shard.stop - shard.first if self.keep is None else _GATHER):
-                rows = np.arange(first, shard.stop if self.keep is None else min(first + _GATHER, shard.stop))
+            for first in range(shard.first, shard.stop, shard.stop - shard.first if self.keep is None else _GATHER_ROWS):
+                rows = np.arange(first, shard.stop if self.keep is None else min(first + _GATHER_ROWS, shard.stop))
                 if self.keep is None:
                     vectors = stored.take(slice(None))
                 else:
@@ -97,28 +100,28 @@ class ExactRetriever:
                     vectors = stored.take(rows - shard.first)
                 if len(rows):
                     codes = rows if self.items.codes is None else self.items.codes[rows]
-                    best.add(*exact_search(queries, vectors, self.items.max_norm, k, codes))
-        return best.scores, best.codes
+                    top_k.add(*exact_search(queries, vectors, self.items.max_norm, k, codes))
+        return top_k.scores, top_k.codes
 
 
 @dataclass(frozen=True)
 class IvfRetriever:
-    """The items of the ``nprobe`` inverted lists whose centroids are nearest to the query; exact among them where stored as float32.
+    """Retriever that searches the ``nprobe`` inverted lists of largest centroid inner product; float32 lists are searched exactly.
 
-    From int8 it fetches ``overfetch`` * k, and keeps the best k by their float32 vectors.
+    From int8 lists it fetches ``overfetch`` * k results and re-ranks them by their float32 vectors.
 
     Attributes:
-        stored: what the lists are searched in: ``items.shards`` themselves, or int8.
-        stored_norm: no stored row is longer.
-        centroids: float32 [nlist, d], searched by the exact kernel, so the choice of lists is free of batch noise too.
-        centroid_norm: length of the longest.
-        nprobe, n_candidates: lists searched for that many results.
-        row_of_code: int64 [n + 1], the last for code -1; None where stored as float32.
+        search_shards: vectors in which the lists are searched: ``items.shards`` themselves, or int8.
+        search_max_norm: upper bound of the length of a vector in them.
+        centroids: float32 [nlist, d], searched by the exact kernel, so the choice of lists does not depend on the batch either.
+        centroid_norm: length of the longest centroid.
+        nprobe, n_candidates: lists searched for ``n_candidates`` results.
+        row_of_code: int64 [n + 1], the last one for code -1; None where the lists are float32.
     """
 
     items: IndexedItems
-    stored: Sequence[IndexShard]
-    stored_norm: float
+    search_shards: Sequence[IndexShard]
+    search_max_norm: float
     lists: InvertedLists
     centroids: np.ndarray
     centroid_norm: float
@@ -138,54 +141,53 @@ class IvfRetriever:
         return len(self.centroids)
 
     @property
-    def overfetches(self) -> Sequence[float]:
+    def overfetch_grid(self) -> Sequence[float]:
         return (1.0,) if self.row_of_code is None else (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
 
-    def with_probes(self, nprobe: int, overfetch: float = 1.0) -> IvfRetriever:
+    def with_nprobe(self, nprobe: int, overfetch: float = 1.0) -> IvfRetriever:
         return replace(self, nprobe=nprobe, overfetch=overfetch)
 
     def restrict(self, allowed: np.ndarray) -> IvfRetriever:
         keep = allowed[self._codes]
-        return replace(self, keep=_both(self.keep, keep), lists=self.lists.restrict(keep))
+        return replace(self, keep=_intersect(self.keep, keep), lists=self.lists.restrict(keep))
 
-    def probes(self, k: int) -> int:
-        """Lists looked into for k results: in proportion to k, as recall falls where more results come from as many lists, and
-        to the share of items that are left out.
+    def effective_nprobe(self, k: int) -> int:
+        """Number of lists to search for k results: nprobe scaled by k / n_candidates and by all items / searched items, to keep the recall.
 
-        All of them where a third would not do: one product of all queries with all items costs less per item, and from there on
+        All lists where that is more than a third: one product of all queries with all items costs less per item, and from there on
         less in all (50,000 x 64, k = 200, one thread: 6 ns per item in a list, 2 ns per item in a product).
         """
-        scale = max(k, self.n_candidates) / self.n_candidates * (self.items.n / max(self.n_items, 1))
-        wanted = math.ceil(self.nprobe * scale)
-        return wanted if wanted * _EXACT_IS_CHEAPER <= self.nlist else self.nlist
+        factor = max(k, self.n_candidates) / self.n_candidates * (self.items.n / max(self.n_items, 1))
+        scaled = math.ceil(self.nprobe * factor)
+        return scaled if scaled * _EXACT_CHEAPER_FRACTION <= self.nlist else self.nlist
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        nprobe = self.probes(k)
+        nprobe = self.effective_nprobe(k)
         if nprobe == self.nlist:
             return ExactRetriever(self.items, self.n_threads, self.keep).search(queries, k)
-        return self.search_lists(queries, k, nprobe)
+        return self.search_with_nprobe(queries, k, nprobe)
 
-    def search_lists(self, queries: np.ndarray, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
-        """``search`` in exactly ``nprobe`` lists."""
+    def search_with_nprobe(self, queries: np.ndarray, k: int, nprobe: int) -> tuple[np.ndarray, np.ndarray]:
+        """Search exactly ``nprobe`` lists; arguments and results as of ``search``."""
         queries = prepare_queries(queries, k, self.items)
         limit_threads(self.n_threads)
         _, probed = exact_search(queries, self.centroids, self.centroid_norm, nprobe)
         fetched = min(math.ceil(k * self.overfetch), max(self.items.n, k))
-        best = _Best(len(queries), fetched)
-        for shard in self.stored:
-            best.add(*search_lists(queries, probed, self.lists, shard, self._codes, self.stored_norm, fetched))
-        return (best.scores, best.codes) if self.row_of_code is None else self._refined(queries, best.codes, self.row_of_code, k)
+        top_k = _TopKAccumulator(len(queries), fetched)
+        for shard in self.search_shards:
+            top_k.add(*search_lists(queries, probed, self.lists, shard, self._codes, self.search_max_norm, fetched))
+        return (top_k.scores, top_k.codes) if self.row_of_code is None else self._rerank(queries, top_k.codes, self.row_of_code, k)
 
-    def _refined(self, queries: np.ndarray, codes: np.ndarray, row_of_code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The best k of the codes by their float32 vectors."""
+    def _rerank(self, queries: np.ndarray, codes: np.ndarray, row_of_code: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Re-rank fetched codes int64 [B, K] by their float32 vectors and keep k: (scores float32, codes int64) [B, k]."""
         scores = np.full(codes.shape, -np.inf, dtype=np.float32)
         for shard in self.items.shards:
             stored = shard.open()
             for part in iterate_blocks(len(queries), codes.shape[1]):
                 row = row_of_code[codes[part]]
-                here = (row >= shard.first) & (row < shard.stop)
-                exact = stored.inner_products(queries[part], np.where(here, row - shard.first, NO_CODE))
-                scores[part] = np.where(here, exact, scores[part])
+                in_shard = (row >= shard.first) & (row < shard.stop)
+                exact = stored.inner_products(queries[part], np.where(in_shard, row - shard.first, NO_CODE))
+                scores[part] = np.where(in_shard, exact, scores[part])
         return order_pairs(scores, codes, k)
 
     @property
@@ -194,12 +196,12 @@ class IvfRetriever:
         return self.items.codes
 
 
-def _both(keep: np.ndarray | None, more: np.ndarray) -> np.ndarray:
-    return more if keep is None else keep & more
+def _intersect(keep: np.ndarray | None, allowed: np.ndarray) -> np.ndarray:
+    return allowed if keep is None else keep & allowed
 
 
-class _Best:
-    """The k best so far of a search that goes part by part."""
+class _TopKAccumulator:
+    """Accumulates the k best results of each query over shards."""
 
     def __init__(self, n_queries: int, k: int) -> None:
         self.scores = np.full((n_queries, k), -np.inf, dtype=np.float32)
@@ -215,10 +217,10 @@ class _Best:
 
 
 def prepare_queries(queries: np.ndarray, k: int, items: IndexedItems) -> np.ndarray:
-    """Queries as the kernels want them.
+    """Check queries float32 [B, d] and make them contiguous, normalised for cosine.
 
     Raises:
-        RecsysBatchError: k < 1, queries of another shape, or not finite.
+        RecsysBatchError: k < 1, or queries have the wrong shape or are not finite.
     """
     if k < 1:
         raise RecsysBatchError(f"search needs k >= 1, found {k}")

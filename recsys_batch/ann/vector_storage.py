@@ -1,4 +1,4 @@
-"""Item vectors as they are stored: float32, or int8 in a quarter of the memory; always memory-mapped, opened where they are used."""
+"""Item vectors as stored in an index: float32, or int8 in a quarter of the memory; memory-mapped when they are used."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from recsys_batch.ann.kernels import inner_products
 
 
 class StoredRows(Protocol):
-    """Rows of a matrix, whatever they are on disk."""
+    """Rows of a stored matrix, read as float32 whatever the dtype on disk."""
 
     def take(self, rows: slice | np.ndarray) -> np.ndarray:
-        """float32 [n, d]."""
+        """Read rows as float32 [n, d]."""
 
     def inner_products(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """float32 [B, M] of query b and row ``rows[b, m]`` (int64), -inf for row -1: the same bits for the same pair, always."""
+        """Compute float32 [B, M] of query b and row ``rows[b, m]`` (int64), -inf for row -1; bit-identical for the same pair."""
 
 
 @dataclass(frozen=True)
 class FloatRows:
-    """float32 [n, d], contiguous."""
+    """Vectors stored as float32 [n, d], contiguous."""
 
     matrix: np.ndarray
 
@@ -36,7 +36,7 @@ class FloatRows:
 
 @dataclass(frozen=True)
 class Int8Rows:
-    """uint8 [n, d]; the value in dimension j is ``low[j] + step[j] * code``."""
+    """Vectors stored as uint8 [n, d]; the value in dimension j is ``low[j] + step[j] * code``."""
 
     matrix: np.ndarray
     low: np.ndarray
@@ -47,24 +47,24 @@ class Int8Rows:
 
     def inner_products(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         vectors = self.take(rows.ravel())
-        places = np.where(rows >= 0, np.arange(rows.size).reshape(rows.shape), -1)
-        return inner_products(queries, vectors, places)
+        positions = np.where(rows >= 0, np.arange(rows.size).reshape(rows.shape), -1)
+        return inner_products(queries, vectors, positions)
 
 
-def int8_scale(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(low, step), float32 [d] each, such that codes 0 .. 255 span each dimension's values."""
+def fit_int8_scale(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Fit (low, step), float32 [d] each, such that codes 0 .. 255 span the values of each dimension."""
     low = vectors.min(axis=0)
     return low, ((vectors.max(axis=0) - low) / np.float32(255)).astype(np.float32)
 
 
 def quantize(vectors: np.ndarray, low: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """uint8 [n, d], the nearest codes; a dimension without spread has code 0."""
+    """Quantize float32 [n, d] to the nearest codes, uint8 [n, d]; a dimension without spread has code 0."""
     spread = np.where(step > 0, step, np.float32(1))
     return np.asarray(np.rint((vectors - low) / spread).clip(0, 255), dtype=np.uint8)
 
 
 def dequantize(codes: np.ndarray, low: np.ndarray, step: np.ndarray) -> np.ndarray:
-    """float32 [n, d]; elementwise, so the same codes give the same bits."""
+    """Decode uint8 [n, d] to float32; elementwise, so the same codes give the same bits."""
     values: np.ndarray = codes.astype(np.float32)
     values *= step
     values += low
@@ -73,7 +73,7 @@ def dequantize(codes: np.ndarray, low: np.ndarray, step: np.ndarray) -> np.ndarr
 
 @dataclass(frozen=True)
 class IndexShard:
-    """Rows ``first`` .. ``stop`` - 1 of an index. ``open`` maps them; what it returns is let go after use, and so leaves memory."""
+    """Rows ``first`` .. ``stop`` - 1 of an index. ``open`` maps them; drop its result after use to free the memory."""
 
     first: int
     stop: int
@@ -82,12 +82,12 @@ class IndexShard:
 
 @dataclass(frozen=True)
 class IndexedItems:
-    """The indexed items as float32 vectors: n of d dimensions, the longest ``max_norm`` long.
+    """Indexed items as float32 vectors: ``n`` of ``dim`` dimensions, the longest of length ``max_norm``.
 
     Attributes:
         codes: int64 [n], the code of each row; None where rows are in code order.
-        shards: FloatRows, in row order.
-        cosine: vectors are stored normalised, and queries are normalised when they come.
+        shards: shards of FloatRows, in row order.
+        cosine: whether vectors are stored normalised and queries are normalised on arrival.
     """
 
     n: int

@@ -14,7 +14,7 @@ import numpy as np
 from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
 
-from recsys_batch.ann.index import Layout, build_index, choose_layout, n_lists
+from recsys_batch.ann.index import Layout, build_index, choose_layout, choose_nlist
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Tuning
 from recsys_batch.config import Config
@@ -105,7 +105,7 @@ def estimate_night(spark: SparkSession, config: Config, run_date: dt.date, run_i
     per_task = count_users_per_task(n_candidates, dim)
     n_tasks = count_user_tasks(n_users, per_task, n_cores)
     int8 = 0.25 if layout.storage == "int8" else 0.0
-    lists = n_lists(retrieval, n_items) * dim * 4 + n_items * 8 if layout.mode != "exact" else 0
+    lists = choose_nlist(retrieval, n_items) * dim * 4 + n_items * 8 if layout.mode != "exact" else 0
     return NightEstimate(
         n_users=n_users,
         n_items=n_items,

@@ -71,7 +71,7 @@ class Built:
 
     def open(self, name: str, **options: Any) -> Retriever:
         info = self.infos[name.removeprefix("exact of ")]
-        return open_retriever(self.directory, info.exact() if name.startswith("exact of ") else info, **options)
+        return open_retriever(self.directory, info.as_exact() if name.startswith("exact of ") else info, **options)
 
     def ivf(self, name: str = "ivf", **options: Any) -> IvfRetriever:
         retriever = self.open(name, **{"nprobe": 10, **options})

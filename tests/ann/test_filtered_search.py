@@ -181,7 +181,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[IvfRetriever, Retrie
     info = build_index(vectors, Retrieval(mode="ivf", n_candidates=200), directory, n_threads=1)
     ivf = open_retriever(directory, info, nprobe=30)
     assert isinstance(ivf, IvfRetriever)
-    return ivf, open_retriever(directory, info.exact())
+    return ivf, open_retriever(directory, info.as_exact())
 
 
 @pytest.mark.parametrize("history", ["best", "random", "worst"])
@@ -249,8 +249,8 @@ def test_no_users_give_no_rows(built: Built) -> None:
 @pytest.mark.parametrize("small", [False, True])
 def test_many_users_are_the_same_as_one_by_one(built: Built, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if small:
-        monkeypatch.setattr(filtered_search, "_RESULTS", 500)
-        monkeypatch.setattr(filtered_search, "_SEEN_CELLS", 2 * N_ITEMS)
+        monkeypatch.setattr(filtered_search, "_SEARCH_RESULTS", 500)
+        monkeypatch.setattr(filtered_search, "_BITMAP_CELLS", 2 * N_ITEMS)
     rng = np.random.default_rng(3)
     block = rng.normal(size=(200, 16)).astype(np.float32)
     histories = [rng.integers(0, N_ITEMS, size=size) for size in rng.integers(0, 300, size=200)]

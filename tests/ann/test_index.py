@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from recsys_batch.ann import index, index_files
-from recsys_batch.ann.index import IndexInfo, assign_to_lists, build_index, choose_layout, n_lists
+from recsys_batch.ann.index import IndexInfo, assign_to_lists, build_index, choose_layout, choose_nlist
 from recsys_batch.ann.index_files import IndexFile, Verifier
 from recsys_batch.ann.kernels import normalise_rows
 from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever
@@ -111,7 +111,7 @@ def test_info_of_another_release_is_refused(tmp_path: Path, change: dict[str, An
 
 def test_info_says_what_is_searched(tmp_path: Path) -> None:
     described = {
-        name: (info.mode, info.storage, info.exact().mode, info.exact().storage, info.nlist, info.int8 is not None, len(info.vectors))
+        name: (info.mode, info.storage, info.as_exact().mode, info.as_exact().storage, info.nlist, info.int8 is not None, len(info.vectors))
         for name, info in ((name, build_index(VECTORS, settings, tmp_path, 1)) for name, settings in SETTINGS.items())
     }
     assert described == {
@@ -169,7 +169,7 @@ def test_what_auto_chooses_above_exact_fits_into_memory(n_items: int, memory_mb:
 
 @pytest.mark.parametrize(("nlist", "n_items", "expected"), [(None, 1, 1), (None, 500, 31), (None, 10**6, 4000), (7, 10**6, 7)])
 def test_lists_grow_with_the_root_of_the_items(nlist: int | None, n_items: int, expected: int) -> None:
-    assert n_lists(Retrieval(nlist=nlist), n_items) == expected
+    assert choose_nlist(Retrieval(nlist=nlist), n_items) == expected
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -252,7 +252,7 @@ def test_imbalance_is_one_for_equal_lists_and_nlist_for_a_single_one(tmp_path: P
     ivf = open_retriever(tmp_path, info)
     assert isinstance(ivf, IvfRetriever)
     np.testing.assert_array_equal(ivf.lists.sizes, np.bincount(list_of, minlength=4))
-    found, expected = ivf.search_lists(VECTORS[:9], 20, 4), open_retriever(tmp_path, info.exact()).search(VECTORS[:9], 20)
+    found, expected = ivf.search_with_nprobe(VECTORS[:9], 20, 4), open_retriever(tmp_path, info.as_exact()).search(VECTORS[:9], 20)
     np.testing.assert_array_equal(found[1], expected[1])
 
 
@@ -313,7 +313,7 @@ def test_a_damaged_file_is_refused_even_under_an_open_index(
 def test_a_description_that_does_not_fit_its_files_is_refused(tmp_path: Path, name: str, wrong: dict[str, Any]) -> None:
     info = build_index(VECTORS, SETTINGS[name], tmp_path, n_threads=1)
     described = rewritten(info, **wrong)
-    for one in (described, described.exact()):
+    for one in (described, described.as_exact()):
         with pytest.raises(IndexDamaged, match="description says"):
             open_retriever(tmp_path, one).search(VECTORS[:1, : described.embedding_dim], 5)
 
@@ -354,7 +354,7 @@ def test_a_file_is_verified_once_and_then_kept(tmp_path: Path, name: str, monkey
         retriever = open_retriever(tmp_path, first, nprobe=nprobe)
         assert isinstance(retriever, ExactRetriever) or retriever.nprobe == nprobe
         retriever.search(VECTORS[:3], 5)
-        open_retriever(tmp_path, first.exact()).search(VECTORS[:3], 5)
+        open_retriever(tmp_path, first.as_exact()).search(VECTORS[:3], 5)
     assert sorted(read) == sorted(file.name for file in files_of(first))
     open_retriever(tmp_path, second)
     open_retriever(tmp_path, first)
@@ -385,7 +385,7 @@ def test_a_file_is_expected_by_its_checksum_and_not_by_its_name(tmp_path: Path) 
 
 def matrices(retriever: Retriever) -> list[np.ndarray]:
     assert isinstance(retriever, ExactRetriever | IvfRetriever)
-    shards = [*retriever.items.shards, *(retriever.stored if isinstance(retriever, IvfRetriever) else ())]
+    shards = [*retriever.items.shards, *(retriever.search_shards if isinstance(retriever, IvfRetriever) else ())]
     opened = [shard.open() for shard in shards]
     assert all(isinstance(rows, FloatRows | Int8Rows) for rows in opened)
     return [rows.matrix for rows in opened if isinstance(rows, FloatRows | Int8Rows)]
@@ -414,7 +414,7 @@ def test_vectors_are_mapped_and_not_copied(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ["ivf", "int8"])
 def test_one_matrix_serves_lists_and_exact_search(tmp_path: Path, name: str) -> None:
     info = build_index(VECTORS, SETTINGS[name], tmp_path, n_threads=1)
-    lists, exact, again = (matrices(open_retriever(tmp_path, one)) for one in (info, info.exact(), info))
+    lists, exact, again = (matrices(open_retriever(tmp_path, one)) for one in (info, info.as_exact(), info))
     assert lists[0] is exact[0]
     assert [a is b for a, b in zip(lists, again, strict=True)] == [True, True]
     assert lists[-1].dtype == (np.uint8 if name == "int8" else np.float32)
@@ -431,7 +431,7 @@ def test_a_shard_leaves_memory_when_it_was_searched(tmp_path: Path, monkeypatch:
         return matrix
 
     monkeypatch.setattr(np, "load", noted)
-    retriever, exact = open_retriever(tmp_path, info, nprobe=3), open_retriever(tmp_path, info.exact())
+    retriever, exact = open_retriever(tmp_path, info, nprobe=3), open_retriever(tmp_path, info.as_exact())
     assert not mapped
     for searcher in (retriever, exact, retriever.restrict(VECTORS[:, 0] > 0), exact.restrict(VECTORS[:, 0] > 0)):
         mapped.clear()

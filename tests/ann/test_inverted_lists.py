@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from recsys_batch.ann import inverted_lists, kernels
 from recsys_batch.ann.inverted_lists import InvertedLists, search_lists
-from recsys_batch.ann.vector_storage import FloatRows, IndexShard, Int8Rows, StoredRows, int8_scale, quantize
+from recsys_batch.ann.vector_storage import FloatRows, IndexShard, Int8Rows, StoredRows, fit_int8_scale, quantize
 
 sizes_of_lists = st.lists(st.one_of(st.just(0), st.integers(0, 14)), min_size=1, max_size=12)
 
@@ -113,7 +113,7 @@ def searches(draw: st.DrawFn) -> Searched:
     stored: StoredRows = FloatRows(np.ascontiguousarray(vectors[first:stop]))
     max_norm = kernels.max_row_norm(vectors)
     if draw(st.booleans()):
-        low, step = int8_scale(vectors)
+        low, step = fit_int8_scale(vectors)
         stored = Int8Rows(quantize(vectors[first:stop], low, step), low, step)
         max_norm += float(np.linalg.norm(step)) / 2
     n_probed = draw(st.integers(1, nlist))
@@ -125,8 +125,8 @@ def searches(draw: st.DrawFn) -> Searched:
 @given(searched=searches(), k=st.sampled_from([1, 2, 5, 20, 300]), cells=st.sampled_from([1, 60, 10**6]), rows=st.sampled_from([1, 3, 64]))
 def test_a_search_finds_what_scoring_one_item_at_a_time_finds(searched: Searched, k: int, cells: int, rows: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inverted_lists, "_SCORES", cells)
-        patch.setattr(inverted_lists, "_SELECT_ROWS", rows)
+        patch.setattr(inverted_lists, "_BLOCK_SCORES", cells)
+        patch.setattr(inverted_lists, "_RESCORE_ROWS", rows)
         scores, codes = searched.found(k)
     assert (scores.dtype, codes.dtype) == (np.float32, np.int64)
     expected, expected_codes = searched.one_at_a_time(k)
@@ -160,15 +160,15 @@ def test_long_ties_at_the_last_place_go_by_code_and_not_by_row() -> None:
 @pytest.mark.parametrize(("cells", "users"), [(1, 1), (7, 1), (8, 2), (11, 2), (12, 3), (39, 3), (40, 4), (10**6, 4)])
 def test_as_many_users_are_scanned_at_once_as_their_scores_fit(cells: int, users: int, monkeypatch: pytest.MonkeyPatch) -> None:
     held: list[tuple[int, ...]] = []
-    scan = inverted_lists._Scan.of
+    scan = inverted_lists._ListScan.run
 
-    def noted(*arguments: Any) -> inverted_lists._Scan:
+    def noted(*arguments: Any) -> inverted_lists._ListScan:
         scanned = scan(*arguments)
         held.append(scanned.scores.shape)
         return scanned
 
-    monkeypatch.setattr(inverted_lists, "_SCORES", cells)
-    monkeypatch.setattr(inverted_lists._Scan, "of", noted)
+    monkeypatch.setattr(inverted_lists, "_BLOCK_SCORES", cells)
+    monkeypatch.setattr(inverted_lists._ListScan, "run", noted)
     vectors = np.ones((19, 2), np.float32)
     shard = IndexShard(0, 19, lambda: FloatRows(vectors))
     search_lists(vectors[:4], np.array([[3], [1], [0], [2]]), lists_of([1, 4, 4, 10]), shard, np.arange(19), 2.0, 3)

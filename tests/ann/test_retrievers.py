@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from recsys_batch.ann import inverted_lists, kernels, retrievers
-from recsys_batch.ann.retrievers import IvfRetriever, Probing
+from recsys_batch.ann.retrievers import IvfRetriever, TunableRetriever
 from recsys_batch.ann.vector_storage import Int8Rows
 from recsys_batch.errors import RecsysBatchError
 
@@ -90,7 +90,7 @@ def test_ivf_is_exact_among_the_lists_that_it_looks_into(
     built: Built, queries: np.ndarray, name: str, restricted: bool, nprobe: int, k: int
 ) -> None:
     ivf = built.ivf(name).restrict(built.allowed) if restricted else built.ivf(name)
-    scores, codes = ivf.search_lists(queries, k, nprobe)
+    scores, codes = ivf.search_with_nprobe(queries, k, nprobe)
     ready = built.prepared(queries)
     for row, looked_at in enumerate(lists_of(ivf, ready, nprobe)):
         assert not restricted or built.allowed[looked_at].all()
@@ -105,8 +105,8 @@ def test_int8_fetches_the_best_by_its_codes_and_keeps_the_best_of_them_by_their_
 ) -> None:
     ivf = built.ivf("int8", overfetch=overfetch)
     ivf = ivf.restrict(built.allowed) if restricted else ivf
-    scores, codes = ivf.search_lists(queries, 50, 10)
-    rows, ready = ivf.stored[0].open(), built.prepared(queries)
+    scores, codes = ivf.search_with_nprobe(queries, 50, 10)
+    rows, ready = ivf.search_shards[0].open(), built.prepared(queries)
     assert isinstance(rows, Int8Rows)
     assert ivf.row_of_code is not None
     decoded = rows.take(ivf.row_of_code[:-1])
@@ -130,7 +130,7 @@ def test_shards_change_no_bit_of_an_ivf_search(built: Built, queries: np.ndarray
     assert (len(whole.items.shards), len(sharded.items.shards)) == (1, 4)
     if restricted:
         whole, sharded = whole.restrict(built.allowed), sharded.restrict(built.allowed)
-    assert whole.probes(k) < whole.nlist
+    assert whole.effective_nprobe(k) < whole.nlist
     assert_same(sharded.search(queries, k), whole.search(queries, k))
 
 
@@ -150,13 +150,13 @@ def test_ivf_that_looks_into_every_list_equals_exact_search(built: Built, querie
     ivf, exact = built.ivf(name), built.exact
     if restricted:
         ivf, exact = ivf.restrict(built.allowed), exact.restrict(built.allowed)
-    assert_same(ivf.search_lists(queries, k, ivf.nlist), exact.search(queries, k))  # search() would take the product instead
+    assert_same(ivf.search_with_nprobe(queries, k, ivf.nlist), exact.search(queries, k))  # search() would take the product instead
 
 
 @pytest.mark.parametrize(("overfetch", "k"), [(3.0, 1000), (3.0, 3000), (60.0, 50)])
 def test_int8_that_fetches_everything_equals_exact_search(built: Built, queries: np.ndarray, overfetch: float, k: int) -> None:
     ivf = built.ivf("int8", overfetch=overfetch)
-    assert_same(ivf.search_lists(queries, k, ivf.nlist), built.exact.search(queries, k))
+    assert_same(ivf.search_with_nprobe(queries, k, ivf.nlist), built.exact.search(queries, k))
 
 
 def test_int8_with_over_fetch_finds_nearly_what_float32_finds(built: Built, queries: np.ndarray) -> None:
@@ -171,9 +171,10 @@ def test_int8_with_over_fetch_finds_nearly_what_float32_finds(built: Built, quer
 
 def test_ivf_keeps_its_recall_where_more_results_are_asked_for(built: Built, queries: np.ndarray) -> None:
     ivf = built.ivf()
-    assert (ivf.nlist, ivf.probes(1), ivf.probes(50), ivf.probes(75), ivf.probes(310)) == (187, 10, 10, 15, 62)
-    assert ivf.probes(311) == ivf.nlist  # past a third of the lists the product is cheaper
-    few, many = (np.isfinite(ivf.with_probes(1).search(queries, k)[0]).sum(axis=1) for k in (50, 300))
+    assert ivf.nlist == 187
+    assert [ivf.effective_nprobe(n) for n in (1, 50, 75, 310)] == [10, 10, 15, 62]
+    assert ivf.effective_nprobe(311) == ivf.nlist  # past a third of the lists the product is cheaper
+    few, many = (np.isfinite(ivf.with_nprobe(1).search(queries, k)[0]).sum(axis=1) for k in (50, 300))
     assert few.min() < 50
     assert many.mean() > 4 * few.mean()
 
@@ -181,14 +182,14 @@ def test_ivf_keeps_its_recall_where_more_results_are_asked_for(built: Built, que
 def test_ivf_looks_into_more_lists_where_items_are_left_out(built: Built) -> None:
     every_third = np.arange(3000) % 3 == 0
     ivf = built.ivf().restrict(every_third)
-    assert (ivf.n_items, ivf.probes(50), ivf.probes(100)) == (1000, 30, 60)
-    assert ivf.with_probes(21).probes(50) == ivf.nlist
+    assert (ivf.n_items, ivf.effective_nprobe(50), ivf.effective_nprobe(100)) == (1000, 30, 60)
+    assert ivf.with_nprobe(21).effective_nprobe(50) == ivf.nlist
 
 
 def test_the_lists_that_hold_what_is_found_are_as_many_as_were_probed(built: Built, queries: np.ndarray) -> None:
     every_third = np.arange(3000) % 3 == 0
     ivf = built.ivf().restrict(every_third)
-    assert_same(ivf.search(queries, 50), ivf.search_lists(queries, 50, 30))
+    assert_same(ivf.search(queries, 50), ivf.search_with_nprobe(queries, 50, 30))
 
 
 def test_all_allowed_is_the_same_as_no_restriction(case: Case, queries: np.ndarray) -> None:
@@ -222,10 +223,10 @@ def test_n_items_counts_what_can_be_found(case: Case) -> None:
 
 def test_only_what_trades_recall_for_time_is_probing(case: Case) -> None:
     retriever = case.retriever
-    assert isinstance(retriever, Probing) == case.name.startswith(("ivf", "int8", "sharded"))
-    if isinstance(retriever, Probing):
-        assert (len(retriever.overfetches) > 1) == case.name.startswith("int8")
-        assert retriever.overfetches[0] == 1.0
+    assert isinstance(retriever, TunableRetriever) == case.name.startswith(("ivf", "int8", "sharded"))
+    if isinstance(retriever, TunableRetriever):
+        assert (len(retriever.overfetch_grid) > 1) == case.name.startswith("int8")
+        assert retriever.overfetch_grid[0] == 1.0
 
 
 def test_no_queries_give_no_rows(case: Case) -> None:
@@ -278,9 +279,19 @@ def test_the_dot_product_of_no_item_is_minus_infinity(built: Built) -> None:
 @pytest.mark.parametrize(
     "sizes",
     [
-        {(kernels, "_BLOCK"): 500, (retrievers, "_GATHER"): 100, (inverted_lists, "_SCORES"): 2000, (inverted_lists, "_SELECT_ROWS"): 3},
-        {(kernels, "_BLOCK"): 1, (retrievers, "_GATHER"): 7, (inverted_lists, "_SCORES"): 1, (inverted_lists, "_SELECT_ROWS"): 1},
-        {(kernels, "_DENSE"): 100},  # faiss in the place of a product and a partition
+        {
+            (kernels, "_BLOCK_PAIRS"): 500,
+            (retrievers, "_GATHER_ROWS"): 100,
+            (inverted_lists, "_BLOCK_SCORES"): 2000,
+            (inverted_lists, "_RESCORE_ROWS"): 3,
+        },
+        {
+            (kernels, "_BLOCK_PAIRS"): 1,
+            (retrievers, "_GATHER_ROWS"): 7,
+            (inverted_lists, "_BLOCK_SCORES"): 1,
+            (inverted_lists, "_RESCORE_ROWS"): 1,
+        },
+        {(kernels, "_MAX_DENSE_VECTORS"): 100},  # faiss in the place of a product and a partition
     ],
     ids=["small", "smallest", "faiss"],
 )

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.ann.retrievers import Probing, Retriever
+from recsys_batch.ann.retrievers import Retriever, TunableRetriever
 from recsys_batch.ann.tuning import OperatingPoint, Tuning, TuningSample, knn_recall_at_k, tune
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, RecsysBatchError
@@ -35,8 +35,8 @@ def sample_of(built: Built, queries: np.ndarray, name: str = "ivf", allowed: np.
 
 def recall_at(sample: TuningSample, nprobe: int, overfetch: float = 1.0) -> float:
     """Of 50, user by user; another item that ties the last one stands for it."""
-    assert isinstance(sample.retriever, Probing)
-    scores, _ = sample.retriever.with_probes(nprobe, overfetch).search(sample.queries, 50)
+    assert isinstance(sample.retriever, TunableRetriever)
+    scores, _ = sample.retriever.with_nprobe(nprobe, overfetch).search(sample.queries, 50)
     truth, _ = sample.exact.search(sample.queries, 50)
     return float(np.mean([sum(score >= true[-1] for score in found) / 50 for found, true in zip(scores, truth, strict=True)]))
 
@@ -150,13 +150,13 @@ class Table:
     overfetch: float = 1.0
 
     @property
-    def overfetches(self) -> Sequence[float]:
+    def overfetch_grid(self) -> Sequence[float]:
         return OVERFETCHES[: len(self.needs)]
 
-    def with_probes(self, nprobe: int, overfetch: float = 1.0) -> Table:
+    def with_nprobe(self, nprobe: int, overfetch: float = 1.0) -> Table:
         return replace(self, nprobe=nprobe, overfetch=overfetch)
 
-    def probes(self, k: int) -> int:
+    def effective_nprobe(self, k: int) -> int:
         return self.nprobe if self.nprobe * 3 <= self.nlist else self.nlist
 
     def restrict(self, allowed: np.ndarray) -> Table:
@@ -165,7 +165,7 @@ class Table:
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         scores = np.tile(np.arange(k, 0, -1, dtype=np.float32), (len(queries), 1))
         needed = dict(zip(OVERFETCHES, self.needs, strict=False))[self.overfetch]
-        if self.probes(k) != self.nlist and self.nprobe < needed:
+        if self.effective_nprobe(k) != self.nlist and self.nprobe < needed:
             scores[:, k // 2 :] = -np.inf
         return scores, np.zeros(scores.shape, dtype=np.int64)
 

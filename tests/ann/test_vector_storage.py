@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from recsys_batch.ann import kernels
-from recsys_batch.ann.vector_storage import FloatRows, Int8Rows, StoredRows, dequantize, int8_scale, quantize
+from recsys_batch.ann.vector_storage import FloatRows, Int8Rows, StoredRows, dequantize, fit_int8_scale, quantize
 
 EPS = np.finfo(np.float32).eps
 TINY = 255 * np.finfo(np.float32).tiny  # below it, steps have lost their digits
@@ -21,13 +21,13 @@ ROWS = rng.integers(-1, 300, size=(40, 25))
 
 
 def int8_rows(vectors: np.ndarray) -> Int8Rows:
-    low, step = int8_scale(vectors)
+    low, step = fit_int8_scale(vectors)
     return Int8Rows(quantize(vectors, low, step), low, step)
 
 
 @given(vectors=matrices)
 def test_a_stored_value_is_off_by_at_most_half_a_step(vectors: np.ndarray) -> None:
-    low, step = int8_scale(vectors)
+    low, step = fit_int8_scale(vectors)
     codes = quantize(vectors, low, step)
     assert (codes.dtype, low.dtype, step.dtype) == (np.uint8, np.float32, np.float32)
     error = np.abs(dequantize(codes, low, step).astype(np.float64) - vectors)

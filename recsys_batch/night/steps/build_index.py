@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from pyspark.sql import functions as F
 
-from recsys_batch.ann.index import Assign, IndexInfo, build_index
+from recsys_batch.ann.index import AssignFunction, IndexInfo, build_index
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Tuning, TuningSample, tune
 from recsys_batch.config import Retrieval, Scoring
@@ -69,7 +69,7 @@ class BuiltIndex:
 
 
 def build_and_tune(
-    directory: Path, catalogue: Catalogue, sampled: SampledUsers, settings: Retrieval, assign_rows: Assign | None
+    directory: Path, catalogue: Catalogue, sampled: SampledUsers, settings: Retrieval, assign_rows: AssignFunction | None
 ) -> BuiltIndex:
     """Index the retrievable items and choose how to search them by the recall that sampled users get."""
     n_threads = os.cpu_count() or 1
@@ -83,7 +83,7 @@ def build_and_tune(
             info.nlist,
         )
     retriever = open_retriever(directory, info, n_threads=n_threads)
-    exact = open_retriever(directory, info.exact(), n_threads=n_threads)
+    exact = open_retriever(directory, info.as_exact(), n_threads=n_threads)
     samples = []
     for rule in np.unique(sampled.rules):
         queries, allowed = sampled.queries[sampled.rules == rule], catalogue.eligible_mask(int(rule))[retrievable]

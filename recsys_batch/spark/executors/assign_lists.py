@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
-from recsys_batch.ann.index import ASSIGN_ROWS, Assign, assign_to_lists
+from recsys_batch.ann.index import ASSIGN_ROWS, AssignFunction, assign_to_lists
 from recsys_batch.ann.kernels import limit_threads
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.storage.artifacts import put_folder, remove_folder
 from recsys_batch.storage.node_cache import NodeCache
 
 
-def assign_in_tasks(spark: SparkSession, root: str, cache: NodeCache) -> Assign:
+def assign_in_tasks(spark: SparkSession, root: str, cache: NodeCache) -> AssignFunction:
     """An ``Assign`` that gives each block of rows to a task. The vectors travel as an artefact of ``root``, for as long as it takes."""
 
     def run(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:

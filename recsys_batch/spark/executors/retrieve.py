@@ -154,7 +154,7 @@ def _nearest(
     info = IndexInfo.from_dict(task.index)
     folder = task.cache.local_copy_of_files(task.index_dir, info.checksums())
     retriever = open_retriever(folder, info, task.nprobe, task.overfetch)
-    exact = open_retriever(folder, info.exact())
+    exact = open_retriever(folder, info.as_exact())
     if rule >= 0:
         retriever, exact = (searcher.restrict(allowed[retrievable]) for searcher in (retriever, exact))
     queries = column_matrix(batch["embedding"].filter(pa.array(users)))
