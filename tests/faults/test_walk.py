@@ -135,15 +135,15 @@ def test_the_same_command_again_ends_with_the_same_tables(
     assert manifest_of(fresh) == manifest_of(published)
 
 
-def test_a_disk_that_is_full_fails_the_night_and_nothing_else(spark: SparkSession, fresh_published: Config) -> None:
-    """Full or read-only, at one write after the other: the run that a force began fails each time, and goes on."""
+@pytest.mark.parametrize("problem", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only file system")])
+def test_a_disk_that_is_full_fails_the_night_and_nothing_else(spark: SparkSession, fresh_published: Config, problem: OSError) -> None:
+    """At one write after the other: the run that was forced fails each time, and goes on."""
     before, force = published_run(fresh_published.paths.warehouse), True
-    for name in ("the index's files", "the row after score", "the commit of topk"):
-        for problem in (OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only file system")):
-            with dying_at(POINTS[name], False, problem), pytest.raises(OSError, match=problem.strerror):
-                run_night(spark, fresh_published, DAY, force=force)
-            force = False
-            assert published_run(fresh_published.paths.warehouse) == before
+    for name in ("the index's files", "the commit of topk", "the row after score"):
+        with dying_at(POINTS[name], False, problem), pytest.raises(OSError, match=problem.strerror):
+            run_night(spark, fresh_published, DAY, force=force)
+        force = False
+        assert published_run(fresh_published.paths.warehouse) == before
     run = run_night(spark, fresh_published, DAY)
     assert (run.run_id, run.status) == ("2026-03-01-r2", "PUBLISHED")
 
