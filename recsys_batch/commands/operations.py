@@ -69,8 +69,8 @@ def _plan_dates(states: Mapping[str, Run], dates: list[dt.date], force: bool) ->
 
     plans = {}
     for date in dates:
-        newest = run_manifest.newest_run_of_date(states, date)
-        finished = newest is not None and newest.status in ("PUBLISHED", "ROLLED_BACK")
+        newest = run_manifest.find_run(states, date)
+        finished = newest is not None and newest.was_published
         if finished and not force:
             plans[str(date)] = "nothing to do"
         elif newest is None or finished or force:

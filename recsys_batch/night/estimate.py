@@ -74,7 +74,7 @@ def estimate_night(spark: SparkSession, config: Config, run_date: dt.date, run_i
     tables = WarehouseTables(spark, config)
     tables.require_ids()
     states = run_manifest.latest_state_by_run(load_run_rows(tables))
-    run = states.get(run_manifest.check_run_id(run_id)) if run_id else run_manifest.newest_run_of_date(states, run_date)
+    run = run_manifest.find_run(states, run_date, run_id)
     if run_id and run is None:
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
     done = run.table_versions if run else {}

@@ -104,7 +104,7 @@ def run_maintenance(
 
 def runs_to_keep(states: Mapping[str, Run], current: Run | None, keep_runs: int, unfinished_since: dt.datetime) -> set[str]:
     """run_ids that stay: the current one, the newest published ones, and unfinished ones that were begun since then."""
-    published = [run for run in states.values() if run.status in ("PUBLISHED", "ROLLED_BACK")]
+    published = [run for run in states.values() if run.was_published]
     published.sort(key=lambda run: (run.run_date, run.published_at or run.started_at), reverse=True)
     kept = {run.run_id for run in published[: max(keep_runs, 1)]}
     kept |= {run.run_id for run in states.values() if run.status in _UNFINISHED and run.started_at >= unfinished_since}

@@ -69,10 +69,10 @@ def open_run_context(
     ids = tables.require_ids()
     set_shuffle_partitions(spark, config, tables)
     states = run_manifest.latest_state_by_run(load_run_rows(tables))
-    known = states.get(run_manifest.check_run_id(run_id)) if run_id else run_manifest.newest_run_of_date(states, run_date)
+    known = run_manifest.find_run(states, run_date, run_id)
     if known is not None and known.run_date != run_date:
         raise InputMissing(f"run {run_id} is of {known.run_date}, not of {run_date}: pass --run-date {known.run_date}")
-    if known is not None and not force and known.status in ("PUBLISHED", "ROLLED_BACK"):
+    if known is not None and not force and known.was_published:
         raise AlreadyDone(_finished(known))
     registry = ModelRegistry(config)
     night = RunContext(spark, config, tables, ids, known or _no_run(run_date), artifact_root(config.paths.warehouse), registry, incremental)

@@ -65,6 +65,11 @@ class Run:
         return int(match.group(1)) if match else 0
 
     @property
+    def was_published(self) -> bool:
+        """Whether readers have seen it, also where it was rolled back since."""
+        return self.status in ("PUBLISHED", "ROLLED_BACK")
+
+    @property
     def refused_gates(self) -> list[str]:
         """Names of the gates that the last audit refused."""
         return [key.removeprefix(GATE) for key, value in self.metrics.items() if key.startswith(GATE) and value == 0.0]
@@ -120,10 +125,15 @@ def rollback_target(rows: Sequence[Run], current: Run) -> Run | None:
     return newest_published([run for run in others if not run.metrics.get(BACKFILLED)] or others)
 
 
-def newest_run_of_date(states: Mapping[str, Run], run_date: dt.date) -> Run | None:
-    """The run of that date that was begun last."""
-    runs = [run for run in states.values() if run.run_date == run_date]
-    return max(runs, key=lambda run: run.metrics[STARTED_AT]) if runs else None
+def find_run(states: Mapping[str, Run], run_date: dt.date, run_id: str | None = None) -> Run | None:
+    """Find the run of that id, or where none is given the run of the date that was begun last.
+
+    Raises:
+        UsageError: an id that no run can have.
+    """
+    if run_id:
+        return states.get(check_run_id(run_id))
+    return max((run for run in states.values() if run.run_date == run_date), key=lambda run: run.metrics[STARTED_AT], default=None)
 
 
 def next_run_id(states: Mapping[str, Run], run_date: dt.date) -> str:

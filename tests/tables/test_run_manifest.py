@@ -13,10 +13,10 @@ from recsys_batch.errors import UsageError
 from recsys_batch.tables.run_manifest import (
     Run,
     check_run_id,
+    find_run,
     from_row,
     latest_state_by_run,
     newest_published,
-    newest_run_of_date,
     next_run_id,
     published_before,
     rollback_target,
@@ -128,9 +128,9 @@ def test_run_ids_count_up_within_a_date() -> None:
 
 def test_the_newest_run_of_a_date_is_the_one_begun_last() -> None:
     states = {r.run_id: r for r in (run("2026-03-01-r2", 5.0), run("chosen", 9.0), run("2026-03-01-r1", 1.0))}
-    newest = newest_run_of_date(states, DAY)
+    newest = find_run(states, DAY)
     assert newest is not None and newest.run_id == "chosen"
-    assert newest_run_of_date(states, dt.date(2020, 1, 1)) is None
+    assert find_run(states, dt.date(2020, 1, 1)) is None
 
 
 def test_null_maps_read_as_empty() -> None:
