@@ -33,7 +33,7 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
     if not url:
         raise UsageError(f"online.store = redis needs the server in {REDIS_URL}, for example redis://127.0.0.1:6379/0")
     expire = int(config.online.redis_expire_hours * 3600)
-    name, cache = run.run.run_id, NodeCache.from_paths(config.paths)
+    name, cache = run.run_id, NodeCache.from_paths(config.paths)
     put = functools.partial(_put, run.lists, run.catalogue_dir, cache, name, url, config.online.redis_cluster, expire)
     n_records = sum_over_ranges(get_session(config), put, run.lists.bounds)
     client = connect(url, config.online.redis_cluster)

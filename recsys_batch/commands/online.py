@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,10 +13,6 @@ from recsys_batch.commands.json_output import json_option, print_result
 from recsys_batch.commands.options import with_config, with_config_if_any
 from recsys_batch.commands.terminal import format_count
 from recsys_batch.config import Config
-
-if TYPE_CHECKING:
-    from recsys_batch.online.export.published_run import PublishedRun
-    from recsys_batch.online.snapshot.manifest import SnapshotManifest
 
 
 @click.command(
@@ -28,39 +24,30 @@ if TYPE_CHECKING:
 @json_option
 @with_config
 def export_snapshot_command(config: Config, run_id: str | None, out: Path | None, activate: bool, as_json: bool) -> None:
+    from recsys_batch.commands.fill_redis import fill_redis
     from recsys_batch.online.export.published_run import open_published_run
-    from recsys_batch.online.serving.traffic_split import read_traffic_split
+    from recsys_batch.online.export.snapshot_export import export_snapshot
     from recsys_batch.online.snapshot import repository
     from recsys_batch.storage.node_cache import NodeCache
 
-    folder, began = out or Path(config.online.snapshots), time.monotonic()
+    online, began = config.online, time.monotonic()
+    folder = out or Path(online.snapshots)
     run = open_published_run(config.paths.warehouse, NodeCache.from_paths(config.paths), run_id, config.retrieval.metric)
-    name = run.run.run_id
-    made, said = name not in repository.list_snapshots(folder), []
-    if not made:
-        said.append(f"snapshot {name} is in {folder} already")
+    store = functools.partial(fill_redis, config) if online.store == "redis" else None
+    done = export_snapshot(run, folder, store, n_samples=online.samples, activate=activate, keep=online.keep)
+    name, written = done.snapshot_id, done.written
+    if written is None:
+        lines = [f"snapshot {name} is in {folder} already"]
     else:
-        manifest = _written(config, run, folder)
-        size = sum(entry["bytes"] for entry in manifest.files.values())
-        told = f"{format_count(manifest.n_users)} users, {format_count(manifest.n_items)} items, {size / 2**20:,.1f} MiB"
-        said.append(f"snapshot {name}: {told} in {time.monotonic() - began:.1f} s, in {folder / name}")
-    if activate and repository.read_current(folder) != name:
-        repository.set_current(folder, name)
-        said.append(f"{folder / repository.CURRENT_FILE} names {name} now")
-    gone = list(repository.delete_old(folder, config.online.keep, read_traffic_split(folder).names))
-    said += [f"removed {one}: online.keep = {config.online.keep}" for one in gone]
-    result = {"snapshot": name, "done": made, "folder": str(folder / name), "current": repository.read_current(folder), "removed": gone}
-    print_result(result, "\n".join(said), as_json=as_json)
-
-
-def _written(config: Config, run: PublishedRun, folder: Path) -> SnapshotManifest:
-    from recsys_batch.online.snapshot.writer import write_snapshot
-
-    if config.online.store == "lmdb":
-        return write_snapshot(folder, run.contents(with_records=True, n_samples=config.online.samples))
-    from recsys_batch.commands.fill_redis import fill_redis
-
-    return write_snapshot(folder, run.contents(with_records=False, n_samples=config.online.samples), lambda: fill_redis(config, run))
+        size = sum(entry["bytes"] for entry in written.files.values())
+        counts = f"{format_count(written.n_users)} users, {format_count(written.n_items)} items, {size / 2**20:,.1f} MiB"
+        lines = [f"snapshot {name}: {counts} in {time.monotonic() - began:.1f} s, in {folder / name}"]
+    if done.activated:
+        lines.append(f"{folder / repository.CURRENT_FILE} names {name} now")
+    lines += [f"removed {snapshot_id}: online.keep = {online.keep}" for snapshot_id in done.removed]
+    result = {"snapshot": name, "done": written is not None, "folder": str(folder / name)}
+    result |= {"current": repository.read_current(folder), "removed": done.removed}
+    print_result(result, "\n".join(lines), as_json=as_json)
 
 
 @click.command("serve", help="Answer ranking requests from the current snapshot, and go over to others as they come.")

@@ -53,6 +53,11 @@ class PublishedRun:
     segments: tuple[str, ...]
     metric: Literal["ip", "cosine"]
 
+    @property
+    def run_id(self) -> str:
+        """Id of the run, and of its snapshot."""
+        return self.run.run_id
+
     def contents(self, *, with_records: bool, n_samples: int = 0) -> SnapshotContents:
         """Of its snapshot; without records they go to a store of their own.
 
@@ -89,8 +94,8 @@ class PublishedRun:
 
     def _facts(self) -> SnapshotInfo:
         return SnapshotInfo(
-            snapshot_id=self.run.run_id,
-            run_id=self.run.run_id,
+            snapshot_id=self.run_id,
+            run_id=self.run_id,
             run_date=self.run.run_date,
             model_version=self.run.model_version,
             generated_at=self.run.started_at,

@@ -31,7 +31,7 @@ class RankerModel(OipModel):
     rows_are_independent = True
 
     def __init__(self, snapshot: Snapshot) -> None:
-        d, n_features = snapshot.manifest.embedding_dim, len(snapshot.manifest.features.names)
+        d, n_features = snapshot.manifest.embedding_dim, len(snapshot.features.names)
         assert snapshot.ranker is not None
         self._ranker = snapshot.ranker
         self.name, self.version = RANKER, snapshot.snapshot_id
@@ -66,7 +66,7 @@ class RecommendModel(OipModel):
         self._snapshot, self._max_k, self._lease = snapshot, max_k, lease
         self.name, self.version = RECOMMEND, snapshot.snapshot_id
         self.inputs: Sequence[TensorSpec] = (
-            TensorSpec("user_id", "INT64" if snapshot.manifest.facts.ids.user == "BIGINT" else "BYTES", (-1,)),
+            TensorSpec("user_id", "INT64" if snapshot.ids.user == "BIGINT" else "BYTES", (-1,)),
             TensorSpec("k", "INT32", (1,), optional=True),
         )
         self.outputs: Sequence[TensorSpec] = (TensorSpec("item_id", "BYTES", (-1, -1)), TensorSpec("score", "FP32", (-1, -1)))
@@ -132,7 +132,7 @@ class SnapshotModels:
     def ready(self) -> bool:
         """Tell, as /readyz does, whether a snapshot is in use that is not too old to be shown."""
         current = self._manager.current
-        return current is not None and self._freshness.status(current.snapshot.manifest.facts.generated_at) != "too_old"
+        return current is not None and self._freshness.status(current.snapshot.generated_at) != "too_old"
 
     def _follow(self) -> None:
         """Make the models anew where another snapshot is in use."""

@@ -17,7 +17,7 @@ def candidates_from_session(snapshot: Snapshot, session: np.ndarray, gone: np.nd
     Args:
         session: int64, codes of the session's items, at least one. gone: int64, codes that must not come back.
     """
-    catalogue, facts = snapshot.items.catalogue, snapshot.manifest.facts
+    catalogue, facts = snapshot.items.catalogue, snapshot.facts
     vector = l2_normalise(l2_normalise(catalogue.embeddings[session]).mean(axis=0)) * np.float32(facts.user_norm)
     allowed = snapshot.default_eligible
     wanted = N_SESSION_CANDIDATES + len(gone)

@@ -168,7 +168,7 @@ def _score_batch(snapshot: Snapshot, pairs: list[ScoringInput]) -> list[RankResu
     """Lists of one length C; the stages' times are those of all together."""
     assert snapshot.ranker is not None
     began = time.perf_counter()
-    items, spec, lists = snapshot.items, snapshot.manifest.features, [pair.lists for pair in pairs]
+    items, spec, lists = snapshot.items, snapshot.features, [pair.lists for pair in pairs]
     users = np.stack([one.embedding for one in lists if one.embedding is not None])
     codes = np.stack([one.codes for one in lists]).astype(np.int64)
     vectors = items.catalogue.embeddings.take(codes, axis=0)

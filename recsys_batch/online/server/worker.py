@@ -86,7 +86,7 @@ class Worker(App):
             write_worker_state(Path(self._given.state), self._live)
             metrics.REFUSED_SNAPSHOTS.inc(len(self._live.refused))
             if self._live.current is not None:
-                self._shown.open(self._live.current.snapshot.manifest.facts.ids)
+                self._shown.open(self._live.current.snapshot.ids)
             if before is not None and self._live.current is not before:
                 metrics.SWAPS.inc()
         if self._live.current is not None:
@@ -98,7 +98,7 @@ class Worker(App):
 
 def _age(live: SnapshotManager) -> float:
     assert live.current is not None
-    return time.time() - live.current.snapshot.manifest.facts.generated_at.timestamp()
+    return time.time() - live.current.snapshot.generated_at.timestamp()
 
 
 def application() -> Worker:

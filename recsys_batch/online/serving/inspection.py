@@ -81,18 +81,18 @@ def describe_sample(snapshot: Snapshot, limit: int, bounds: Bounds) -> UserSampl
     """At most ``limit`` users: of the snapshot's samples, or where it has none of the first few thousand in its store."""
     manifest, chosen = snapshot.manifest, list(snapshot.samples)
     if not chosen and snapshot.store is not None:
-        found = (user_id_from_key(key, manifest.facts.ids.user) for key in snapshot.store.sample_keys(limit))
+        found = (user_id_from_key(key, snapshot.ids.user) for key in snapshot.store.sample_keys(limit))
         chosen = [user for user in found if user is not None]
     step = max(1, len(chosen) // limit)
     return UserSample(
         snapshot_id=snapshot.snapshot_id,
         model_version=snapshot.model_version,
-        run_date=manifest.facts.run_date.isoformat(),
+        run_date=snapshot.facts.run_date.isoformat(),
         n_users=manifest.n_users,
         n_items=manifest.n_items,
         user_ids=chosen[::step][:limit],
         devices=list(DEVICES),
-        attributes=list(manifest.features.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :]),
+        attributes=list(snapshot.features.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :]),
         categories=sorted(snapshot.items.described.categories),
         max_k=bounds.max_k,
     )
@@ -108,7 +108,7 @@ def describe_item(snapshot: Snapshot, item_id: Id) -> ItemDetail | None:
 
 
 def _history(snapshot: Snapshot, user_id: Id) -> list[ItemSummary] | None:
-    parsed = parse_id(user_id, snapshot.manifest.facts.ids.user)
+    parsed = parse_id(user_id, snapshot.ids.user)
     codes = None if parsed is None else snapshot.samples.get(parsed)
     return None if codes is None else _items(snapshot, np.asarray(codes, dtype=np.int64))
 

@@ -129,7 +129,7 @@ class RankingService:
 
     def _flag_age(self, loaded: LoadedSnapshot, ranked: RankResult) -> None:
         """An old snapshot is a reason where there is no other."""
-        if ranked.degraded is None and self.ages.status(loaded.snapshot.manifest.facts.generated_at) != "fresh":
+        if ranked.degraded is None and self.ages.status(loaded.snapshot.generated_at) != "fresh":
             ranked.degraded = STALE
 
     def _route(self, user_id: int | str) -> tuple[LoadedSnapshot, str]:

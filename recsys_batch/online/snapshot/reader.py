@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 
 from recsys_batch.dataset.catalogue import mmap_npy
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online.snapshot.contents import SnapshotInfo
 from recsys_batch.online.snapshot.item_table import ItemTable, open_items
 from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, LmdbStore
 from recsys_batch.online.snapshot.manifest import SnapshotManifest, SnapshotRefused, read_manifest, verify_snapshot
@@ -23,8 +25,9 @@ from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.online.snapshot.vector_search import KMeansLists
 from recsys_batch.online.snapshot.writer import ITEMS, KMEANS_FILE, POPULAR, RANKER
+from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
-from recsys_batch.schemas import ALL_SEGMENTS
+from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
 
 
 @dataclass
@@ -47,16 +50,34 @@ class Snapshot:
     samples: SampleUsers = field(default_factory=dict, repr=False)
 
     @property
+    def facts(self) -> SnapshotInfo:
+        """What the snapshot says of itself."""
+        return self.manifest.facts
+
+    @property
     def snapshot_id(self) -> str:
-        return self.manifest.facts.snapshot_id
+        return self.facts.snapshot_id
 
     @property
     def model_version(self) -> str:
-        return self.manifest.facts.model_version
+        return self.facts.model_version
+
+    @property
+    def generated_at(self) -> dt.datetime:
+        """When the night began, UTC."""
+        return self.facts.generated_at
+
+    @property
+    def ids(self) -> IdTypes:
+        return self.facts.ids
+
+    @property
+    def features(self) -> FeatureSpec:
+        return self.manifest.features
 
     def key(self, user_id: int | str) -> bytes | None:
         """The user's key; None where no user of the snapshot's type can be meant."""
-        return user_key(user_id, self.manifest.facts.ids.user)
+        return user_key(user_id, self.ids.user)
 
     def lookup(self, user_id: int | str) -> UserRecord | None:
         """Read a user's record from the snapshot's own store; None for a user that it does not have.
@@ -70,7 +91,7 @@ class Snapshot:
         return decode_record(record) if record is not None else None
 
     def segment(self, place: int | None) -> str | None:
-        return None if place is None else self.manifest.facts.segments[place]
+        return None if place is None else self.facts.segments[place]
 
     @cached_property
     def default_eligible(self) -> np.ndarray:

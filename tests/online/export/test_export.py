@@ -17,13 +17,13 @@ import redis
 from recsys_batch.cli import run
 from recsys_batch.config import Config
 from recsys_batch.online.export.published_run import open_published_run
+from recsys_batch.online.export.snapshot_export import export_snapshot
 from recsys_batch.online.ranking.ladder import rank
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import completion_key, redis_key
 from recsys_batch.online.snapshot.user_record import decode_record
-from recsys_batch.online.snapshot.writer import write_snapshot
 from recsys_batch.read import published_run, read_latest_topk, read_table
 from recsys_batch.storage.node_cache import NodeCache
 
@@ -32,8 +32,7 @@ from recsys_batch.storage.node_cache import NodeCache
 def exported(published: Config, tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     folder = tmp_path_factory.mktemp("snapshots")
     opened = open_published_run(published.paths.warehouse, NodeCache.from_paths(published.paths))
-    manifest = write_snapshot(folder, opened.contents(with_records=True, n_samples=40))
-    return open_snapshot(folder / manifest.facts.snapshot_id)
+    return open_snapshot(folder / export_snapshot(opened, folder, n_samples=40).snapshot_id)
 
 
 def test_the_online_order_is_the_batch_order_under_the_neutral_context(published: Config, exported: Snapshot) -> None:
@@ -68,7 +67,7 @@ def test_samples_are_users_of_the_run_with_their_newest_items(published: Config,
 
 def test_lists_titles_and_popular_items_are_the_runs_own(published: Config, exported: Snapshot) -> None:
     warehouse, row = published.paths.warehouse, published_run(published.paths.warehouse)
-    assert exported.manifest.facts.model_version == row.model_version
+    assert exported.model_version == row.model_version
     candidates = read_table(warehouse, "candidates").to_pylist()
     for one in candidates[::9]:
         lists = decode_record(exported.store.get(exported.key(one["user_id"])))  # type: ignore[union-attr, arg-type]

@@ -1,0 +1,57 @@
+"""Turn a published run into a snapshot: ``export-snapshot`` without its words. Loads no Spark; what fills a remote store is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from recsys_batch.online.export.published_run import PublishedRun
+from recsys_batch.online.serving.traffic_split import read_traffic_split
+from recsys_batch.online.snapshot import repository
+from recsys_batch.online.snapshot.manifest import SnapshotManifest
+from recsys_batch.online.snapshot.writer import write_snapshot
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """What an export did.
+
+    Attributes:
+        written: manifest of the new snapshot; None where the folder had it already.
+        activated: whether CURRENT names it only since this export.
+        removed: ids of older snapshots that were deleted.
+    """
+
+    snapshot_id: str
+    written: SnapshotManifest | None
+    activated: bool
+    removed: list[str]
+
+
+def export_snapshot(
+    run: PublishedRun,
+    folder: Path,
+    store: Callable[[PublishedRun], int] | None = None,
+    *,
+    n_samples: int = 0,
+    activate: bool = True,
+    keep: int | None = None,
+) -> ExportResult:
+    """Write a run's snapshot into the folder of snapshots unless it is there, make it current, and delete old ones.
+
+    Args:
+        store: puts the users' records into a store beside the snapshot, and returns how many; None writes them into the snapshot.
+        n_samples: users whose newest items the snapshot keeps to be looked at.
+        activate: whether servers go over to it.
+        keep: newest snapshots that are kept, beside those in use; None deletes nothing.
+    """
+    written = None
+    if run.run_id not in repository.list_snapshots(folder):
+        contents = run.contents(with_records=store is None, n_samples=n_samples)
+        written = write_snapshot(folder, contents, None if store is None else lambda: store(run))
+    activate = activate and repository.read_current(folder) != run.run_id
+    if activate:
+        repository.set_current(folder, run.run_id)
+    removed = repository.delete_old(folder, keep, read_traffic_split(folder).names) if keep is not None else []
+    return ExportResult(run.run_id, written, activate, removed)
