@@ -27,7 +27,7 @@ def to_json(value: Any) -> bytes:
 def encode_answer(result: RankResult, query: RankQuery, snapshot: Snapshot, request_id: str, timings: Mapping[str, float]) -> Answer:
     """Make the answer of a ranking: item codes become ids and titles of the snapshot. ``timings`` are seconds."""
     items = _items(result, query, snapshot)
-    facts = snapshot.manifest.facts
+    facts = snapshot.facts
     milliseconds = {name: round(1000 * seconds, 3) for name, seconds in timings.items()}
     return Answer(query.user_id, items, result.source, result.degraded, facts.snapshot_id, facts.model_version, request_id, milliseconds)
 

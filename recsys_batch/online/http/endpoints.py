@@ -154,7 +154,7 @@ class Endpoints:
         if current is None:
             reasons = "; ".join(self._service.live.refused.values())
             raise HttpError(503, f"no snapshot is in use{': ' + reasons if reasons else ''}")
-        facts = current.snapshot.manifest.facts
+        facts = current.snapshot.facts
         age = self._service.ages.status(facts.generated_at)
         if age == "too_old":
             raise HttpError(503, f"snapshot {facts.snapshot_id} is of {facts.generated_at.isoformat()}, which is past max_age_hard_hours")
