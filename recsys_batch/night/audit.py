@@ -1,4 +1,7 @@
-"""The audit: read the night back and hold it against the gates. What fails here is never published."""
+"""The audit: read a run's rows back, measure them, and hold the values against the gates; what fails is never published.
+
+Called by the runner. The night's own catalogue and executor results are not asked: only the tables and the configuration.
+"""
 
 from __future__ import annotations
 
@@ -30,112 +33,113 @@ _HEAD = 0.01
 """Share of the catalogue that counts as its head."""
 
 
-def audit_run(night: RunContext) -> tuple[list[Gate], dict[str, float]]:
-    """Every gate with its value, and all that was measured."""
-    measured = measure_run(night)
-    return evaluate_gates(measured, night.config.audit), measured
+def audit_run(context: RunContext) -> tuple[list[Gate], dict[str, float]]:
+    """Audit a run: every gate with its value, and all measured values by name."""
+    measured = measure_run(context)
+    return evaluate_gates(measured, context.config.audit), measured
 
 
-def measure_run(night: RunContext) -> dict[str, float]:
-    """Read the run's topk back, a range of users at a time beside what the inputs say of these users, and count.
+def measure_run(context: RunContext) -> dict[str, float]:
+    """Measure a run by reading its topk back, a range of users at a time beside what the inputs say of these users.
 
     An incremental night's carried rows are held against the rows of the night they come from, which was audited, and against all
     that happened since; where items were merged into lists, or may be in some only, everybody's rows are verified as new.
     """
-    base = load_base(night)
-    if base is not None and (len(base.new_items) or (night.config.retrieval.eligibility and not base.same_items)):
+    base = load_base(context)
+    if base is not None and (len(base.new_items) or (context.config.retrieval.eligibility and not base.same_items)):
         base = None
-    topk = night.slice_files("topk")
+    topk = context.slice_files("topk")
     bounds = ranges_of_files(topk.parts)
-    segments = list(night.config.retrieval.eligibility)
-    folder = night.put_folder("audits", lambda target: pq.write_table(_items(night), target / "items.parquet"))
+    segments = list(context.config.retrieval.eligibility)
+    folder = context.put_folder("audits", lambda target: pq.write_table(_build_item_flags(context), target / "items.parquet"))
     task = VerifyTask(
         topk=topk,
-        shortfalls=night.slice_files("shortfalls"),
-        embeddings=night.slice_files("user_embeddings"),
+        shortfalls=context.slice_files("shortfalls"),
+        embeddings=context.slice_files("user_embeddings"),
         items=join(folder, "items.parquet"),
         segments=segments,
         default=segments.index(ALL_SEGMENTS) if ALL_SEGMENTS in segments else -1,
-        top_k=night.config.scoring.top_k,
+        top_k=context.config.scoring.top_k,
         bounds=bounds,
-        earlier=_earlier(night, base),
+        earlier=_base_run_files(context, base),
     )
-    ranges_alone = night.spark.range(len(bounds)).select(F.col("id").cast("int").alias("range"))
-    said = add_range_number(_said(night, base), bounds).unionByName(ranges_alone, allowMissingColumns=True)
-    counts = said.repartitionById(len(bounds), "range").mapInArrow(make_verifier(task), spark_ddl(COUNTS_SCHEMA)).toArrow()
-    found = {name: float(pc.sum(counts[name]).as_py() or 0) for name in VERIFY_COUNTS}
+    ranges_alone = context.spark.range(len(bounds)).select(F.col("id").cast("int").alias("range"))
+    evidence = add_range_number(_collect_evidence(context, base), bounds).unionByName(ranges_alone, allowMissingColumns=True)
+    counts = evidence.repartitionById(len(bounds), "range").mapInArrow(make_verifier(task), spark_ddl(COUNTS_SCHEMA)).toArrow()
+    totals = {name: float(pc.sum(counts[name]).as_py() or 0) for name in VERIFY_COUNTS}
     if base is not None:
-        found["n_known"] += base.run.metrics["audit.n_known"] - found["n_known_before"]
+        totals["n_known"] += base.run.metrics["audit.n_known"] - totals["n_known_before"]
     # Who has seen all there is has no rows, and a shortfall that says so.
-    nothing_left = sum(pc.sum(pc.equal(batch["n_items"], 0)).as_py() or 0 for batch in task.shortfalls.batches())
+    n_exhausted = sum(pc.sum(pc.equal(batch["n_items"], 0)).as_py() or 0 for batch in task.shortfalls.batches())
     return {
-        **found,
-        "user_coverage": (found["n_users"] + nothing_left) / max(found["n_known"], 1.0),
-        "knn_recall": night.run.metrics.get("knn_recall", float("nan")),
-        "popular_share": found["n_popular"] / max(found["n_users"], 1.0),
-        "list_fill": found["n_rows"] / max(found["n_users"] * task.top_k, 1.0),
-        "catalogue_coverage": _coverage(counts[LISTED], read_parquet(task.items)),
-        "head_share": found["n_head"] / max(found["n_rows"], 1.0),
-        **_since_published(night, topk),
-        **_input_age(night),
+        **totals,
+        "user_coverage": (totals["n_users"] + n_exhausted) / max(totals["n_known"], 1.0),
+        "knn_recall": context.run.metrics.get("knn_recall", float("nan")),
+        "popular_share": totals["n_popular"] / max(totals["n_users"], 1.0),
+        "list_fill": totals["n_rows"] / max(totals["n_users"] * task.top_k, 1.0),
+        "catalogue_coverage": _measure_coverage(counts[LISTED], read_parquet(task.items)),
+        "head_share": totals["n_head"] / max(totals["n_rows"], 1.0),
+        **_compare_with_published(context, topk),
+        **_measure_input_age(context),
     }
 
 
-def _coverage(listed: pa.ChunkedArray, items: pa.Table) -> float:
-    """Share of available items that some range has listed."""
+def _measure_coverage(listed: pa.ChunkedArray, items: pa.Table) -> float:
+    """Measure the share of available items that are in some user's list."""
     bits = [np.frombuffer(mask, dtype=np.uint8) for mask in listed.to_pylist()]
-    found = np.unpackbits(np.bitwise_or.reduce(bits), count=len(items)).astype(bool) if bits else np.zeros(len(items), dtype=bool)
-    available = np.asarray(items["is_available"].to_numpy(zero_copy_only=False)).astype(bool)
-    return float(np.count_nonzero(found & available)) / max(int(np.count_nonzero(available)), 1)
+    is_listed = np.unpackbits(np.bitwise_or.reduce(bits), count=len(items)).astype(bool) if bits else np.zeros(len(items), dtype=bool)
+    is_available = np.asarray(items["is_available"].to_numpy(zero_copy_only=False)).astype(bool)
+    return float(np.count_nonzero(is_listed & is_available)) / max(int(np.count_nonzero(is_available)), 1)
 
 
-def _earlier(night: RunContext, base: BaseRun | None) -> BaseRunFiles | None:
+def _base_run_files(context: RunContext, base: BaseRun | None) -> BaseRunFiles | None:
     if base is None:
         return None
-    return BaseRunFiles(base.files(night.table_slice("topk")), base.files(night.table_slice("user_embeddings")), changed_users_path(night))
+    topk, embeddings = (base.files(context.table_slice(name)) for name in ("topk", "user_embeddings"))
+    return BaseRunFiles(topk, embeddings, changed_users_path(context))
 
 
-def _since_published(night: RunContext, topk: UserSortedFiles) -> dict[str, float]:
-    """Against the run that readers see; nothing on the first night, or where its rows are gone."""
-    run = run_manifest.newest_published(load_run_rows(night.tables))
+def _compare_with_published(context: RunContext, topk: UserSortedFiles) -> dict[str, float]:
+    """Measure overlap, score drift and model metric against the published run; empty on the first night, or where its rows are gone."""
+    run = run_manifest.newest_published(load_run_rows(context.tables))
     if run is None:
         return {}
-    found: dict[str, float] = {}
-    both = compare_runs(topk, list_slice_files(topk.where, run))
-    if both is not None:
-        found["overlap"] = float(np.mean(both.jaccard))
-        if run.model_version == night.run.model_version:
-            found["score_drift"] = population_stability_index(both.now, both.before)
-    ours, theirs = (run.metrics.get(MODEL_METRIC) for run in (night.run, run))
-    if ours is not None and theirs:
-        found["model_metric_ratio"] = ours / theirs
-    return found
+    metrics: dict[str, float] = {}
+    comparison = compare_runs(topk, list_slice_files(topk.where, run))
+    if comparison is not None:
+        metrics["overlap"] = float(np.mean(comparison.jaccard))
+        if run.model_version == context.run.model_version:
+            metrics["score_drift"] = population_stability_index(comparison.now, comparison.before)
+    metric_now, metric_published = (run.metrics.get(MODEL_METRIC) for run in (context.run, run))
+    if metric_now is not None and metric_published:
+        metrics["model_metric_ratio"] = metric_now / metric_published
+    return metrics
 
 
-def _input_age(night: RunContext) -> dict[str, float]:
-    """Days from the newest event to the end of the run date; nothing where events have no time."""
-    newest = cast("Any", night.read_input("interactions").agg(F.max(F.unix_micros("event_ts"))).head())[0]
+def _measure_input_age(context: RunContext) -> dict[str, float]:
+    """Measure the days from the newest event to the end of the run date; empty where events have no time."""
+    newest = cast("Any", context.read_input("interactions").agg(F.max(F.unix_micros("event_ts"))).head())[0]
     if newest is None:
         return {}
-    end = dt.datetime.combine(night.run.run_date + dt.timedelta(days=1), dt.time(), dt.UTC)
+    end = dt.datetime.combine(context.run.run_date + dt.timedelta(days=1), dt.time(), dt.UTC)
     return {"input_age_days": (end.timestamp() - newest / 1e6) / 86_400}
 
 
-def _said(night: RunContext, base: BaseRun | None) -> DataFrame:
-    """user_id, item_id, segment, now, before: an event or a row in users each."""
-    events, nothing = night.read_input("interactions"), F.lit(None).cast("string").alias("segment")
+def _collect_evidence(context: RunContext, base: BaseRun | None) -> DataFrame:
+    """Collect what the inputs say of users: user_id, item_id, segment, now, before; an event or a row in users each."""
+    events, no_segment = context.read_input("interactions"), F.lit(None).cast("string").alias("segment")
     now = F.lit(True).alias("now")
-    versions = [(night.run.input_versions, True)]
+    versions = [(context.run.input_versions, True)]
     if base is None:
-        said = events.select("user_id", "item_id", nothing, now, F.lit(False).alias("before"))
+        evidence = events.select("user_id", "item_id", no_segment, now, F.lit(False).alias("before"))
     else:
-        said = read_changed_interactions(night, base).select("user_id", "item_id", nothing, now, "before")
+        evidence = read_changed_interactions(context, base).select("user_id", "item_id", no_segment, now, "before")
         versions.append((base.run.input_versions, False))
     for inputs, is_now in versions:
         if "users" in inputs:
-            users = night.tables.read("users", inputs["users"])
-            users = users if base is None else only_changed(night, users)
-            said = said.unionByName(
+            users = context.tables.read("users", inputs["users"])
+            users = users if base is None else only_changed(context, users)
+            evidence = evidence.unionByName(
                 users.select(
                     "user_id",
                     F.lit(None).cast(events.schema["item_id"].dataType).alias("item_id"),
@@ -144,23 +148,23 @@ def _said(night: RunContext, base: BaseRun | None) -> DataFrame:
                     F.lit(not is_now).alias("before"),
                 )
             )
-    return said
+    return evidence
 
 
-def _items(night: RunContext) -> pa.Table:
-    """What the items table and the rules over it say, by themselves: the night's own catalogue is not asked."""
-    items, rules = night.read_input("items"), night.config.rules
-    ruled_out = _holds(rules.blocklist) if rules.blocklist else F.lit(False)
+def _build_item_flags(context: RunContext) -> pa.Table:
+    """Build the flags of items from the items table and the rules over it alone: the night's own catalogue is not asked."""
+    items, rules = context.read_input("items"), context.config.rules
+    ruled_out = _is_true(rules.blocklist) if rules.blocklist else F.lit(False)
     if rules.max_age_days:
-        age = F.datediff(F.lit(night.run.run_date), F.to_date("first_seen_ts"))
+        age = F.datediff(F.lit(context.run.run_date), F.to_date("first_seen_ts"))
         ruled_out = ruled_out | F.coalesce(age > rules.max_age_days, F.lit(True))
-    eligible = [_holds(rule).alias(f"eligible {number}") for number, rule in enumerate(night.config.retrieval.eligibility.values())]
+    eligible = [_is_true(rule).alias(f"eligible {number}") for number, rule in enumerate(context.config.retrieval.eligibility.values())]
     table = items.select("item_id", "is_available", ruled_out.alias("ruled_out"), *eligible).toArrow()
-    taken = users_by_item(read_parquet(counts_path(night.root, night.run.run_id)), table["item_id"].combine_chunks())
+    n_users = users_by_item(read_parquet(counts_path(context.root, context.run.run_id)), table["item_id"].combine_chunks())
     head = np.zeros(len(table), dtype=bool)
-    head[np.argsort(-taken, kind="stable")[: max(int(len(table) * _HEAD), 1)]] = True
-    return table.append_column("is_head", pa.array(head & (taken > 0)))
+    head[np.argsort(-n_users, kind="stable")[: max(int(len(table) * _HEAD), 1)]] = True
+    return table.append_column("is_head", pa.array(head & (n_users > 0)))
 
 
-def _holds(condition: str) -> Column:
+def _is_true(condition: str) -> Column:
     return F.coalesce(F.expr(condition), F.lit(False))

@@ -1,4 +1,4 @@
-"""What the candidates step would do, and how long it would take: from sizes, settings and a short trial, before anything runs."""
+"""Estimate of a night's candidates step from sizes, settings and a short trial, before anything runs: `candidates --dry-run`."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _WORKER_BYTES = 220 * 2**20  # a Python worker with Arrow, numpy and faiss loade
 
 @dataclass(frozen=True)
 class NightEstimate:
-    """Of one candidates step.
+    """Size, memory and time of one candidates step.
 
     Attributes:
         n_users: known users, about where no embeddings are written yet.
         index_bytes: files of the index.
-        worker_bytes: of one Python worker's own memory, without what workers share.
-        shared_bytes: of item vectors in the page cache, once per node for all its workers.
+        worker_bytes: one Python worker's own memory, without what workers share.
+        shared_bytes: item vectors in the page cache, once per node for all its workers.
         n_tasks, users_per_task: how users are divided.
         n_cores: tasks at a time.
-        seconds: of the step, without the start of the session.
+        seconds: the step's, without the start of the session.
         basis: what the seconds rest on.
     """
 
@@ -66,7 +66,7 @@ class NightEstimate:
 
 
 def estimate_night(spark: SparkSession, config: Config, run_date: dt.date, run_id: str | None = None) -> NightEstimate:
-    """Of the date's (or that) run; where none has begun, of one that would begin now.
+    """Estimate the candidates step of the date's newest run (or of ``run_id``); where none has begun, of one that would begin now.
 
     Raises:
         InputMissing: nothing ingested, no model, or no such run.
@@ -77,28 +77,28 @@ def estimate_night(spark: SparkSession, config: Config, run_date: dt.date, run_i
     run = run_manifest.find_run(states, run_date, run_id)
     if run_id and run is None:
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
-    done = run.table_versions if run else {}
+    table_versions = run.table_versions if run else {}
     root = artifact_root(config.paths.warehouse)
-    if run and "user_embeddings" in done:
+    if run and "user_embeddings" in table_versions:
         n_users = int(run.metrics["embed.users"])
         catalogue = open_catalogue(str(NodeCache.from_paths(config.paths).local_copy(catalogue_folder(root, run.run_id))))
         n_items, dim = len(catalogue.retrievable_codes()), catalogue.embeddings.shape[1]
     else:
         interactions = tables.read("interactions")
         n_users = int(cast("Any", interactions.agg(F.approx_count_distinct("user_id")).head())[0])
-        n_items, dim = tables.read("items").where("is_available").count(), _champion_dim(config)
-    everything = config.scoring.candidates == "all"
-    retrieval = config.retrieval.model_copy(update={"mode": "exact"}) if everything else config.retrieval
-    n_candidates = n_items if everything else retrieval.n_candidates
+        n_items, dim = tables.read("items").where("is_available").count(), _champion_embedding_dim(config)
+    scores_all_items = config.scoring.candidates == "all"
+    retrieval = config.retrieval.model_copy(update={"mode": "exact"}) if scores_all_items else config.retrieval
+    n_candidates = n_items if scores_all_items else retrieval.n_candidates
     layout = choose_layout(retrieval, n_items, dim)
     n_cores = spark.sparkContext.defaultParallelism
-    if run and "index" in done:
+    if run and "index" in table_versions:
         tuning = Tuning.from_dict(get_pointer(root, run.run_id, "index")["tuning"])
-        per_user, basis = _measured(tuning)
+        seconds_per_user, basis = _tuned_seconds_per_user(tuning)
     else:
-        per_user, basis = None, ""
-    if per_user is None:
-        per_user = benchmark_exact_search(n_items, dim, n_candidates)
+        seconds_per_user, basis = None, ""
+    if seconds_per_user is None:
+        seconds_per_user = benchmark_exact_search(n_items, dim, n_candidates)
         basis = "a trial of exact search on made-up vectors on this machine"
         if layout.mode != "exact":
             basis += "; inverted lists take a third of that or less"
@@ -118,13 +118,13 @@ def estimate_night(spark: SparkSession, config: Config, run_date: dt.date, run_i
         n_tasks=n_tasks,
         users_per_task=-(-n_users // n_tasks),
         n_cores=n_cores,
-        seconds=_FIXED_SECONDS + n_users * (per_user + n_candidates * _SECONDS_PER_CANDIDATE) / n_cores,
+        seconds=_FIXED_SECONDS + n_users * (seconds_per_user + n_candidates * _SECONDS_PER_CANDIDATE) / n_cores,
         basis=basis,
     )
 
 
 def benchmark_exact_search(n_items: int, dim: int, n_candidates: int) -> float:
-    """Core seconds per user of exact search, from at most ``_TRIAL_ITEMS`` made-up items, in proportion to the real number."""
+    """Measure core seconds per user of exact search on at most ``_TRIAL_ITEMS`` made-up items, in proportion to the real number."""
     rng = np.random.default_rng(0)
     items = rng.normal(size=(min(n_items, _TRIAL_ITEMS), dim)).astype(np.float32)
     users = rng.normal(size=(_TRIAL_USERS, dim)).astype(np.float32)
@@ -137,8 +137,8 @@ def benchmark_exact_search(n_items: int, dim: int, n_candidates: int) -> float:
         return (time.perf_counter() - started) / _TRIAL_USERS * max(1.0, n_items / len(items))
 
 
-def _measured(tuning: Tuning) -> tuple[float | None, str]:
-    """Core seconds per user at the chosen point, as measured when the index was tuned with all cores of the driver."""
+def _tuned_seconds_per_user(tuning: Tuning) -> tuple[float | None, str]:
+    """Read core seconds per user at the chosen point of the tuning, which used all cores of the driver; None where it has none."""
     for point in tuning.curve:
         if (point.nprobe, point.overfetch) == (tuning.nprobe, tuning.overfetch):
             seconds = point.seconds_per_1000_users / 1000 * (os.cpu_count() or 1)
@@ -146,7 +146,7 @@ def _measured(tuning: Tuning) -> tuple[float | None, str]:
     return None, ""
 
 
-def _champion_dim(config: Config) -> int:
+def _champion_embedding_dim(config: Config) -> int:
     registry = ModelRegistry(config)
     champion = registry.get_champion()
     if champion is None:

@@ -1,4 +1,4 @@
-"""What a night has to keep to before anybody sees it: measured values, limits, verdicts."""
+"""Audit gates: measured values, their limits from the configuration, and verdicts. Pure; the audit measures, the runner records."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ _AT_MOST = {
 
 
 def evaluate_gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
-    """The gates over measured values.
+    """Evaluate the gates over measured values.
 
     A value that is not there could not be measured on this night (no earlier one to compare with, no times in the events), and has no
     gate; one that is not a number fails its gate. A limit that is not set is no gate either.
     """
     # One row that is wrong is one too many, and no config says otherwise.
-    found = [Gate(name, measured[name], 0.0, at_least=False) for name in BROKEN]
+    gates = [Gate(name, measured[name], 0.0, at_least=False) for name in BROKEN]
     for names, at_least in ((_AT_LEAST, True), (_AT_MOST, False)):
         for name, setting in names.items():
             limit = getattr(limits, setting)
             if name in measured and limit is not None:
-                found.append(Gate(name, measured[name], float(limit), at_least))
-    return found
+                gates.append(Gate(name, measured[name], float(limit), at_least))
+    return gates
 
 
-def failed_gates(found: list[Gate]) -> list[Gate]:
-    """Those that say no."""
-    return [gate for gate in found if not gate.passed]
+def failed_gates(gates: list[Gate]) -> list[Gate]:
+    """Select the gates that refuse the run."""
+    return [gate for gate in gates if not gate.passed]
 
 
 def gate_results(metrics: Mapping[str, float]) -> dict[str, tuple[float, float, bool]]:
-    """gate -> (value, limit, passed), from a run's metrics."""
+    """Read gate -> (value, limit, passed) from a run's metrics."""
     names = [key.removeprefix(GATE) for key in metrics if key.startswith(GATE)]
     return {name: (metrics.get(f"audit.{name}", math.nan), metrics.get(LIMIT + name, math.nan), metrics[GATE + name] > 0) for name in names}

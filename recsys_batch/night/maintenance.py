@@ -66,7 +66,7 @@ def run_maintenance(
     optimize: Callable[[str], None] | None = None,
     dry_run: bool = False,
 ) -> MaintenanceReport:
-    """Keep the newest published runs and those that can be resumed; remove everything else that is old enough.
+    """Remove runs, artefacts and files that are old enough, except the newest published runs' and those of runs that can be resumed.
 
     Args:
         folders: of each table that exists.
@@ -77,33 +77,33 @@ def run_maintenance(
     Raises:
         Busy: another process changes what readers see.
     """
-    done = MaintenanceReport()
-    since = now - dt.timedelta(days=config.tables.retention_days)
+    report = MaintenanceReport()
+    unfinished_since = now - dt.timedelta(days=config.tables.retention_days)
     # Nobody rolls back to a run between the decision that it goes and its going.
     with publish_lock(config):
         rows = read_manifest_rows(folders["runs"]) if "runs" in folders else []
         states, root = run_manifest.latest_state_by_run(rows), artifact_root(config.paths.warehouse)
-        kept = runs_to_keep(states, run_manifest.newest_published(rows), keep_runs, since)
+        kept = runs_to_keep(states, run_manifest.newest_published(rows), keep_runs, unfinished_since)
         unfinished = {run_id for run_id in kept if states[run_id].status in _UNFINISHED}
-        kept |= _bases(root, unfinished)
+        kept |= _base_run_ids(root, unfinished)
         # A run that began after the manifest was read is not known here, and stays.
-        _drop_rows(folders, set(states) - kept, done, dry_run)
-        _drop_artefacts(root, kept, unfinished, done, dry_run)
+        _remove_rows(folders, set(states) - kept, report, dry_run)
+        _remove_artefacts(root, kept, unfinished, report, dry_run)
     for name, folder in folders.items():
-        _compact(name, folder, done, None if dry_run else optimize, dry_run)
+        _compact(name, folder, report, None if dry_run else optimize, dry_run)
         table = open_delta_table(folder)
         hours = config.tables.retention_days * 24
-        gone = table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=True, full=True)
-        sizes = list(file_sizes(folder, gone).values())
+        orphans = table.vacuum(retention_hours=hours, dry_run=True, enforce_retention_duration=True, full=True)
+        sizes = list(file_sizes(folder, orphans).values())
         if sizes:
-            done.vacuumed[name], done.n_bytes = len(sizes), done.n_bytes + sum(sizes)
+            report.vacuumed[name], report.n_bytes = len(sizes), report.n_bytes + sum(sizes)
             if not dry_run:
                 table.vacuum(retention_hours=hours, dry_run=False, enforce_retention_duration=True, full=True)
-    return done
+    return report
 
 
 def runs_to_keep(states: Mapping[str, Run], current: Run | None, keep_runs: int, unfinished_since: dt.datetime) -> set[str]:
-    """run_ids that stay: the current one, the newest published ones, and unfinished ones that were begun since then."""
+    """Choose the run_ids that stay: the current one, the newest published ones, and unfinished ones begun since ``unfinished_since``."""
     published = [run for run in states.values() if run.was_published]
     published.sort(key=lambda run: (run.run_date, run.published_at or run.started_at), reverse=True)
     kept = {run.run_id for run in published[: max(keep_runs, 1)]}
@@ -111,12 +111,12 @@ def runs_to_keep(states: Mapping[str, Run], current: Run | None, keep_runs: int,
     return kept | ({current.run_id} if current else set())
 
 
-def _bases(root: str, unfinished: set[str]) -> set[str]:
-    """Runs that unfinished incremental ones go on from."""
+def _base_run_ids(root: str, unfinished: set[str]) -> set[str]:
+    """Read the run_ids that unfinished incremental runs go on from."""
     return {str(get_pointer(root, run_id, "base")["run_id"]) for run_id in unfinished if has_pointer(root, run_id, "base")}
 
 
-def _drop_rows(folders: Mapping[str, str], dropped: set[str], done: MaintenanceReport, dry_run: bool) -> None:
+def _remove_rows(folders: Mapping[str, str], dropped: set[str], report: MaintenanceReport, dry_run: bool) -> None:
     for name in _OUTPUTS:
         if name not in folders:
             continue
@@ -128,40 +128,40 @@ def _drop_rows(folders: Mapping[str, str], dropped: set[str], done: MaintenanceR
         old = sorted(set(runs.to_pylist()) & dropped)
         if not old:
             continue
-        done.runs = sorted({*done.runs, *old})
-        done.rows[name] = int(pc.sum(files.filter(pc.is_in(runs, value_set=pa.array(old)))["num_records"]).as_py() or 0)
+        report.runs = sorted({*report.runs, *old})
+        report.rows[name] = int(pc.sum(files.filter(pc.is_in(runs, value_set=pa.array(old)))["num_records"]).as_py() or 0)
         if not dry_run:
             listed = ", ".join("'" + run.replace("'", "''") + "'" for run in old)
-            note = CommitProperties(custom_metadata={"userMetadata": json.dumps({"by": "maintain", "runs": old})})
-            table.delete(f"run_id IN ({listed})", commit_properties=note)
+            commit_properties = CommitProperties(custom_metadata={"userMetadata": json.dumps({"by": "maintain", "runs": old})})
+            table.delete(f"run_id IN ({listed})", commit_properties=commit_properties)
 
 
-def _drop_artefacts(root: str, kept: set[str], unfinished: set[str], done: MaintenanceReport, dry_run: bool) -> None:
-    """Of everything that belongs to runs: content by its hash, pointers and drafts by run_id."""
-    named = {location for run_id in kept for location in _named(root, run_id)}
+def _remove_artefacts(root: str, kept: set[str], unfinished: set[str], report: MaintenanceReport, dry_run: bool) -> None:
+    """Remove what belongs to runs that go: content is named by its hash, pointers and drafts by run_id."""
+    named = {location for run_id in kept for location in _named_locations(root, run_id)}
     for kind in ("bundles", "catalogues", "popularity", "changed", "audits", "indexes", "runs", "drafts", "downloads"):
         # Drafts of a published run are of no use to anybody.
-        holders = unfinished if kind in ("drafts", "downloads") else kept
+        kept_folders = unfinished if kind in ("drafts", "downloads") else kept
         for entry in list_entries(join(root, kind)):
-            if entry.location in named or entry.name in holders:
+            if entry.location in named or entry.name in kept_folders:
                 continue
             content = [entry, *(list_entries(entry.location, recursive=True) if entry.is_folder else [])]
             if _is_young(content):
                 continue
-            done.artefacts.append(f"{kind}/{entry.name}")
-            done.n_bytes += sum(one.n_bytes for one in content)
+            report.artefacts.append(f"{kind}/{entry.name}")
+            report.n_bytes += sum(item.n_bytes for item in content)
             if not dry_run:
                 remove_folder(entry.location)
 
 
 def _is_young(content: list[Entry]) -> bool:
-    """By the newest of a folder and its files: in a store only files have a time."""
-    since = dt.datetime.now(dt.UTC).timestamp() - _YOUNG_SECONDS
-    return any(entry.modified is not None and entry.modified.timestamp() > since for entry in content)
+    """Whether a folder or a file in it is younger than ``_YOUNG_SECONDS``: in a store only files have a time."""
+    cutoff = dt.datetime.now(dt.UTC).timestamp() - _YOUNG_SECONDS
+    return any(entry.modified is not None and entry.modified.timestamp() > cutoff for entry in content)
 
 
-def _named(root: str, run_id: str) -> Iterator[str]:
-    """Locations of artefacts that a run's pointers name."""
+def _named_locations(root: str, run_id: str) -> Iterator[str]:
+    """List the locations of artefacts that a run's pointers name."""
     for name, pointer in list_pointers(root, run_id).items():
         if name in _NAMED_BY:
             kind, key = _NAMED_BY[name]
@@ -171,7 +171,7 @@ def _named(root: str, run_id: str) -> Iterator[str]:
 
 
 def _file_names(value: Any) -> Iterator[str]:
-    """Names of files in an index's description, wherever they stand in it."""
+    """List the names of files in an index's description, wherever they stand in it."""
     if isinstance(value, dict):
         if "name" in value and "sha256" in value:
             yield str(value["name"])
@@ -182,14 +182,14 @@ def _file_names(value: Any) -> Iterator[str]:
             yield from _file_names(inner)
 
 
-def _compact(name: str, folder: str, done: MaintenanceReport, optimize: Callable[[str], None] | None, dry_run: bool) -> None:
+def _compact(name: str, folder: str, report: MaintenanceReport, optimize: Callable[[str], None] | None, dry_run: bool) -> None:
     if name not in (*_COMPACTED, *_CLUSTERED):
         return
     table = open_delta_table(folder)
     n_files = len(table.file_uris())
     if n_files <= _SMALL_FILES or (name in _CLUSTERED and not dry_run and optimize is None):
         return
-    done.compacted[name] = n_files
+    report.compacted[name] = n_files
     if dry_run:
         return
     if name in _CLUSTERED:

@@ -1,4 +1,4 @@
-"""Resume the unfinished run of a date, or begin one."""
+"""Resume the unfinished run of a date, or begin one. Called by the runner, and by nothing that only reads runs."""
 
 from __future__ import annotations
 
@@ -22,11 +22,7 @@ from recsys_batch.registry.bundle import Bundle
 from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.schemas import TABLES
 from recsys_batch.spark.tables import WarehouseTables
-from recsys_batch.storage.artifacts import (
-    artifact_root,
-    run_folder,
-    set_pointer,
-)
+from recsys_batch.storage.artifacts import artifact_root, run_folder, set_pointer
 from recsys_batch.storage.filesystems import basename, exists
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.run_manifest import Run
@@ -59,7 +55,7 @@ def open_run_context(
         run_id: that run, instead of the date's newest.
         force: begin a new run even if the date is published.
         begin: False for a step that cannot be a run's first.
-        as_it_is: go on with the run although the inputs, the model or the settings are others by now.
+        skip_staleness_check: go on with the run although the inputs, the model or the settings are others by now.
 
     Raises:
         AlreadyDone: the date (or run) is published.
@@ -69,42 +65,42 @@ def open_run_context(
     ids = tables.require_ids()
     set_shuffle_partitions(spark, config, tables)
     states = run_manifest.latest_state_by_run(load_run_rows(tables))
-    known = run_manifest.find_run(states, run_date, run_id)
-    if known is not None and known.run_date != run_date:
-        raise InputMissing(f"run {run_id} is of {known.run_date}, not of {run_date}: pass --run-date {known.run_date}")
-    if known is not None and not force and known.was_published:
-        raise AlreadyDone(_finished(known))
+    latest = run_manifest.find_run(states, run_date, run_id)
+    if latest is not None and latest.run_date != run_date:
+        raise InputMissing(f"run {run_id} is of {latest.run_date}, not of {run_date}: pass --run-date {latest.run_date}")
+    if latest is not None and not force and latest.was_published:
+        raise AlreadyDone(_already_done_message(latest))
     registry = ModelRegistry(config)
-    night = RunContext(spark, config, tables, ids, known or _no_run(run_date), artifact_root(config.paths.warehouse), registry, incremental)
-    fresh = _inputs(tables)
-    reason = _why_not_resume(night, known, fresh) if known is not None and not force and not skip_staleness_check else None
-    if known is not None and not force and reason is None:
-        logger.info(
-            "resuming run %s (attempt %d): %s done", known.run_id, known.attempt + 1, ", ".join(sorted(known.table_versions)) or "nothing"
-        )
+    root, run = artifact_root(config.paths.warehouse), latest or _placeholder_run(run_date)
+    context = RunContext(spark, config, tables, ids, run, root, registry, incremental)
+    inputs = _input_versions(tables)
+    reason = _reason_not_to_resume(context, latest, inputs) if latest is not None and not force and not skip_staleness_check else None
+    if latest is not None and not force and reason is None:
+        done = ", ".join(sorted(latest.table_versions)) or "nothing"
+        logger.info("resuming run %s (attempt %d): %s done", latest.run_id, latest.attempt + 1, done)
         # Not recorded yet: a command that finds nothing to do leaves no row.
-        night.run = replace(known, attempt=known.attempt + 1, status="AUDITED" if known.status == "AUDITED" else "RUNNING")
-        return night
+        context.run = replace(latest, attempt=latest.attempt + 1, status="AUDITED" if latest.status == "AUDITED" else "RUNNING")
+        return context
     if not begin and not force:
         raise InputMissing(reason or f"no run of {run_date} has begun: run `recsys-batch embed --run-date {run_date}` or nightly first")
     if reason:
         logger.info("beginning a new run: %s", reason)
-    _begin(night, run_date, run_id if known is None and run_id else run_manifest.next_run_id(states, run_date), fresh)
-    return night
+    _begin_run(context, run_date, run_id if latest is None and run_id else run_manifest.next_run_id(states, run_date), inputs)
+    return context
 
 
-def _begin(night: RunContext, run_date: dt.date, run_id: str, inputs: Mapping[str, int]) -> None:
-    champion = night.registry.get_champion()
+def _begin_run(context: RunContext, run_date: dt.date, run_id: str, inputs: Mapping[str, int]) -> None:
+    champion = context.registry.get_champion()
     if champion is None:
-        alias, name = night.config.mlflow.alias, night.config.mlflow.model_name
+        alias, name = context.config.mlflow.alias, context.config.mlflow.model_name
         raise InputMissing(f"model {name} has no alias {alias}: run `recsys-batch train`, or `recsys-batch register` your own")
-    Path(night.config.paths.state).mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="recsys-batch-", dir=night.config.paths.state) as download:
-        bundle = night.registry.fetch(champion.version, Path(download))
-        folder = night.put_folder("bundles", lambda target: _copy_files(bundle.path, target))
-    set_pointer(night.root, run_id, "bundle", {"folder": basename(folder), "model_version": champion.version, "digest": bundle.digest})
+    Path(context.config.paths.state).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="recsys-batch-", dir=context.config.paths.state) as download:
+        bundle = context.registry.fetch(champion.version, Path(download))
+        folder = context.put_folder("bundles", lambda target: _copy_files(bundle.path, target))
+    set_pointer(context.root, run_id, "bundle", {"folder": basename(folder), "model_version": champion.version, "digest": bundle.digest})
     now = dt.datetime.now(dt.UTC)
-    night.run = Run(
+    context.run = Run(
         run_id=run_id,
         run_date=run_date,
         attempt=1,
@@ -114,23 +110,23 @@ def _begin(night: RunContext, run_date: dt.date, run_id: str, inputs: Mapping[st
         input_versions=inputs,
         model_version=champion.version,
         code_version=__version__,
-        config_hash=night.config.config_hash(),
+        config_hash=context.config.config_hash(),
         metrics={run_manifest.STARTED_AT: now.timestamp(), **_model_metric(bundle)},
-        mlflow_run_id=night.registry.start_night(run_id, {"run_date": run_date.isoformat(), "model_version": champion.version}),
+        mlflow_run_id=context.registry.start_night(run_id, {"run_date": run_date.isoformat(), "model_version": champion.version}),
     )
-    night.append_manifest()
+    context.append_manifest()
     logger.info("run %s began with model version %s on inputs %s", run_id, champion.version, dict(inputs))
 
 
 def _model_metric(bundle: Bundle) -> dict[str, float]:
-    found = bundle.manifest.get("metrics", {}).get("ndcg_at_10")
-    return {MODEL_METRIC: float(found)} if found is not None else {}
+    ndcg = bundle.manifest.get("metrics", {}).get("ndcg_at_10")
+    return {MODEL_METRIC: float(ndcg)} if ndcg is not None else {}
 
 
-def _why_not_resume(night: RunContext, run: Run, inputs: Mapping[str, int]) -> str | None:
-    """A sentence why the unfinished run's rows cannot be continued; None when they can."""
-    config, registry = night.config, night.registry
-    if not exists(run_folder(night.root, run.run_id)) or ("topk" in run.table_versions and not night.slice_files("topk").parts):
+def _reason_not_to_resume(context: RunContext, run: Run, inputs: Mapping[str, int]) -> str | None:
+    """Say in a sentence why the unfinished run cannot be resumed; None where it can."""
+    config, registry = context.config, context.registry
+    if not exists(run_folder(context.root, run.run_id)) or ("topk" in run.table_versions and not context.slice_files("topk").parts):
         return f"run {run.run_id} is no longer kept: maintain removed what it had written"
     if run.config_hash != config.config_hash():
         return f"run {run.run_id} was begun with other settings (config hash {run.config_hash}, now {config.config_hash()})"
@@ -146,19 +142,19 @@ def _why_not_resume(night: RunContext, run: Run, inputs: Mapping[str, int]) -> s
     return None
 
 
-def _inputs(tables: WarehouseTables) -> dict[str, int]:
-    """Versions of the inputs that are there.
+def _input_versions(tables: WarehouseTables) -> dict[str, int]:
+    """Pin the versions of the input tables that exist.
 
     Raises:
         UsageError: one lacks a column of the contract.
     """
-    found = [name for name in _INPUTS if tables.exists(name)]
-    for name in found:
+    names = [name for name in _INPUTS if tables.exists(name)]
+    for name in names:
         missing = [column.name for column in TABLES[name].columns if column.name not in tables.read(name).columns]
         if missing:
-            lacking = f"table {name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
-            raise UsageError(f"{lacking} (docs/data-contract.md): write it as `recsys-batch ingest` does, or ingest it again")
-    return {name: tables.version(name) for name in found}
+            problem = f"table {name} lacks the column{'s' if len(missing) > 1 else ''} {', '.join(missing)}"
+            raise UsageError(f"{problem} (docs/data-contract.md): write it as `recsys-batch ingest` does, or ingest it again")
+    return {name: tables.version(name) for name in names}
 
 
 def _copy_files(source: Path, target: Path) -> None:
@@ -166,11 +162,11 @@ def _copy_files(source: Path, target: Path) -> None:
         shutil.copyfile(path, target / path.name)
 
 
-def _no_run(run_date: dt.date) -> Run:
+def _placeholder_run(run_date: dt.date) -> Run:
     return Run("", run_date, 0, "RUNNING", None, {}, {}, "", __version__, "")
 
 
-def _finished(run: Run) -> str:
+def _already_done_message(run: Run) -> str:
     if run.status == "PUBLISHED":
         when = f"{run.published_at:%Y-%m-%d %H:%M:%S} UTC"
         return f"{run.run_date} is already published as run {run.run_id} at {when}; --force computes it again"

@@ -1,4 +1,4 @@
-"""One night at work: the session, the tables, and the run whose rows are being written."""
+"""A run in progress: its session, tables, manifest, artefacts and pointers. Every step takes one; open_run makes it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CommittedSlice:
 class RunContext:
     """A run in progress.
 
-    ``run`` moves on with every row that ``record`` appends to the manifest. ``incremental``: go on from the published night, where
+    ``run`` moves on with every row that ``append_manifest`` appends. ``incremental``: go on from the published night, where
     that is possible. ``backfill``: publish without taking readers to an earlier date.
     """
 
@@ -72,78 +72,74 @@ class RunContext:
     incremental: bool = False
     backfill: bool = False
 
-    def append_manifest(self, *, also: Sequence[Run] = (), **changes: Any) -> None:
+    def append_manifest(self, *, other_runs: Sequence[Run] = (), **changes: Any) -> None:
         """Append the run's next manifest row, and those of other runs in the same commit."""
         self.run = self.run.next_event(**changes)
-        append_runs(self._manifest, [self.run, *also])
+        append_runs(self._manifest, [self.run, *other_runs])
 
     @cached_property
     def _manifest(self) -> TableSlice:
-        """Looked up once: a failure can be recorded when the JVM is what failed."""
+        """Where manifest rows go, looked up once: a failure can be recorded when the JVM is what failed."""
         return manifest_slice(self.tables)
 
     def read_input(self, name: str) -> DataFrame:
-        """An input table at the version pinned when the run began."""
+        """Read an input table at the version pinned when the run began."""
         return self.tables.read(name, self.run.input_versions[name])
 
     def users_table(self) -> DataFrame | None:
-        """The users table at its pinned version; None where there is none."""
+        """Read the users table at its pinned version; None where there is none."""
         return self.read_input("users") if "users" in self.run.input_versions else None
 
     def read_slice(self, name: str) -> DataFrame:
-        """This run's rows of an output table."""
+        """Read this run's rows of an output table."""
         return self.tables.read(name).where(f"run_id = '{self.run.run_id}'")
 
     def table_slice(self, name: str) -> TableSlice:
-        """Where this run's rows of an output table are; the table is made if it is missing."""
+        """Locate this run's slice of an output table; the table is made if it is missing."""
         self.tables.ensure(name, self.ids)
-        where = slice_of_no_run(self.tables, name)
-        return replace(where, partition=partition_values(where.spec, self.run), target_bytes=self._file_bytes)
+        target = slice_of_no_run(self.tables, name)
+        return replace(target, partition=partition_values(target.spec, self.run), target_bytes=self._file_bytes)
 
     def slice_files(self, name: str) -> UserSortedFiles:
-        """This run's files of an output table."""
-        where = self.table_slice(name)
-        return UserSortedFiles(where, list_data_files(where))
+        """List this run's files of an output table."""
+        target = self.table_slice(name)
+        return UserSortedFiles(target, list_data_files(target))
 
     def write_slice(self, name: str, df: DataFrame, function: BatchFunction = pass_through) -> CommittedSlice:
         """Replace this run's rows of an output table by what ``function`` makes of ``df``, each task writing its own files."""
-        where = self.table_slice(name)
-        return self._commit(where, _written(where, df, function))
+        target = self.table_slice(name)
+        return self._commit(target, _write_files(target, df, function))
+
+    def write_driver_rows(self, name: str, table: pa.Table) -> CommittedSlice:
+        """Replace this run's rows of an output table by a table held on the driver, in one commit."""
+        target = self.table_slice(name)
+        return self._commit(target, list(target.write(table.to_batches(), 0)))
+
+    def _commit(self, target: TableSlice, files: list[DataFile]) -> CommittedSlice:
+        version = commit(target, files, {"run_id": self.run.run_id, "attempt": self.run.attempt})
+        counts = sum((Counter(file.counts) for file in files), Counter())
+        return CommittedSlice(version, sum(file.n_rows for file in files), sum(file.n_bytes for file in files), dict(counts))
 
     def staging_slice(self, spec: TableSpec) -> TableSlice:
-        """Where the run keeps rows that later steps read and no table has; ``drop_drafts`` removes them."""
-        return TableSlice(join(self._drafts, spec.name), spec, self.ids, {}, self._file_bytes)
+        """Locate rows that later steps of the run read and no table has; ``delete_staging`` removes them."""
+        return TableSlice(join(self._staging_folder, spec.name), spec, self.ids, {}, self._file_bytes)
 
     def write_staging(self, spec: TableSpec, df: DataFrame) -> UserSortedFiles:
-        """Replace the draft by the rows of ``df``, each task writing its own files."""
-        where = self.staging_slice(spec)
-        remove(where.root)
-        return UserSortedFiles(where, sorted(_written(where, df, pass_through), key=lambda part: part.first))
+        """Replace staged rows by those of ``df``, each task writing its own files."""
+        target = self.staging_slice(spec)
+        remove(target.root)
+        return UserSortedFiles(target, sorted(_write_files(target, df, pass_through), key=lambda part: part.first))
 
     def delete_staging(self) -> None:
-        remove(self._drafts)
+        remove(self._staging_folder)
 
     @property
-    def _drafts(self) -> str:
+    def _staging_folder(self) -> str:
         return join(self.root, "drafts", self.run.run_id)
 
     @property
     def _file_bytes(self) -> int:
         return self.config.tables.target_file_mb * 2**20
-
-    def clear_pointer(self, name: str) -> None:
-        """Forget what ``point`` recorded."""
-        clear_pointer(self.root, self.run.run_id, name)
-
-    def write_driver_rows(self, name: str, table: pa.Table) -> CommittedSlice:
-        """The same for rows that the driver has."""
-        where = self.table_slice(name)
-        return self._commit(where, list(where.write(table.to_batches(), 0)))
-
-    def _commit(self, where: TableSlice, parts: list[DataFile]) -> CommittedSlice:
-        version = commit(where, parts, {"run_id": self.run.run_id, "attempt": self.run.attempt})
-        counts = sum((Counter(part.counts) for part in parts), Counter())
-        return CommittedSlice(version, sum(part.n_rows for part in parts), sum(part.n_bytes for part in parts), dict(counts))
 
     def set_pointer(self, name: str, value: Mapping[str, Any]) -> None:
         set_pointer(self.root, self.run.run_id, name, value)
@@ -154,17 +150,21 @@ class RunContext:
     def has_pointer(self, name: str) -> bool:
         return has_pointer(self.root, self.run.run_id, name)
 
+    def clear_pointer(self, name: str) -> None:
+        """Remove the run's pointer, where there is one."""
+        clear_pointer(self.root, self.run.run_id, name)
+
     def put_folder(self, kind: str, write: Callable[[Path], None]) -> str:
-        """A new artefact folder that ``write`` fills; its location."""
+        """Make a new artefact folder that ``write`` fills; returns its location."""
         return put_folder(self.root, kind, write, self.config.paths.state)
 
     def stage_files(self, kind: str) -> AbstractContextManager[Path]:
-        """A local folder for files named by their content, which are artefacts when the block ends."""
+        """Open a local folder for files named by their content, which are artefacts when the block ends."""
         return stage_files(self.root, kind, self.config.paths.state)
 
     @property
     def cache(self) -> NodeCache:
-        """Where each node has its copies of artefacts."""
+        """The node's copies of artefacts."""
         return NodeCache.from_paths(self.config.paths)
 
     @property
@@ -176,7 +176,7 @@ class RunContext:
         return catalogue_folder(self.root, self.run.run_id)
 
     def open_catalogue(self) -> Catalogue:
-        """The run's, mapped on the driver."""
+        """Map the run's catalogue on the driver."""
         return open_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
 
     @cached_property
@@ -186,11 +186,11 @@ class RunContext:
 
 
 def partition_values(spec: TableSpec, run: Run) -> dict[str, str | dt.date]:
-    """Partition values of a run's slice."""
+    """Give the partition values of a run's slice of a table."""
     values: dict[str, str | dt.date] = {"run_id": run.run_id, "run_date": run.run_date}
     return {column: values[column] for column in spec.partition_by}
 
 
-def _written(where: TableSlice, df: DataFrame, function: BatchFunction) -> list[DataFile]:
-    rows = df.mapInArrow(make_part_writer(function, where), spark_ddl(DATA_FILE_SCHEMA)).collect()
+def _write_files(target: TableSlice, df: DataFrame, function: BatchFunction) -> list[DataFile]:
+    rows = df.mapInArrow(make_part_writer(function, target), spark_ddl(DATA_FILE_SCHEMA)).collect()
     return [data_file_from_row(row.asDict()) for row in rows]

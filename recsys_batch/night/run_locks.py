@@ -1,4 +1,4 @@
-"""Who may work when: one night of a date at a time, and one change of what readers see at a time."""
+"""Locks between processes: one run of a date at a time, and one change of what readers see at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def publish_lock(config: Config) -> AbstractContextManager[None]:
     """Hold the lock of the warehouse under which publish, rollback and maintenance change what readers see; waits a minute for it.
 
     Raises:
-        Busy: another process still had it then.
+        Busy: another process still holds it then.
     """
     path = lock_file(config.paths.warehouse, config.paths.state, "current.lock")
     return file_lock(path, "what readers see", "is being changed", _CHANGE_SECONDS)

@@ -1,4 +1,7 @@
-"""Run a night: the steps that are not done yet, then the audit, then the publish. The same call again goes on where it stopped."""
+"""Run a night: the steps that are not done yet, then the audit, then the publish. The same call again goes on where it stopped.
+
+Called by the commands; everything else of the package is below it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ StepProgressCallback = Callable[[str, str, dict[str, float]], None]
 
 
 def no_progress(step: str, event: str, metrics: dict[str, float]) -> None:
-    """The progress of a night that nobody watches."""
+    """Report nothing: the progress callback of a night that nobody watches."""
 
 
 def run_night(
@@ -47,7 +50,7 @@ def run_night(
     backfill: bool = False,
     progress: StepProgressCallback = no_progress,
 ) -> Run:
-    """All steps of the date's night; its published run.
+    """Run all steps of the date's night that are not done; returns the published run.
 
     Args:
         incremental: compute only what changed since the published night, where that gives the same rows.
@@ -59,12 +62,12 @@ def run_night(
         GateRefused: the audit said no; what was published before stays.
     """
     with run_date_lock(config, run_date):
-        night = open_run_context(spark, config, run_date, run_id=run_id, force=force, incremental=incremental)
-        night.backfill = backfill
-        with _recording_failure(night):
+        context = open_run_context(spark, config, run_date, run_id=run_id, force=force, incremental=incremental)
+        context.backfill = backfill
+        with _recording_failure(context):
             for name in STEP_NAMES:
-                _run_if_pending(night, name, progress)
-        return night.run
+                _run_if_pending(context, name, progress)
+        return context.run
 
 
 def run_step(
@@ -77,7 +80,7 @@ def run_step(
     override: str | None = None,
     progress: StepProgressCallback = no_progress,
 ) -> Run:
-    """A single step of the date's night, as schedulers call it.
+    """Run a single step of the date's night, as schedulers call it; returns the run.
 
     Args:
         override: why a run that its audit refused is published all the same; kept with the run.
@@ -85,75 +88,75 @@ def run_step(
     Raises:
         AlreadyDone: this step is done.
         Busy: another process computes the date.
-        InputMissing: an earlier step is not.
+        InputMissing: an earlier step is not done.
     """
     with run_date_lock(config, run_date):
-        night = open_run_context(
+        context = open_run_context(
             spark, config, run_date, run_id=run_id, begin=name == STEP_NAMES[0], skip_staleness_check=override is not None
         )
-        missing = [earlier for earlier in STEP_NAMES[: STEP_NAMES.index(name)] if not _is_done(night.run, earlier)]
-        if override is not None and missing == ["audit"] and night.run.metrics.get(run_manifest.GATE_REFUSED):
-            _override(night, override)
+        missing = [earlier for earlier in STEP_NAMES[: STEP_NAMES.index(name)] if not _is_done(context.run, earlier)]
+        if override is not None and missing == ["audit"] and context.run.metrics.get(run_manifest.GATE_REFUSED):
+            _record_override(context, override)
         elif missing:
-            raise InputMissing(f"run {night.run.run_id} has not done {', '.join(missing)}: run {missing[0]} first, or nightly")
-        if _is_done(night.run, name):
-            raise AlreadyDone(f"run {night.run.run_id} has done {name} already")
-        with _recording_failure(night):
-            _run_if_pending(night, name, progress)
-        return night.run
+            raise InputMissing(f"run {context.run.run_id} has not done {', '.join(missing)}: run {missing[0]} first, or nightly")
+        if _is_done(context.run, name):
+            raise AlreadyDone(f"run {context.run.run_id} has done {name} already")
+        with _recording_failure(context):
+            _run_if_pending(context, name, progress)
+        return context.run
 
 
-def _run_if_pending(night: RunContext, name: str, progress: StepProgressCallback) -> None:
-    if _is_done(night.run, name):
+def _run_if_pending(context: RunContext, name: str, progress: StepProgressCallback) -> None:
+    if _is_done(context.run, name):
         progress(name, "skipped", {})
         return
-    with log_context(run_id=night.run.run_id, step=name):
-        _run(night, name, progress)
+    with log_context(run_id=context.run.run_id, step=name):
+        _execute_step(context, name, progress)
 
 
-def _run(night: RunContext, name: str, progress: StepProgressCallback) -> None:
+def _execute_step(context: RunContext, name: str, progress: StepProgressCallback) -> None:
     progress(name, "start", {})
     started = time.monotonic()
-    numbers = _CLOSING_STEPS[name].run(night, started) if name in _CLOSING_STEPS else _compute(night, name, started)
+    numbers = _CLOSING_STEPS[name].run(context, started) if name in _CLOSING_STEPS else _compute_step(context, name, started)
     logger.info("done rows=%d seconds=%.1f", numbers.get("rows", 0), numbers["seconds"])
     progress(name, "done", numbers)
 
 
-def _compute(night: RunContext, name: str, started: float) -> dict[str, float]:
-    result = STEPS[name](night)
+def _compute_step(context: RunContext, name: str, started: float) -> dict[str, float]:
+    result = STEPS[name](context)
     numbers = {"rows": float(result.rows), "users": float(result.users), "seconds": time.monotonic() - started}
-    versions = {**night.run.table_versions, **result.versions}
-    night.append_manifest(table_versions=versions, metrics={**prefix_metrics(name, numbers), **result.metrics})
+    versions = {**context.run.table_versions, **result.versions}
+    context.append_manifest(table_versions=versions, metrics={**prefix_metrics(name, numbers), **result.metrics})
     return numbers
 
 
-def _audit(night: RunContext, started: float) -> dict[str, float]:
-    found, measured = audit_run(night)
-    no = failed_gates(found)
+def _audit_and_record(context: RunContext, started: float) -> dict[str, float]:
+    gates, measured = audit_run(context)
+    failed = failed_gates(gates)
     numbers = {"rows": measured["n_rows"], "users": measured["n_users"], "seconds": time.monotonic() - started}
     values = {f"audit.{name}": value for name, value in measured.items()}
-    limits = {run_manifest.LIMIT + gate.name: gate.threshold for gate in found}
-    verdicts = {run_manifest.GATE + gate.name: float(gate.passed) for gate in found}
-    metrics = {**prefix_metrics("audit", numbers), **values, **limits, **verdicts, run_manifest.GATE_REFUSED: float(bool(no))}
+    limits = {run_manifest.LIMIT + gate.name: gate.threshold for gate in gates}
+    verdicts = {run_manifest.GATE + gate.name: float(gate.passed) for gate in gates}
+    metrics = {**prefix_metrics("audit", numbers), **values, **limits, **verdicts, run_manifest.GATE_REFUSED: float(bool(failed))}
     n_users, n_rows = int(measured["n_users"]), int(measured["n_rows"])
-    stale = (run_manifest.GATE, run_manifest.LIMIT)
-    night.run = replace(night.run, metrics={key: value for key, value in night.run.metrics.items() if not key.startswith(stale)})
-    night.append_manifest(status="FAILED" if no else "AUDITED", n_users=n_users, n_rows=n_rows, metrics=metrics)
-    if no:
-        raise GateRefused(
-            f"run {night.run.run_id} is not published: " + "; ".join(gate.sentence() for gate in no) + ". The last published run stays"
-        )
+    stale_prefixes = (run_manifest.GATE, run_manifest.LIMIT)
+    others = {key: value for key, value in context.run.metrics.items() if not key.startswith(stale_prefixes)}
+    context.run = replace(context.run, metrics=others)
+    context.append_manifest(status="FAILED" if failed else "AUDITED", n_users=n_users, n_rows=n_rows, metrics=metrics)
+    if failed:
+        reasons = "; ".join(gate.sentence() for gate in failed)
+        raise GateRefused(f"run {context.run.run_id} is not published: {reasons}. The last published run stays")
     return numbers
 
 
-def _override(night: RunContext, reason: str) -> None:
-    gates = ", ".join(night.run.refused_gates)
-    who = {"reason": reason, "by": getpass.getuser(), "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "gates": gates}
-    logger.warning("run %s is published although %s refused it: %s", night.run.run_id, gates, reason)
-    night.set_pointer("override", who)
-    night.run = replace(night.run, metrics={**night.run.metrics, "override": 1.0})
-    if night.run.mlflow_run_id:
-        night.registry.set_tag(night.run.mlflow_run_id, "recsys_batch.override", reason)
+def _record_override(context: RunContext, reason: str) -> None:
+    gates = ", ".join(context.run.refused_gates)
+    override = {"reason": reason, "by": getpass.getuser(), "at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "gates": gates}
+    logger.warning("run %s is published although %s refused it: %s", context.run.run_id, gates, reason)
+    context.set_pointer("override", override)
+    context.run = replace(context.run, metrics={**context.run.metrics, "override": 1.0})
+    if context.run.mlflow_run_id:
+        context.registry.set_tag(context.run.mlflow_run_id, "recsys_batch.override", reason)
 
 
 def _is_done(run: Run, name: str) -> bool:
@@ -168,47 +171,47 @@ class _ClosingStep:
     done: tuple[str, ...]
 
 
-_CLOSING_STEPS = {"audit": _ClosingStep(_audit, ("AUDITED", "PUBLISHED")), "publish": _ClosingStep(publish_run, ("PUBLISHED",))}
+_CLOSING_STEPS = {"audit": _ClosingStep(_audit_and_record, ("AUDITED", "PUBLISHED")), "publish": _ClosingStep(publish_run, ("PUBLISHED",))}
 
 
 @contextmanager
-def _recording_failure(night: RunContext) -> Iterator[None]:
+def _recording_failure(context: RunContext) -> Iterator[None]:
     """Leave a FAILED row behind an error, as far as the warehouse can still be written; the error itself goes on."""
     try:
         yield
     except GateRefused:
-        _close_mlflow(night)
+        _close_mlflow(context)
         raise
     except KeyboardInterrupt:
-        _record_failure(night, "interrupted")
+        _record_failure(context, "interrupted")
         raise
     except Exception as error:
         if caused_by_interrupt(error):
-            _record_failure(night, "interrupted")
+            _record_failure(context, "interrupted")
             raise
-        clear = _root_cause(error, night.spark)
-        _record_failure(night, (str(clear) or type(clear).__name__).splitlines()[0])
-        if clear is error:
+        cause = _root_cause(error, context.spark)
+        _record_failure(context, (str(cause) or type(cause).__name__).splitlines()[0])
+        if cause is error:
             raise
-        raise clear from error
+        raise cause from error
 
 
-def _record_failure(night: RunContext, reason: str) -> None:
-    logger.error("run %s failed: %s", night.run.run_id, reason)
+def _record_failure(context: RunContext, reason: str) -> None:
+    logger.error("run %s failed: %s", context.run.run_id, reason)
     try:
-        _close_mlflow(night)
-        night.append_manifest(status="FAILED")
-    except Exception as second:
-        logger.error("run %s: the failure could not be recorded: %s", night.run.run_id, str(second).splitlines()[0])
+        _close_mlflow(context)
+        context.append_manifest(status="FAILED")
+    except Exception as error:
+        logger.error("run %s: the failure could not be recorded: %s", context.run.run_id, str(error).splitlines()[0])
 
 
-def _close_mlflow(night: RunContext) -> None:
-    if night.run.mlflow_run_id:
-        night.registry.finish_run(night.run.mlflow_run_id, failed=True)
+def _close_mlflow(context: RunContext) -> None:
+    if context.run.mlflow_run_id:
+        context.registry.finish_run(context.run.mlflow_run_id, failed=True)
 
 
 def _root_cause(error: Exception, spark: SparkSession) -> Exception:
-    """A worker's own message out of Spark's report of it; of a JVM that is gone, that it is."""
+    """Find the error that a reader can act on: a worker's own message out of Spark's report of it, or that the JVM is gone."""
     if isinstance(error, RecsysBatchError):
         return error
     if is_stopped(spark):

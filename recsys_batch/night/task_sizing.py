@@ -1,4 +1,4 @@
-"""How many tasks a pass over users or events is cut into: from the size of the data, never a constant."""
+"""Numbers of tasks that a pass over users or events is cut into: from the size of the data, never a constant."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _SHUFFLE_PARTITIONS = "spark.sql.shuffle.partitions"
 
 
 def count_users_per_task(n_candidates: int, embedding_dim: int) -> int:
-    """So many that their candidates and embeddings are about ``_TASK_BYTES``, from 1,000 to 50,000."""
+    """Count the users whose candidates and embeddings are about ``_TASK_BYTES``, from 1,000 to 50,000."""
     per_user = n_candidates * _CANDIDATE_BYTES + embedding_dim * 4
     return min(max(_TASK_BYTES // per_user, 1_000), 50_000)
 
 
 def count_user_tasks(n_users: int, per_task: int, n_cores: int) -> int:
-    """Tasks of at most ``per_task`` users, in whole rounds of ``n_cores``: a last round of one task leaves the others idle."""
+    """Count tasks of at most ``per_task`` users, in whole rounds of ``n_cores``: a last round of one task leaves the others idle."""
     return n_cores * max(1, math.ceil(n_users / (per_task * n_cores)))
 
 

@@ -61,7 +61,7 @@ POINTS: dict[str, Point] = {
     "the pointer bundle": (open_run, "set_pointer", pointer("bundle")),
     **{f"the pointer {name}": (run_context, "set_pointer", pointer(name)) for name in ("gathered", "popularity", "catalogue", "index")},
     **{f"the commit of {name}": (run_context, "commit", table(name)) for name in OUTPUTS},
-    "what is gathered": (gather_events, "_staged", any_call),
+    "what is gathered": (gather_events, "_stage_events", any_call),
     "the index's files": (ann_index, "store_index_file", any_call),
     "the index's tuning": (night_index, "tune", any_call),
     **{f"the row after {step}": (run_context, "append_runs", row(step)) for step in _AFTER},

@@ -61,10 +61,10 @@ def test_artefacts_of_kept_runs_and_young_ones_stay(place: str, request: pytest.
         os.utime(path, (0, 0))
     young = put_folder(root, "bundles", lambda target: (target / "bundle.json").write_text("about to be named") and None)
     done = MaintenanceReport()
-    maintenance._drop_artefacts(root, {"new"}, set(), done, True)
+    maintenance._remove_artefacts(root, {"new"}, set(), done, True)
     everything = {*found["old"], *found["new"], *found["nobody"], young}
     assert left_in(root) == everything
-    maintenance._drop_artefacts(root, {"new"}, set(), MaintenanceReport(), False)
+    maintenance._remove_artefacts(root, {"new"}, set(), MaintenanceReport(), False)
     assert left_in(root) == {*found["new"], young}
     assert sorted(done.artefacts) == sorted(location.removeprefix(f"{root}/") for location in everything - {*found["new"], young})
     assert done.n_bytes > 0
@@ -75,7 +75,7 @@ def test_a_kept_run_whose_draft_goes_on_keeps_it(store: str) -> None:
     artefacts_of_two_runs(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maintenance, "_YOUNG_SECONDS", -60)
-        maintenance._drop_artefacts(root, {"old", "new"}, {"new"}, MaintenanceReport(), False)
+        maintenance._remove_artefacts(root, {"old", "new"}, {"new"}, MaintenanceReport(), False)
     assert [entry.name for entry in list_entries(join(root, "drafts"))] == ["new"]
 
 

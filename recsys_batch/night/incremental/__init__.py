@@ -1,1 +1,5 @@
-"""TODO."""
+"""What an incremental run takes over from the published one, and whom it computes again.
+
+- base_run: the run to go on from, the users who changed since, or why the run has to be a full one.
+- appended_files: the files that interactions got since a version.
+"""

@@ -1,4 +1,4 @@
-"""Which files of interactions came since a version: read from the table's log, so that a compaction between is seen through."""
+"""Files that interactions got since a version, read from the table's log, so that a compaction between is seen through. No JVM."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ class NotAppendOnly(Exception):
 
 
 def list_appended_files(root: str, then: int, now: int) -> tuple[list[str], list[str]]:
-    """(files of version ``then``, files that were appended up to ``now``), as paths, together the rows of version ``now``.
+    """List (files of version ``then``, files appended up to ``now``) as paths; together they have the rows of version ``now``.
 
     OPTIMIZE replaces files by others with the same rows and marks them so (dataChange = false); the replaced ones stay on the disk for
     ``tables.retention_days``, and are read for what they are.
 
     Raises:
-        Rewritten: rows were removed since, the log no longer reaches back, or a file is gone.
+        NotAppendOnly: rows were removed since, the log no longer reaches back, or a file is gone.
     """
-    before = set(pa.table(open_delta_table(root, then).get_add_actions())["path"].to_pylist())
-    since: set[str] = set()
+    paths_then = set(pa.table(open_delta_table(root, then).get_add_actions())["path"].to_pylist())
+    paths_since: set[str] = set()
     for version in range(then + 1, now + 1):
-        for action in _actions(root, version):
+        for action in _read_log_actions(root, version):
             if "add" in action and action["add"]["dataChange"]:
-                since.add(unquote(action["add"]["path"]))
+                paths_since.add(unquote(action["add"]["path"]))
             if "remove" in action and action["remove"]["dataChange"]:
                 raise NotAppendOnly("rows of interactions were removed since")
-    names = [sorted(files) for files in (before, since)]
-    there = file_sizes(root, [name for files in names for name in files])
-    gone = [name for files in names for name in files if name not in there]
-    if gone:
-        raise NotAppendOnly(f"{len(gone)} files of interactions were replaced and vacuumed since")
-    first, second = ([join(root, name) for name in files] for files in names)
-    return first, second
+    names = [sorted(files) for files in (paths_then, paths_since)]
+    sizes = file_sizes(root, [name for files in names for name in files])
+    missing = [name for files in names for name in files if name not in sizes]
+    if missing:
+        raise NotAppendOnly(f"{len(missing)} files of interactions were replaced and vacuumed since")
+    files_then, files_since = ([join(root, name) for name in files] for files in names)
+    return files_then, files_since
 
 
-def _actions(root: str, version: int) -> list[dict[str, Any]]:
+def _read_log_actions(root: str, version: int) -> list[dict[str, Any]]:
     try:
         text = read_bytes(join(root, "_delta_log", f"{version:020d}.json")).decode()
         return [json.loads(line) for line in text.splitlines() if line]

@@ -1,4 +1,10 @@
-"""The steps of a night in order. Each reads what earlier ones committed, writes its own slice, and can be done again."""
+"""The steps of a night in order. Each reads what earlier ones committed, writes its own slice, and can be done again.
+
+- embed: popularity, the catalogue, item and user embeddings. build_index: the search index over items, tuned.
+- candidates: every user's candidates. score: the ranker's top K of them.
+- gather_events: what is known of users, brought together once by ranges of user_id.
+- range_tasks: passes over users by ranges, shared by the steps. step_result: what a step reports.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build and tune the night's index on the driver."""
+"""The index step: build the search index over retrievable items on the driver, and tune it on sampled users."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _BALANCED = 3.0
 
 @dataclass(frozen=True)
 class SampledUsers:
-    """Users that recall is measured on: queries float32 [m, d], and int64 [m] the place of each one's rule, -1 for none."""
+    """Users that recall is measured on: queries float32 [m, d], and rules int64 [m], the number of each user's rule, -1 for none."""
 
     queries: np.ndarray
     rules: np.ndarray
@@ -53,11 +53,11 @@ class BuiltIndex:
     tuning: Tuning
 
     def to_dict(self) -> dict[str, Any]:
-        """For the run's pointer "index"."""
+        """Describe the index as the run's pointer "index" does."""
         return {"index": self.info.to_dict(), "tuning": self.tuning.to_dict()}
 
     def metrics(self) -> dict[str, float]:
-        """For the manifest: the choice, the measured recall, and every point of the curve."""
+        """List the manifest's metrics: the choice, the measured recall, and every point of the curve."""
         chosen = {"nprobe": self.tuning.nprobe, "nlist": self.info.nlist, "list_imbalance": self.info.imbalance}
         metrics = {"knn_recall": self.tuning.knn_recall_at_k, "overfetch": self.tuning.overfetch, "index_bytes": float(self.info.n_bytes)}
         metrics |= {name: float(value) for name, value in chosen.items() if value is not None}
@@ -93,12 +93,12 @@ def build_and_tune(
             else TuningSample(queries, retriever.restrict(allowed), exact.restrict(allowed))
         )
     tuning = tune(retriever, samples, settings.n_candidates, settings.target_recall, settings)
-    _log(info, tuning)
+    _log_choice(info, tuning)
     return BuiltIndex(info, tuning)
 
 
 def draw_tuning(tuning: Tuning) -> Figure:
-    """Recall over nprobe, a line per over-fetch; the choice and the target are marked."""
+    """Draw recall over nprobe, a line per over-fetch; the choice and the target are marked."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot(
         xlabel="inverted lists searched (nprobe)", ylabel="recall of sampled users", xscale="log", title="Retrieval tuning"
@@ -114,7 +114,7 @@ def draw_tuning(tuning: Tuning) -> Figure:
     return figure
 
 
-def _log(info: IndexInfo, tuning: Tuning) -> None:
+def _log_choice(info: IndexInfo, tuning: Tuning) -> None:
     searched = f", {tuning.nprobe} of {info.nlist} lists searched" if info.nlist else ""
     fetched = f", {tuning.overfetch:g} times as many fetched" if tuning.overfetch > 1 else ""
     shards = f" in {len(info.vectors)} shards" if len(info.vectors) > 1 else ""
@@ -135,42 +135,44 @@ def _log(info: IndexInfo, tuning: Tuning) -> None:
         logger.warning("recall %.4f is below %s: retrieval.nprobe is fixed too low", tuning.knn_recall_at_k, wanted)
 
 
-def index_items(night: RunContext) -> StepResult:
-    """The search index over retrievable items, tuned on sampled users; a file, named in the run's pointers."""
-    catalogue = night.open_catalogue()
-    check_all_candidates(night.config.scoring, len(catalogue.retrievable_codes()))
-    base = load_base(night)
+def index_items(context: RunContext) -> StepResult:
+    """Build the run's search index over retrievable items, tuned on sampled users; the run's pointer "index" names its files."""
+    catalogue = context.open_catalogue()
+    check_all_candidates(context.config.scoring, len(catalogue.retrievable_codes()))
+    base = load_base(context)
     if base is not None and base.same_items:
-        night.set_pointer("index", get_pointer(night.root, base.run.run_id, "index"))
+        context.set_pointer("index", get_pointer(context.root, base.run.run_id, "index"))
         kept = {name: value for name, value in base.run.metrics.items() if name in INDEX_METRICS}
-        version = night.run.table_versions["item_embeddings"]
+        version = context.run.table_versions["item_embeddings"]
         return StepResult({"index": version}, rows=len(catalogue.retrievable_codes()), users=0, metrics=kept)
-    sample = night.read_slice("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(night.config.retrieval.tuning_users)
-    table = join_segments(sample, night, "left").orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
+    sample = context.read_slice("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(context.config.retrieval.tuning_users)
+    table = join_segments(sample, context, "left").orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
     if table.num_rows == 0:
         raise InputMissing(
-            f"no user has a positive interaction (weight > data.min_weight = {night.config.data.min_weight:g}), or an embedding that was "
+            f"no user has a positive interaction (weight > data.min_weight = {context.config.data.min_weight:g}), or an embedding that was "
             "registered: ingest interactions first"
         )
     sampled = SampledUsers(
         column_matrix(table["embedding"].combine_chunks()), catalogue.rules_by_segment(table["segment"].combine_chunks())
     )
-    assign_rows = assign_in_tasks(night.spark, night.root, night.cache) if len(catalogue) >= PARALLEL_ITEMS else None
-    settings = night.config.retrieval
-    if night.config.scoring.candidates == "all":
+    assign_rows = assign_in_tasks(context.spark, context.root, context.cache) if len(catalogue) >= PARALLEL_ITEMS else None
+    settings = context.config.retrieval
+    if context.config.scoring.candidates == "all":
         settings = settings.model_copy(update={"mode": "exact"})
-    with night.stage_files("indexes") as folder:
+    with context.stage_files("indexes") as folder:
         built = build_and_tune(folder, catalogue, sampled, settings, assign_rows)
-    night.set_pointer("index", built.to_dict())
-    if night.run.mlflow_run_id and built.tuning.curve:
-        night.registry.log_figure(night.run.mlflow_run_id, draw_tuning(built.tuning), "retrieval_tuning.png")
-    version = night.run.table_versions["item_embeddings"]
+    context.set_pointer("index", built.to_dict())
+    if context.run.mlflow_run_id and built.tuning.curve:
+        context.registry.log_figure(context.run.mlflow_run_id, draw_tuning(built.tuning), "retrieval_tuning.png")
+    version = context.run.table_versions["item_embeddings"]
     return StepResult({"index": version}, rows=built.info.n_items, users=len(sampled.queries), metrics=built.metrics())
 
 
 def check_all_candidates(scoring: Scoring, n_items: int) -> None:
-    """Raises:
-    ConfigError: ``scoring.candidates = all`` with more items than it is meant for.
+    """Check that items are few enough where every item is a candidate.
+
+    Raises:
+        ConfigError: ``scoring.candidates = all`` with more items than it is meant for.
     """
     if scoring.candidates == "all" and n_items > scoring.all_max_items:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""The candidates step: every known user's candidates, and who came short."""
+"""The candidates step: every known user's candidates, and the users who got fewer than wanted."""
 
 from __future__ import annotations
 
@@ -26,81 +26,82 @@ from recsys_batch.tables.delta_log import list_data_files
 from recsys_batch.tables.user_ranges import LIST_ROWS, UserRange
 
 
-def retrieve_candidates(night: RunContext) -> StepResult:
-    """Every known user's candidates, then who came short."""
-    catalogue = night.open_catalogue()
-    base, gathered = load_base(night), load_user_events(night)
-    known = RetrievalInput(gathered, night.slice_files("user_embeddings"), None if base is None else changed_users_path(night))
-    rows = partial(retrieve_range, _retrieve_task(night, catalogue), known)
+def retrieve_candidates(context: RunContext) -> StepResult:
+    """Retrieve every known user's candidates, and list the users who got fewer than wanted."""
+    catalogue = context.open_catalogue()
+    base, user_events = load_base(context), load_user_events(context)
+    inputs = RetrievalInput(user_events, context.slice_files("user_embeddings"), None if base is None else changed_users_path(context))
+    rows = partial(retrieve_range, _make_retrieve_task(context, catalogue), inputs)
     if base is None:
-        tasks, function = range_tasks(night, rows, gathered.bounds)
+        tasks, function = range_tasks(context, rows, user_events.bounds)
     else:
-        tasks, function = carry_forward_tasks(night, base, "candidates", rows, _gained_items(night, base, catalogue), LIST_ROWS)
-    written = {"candidates": night.write_slice("candidates", tasks, count_short_lists(function, _n_wanted(night.config)))}
+        tasks, function = carry_forward_tasks(context, base, "candidates", rows, _insert_new_items(context, base, catalogue), LIST_ROWS)
+    commits = {"candidates": context.write_slice("candidates", tasks, count_short_lists(function, _n_required(context.config)))}
     # Counted while they were written: reading all of them again takes as long as a fifth of the search.
-    if written["candidates"].counts.get(SHORT):
-        written["shortfalls"] = night.write_slice("shortfalls", _shortfalls(night))
+    if commits["candidates"].counts.get(SHORT):
+        commits["shortfalls"] = context.write_slice("shortfalls", _find_shortfalls(context))
     else:
-        written["shortfalls"] = night.write_driver_rows("shortfalls", TABLES["shortfalls"].arrow_schema(night.ids).empty_table())
-    users, versions = written["candidates"].rows, {name: one.version for name, one in written.items()}
-    metrics = {"n_shortfalls": float(written["shortfalls"].rows), **task_metrics(night, "candidates", written["candidates"])}
+        commits["shortfalls"] = context.write_driver_rows("shortfalls", TABLES["shortfalls"].arrow_schema(context.ids).empty_table())
+    users, versions = commits["candidates"].rows, {name: part.version for name, part in commits.items()}
+    metrics = {"n_shortfalls": float(commits["shortfalls"].rows), **task_metrics(context, "candidates", commits["candidates"])}
     return StepResult(versions, rows=users, users=users, metrics=metrics)
 
 
-def _retrieve_task(night: RunContext, catalogue: Catalogue) -> RetrieveTask:
-    pointer = night.get_pointer("index")
-    where = night.table_slice("popular")
-    files = (read_parquet(join(where.root, part.path)).cast(where.schema) for part in list_data_files(where))
-    table = pa.concat_tables([where.schema.empty_table(), *files])
+def _make_retrieve_task(context: RunContext, catalogue: Catalogue) -> RetrieveTask:
+    pointer = context.get_pointer("index")
+    popular = context.table_slice("popular")
+    files = (read_parquet(join(popular.root, part.path)).cast(popular.schema) for part in list_data_files(popular))
+    table = pa.concat_tables([popular.schema.empty_table(), *files])
     table = table.sort_by([("segment", "ascending"), ("rank", "ascending")])
     return RetrieveTask(
-        run_id=night.run.run_id,
-        ids=night.ids,
-        catalogue_dir=night.catalogue_dir,
-        index_dir=join(night.root, "indexes"),
+        run_id=context.run.run_id,
+        ids=context.ids,
+        catalogue_dir=context.catalogue_dir,
+        index_dir=join(context.root, "indexes"),
         index=pointer["index"],
         nprobe=pointer["tuning"]["nprobe"],
         overfetch=pointer["tuning"]["overfetch"],
-        n_candidates=_n_candidates(night.config, catalogue),
+        n_candidates=_n_candidates(context.config, catalogue),
         popular=group_by_segment(table, catalogue),
-        cache=night.cache,
+        cache=context.cache,
     )
 
 
-def _gained_items(night: RunContext, base: BaseRun, catalogue: Catalogue) -> Callable[[UserRange], BatchChange] | None:
-    """How the lists that are carried get the items that are new; None where none is."""
+def _insert_new_items(context: RunContext, base: BaseRun, catalogue: Catalogue) -> Callable[[UserRange], BatchChange] | None:
+    """Make the change that puts new items into carried lists; None where no item is new."""
     if len(base.new_items) == 0:
         return None
-    ids = night.spark.createDataFrame(pa.table({"item_id": base.new_items}))
-    seen = night.read_input("interactions").join(F.broadcast(ids), "item_id", "left_semi").select("user_id", "item_id").distinct().toArrow()
-    folder = night.put_folder("changed", lambda target: pq.write_table(seen, target / "seen.parquet"))
+    new_ids = context.spark.createDataFrame(pa.table({"item_id": base.new_items}))
+    events = context.read_input("interactions").join(F.broadcast(new_ids), "item_id", "left_semi")
+    seen = events.select("user_id", "item_id").distinct().toArrow()
+    folder = context.put_folder("changed", lambda target: pq.write_table(seen, target / "seen.parquet"))
     return NewItems(
         codes=catalogue.codes(base.new_items),
-        catalogue_dir=night.catalogue_dir,
-        cosine=night.config.retrieval.metric == "cosine",
-        n_candidates=_n_candidates(night.config, catalogue),
+        catalogue_dir=context.catalogue_dir,
+        cosine=context.config.retrieval.metric == "cosine",
+        n_candidates=_n_candidates(context.config, catalogue),
         seen=join(folder, "seen.parquet"),
-        embeddings=night.slice_files("user_embeddings"),
-        cache=night.cache,
+        embeddings=context.slice_files("user_embeddings"),
+        cache=context.cache,
     ).insert_into
 
 
 def _n_candidates(config: Config, catalogue: Catalogue) -> int:
-    """Items of the longest list."""
+    """Count the items of the longest list."""
     return len(catalogue.retrievable_codes()) if config.scoring.candidates == "all" else config.retrieval.n_candidates
 
 
-def _n_wanted(config: Config) -> int:
-    """Candidates that leave nothing to explain; where all items are scored, as many as the top K needs."""
+def _n_required(config: Config) -> int:
+    """Count the candidates that a list needs not to be short; where all items are scored, as many as the top K."""
     return config.scoring.top_k if config.scoring.candidates == "all" else config.retrieval.n_candidates
 
 
-def _shortfalls(night: RunContext) -> DataFrame:
-    """Who got fewer candidates than wanted, and why."""
-    retrieval = night.config.retrieval
-    short = night.read_slice("candidates").where(F.size("items") < _n_wanted(night.config))
+def _find_shortfalls(context: RunContext) -> DataFrame:
+    """Find the users who got fewer candidates than wanted, and why."""
+    retrieval = context.config.retrieval
+    short = context.read_slice("candidates").where(F.size("items") < _n_required(context.config))
     short = short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items"))
-    short = join_segments(short, night, "left")
+    short = join_segments(short, context, "left")
     named = [segment for segment in retrieval.eligibility if segment != ALL_SEGMENTS]
     ruled = F.lit(True) if ALL_SEGMENTS in retrieval.eligibility else F.coalesce(F.col("segment").isin(named), F.lit(False))
     reason = F.when(ruled, "eligible_exhausted").otherwise("catalogue_exhausted")

@@ -1,4 +1,4 @@
-"""The embed step: what is known of users brought together; popularity, the catalogue, item and user embeddings."""
+"""The embed step: gather users' events; write popularity, the catalogue that later steps share, item and user embeddings."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from recsys_batch.storage.filesystems import basename, read_parquet
 logger = logging.getLogger("recsys_batch.night")
 
 
-def embed_users(night: RunContext) -> StepResult:
-    """What is known of users brought together; popularity, the catalogue that later steps share, item and user embeddings."""
-    items = item_catalogue.read_item_table(night.read_input("items"), night.config, night.run.run_date)
-    catalogue = item_catalogue.build_catalogue(night.bundle, night.root, items, night.config)
-    base = _decide(night, catalogue)
-    gathered = gather_all(night) if base is None else gather_changed(night, base)
-    counts = _popularity(night, gathered, base)
+def embed_users(context: RunContext) -> StepResult:
+    """Gather users' events, and write popularity, the catalogue, item and user embeddings."""
+    items = item_catalogue.read_item_table(context.read_input("items"), context.config, context.run.run_date)
+    catalogue = item_catalogue.build_catalogue(context.bundle, context.root, items, context.config)
+    base = _choose_base(context, catalogue)
+    user_events = gather_all(context) if base is None else gather_changed(context, base)
+    counts = _write_popularity(context, user_events, base)
     n_events = users_by_item(counts, catalogue.item_ids)
-    catalogue = item_catalogue.add_popularity(catalogue, night.bundle, n_events)
-    folder = night.put_folder("catalogues", lambda target: write_catalogue(target, catalogue))
-    night.set_pointer("catalogue", {"folder": basename(folder)})
-    lists = rank_popular_items(counts, items["item_id"].filter(items["is_available"]).combine_chunks(), night.config.tables.popular_items)
-    written = {
-        "item_embeddings": night.write_driver_rows(
-            "item_embeddings", item_catalogue.item_embedding_rows(catalogue, n_events, night.run.run_id, night.ids)
+    catalogue = item_catalogue.add_popularity(catalogue, context.bundle, n_events)
+    folder = context.put_folder("catalogues", lambda target: write_catalogue(target, catalogue))
+    context.set_pointer("catalogue", {"folder": basename(folder)})
+    lists = rank_popular_items(counts, items["item_id"].filter(items["is_available"]).combine_chunks(), context.config.tables.popular_items)
+    commits = {
+        "item_embeddings": context.write_driver_rows(
+            "item_embeddings", item_catalogue.item_embedding_rows(catalogue, n_events, context.run.run_id, context.ids)
         ),
-        "popular": night.write_driver_rows("popular", lists),
-        "user_embeddings": _user_embeddings(night, gathered, base),
+        "popular": context.write_driver_rows("popular", lists),
+        "user_embeddings": _write_user_embeddings(context, user_events, base),
     }
-    versions = {name: one.version for name, one in written.items()}
-    users = written["user_embeddings"].rows
+    versions = {name: part.version for name, part in commits.items()}
+    users = commits["user_embeddings"].rows
     metrics = {"n_items": float(len(catalogue)), "incremental": float(base is not None)}
-    metrics |= task_metrics(night, "embed", written["user_embeddings"])
+    metrics |= task_metrics(context, "embed", commits["user_embeddings"])
     if base is not None:
         metrics |= {"incremental.users_changed": float(len(base.changed)), "incremental.items_gained": float(len(base.new_items))}
-    return StepResult(versions, rows=users + written["item_embeddings"].rows, users=users, metrics=metrics)
+    return StepResult(versions, rows=users + commits["item_embeddings"].rows, users=users, metrics=metrics)
 
 
-def _decide(night: RunContext, catalogue: Catalogue) -> BaseRun | None:
-    """The night to go on from, where an incremental one was asked for and can be."""
-    night.clear_pointer("base")
-    if not night.incremental:
+def _choose_base(context: RunContext, catalogue: Catalogue) -> BaseRun | None:
+    """Choose the run to go on from; None where no incremental night was asked for or it has to be a full one."""
+    context.clear_pointer("base")
+    if not context.incremental:
         return None
     try:
-        base = find_base(night, catalogue)
+        base = find_base(context, catalogue)
     except FullRunRequired as reason:
         logger.info("this is a full night: %s", reason)
         return None
@@ -67,30 +67,30 @@ def _decide(night: RunContext, catalogue: Catalogue) -> BaseRun | None:
     return base
 
 
-def _popularity(night: RunContext, gathered: UserEvents, base: BaseRun | None) -> pa.Table:
-    """Users per segment and item: counted, or the base's with what the changed users did since."""
-    counter = partial(count_popularity, gathered, night.config.data.min_weight)
-    tasks, function = range_tasks(night, counter, gathered.bounds)
-    counted = [tasks.mapInArrow(function, spark_ddl(counts_schema(night.ids))).toArrow()]
+def _write_popularity(context: RunContext, user_events: UserEvents, base: BaseRun | None) -> pa.Table:
+    """Count users per segment and item, or add what changed users did since to the base run's counts; written as an artefact."""
+    counter = partial(count_popularity, user_events, context.config.data.min_weight)
+    tasks, function = range_tasks(context, counter, user_events.bounds)
+    counted = [tasks.mapInArrow(function, spark_ddl(counts_schema(context.ids))).toArrow()]
     if base is not None:
-        counted.append(read_parquet(counts_path(night.root, base.run.run_id)))
-    counts = sum_counts(counted, night.ids)
-    folder = night.put_folder("popularity", lambda target: pq.write_table(counts, target / COUNTS_FILE_NAME))
-    night.set_pointer("popularity", {"folder": basename(folder)})
+        counted.append(read_parquet(counts_path(context.root, base.run.run_id)))
+    counts = sum_counts(counted, context.ids)
+    folder = context.put_folder("popularity", lambda target: pq.write_table(counts, target / COUNTS_FILE_NAME))
+    context.set_pointer("popularity", {"folder": basename(folder)})
     return counts
 
 
-def _user_embeddings(night: RunContext, gathered: UserEvents, base: BaseRun | None) -> CommittedSlice:
-    brought = night.bundle.kind == "embeddings"
+def _write_user_embeddings(context: RunContext, user_events: UserEvents, base: BaseRun | None) -> CommittedSlice:
+    is_imported = context.bundle.kind == "embeddings"
     task = EmbedTask(
-        run_id=night.run.run_id,
-        gathered=gathered,
-        min_weight=night.config.data.min_weight,
-        bundle_dir=night.bundle_dir,
-        catalogue_dir=night.catalogue_dir,
-        history_length=0 if brought else int(night.bundle.manifest["model"]["history_length"]),
-        cache=night.cache,
+        run_id=context.run.run_id,
+        gathered=user_events,
+        min_weight=context.config.data.min_weight,
+        bundle_dir=context.bundle_dir,
+        catalogue_dir=context.catalogue_dir,
+        history_length=0 if is_imported else int(context.bundle.manifest["model"]["history_length"]),
+        cache=context.cache,
     )
-    rows = task.copy_imported_range if brought else task.encode_range
-    tasks = range_tasks(night, rows, gathered.bounds) if base is None else carry_forward_tasks(night, base, "user_embeddings", rows)
-    return night.write_slice("user_embeddings", *tasks)
+    rows = task.copy_imported_range if is_imported else task.encode_range
+    tasks = range_tasks(context, rows, user_events.bounds) if base is None else carry_forward_tasks(context, base, "user_embeddings", rows)
+    return context.write_slice("user_embeddings", *tasks)

@@ -1,4 +1,4 @@
-"""Bring together what is known of users, by ranges of user_id: the one time in a night that events are shuffled."""
+"""Gather what is known of users by ranges of user_id: the one time in a night that events are shuffled. Called by the embed step."""
 
 from __future__ import annotations
 
@@ -28,37 +28,38 @@ _EVENTS_PER_TASK = 3_000_000  # about 100 MB in a Python worker
 _BYTES_PER_STEP = 8 * 2**20  # of interactions: one user in so many such steps is sampled, which is tens of thousands at any size
 
 
-def gather_all(night: RunContext) -> UserEvents:
-    """For a full night."""
-    events = night.read_input("interactions").select(
+def gather_all(context: RunContext) -> UserEvents:
+    """Gather all users' events, profiles and imported vectors, for a full night."""
+    events = context.read_input("interactions").select(
         "user_id", "item_id", F.unix_micros("event_ts").alias("event_us"), "weight", F.lit(False).alias("before")
     )
-    users, vectors = night.users_table(), None
-    people = None if users is None else _people_now(users)
-    if night.bundle.kind == "embeddings":
-        vectors = item_catalogue.read_imported_users(night.spark, night.bundle, night.root)
-    return _staged(night, _cuts(night, [rows for rows in (events, people, vectors) if rows is not None]), events, people, vectors)
+    users, vectors = context.users_table(), None
+    profiles = None if users is None else _current_profiles(users)
+    if context.bundle.kind == "embeddings":
+        vectors = item_catalogue.read_imported_users(context.spark, context.bundle, context.root)
+    cuts = _choose_cuts(context, [rows for rows in (events, profiles, vectors) if rows is not None])
+    return _stage_events(context, cuts, events, profiles, vectors)
 
 
-def gather_changed(night: RunContext, base: BaseRun) -> UserEvents:
-    """For an incremental night, of the users whom it computes again."""
-    per_task = count_users_per_task(night.config.retrieval.n_candidates, night.bundle.embedding_dim)
-    n = count_user_tasks(len(base.changed), per_task, night.spark.sparkContext.defaultParallelism)
-    places = np.unique(np.linspace(-1, len(base.changed) - 1, n + 1).astype(np.int64)[1:])
-    cuts = base.changed.take(pa.array(places[places >= 0])).to_pylist()
+def gather_changed(context: RunContext, base: BaseRun) -> UserEvents:
+    """Gather the events, profiles and imported vectors of users whom an incremental night computes again."""
+    per_task = count_users_per_task(context.config.retrieval.n_candidates, context.bundle.embedding_dim)
+    n = count_user_tasks(len(base.changed), per_task, context.spark.sparkContext.defaultParallelism)
+    cut_rows = np.unique(np.linspace(-1, len(base.changed) - 1, n + 1).astype(np.int64)[1:])
+    cuts = base.changed.take(pa.array(cut_rows[cut_rows >= 0])).to_pylist()
     vectors = None
-    if night.bundle.kind == "embeddings":
-        vectors = only_changed(night, item_catalogue.read_imported_users(night.spark, night.bundle, night.root))
-    return _staged(night, cuts, read_changed_interactions(night, base), _people(night, base), vectors)
+    if context.bundle.kind == "embeddings":
+        vectors = only_changed(context, item_catalogue.read_imported_users(context.spark, context.bundle, context.root))
+    return _stage_events(context, cuts, read_changed_interactions(context, base), _changed_profiles(context, base), vectors)
 
 
-def load_user_events(night: RunContext) -> UserEvents:
-    """What this run has gathered."""
-    pointer = night.get_pointer("gathered")
+def load_user_events(context: RunContext) -> UserEvents:
+    """Load what this run has gathered, by its pointer "gathered"."""
+    pointer = context.get_pointer("gathered")
 
     def files(spec: TableSpec) -> UserSortedFiles | None:
         return (
-            UserSortedFiles(night.staging_slice(spec), [DataFile(**part) for part in pointer[spec.name]])
+            UserSortedFiles(context.staging_slice(spec), [DataFile(**part) for part in pointer[spec.name]])
             if pointer[spec.name] is not None
             else None
         )
@@ -68,20 +69,22 @@ def load_user_events(night: RunContext) -> UserEvents:
     return UserEvents(ranges_from_cuts(pointer["cuts"]), events, files(USERS), files(VECTORS))
 
 
-def _staged(night: RunContext, cuts: list[Any], events: DataFrame, people: DataFrame | None, vectors: DataFrame | None) -> UserEvents:
+def _stage_events(
+    context: RunContext, cuts: list[Any], events: DataFrame, profiles: DataFrame | None, vectors: DataFrame | None
+) -> UserEvents:
     bounds, staged = ranges_from_cuts(cuts), {}
-    for spec, rows in ((EVENTS, events), (USERS, people), (VECTORS, vectors)):
+    for spec, rows in ((EVENTS, events), (USERS, profiles), (VECTORS, vectors)):
         staged[spec.name] = (
-            night.write_staging(spec, repartition_by_range(rows, bounds).sortWithinPartitions("user_id")) if rows is not None else None
+            context.write_staging(spec, repartition_by_range(rows, bounds).sortWithinPartitions("user_id")) if rows is not None else None
         )
     parts = {name: [asdict(part) for part in files.parts] if files is not None else None for name, files in staged.items()}
-    night.set_pointer("gathered", {"cuts": cuts, **parts})
-    return load_user_events(night)
+    context.set_pointer("gathered", {"cuts": cuts, **parts})
+    return load_user_events(context)
 
 
-def _cuts(night: RunContext, sources: Sequence[DataFrame]) -> list[Any]:
-    """Last users of ranges with about as much work each: from users sampled by a hash of their id, and their numbers of events."""
-    one_in = max(1, night.tables.n_bytes("interactions") // _BYTES_PER_STEP)
+def _choose_cuts(context: RunContext, sources: Sequence[DataFrame]) -> list[Any]:
+    """Choose the last users of ranges with about as much work each, from a sample by a hash of user_id and its numbers of events."""
+    one_in = max(1, context.tables.n_bytes("interactions") // _BYTES_PER_STEP)
     kinds = ((rows, "item_id" in rows.columns) for rows in sources)
     rows = reduce(DataFrame.unionAll, (rows.select("user_id", F.lit(int(events)).alias("n")) for rows, events in kinds))
     sampled = rows.where(F.pmod(F.xxhash64("user_id"), F.lit(one_in)) == 0).groupBy("user_id").agg(F.sum("n").alias("n")).toArrow()
@@ -89,34 +92,34 @@ def _cuts(night: RunContext, sources: Sequence[DataFrame]) -> list[Any]:
         return []
     sampled = sampled.sort_by("user_id")
     n_events = np.asarray(sampled["n"], dtype=np.float64)
-    n_cores = night.spark.sparkContext.defaultParallelism
-    per_task = count_users_per_task(night.config.retrieval.n_candidates, night.bundle.embedding_dim)
+    n_cores = context.spark.sparkContext.defaultParallelism
+    per_task = count_users_per_task(context.config.retrieval.n_candidates, context.bundle.embedding_dim)
     n = count_user_tasks(one_in * len(sampled), per_task, n_cores)
     n = max(n, n_cores * math.ceil(one_in * n_events.sum() / (_EVENTS_PER_TASK * n_cores)))
     work = np.cumsum(1 / len(sampled) + n_events / max(n_events.sum(), 1.0))
-    places = np.searchsorted(work, work[-1] * np.arange(1, n + 1) / n)
-    return list(pc.unique(sampled["user_id"].take(pa.array(np.minimum(places, len(sampled) - 1)))).to_pylist())
+    cut_rows = np.searchsorted(work, work[-1] * np.arange(1, n + 1) / n)
+    return list(pc.unique(sampled["user_id"].take(pa.array(np.minimum(cut_rows, len(sampled) - 1)))).to_pylist())
 
 
-def _people(night: RunContext, base: BaseRun) -> DataFrame | None:
-    """Rows of PEOPLE of the changed users: as they are, and the segment that they had."""
-    versions = [inputs.get("users") for inputs in (night.run.input_versions, base.run.input_versions)]
-    now, then = (only_changed(night, night.tables.read("users", version)) if version is not None else None for version in versions)
+def _changed_profiles(context: RunContext, base: BaseRun) -> DataFrame | None:
+    """Read rows of USERS of the changed users: as they are, and the segment that they had."""
+    versions = [inputs.get("users") for inputs in (context.run.input_versions, base.run.input_versions)]
+    now, then = (only_changed(context, context.tables.read("users", version)) if version is not None else None for version in versions)
     if now is not None and then is None:
-        return _people_now(now)
+        return _current_profiles(now)
     if then is None:
         return None
     before = then.select("user_id", F.col("segment").alias("segment_before"))
     if now is None:
-        left = [_nothing("string").alias("segment"), _nothing("map<string,string>").alias("attributes"), F.lit(False).alias("in_users")]
-        return before.select("user_id", *left, "segment_before")
+        no_profile = [_null("string").alias("segment"), _null("map<string,string>").alias("attributes"), F.lit(False).alias("in_users")]
+        return before.select("user_id", *no_profile, "segment_before")
     joined = now.withColumn("in_users", F.lit(True)).join(before, "user_id", "full_outer").fillna(False, ["in_users"])
     return joined.select("user_id", "segment", "attributes", "in_users", "segment_before")
 
 
-def _people_now(users: DataFrame) -> DataFrame:
-    return users.select("user_id", "segment", "attributes", F.lit(True).alias("in_users"), _nothing("string").alias("segment_before"))
+def _current_profiles(users: DataFrame) -> DataFrame:
+    return users.select("user_id", "segment", "attributes", F.lit(True).alias("in_users"), _null("string").alias("segment_before"))
 
 
-def _nothing(kind: str) -> Column:
+def _null(kind: str) -> Column:
     return F.lit(None).cast(kind)

@@ -1,4 +1,4 @@
-"""What the steps share: their result, and passes over users by ranges, of everybody or of those whom an incremental night computes."""
+"""Passes over users by ranges, shared by the steps: of all users, or of those whom an incremental night computes again."""
 
 from __future__ import annotations
 
@@ -18,46 +18,50 @@ from recsys_batch.tables.slice_writer import PYTHON_MS, WRITE_MS
 from recsys_batch.tables.user_ranges import BATCH_ROWS, UserRange, ranges_of_files
 
 
-def join_segments(users: DataFrame, night: RunContext, how: str) -> DataFrame:
-    """With segment and attributes of the users table, nulls where there is none."""
-    table = night.users_table()
+def join_segments(users: DataFrame, context: RunContext, how: str) -> DataFrame:
+    """Join segment and attributes of the users table to rows of users; nulls where there is no users table."""
+    table = context.users_table()
     if table is None:
-        nothing = F.lit(None)
-        return users.withColumn("segment", nothing.cast("string")).withColumn("attributes", nothing.cast("map<string,string>"))
+        null = F.lit(None)
+        return users.withColumn("segment", null.cast("string")).withColumn("attributes", null.cast("map<string,string>"))
     return users.join(table, "user_id", how)
 
 
-def range_tasks(night: RunContext, rows: RangeFunction, bounds: Sequence[UserRange]) -> tuple[DataFrame, BatchFunction]:
-    """A task per range, in which ``rows`` makes its rows."""
-    return task_ids(night, len(bounds)), apply_by_range(rows, bounds)
+def range_tasks(context: RunContext, rows: RangeFunction, bounds: Sequence[UserRange]) -> tuple[DataFrame, BatchFunction]:
+    """Build a task per range, in which ``rows`` makes its rows; returns (tasks, function for mapInArrow)."""
+    return task_ids(context, len(bounds)), apply_by_range(rows, bounds)
 
 
 def carry_forward_tasks(
-    night: RunContext,
+    context: RunContext,
     base: BaseRun,
     name: str,
     fresh: RangeFunction,
     change: Callable[[UserRange], BatchChange] | None = None,
     n_rows: int = BATCH_ROWS,
 ) -> tuple[DataFrame, BatchFunction]:
-    """A task per file of the base's slice: its rows with the fresh ones in the place of the changed users'."""
-    old = base.files(night.table_slice(name))
-    bounds = ranges_of_files(old.parts)
-    return task_ids(night, len(bounds)), carry_forward(old, fresh, changed_users_path(night), bounds, change, n_rows)
+    """Build a task per file of the base run that copies unchanged rows and puts fresh ones in the place of changed users'.
+
+    Returns:
+        (tasks, function for mapInArrow).
+    """
+    carried = base.files(context.table_slice(name))
+    bounds = ranges_of_files(carried.parts)
+    return task_ids(context, len(bounds)), carry_forward(carried, fresh, changed_users_path(context), bounds, change, n_rows)
 
 
 def repartition_by_range(rows: DataFrame, bounds: Sequence[UserRange]) -> DataFrame:
-    """The same rows, each range in one task."""
+    """Shuffle rows so that each range is in one task."""
     return add_range_number(rows, bounds).repartitionById(len(bounds), "range")
 
 
 def add_range_number(rows: DataFrame, bounds: Sequence[UserRange]) -> DataFrame:
-    """The same rows with the number of their user's range as "range"."""
-    return rows.withColumn("range", _range_of(bounds))
+    """Add the number of a row's user range as column "range"."""
+    return rows.withColumn("range", _range_number(bounds))
 
 
-def _range_of(bounds: Sequence[UserRange]) -> Column:
-    """The place of a user_id's range, by halving."""
+def _range_number(bounds: Sequence[UserRange]) -> Column:
+    """Build the column that finds the number of a user_id's range by bisection."""
 
     def within(low: int, high: int) -> Column:
         if low == high:
@@ -68,26 +72,27 @@ def _range_of(bounds: Sequence[UserRange]) -> Column:
     return within(0, len(bounds) - 1)
 
 
-def only_changed(night: RunContext, rows: DataFrame) -> DataFrame:
-    """Rows of the users whom an incremental night computes again."""
-    changed = night.spark.read.parquet(changed_users_path(night))
+def only_changed(context: RunContext, rows: DataFrame) -> DataFrame:
+    """Keep the rows of users whom an incremental night computes again."""
+    changed = context.spark.read.parquet(changed_users_path(context))
     return rows.join(F.broadcast(changed), "user_id", "left_semi")
 
 
-def read_changed_interactions(night: RunContext, base: BaseRun) -> DataFrame:
-    """Rows of EVENTS of an incremental night: those of users who changed, and all that came since the base."""
-    files = list_event_files(night, base.run)
-    wanted = EventFiles(*files, changed_users_path(night))
-    return task_ids(night, len(wanted.paths)).mapInArrow(read_changed_events(wanted, night.ids), spark_ddl(EVENTS.arrow_schema(night.ids)))
+def read_changed_interactions(context: RunContext, base: BaseRun) -> DataFrame:
+    """Read rows of EVENTS of an incremental night: those of users who changed, and all that came since the base run."""
+    paths = list_event_files(context, base.run)
+    event_files = EventFiles(*paths, changed_users_path(context))
+    tasks = task_ids(context, len(event_files.paths))
+    return tasks.mapInArrow(read_changed_events(event_files, context.ids), spark_ddl(EVENTS.arrow_schema(context.ids)))
 
 
-def task_ids(night: RunContext, n: int) -> DataFrame:
-    """0 .. n - 1, a task each."""
-    return night.spark.range(0, n, 1, max(n, 1))
+def task_ids(context: RunContext, n: int) -> DataFrame:
+    """Make rows 0 .. n - 1, a task each."""
+    return context.spark.range(0, n, 1, max(n, 1))
 
 
-def task_metrics(night: RunContext, step: str, written: CommittedSlice) -> dict[str, float]:
-    """What the tasks of a step's main pass counted, for the manifest; the rules' counts have names of their own.
+def task_metrics(context: RunContext, step: str, written: CommittedSlice) -> dict[str, float]:
+    """List the manifest's metrics of a step's main pass, as its tasks counted them; the rules' counts have names of their own.
 
     ``STEP.python_seconds`` and ``STEP.write_seconds`` are summed over tasks, so that they divide by STEP.seconds * STEP.cores.
     """
@@ -95,5 +100,5 @@ def task_metrics(night: RunContext, step: str, written: CommittedSlice) -> dict[
     write, python = (counts.pop(name, 0) / 1000 for name in (WRITE_MS, PYTHON_MS))
     metrics = {name if "." in name else f"{step}.{name}": float(n) for name, n in counts.items()}
     own = {"bytes": written.n_bytes, "write_seconds": write, "python_seconds": max(python - write, 0.0)}
-    own["cores"] = night.spark.sparkContext.defaultParallelism
+    own["cores"] = context.spark.sparkContext.defaultParallelism
     return metrics | {f"{step}.{name}": float(value) for name, value in own.items()}

@@ -18,43 +18,43 @@ from recsys_batch.spark.executors.score import SHORT_BY_RULES, ScoreTask, Scorin
 from recsys_batch.tables.user_ranges import ranges_of_files
 
 
-def score_candidates(night: RunContext) -> StepResult:
-    """The ranker's top K of each user's candidates."""
-    run, config = night.run, night.config
+def score_candidates(context: RunContext) -> StepResult:
+    """Rank every user's candidates, and write the top K of each."""
+    run, config = context.run, context.config
     task = ScoreTask(
         run_id=run.run_id,
         run_date=run.run_date,
         generated_at=run.started_at,
         model_version=run.model_version,
-        ids=night.ids,
-        bundle_dir=night.bundle_dir,
-        catalogue_dir=night.catalogue_dir,
+        ids=context.ids,
+        bundle_dir=context.bundle_dir,
+        catalogue_dir=context.catalogue_dir,
         n_candidates=config.retrieval.n_candidates,
         top_k=config.scoring.top_k,
         batch_users=config.scoring.batch_users,
-        cache=night.cache,
+        cache=context.cache,
     )
-    base, candidates = load_base(night), night.slice_files("candidates")
-    lists = ScoringInput(candidates, night.slice_files("user_embeddings"))
+    base, candidates = load_base(context), context.slice_files("candidates")
+    lists = ScoringInput(candidates, context.slice_files("user_embeddings"))
     if base is None:
-        tasks = range_tasks(night, partial(score_range, task, lists), ranges_of_files(candidates.parts))
+        tasks = range_tasks(context, partial(score_range, task, lists), ranges_of_files(candidates.parts))
     else:
-        lists = replace(lists, changed=changed_users_path(night), gained=base.new_items)
-        tasks = carry_forward_tasks(night, base, "topk", partial(score_range, task, lists), restamp(task.generated_at))
-    written = night.write_slice("topk", *tasks)
-    versions, counts = {"topk": written.version}, task_metrics(night, "score", written)
+        lists = replace(lists, changed=changed_users_path(context), gained=base.new_items)
+        tasks = carry_forward_tasks(context, base, "topk", partial(score_range, task, lists), restamp(task.generated_at))
+    written = context.write_slice("topk", *tasks)
+    versions, counts = {"topk": written.version}, task_metrics(context, "score", written)
     # Of the lists that are carried, nobody has counted which are short.
-    if counts.get(SHORT_BY_RULES) or (base is not None and night.config.rules != Rules()):
-        versions["shortfalls"] = night.write_slice("shortfalls", _short_by_rules(night)).version
+    if counts.get(SHORT_BY_RULES) or (base is not None and context.config.rules != Rules()):
+        versions["shortfalls"] = context.write_slice("shortfalls", _find_lists_short_by_rules(context)).version
     return StepResult(versions, rows=written.rows, users=sum(part.n_rows for part in candidates.parts), metrics=counts)
 
 
-def _short_by_rules(night: RunContext) -> DataFrame:
-    """The shortfalls, with everybody who has fewer than the top K although there were candidates."""
-    rows = night.read_slice("topk").groupBy("user_id").agg(F.count(F.lit(1)).cast("int").alias("n_items"))
-    candidates = night.read_slice("candidates").select("user_id", F.size("items").alias("n_candidates"))
+def _find_lists_short_by_rules(context: RunContext) -> DataFrame:
+    """Find the users with fewer than top K items although there were candidates; returns all rows of shortfalls."""
+    rows = context.read_slice("topk").groupBy("user_id").agg(F.count(F.lit(1)).cast("int").alias("n_items"))
+    candidates = context.read_slice("candidates").select("user_id", F.size("items").alias("n_candidates"))
     lists = candidates.join(rows, "user_id", "left").fillna(0, "n_items")
-    short = lists.where(F.col("n_items") < F.least("n_candidates", F.lit(night.config.scoring.top_k)))
-    short = short.select(F.lit(night.run.run_id).alias("run_id"), "user_id", "n_items", F.lit("rules").alias("reason"))
-    others = night.read_slice("shortfalls").where(F.col("reason") != "rules").join(short.select("user_id"), "user_id", "left_anti")
+    short = lists.where(F.col("n_items") < F.least("n_candidates", F.lit(context.config.scoring.top_k)))
+    short = short.select(F.lit(context.run.run_id).alias("run_id"), "user_id", "n_items", F.lit("rules").alias("reason"))
+    others = context.read_slice("shortfalls").where(F.col("reason") != "rules").join(short.select("user_id"), "user_id", "left_anti")
     return short.unionByName(others)

@@ -1,4 +1,4 @@
-"""What a step of the night tells of itself."""
+"""Result of a step, as the runner records it in the manifest."""
 
 from __future__ import annotations
 
