@@ -61,7 +61,7 @@ def measure_run(context: RunContext) -> dict[str, float]:
         default=segments.index(ALL_SEGMENTS) if ALL_SEGMENTS in segments else -1,
         top_k=context.config.scoring.top_k,
         bounds=bounds,
-        earlier=_base_run_files(context, base),
+        base=_base_run_files(context, base),
     )
     ranges_alone = context.spark.range(len(bounds)).select(F.col("id").cast("int").alias("range"))
     evidence = add_range_number(_collect_evidence(context, base), bounds).unionByName(ranges_alone, allowMissingColumns=True)

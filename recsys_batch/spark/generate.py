@@ -38,7 +38,7 @@ def generate_tables(spark: SparkSession, config: Config, n_users: int, n_items: 
     if max(n_users, n_items) > _MAX_ROWS:
         raise UsageError(f"at most {_MAX_ROWS:,} users and items can be generated, not {max(n_users, n_items):,}")
     tables = WarehouseTables(spark, config)
-    _refuse_others_rows(tables)
+    _check_only_generated(tables)
     world = World(n_users, n_items, n_events, seed)
     metadata = {"generate": [n_users, n_items, n_events, seed]}
     plan: tuple[tuple[str, Make, int, int], ...] = (
@@ -51,13 +51,13 @@ def generate_tables(spark: SparkSession, config: Config, n_users: int, n_items: 
         tables.ensure(name, IDS)
         if name != "interactions":
             tables.set_property(name, GENERATED, "true")
-        tables.replace_slice(name, _rows(spark, name, world, make, n_keys, n_rows), "true", metadata)
+        tables.replace_slice(name, _make_dataframe(spark, name, world, make, n_keys, n_rows), "true", metadata)
     tables.set_property("items", DECLARED, "true")
     return {name: n_rows for name, _, _, n_rows in plan}
 
 
 def make_rows(world: World, make: Make, rows_per_key: float) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """For mapInArrow over ids from 0: the rows of each id, about ``_ROWS_PER_BATCH`` of them at a time."""
+    """Make a function for mapInArrow: ids from 0 -> the rows of each id, about ``_ROWS_PER_BATCH`` of them at a time."""
     step = max(int(_ROWS_PER_BATCH / max(rows_per_key, 1.0)), 1)
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -69,19 +69,19 @@ def make_rows(world: World, make: Make, rows_per_key: float) -> Callable[[Iterat
     return run
 
 
-def _rows(spark: SparkSession, name: str, world: World, make: Make, n_keys: int, n_rows: int) -> DataFrame:
+def _make_dataframe(spark: SparkSession, name: str, world: World, make: Make, n_keys: int, n_rows: int) -> DataFrame:
     n_files = max(spark.sparkContext.defaultParallelism, 1) if n_rows > _ROWS_PER_BATCH else 1
     keys = spark.range(0, n_keys, 1, max(n_files, -(-n_rows // _ROWS_PER_FILE)))
     return keys.mapInArrow(make_rows(world, make, n_rows / n_keys), spark_ddl(TABLES[name].arrow_schema(IDS)))
 
 
-def _refuse_others_rows(tables: WarehouseTables) -> None:
-    elsewhere = "generate writes into an empty warehouse, pass another one with --set paths.warehouse=FOLDER"
+def _check_only_generated(tables: WarehouseTables) -> None:
+    advice = "generate writes into an empty warehouse, pass another one with --set paths.warehouse=FOLDER"
     for name in ("interactions", "items", "users"):
         if not tables.exists(name):
             continue
-        theirs = tables.read(name)
-        if not theirs.isEmpty() and (name == "interactions" or tables.property(name, GENERATED) != "true"):
-            raise UsageError(f"table {name} has rows already ({tables.identifier(name)}): {elsewhere}")
-        if "string" in (kind for column, kind in theirs.dtypes if column in ("user_id", "item_id")):
+        existing = tables.read(name)
+        if not existing.isEmpty() and (name == "interactions" or tables.property(name, GENERATED) != "true"):
+            raise UsageError(f"table {name} has rows already ({tables.identifier(name)}): {advice}")
+        if "string" in (kind for column, kind in existing.dtypes if column in ("user_id", "item_id")):
             raise UsageError(f"table {name} has STRING ids ({tables.identifier(name)}), generate makes BIGINT ones: use another warehouse")

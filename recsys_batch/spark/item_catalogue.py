@@ -1,4 +1,4 @@
-"""The item side of the embed step, on the driver: catalogue rows from the reference model or from tables that somebody brought."""
+"""The item side of the embed step, on the driver: the night's catalogue from the reference model or from imported embeddings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from recsys_batch.tables.list_columns import column_matrix, matrix_column
 
 
 def read_item_table(items: DataFrame, config: Config, run_date: dt.date) -> pa.Table:
-    """The items with what the rules say of each, in order of item_id.
+    """Read the items with what the rules say of each, in order of item_id.
 
     Items number in the millions at most, so one machine embeds them; users are what is distributed.
 
@@ -38,46 +38,46 @@ def read_item_table(items: DataFrame, config: Config, run_date: dt.date) -> pa.T
 
 
 def build_catalogue(bundle: Bundle, root: str, items: pa.Table, config: Config) -> Catalogue:
-    """The night's catalogue of ``item_table``; where embeddings were brought, ``with_popularity`` completes it."""
+    """Build the night's catalogue of ``read_item_table``'s rows; where embeddings were imported, ``add_popularity`` completes it."""
     item_ids = items["item_id"].combine_chunks()
     available = np.asarray(items["is_available"].to_numpy(zero_copy_only=False)).astype(bool)
     eligible, business = eligibility_masks(items, config), business_rules(items, config)
     if bundle.kind == "embeddings":
-        embeddings, known = _brought_items(bundle, root, item_ids)
-        history, nobody = np.zeros((len(item_ids), 0), dtype=np.float32), np.zeros(len(item_ids), dtype=np.float32)
-        return Catalogue(item_ids, embeddings, history, nobody, available & known, eligible, business)
+        embeddings, is_imported = _imported_items(bundle, root, item_ids)
+        no_history, no_popularity = np.zeros((len(item_ids), 0), dtype=np.float32), np.zeros(len(item_ids), dtype=np.float32)
+        return Catalogue(item_ids, embeddings, no_history, no_popularity, available & is_imported, eligible, business)
     vectors = Towers.from_bundle(bundle).encode_items(items)
     return Catalogue(item_ids, vectors.embeddings, vectors.history, vectors.log_popularity, available, eligible, business)
 
 
-def add_popularity(night_catalogue: Catalogue, bundle: Bundle, n_events: np.ndarray) -> Catalogue:
-    """With tonight's popularity for a ranker that was brought; the reference model's is frozen in it.
+def add_popularity(catalogue: Catalogue, bundle: Bundle, n_events: np.ndarray) -> Catalogue:
+    """Add tonight's popularity to the catalogue of an imported model; the reference model's is frozen in it.
 
     Args:
         n_events: int32 [n], users with a positive interaction per item.
     """
     if bundle.kind != "embeddings":
-        return night_catalogue
-    return replace(night_catalogue, log_popularity=np.log1p(n_events).astype(np.float32))
+        return catalogue
+    return replace(catalogue, log_popularity=np.log1p(n_events).astype(np.float32))
 
 
-def item_embedding_rows(night_catalogue: Catalogue, n_events: np.ndarray, run_id: str, ids: IdTypes) -> pa.Table:
-    """Rows of item_embeddings."""
-    n = len(night_catalogue)
-    columns = [pa.array([run_id] * n), night_catalogue.item_ids, matrix_column(night_catalogue.embeddings), pa.array(n_events)]
+def item_embedding_rows(catalogue: Catalogue, n_events: np.ndarray, run_id: str, ids: IdTypes) -> pa.Table:
+    """Make the rows of item_embeddings."""
+    n = len(catalogue)
+    columns = [pa.array([run_id] * n), catalogue.item_ids, matrix_column(catalogue.embeddings), pa.array(n_events)]
     return pa.Table.from_arrays(columns, schema=TABLES["item_embeddings"].arrow_schema(ids))
 
 
 def read_imported_users(spark: SparkSession, bundle: Bundle, root: str) -> DataFrame:
-    """user_id, embedding as they were registered."""
+    """Read the user embeddings of an imported model as they were registered: user_id, embedding."""
     return spark.read.parquet(join(root, "embeddings", str(bundle.manifest["tables"]["user_embeddings"]))).select("user_id", "embedding")
 
 
-def _brought_items(bundle: Bundle, root: str, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings [n, d] (zeros where none was brought) and bool [n] where there is one."""
+def _imported_items(bundle: Bundle, root: str, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Read imported item embeddings: float32 [n, d] (zeros where there is none), and bool [n] where there is one."""
     table = read_parquet(join(root, "embeddings", str(bundle.manifest["tables"]["item_embeddings"]))).combine_chunks()
-    place = np.asarray(pc.fill_null(pc.index_in(item_ids, value_set=table["item_id"].combine_chunks()), -1).to_numpy(zero_copy_only=False))
-    known = place >= 0
+    rows = np.asarray(pc.fill_null(pc.index_in(item_ids, value_set=table["item_id"].combine_chunks()), -1).to_numpy(zero_copy_only=False))
+    is_imported = rows >= 0
     embeddings = np.zeros((len(item_ids), bundle.embedding_dim), dtype=np.float32)
-    embeddings[known] = column_matrix(table["embedding"].combine_chunks())[place[known]]
-    return embeddings, known
+    embeddings[is_imported] = column_matrix(table["embedding"].combine_chunks())[rows[is_imported]]
+    return embeddings, is_imported

@@ -31,16 +31,16 @@ class Java:
 
 
 def find_java(environ: Mapping[str, str], system_folders: Sequence[Path] = SYSTEM_FOLDERS) -> Path | None:
-    """JAVA_HOME of a Java that Spark runs on; None where there is none.
+    """Find the JAVA_HOME of a Java that Spark runs on; None where there is none.
 
     The user's own JAVA_HOME comes first; then the first of 17 to 21 on PATH, in the system's folders or the project's; then a newer one.
     """
     newer: Path | None = None
-    for launcher in _launchers(environ, system_folders):
-        java = _ask(launcher)
+    for launcher in _list_launchers(environ, system_folders):
+        java = _probe_java(launcher)
         if java is None or not OLDEST <= java.version <= NEWEST:
             continue
-        if java.version <= PREFERRED_UP_TO or launcher == _own_launcher(environ):
+        if java.version <= PREFERRED_UP_TO or launcher == _java_home_launcher(environ):
             return java.home
         newer = newer or java.home
     return newer
@@ -61,14 +61,14 @@ def ensure_java() -> None:
     os.environ["JAVA_HOME"] = str(home)
 
 
-def _own_launcher(environ: Mapping[str, str]) -> Path | None:
+def _java_home_launcher(environ: Mapping[str, str]) -> Path | None:
     return Path(environ["JAVA_HOME"]) / "bin" / "java" if environ.get("JAVA_HOME") else None
 
 
-def _launchers(environ: Mapping[str, str], system_folders: Sequence[Path]) -> Iterator[Path]:
-    own = _own_launcher(environ)
-    if own:
-        yield own
+def _list_launchers(environ: Mapping[str, str], system_folders: Sequence[Path]) -> Iterator[Path]:
+    configured = _java_home_launcher(environ)
+    if configured:
+        yield configured
     on_path = shutil.which("java", path=environ.get("PATH", ""))
     if on_path:
         yield Path(on_path)
@@ -78,15 +78,15 @@ def _launchers(environ: Mapping[str, str], system_folders: Sequence[Path]) -> It
             yield home / "Contents" / "Home" / "bin" / "java"  # macOS
 
 
-def _ask(launcher: Path) -> Java | None:
-    """What a launcher says of itself: on PATH it is often a link or a script, whose own folder says nothing."""
+def _probe_java(launcher: Path) -> Java | None:
+    """Ask a launcher for its home and version: on PATH it is often a link or a script, whose own folder says nothing."""
     if not os.access(launcher, os.X_OK):
         return None
     try:
         command = [str(launcher), "-XshowSettings:properties", "-version"]
-        said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stderr
+        output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stderr
     except (OSError, subprocess.TimeoutExpired):
         return None
-    home = re.search(r"^\s*java\.home = (.+)$", said, re.MULTILINE)
-    version = re.search(r"^\s*java\.specification\.version = (\d+)$", said, re.MULTILINE)
+    home = re.search(r"^\s*java\.home = (.+)$", output, re.MULTILINE)
+    version = re.search(r"^\s*java\.specification\.version = (\d+)$", output, re.MULTILINE)
     return Java(Path(home.group(1)), int(version.group(1))) if home and version else None

@@ -1,4 +1,4 @@
-"""Somebody's own embedding tables, checked and copied beside the warehouse's tables as an immutable artefact."""
+"""Import of embedding tables: checked, and copied beside the warehouse's tables as an immutable artefact of a bundle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recsys_batch.storage.filesystems import exists, join, remove
 
 
 def bundle_from_tables(spark: SparkSession, config: Config, users: str, items: str, ranker: str | None, directory: Path) -> Bundle:
-    """A bundle of kind "embeddings" in ``directory``.
+    """Write a bundle of kind "embeddings" to ``directory``, from tables of user and item embeddings and an ONNX ranker.
 
     Raises:
         BundleError: a missing column, other id types than the warehouse's, null, unequal or non-finite vectors, an id twice,
@@ -32,9 +32,9 @@ def bundle_from_tables(spark: SparkSession, config: Config, users: str, items: s
     dims: dict[str, int] = {}
     names: dict[str, str] = {}
     for table, key, source in (("user_embeddings", "user_id", users), ("item_embeddings", "item_id", items)):
-        vectors = _vectors(parse_identifier(spark, source), source, key, ids)
-        dims[table], names[table] = _checked(vectors, source, key)
-        _store(vectors, join(root, "embeddings", names[table]))
+        vectors = _read_vectors(parse_identifier(spark, source), source, key, ids)
+        dims[table], names[table] = _check_vectors(vectors, source, key)
+        _write_vectors(vectors, join(root, "embeddings", names[table]))
     if dims["user_embeddings"] != dims["item_embeddings"]:
         raise BundleError(
             f"{users} has vectors of length {dims['user_embeddings']}, {items} of {dims['item_embeddings']}: "
@@ -52,23 +52,23 @@ def bundle_from_tables(spark: SparkSession, config: Config, users: str, items: s
     return write_bundle(directory, manifest, ranker_onnx=Path(ranker).read_bytes() if ranker else None)
 
 
-def _vectors(df: DataFrame, source: str, key: str, ids: IdTypes) -> DataFrame:
+def _read_vectors(df: DataFrame, source: str, key: str, ids: IdTypes) -> DataFrame:
     missing = [name for name in (key, "embedding") if name not in df.columns]
     if missing:
         raise BundleError(f"{source} lacks {', '.join(missing)}; it has {', '.join(df.columns)}")
     if not isinstance(df.schema["embedding"].dataType, ArrayType):
         raise BundleError(f"{source}: embedding is {df.schema['embedding'].dataType.simpleString()}, an array of float is expected")
     expected = ids.user if key == "user_id" else ids.item
-    found = "STRING" if isinstance(df.schema[key].dataType, StringType) else "BIGINT"
-    if found != expected:
+    actual = "STRING" if isinstance(df.schema[key].dataType, StringType) else "BIGINT"
+    if actual != expected:
         raise BundleError(f"{source}: {key} is {df.schema[key].dataType.simpleString()}, the warehouse's {key} is {expected}")
     return df.select(F.col(key).cast(expected).alias(key), F.col("embedding").cast("array<float>").alias("embedding"))
 
 
-def _checked(vectors: DataFrame, source: str, key: str) -> tuple[int, str]:
-    """Length of the vectors and a name from the content, in one pass."""
-    broken = F.exists("embedding", lambda x: x.isNull() | F.isnan(x) | (F.abs(x) == float("inf")))
-    found = cast(
+def _check_vectors(vectors: DataFrame, source: str, key: str) -> tuple[int, str]:
+    """Check a table of embeddings in one pass; returns the vectors' length and a name made of the content."""
+    is_broken = F.exists("embedding", lambda x: x.isNull() | F.isnan(x) | (F.abs(x) == float("inf")))
+    stats = cast(
         "Any",
         vectors.agg(
             F.count(F.lit(1)).alias("n"),
@@ -76,24 +76,24 @@ def _checked(vectors: DataFrame, source: str, key: str) -> tuple[int, str]:
             F.count_if(F.col(key).isNull() | F.col("embedding").isNull()).alias("nulls"),
             F.min(F.size("embedding")).alias("shortest"),
             F.max(F.size("embedding")).alias("longest"),
-            F.count_if(broken).alias("broken"),
+            F.count_if(is_broken).alias("broken"),
             F.sum(F.xxhash64(key, "embedding").cast("decimal(20,0)")).alias("content"),
         ).head(),
     )
     problems = {
-        "it has no rows": found.n == 0,
-        f"{found.nulls} rows have a null {key} or embedding": found.nulls > 0,
-        f"its vectors have lengths {found.shortest} to {found.longest}": found.shortest != found.longest,
-        f"{found.broken} vectors have a value that is null, NaN or infinite": found.broken > 0,
-        f"{found.n - found.n_ids} rows repeat a {key}": found.n_ids < found.n,
+        "it has no rows": stats.n == 0,
+        f"{stats.nulls} rows have a null {key} or embedding": stats.nulls > 0,
+        f"its vectors have lengths {stats.shortest} to {stats.longest}": stats.shortest != stats.longest,
+        f"{stats.broken} vectors have a value that is null, NaN or infinite": stats.broken > 0,
+        f"{stats.n - stats.n_ids} rows repeat a {key}": stats.n_ids < stats.n,
     }
-    wrong = [problem for problem, holds in problems.items() if holds]
-    if wrong:
-        raise BundleError(f"{source} cannot be registered: {'; '.join(wrong)}")
-    return int(found.longest), f"{key}-{found.n}-{int(found.content) & (2**64 - 1):016x}"
+    errors = [problem for problem, holds in problems.items() if holds]
+    if errors:
+        raise BundleError(f"{source} cannot be registered: {'; '.join(errors)}")
+    return int(stats.longest), f"{key}-{stats.n}-{int(stats.content) & (2**64 - 1):016x}"
 
 
-def _store(vectors: DataFrame, target: str) -> None:
+def _write_vectors(vectors: DataFrame, target: str) -> None:
     if exists(join(target, "_SUCCESS")):
         return
     remove(target)

@@ -1,4 +1,4 @@
-"""The Spark session: one way to get it, whether started by the command line, spark-submit or a test."""
+"""The Spark session: one way to get it, whether started by the command line, spark-submit or a test. Prints nothing of its own."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LAUNCHER_HOOK = Path(__file__).with_name("launcher.sh")
 
 
 def get_session(config: Config) -> SparkSession:
-    """The running session, or a new one by ``config.spark``.
+    """Get the running session, or start one by ``config.spark``.
 
     Under spark-submit the master, jars and resources are those of the submit; here only what every session has is added.
 
@@ -55,7 +55,7 @@ def get_session(config: Config) -> SparkSession:
 
 
 def is_stopped(session: SparkSession) -> bool:
-    """Whether the JVM behind it no longer answers."""
+    """Whether the JVM of a session no longer answers."""
     try:
         session.sparkContext._jvm.java.lang.System.nanoTime()  # type: ignore[union-attr]
     except (Py4JError, OSError):
@@ -64,23 +64,23 @@ def is_stopped(session: SparkSession) -> bool:
 
 
 def _java_options(config: Config) -> str:
-    """What the config asks for, and this package's log settings: Spark's default prints a page at every start."""
+    """Join the configured Java options and this package's log settings: Spark's default prints a page at every start."""
     settings = f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties')}"
     return f"{config.spark.conf.get('spark.driver.extraJavaOptions', '')} {settings}".strip()
 
 
 def _jars(config: Config) -> str:
-    """Delta's, those for a warehouse in a store, and what the config names."""
-    named = config.spark.conf.get("spark.jars", "")
-    jars = [*_delta_jars(config), *(jar for jar in named.split(",") if jar)]
+    """List the jars of a session: Delta's, those for a warehouse in a store, and what the config names."""
+    configured = config.spark.conf.get("spark.jars", "")
+    jars = [*_delta_jars(config), *(jar for jar in configured.split(",") if jar)]
     if is_remote(config.paths.warehouse):
-        found = sorted(Path(config.paths.s3a_jars).glob("*.jar"))
-        if not found and "hadoop-aws" not in named + config.spark.conf.get("spark.jars.packages", ""):
+        s3a_jars = sorted(Path(config.paths.s3a_jars).glob("*.jar"))
+        if not s3a_jars and "hadoop-aws" not in configured + config.spark.conf.get("spark.jars.packages", ""):
             raise UsageError(
                 f"paths.warehouse is {config.paths.warehouse}, and no jars for it are in {config.paths.s3a_jars} (paths.s3a_jars): "
                 "run `make s3a-jars`, name them in spark.jars or spark.jars.packages, or submit with spark-submit --packages"
             )
-        jars += [str(jar.resolve()) for jar in found]
+        jars += [str(jar.resolve()) for jar in s3a_jars]
     return ",".join(jars)
 
 

@@ -43,18 +43,18 @@ class WarehouseTables:
         self._config = config
 
     def identifier(self, name: str) -> str:
-        """What SQL calls the table: a catalog name or delta.`path`."""
+        """Name the table as SQL does: a catalog name or delta.`path`."""
         if self._config.catalog:
             return f"{self._config.catalog}.{name}"
         return f"delta.`{self.path(name)}`"
 
     def path(self, name: str) -> str:
-        """Absolute, as SQL takes only absolute paths for table names."""
+        """Locate the table's folder under the warehouse; absolute, as SQL takes only absolute paths for table names."""
         warehouse = self._config.paths.warehouse
         return join(warehouse if warehouse.startswith("file:") else absolute(warehouse), name)
 
     def folder(self, name: str) -> str:
-        """The table's folder as a location: a path that every node mounts under the same name, or a URI.
+        """Locate the table's folder, in a catalog too: a path that every node mounts under the same name, or a URI.
 
         Raises:
             UsageError: the table is kept in a store that a night cannot write to.
@@ -68,36 +68,36 @@ class WarehouseTables:
         return bool(DeltaTable.isDeltaTable(self._spark, self.path(name)))
 
     def delta(self, name: str) -> DeltaTable:
-        """Delta's own handle (history, merge, optimize).
+        """Open Delta's own handle of a table (history, merge, optimize).
 
         Raises:
             InputMissing: the table does not exist.
         """
         if not self.exists(name):
-            raise InputMissing(f"table {name} does not exist ({self.identifier(name)}): {_made_by(name)}")
+            raise InputMissing(f"table {name} does not exist ({self.identifier(name)}): {_command_hint(name)}")
         if self._config.catalog:
             return DeltaTable.forName(self._spark, f"{self._config.catalog}.{name}")
         return DeltaTable.forPath(self._spark, self.path(name))
 
     def version(self, name: str) -> int:
-        """Newest committed version."""
+        """Read the newest committed version of a table."""
         return int(cast("Any", self.delta(name).history(1).head())["version"])
 
     def read(self, name: str, version: int | None = None) -> DataFrame:
-        """The table, or a past version of it.
+        """Read a table, or a past version of it.
 
         Raises:
             InputMissing: the table does not exist.
         """
         if not self.exists(name):
-            raise InputMissing(f"table {name} does not exist ({self.identifier(name)}): {_made_by(name)}")
+            raise InputMissing(f"table {name} does not exist ({self.identifier(name)}): {_command_hint(name)}")
         reader = self._spark.read.format("delta")
         if version is not None:
             reader = reader.option("versionAsOf", version)
         return reader.table(f"{self._config.catalog}.{name}") if self._config.catalog else reader.load(self.path(name))
 
     def ids(self) -> IdTypes | None:
-        """Id types of this warehouse, as the interactions table has them; None before the first ingest."""
+        """Read the id types of this warehouse, as the interactions table has them; None before the first ingest."""
         if not self.exists("interactions"):
             return None
         schema = self.read("interactions").schema
@@ -105,14 +105,14 @@ class WarehouseTables:
         return IdTypes(user="STRING" if text["user_id"] else "BIGINT", item="STRING" if text["item_id"] else "BIGINT")
 
     def require_ids(self) -> IdTypes:
-        """As ``ids``, for whatever cannot start before the first ingest.
+        """Read the id types of this warehouse, for whatever cannot start before the first ingest.
 
         Raises:
             InputMissing: nothing was ingested yet.
         """
         ids = self.ids()
         if ids is None:
-            raise InputMissing(f"table interactions does not exist ({self.identifier('interactions')}): {_made_by('interactions')}")
+            raise InputMissing(f"table interactions does not exist ({self.identifier('interactions')}): {_command_hint('interactions')}")
         return ids
 
     def ensure(self, name: str, ids: IdTypes) -> bool:
@@ -124,7 +124,7 @@ class WarehouseTables:
             self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {catalog}")
         spec = TABLES[name]
         columns = ", ".join(
-            f"`{c.name}` {spark_type(c.arrow(ids).type)}{'' if c.nullable else ' NOT NULL'} COMMENT {_quote(c.comment)}"
+            f"`{c.name}` {spark_type(c.arrow(ids).type)}{'' if c.nullable else ' NOT NULL'} COMMENT {_sql_string(c.comment)}"
             for c in spec.columns
         )
         layout = f" PARTITIONED BY ({', '.join(spec.partition_by)})" if spec.partition_by else ""
@@ -137,66 +137,66 @@ class WarehouseTables:
             "delta.dataSkippingStatsColumns": ",".join(spec.stats_columns(ids)),
             **{f"delta.constraints.{check}": sql for check, sql in spec.checks.items()},
         }
-        listed = ", ".join(f"{_quote(k)} = {_quote(v)}" for k, v in properties.items())
+        property_list = ", ".join(f"{_sql_string(k)} = {_sql_string(v)}" for k, v in properties.items())
         self._spark.sql(
             f"CREATE TABLE IF NOT EXISTS {self.identifier(name)} ({columns}) USING delta{layout} "
-            f"COMMENT {_quote(spec.comment)} TBLPROPERTIES ({listed})"
+            f"COMMENT {_sql_string(spec.comment)} TBLPROPERTIES ({property_list})"
         )
         return True
 
     def append(self, name: str, df: DataFrame, metadata: Mapping[str, Any]) -> int:
         """Append rows; returns the committed version."""
-        return self._save(name, df.write.mode("append"), metadata)
+        return self._write(name, df.write.mode("append"), metadata)
 
     def replace_slice(self, name: str, df: DataFrame, predicate: str, metadata: Mapping[str, Any]) -> int:
         """Replace the rows for which ``predicate`` (SQL over partition columns) holds; the same call again changes nothing."""
-        return self._save(name, df.write.mode("overwrite").option("replaceWhere", predicate), metadata)
+        return self._write(name, df.write.mode("overwrite").option("replaceWhere", predicate), metadata)
 
     def upsert(self, name: str, df: DataFrame, key: str, metadata: Mapping[str, Any]) -> int:
         """Update the rows whose ``key`` is already there, insert the others; returns the committed version."""
-        token = self._mark(metadata)
+        token = self._commit_token(metadata)
         self._spark.conf.set("spark.databricks.delta.commitInfo.userMetadata", token)
         try:
             merge = self.delta(name).alias("old").merge(df.alias("new"), f"old.`{key}` = new.`{key}`")
             merge.whenMatchedUpdateAll().whenNotMatchedInsertAll().execute()
         finally:
             self._spark.conf.unset("spark.databricks.delta.commitInfo.userMetadata")
-        return self._committed(name, token)
+        return self._committed_version(name, token)
 
     def n_bytes(self, name: str) -> int:
-        """Size of the newest version's files; a table that is there. By deltalake, which needs no job for it."""
+        """Sum the sizes of an existing table's newest files, by deltalake, which needs no job for it."""
         sizes = pa.table(open_delta_table(self.folder(name)).get_add_actions())["size_bytes"].to_pylist()
         return sum(sizes)
 
     def set_property(self, name: str, key: str, value: str) -> None:
-        self._spark.sql(f"ALTER TABLE {self.identifier(name)} SET TBLPROPERTIES ({_quote(key)} = {_quote(value)})")
+        self._spark.sql(f"ALTER TABLE {self.identifier(name)} SET TBLPROPERTIES ({_sql_string(key)} = {_sql_string(value)})")
 
     def property(self, name: str, key: str) -> str | None:
         properties = cast("Any", self.delta(name).detail().select("properties").head())["properties"]
         return cast("str | None", properties.get(key))
 
-    def _save(self, name: str, writer: DataFrameWriter, metadata: Mapping[str, Any]) -> int:
-        token = self._mark(metadata)
+    def _write(self, name: str, writer: DataFrameWriter, metadata: Mapping[str, Any]) -> int:
+        token = self._commit_token(metadata)
         writer = writer.format("delta").option("userMetadata", token)
         if self._config.catalog:
             writer.saveAsTable(f"{self._config.catalog}.{name}")
         else:
             writer.save(self.path(name))
-        return self._committed(name, token)
+        return self._committed_version(name, token)
 
     @staticmethod
-    def _mark(metadata: Mapping[str, Any]) -> str:
+    def _commit_token(metadata: Mapping[str, Any]) -> str:
         return json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
 
-    def _committed(self, name: str, token: str) -> int:
-        """The version whose commit carries the token; the newest one where Delta found nothing to change and made no commit."""
+    def _committed_version(self, name: str, token: str) -> int:
+        """Find the version whose commit has the token; the newest one where Delta found nothing to change and made no commit."""
         history = self.delta(name).history(20).select("version", "userMetadata").collect()
-        mine = [int(row["version"]) for row in history if row["userMetadata"] == token]
-        return mine[0] if mine else int(history[0]["version"])
+        versions = [int(row["version"]) for row in history if row["userMetadata"] == token]
+        return versions[0] if versions else int(history[0]["version"])
 
 
 def parse_identifier(spark: SparkSession, text: str) -> DataFrame:
-    """A table that somebody names: a catalog name, or a folder that holds Delta or Parquet files.
+    """Read a table that a user names: a catalog name, or a folder that holds Delta or Parquet files.
 
     Raises:
         UsageError: nothing readable is there.
@@ -212,7 +212,7 @@ def parse_identifier(spark: SparkSession, text: str) -> DataFrame:
         raise UsageError(f"{text} is neither a Delta table, a Parquet folder nor a catalog table: {first_line}") from None
 
 
-def _made_by(name: str) -> str:
+def _command_hint(name: str) -> str:
     if name in ("exposures", "feedback"):
         return "run `recsys-batch ingest --format exposures` first"
     if name in ("interactions", "items", "users", "holdout"):
@@ -220,5 +220,5 @@ def _made_by(name: str) -> str:
     return "run `recsys-batch nightly` first"
 
 
-def _quote(text: str) -> str:
+def _sql_string(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

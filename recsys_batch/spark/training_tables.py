@@ -1,4 +1,4 @@
-"""What training reads, and a key that says whether it would be the same training again."""
+"""Tables that training reads, and a key that says whether it would be the same training again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TABLES = ("interactions", "items", "users")
 
 @dataclass(frozen=True)
 class TrainingTables:
-    """Tables for training.
+    """Tables for training, and what identifies them.
 
     Attributes:
         users: None where there is no users table.
@@ -39,7 +39,7 @@ def read_training_tables(config: Config) -> TrainingTables:
     Raises:
         InputMissing: nothing was ingested, or no interaction is positive.
     """
-    tables, versions = _by_spark(config) if config.catalog else _by_path(config.paths.warehouse)
+    tables, versions = _read_by_spark(config) if config.catalog else _read_by_path(config.paths.warehouse)
     for name in ("interactions", "items"):
         if name not in tables or tables[name].num_rows == 0:
             raise InputMissing(f"table {name} is missing or empty: run `recsys-batch ingest` before train")
@@ -49,12 +49,12 @@ def read_training_tables(config: Config) -> TrainingTables:
     return TrainingTables(tables["interactions"], tables["items"], tables.get("users"), versions, key)
 
 
-def _by_path(warehouse: str) -> tuple[dict[str, pa.Table], dict[str, int]]:
+def _read_by_path(warehouse: str) -> tuple[dict[str, pa.Table], dict[str, int]]:
     versions = {name: int(open_table(warehouse, name).version()) for name in _TABLES if has_table(warehouse, name)}
     return {name: read_table(warehouse, name, version=version) for name, version in versions.items()}, versions
 
 
-def _by_spark(config: Config) -> tuple[dict[str, pa.Table], dict[str, int]]:
+def _read_by_spark(config: Config) -> tuple[dict[str, pa.Table], dict[str, int]]:
     from recsys_batch.spark.session import get_session
     from recsys_batch.spark.tables import WarehouseTables
 

@@ -49,10 +49,6 @@ class DataFile:
     last: Any
     counts: Mapping[str, int] = field(default_factory=dict)
 
-    def overlaps(self, other: DataFile) -> bool:
-        """Whether a key may be in both."""
-        return bool(self.first <= other.last and other.first <= self.last)
-
 
 @dataclass(frozen=True)
 class TableSlice:

@@ -84,7 +84,7 @@ def _write_user_embeddings(context: RunContext, user_events: UserEvents, base: B
     is_imported = context.bundle.kind == "embeddings"
     task = EmbedTask(
         run_id=context.run.run_id,
-        gathered=user_events,
+        user_events=user_events,
         min_weight=context.config.data.min_weight,
         bundle_dir=context.bundle_dir,
         catalogue_dir=context.catalogue_dir,

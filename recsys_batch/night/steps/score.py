@@ -39,7 +39,7 @@ def score_candidates(context: RunContext) -> StepResult:
     if base is None:
         tasks = range_tasks(context, partial(score_range, task, lists), ranges_of_files(candidates.parts))
     else:
-        lists = replace(lists, changed=changed_users_path(context), gained=base.new_items)
+        lists = replace(lists, changed=changed_users_path(context), new_items=base.new_items)
         tasks = carry_forward_tasks(context, base, "topk", partial(score_range, task, lists), restamp(task.generated_at))
     written = context.write_slice("topk", *tasks)
     versions, counts = {"topk": written.version}, task_metrics(context, "score", written)

@@ -1,4 +1,4 @@
-"""Distributing many items over the lists of an index: trained once on the driver, assigned in tasks, merged on the driver."""
+"""Assignment of many items to the lists of an index: trained once on the driver, assigned in tasks, merged on the driver."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recsys_batch.storage.node_cache import NodeCache
 
 
 def assign_in_tasks(spark: SparkSession, root: str, cache: NodeCache) -> AssignFunction:
-    """An ``Assign`` that gives each block of rows to a task. The vectors travel as an artefact of ``root``, for as long as it takes."""
+    """Make an ``AssignFunction`` that gives each block of rows to a task. The vectors travel as an artefact of ``root``, until it is done."""
 
     def run(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         def write(folder: Path) -> None:
@@ -42,7 +42,7 @@ def assign_in_tasks(spark: SparkSession, root: str, cache: NodeCache) -> AssignF
 
 
 def make_block_assigner(location: str, cache: NodeCache) -> BatchFunction:
-    """A function for mapInArrow: numbers of blocks of ``ASSIGN_ROWS`` rows -> (block, the list of each of its rows)."""
+    """Make a function for mapInArrow: numbers of blocks of ``ASSIGN_ROWS`` rows -> (block, the list of each of its rows)."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         limit_threads(1)

@@ -1,4 +1,4 @@
-"""Executor code of an incremental night: rows carried forward from the night before, rows computed again put in their place."""
+"""Executor code of an incremental night: the base run's rows carried forward, with rows computed again in the place of changed users'."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def carry_forward(
     change: Callable[[UserRange], BatchChange] | None = None,
     n_rows: int = BATCH_ROWS,
 ) -> BatchFunction:
-    """A function for mapInArrow: numbers of ``bounds`` -> the base's rows without the changed users', and the fresh rows, by user.
+    """Make a function for mapInArrow: numbers of ``bounds`` -> the base's rows without the changed users', and the fresh rows, by user.
 
     Args:
         base: its rows stream through.
@@ -49,16 +49,16 @@ def carry_forward(
     schema = base.where.file_schema
 
     def rows(within: UserRange) -> Iterator[pa.RecordBatch]:
-        made = [batch for batch in fresh(within) if batch.num_rows]
-        counts = sum((Counter(read_counts(batch)) for batch in made), Counter())
-        new = pa.Table.from_batches([base.where.conform(batch) for batch in made], schema)
-        users = group_boundaries(new["user_id"].combine_chunks())[0] if made else pa.array([], schema.field("user_id").type)
-        gone = pa.concat_arrays([users_in_range(find_changed_users(changed), within), users])
+        computed = [batch for batch in fresh(within) if batch.num_rows]
+        counts = sum((Counter(read_counts(batch)) for batch in computed), Counter())
+        fresh_rows = pa.Table.from_batches([base.where.conform(batch) for batch in computed], schema)
+        users = group_boundaries(fresh_rows["user_id"].combine_chunks())[0] if computed else pa.array([], schema.field("user_id").type)
+        replaced = pa.concat_arrays([users_in_range(find_changed_users(changed), within), users])
         counts[COMPUTED] = len(users)
         carried = base.batches(within, n_rows=n_rows)
         if change is not None:
             carried = map(change(within), carried)
-        for batch, n_carried in merge_sorted(carried, gone, new):
+        for batch, n_carried in merge_sorted(carried, replaced, fresh_rows):
             if batch.num_rows:
                 yield attach_counts(batch, {CARRIED: n_carried, **counts})
                 counts = Counter()
@@ -68,7 +68,7 @@ def carry_forward(
 
 @dataclass(frozen=True)
 class NewItems:
-    """Items that everybody may get now.
+    """Items that all users may get now and could not when the base run was made.
 
     Attributes:
         codes: int64 [g], ascending.
@@ -84,30 +84,30 @@ class NewItems:
     cache: NodeCache
 
     def insert_into(self, bounds: UserRange) -> BatchChange:
-        """For the rows of candidates of a range; users without an embedding have changed, and their rows are left out."""
-        known = self.embeddings.between(bounds, ["user_id", "embedding"])
-        return lambda rows: self._extended(rows, known)
+        """Make the change of candidates' rows of a range; users without an embedding have changed, and their rows are left out."""
+        embeddings = self.embeddings.between(bounds, ["user_id", "embedding"])
+        return lambda rows: self._insert_into_batch(rows, embeddings)
 
-    def _extended(self, rows: pa.RecordBatch, known: pa.Table) -> pa.RecordBatch:
-        """The gained items in their places; the best n_candidates stay."""
+    def _insert_into_batch(self, rows: pa.RecordBatch, embeddings: pa.Table) -> pa.RecordBatch:
+        """Insert the new items into lists of candidates by score; the best n_candidates stay."""
         catalogue = open_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
-        place = pc.index_in(rows["user_id"], value_set=known["user_id"].combine_chunks())
-        rows, place = rows.filter(place.is_valid()), place.drop_null()
-        queries = column_matrix(known["embedding"].combine_chunks().take(place))
+        positions = pc.index_in(rows["user_id"], value_set=embeddings["user_id"].combine_chunks())
+        rows, positions = rows.filter(positions.is_valid()), positions.drop_null()
+        queries = column_matrix(embeddings["embedding"].combine_chunks().take(positions))
         vectors = np.ascontiguousarray(catalogue.embeddings[self.codes])
         if self.cosine:
             queries, vectors = normalise_rows(queries), normalise_rows(vectors)
         scores = inner_products(
             np.ascontiguousarray(queries), vectors, np.broadcast_to(np.arange(len(self.codes)), (len(queries), len(self.codes)))
         )
-        scores[self._seen(rows["user_id"], catalogue.ids(self.codes))] = -np.inf
+        scores[self._seen_pairs(rows["user_id"], catalogue.ids(self.codes))] = -np.inf
         pairs, offsets = flatten_lists(rows["items"])
         lengths = np.diff(offsets)
         width = max(int(lengths.max(initial=0)), 1)
-        there = np.arange(width) < lengths[:, None]
-        old_codes, old_scores = np.full(there.shape, NO_CODE, np.int64), np.full(there.shape, -np.inf, np.float32)
-        old_codes[there] = catalogue.codes(pairs.field("item_id"))
-        old_scores[there] = pairs.field("score").to_numpy(zero_copy_only=False)
+        is_filled = np.arange(width) < lengths[:, None]
+        old_codes, old_scores = np.full(is_filled.shape, NO_CODE, np.int64), np.full(is_filled.shape, -np.inf, np.float32)
+        old_codes[is_filled] = catalogue.codes(pairs.field("item_id"))
+        old_scores[is_filled] = pairs.field("score").to_numpy(zero_copy_only=False)
         new_codes = np.where(np.isfinite(scores), self.codes, NO_CODE)
         best, codes = order_pairs(
             np.concatenate([old_scores, scores], axis=1), np.concatenate([old_codes, new_codes], axis=1), self.n_candidates
@@ -118,8 +118,8 @@ class NewItems:
         items = list_column(structs, np.concatenate([[0], np.cumsum(kept.sum(axis=1))])).cast(kind)
         return rows.set_column(rows.schema.get_field_index("items"), rows.schema.field("items"), items)
 
-    def _seen(self, users: pa.Array, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Places (user, item) of what was seen."""
+    def _seen_pairs(self, users: pa.Array, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Find the pairs that were seen: numbers of rows in ``users`` and in ``item_ids``."""
         table = _seen_table(self.seen)
         rows = pc.index_in(table["user_id"].combine_chunks(), value_set=users)
         columns = pc.index_in(table["item_id"].combine_chunks(), value_set=item_ids)
@@ -128,7 +128,7 @@ class NewItems:
 
 
 def restamp(generated_at: dt.datetime) -> Callable[[UserRange], BatchChange]:
-    """For rows of topk: carried rows are of this night."""
+    """Make the change of topk's rows that gives carried ones this night's ``generated_at``."""
 
     def change(rows: pa.RecordBatch) -> pa.RecordBatch:
         field = rows.schema.field("generated_at")

@@ -19,7 +19,7 @@ _ROWS = 1_000_000  # the set of changed users is built anew for every batch of r
 
 @dataclass(frozen=True)
 class EventFiles:
-    """Files of interactions, and whose rows are wanted.
+    """Files of interactions, and the users whose rows are wanted.
 
     Attributes:
         before, since: files that the base knew, and those that came since.
@@ -35,20 +35,20 @@ class EventFiles:
         return [*self.before, *self.since]
 
 
-def read_changed_events(wanted: EventFiles, ids: IdTypes) -> BatchFunction:
-    """A function for mapInArrow: numbers of files -> rows of EVENTS: of old files the changed users', of new ones all."""
+def read_changed_events(event_files: EventFiles, ids: IdTypes) -> BatchFunction:
+    """Make a function for mapInArrow: numbers of files -> rows of EVENTS: of old files the changed users', of new ones all."""
     schema = EVENTS.arrow_schema(ids)
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for number in (number for batch in batches for number in batch.column(0).to_pylist()):
-            before = number < len(wanted.before)
-            with parquet_file(wanted.paths[number]) as file:
+            before = number < len(event_files.before)
+            with parquet_file(event_files.paths[number]) as file:
                 for batch in file.iter_batches(_ROWS, columns=["user_id", "item_id", "event_ts", "weight"], use_threads=False):
                     if before:
-                        batch = batch.filter(pc.is_in(batch["user_id"], value_set=find_changed_users(wanted.changed)))
+                        batch = batch.filter(pc.is_in(batch["user_id"], value_set=find_changed_users(event_files.changed)))
                     if batch.num_rows:
-                        when = batch["event_ts"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
-                        columns = [batch["user_id"], batch["item_id"], when, batch["weight"], pa.repeat(before, batch.num_rows)]
+                        event_us = batch["event_ts"].cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+                        columns = [batch["user_id"], batch["item_id"], event_us, batch["weight"], pa.repeat(before, batch.num_rows)]
                         yield pa.RecordBatch.from_arrays(columns, names=schema.names).cast(schema)
 
     return run
@@ -56,5 +56,5 @@ def read_changed_events(wanted: EventFiles, ids: IdTypes) -> BatchFunction:
 
 @lru_cache(maxsize=2)
 def find_changed_users(location: str) -> pa.Array:
-    """user_ids of a Parquet file."""
+    """Read the user_ids of a Parquet file; kept for the worker's next tasks."""
     return read_parquet(location)["user_id"].combine_chunks()

@@ -27,14 +27,14 @@ _USERS = 8_192  # users embedded together
 
 @dataclass(frozen=True)
 class EmbedTask:
-    """What executors need to know; small, as it travels in the closure.
+    """Settings and locations of an embed task; small, as it travels in the closure.
 
     Attributes:
         history_length: newest items that the user tower reads; 0 where embeddings were brought.
     """
 
     run_id: str
-    gathered: UserEvents
+    user_events: UserEvents
     min_weight: float
     bundle_dir: str
     catalogue_dir: str
@@ -45,58 +45,58 @@ class EmbedTask:
         return open_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
 
     def encode_range(self, bounds: UserRange) -> Iterator[pa.RecordBatch]:
-        """Rows of user_embeddings by the user tower: everybody with a positive event."""
+        """Make a range's rows of user_embeddings by the user tower, for every user with a positive event."""
         catalogue = self.catalogue()
-        found = build_histories(self.gathered.positives(bounds, self.min_weight), catalogue, self.history_length)
-        profiles = self.gathered.profiles(bounds)
-        place = pc.index_in(found.user_ids, value_set=profiles["user_id"].combine_chunks())
-        for start in range(0, len(found.user_ids), _USERS):
-            users = slice(start, min(start + _USERS, len(found.user_ids)))
-            first, last = found.offsets[users.start], found.offsets[users.stop]
-            segments, attributes = (profiles[name].combine_chunks().take(place[users]) for name in ("segment", "attributes"))
+        histories = build_histories(self.user_events.positives(bounds, self.min_weight), catalogue, self.history_length)
+        profiles = self.user_events.profiles(bounds)
+        profile_rows = pc.index_in(histories.user_ids, value_set=profiles["user_id"].combine_chunks())
+        for start in range(0, len(histories.user_ids), _USERS):
+            users = slice(start, min(start + _USERS, len(histories.user_ids)))
+            first, last = histories.offsets[users.start], histories.offsets[users.stop]
+            segments, attributes = (profiles[name].combine_chunks().take(profile_rows[users]) for name in ("segment", "attributes"))
             embeddings = _towers(str(self.cache.local_copy(self.bundle_dir))).encode_users(
-                found.codes[first:last],
-                found.offsets[users.start : users.stop + 1] - first,
-                found.event_us[first:last],
-                found.weights[first:last],
+                histories.codes[first:last],
+                histories.offsets[users.start : users.stop + 1] - first,
+                histories.event_us[first:last],
+                histories.weights[first:last],
                 segments.to_pylist(),
                 attributes.to_pylist(maps_as_pydicts="strict"),
                 catalogue.history,
             )
-            finite = np.isfinite(embeddings).all(axis=1)
-            if not finite.all():
-                user = found.user_ids[start + int(np.flatnonzero(~finite)[0])].as_py()
+            is_finite = np.isfinite(embeddings).all(axis=1)
+            if not is_finite.all():
+                user = histories.user_ids[start + int(np.flatnonzero(~is_finite)[0])].as_py()
                 raise RecsysBatchError(f"the embedding of user {user!r} is not finite: the model is broken, or its input is")
-            yield self._rows(found.user_ids[users], matrix_column(embeddings), pa.array(found.n_events[users]))
+            yield self._rows(histories.user_ids[users], matrix_column(embeddings), pa.array(histories.n_events[users]))
 
     def copy_imported_range(self, bounds: UserRange) -> Iterator[pa.RecordBatch]:
-        """Rows of user_embeddings as they were registered."""
-        assert self.gathered.vectors is not None
-        counts = build_histories(self.gathered.positives(bounds, self.min_weight), self.catalogue(), 0)
-        for batch in self.gathered.vectors.batches(bounds, n_rows=_USERS):
-            place = pc.index_in(batch["user_id"], value_set=counts.user_ids)
-            n_events = pc.fill_null(pa.array(counts.n_events).take(place), 0)
+        """Make a range's rows of user_embeddings from imported vectors, as they were registered."""
+        assert self.user_events.vectors is not None
+        counts = build_histories(self.user_events.positives(bounds, self.min_weight), self.catalogue(), 0)
+        for batch in self.user_events.vectors.batches(bounds, n_rows=_USERS):
+            rows = pc.index_in(batch["user_id"], value_set=counts.user_ids)
+            n_events = pc.fill_null(pa.array(counts.n_events).take(rows), 0)
             yield self._rows(batch["user_id"], batch["embedding"], n_events)
 
     def _rows(self, user_ids: pa.Array, embeddings: pa.Array, n_events: pa.Array) -> pa.RecordBatch:
-        schema = TABLES["user_embeddings"].arrow_schema(self.gathered.events.where.ids)
+        schema = TABLES["user_embeddings"].arrow_schema(self.user_events.events.where.ids)
         columns = [pa.repeat(self.run_id, len(user_ids)), user_ids, embeddings, n_events.cast(pa.int32())]
         return pa.RecordBatch.from_arrays([column.cast(field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
 
 
-def count_popularity(gathered: UserEvents, min_weight: float, bounds: UserRange) -> Iterator[pa.RecordBatch]:
-    """Users per segment and item in the range, less what of it the base knew (in an incremental night; nothing else)."""
-    positives, ids = gathered.positives(bounds, min_weight), gathered.events.where.ids
-    segments = gathered.users.between(bounds, ["user_id", "segment", "segment_before"]) if gathered.users else None
+def count_popularity(user_events: UserEvents, min_weight: float, bounds: UserRange) -> Iterator[pa.RecordBatch]:
+    """Count a range's users per segment and item; in an incremental night, less what the base run counted of the same users."""
+    positives, ids = user_events.positives(bounds, min_weight), user_events.events.where.ids
+    segments = user_events.users.between(bounds, ["user_id", "segment", "segment_before"]) if user_events.users else None
     now = count_users(positives, segments.select(["user_id", "segment"]) if segments else None, ids)
-    earlier = positives.filter(positives["before"])
-    if earlier.num_rows:
+    positives_before = positives.filter(positives["before"])
+    if positives_before.num_rows:
         before = segments.select(["user_id", "segment_before"]).rename_columns(["user_id", "segment"]) if segments else None
-        now = add_counts(now, negate_counts(count_users(earlier, before, ids)))
+        now = add_counts(now, negate_counts(count_users(positives_before, before, ids)))
     yield from now.to_batches()
 
 
 @lru_cache(maxsize=1)
 def _towers(bundle_dir: str) -> Towers:
-    """Built once per Python worker."""
+    """Open the towers of a bundle, once per Python worker."""
     return Towers.from_bundle(load_bundle(bundle_dir))

@@ -16,7 +16,7 @@ RangeFunction = Callable[[UserRange], Iterator[pa.RecordBatch]]
 
 
 def apply_by_range(rows: RangeFunction, bounds: Sequence[UserRange]) -> BatchFunction:
-    """A function for mapInArrow: numbers of ``bounds`` -> the rows of these ranges."""
+    """Make a function for mapInArrow: numbers of ``bounds`` -> the rows of these ranges."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Executor code around every step's: write what it makes as parts of a slice."""
+"""Executor code around every step's: write the rows that it makes as files of a slice."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recsys_batch.tables.slice_writer import PYTHON_MS, TableSlice, data_file_to
 
 
 def make_part_writer(function: BatchFunction, where: TableSlice) -> BatchFunction:
-    """A function for mapInArrow: write what ``function`` makes, and give a row of ``PART_SCHEMA`` per file."""
+    """Make a function for mapInArrow: write what ``function`` makes, and give a row of ``DATA_FILE_SCHEMA`` per file."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         context = TaskContext.get()
@@ -29,5 +29,5 @@ def make_part_writer(function: BatchFunction, where: TableSlice) -> BatchFunctio
 
 
 def pass_through(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The function of a step whose rows Spark makes by itself."""
+    """Return the rows as they are: the function of a step whose rows Spark makes by itself."""
     return batches

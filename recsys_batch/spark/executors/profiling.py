@@ -1,4 +1,4 @@
-"""Where a step's Python time goes: a profile of every task, for ``tools/profile_night.py``."""
+"""Profile of every task's Python time, for ``tools/profile_night.py``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROFILE_FOLDER = "RECSYS_BATCH_PROFILE"
 
 
 def profile_batches(function: BatchFunction, name: str) -> BatchFunction:
-    """``function``, whose tasks write NAME-*.prof where ``FOLDER`` is set on their executor."""
+    """Wrap ``function`` so that its tasks write NAME-*.prof where ``PROFILE_FOLDER`` is set on their executor."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         folder = os.environ.get(PROFILE_FOLDER)
@@ -25,11 +25,11 @@ def profile_batches(function: BatchFunction, name: str) -> BatchFunction:
             yield from function(batches)
             return
         profile = cProfile.Profile()
-        made = function(batches)
+        results = function(batches)
         while True:
             profile.enable()
             try:
-                batch = next(made, None)
+                batch = next(results, None)
             finally:
                 profile.disable()
             if batch is None:

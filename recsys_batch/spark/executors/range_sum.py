@@ -1,4 +1,4 @@
-"""A task per range of users, for work that writes somewhere else than into a table."""
+"""One task per range of users, for work that writes somewhere else than into a table: filling Redis, for one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from recsys_batch.tables.user_ranges import UserRange
 
 
 def sum_over_ranges(spark: SparkSession, work: Callable[[UserRange], int], bounds: Sequence[UserRange]) -> int:
-    """The sum of what ``work`` returns for each range. A task may run twice, so ``work`` must be safe to repeat."""
+    """Sum what ``work`` returns for each range, a task each. A task may run twice, so ``work`` must be safe to repeat."""
 
-    def done(of: UserRange) -> Iterator[pa.RecordBatch]:
-        yield pa.RecordBatch.from_pydict({"n": pa.array([work(of)], pa.int64())})
+    def sum_range(user_range: UserRange) -> Iterator[pa.RecordBatch]:
+        yield pa.RecordBatch.from_pydict({"n": pa.array([work(user_range)], pa.int64())})
 
-    tasks = spark.range(0, len(bounds), 1, max(len(bounds), 1)).mapInArrow(apply_by_range(done, bounds), "n BIGINT")
+    tasks = spark.range(0, len(bounds), 1, max(len(bounds), 1)).mapInArrow(apply_by_range(sum_range, bounds), "n BIGINT")
     return int(tasks.agg(F.coalesce(F.sum("n"), F.lit(0))).collect()[0][0])

@@ -1,10 +1,10 @@
-"""Which engine ranks: torch for the reference model, ONNX Runtime for a ranker that was brought, none without a ranker."""
+"""The ranker of the score step: torch for the reference model, ONNX Runtime for an imported one, none for a bundle without a ranker."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,52 +17,34 @@ if TYPE_CHECKING:
     from recsys_batch.model.ranker import Ranker
 
 
-class BatchRanker(Protocol):
-    """Scores candidates under the neutral context."""
+@dataclass(frozen=True)
+class BatchRanker:
+    """Scores candidates under the neutral context, by torch (the reference ranker) or ONNX Runtime (an imported one)."""
+
+    spec: FeatureSpec
+    ranker: Ranker | OnnxRanker
 
     def score(self, users: np.ndarray, n_events: np.ndarray, codes: np.ndarray, retrieval: np.ndarray, catalogue: Catalogue) -> np.ndarray:
-        """float32 [B, C].
+        """Score each user's candidates: float32 [B, C].
 
         Args:
             users: float32 [B, d]. n_events: [B], positive interactions of the user.
             codes: int64 [B, C], items of the catalogue. retrieval: float32 [B, C], their retrieval scores.
         """
-
-
-@dataclass(frozen=True)
-class TorchBatchRanker:
-    """The reference ranker."""
-
-    spec: FeatureSpec
-    ranker: Ranker
-
-    def score(self, users: np.ndarray, n_events: np.ndarray, codes: np.ndarray, retrieval: np.ndarray, catalogue: Catalogue) -> np.ndarray:
-        popularity = catalogue.log_popularity[codes]
-        features = PairFeatures.from_raw(self.spec, retrieval_score=retrieval, log_popularity=popularity, n_events=n_events)
-        return self.ranker.score_without_context(users, catalogue.embeddings, codes, features)
-
-
-@dataclass(frozen=True)
-class OnnxBatchRanker:
-    """A ranker that somebody brought."""
-
-    spec: FeatureSpec
-    ranker: OnnxRanker
-
-    def score(self, users: np.ndarray, n_events: np.ndarray, codes: np.ndarray, retrieval: np.ndarray, catalogue: Catalogue) -> np.ndarray:
-        popularity = catalogue.log_popularity[codes]
-        features = compute_pair_features(self.spec, retrieval_score=retrieval, log_popularity=popularity, n_events=n_events)
-        return self.ranker.score(users, catalogue.embeddings[codes], features)
+        inputs = {"retrieval_score": retrieval, "log_popularity": catalogue.log_popularity[codes], "n_events": n_events}
+        if isinstance(self.ranker, OnnxRanker):
+            return self.ranker.score(users, catalogue.embeddings[codes], compute_pair_features(self.spec, **inputs))
+        return self.ranker.score_without_context(users, catalogue.embeddings, codes, PairFeatures.from_raw(self.spec, **inputs))
 
 
 @lru_cache(maxsize=1)
 def open_batch_ranker(bundle_dir: str) -> BatchRanker | None:
-    """Built once per Python worker; None when the bundle has no ranker (the retrieval order stands)."""
+    """Open a bundle's ranker, once per Python worker; None when the bundle has no ranker (the retrieval order stands)."""
     bundle = load_bundle(bundle_dir)
     if bundle.kind == "two_tower":
-        from recsys_batch.model.ranker import Ranker  # torch, which a brought ranker does without
+        from recsys_batch.model.ranker import Ranker  # torch, which an imported ranker does without
 
-        return TorchBatchRanker(FeatureSpec.from_dict(bundle.manifest["features"]), Ranker.from_bundle(bundle))
+        return BatchRanker(FeatureSpec.from_dict(bundle.manifest["features"]), Ranker.from_bundle(bundle))
     if bundle.ranker_path is None:
         return None
-    return OnnxBatchRanker(FeatureSpec.from_dict(bundle.manifest["features"]), OnnxRanker(bundle.ranker_path))
+    return BatchRanker(FeatureSpec.from_dict(bundle.manifest["features"]), OnnxRanker(bundle.ranker_path))

@@ -31,7 +31,7 @@ _USERS = 10_000  # users searched together: inverted lists are multiplied with a
 
 @dataclass(frozen=True)
 class RetrieveTask:
-    """What executors need to know; small, as it travels in the closure.
+    """Settings and locations of a candidates task; small, as it travels in the closure.
 
     Attributes:
         catalogue_dir, index_dir: locations; ``cache`` has the node's copies of what is in a store.
@@ -55,49 +55,51 @@ class RetrieveTask:
 
 
 def make_retriever(task: RetrieveTask) -> BatchFunction:
-    """A function for mapInArrow: (user_id, embedding or null, seen or null, segment or null) -> rows of candidates.
+    """Make a function for mapInArrow: (user_id, embedding or null, seen or null, segment or null) -> rows of candidates.
 
     Every user gets ``n_candidates`` unseen retrievable items that the segment's rule allows, or all there are. Without an embedding
     it is the popular list of the segment, continued by everybody's, then by the rest of the catalogue in id order.
     """
     schema = TABLES["candidates"].arrow_schema(task.ids)
 
-    def find(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def retrieve(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             if batch.num_rows == 0:
                 continue
-            best = _find(batch, task)
-            there = np.arange(best.codes.shape[1]) < best.counts[:, None]
-            item_ids = task.catalogue().ids(best.codes[there])
-            pairs = pa.StructArray.from_arrays([item_ids, pa.array(best.scores[there])], fields=list(schema.field("items").type.value_type))
+            best = _retrieve_batch(batch, task)
+            is_filled = np.arange(best.codes.shape[1]) < best.counts[:, None]
+            item_ids = task.catalogue().ids(best.codes[is_filled])
+            pairs = pa.StructArray.from_arrays(
+                [item_ids, pa.array(best.scores[is_filled])], fields=list(schema.field("items").type.value_type)
+            )
             items = list_column(pairs, np.concatenate([[0], np.cumsum(best.counts)])).cast(schema.field("items").type)
             yield pa.RecordBatch.from_arrays([pa.repeat(task.run_id, batch.num_rows), batch["user_id"], items], schema=schema)
 
-    return find
+    return retrieve
 
 
 @dataclass(frozen=True)
 class RetrievalInput:
-    """Who gets candidates.
+    """Users who get candidates.
 
     Attributes:
         embeddings: the run's rows.
         changed: location of a Parquet file of user_id: only these.
     """
 
-    gathered: UserEvents
+    user_events: UserEvents
     embeddings: UserSortedFiles
     changed: str | None = None
 
 
-def retrieve_range(task: RetrieveTask, known: RetrievalInput, bounds: UserRange) -> Iterator[pa.RecordBatch]:
-    """Rows of candidates of a range of users."""
-    among = None if known.changed is None else users_in_range(find_changed_users(known.changed), bounds)
-    return make_retriever(task)(known.gathered.known_users(known.embeddings, bounds, _USERS, among))
+def retrieve_range(task: RetrieveTask, inputs: RetrievalInput, bounds: UserRange) -> Iterator[pa.RecordBatch]:
+    """Make the rows of candidates of a range of users."""
+    changed = None if inputs.changed is None else users_in_range(find_changed_users(inputs.changed), bounds)
+    return make_retriever(task)(inputs.user_events.known_users(inputs.embeddings, bounds, _USERS, changed))
 
 
 def count_short_lists(function: BatchFunction, n_wanted: int) -> BatchFunction:
-    """The same rows of candidates, with a count of those that have fewer items."""
+    """Wrap a function that makes candidates, to count the rows with fewer than ``n_wanted`` items."""
 
     def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in function(batches):
@@ -107,32 +109,32 @@ def count_short_lists(function: BatchFunction, n_wanted: int) -> BatchFunction:
     return count
 
 
-def _find(batch: pa.RecordBatch, task: RetrieveTask) -> SearchResult:
+def _retrieve_batch(batch: pa.RecordBatch, task: RetrieveTask) -> SearchResult:
     catalogue = task.catalogue()
     seen_ids, seen_offsets = flatten_lists(batch["seen"])
     seen_codes = catalogue.codes(seen_ids)
     embedded = np.asarray(batch["embedding"].is_valid())
     rules = catalogue.rules_by_segment(batch["segment"])
-    found = SearchResult(
+    result = SearchResult(
         scores=np.full((batch.num_rows, task.n_candidates), -np.inf, dtype=np.float32),
         codes=np.full((batch.num_rows, task.n_candidates), NO_CODE, dtype=np.int64),
         counts=np.zeros(batch.num_rows, dtype=np.int64),
     )
     for rule in np.unique(rules[embedded]):
         users = embedded & (rules == rule)
-        nearest = _nearest(batch, users, int(rule), seen_codes, seen_offsets, catalogue, task)
-        found.codes[users], found.scores[users], found.counts[users] = nearest.codes, nearest.scores, nearest.counts
+        nearest = _search_index(batch, users, int(rule), seen_codes, seen_offsets, catalogue, task)
+        result.codes[users], result.scores[users], result.counts[users] = nearest.codes, nearest.scores, nearest.counts
     segments = batch["segment"]
     for row in np.flatnonzero(~embedded):
         allowed = catalogue.eligible_mask(int(rules[row])).copy()
         seen = seen_codes[seen_offsets[row] : seen_offsets[row + 1]]
         allowed[seen[seen >= 0]] = False
         codes, scores = make_popular_list(segments[int(row)].as_py(), allowed, task)
-        found.codes[row, : len(codes)], found.scores[row, : len(codes)], found.counts[row] = codes, scores, len(codes)
-    return found
+        result.codes[row, : len(codes)], result.scores[row, : len(codes)], result.counts[row] = codes, scores, len(codes)
+    return result
 
 
-def _nearest(
+def _search_index(
     batch: pa.RecordBatch,
     users: np.ndarray,
     rule: int,
@@ -141,16 +143,16 @@ def _nearest(
     catalogue: Catalogue,
     task: RetrieveTask,
 ) -> SearchResult:
-    """Of the users (bool [B]), who all fall under one rule; in catalogue codes."""
+    """Search the index for ``users`` (bool [B]), who all fall under one rule; the result is in catalogue codes."""
     # The index holds retrievable items only, in code order: what it calls r is the item retrievable[r].
     retrievable = catalogue.retrievable_codes()
     allowed = catalogue.eligible_mask(rule)
-    place = np.full(len(catalogue) + 1, NO_CODE, dtype=np.int64)  # the extra last entry answers code -1
-    place[retrievable] = np.arange(len(retrievable))
-    place[:-1][~allowed] = NO_CODE
-    seen = place[seen_codes]
-    wanted = np.repeat(users, np.diff(seen_offsets)) & (seen >= 0)
-    offsets = mask_ragged(seen_offsets, wanted)[np.concatenate([[0], np.flatnonzero(users) + 1])]
+    index_rows = np.full(len(catalogue) + 1, NO_CODE, dtype=np.int64)  # the extra last entry answers code -1
+    index_rows[retrievable] = np.arange(len(retrievable))
+    index_rows[:-1][~allowed] = NO_CODE
+    seen = index_rows[seen_codes]
+    is_wanted = np.repeat(users, np.diff(seen_offsets)) & (seen >= 0)
+    offsets = mask_ragged(seen_offsets, is_wanted)[np.concatenate([[0], np.flatnonzero(users) + 1])]
     info = IndexInfo.from_dict(task.index)
     folder = task.cache.local_copy_of_files(task.index_dir, info.checksums())
     retriever = open_retriever(folder, info, task.nprobe, task.overfetch)
@@ -158,13 +160,13 @@ def _nearest(
     if rule >= 0:
         retriever, exact = (searcher.restrict(allowed[retrievable]) for searcher in (retriever, exact))
     queries = column_matrix(batch["embedding"].filter(pa.array(users)))
-    found = search_unseen(retriever, exact, queries, offsets, seen[wanted], task.n_candidates, len(retrievable))
+    result = search_unseen(retriever, exact, queries, offsets, seen[is_wanted], task.n_candidates, len(retrievable))
     # The extra last entry answers what was not found.
-    return SearchResult(found.scores, np.append(retrievable, NO_CODE)[found.codes], found.counts)
+    return SearchResult(result.scores, np.append(retrievable, NO_CODE)[result.codes], result.counts)
 
 
 def make_popular_list(segment: str | None, allowed: np.ndarray, task: RetrieveTask) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scores of a user without an embedding, by score descending, then code.
+    """Make the popular list of a user without an embedding: codes and scores, by score descending, then code.
 
     The segment's items score their number of users (at least 1); what follows from everybody's list scores its share of the
     most popular item's users (below 1); the rest of the catalogue scores 0.
@@ -177,6 +179,6 @@ def make_popular_list(segment: str | None, allowed: np.ndarray, task: RetrieveTa
     by_code = np.zeros(len(allowed), dtype=np.float32)
     by_code[all_codes] = all_scores / (all_scores.max(initial=0.0) + 1.0)
     by_code[codes] = scores
-    left = np.flatnonzero(allowed).astype(np.int64)
-    best = left[np.argsort(-by_code[left], kind="stable")[: task.n_candidates]]
+    allowed_codes = np.flatnonzero(allowed).astype(np.int64)
+    best = allowed_codes[np.argsort(-by_code[allowed_codes], kind="stable")[: task.n_candidates]]
     return best, by_code[best]

@@ -31,7 +31,7 @@ _USERS = 1024  # users whose ids are looked up, and whose lists are cut, togethe
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """What executors need to know; small, as it travels in the closure."""
+    """Settings and locations of a score task; small, as it travels in the closure."""
 
     run_id: str
     run_date: dt.date
@@ -53,8 +53,8 @@ class ScoreTask:
 
 
 @dataclass(frozen=True)
-class _Best:
-    """The best items of some users: flat arrays, ``counts`` per user."""
+class _BestItems:
+    """The best items of a batch of users: flat arrays, ``counts`` per user."""
 
     codes: np.ndarray
     scores: np.ndarray
@@ -63,7 +63,7 @@ class _Best:
 
 
 def make_scorer(task: ScoreTask) -> BatchFunction:
-    """A function for mapInArrow: (user_id, items, embedding or null, n_events or null) -> rows of topk, in the input's user order.
+    """Make a function for mapInArrow: (user_id, items, embedding or null, n_events or null) -> rows of topk, in the input's user order.
 
     A user without an embedding keeps the candidates' order (source popular). Ties go to the smaller item_id.
     """
@@ -72,145 +72,145 @@ def make_scorer(task: ScoreTask) -> BatchFunction:
     def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for start in range(0, batch.num_rows, _USERS):
-                yield _rows(batch.slice(start, _USERS), task, schema)
+                yield _score_batch(batch.slice(start, _USERS), task, schema)
 
     return score
 
 
 @dataclass(frozen=True)
 class ScoringInput:
-    """Whose candidates are ranked.
+    """Candidates and embeddings of the users who are ranked.
 
     Attributes:
         candidates, embeddings: the run's rows.
-        changed, gained: in an incremental night only lists of these users (location of Parquet of user_id), or with one of these items.
+        changed, new_items: in an incremental night only lists of these users (location of Parquet of user_id), or with one of these items.
     """
 
     candidates: UserSortedFiles
     embeddings: UserSortedFiles
     changed: str | None = None
-    gained: pa.Array | None = None
+    new_items: pa.Array | None = None
 
     def batches(self, bounds: UserRange) -> Iterator[pa.RecordBatch]:
-        """Input of ``scorer`` for a range of users; the two tables meet there, and no row is shuffled for it."""
-        known = self.embeddings.between(bounds, ["user_id", "embedding", "n_events"])
-        users = known["user_id"].combine_chunks()
+        """Read the input of ``make_scorer``'s function for a range of users: the two tables are joined here, and no row is shuffled."""
+        embeddings = self.embeddings.between(bounds, ["user_id", "embedding", "n_events"])
+        users = embeddings["user_id"].combine_chunks()
         changed = None if self.changed is None else users_in_range(find_changed_users(self.changed), bounds)
         for batch in self.candidates.batches(bounds, ["user_id", "items"], _USERS):
-            chosen = batch if changed is None else batch.filter(self._again(batch, changed))
+            chosen = batch if changed is None else batch.filter(self._is_scored_again(batch, changed))
             if chosen.num_rows:
-                place = pc.index_in(chosen["user_id"], value_set=users)
-                found = [known[name].combine_chunks().take(place) for name in ("embedding", "n_events")]
-                columns = [chosen["user_id"], chosen["items"], *found]
+                rows = pc.index_in(chosen["user_id"], value_set=users)
+                user_columns = [embeddings[name].combine_chunks().take(rows) for name in ("embedding", "n_events")]
+                columns = [chosen["user_id"], chosen["items"], *user_columns]
                 yield pa.RecordBatch.from_arrays(columns, names=["user_id", "items", "embedding", "n_events"])
 
-    def _again(self, batch: pa.RecordBatch, changed: pa.Array) -> pa.Array:
-        again = pc.is_in(batch["user_id"], value_set=changed)
-        if self.gained is None or len(self.gained) == 0:
-            return again
-        hit = pc.is_in(batch["items"].flatten().field("item_id"), value_set=self.gained)
-        found = np.zeros(batch.num_rows, dtype=bool)
-        found[np.asarray(pc.list_parent_indices(batch["items"]).filter(hit))] = True
-        return pc.or_(again, pa.array(found))
+    def _is_scored_again(self, batch: pa.RecordBatch, changed: pa.Array) -> pa.Array:
+        is_changed = pc.is_in(batch["user_id"], value_set=changed)
+        if self.new_items is None or len(self.new_items) == 0:
+            return is_changed
+        is_new = pc.is_in(batch["items"].flatten().field("item_id"), value_set=self.new_items)
+        has_new_item = np.zeros(batch.num_rows, dtype=bool)
+        has_new_item[np.asarray(pc.list_parent_indices(batch["items"]).filter(is_new))] = True
+        return pc.or_(is_changed, pa.array(has_new_item))
 
 
 def score_range(task: ScoreTask, lists: ScoringInput, bounds: UserRange) -> Iterator[pa.RecordBatch]:
-    """Rows of topk of a range of users."""
+    """Make the rows of topk of a range of users."""
     return make_scorer(task)(lists.batches(bounds))
 
 
-def _rows(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> pa.RecordBatch:
+def _score_batch(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> pa.RecordBatch:
     catalogue = task.catalogue()
     pairs, offsets = flatten_lists(batch["items"])
     # As wide for every user, whoever else is in the batch: a product of another shape may differ in its last bits.
     width = max(task.n_candidates, int(np.diff(offsets).max(initial=1)))
     codes = _pad(catalogue.codes(pairs.field("item_id")), offsets, NO_CODE, width)
-    final = _pad(np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32), offsets, -np.inf, width)
-    modelled = np.asarray(batch["embedding"].is_valid())
+    scores = _pad(np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32), offsets, -np.inf, width)
+    is_modelled = np.asarray(batch["embedding"].is_valid())
     ranking = task.ranking()
-    if ranking is not None and modelled.any():
-        final = _ranked(batch, modelled, codes, final, catalogue, ranking, task.batch_users)
-    best, counts = _best(final, codes, task, catalogue)
-    return attach_counts(_to_batch(best, batch, modelled, catalogue, task, schema), counts)
+    if ranking is not None and is_modelled.any():
+        scores = _rank_users(batch, is_modelled, codes, scores, catalogue, ranking, task.batch_users)
+    best, counts = _select_best(scores, codes, task, catalogue)
+    return attach_counts(_to_batch(best, batch, is_modelled, catalogue, task, schema), counts)
 
 
-def _ranked(
+def _rank_users(
     batch: pa.RecordBatch,
-    modelled: np.ndarray,
+    is_modelled: np.ndarray,
     codes: np.ndarray,
     scores: np.ndarray,
     catalogue: Catalogue,
     ranking: BatchRanker,
     batch_users: int,
 ) -> np.ndarray:
-    """``scores`` [B, C] with the ranker's in the rows of users with an embedding; -inf stays where there is no candidate."""
-    mask = pa.array(modelled)
+    """Put the ranker's scores into the rows [B, C] of users with an embedding; -inf stays where there is no candidate."""
+    mask = pa.array(is_modelled)
     n_events = np.asarray(batch["n_events"].filter(mask).fill_null(0).to_numpy(zero_copy_only=False))
     users = column_matrix(batch["embedding"].filter(mask))
-    rows = np.flatnonzero(modelled)
-    result = scores if modelled.all() else scores.copy()
+    rows = np.flatnonzero(is_modelled)
+    result = scores if is_modelled.all() else scores.copy()
     for start in range(0, len(rows), batch_users):
         part = slice(start, start + batch_users)
-        there = codes[rows[part]] != NO_CODE
-        retrieval = np.where(there, scores[rows[part]], np.float32(0))
-        ranked = ranking.score(users[part], n_events[part], np.where(there, codes[rows[part]], 0), retrieval, catalogue)
-        ranked = np.where(there, ranked, np.float32(-np.inf))
-        if not np.isfinite(ranked.sum(axis=1, where=there)).all():
-            row = int(np.flatnonzero(~np.isfinite(np.where(there, ranked, 0)).all(axis=1))[0])
+        is_candidate = codes[rows[part]] != NO_CODE
+        retrieval = np.where(is_candidate, scores[rows[part]], np.float32(0))
+        ranked = ranking.score(users[part], n_events[part], np.where(is_candidate, codes[rows[part]], 0), retrieval, catalogue)
+        ranked = np.where(is_candidate, ranked, np.float32(-np.inf))
+        if not np.isfinite(ranked.sum(axis=1, where=is_candidate)).all():
+            row = int(np.flatnonzero(~np.isfinite(np.where(is_candidate, ranked, 0)).all(axis=1))[0])
             user = batch["user_id"][int(rows[part][row])].as_py()
             raise RecsysBatchError(f"the ranker gave user {user!r} a score that is not finite: check the ranker and its inputs")
         result[rows[part]] = ranked
     return result
 
 
-def _best(final: np.ndarray, codes: np.ndarray, task: ScoreTask, catalogue: Catalogue) -> tuple[_Best, dict[str, int]]:
-    """Top k of each row under the rules of the business, and what these changed."""
-    picked = select_with_rules(final, codes, task.top_k, catalogue.item_rules)
-    there = np.isfinite(picked.values)
+def _select_best(scores: np.ndarray, codes: np.ndarray, task: ScoreTask, catalogue: Catalogue) -> tuple[_BestItems, dict[str, int]]:
+    """Select the top k of each row under the rules of the business, and count what these changed."""
+    picked = select_with_rules(scores, codes, task.top_k, catalogue.item_rules)
+    is_filled = np.isfinite(picked.values)
     best = np.take_along_axis(codes, picked.columns, axis=1)
-    lists = _Best(best[there], picked.values[there], picked.columns[there] + 1, there.sum(axis=1))
+    lists = _BestItems(best[is_filled], picked.values[is_filled], picked.columns[is_filled] + 1, is_filled.sum(axis=1))
     counts = {f"rules.{rule}.rows_changed": n for rule, n in picked.changed.items()}
     if catalogue.item_rules.active:
-        without = np.minimum((codes != NO_CODE).sum(axis=1), task.top_k)
-        counts[SHORT_BY_RULES] = int(np.count_nonzero(lists.counts < without))
+        n_without_rules = np.minimum((codes != NO_CODE).sum(axis=1), task.top_k)
+        counts[SHORT_BY_RULES] = int(np.count_nonzero(lists.counts < n_without_rules))
     return lists, counts
 
 
 def _to_batch(
-    best: _Best, batch: pa.RecordBatch, modelled: np.ndarray, catalogue: Catalogue, task: ScoreTask, schema: pa.Schema
+    best: _BestItems, batch: pa.RecordBatch, is_modelled: np.ndarray, catalogue: Catalogue, task: ScoreTask, schema: pa.Schema
 ) -> pa.RecordBatch:
     n = len(best.codes)
     user_rows = np.repeat(np.arange(batch.num_rows), best.counts)
     starts = np.repeat(np.cumsum(best.counts) - best.counts, best.counts)
     columns = {
-        "run_id": _constant(task.run_id, n, pa.string()),
-        "run_date": _constant(task.run_date, n, pa.date32()),
+        "run_id": _constant_column(task.run_id, n, pa.string()),
+        "run_date": _constant_column(task.run_date, n, pa.date32()),
         "user_id": batch["user_id"].take(pa.array(user_rows)),
         "rank": pa.array((np.arange(n) - starts + 1).astype(np.int32)),
         "item_id": catalogue.ids(best.codes),
         "score": pa.array(best.scores.astype(np.float32)),
         "candidate_rank": pa.array(best.candidate_ranks.astype(np.int32)),
-        "source": _words(["popular", "model"], modelled[user_rows]),
-        "model_version": _words([task.model_version], np.zeros(n)),
-        "generated_at": _constant(task.generated_at, n, schema.field("generated_at").type),
+        "source": _dictionary_column(["popular", "model"], is_modelled[user_rows]),
+        "model_version": _dictionary_column([task.model_version], np.zeros(n)),
+        "generated_at": _constant_column(task.generated_at, n, schema.field("generated_at").type),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], names=schema.names)
 
 
-def _words(words: list[str], chosen: np.ndarray) -> pa.Array:
+def _dictionary_column(words: list[str], chosen: np.ndarray) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(chosen.astype(np.int32)), pa.array(words))
 
 
-def _constant(value: object, n: int, dtype: pa.DataType) -> pa.Array:
+def _constant_column(value: object, n: int, dtype: pa.DataType) -> pa.Array:
     return pa.repeat(pa.scalar(value, dtype), n)
 
 
 def _pad(values: np.ndarray, offsets: np.ndarray, fill: float, width: int) -> np.ndarray:
-    """Ragged to [n, width], ``fill`` behind each row's end."""
+    """Pad ragged rows to [n, width], with ``fill`` behind each row's end."""
     lengths = np.diff(offsets)
     if (lengths == width).all():
         return np.array(values).reshape(len(lengths), width)
-    there = np.arange(width) < lengths[:, None]
-    padded = np.full(there.shape, fill, dtype=values.dtype)
-    padded[there] = values
+    is_filled = np.arange(width) < lengths[:, None]
+    padded = np.full(is_filled.shape, fill, dtype=values.dtype)
+    padded[is_filled] = values
     return padded

@@ -1,4 +1,4 @@
-"""Executor code of the audit: the published rows of a range of users, held against what these users have seen and may get."""
+"""Executor code of the audit: the topk rows of a range of users, checked against what these users have seen and may get."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ BROKEN = (
 )
 """Counts of rows or lists that are wrong."""
 VERIFY_COUNTS = ("n_known", "n_known_before", "n_users", "n_rows", "n_popular", "n_head", *BROKEN)
-_SAME = ["user_id", "rank", "item_id", "score"]
-_COLUMNS = [*_SAME, "source"]
+_CARRIED_COLUMNS = ["user_id", "rank", "item_id", "score"]
+_COLUMNS = [*_CARRIED_COLUMNS, "source"]
 LISTED = "listed"
 """Bit per item of the catalogue, as bytes: whether it is in a list."""
 COUNTS_SCHEMA = pa.schema([*((name, pa.int64()) for name in VERIFY_COUNTS), (LISTED, pa.binary())])
@@ -39,7 +39,7 @@ COUNTS_SCHEMA = pa.schema([*((name, pa.int64()) for name in VERIFY_COUNTS), (LIS
 
 @dataclass(frozen=True)
 class BaseRunFiles:
-    """The audited night that an incremental one went on from.
+    """Files of the audited run that an incremental one went on from.
 
     Attributes:
         changed: Parquet of user_id; all others' rows are to be the same.
@@ -52,12 +52,12 @@ class BaseRunFiles:
 
 @dataclass(frozen=True)
 class VerifyTask:
-    """What executors need to know.
+    """Files, items and limits of an audit task.
 
     Attributes:
         items: location of Parquet of item_id, is_available, ruled_out, is_head (much taken) and "eligible 0" .., as the items table says.
         segments: the segment of each eligibility column; ``default`` is the place of the one for all others, -1 for none.
-        earlier: None where all rows are new.
+        base: None where all rows are new.
     """
 
     topk: UserSortedFiles
@@ -68,11 +68,11 @@ class VerifyTask:
     default: int
     top_k: int
     bounds: Sequence[UserRange]
-    earlier: BaseRunFiles | None
+    base: BaseRunFiles | None
 
 
 def make_verifier(task: VerifyTask) -> BatchFunction:
-    """A function for mapInArrow: (range, user_id, item_id, segment, now, before), a range's rows all in one task -> counts per range.
+    """Make a function for mapInArrow: (range, user_id, item_id, segment, now, before), a range's rows all in one task -> counts per range.
 
     A row is something that the inputs say of a user (an event, or a segment), ``now`` or at the time of the night ``before``. Every
     range comes with a row without a user, so that it is looked at even if nobody in it is known.
@@ -82,32 +82,34 @@ def make_verifier(task: VerifyTask) -> BatchFunction:
         rows = [batch for batch in batches if batch.num_rows]
         if not rows:
             return
-        said = pa.Table.from_batches(rows)
-        for number in pc.unique(said["range"]).to_pylist():
-            mine = said.filter(pc.and_(pc.equal(said["range"], number), said["user_id"].is_valid())).combine_chunks()
-            counts = _verified(task, task.bounds[number], mine)
+        evidence = pa.Table.from_batches(rows)
+        for number in pc.unique(evidence["range"]).to_pylist():
+            range_rows = evidence.filter(pc.and_(pc.equal(evidence["range"], number), evidence["user_id"].is_valid())).combine_chunks()
+            counts = _verify_range(task, task.bounds[number], range_rows)
             yield pa.RecordBatch.from_pylist([counts], schema=COUNTS_SCHEMA)
 
     return profile_batches(run, "audit")
 
 
-def _verified(task: VerifyTask, bounds: UserRange, said: pa.Table) -> dict[str, Any]:
+def _verify_range(task: VerifyTask, bounds: UserRange, evidence: pa.Table) -> dict[str, Any]:
     items = read_parquet(task.items)
-    listed = np.zeros(len(items) + 1, dtype=bool)
-    if task.earlier is None:
+    is_listed = np.zeros(len(items) + 1, dtype=bool)
+    if task.base is None:
         rows, counts = task.topk.between(bounds, _COLUMNS), Counter[str]()
     else:
-        rows, counts = _carried(task, task.earlier, bounds, items, said, listed)
-    counts.update(_known(task, bounds, said))
-    counts.update(_checked(task, bounds, _in_order(rows), items, said, listed))
-    return {**{name: counts[name] for name in VERIFY_COUNTS}, LISTED: np.packbits(listed[:-1]).tobytes()}
+        rows, counts = _check_carried_rows(task, task.base, bounds, items, evidence, is_listed)
+    counts.update(_count_known_users(task, bounds, evidence))
+    counts.update(_check_new_rows(task, bounds, _sort_rows(rows), items, evidence, is_listed))
+    return {**{name: counts[name] for name in VERIFY_COUNTS}, LISTED: np.packbits(is_listed[:-1]).tobytes()}
 
 
-def _checked(task: VerifyTask, bounds: UserRange, rows: pa.Table, items: pa.Table, said: pa.Table, listed: np.ndarray) -> dict[str, int]:
-    """Rows that are new, from everything that they have to keep to."""
+def _check_new_rows(
+    task: VerifyTask, bounds: UserRange, rows: pa.Table, items: pa.Table, evidence: pa.Table, is_listed: np.ndarray
+) -> dict[str, int]:
+    """Check new rows against everything that they have to keep to; returns counts."""
     users, starts = group_boundaries(rows["user_id"].combine_chunks())
     n_rows = np.diff(starts)
-    owner, item = np.repeat(np.arange(len(users)), n_rows), _places(rows["item_id"], items["item_id"])
+    owner, item = np.repeat(np.arange(len(users)), n_rows), _positions(rows["item_id"], items["item_id"])
     score = np.asarray(rows["score"].to_numpy(), dtype=np.float64)
     rises = np.diff(score, prepend=np.inf) > 0
     rises[starts[:-1]] = False
@@ -122,58 +124,60 @@ def _checked(task: VerifyTask, bounds: UserRange, rows: pa.Table, items: pa.Tabl
     return {
         "n_users": len(users),
         "n_rows": len(rows),
-        "n_popular": int(np.count_nonzero(np.bincount(owner[_popular(rows["source"])], minlength=len(users)) == n_rows)),
+        "n_popular": int(np.count_nonzero(np.bincount(owner[_is_popular(rows["source"])], minlength=len(users)) == n_rows)),
         "lists_broken": int(np.count_nonzero(broken)),
         "rows_not_finite": int(np.count_nonzero(~np.isfinite(score))),
-        "rows_seen": _seen(said, users, keys, n_names, items["item_id"]),
-        "rows_ineligible": _ineligible(task, said, users, owner, item, items),
-        **_of_items(item, items, listed),
-        "lists_short_unexplained": _short(task, bounds, users, n_rows),
+        "rows_seen": _count_seen(evidence, users, keys, n_names, items["item_id"]),
+        "rows_ineligible": _count_ineligible(task, evidence, users, owner, item, items),
+        **_count_item_flags(item, items, is_listed),
+        "lists_short_unexplained": _count_short(task, bounds, users, n_rows),
     }
 
 
-def _carried(
-    task: VerifyTask, earlier: BaseRunFiles, bounds: UserRange, items: pa.Table, said: pa.Table, listed: np.ndarray
+def _check_carried_rows(
+    task: VerifyTask, base: BaseRunFiles, bounds: UserRange, items: pa.Table, evidence: pa.Table, is_listed: np.ndarray
 ) -> tuple[pa.Table, Counter[str]]:
-    """Rows of users who changed; and counts over all others, whose rows are to be those of the earlier night.
+    """Check carried rows against the base run's; returns the rows of users who changed, and counts over all others.
 
-    What that night's audit found of these rows holds still. What may have happened since is looked at: items that went, and events of
+    What the base run's audit found of these rows holds still. What may have happened since is looked at: items that went, and events of
     users who should be among the changed.
     """
-    changed, counts, mine = users_in_range(find_changed_users(earlier.changed), bounds), Counter[str](), []
+    changed, counts, changed_rows = users_in_range(find_changed_users(base.changed), bounds), Counter[str](), []
     users, n_rows, n_popular = [], [], []
 
     def kept() -> Iterator[pa.RecordBatch]:
         for batch in task.topk.batches(bounds, _COLUMNS):
-            mine.append(batch.filter(pc.is_in(batch["user_id"], value_set=changed)))
+            changed_rows.append(batch.filter(pc.is_in(batch["user_id"], value_set=changed)))
             batch = drop_users(batch, changed)
-            who, starts = group_boundaries(batch["user_id"])
-            users.append(who)
+            carried_users, starts = group_boundaries(batch["user_id"])
+            users.append(carried_users)
             n_rows.append(np.diff(starts))
-            n_popular.append(np.add.reduceat(_popular(batch["source"]).astype(np.int64), starts[:-1]) if len(who) else starts[:0])
-            counts.update(_of_items(_places(batch["item_id"], items["item_id"]), items, listed))
-            yield batch.select(_SAME)
+            n_popular.append(
+                np.add.reduceat(_is_popular(batch["source"]).astype(np.int64), starts[:-1]) if len(carried_users) else starts[:0]
+            )
+            counts.update(_count_item_flags(_positions(batch["item_id"], items["item_id"]), items, is_listed))
+            yield batch.select(_CARRIED_COLUMNS)
 
-    before = (drop_users(batch, changed) for batch in earlier.topk.batches(bounds, _SAME))
+    before = (drop_users(batch, changed) for batch in base.topk.batches(bounds, _CARRIED_COLUMNS))
     counts["rows_not_carried"] = find_differing_columns(kept(), before)
     # A user's rows may lie in two batches.
-    who, starts = group_boundaries(pa.concat_arrays(users) if users else pa.array([], task.topk.where.ids.user_arrow))
-    total = [np.add.reduceat(np.concatenate(each), starts[:-1]) if len(who) else starts[:0] for each in (n_rows, n_popular)]
-    counts.update(n_users=len(who), n_rows=int(total[0].sum()), n_popular=int(np.count_nonzero(total[0] == total[1])))
-    counts["lists_short_unexplained"] = _short(task, bounds, who, total[0])
-    missed = said.filter(pc.invert(pc.is_in(said["user_id"], value_set=changed)))
+    carried_users, starts = group_boundaries(pa.concat_arrays(users) if users else pa.array([], task.topk.where.ids.user_arrow))
+    total = [np.add.reduceat(np.concatenate(each), starts[:-1]) if len(carried_users) else starts[:0] for each in (n_rows, n_popular)]
+    counts.update(n_users=len(carried_users), n_rows=int(total[0].sum()), n_popular=int(np.count_nonzero(total[0] == total[1])))
+    counts["lists_short_unexplained"] = _count_short(task, bounds, carried_users, total[0])
+    missed = evidence.filter(pc.invert(pc.is_in(evidence["user_id"], value_set=changed)))
     counts["rows_not_carried"] += len(missed)
-    return pa.Table.from_batches(mine) if mine else task.topk.between((None, None), _COLUMNS).slice(0, 0), counts
+    return pa.Table.from_batches(changed_rows) if changed_rows else task.topk.between((None, None), _COLUMNS).slice(0, 0), counts
 
 
 def find_differing_columns(now: Iterator[pa.RecordBatch], before: Iterator[pa.RecordBatch]) -> int:
-    """Rows that are not the same in two streams of rows, whose batches need not begin and end together."""
+    """Count the rows that differ in two streams of rows, whose batches need not begin and end together."""
     left, right, n_differing = next(now, None), next(before, None), 0
     while left is not None and right is not None:
         n = min(left.num_rows, right.num_rows)
-        one, other = left.slice(0, n), right.slice(0, n)
-        if not one.equals(other):
-            same = [np.asarray(pc.equal(*columns)).astype(bool) for columns in zip(one.columns, other.columns, strict=True)]
+        left_rows, right_rows = left.slice(0, n), right.slice(0, n)
+        if not left_rows.equals(right_rows):
+            same = [np.asarray(pc.equal(*columns)).astype(bool) for columns in zip(left_rows.columns, right_rows.columns, strict=True)]
             n_differing += n - int(np.count_nonzero(np.logical_and.reduce(same)))
         left = left.slice(n) if left.num_rows > n else next(now, None)
         right = right.slice(n) if right.num_rows > n else next(before, None)
@@ -181,8 +185,8 @@ def find_differing_columns(now: Iterator[pa.RecordBatch], before: Iterator[pa.Re
     return n_differing + int(sum(batch.num_rows for batch in [*rest, *now, *before]))
 
 
-def _in_order(rows: pa.Table) -> pa.Table:
-    """By user and rank, as a night writes them; who rewrites the table's files may not keep that."""
+def _sort_rows(rows: pa.Table) -> pa.Table:
+    """Sort rows by user and rank, as a night writes them; who rewrites the table's files may not keep that."""
     users, starts = group_boundaries(rows["user_id"].combine_chunks())
     owner = np.repeat(np.arange(len(users)), np.diff(starts))
     as_written = (np.asarray(rows["rank"].to_numpy()) == np.arange(len(owner)) - starts[owner] + 1).all()
@@ -191,67 +195,67 @@ def _in_order(rows: pa.Table) -> pa.Table:
     return rows.sort_by([("user_id", "ascending"), ("rank", "ascending")]).combine_chunks()
 
 
-def _known(task: VerifyTask, bounds: UserRange, said: pa.Table) -> dict[str, int]:
-    """Users who are to have a list; beside an earlier night only of those who changed, and how many of them it knew."""
-    sides = {"n_known": (said.filter(said["now"]), task.embeddings)}
-    if task.earlier is not None:
-        sides["n_known_before"] = said.filter(said["before"]), task.earlier.embeddings
+def _count_known_users(task: VerifyTask, bounds: UserRange, evidence: pa.Table) -> dict[str, int]:
+    """Count the users who are to have a list; beside a base run only those who changed, and how many of them it knew."""
+    sides = {"n_known": (evidence.filter(evidence["now"]), task.embeddings)}
+    if task.base is not None:
+        sides["n_known_before"] = evidence.filter(evidence["before"]), task.base.embeddings
     counts = {"n_known_before": 0}
     for name, (rows, embeddings) in sides.items():
         embedded = embeddings.between(bounds, ["user_id"])["user_id"]
-        if task.earlier is not None:
-            embedded = embedded.filter(pc.is_in(embedded, value_set=users_in_range(find_changed_users(task.earlier.changed), bounds)))
+        if task.base is not None:
+            embedded = embedded.filter(pc.is_in(embedded, value_set=users_in_range(find_changed_users(task.base.changed), bounds)))
         counts[name] = len(pa.chunked_array([*rows["user_id"].chunks, *embedded.chunks], embedded.type).unique())
     return counts
 
 
-def _places(values: pa.ChunkedArray, among: pa.ChunkedArray) -> np.ndarray:
-    """int64 places, -1 for what is not there."""
-    found = pc.index_in(values, value_set=among.combine_chunks() if isinstance(among, pa.ChunkedArray) else among)
-    return np.asarray(pc.fill_null(found, -1).to_numpy(), dtype=np.int64)
+def _positions(values: pa.ChunkedArray, value_set: pa.ChunkedArray) -> np.ndarray:
+    """Find the positions of values in ``value_set``: int64, -1 for a value that is not in it."""
+    positions = pc.index_in(values, value_set=value_set.combine_chunks() if isinstance(value_set, pa.ChunkedArray) else value_set)
+    return np.asarray(pc.fill_null(positions, -1).to_numpy(), dtype=np.int64)
 
 
-def _popular(source: pa.Array | pa.ChunkedArray) -> np.ndarray:
-    """bool [n]."""
+def _is_popular(source: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """Mark the rows of source "popular": bool [n]."""
     return np.asarray(pc.equal(source, "popular").to_numpy(zero_copy_only=False)).astype(bool)
 
 
-def _of_items(item: np.ndarray, items: pa.Table, listed: np.ndarray) -> dict[str, int]:
-    """What the items of rows say of them; ``listed`` is marked."""
-    listed[item] = True
+def _count_item_flags(item: np.ndarray, items: pa.Table, is_listed: np.ndarray) -> dict[str, int]:
+    """Count rows by the flags of their items; ``is_listed`` is marked."""
+    is_listed[item] = True
     counted = {"n_head": "is_head", "rows_ruled_out": "ruled_out"}
-    found = {name: int(np.count_nonzero(_flags(items, flag)[item])) for name, flag in counted.items()}
-    return {**found, "rows_unavailable": len(item) - int(np.count_nonzero(_flags(items, "is_available")[item]))}
+    counts = {name: int(np.count_nonzero(_item_flags(items, flag)[item])) for name, flag in counted.items()}
+    return {**counts, "rows_unavailable": len(item) - int(np.count_nonzero(_item_flags(items, "is_available")[item]))}
 
 
-def _flags(items: pa.Table, name: str) -> np.ndarray:
-    """bool [n + 1], the last (place -1) false."""
+def _item_flags(items: pa.Table, name: str) -> np.ndarray:
+    """Read a flag of items: bool [n + 1], the last (position -1) false."""
     return np.append(np.asarray(items[name].to_numpy(zero_copy_only=False)).astype(bool), False)
 
 
-def _seen(said: pa.Table, users: pa.Array, keys: np.ndarray, n_names: int, item_ids: pa.ChunkedArray) -> int:
-    """Listed pairs that the user has seen; ``keys`` are the listed ones, ascending."""
-    seen_user, seen_item = _places(said["user_id"], pa.chunked_array([users])), _places(said["item_id"], item_ids)
-    there = (seen_item >= 0) & (seen_user >= 0)
-    asked = sorted_unique(seen_user[there] * n_names + seen_item[there])
+def _count_seen(evidence: pa.Table, users: pa.Array, keys: np.ndarray, n_names: int, item_ids: pa.ChunkedArray) -> int:
+    """Count listed pairs that the user has seen; ``keys`` are the listed ones, ascending."""
+    seen_user, seen_item = _positions(evidence["user_id"], pa.chunked_array([users])), _positions(evidence["item_id"], item_ids)
+    is_known = (seen_item >= 0) & (seen_user >= 0)
+    seen_keys = sorted_unique(seen_user[is_known] * n_names + seen_item[is_known])
     if len(keys) == 0:
         return 0
-    return int(np.count_nonzero(keys[np.minimum(np.searchsorted(keys, asked), len(keys) - 1)] == asked))
+    return int(np.count_nonzero(keys[np.minimum(np.searchsorted(keys, seen_keys), len(keys) - 1)] == seen_keys))
 
 
-def _ineligible(task: VerifyTask, said: pa.Table, users: pa.Array, owner: np.ndarray, item: np.ndarray, items: pa.Table) -> int:
+def _count_ineligible(task: VerifyTask, evidence: pa.Table, users: pa.Array, owner: np.ndarray, item: np.ndarray, items: pa.Table) -> int:
     if not task.segments:
         return 0
-    named = said.filter(pc.and_(said["now"], said["segment"].is_valid()))
-    rules = pc.fill_null(pc.index_in(named["segment"], value_set=pa.array(list(task.segments), pa.string())), task.default)
-    place = _places(pa.chunked_array([users]), named["user_id"])
-    rule = np.append(np.asarray(rules.to_numpy(), dtype=np.int64), task.default)[place][owner]
-    allowed = np.stack([_flags(items, f"eligible {number}") for number in range(len(task.segments))])
+    segments = evidence.filter(pc.and_(evidence["now"], evidence["segment"].is_valid()))
+    rules = pc.fill_null(pc.index_in(segments["segment"], value_set=pa.array(list(task.segments), pa.string())), task.default)
+    rows = _positions(pa.chunked_array([users]), segments["user_id"])
+    rule = np.append(np.asarray(rules.to_numpy(), dtype=np.int64), task.default)[rows][owner]
+    allowed = np.stack([_item_flags(items, f"eligible {number}") for number in range(len(task.segments))])
     return int(np.count_nonzero((rule >= 0) & ~allowed[rule, item]))
 
 
-def _short(task: VerifyTask, bounds: UserRange, users: pa.Array, n_rows: np.ndarray) -> int:
-    explained = task.shortfalls.between(bounds, ["user_id", "n_items"])
-    place = _places(pa.chunked_array([users]), explained["user_id"])
-    n_items = np.append(np.asarray(explained["n_items"].to_numpy(), dtype=np.int64), -1)[place]
+def _count_short(task: VerifyTask, bounds: UserRange, users: pa.Array, n_rows: np.ndarray) -> int:
+    shortfalls = task.shortfalls.between(bounds, ["user_id", "n_items"])
+    rows = _positions(pa.chunked_array([users]), shortfalls["user_id"])
+    n_items = np.append(np.asarray(shortfalls["n_items"].to_numpy(), dtype=np.int64), -1)[rows]
     return int(np.count_nonzero((n_rows < task.top_k) & (n_items != n_rows)))

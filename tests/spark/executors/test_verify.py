@@ -72,7 +72,7 @@ def task(tmp_path: Path) -> VerifyTask:
         default=-1,
         top_k=2,
         bounds=[(None, None)],
-        earlier=BaseRunFiles(topk(tmp_path / "before", LISTS), nobody, str(tmp_path / "changed.parquet")),
+        base=BaseRunFiles(topk(tmp_path / "before", LISTS), nobody, str(tmp_path / "changed.parquet")),
     )
 
 
@@ -114,7 +114,7 @@ def test_an_event_of_somebody_who_should_have_changed_is_found(task: VerifyTask)
 
 
 def test_an_item_that_went_is_found_in_carried_rows(task: VerifyTask, tmp_path: Path) -> None:
-    assert task.earlier is not None
+    assert task.base is not None
     gone = pa.table(
         {"item_id": [10, 20, 30], "is_available": [True, True, False], "ruled_out": [True, False, False], "is_head": [False] * 3}
     )
@@ -128,8 +128,8 @@ def test_users_without_history_count_as_popular_wherever_their_batches_end(
 ) -> None:
     monkeypatch.setattr("recsys_batch.tables.user_ranges.BATCH_ROWS", 3)
     popular = topk(tmp_path / "popular", LISTS, source="popular")
-    assert task.earlier is not None
-    assert counts(replace(task, topk=popular, earlier=replace(task.earlier, topk=popular)), (4, 40, True)) == {**GOOD, "n_popular": 4}
+    assert task.base is not None
+    assert counts(replace(task, topk=popular, earlier=replace(task.base, topk=popular)), (4, 40, True)) == {**GOOD, "n_popular": 4}
 
 
 def test_what_is_listed_and_what_of_it_is_much_taken(task: VerifyTask, tmp_path: Path) -> None:
