@@ -18,7 +18,7 @@ from recsys_batch.storage.node_cache import NodeCache
 
 
 def assign_in_tasks(spark: SparkSession, root: str, cache: NodeCache) -> AssignFunction:
-    """Make an ``AssignFunction`` that gives each block of rows to a task. The vectors travel as an artefact of ``root``, until it is done."""
+    """Make an ``AssignFunction`` that gives each block of rows to a task. The vectors travel as an artefact of ``root`` meanwhile."""
 
     def run(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         def write(folder: Path) -> None:
