@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def fill_redis(config: Config, run: PublishedRun) -> int:
-    """Put all users' records into the store of RECSYS_BATCH_REDIS_URL, each range of users by a task; how many there are.
+    """Put all users' records into the store of RECSYS_BATCH_REDIS_URL, each range of users by a task; returns how many there are.
 
     Raises:
         UsageError: no URL.
@@ -34,8 +34,8 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
         raise UsageError(f"online.store = redis needs the server in {REDIS_URL}, for example redis://127.0.0.1:6379/0")
     expire = int(config.online.redis_expire_hours * 3600)
     name, cache = run.run_id, NodeCache.from_paths(config.paths)
-    put = functools.partial(_put, run.lists, run.catalogue_dir, cache, name, url, config.online.redis_cluster, expire)
-    n_records = sum_over_ranges(get_session(config), put, run.lists.bounds)
+    put = functools.partial(_write_range, run.record_builder, run.catalogue_dir, cache, name, url, config.online.redis_cluster, expire)
+    n_records = sum_over_ranges(get_session(config), put, run.record_builder.user_ranges)
     client = connect(url, config.online.redis_cluster)
     try:
         mark_complete(client, name, n_records, expire)
@@ -44,10 +44,10 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
     return n_records
 
 
-def _put(
+def _write_range(
     lists: RecordBuilder, catalogue_dir: str, cache: NodeCache, name: str, url: str, cluster: bool, expire: int, bounds: UserRange
 ) -> int:
-    """In an executor."""
+    """Write a range of users in an executor; returns how many."""
     from recsys_batch.dataset.catalogue import open_catalogue
     from recsys_batch.online.snapshot.redis_store import connect, write_records
 

@@ -1,13 +1,47 @@
 """The request side: snapshots of published runs, and the server that re-ranks their lists per request.
 
-Nothing here loads pyspark, torch or mlflow. From what is on disk up to the wire:
+Nothing here loads pyspark, torch, faiss or mlflow, and importing this package loads none of its rooms. From the wire down:
 
-    records, keys      one user's lists as bytes
-    stores             where they are: LMDB in the snapshot, or Redis
-    contents, export   what a snapshot is made of; a published run as such
-    writing, manifest  a snapshot's folder, written whole or not at all; its checksums
-    items, popular, nearest, snapshot    a snapshot opened
-    ranking            one request against one snapshot: the ladder
-    live, routes, switching              which snapshot answers, and how that changes
-    requests, service, app, server       the wire
+    server        the server's processes
+    export        a published run turned into a snapshot
+    oip           the Open Inference Protocol, over HTTP and gRPC
+    http          the HTTP endpoints, and the explorer page
+    serving       the operations of a request, and which snapshots answer
+    metrics       what a server counts and measures
+    api           request and answer messages, decoded and encoded
+    ranking       one request against one snapshot: the ladder
+    exposure_log  the log of what was shown and what came back
+    snapshot      a snapshot written, verified, opened
+    settings      the settings of a server
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recsys_batch.online.ranking.ladder import rank
+    from recsys_batch.online.ranking.rank_query import RankQuery
+    from recsys_batch.online.server.supervisor import run_server as serve
+    from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
+    from recsys_batch.online.snapshot.writer import write_snapshot
+
+__all__ = ["RankQuery", "Snapshot", "open_snapshot", "rank", "serve", "write_snapshot"]
+
+_WHERE = {
+    "RankQuery": ("ranking.rank_query", "RankQuery"),
+    "Snapshot": ("snapshot.reader", "Snapshot"),
+    "open_snapshot": ("snapshot.reader", "open_snapshot"),
+    "rank": ("ranking.ladder", "rank"),
+    "serve": ("server.supervisor", "run_server"),
+    "write_snapshot": ("snapshot.writer", "write_snapshot"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _WHERE[name]
+    return getattr(import_module(f"{__name__}.{module}"), attribute)

@@ -11,7 +11,7 @@ from recsys_batch.online.ranking.ladder import ANSWER_SOURCES, REASONS
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
 """Seconds: 0.5 to 100 ms."""
-SAMPLED = 8
+STAGE_SAMPLE_EVERY = 8
 """One ranking in so many has its stages measured, every one its total: an observation takes 3 us, as long as reading the user's record."""
 STAGES = ("wait", "lookup", "features", "model", "select", "total")
 
@@ -52,11 +52,11 @@ class Tally:
         self._counts: dict[tuple[str, ...], int] = {}
 
     def add(self, *key: str) -> None:
-        """One more of (counter, label, ...)."""
+        """Count one more of (counter, label, ...)."""
         self._counts[key] = self._counts.get(key, 0) + 1
 
     def flush(self) -> None:
-        """Into the counters that /metrics shows."""
+        """Add the counts to the counters that /metrics shows."""
         counts, self._counts = self._counts, {}
         for (name, *labels), n in counts.items():
             _COUNTERS[name].labels(*labels).inc(n)
@@ -66,21 +66,21 @@ tally = Tally()
 _COUNTERS = {"answers": _ANSWERS, "degraded": _DEGRADED, "requests": REQUESTS, "by_snapshot": BY_SNAPSHOT, "shadow": SHADOW}
 
 
-_logged: dict[tuple[str, str], int] = {}
+_counted: dict[tuple[str, str], int] = {}
 
 
 def count_logs(counts: Mapping[str, Mapping[str, int]]) -> None:
     """Bring the counters up to what the logs of this worker count."""
     for log, stats in counts.items():
         for outcome in ("recorded", "dropped", "written", "lost", "invalid"):
-            before = _logged.get((log, outcome), 0)
+            before = _counted.get((log, outcome), 0)
             # Less than before where the log was opened anew.
             LOGGED.labels(log, outcome).inc(stats[outcome] - before if stats[outcome] >= before else stats[outcome])
-            _logged[log, outcome] = stats[outcome]
+            _counted[log, outcome] = stats[outcome]
 
 
 def render_metrics() -> tuple[bytes, str]:
-    """(text, content type) of all workers' metrics."""
+    """Render (text, content type) of all workers' metrics."""
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry), CONTENT_TYPE_LATEST

@@ -49,7 +49,7 @@ class PublishedRun:
     catalogue_dir: str
     cache: NodeCache
     bundle: Bundle
-    lists: RecordBuilder
+    record_builder: RecordBuilder
     segments: tuple[str, ...]
     metric: Literal["ip", "cosine"]
 
@@ -59,7 +59,7 @@ class PublishedRun:
         return self.run.run_id
 
     def contents(self, *, with_records: bool, n_samples: int = 0) -> SnapshotContents:
-        """Of its snapshot; without records they go to a store of their own.
+        """Gather what the run's snapshot is made of; without records they go to a store of their own.
 
         Args:
             n_samples: users whose newest items it keeps to be looked at; the interactions are read through once for them.
@@ -67,10 +67,10 @@ class PublishedRun:
         catalogue = mmap_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
         ranker = self.bundle.ranker_path
         return SnapshotContents(
-            facts=self._facts(),
-            catalogue=_without_history(catalogue),
-            described=_described(self.warehouse, self.run.input_versions["items"], catalogue),
-            popular=_popular(read_run_slice(self.warehouse, "popular", self.run), catalogue),
+            facts=self._snapshot_info(),
+            catalogue=_drop_history(catalogue),
+            item_metadata=_read_item_metadata(self.warehouse, self.run.input_versions["items"], catalogue),
+            popular=_popular_lists(read_run_slice(self.warehouse, "popular", self.run), catalogue),
             features=FeatureSpec.from_dict(self.bundle.manifest["features"]),
             ranker=None if ranker is None else ranker.read_bytes(),
             records=self._records(catalogue) if with_records else None,
@@ -78,21 +78,23 @@ class PublishedRun:
         )
 
     def _samples(self, catalogue: Catalogue, n: int) -> dict[int | str, list[int]]:
-        """None where interactions are no longer what they were: only people miss them, so the night is served all the same."""
+        """Read some users' newest items; none where interactions are gone: only people miss them, so the run is served all the same."""
         version = self.run.input_versions.get("interactions")
         if n == 0 or version is None:
             return {}
         with contextlib.suppress(InputMissing, FileNotFoundError):
             return latest_events(
-                open_table_dataset(self.warehouse, "interactions", version), select_sample_users(self.lists.candidates, n), catalogue
+                open_table_dataset(self.warehouse, "interactions", version),
+                select_sample_users(self.record_builder.candidates, n),
+                catalogue,
             )
         return {}
 
     def _records(self, catalogue: Catalogue) -> Iterator[tuple[bytes, bytes]]:
-        for bounds in self.lists.bounds:
-            yield from self.lists.records(catalogue, bounds)
+        for bounds in self.record_builder.user_ranges:
+            yield from self.record_builder.records(catalogue, bounds)
 
-    def _facts(self) -> SnapshotInfo:
+    def _snapshot_info(self) -> SnapshotInfo:
         return SnapshotInfo(
             snapshot_id=self.run_id,
             run_id=self.run_id,
@@ -101,14 +103,14 @@ class PublishedRun:
             generated_at=self.run.started_at,
             ids=self.ids,
             metric=self.metric,
-            user_norm=_user_norm(self.lists.embeddings),
+            user_norm=_user_norm(self.record_builder.embeddings),
             segments=self.segments,
             code_version=__version__,
         )
 
 
 def open_published_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric: Literal["ip", "cosine"] = "ip") -> PublishedRun:
-    """The newest published run, or the published run of that id.
+    """Open the newest published run, or the published run of that id, for export.
 
     Args:
         cache: of this machine, for what lies in a store.
@@ -129,21 +131,21 @@ def open_published_run(warehouse: str, cache: NodeCache, run_id: str | None = No
         catalogue_dir=catalogue_folder(root, run.run_id),
         cache=cache,
         bundle=load_bundle(cache.local_copy(bundle_folder(root, run.run_id))),
-        lists=RecordBuilder(files["candidates"], files["topk"], files["user_embeddings"], segments),
+        record_builder=RecordBuilder(files["candidates"], files["topk"], files["user_embeddings"], segments),
         segments=names,
         metric=metric,
     )
 
 
 def _user_norm(embeddings: UserSortedFiles) -> float:
-    """Median length of the first few thousand users' embeddings; 1 where nobody has one."""
+    """Take the median length of the first few thousand users' embeddings; 1 where nobody has one."""
     for batch in embeddings.batches(columns=["embedding"], n_rows=4096):
         return float(np.median(np.linalg.norm(column_matrix(batch["embedding"]), axis=1)))
     return 1.0
 
 
-def _without_history(catalogue: Catalogue) -> Catalogue:
-    """What user towers pool is of no use to a request, and as large as the embeddings."""
+def _drop_history(catalogue: Catalogue) -> Catalogue:
+    """Drop what user towers pool: it is of no use to a request, and as large as the embeddings."""
     return Catalogue(
         item_ids=catalogue.item_ids,
         embeddings=catalogue.embeddings,
@@ -155,13 +157,13 @@ def _without_history(catalogue: Catalogue) -> Catalogue:
     )
 
 
-def _described(warehouse: str, version: int, catalogue: Catalogue) -> ItemMetadata:
+def _read_item_metadata(warehouse: str, version: int, catalogue: Catalogue) -> ItemMetadata:
     rows = read_table(warehouse, "items", columns=["item_id", "title", "categories"], version=version).combine_chunks()
     place = pc.index_in(catalogue.item_ids, value_set=rows["item_id"].combine_chunks())
-    return ItemMetadata.of(rows["title"].combine_chunks().take(place), rows["categories"].combine_chunks().take(place))
+    return ItemMetadata.from_columns(rows["title"].combine_chunks().take(place), rows["categories"].combine_chunks().take(place))
 
 
-def _popular(rows: pa.Table, catalogue: Catalogue) -> PopularLists:
+def _popular_lists(rows: pa.Table, catalogue: Catalogue) -> PopularLists:
     return PopularLists(
         {segment: (codes.astype(np.int32), scores) for segment, (codes, scores) in group_by_segment(rows, catalogue).items()}
     )

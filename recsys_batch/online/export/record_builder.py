@@ -33,30 +33,30 @@ class RecordBuilder:
     segments: pa.Table | None = field(repr=False)
 
     @cached_property
-    def bounds(self) -> list[UserRange]:
+    def user_ranges(self) -> list[UserRange]:
         """Ranges of users, a few tens of megabytes each, which together are everybody in the order of ids."""
         return ranges_of_files(self.candidates.parts)
 
-    def records(self, catalogue: Catalogue, bounds: UserRange) -> Iterator[tuple[bytes, bytes]]:
-        """(key, record) of a range's users.
+    def records(self, catalogue: Catalogue, user_range: UserRange) -> Iterator[tuple[bytes, bytes]]:
+        """Build (key, record) of a range's users.
 
         Raises:
             RecsysBatchError: rows that do not fit the catalogue, or each other.
         """
-        known = self.embeddings.between(bounds, ["user_id", "embedding", "n_events"])
-        topk = self.topk.between(bounds, ["user_id", "rank", "score", "candidate_rank"])
+        known = self.embeddings.between(user_range, ["user_id", "embedding", "n_events"])
+        topk = self.topk.between(user_range, ["user_id", "rank", "score", "candidate_rank"])
         holders, starts = group_boundaries(
             topk["user_id"].combine_chunks() if topk.num_rows else pa.array([], topk.schema.field("user_id").type)
         )
         scores, places = np.asarray(topk["score"], dtype=np.float32), np.asarray(topk["candidate_rank"], dtype=np.int64) - 1
         _check_ranks(np.asarray(topk["rank"], dtype=np.int64), starts)
-        for batch in self.candidates.batches(bounds, ["user_id", "items"], LIST_ROWS):
-            yield from _block(
-                batch, known, _Top(holders, starts, scores, places), self._segments_of(batch["user_id"]), catalogue, self._kind
+        for batch in self.candidates.batches(user_range, ["user_id", "items"], LIST_ROWS):
+            yield from _encode_batch(
+                batch, known, _TopkRows(holders, starts, scores, places), self._segments_of(batch["user_id"]), catalogue, self._id_type
             )
 
     @property
-    def _kind(self) -> IdType:
+    def _id_type(self) -> IdType:
         return self.candidates.where.ids.user
 
     def _segments_of(self, users: pa.Array) -> list[int | None]:
@@ -74,7 +74,7 @@ def _check_ranks(ranks: np.ndarray, starts: np.ndarray) -> None:
 
 
 @dataclass(frozen=True)
-class _Top:
+class _TopkRows:
     """Rows of topk by user: user n of ``users`` has rows starts[n] to starts[n + 1]."""
 
     users: pa.Array
@@ -83,8 +83,8 @@ class _Top:
     places: np.ndarray
 
 
-def _block(
-    batch: pa.RecordBatch, known: pa.Table, top: _Top, segments: list[int | None], catalogue: Catalogue, kind: IdType
+def _encode_batch(
+    batch: pa.RecordBatch, known: pa.Table, top: _TopkRows, segments: list[int | None], catalogue: Catalogue, kind: IdType
 ) -> Iterator[tuple[bytes, bytes]]:
     users = batch["user_id"]
     pairs, offsets = flatten_lists(batch["items"])

@@ -10,12 +10,12 @@ from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.dataset.histories import build_histories
 from recsys_batch.tables.user_ranges import LIST_ROWS, UserSortedFiles, ranges_of_files
 
-N_SAMPLED_USERS = 20
+N_HISTORY_ITEMS = 20
 """Newest items that are kept of each."""
 
 
 def select_sample_users(candidates: UserSortedFiles, n: int) -> pa.Array:
-    """About n users of a run, some of each range, without reading more than its first rows.
+    """Select about n users of a run, some of each range, without reading more than its first rows.
 
     Args:
         candidates: of the run, a row per user.
@@ -33,7 +33,7 @@ def select_sample_users(candidates: UserSortedFiles, n: int) -> pa.Array:
 
 
 def latest_events(interactions: ds.Dataset, users: pa.Array, catalogue: Catalogue) -> dict[int | str, list[int]]:
-    """Samples: each of these users' newest items; nobody is left out.
+    """Read the samples: each of these users' newest items; nobody is left out.
 
     Args:
         interactions: user_id, item_id, event_ts, weight in any order; read once, of which only these users' rows are held.
@@ -41,7 +41,7 @@ def latest_events(interactions: ds.Dataset, users: pa.Array, catalogue: Catalogu
     rows = interactions.to_table(columns=["user_id", "item_id", "event_ts", "weight"], filter=ds.field("user_id").isin(users))
     rows = rows.sort_by("user_id").combine_chunks()
     times = rows["event_ts"].cast(pa.timestamp("us", rows.schema.field("event_ts").type.tz)).cast(pa.int64())
-    known = build_histories(rows.append_column("event_us", times), catalogue, N_SAMPLED_USERS)
+    known = build_histories(rows.append_column("event_us", times), catalogue, N_HISTORY_ITEMS)
     found: dict[int | str, list[int]] = {user: [] for user in users.to_pylist()}
     for place, user in enumerate(known.user_ids.to_pylist()):
         found[user] = known.codes[known.offsets[place] : known.offsets[place + 1]].tolist()

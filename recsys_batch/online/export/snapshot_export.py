@@ -53,5 +53,5 @@ def export_snapshot(
     activate = activate and repository.read_current(folder) != run.run_id
     if activate:
         repository.set_current(folder, run.run_id)
-    removed = repository.delete_old(folder, keep, read_traffic_split(folder).names) if keep is not None else []
+    removed = repository.delete_old(folder, keep, read_traffic_split(folder).snapshot_ids) if keep is not None else []
     return ExportResult(run.run_id, written, activate, removed)

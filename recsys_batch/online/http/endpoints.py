@@ -99,7 +99,7 @@ class Endpoints:
         return Response(200, to_json(await self._service.rank(query, request_id, request.arrived)))
 
     async def feedback(self, request: Request) -> Response:
-        if not self._service.shown.on:
+        if not self._service.exposures.is_enabled:
             raise HttpError(404, "this server keeps no log: start it with --exposures FOLDER")
         events = decode_feedback(request.body, self._bounds)
         taken = self._service.record_feedback(events)
@@ -150,12 +150,12 @@ class Endpoints:
 
     async def ready(self, request: Request) -> Response:
         """Answer 200 only with a warm snapshot that is not too old to be shown."""
-        current = self._service.live.current
+        current = self._service.manager.current
         if current is None:
-            reasons = "; ".join(self._service.live.refused.values())
+            reasons = "; ".join(self._service.manager.refused.values())
             raise HttpError(503, f"no snapshot is in use{': ' + reasons if reasons else ''}")
         facts = current.snapshot.facts
-        age = self._service.ages.status(facts.generated_at)
+        age = self._service.freshness.status(facts.generated_at)
         if age == "too_old":
             raise HttpError(503, f"snapshot {facts.snapshot_id} is of {facts.generated_at.isoformat()}, which is past max_age_hard_hours")
         return Response(200, to_json({"status": "ready", "snapshot_id": facts.snapshot_id, "age": age}))

@@ -1,4 +1,4 @@
-"""Somebody of whom the snapshot has no embedding, but who has looked at items: lists made from the session."""
+"""Candidates for a user of whom the snapshot has no embedding, but who has looked at items. Called by the ladder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from recsys_batch.online.snapshot.vector_search import l2_normalise, search_near
 N_SESSION_CANDIDATES = 200
 
 
-def candidates_from_session(snapshot: Snapshot, session: np.ndarray, gone: np.ndarray) -> UserRecord:
-    """Items nearest to the session, for a user vector that is the mean direction of its items, at users' typical length.
+def candidates_from_session(snapshot: Snapshot, session: np.ndarray, excluded_codes: np.ndarray) -> UserRecord:
+    """Retrieve candidates for a user without an embedding: the items nearest to the mean direction of the session's items, at users'
+    typical length. The record has no published list.
 
     Args:
         session: int64, codes of the session's items, at least one. gone: int64, codes that must not come back.
@@ -20,9 +21,9 @@ def candidates_from_session(snapshot: Snapshot, session: np.ndarray, gone: np.nd
     catalogue, facts = snapshot.items.catalogue, snapshot.facts
     vector = l2_normalise(l2_normalise(catalogue.embeddings[session]).mean(axis=0)) * np.float32(facts.user_norm)
     allowed = snapshot.default_eligible
-    wanted = N_SESSION_CANDIDATES + len(gone)
-    codes, scores = search_nearest(vector, catalogue.embeddings, allowed, snapshot.lists, wanted, cosine=facts.metric == "cosine")
-    keep = np.isin(codes, gone, invert=True)
+    wanted = N_SESSION_CANDIDATES + len(excluded_codes)
+    codes, scores = search_nearest(vector, catalogue.embeddings, allowed, snapshot.item_lists, wanted, cosine=facts.metric == "cosine")
+    keep = np.isin(codes, excluded_codes, invert=True)
     codes, scores = codes[keep][:N_SESSION_CANDIDATES], scores[keep][:N_SESSION_CANDIDATES]
     nothing = np.zeros(0, np.int64)
     return UserRecord(vector, len(session), None, codes, scores, nothing, np.zeros(0, np.float32))

@@ -1,4 +1,4 @@
-"""One request against one snapshot: the ladder from the ranker over the batch's order down to a popular list.
+"""Rank requests against one snapshot: the ladder from the ranker over the batch's order down to a popular list.
 
 The ranker gets the same features by the same code as in the night (features.py), and the same rules of the business apply after it,
 so under the neutral context the order is the batch's.
@@ -60,41 +60,42 @@ class RankResult:
 
 
 def rank(
-    snapshot: Snapshot, query: RankQuery, lists: UserRecord | None, latency: LatencyTracker, *, store_failed: bool = False
+    snapshot: Snapshot, query: RankQuery, record: UserRecord | None, latency: LatencyTracker, *, store_failed: bool = False
 ) -> RankResult:
     """Answer a query: ``rank_many`` of one."""
-    return rank_many(snapshot, [RankInput(query, lists, store_failed)], latency)[0]
+    return rank_many(snapshot, [RankInput(query, record, store_failed)], latency)[0]
 
 
 @dataclass(slots=True)
 class RankInput:
-    """A query with the user's lists: None where the snapshot has none (or, with ``store_failed``, where nobody knows)."""
+    """A query with the user's record: None where the snapshot has none (or, with ``store_failed``, where nobody knows)."""
 
     query: RankQuery
-    lists: UserRecord | None
+    record: UserRecord | None
     store_failed: bool = False
 
 
-def rank_many(snapshot: Snapshot, asked: Sequence[RankInput], latency: LatencyTracker) -> list[RankResult]:
+def rank_many(snapshot: Snapshot, inputs: Sequence[RankInput], latency: LatencyTracker) -> list[RankResult]:
     """Answer queries that wait at the same time. What numpy and the model cost per call is shared; nobody's answer depends on the others,
     but for rounding.
 
     Args:
         latency: what the ranker took lately; it is skipped where less than its p99 is left of a deadline.
     """
-    found: list[RankResult | None] = []
-    waiting: dict[int, list[tuple[int, ScoringInput]]] = {}
-    for place, one in enumerate(asked):
-        pair = _resolve_candidates(snapshot, one, latency)
-        found.append(pair if isinstance(pair, RankResult) else None)
-        if isinstance(pair, ScoringInput):
-            waiting.setdefault(len(pair.lists.codes), []).append((place, pair))
-    for same in waiting.values():
-        for at in range(0, len(same), MAX_RANK_BATCH):
-            block = same[at : at + MAX_RANK_BATCH]
-            for (place, _), ranked in zip(block, _score_or_fall_back(snapshot, [pair for _, pair in block], latency), strict=True):
-                found[place] = ranked
-    return [one for one in found if one is not None]
+    results: dict[int, RankResult] = {}
+    by_length: dict[int, dict[int, ScoringInput]] = {}
+    for number, rank_input in enumerate(inputs):
+        resolved = _resolve_candidates(snapshot, rank_input, latency)
+        if isinstance(resolved, RankResult):
+            results[number] = resolved
+        else:
+            by_length.setdefault(len(resolved.record.codes), {})[number] = resolved
+    for group in by_length.values():
+        numbers, pairs = list(group), list(group.values())
+        for start in range(0, len(group), MAX_RANK_BATCH):
+            block = slice(start, start + MAX_RANK_BATCH)
+            results.update(zip(numbers[block], _score_or_fall_back(snapshot, pairs[block], latency), strict=True))
+    return [results[number] for number in range(len(inputs))]
 
 
 MAX_RANK_BATCH = 16
@@ -103,37 +104,38 @@ MAX_RANK_BATCH = 16
 
 @dataclass(slots=True)
 class ScoringInput:
-    """A query and the lists to rank for it.
+    """A query and the candidates that the ranker scores for it.
 
     Attributes:
-        session, gone: codes of the session's items, and of what must not come back.
-        own: whether the lists are the user's, and not made from the session.
+        session, excluded_codes: codes of the session's items, and of what must not come back.
+        record: the user's, or one made from the session.
+        personalised: whether the record is the user's own.
     """
 
     query: RankQuery
-    lists: UserRecord
+    record: UserRecord
     session: list[int]
     excluded_codes: list[int]
     personalised: bool
 
 
-def _resolve_candidates(snapshot: Snapshot, asked: RankInput, latency: LatencyTracker) -> ScoringInput | RankResult:
-    """What the ranker is to rank, or the answer where there is nothing for it to rank."""
-    query, lists = asked.query, asked.lists
+def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: LatencyTracker) -> ScoringInput | RankResult:
+    """Decide what the ranker scores for a query, or the answer where there is nothing for it to score."""
+    query, record = rank_input.query, rank_input.record
     session = snapshot.items.codes(query.session_item_ids)
-    gone = [*session, *snapshot.items.codes(query.exclude_item_ids)]
-    if asked.store_failed:
-        return _popular(snapshot, query, gone, STORE_UNAVAILABLE)
-    own = lists is not None and lists.embedding is not None
-    if not own and session:
-        made = candidates_from_session(snapshot, np.array(session), np.array(gone))
+    excluded_codes = [*session, *snapshot.items.codes(query.exclude_item_ids)]
+    if rank_input.store_failed:
+        return _popular(snapshot, query, excluded_codes, STORE_UNAVAILABLE)
+    personalised = record is not None and record.embedding is not None
+    if not personalised and session:
+        made = candidates_from_session(snapshot, np.array(session), np.array(excluded_codes))
         if len(made.codes):
-            lists = made
-    if lists is None:
-        return _popular(snapshot, query, gone, UNKNOWN_USER)
-    if lists.embedding is None:
-        return _batch_order(snapshot, query, lists, gone, NO_EMBEDDING)
-    pair = ScoringInput(query, lists, session, gone, own)
+            record = made
+    if record is None:
+        return _popular(snapshot, query, excluded_codes, UNKNOWN_USER)
+    if record.embedding is None:
+        return _batch_order(snapshot, query, record, excluded_codes, NO_EMBEDDING)
+    pair = ScoringInput(query, record, session, excluded_codes, personalised)
     if snapshot.ranker is None:
         return _fall_back(snapshot, pair, NO_RANKER)
     if query.deadline is not None and query.deadline - time.perf_counter() < latency.p99():
@@ -142,7 +144,7 @@ def _resolve_candidates(snapshot: Snapshot, asked: RankInput, latency: LatencyTr
 
 
 def _score_or_fall_back(snapshot: Snapshot, pairs: list[ScoringInput], latency: LatencyTracker) -> list[RankResult]:
-    """By the ranker; where it fails for several, each alone, so that one's fault is its own."""
+    """Rank queries by the model; where it fails for several, each alone, so that one's fault is its own."""
     started = time.perf_counter()
     try:
         return _score_batch(snapshot, pairs)
@@ -156,7 +158,7 @@ def _score_or_fall_back(snapshot: Snapshot, pairs: list[ScoringInput], latency: 
 
 def _fall_back(snapshot: Snapshot, pair: ScoringInput, reason: str) -> RankResult:
     if pair.personalised:
-        return _batch_order(snapshot, pair.query, pair.lists, pair.excluded_codes, reason)
+        return _batch_order(snapshot, pair.query, pair.record, pair.excluded_codes, reason)
     return _popular(snapshot, pair.query, pair.excluded_codes, reason)
 
 
@@ -165,18 +167,18 @@ class _NotFinite(Exception):
 
 
 def _score_batch(snapshot: Snapshot, pairs: list[ScoringInput]) -> list[RankResult]:
-    """Lists of one length C; the stages' times are those of all together."""
+    """Rank queries with equally many candidates in one run of the model; the stages' times are those of all together."""
     assert snapshot.ranker is not None
     began = time.perf_counter()
-    items, spec, lists = snapshot.items, snapshot.features, [pair.lists for pair in pairs]
-    users = np.stack([one.embedding for one in lists if one.embedding is not None])
-    codes = np.stack([one.codes for one in lists]).astype(np.int64)
+    items, spec, records = snapshot.items, snapshot.features, [pair.record for pair in pairs]
+    users = np.stack([record.embedding for record in records if record.embedding is not None])
+    codes = np.stack([record.codes for record in records]).astype(np.int64)
     vectors = items.catalogue.embeddings.take(codes, axis=0)
     features = compute_pair_features(
         spec,
-        retrieval_score=np.stack([one.retrieval for one in lists]),
+        retrieval_score=np.stack([record.retrieval for record in records]),
         log_popularity=items.catalogue.log_popularity.take(codes),
-        n_events=np.array([one.n_events for one in lists]),
+        n_events=np.array([record.n_events for record in records]),
         context=build_context([pair.query for pair in pairs], items, codes, vectors, [pair.session for pair in pairs]),
     )
     prepared = time.perf_counter()
@@ -189,63 +191,63 @@ def _score_batch(snapshot: Snapshot, pairs: list[ScoringInput]) -> list[RankResu
         scores = np.where(keep, scores, np.float32(-np.inf))
     places, values = select_top_k(scores, codes, max(pair.query.k for pair in pairs), items.catalogue.item_rules)
     published = np.full(codes.shape, np.nan, np.float32)
-    for row, one in enumerate(lists):
-        published[row, one.top_places] = one.top_scores
+    for row, record in enumerate(records):
+        published[row, record.top_places] = record.top_scores
     flat = places + row_offsets(codes)
     shown = list(zip(codes.take(flat), values, places, published.take(flat), np.isfinite(values).sum(axis=1).tolist(), strict=True))
     stages = {"features": prepared - began, "model": scored - prepared, "select": time.perf_counter() - scored}
-    found = []
+    results = []
     for row, (pair, (its_codes, its_values, its_places, before, n)) in enumerate(zip(pairs, shown, strict=True)):
         top = slice(min(n, pair.query.k))
         chosen = its_places[top]
         ranked = RankResult(its_codes[top], its_values[top], chosen + 1, before[top], "ranker", None, stages)
         if pair.query.explain:
-            ranked.batch_ranks = _batch_ranks(pair.lists, chosen)
+            ranked.batch_ranks = _batch_ranks(pair.record, chosen)
             ranked.contributions = group_contributions(
                 snapshot.ranker, spec, users[row : row + 1], vectors[row : row + 1, chosen], features[row : row + 1, chosen]
             )
-        found.append(ranked)
-    return found
+        results.append(ranked)
+    return results
 
 
-def _batch_ranks(lists: UserRecord, places: np.ndarray) -> np.ndarray:
-    ranks = np.zeros(len(lists.codes), dtype=np.int64)
-    ranks[lists.top_places] = np.arange(1, len(lists.top_places) + 1)
+def _batch_ranks(record: UserRecord, places: np.ndarray) -> np.ndarray:
+    ranks = np.zeros(len(record.codes), dtype=np.int64)
+    ranks[record.top_places] = np.arange(1, len(record.top_places) + 1)
     return np.asarray(ranks[places])
 
 
-def published_order(query: RankQuery, lists: UserRecord, reason: str | None = None, keep: np.ndarray | None = None) -> RankResult:
-    """The first k of the published list itself; source popular where the night had only a popular list for the user.
+def published_order(query: RankQuery, record: UserRecord, reason: str | None = None, keep: np.ndarray | None = None) -> RankResult:
+    """Answer with the first k of the published list itself; source popular where the night had only a popular list for the user.
 
     Args:
         reason: why it is not ranked for the request.
         keep: bool per row of the published list; None where all stay.
     """
     began = time.perf_counter()
-    places, ranks = lists.top_places.astype(np.int64), np.arange(1, len(lists.top_places) + 1)
-    scores = lists.top_scores
+    places, ranks = record.top_places.astype(np.int64), np.arange(1, len(record.top_places) + 1)
+    scores = record.top_scores
     if keep is not None:
         places, scores, ranks = places[keep], scores[keep], ranks[keep]
     places, scores, ranks = places[: query.k], scores[: query.k], ranks[: query.k]
-    source = "popular" if lists.embedding is None else "batch"
+    source = "popular" if record.embedding is None else "batch"
     stages = {"select": time.perf_counter() - began}
-    return RankResult(lists.codes[places].astype(np.int64), scores, places + 1, scores, source, reason, stages, ranks)
+    return RankResult(record.codes[places].astype(np.int64), scores, places + 1, scores, source, reason, stages, ranks)
 
 
-def _batch_order(snapshot: Snapshot, query: RankQuery, lists: UserRecord, gone: Sequence[int], reason: str) -> RankResult:
-    """The published list without what the request rules out."""
-    keep = candidate_mask(snapshot.items, lists.codes[lists.top_places][None], [gone], [query.categories])
-    return published_order(query, lists, reason, None if keep is None else keep[0])
+def _batch_order(snapshot: Snapshot, query: RankQuery, record: UserRecord, excluded_codes: Sequence[int], reason: str) -> RankResult:
+    """Answer with the published list without what the request rules out."""
+    keep = candidate_mask(snapshot.items, record.codes[record.top_places][None], [excluded_codes], [query.categories])
+    return published_order(query, record, reason, None if keep is None else keep[0])
 
 
-def _popular(snapshot: Snapshot, query: RankQuery, gone: Sequence[int], reason: str) -> RankResult:
+def _popular(snapshot: Snapshot, query: RankQuery, excluded_codes: Sequence[int], reason: str) -> RankResult:
     began = time.perf_counter()
     listed, scores = snapshot.popular.for_segment(query.segment)
     codes = listed[None].astype(np.int64)
-    keep = candidate_mask(snapshot.items, codes, [gone], [query.categories])
+    keep = candidate_mask(snapshot.items, codes, [excluded_codes], [query.categories])
     ruled = scores[None] if keep is None else np.where(keep, scores, np.float32(-np.inf))
     ((places,), (values,)) = select_top_k(ruled, codes, query.k, snapshot.items.catalogue.item_rules)
-    there = np.isfinite(values)
-    nowhere = np.zeros(int(there.sum()), dtype=np.int64)
+    is_allowed = np.isfinite(values)
+    no_ranks = np.zeros(int(is_allowed.sum()), dtype=np.int64)
     stages = {"select": time.perf_counter() - began}
-    return RankResult(codes[0, places[there]], values[there], nowhere, None, "popular", reason, stages, nowhere)
+    return RankResult(codes[0, places[is_allowed]], values[is_allowed], no_ranks, None, "popular", reason, stages, no_ranks)

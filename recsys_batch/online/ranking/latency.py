@@ -6,22 +6,22 @@ import math
 
 import numpy as np
 
-_KEPT, _EVERY = 512, 32
+_WINDOW, _RECOMPUTE_EVERY = 512, 32
 
 
 class LatencyTracker:
     """The p99 of the last few hundred durations, worked out anew every few; cheap enough for every request."""
 
     def __init__(self) -> None:
-        self._seconds = np.zeros(_KEPT)
+        self._seconds = np.zeros(_WINDOW)
         self._n = 0
         self._p99 = 0.0
 
     def add(self, seconds: float) -> None:
-        self._seconds[self._n % _KEPT] = seconds
+        self._seconds[self._n % _WINDOW] = seconds
         self._n += 1
-        if self._n % _EVERY == 0 or self._n == 1:
-            n = min(self._n, _KEPT)
+        if self._n % _RECOMPUTE_EVERY == 0 or self._n == 1:
+            n = min(self._n, _WINDOW)
             place = math.ceil(0.99 * (n - 1))
             self._p99 = float(np.partition(self._seconds[:n], place)[place])
 

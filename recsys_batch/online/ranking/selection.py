@@ -10,19 +10,19 @@ from recsys_batch.online.snapshot.item_table import ItemTable
 from recsys_batch.ranking.business_rules import ItemRules, select_with_rules
 from recsys_batch.ranking.top_k import order_pairs
 
-_FEW = 32
+_MAX_COMPARED = 32
 
 
 def candidate_mask(
-    items: ItemTable, codes: np.ndarray, gone: Sequence[Sequence[int]], categories: Sequence[Sequence[str]]
+    items: ItemTable, codes: np.ndarray, excluded_codes: Sequence[Sequence[int]], categories: Sequence[Sequence[str]]
 ) -> np.ndarray | None:
-    """bool [B, C], whether a candidate may stay; None where all of them may.
+    """Mark the candidates that a request lets stay, bool [B, C]; None where all of them may.
 
     Args:
-        codes: int [B, C]. gone: per row, codes that must not come back. categories: per row, names of which an item needs one;
+        codes: int [B, C]. excluded_codes: per row, codes that must not come back. categories: per row, names of which an item needs one;
             none for any item.
     """
-    keep = not_excluded(codes, gone) if any(gone) else None
+    keep = not_excluded(codes, excluded_codes) if any(excluded_codes) else None
     if any(categories):
         keep = np.ones(codes.shape, bool) if keep is None else keep
         for row, names in enumerate(categories):
@@ -31,19 +31,19 @@ def candidate_mask(
     return keep
 
 
-def not_excluded(codes: np.ndarray, gone: Sequence[Sequence[int]]) -> np.ndarray:
-    """bool [B, C]: whether a code, none of which is negative, is not in its row's ``gone``; few are compared one by one, for less than
+def not_excluded(codes: np.ndarray, excluded_codes: Sequence[Sequence[int]]) -> np.ndarray:
+    """Mark codes that are not in their row's ``excluded_codes``, bool [B, C] (none is negative); few are compared one by one, for less than
     np.isin takes.
     """
-    longest = max(map(len, gone))
-    if longest > _FEW:
-        return np.stack([np.isin(row, np.array(out, np.int64), invert=True) for row, out in zip(codes, gone, strict=True)])
-    padded = np.array([[*row, *[-1] * (longest - len(row))] for row in gone], dtype=codes.dtype)
+    longest = max(map(len, excluded_codes))
+    if longest > _MAX_COMPARED:
+        return np.stack([np.isin(row, np.array(out, np.int64), invert=True) for row, out in zip(codes, excluded_codes, strict=True)])
+    padded = np.array([[*row, *[-1] * (longest - len(row))] for row in excluded_codes], dtype=codes.dtype)
     return np.asarray(~(codes[:, None, :] == padded[:, :, None]).any(axis=1))
 
 
 def select_top_k(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules) -> tuple[np.ndarray, np.ndarray]:
-    """(places int64 [B, k'], scores float32 [B, k']), k' = min(k, C), of the k best that the rules allow; ties go to the smaller code.
+    """Select the k best that the rules allow: (places int64 [B, k'], scores float32 [B, k']), k' = min(k, C); ties go to the smaller code.
 
     -inf is out, and comes last: of such a place nothing else counts. Every rule takes from the top, so a shorter list is the beginning
     of a longer one.
@@ -64,6 +64,6 @@ def select_top_k(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules
 
 
 def row_offsets(array: np.ndarray) -> np.ndarray:
-    """int64 [B, 1] that makes places in the rows of [B, C] places in all of it: for ``take``, at a fifth of take_along_axis."""
+    """Compute int64 [B, 1] that makes places in the rows of [B, C] places in all of it: for ``take``, at a fifth of take_along_axis."""
     rows, columns = array.shape
     return np.arange(0, rows * columns, columns)[:, None] if columns else np.zeros((rows, 1), np.int64)

@@ -19,7 +19,7 @@ from recsys_batch.errors import UsageError
 from recsys_batch.online.settings import ServerSettings
 
 
-def run_server(given: ServerSettings, *, certificate: Path | None = None, key: Path | None = None) -> None:
+def run_server(settings: ServerSettings, *, certificate: Path | None = None, key: Path | None = None) -> None:
     """Run until SIGTERM or SIGINT.
 
     Args:
@@ -33,23 +33,23 @@ def run_server(given: ServerSettings, *, certificate: Path | None = None, key: P
     for path in (certificate, key):
         if path is not None and not path.is_file():
             raise UsageError(f"{path} is not a file")
-    state = Path(given.state)
+    state = Path(settings.state)
     shutil.rmtree(state, ignore_errors=True)
     (state / "metrics").mkdir(parents=True)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(state / "metrics")
-    given.export_to_environment()
+    settings.export_to_environment()
     server = Granian(
         "recsys_batch.online.server.worker:application",
         factory=True,
-        address=given.host,
-        port=given.port,
+        address=settings.host,
+        port=settings.port,
         interface=Interfaces.RSGI,
         loop=Loops.asyncio,
-        workers=given.workers,
+        workers=settings.workers,
         runtime_threads=1,
         http=HTTPModes.auto if certificate else HTTPModes.http1,
         # Refusing is the application's: Granian's own bound would let requests wait unseen.
-        backpressure=max(1024, 4 * given.max_waiting),
+        backpressure=max(1024, 4 * settings.max_waiting),
         backlog=2048,
         respawn_failed_workers=True,
         respawn_interval=0.2,
@@ -59,7 +59,7 @@ def run_server(given: ServerSettings, *, certificate: Path | None = None, key: P
         ssl_cert=certificate,
         ssl_key=key,
     )
-    with supervised_process("recsys_batch.online.oip.grpc_server") if given.grpc_port else contextlib.nullcontext():
+    with supervised_process("recsys_batch.online.oip.grpc_server") if settings.grpc_port else contextlib.nullcontext():
         try:
             server.serve()
         finally:

@@ -14,8 +14,8 @@ from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
 from recsys_batch.storage.atomic import write_file
 
-PREVIOUS = "PREVIOUS"
-_POLL = 0.02
+PREVIOUS_FILE = "PREVIOUS"
+_POLL_SECONDS = 0.02
 
 
 class ActivationFailed(RecsysBatchError):
@@ -28,7 +28,7 @@ async def activate(folder: Path, state: Path, snapshot_id: str, seconds: float) 
     Raises:
         InputMissing: there is none of that id.
         SnapshotRefused: it is damaged.
-        NotTaken: a worker did not take it within ``seconds``.
+        ActivationFailed: a worker did not take it within ``seconds``.
     """
     if snapshot_id not in repository.list_snapshots(folder):
         known = ", ".join(repository.list_snapshots(folder)) or "none"
@@ -36,13 +36,13 @@ async def activate(folder: Path, state: Path, snapshot_id: str, seconds: float) 
     await asyncio.to_thread(verify_in_subprocess, folder / snapshot_id)
     before = repository.read_current(folder)
     repository.set_current(folder, snapshot_id)
-    taken, why = await _all_on(state, snapshot_id, seconds)
+    taken, why = await _wait_until_current(state, snapshot_id, seconds)
     if not taken:
         if before is not None:
             repository.set_current(folder, before)
         raise ActivationFailed(f"snapshot {snapshot_id} was not taken ({why}); {before or 'none'} stays")
     if before not in (None, snapshot_id):
-        write_file(folder / PREVIOUS, f"{before}\n")
+        write_file(folder / PREVIOUS_FILE, f"{before}\n")
     return read_worker_states(state)
 
 
@@ -53,7 +53,7 @@ async def roll_back(folder: Path, state: Path, seconds: float) -> list[dict[str,
         InputMissing: there was none before.
     """
     try:
-        before = (folder / PREVIOUS).read_text(encoding="utf-8").strip()
+        before = (folder / PREVIOUS_FILE).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         raise InputMissing("no snapshot was activated before the current one: name one to activate") from None
     return await activate(folder, state, before, seconds)
@@ -65,9 +65,9 @@ async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, sec
     Raises:
         InputMissing: a snapshot that there is not.
         SnapshotRefused: one is damaged.
-        NotTaken: a worker did not take them in time; there are no routes then.
+        ActivationFailed: a worker did not take them in time; there are no routes then.
     """
-    for name in routes.names:
+    for name in routes.snapshot_ids:
         if name not in repository.list_snapshots(folder):
             raise InputMissing(f"there is no snapshot {name}; there are: {', '.join(repository.list_snapshots(folder)) or 'none'}")
         await asyncio.to_thread(verify_in_subprocess, folder / name)
@@ -81,12 +81,12 @@ async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, sec
                 return told
             write_traffic_split(folder, TrafficSplit())
             raise ActivationFailed(f"routes were not taken: {refused}")
-        await asyncio.sleep(_POLL)
+        await asyncio.sleep(_POLL_SECONDS)
     write_traffic_split(folder, TrafficSplit())
     raise ActivationFailed(f"not every worker took the routes within {seconds:g} s")
 
 
-async def _all_on(state: Path, snapshot_id: str, seconds: float) -> tuple[bool, str]:
+async def _wait_until_current(state: Path, snapshot_id: str, seconds: float) -> tuple[bool, str]:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         told = read_worker_states(state)
@@ -95,5 +95,5 @@ async def _all_on(state: Path, snapshot_id: str, seconds: float) -> tuple[bool, 
             return False, refused[0]
         if told and all(one["current"] == snapshot_id for one in told):
             return True, ""
-        await asyncio.sleep(_POLL)
+        await asyncio.sleep(_POLL_SECONDS)
     return False, f"not every worker had it after {seconds:g} s"

@@ -27,6 +27,6 @@ class Admission:
         self.waiting -= 1
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether nobody but the caller is being worked on."""
         return self.waiting <= 1

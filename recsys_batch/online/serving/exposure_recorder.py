@@ -17,7 +17,7 @@ from recsys_batch.schemas import IdTypes
 
 
 class ExposureRecorder:
-    """Nothing here waits: a log that is full drops and counts.
+    """Records answers and feedback without waiting: a log that is full drops and counts.
 
     Args:
         folder: of the files; None to keep no log.
@@ -30,33 +30,33 @@ class ExposureRecorder:
         self._log: LogWriterClient | None = None
 
     @property
-    def on(self) -> bool:
+    def is_enabled(self) -> bool:
         return self._folder is not None
 
     def open(self, ids: IdTypes) -> None:
-        """For a snapshot of these ids; another one with other id types is another warehouse's, and gets files of its own."""
+        """Open the log for a snapshot of these ids; another one with other id types is another warehouse's, and gets files of its own."""
         if self._folder is None or ids == self._ids:
             return
         self.close()
         self._ids, self._log = ids, LogWriterClient(self._folder, self._stats, ids, self._max_mb)
 
-    def record(self, query: RankQuery, ranked: RankResult, told: Answer) -> None:
-        """An answer that was given."""
+    def record(self, query: RankQuery, ranked: RankResult, answer: Answer) -> None:
+        """Log an answer that was given."""
         if self._log is None:
             return
-        items = told.items
+        items = answer.items
         self._log.log_exposure(
             Exposure(
-                request_id=told.request_id,
+                request_id=answer.request_id,
                 shown_at=dt.datetime.now(dt.UTC),
                 user_id=query.user_id,
-                snapshot_id=told.snapshot_id,
-                model_version=told.model_version,
-                source=told.source,
-                degraded=told.degraded,
+                snapshot_id=answer.snapshot_id,
+                model_version=answer.model_version,
+                source=answer.source,
+                degraded=answer.degraded,
                 item_ids=[item.item_id for item in items],
                 scores=[item.score for item in items],
-                batch_scores=None if ranked.batch_scores is None else _known(ranked.batch_scores),
+                batch_scores=None if ranked.batch_scores is None else _nan_to_none(ranked.batch_scores),
                 candidate_ranks=[item.candidate_rank for item in items],
                 context_ts=query.when,
                 device=query.device,
@@ -66,11 +66,11 @@ class ExposureRecorder:
         )
 
     def record_feedback(self, events: list[FeedbackEvent]) -> int:
-        """Events of users; how many were taken, the others were dropped because too many wait."""
+        """Log events of users; returns how many were taken, the others were dropped because too many wait."""
         return sum(self._log.log_feedback(event) for event in events) if self._log is not None else 0
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """As ``LogProcess.counts``."""
+        """Read the log's counts, as ``LogWriterClient.counts``."""
         return self._log.counts() if self._log is not None else {}
 
     def close(self) -> None:
@@ -80,5 +80,5 @@ class ExposureRecorder:
             self._log = None
 
 
-def _known(scores: np.ndarray) -> list[float | None]:
+def _nan_to_none(scores: np.ndarray) -> list[float | None]:
     return [None if score != score else score for score in scores.tolist()]

@@ -24,7 +24,7 @@ class ItemSummary(Struct):
 
 
 class ItemDetail(Struct):
-    """Of GET /v1/items/{item_id}."""
+    """Answer of GET /v1/items/{item_id}."""
 
     item_id: Id
     title: str | None
@@ -33,7 +33,7 @@ class ItemDetail(Struct):
 
 
 class UserDetail(Struct):
-    """Of GET /v1/users/{user_id}. ``history`` is null where the snapshot keeps none of this user; newest first."""
+    """Answer of GET /v1/users/{user_id}. ``history`` is null where the snapshot keeps none of this user; newest first."""
 
     user_id: Id
     snapshot_id: str
@@ -45,7 +45,7 @@ class UserDetail(Struct):
 
 
 class UserSample(Struct):
-    """Of GET /v1/users: some users to look at, and what a request for them can say."""
+    """Answer of GET /v1/users: some users to look at, and what a request for them can say."""
 
     snapshot_id: str
     model_version: str
@@ -59,26 +59,26 @@ class UserSample(Struct):
     max_k: int
 
 
-def describe_user(snapshot: Snapshot, user_id: Id, lists: UserRecord) -> UserDetail:
-    """Candidates come in the order of retrieval."""
-    ranks = np.zeros(len(lists.codes), dtype=np.int64)
-    ranks[lists.top_places] = np.arange(1, len(lists.top_places) + 1)
-    candidates = _items(snapshot, lists.codes.astype(np.int64))
-    for item, score, rank in zip(candidates, lists.retrieval.tolist(), ranks.tolist(), strict=True):
+def describe_user(snapshot: Snapshot, user_id: Id, record: UserRecord) -> UserDetail:
+    """Describe a user; candidates come in the order of retrieval."""
+    ranks = np.zeros(len(record.codes), dtype=np.int64)
+    ranks[record.top_places] = np.arange(1, len(record.top_places) + 1)
+    candidates = _summarise_items(snapshot, record.codes.astype(np.int64))
+    for item, score, rank in zip(candidates, record.retrieval.tolist(), ranks.tolist(), strict=True):
         item.score, item.batch_rank = score, rank or None
     return UserDetail(
         user_id=user_id,
         snapshot_id=snapshot.snapshot_id,
-        n_events=lists.n_events,
-        segment=snapshot.segment(lists.segment),
-        modelled=lists.embedding is not None,
+        n_events=record.n_events,
+        segment=snapshot.segment(record.segment),
+        modelled=record.embedding is not None,
         history=_history(snapshot, user_id),
         candidates=candidates,
     )
 
 
 def describe_sample(snapshot: Snapshot, limit: int, bounds: Bounds) -> UserSample:
-    """At most ``limit`` users: of the snapshot's samples, or where it has none of the first few thousand in its store."""
+    """List at most ``limit`` users to look at: of the snapshot's samples, or where it has none of the first few thousand in its store."""
     manifest, chosen = snapshot.manifest, list(snapshot.samples)
     if not chosen and snapshot.store is not None:
         found = (user_id_from_key(key, snapshot.ids.user) for key in snapshot.store.sample_keys(limit))
@@ -93,27 +93,27 @@ def describe_sample(snapshot: Snapshot, limit: int, bounds: Bounds) -> UserSampl
         user_ids=chosen[::step][:limit],
         devices=list(DEVICES),
         attributes=list(snapshot.features.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :]),
-        categories=sorted(snapshot.items.described.categories),
+        categories=sorted(snapshot.items.metadata.categories),
         max_k=bounds.max_k,
     )
 
 
 def describe_item(snapshot: Snapshot, item_id: Id) -> ItemDetail | None:
-    """None for an item that the snapshot does not have."""
+    """Describe an item; None for one that the snapshot does not have."""
     codes = snapshot.items.codes([item_id])
     if not codes:
         return None
-    (found,) = _items(snapshot, np.array(codes))
+    (found,) = _summarise_items(snapshot, np.array(codes))
     return ItemDetail(found.item_id, found.title, found.categories, snapshot.snapshot_id)
 
 
 def _history(snapshot: Snapshot, user_id: Id) -> list[ItemSummary] | None:
     parsed = parse_id(user_id, snapshot.ids.user)
     codes = None if parsed is None else snapshot.samples.get(parsed)
-    return None if codes is None else _items(snapshot, np.asarray(codes, dtype=np.int64))
+    return None if codes is None else _summarise_items(snapshot, np.asarray(codes, dtype=np.int64))
 
 
-def _items(snapshot: Snapshot, codes: np.ndarray) -> list[ItemSummary]:
+def _summarise_items(snapshot: Snapshot, codes: np.ndarray) -> list[ItemSummary]:
     items, places = snapshot.items, codes.tolist()
     columns = zip(items.item_ids(codes), items.titles(places), places, strict=True)
     return [ItemSummary(item_id, title, items.categories(place)) for item_id, title, place in columns]

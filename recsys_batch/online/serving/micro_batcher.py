@@ -13,33 +13,33 @@ from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot
 
 
 class MicroBatcher:
-    """Of one event loop."""
+    """Batches rank calls that arrive in the same turn of the event loop into runs of the model; adds no delay. One per event loop."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[LoadedSnapshot, RankInput, asyncio.Future[RankResult]]] = []
 
-    async def rank(self, loaded: LoadedSnapshot, asked: RankInput) -> RankResult:
-        """The answer from that snapshot, which the caller holds until then."""
+    async def rank(self, loaded: LoadedSnapshot, rank_input: RankInput) -> RankResult:
+        """Rank a query from that snapshot, on which the caller holds a lease until then."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[RankResult] = loop.create_future()
         if not self._waiting:
             loop.call_soon(self._run)
-        self._waiting.append((loaded, asked, future))
+        self._waiting.append((loaded, rank_input, future))
         return await future
 
     def _run(self) -> None:
         waiting, self._waiting = self._waiting, []
         by_snapshot: dict[int, list[tuple[LoadedSnapshot, RankInput, asyncio.Future[RankResult]]]] = {}
-        for one in waiting:
-            if not one[2].done():  # who went away needs no answer
-                by_snapshot.setdefault(id(one[0]), []).append(one)
-        for same in by_snapshot.values():
-            loaded = same[0][0]
+        for call in waiting:
+            if not call[2].done():  # who went away needs no answer
+                by_snapshot.setdefault(id(call[0]), []).append(call)
+        for calls in by_snapshot.values():
+            loaded = calls[0][0]
             try:
-                found = rank_many(loaded.snapshot, [asked for _, asked, _ in same], loaded.latency)
+                results = rank_many(loaded.snapshot, [rank_input for _, rank_input, _ in calls], loaded.latency)
             except Exception as error:
-                for _, _, future in same:
+                for _, _, future in calls:
                     future.set_exception(error)
                 continue
-            for (_, _, future), ranked in zip(same, found, strict=True):
+            for (_, _, future), ranked in zip(calls, results, strict=True):
                 future.set_result(ranked)

@@ -1,4 +1,4 @@
-"""What the server does, whatever it is spoken to in: rank for a user, show a published list, compare with a shadow."""
+"""Request-level operations of one worker, shared by its front ends: rank, published top-K, user and item details, shadow scoring."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class UnknownItem(Exception):
 
 
 class RankingService:
-    """One worker's."""
+    """Answers requests of one worker from the snapshots in use, and logs and counts what it answered."""
 
-    def __init__(self, live: SnapshotManager, ages: FreshnessPolicy, admission: Admission, shown: ExposureRecorder) -> None:
-        self.live = live
-        self.shown = shown
-        self.ages = ages
+    def __init__(self, manager: SnapshotManager, freshness: FreshnessPolicy, admission: Admission, exposures: ExposureRecorder) -> None:
+        self.manager = manager
+        self.exposures = exposures
+        self.freshness = freshness
         self._admission = admission
         self._n_ranked = 0
-        self._together = MicroBatcher()
-        self._beside: set[asyncio.Task[None]] = set()
+        self._batcher = MicroBatcher()
+        self._shadow_tasks: set[asyncio.Task[None]] = set()
 
     async def rank(self, query: RankQuery, request_id: str | None, arrived: float) -> Answer:
-        """The answer; what it shows is logged.
+        """Rank items for a user, and log what is shown.
 
         Args:
             arrived: time.perf_counter() at the request's arrival.
@@ -62,13 +62,13 @@ class RankingService:
         with loaded.lease():
             record, store_failed = await _lookup(loaded, query.user_id)
             looked_up = time.perf_counter()
-            ranked = await self._together.rank(loaded, RankInput(query, record, store_failed))
+            ranked = await self._batcher.rank(loaded, RankInput(query, record, store_failed))
             self._flag_age(loaded, ranked)
             timings = {"wait": began - arrived, "lookup": looked_up - began, **ranked.stages, "total": time.perf_counter() - arrived}
             told = encode_answer(ranked, query, loaded.snapshot, request_id or secrets.token_hex(16), timings)
-        self.shown.record(query, ranked, told)
+        self.exposures.record(query, ranked, told)
         self._count(part, ranked, timings)
-        self.live.recent.append(query)
+        self.manager.recent.append(query)
         self._maybe_shadow(query, ranked, loaded)
         return told
 
@@ -78,12 +78,12 @@ class RankingService:
         Raises:
             NotReady: no snapshot, so nobody knows what kind of ids there are.
         """
-        if self.live.current is None:
+        if self.manager.current is None:
             raise NotReady("no snapshot is in use yet")
-        return self.shown.record_feedback(events)
+        return self.exposures.record_feedback(events)
 
     async def published_topk(self, user_id: int | str, k: int) -> Answer:
-        """The user's published list itself.
+        """Answer with the user's published list itself.
 
         Raises:
             NotReady: no snapshot. UnknownUser: the snapshot has no list of that user. StoreUnavailable: nobody knows.
@@ -98,22 +98,22 @@ class RankingService:
             return encode_answer(ranked, query, loaded.snapshot, secrets.token_hex(16), {"total": time.perf_counter() - began})
 
     async def describe_user(self, user_id: int | str) -> UserDetail:
-        """What the snapshot holds of a user. Raises as ``published``."""
+        """Describe what the snapshot holds of a user. Raises as ``published_topk``."""
         loaded, _ = self._route(user_id)
         with loaded.lease():
             return describe_user(loaded.snapshot, user_id, await self._require_record(loaded, user_id))
 
     def sample_users(self, limit: int, bounds: Bounds) -> UserSample:
-        """Some users to look at. Raises NotReady without a snapshot."""
-        return describe_sample(_require_loaded(self.live.current).snapshot, limit, bounds)
+        """List some users to look at. Raises NotReady without a snapshot."""
+        return describe_sample(_require_loaded(self.manager.current).snapshot, limit, bounds)
 
     def describe_item(self, item_id: int | str) -> ItemDetail:
-        """What an item is called.
+        """Describe an item.
 
         Raises:
             NotReady: no snapshot. UnknownItem: the snapshot does not have it.
         """
-        snapshot = _require_loaded(self.live.current).snapshot
+        snapshot = _require_loaded(self.manager.current).snapshot
         found = describe_item(snapshot, item_id)
         if found is None:
             raise UnknownItem(f"snapshot {snapshot.snapshot_id} has no item {item_id!r}")
@@ -129,17 +129,17 @@ class RankingService:
 
     def _flag_age(self, loaded: LoadedSnapshot, ranked: RankResult) -> None:
         """An old snapshot is a reason where there is no other."""
-        if ranked.degraded is None and self.ages.status(loaded.snapshot.generated_at) != "fresh":
+        if ranked.degraded is None and self.freshness.status(loaded.snapshot.generated_at) != "fresh":
             ranked.degraded = STALE
 
     def _route(self, user_id: int | str) -> tuple[LoadedSnapshot, str]:
-        loaded, part = self.live.route(user_id)
+        loaded, part = self.manager.route(user_id)
         return _require_loaded(loaded), part
 
     def _count(self, part: str, ranked: RankResult, timings: dict[str, float]) -> None:
         metrics.observe_stages["total"].observe(timings["total"])
         self._n_ranked += 1
-        if self._n_ranked % metrics.SAMPLED == 0:
+        if self._n_ranked % metrics.STAGE_SAMPLE_EVERY == 0:
             for name, seconds in timings.items():
                 if name != "total":
                     metrics.observe_stages[name].observe(seconds)
@@ -150,16 +150,16 @@ class RankingService:
 
     def _maybe_shadow(self, query: RankQuery, shown: RankResult, loaded: LoadedSnapshot) -> None:
         """Score with the shadow as well once the answer is out; under load that is the first to go."""
-        shadow = self.live.shadow
-        if shadow is None or random.random() >= self.live.routes.share:
+        shadow = self.manager.shadow
+        if shadow is None or random.random() >= self.manager.routes.share:
             return
-        if not self._admission.idle or len(self._beside) > 4:
+        if not self._admission.is_idle or len(self._shadow_tasks) > 4:
             metrics.tally.add("shadow", "dropped")
             return
         items = {loaded.snapshot.items.item_id(int(code)) for code in shown.codes}
         task = asyncio.get_running_loop().create_task(self._score_shadow(shadow.acquire(), query, items))
-        self._beside.add(task)
-        task.add_done_callback(self._beside.discard)
+        self._shadow_tasks.add(task)
+        task.add_done_callback(self._shadow_tasks.discard)
 
     async def _score_shadow(self, shadow: LoadedSnapshot, query: RankQuery, shown: set[int | str]) -> None:
         try:

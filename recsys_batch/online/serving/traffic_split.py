@@ -14,15 +14,17 @@ from recsys_batch.errors import UsageError
 from recsys_batch.storage.atomic import write_file
 
 ROUTES_FILE = "ROUTES.json"
-_WHOLE = 2**32
+_HASH_RANGE = 2**32
 _Share = Annotated[float, Meta(extra_json_schema={"minimum": 0, "maximum": 1})]
 
 
 @dataclass(frozen=True)
 class TrafficSplit:
-    """Attributes:
-    canary: snapshot that ``weight`` (0 to 1) of the users get; None for nobody.
-    shadow: snapshot that ``share`` (0 to 1) of the requests are also scored with; None for none.
+    """Which snapshots answer beside the current one, and how much.
+
+    Attributes:
+        canary: snapshot that ``weight`` (0 to 1) of the users get; None for nobody.
+        shadow: snapshot that ``share`` (0 to 1) of the requests are also scored with; None for none.
     """
 
     canary: str | None = None
@@ -34,10 +36,10 @@ class TrafficSplit:
         """Whether a user of that key is the canary's; the same user always is, until the canary is another one."""
         if self.canary is None:
             return False
-        return zlib.crc32(key, zlib.crc32(self.canary.encode())) < self.weight * _WHOLE
+        return zlib.crc32(key, zlib.crc32(self.canary.encode())) < self.weight * _HASH_RANGE
 
     @property
-    def names(self) -> frozenset[str]:
+    def snapshot_ids(self) -> frozenset[str]:
         return frozenset(name for name in (self.canary, self.shadow) if name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -45,10 +47,10 @@ class TrafficSplit:
 
 
 def read_traffic_split(folder: Path) -> TrafficSplit:
-    """Of the folder of snapshots; no routes where it has none.
+    """Read ROUTES.json of the folder of snapshots; no canary and no shadow where there is none.
 
     Raises:
-        UsageError: the file is not one that ``write_routes`` wrote.
+        UsageError: the file is not one that ``write_traffic_split`` wrote.
     """
     path = folder / ROUTES_FILE
     try:
@@ -64,7 +66,7 @@ def write_traffic_split(folder: Path, routes: TrafficSplit) -> None:
 
 
 def parse_traffic_split(values: Any) -> TrafficSplit:
-    """From parsed JSON.
+    """Check parsed JSON and make a traffic split of it.
 
     Raises:
         UsageError: an unknown key, a name that is no text, a share outside 0 to 1, or one without its snapshot.

@@ -16,7 +16,7 @@ from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import decode_record
 
 WARM_REQUESTS = 24
-_BREATH = 0.004
+_PAUSE_SECONDS = 0.004
 """Seconds between requests that warm a snapshot: they share the interpreter's lock with those that are answered."""
 
 
@@ -32,7 +32,7 @@ def warm_up(snapshot: Snapshot, recent: list[RankQuery]) -> None:
     for number in range(max(WARM_REQUESTS, len(queries))):
         query = queries[number % len(queries)]
         record = records[number % len(records)] if records else None
-        time.sleep(_BREATH)
+        time.sleep(_PAUSE_SECONDS)
         ranked = rank(snapshot, query, decode_record(record) if record else None, LatencyTracker())
         to_json(encode_answer(ranked, query, snapshot, "warm", ranked.stages))
     for query in _warm_up_queries(snapshot):

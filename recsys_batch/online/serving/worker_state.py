@@ -13,29 +13,29 @@ from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.storage.atomic import write_file
 
 
-def write_worker_state(state: Path, live: SnapshotManager) -> None:
-    """Write this worker's file anew."""
-    named = {"current": live.current, "canary": live.canary, "shadow": live.shadow}
-    told = {name: one.snapshot.snapshot_id if one is not None else None for name, one in named.items()}
+def write_worker_state(state: Path, manager: SnapshotManager) -> None:
+    """Report which snapshots this worker answers from, in its own file of the server's folder."""
+    roles = {"current": manager.current, "canary": manager.canary, "shadow": manager.shadow}
+    snapshot_ids = {role: loaded.snapshot.snapshot_id if loaded is not None else None for role, loaded in roles.items()}
+    report = {"pid": os.getpid(), **snapshot_ids, "refused": manager.refused, "routes": manager.routes.to_dict()}
     path = state / f"worker-{os.getpid()}.json"
-    text = json.dumps({"pid": os.getpid(), **told, "refused": live.refused, "routes": live.routes.to_dict()})
-    write_file(path, text, durable=False)
+    write_file(path, json.dumps(report), durable=False)
 
 
 def read_worker_states(state: Path) -> list[dict[str, Any]]:
-    """Of the workers that are alive."""
-    found = []
+    """Read the reports of the workers that are alive."""
+    reports = []
     for path in sorted(state.glob("worker-*.json")):
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
-            os.kill(told["pid"], 0)
+            report = json.loads(path.read_text(encoding="utf-8"))
+            os.kill(report["pid"], 0)
         except ProcessLookupError:
             path.unlink(missing_ok=True)
         except (OSError, ValueError):
             continue
         else:
-            found.append(told)
-    return found
+            reports.append(report)
+    return reports
 
 
 def drop_dead_worker_gauges(folder: Path) -> None:

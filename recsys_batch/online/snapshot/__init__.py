@@ -1,1 +1,17 @@
-"""TODO."""
+"""A snapshot on disk: one run's user records, items and model, written whole, verified and opened together.
+
+contents        what a snapshot is made of
+manifest        manifest.json: what it is, and the checksum of every file
+writer          write a snapshot's folder, whole or not at all
+reader          open one: Snapshot, lookup of a user
+repository      the folder of snapshots, and CURRENT
+verify_process  verify beside a server that answers
+user_key        a user's key in a store
+user_record     a user's lists as bytes
+lmdb_store      records in a file of the snapshot
+redis_store     records in Redis or Valkey beside it
+item_table      item ids, embeddings, titles, categories
+popular_lists   popular items per segment
+sample_users    users to look at
+vector_search   items near a vector
+"""

@@ -52,7 +52,7 @@ class SnapshotContents:
 
     facts: SnapshotInfo
     catalogue: Catalogue = field(repr=False)
-    described: ItemMetadata = field(repr=False)
+    item_metadata: ItemMetadata = field(repr=False)
     popular: PopularLists = field(repr=False)
     features: FeatureSpec
     ranker: bytes | None = field(repr=False)

@@ -36,8 +36,8 @@ class ItemMetadata:
     category_offsets: np.ndarray
 
     @classmethod
-    def of(cls, titles: pa.Array, categories: pa.Array) -> ItemMetadata:
-        """From columns in the catalogue's order; categories are lists of strings, nulls allowed."""
+    def from_columns(cls, titles: pa.Array, categories: pa.Array) -> ItemMetadata:
+        """Make metadata from columns in the catalogue's order; categories are lists of strings, nulls allowed."""
         lengths = np.asarray(categories.value_lengths().fill_null(0).to_numpy(zero_copy_only=False), dtype=np.int64)
         encoded = categories.flatten().cast(pa.string()).dictionary_encode()
         codes = np.asarray(encoded.indices.fill_null(-1), dtype=np.int32)
@@ -53,34 +53,34 @@ class ItemTable:
     """The catalogue and its descriptions; ``norms`` float32 [n] are the lengths of the embeddings."""
 
     catalogue: Catalogue
-    described: ItemMetadata
+    metadata: ItemMetadata
     norms: np.ndarray
 
     def __len__(self) -> int:
         return len(self.catalogue)
 
     @cached_property
-    def _numbers(self) -> np.ndarray | None:
+    def _integer_ids(self) -> np.ndarray | None:
         ids = self.catalogue.item_ids
         return ids.to_numpy() if pa.types.is_integer(ids.type) else None
 
     @cached_property
-    def _halved(self) -> memoryview | None:
+    def _integer_id_view(self) -> memoryview | None:
         """``_numbers`` for Python's own search, a third of what a call of numpy takes for one."""
-        return self._numbers.data if self._numbers is not None else None
+        return self._integer_ids.data if self._integer_ids is not None else None
 
     def code(self, item_id: int | str) -> int:
         """The code of an item as a request names it, -1 for one that the snapshot does not have: a search by halves, about 1 us."""
-        numbers = self._halved
+        numbers = self._integer_id_view
         if numbers is not None:
             number = parse_bigint(item_id)
             if number is None:
                 return -1
             place = bisect_left(numbers, number)
             return place if place < len(numbers) and numbers[place] == number else -1
-        return self._code_of_text(item_id if isinstance(item_id, str) else str(item_id))
+        return self._code_of_string(item_id if isinstance(item_id, str) else str(item_id))
 
-    def _code_of_text(self, text: str) -> int:
+    def _code_of_string(self, text: str) -> int:
         ids, low, high = self.catalogue.item_ids, 0, len(self)
         while low < high:
             middle = (low + high) // 2
@@ -92,55 +92,55 @@ class ItemTable:
         return -1
 
     def codes(self, item_ids: Sequence[int | str]) -> list[int]:
-        """Those that are known, in the request's order."""
+        """Look up the codes of items that are known, in the request's order."""
         return [code for one in item_ids if (code := self.code(one)) >= 0]
 
     def item_id(self, code: int) -> int | str:
-        value: int | str = self._numbers[code].item() if self._numbers is not None else self.catalogue.item_ids[code].as_py()
+        value: int | str = self._integer_ids[code].item() if self._integer_ids is not None else self.catalogue.item_ids[code].as_py()
         return value
 
     def item_ids(self, codes: np.ndarray) -> list[int | str]:
-        """Ids of codes."""
-        if self._numbers is not None:
-            found: list[int | str] = self._numbers[codes].tolist()
+        """Look up the ids of codes."""
+        if self._integer_ids is not None:
+            found: list[int | str] = self._integer_ids[codes].tolist()
             return found
         return [self.catalogue.item_ids[code].as_py() for code in codes.tolist()]
 
     def titles(self, codes: Sequence[int]) -> list[str | None]:
-        """One by one: for ten, taking them as an array is slower."""
-        return [self.described.titles[code].as_py() for code in codes]
+        """Look up titles one by one: for ten, taking them as an array is slower."""
+        return [self.metadata.titles[code].as_py() for code in codes]
 
     def categories(self, code: int) -> list[str]:
-        """Names of an item's categories."""
-        offsets = self.described.category_offsets
-        return [self.described.categories[one] for one in self.described.category_codes[offsets[code] : offsets[code + 1]]]
+        """List the names of an item's categories."""
+        offsets = self.metadata.category_offsets
+        return [self.metadata.categories[one] for one in self.metadata.category_codes[offsets[code] : offsets[code + 1]]]
 
     @cached_property
-    def _category_places(self) -> Mapping[str, int]:
-        return {name: place for place, name in enumerate(self.described.categories)}
+    def _category_codes(self) -> Mapping[str, int]:
+        return {name: place for place, name in enumerate(self.metadata.categories)}
 
     def in_categories(self, codes: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        """bool per code: whether the item has any of these categories."""
-        wanted = np.zeros(len(self.described.categories) + 1, dtype=np.int64)
-        wanted[[self._category_places[name] for name in names if name in self._category_places]] = 1
-        starts, ends = self.described.category_offsets[codes], self.described.category_offsets[codes + 1]
+        """Mark, bool per code, whether the item has any of these categories."""
+        wanted = np.zeros(len(self.metadata.categories) + 1, dtype=np.int64)
+        wanted[[self._category_codes[name] for name in names if name in self._category_codes]] = 1
+        starts, ends = self.metadata.category_offsets[codes], self.metadata.category_offsets[codes + 1]
         lengths = ends - starts
         flat = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
-        counted = np.concatenate([[0], np.cumsum(wanted[self.described.category_codes[flat]])])
+        counted = np.concatenate([[0], np.cumsum(wanted[self.metadata.category_codes[flat]])])
         ends_at = np.cumsum(lengths)
         return np.asarray(counted[ends_at] > counted[ends_at - lengths])
 
 
-def write_items(folder: Path, catalogue: Catalogue, described: ItemMetadata) -> None:
-    """Into a new folder."""
+def write_items(folder: Path, catalogue: Catalogue, metadata: ItemMetadata) -> None:
+    """Write the catalogue, titles and categories into a new folder."""
     folder.mkdir()
     write_catalogue(folder, catalogue)
-    table = pa.table({"title": described.titles})
+    table = pa.table({"title": metadata.titles})
     with pa.OSFile(str(folder / _TITLES), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    (folder / _CATEGORIES).write_text(json.dumps(list(described.categories), ensure_ascii=False), encoding="utf-8")
+    (folder / _CATEGORIES).write_text(json.dumps(list(metadata.categories), ensure_ascii=False), encoding="utf-8")
     norms = np.sqrt(np.einsum("nd,nd->n", catalogue.embeddings, catalogue.embeddings)).astype(np.float32)
-    for name, array in ((_CODES, described.category_codes), (_OFFSETS, described.category_offsets), (_NORMS, norms)):
+    for name, array in ((_CODES, metadata.category_codes), (_OFFSETS, metadata.category_offsets), (_NORMS, norms)):
         np.save(folder / name, array, allow_pickle=False)
 
 

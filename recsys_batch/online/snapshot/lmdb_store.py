@@ -12,7 +12,7 @@ from recsys_batch.errors import RecsysBatchError
 
 LMDB_FILE = "users.lmdb"
 _TXN_RECORDS = 20_000
-_FIRST_SIZE = 64 * 2**20
+_INITIAL_MAP_BYTES = 64 * 2**20
 
 
 _OPEN_FILES: WeakValueDictionary[str, lmdb.Environment] = WeakValueDictionary()
@@ -46,7 +46,7 @@ class LmdbStore:
             return found
 
     def sample_keys(self, n: int) -> list[bytes]:
-        """The keys of about n users, evenly by key order of the first few thousand; to warm up with."""
+        """Read the keys of about n users, evenly by key order of the first few thousand; to warm up with."""
         keys = []
         with self._env.begin() as txn:
             for number, key in enumerate(txn.cursor().iternext(keys=True, values=False)):
@@ -65,7 +65,7 @@ class LmdbStore:
 
 
 def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]]) -> int:
-    """A file of records; how many there are.
+    """Write a file of records; returns how many there are.
 
     In ascending order of keys each page is filled before the next is begun (half the size that random order takes); what is out of
     order is put where it belongs.
@@ -75,22 +75,22 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]]) -> int:
     """
     n = 0
     # Nothing is synced on the way: the file is no snapshot before it is whole, and is synced once then.
-    env = lmdb.open(str(path), subdir=False, map_size=_FIRST_SIZE, lock=False, sync=False, metasync=False, writemap=False)
+    env = lmdb.open(str(path), subdir=False, map_size=_INITIAL_MAP_BYTES, lock=False, sync=False, metasync=False, writemap=False)
     try:
         pending: list[tuple[bytes, bytes]] = []
         for record in records:
             pending.append(record)
             if len(pending) >= _TXN_RECORDS:
-                n += _put(env, pending)
+                n += _put_batch(env, pending)
                 pending = []
-        n += _put(env, pending)
+        n += _put_batch(env, pending)
         env.sync(True)
     finally:
         env.close()
     return n
 
 
-def _put(env: lmdb.Environment, records: list[tuple[bytes, bytes]]) -> int:
+def _put_batch(env: lmdb.Environment, records: list[tuple[bytes, bytes]]) -> int:
     needed = 4 * sum(len(key) + len(value) + 64 for key, value in records)
     while True:
         try:

@@ -89,13 +89,13 @@ class SnapshotManifest:
 
 
 def file_checksums(folder: Path) -> dict[str, dict[str, Any]]:
-    """Checksum and size of every file below the folder, hidden ones and the manifest left out."""
+    """Compute checksum and size of every file below the folder, hidden ones and the manifest left out."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_FILE and not path.name.startswith("."))
     return {str(path.relative_to(folder)): {"sha256": sha256_file(path), "bytes": path.stat().st_size} for path in paths}
 
 
 def read_manifest(folder: Path) -> SnapshotManifest:
-    """Of a snapshot's folder; files are not looked at.
+    """Read the manifest of a snapshot's folder; files are not looked at.
 
     Raises:
         SnapshotRefused: there is none, or it is not one that this release reads.
@@ -123,7 +123,7 @@ def read_manifest(folder: Path) -> SnapshotManifest:
 
 
 def verify_snapshot(folder: Path, manifest: SnapshotManifest) -> None:
-    """Every file against its checksum. The first worker of a node that has done it leaves a mark, so that the others only compare
+    """Check every file against its checksum. The first worker of a node that has done it leaves a mark, so that the others only compare
     sizes and times; a file that changed since is read again.
 
     Raises:
@@ -146,7 +146,7 @@ def is_verified(folder: Path, manifest: SnapshotManifest) -> bool:
     Raises:
         SnapshotRefused: a file is missing, or of another size.
     """
-    state = _state(folder, manifest)
+    state = _file_states(folder, manifest)
     try:
         return bool(json.loads((folder / _VERIFIED).read_text(encoding="utf-8")) == state)
     except (OSError, ValueError):
@@ -156,10 +156,10 @@ def is_verified(folder: Path, manifest: SnapshotManifest) -> bool:
 def mark_verified(folder: Path, manifest: SnapshotManifest) -> None:
     """Let the processes of this node take the files as they are now for verified: by whoever has just computed their checksums."""
     with contextlib.suppress(OSError):  # a read-only folder is verified by every worker
-        write_file(folder / _VERIFIED, json.dumps(_state(folder, manifest)), durable=False)
+        write_file(folder / _VERIFIED, json.dumps(_file_states(folder, manifest)), durable=False)
 
 
-def _state(folder: Path, manifest: SnapshotManifest) -> dict[str, list[int]]:
+def _file_states(folder: Path, manifest: SnapshotManifest) -> dict[str, list[int]]:
     """Size, time and inode of every file."""
     state = {}
     for name, expected in manifest.files.items():

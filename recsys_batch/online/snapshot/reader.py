@@ -36,7 +36,7 @@ class Snapshot:
 
     Attributes:
         store: None where users' lists are in Redis.
-        lists: to find items near a vector; None where all are searched.
+        item_lists: to find items near a vector; None where all are searched.
         samples: users to look at and what they did lately; empty where it keeps none.
     """
 
@@ -45,7 +45,7 @@ class Snapshot:
     popular: PopularLists
     ranker: OnnxRanker | None
     store: LmdbStore | None
-    lists: KMeansLists | None
+    item_lists: KMeansLists | None
     folder: Path = field(repr=False)
     samples: SampleUsers = field(default_factory=dict, repr=False)
 
@@ -114,14 +114,14 @@ def open_snapshot(folder: Path) -> Snapshot:
     manifest = read_manifest(folder)
     verify_snapshot(folder, manifest)
     try:
-        return _opened(folder, manifest)
+        return _open_parts(folder, manifest)
     except SnapshotRefused:
         raise
     except (RecsysBatchError, OSError, ValueError, KeyError, SafetensorError) as error:
         raise SnapshotRefused(f"{folder} cannot be opened: {error}") from None
 
 
-def _opened(folder: Path, manifest: SnapshotManifest) -> Snapshot:
+def _open_parts(folder: Path, manifest: SnapshotManifest) -> Snapshot:
     items = open_items(folder / ITEMS)
     shape = (manifest.n_items, manifest.embedding_dim)
     if items.catalogue.embeddings.shape != shape:

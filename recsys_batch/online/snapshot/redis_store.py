@@ -18,7 +18,7 @@ from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.settings import REDIS_URL, ServerSettings
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 
-_PIPELINE = 500  # records sent before their answers are read: about a megabyte
+_PIPELINE_RECORDS = 500  # records sent before their answers are read: about a megabyte
 _BACKOFF_SECONDS = 0.25  # seconds that a store is left alone after it failed, so that requests don't all wait for it
 
 
@@ -57,11 +57,11 @@ def write_records(client: Any, snapshot_id: str, records: Iterable[tuple[bytes, 
         for key, value in records:
             pipe.set(redis_key(snapshot_id, key), value, ex=expire_seconds)
             n += 1
-            if n % _PIPELINE == 0:
+            if n % _PIPELINE_RECORDS == 0:
                 pipe.execute()
         pipe.execute()
     except redis.RedisError as error:
-        raise RecsysBatchError(f"the Redis store stopped taking records after {n}: {_line(error)}") from None
+        raise RecsysBatchError(f"the Redis store stopped taking records after {n}: {_first_line(error)}") from None
     return n
 
 
@@ -74,7 +74,7 @@ def mark_complete(client: Any, snapshot_id: str, n_records: int, expire_seconds:
     try:
         client.set(completion_key(snapshot_id), n_records, ex=expire_seconds)
     except redis.RedisError as error:
-        raise RecsysBatchError(f"the Redis store does not answer: {_line(error)}") from None
+        raise RecsysBatchError(f"the Redis store does not answer: {_first_line(error)}") from None
 
 
 class RedisStore:
@@ -84,7 +84,7 @@ class RedisStore:
         kind = redis.asyncio.RedisCluster if cluster else redis.asyncio.Redis
         self._client: Any = kind.from_url(url, socket_timeout=timeout, socket_connect_timeout=max(timeout, 0.1))
         self._snapshot_id = snapshot_id
-        self._resting_until = 0.0
+        self._backoff_until = 0.0
 
     async def fetch(self, key: bytes) -> bytes | None:
         """The record, None where there is none.
@@ -92,14 +92,14 @@ class RedisStore:
         Raises:
             StoreUnavailable: no answer; at once while the store rests after a failure.
         """
-        if time.monotonic() < self._resting_until:
+        if time.monotonic() < self._backoff_until:
             raise StoreUnavailable("the store failed a moment ago")
         try:
             found: bytes | None = await self._client.get(redis_key(self._snapshot_id, key))
             return found
         except (redis.RedisError, OSError, TimeoutError) as error:
-            self._resting_until = time.monotonic() + _BACKOFF_SECONDS
-            raise StoreUnavailable(_line(error)) from None
+            self._backoff_until = time.monotonic() + _BACKOFF_SECONDS
+            raise StoreUnavailable(_first_line(error)) from None
 
     async def record_count(self) -> int | None:
         """Records that were written, None where the writing never ended or has expired.
@@ -110,18 +110,18 @@ class RedisStore:
         try:
             found = await self._client.get(completion_key(self._snapshot_id))
         except (redis.RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable(_line(error)) from None
+            raise StoreUnavailable(_first_line(error)) from None
         return None if found is None else int(found)
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def open_remote_store(given: ServerSettings, snapshot_id: str) -> RedisStore:
+def open_remote_store(settings: ServerSettings, snapshot_id: str) -> RedisStore:
     """The store beside a snapshot.
 
     Raises:
@@ -130,4 +130,4 @@ def open_remote_store(given: ServerSettings, snapshot_id: str) -> RedisStore:
     url = os.environ.get(REDIS_URL)
     if not url:
         raise RecsysBatchError(f"snapshot {snapshot_id} has its users' lists in Redis: name the server in {REDIS_URL}")
-    return RedisStore(url, snapshot_id, cluster=given.redis_cluster, timeout=given.store_timeout_ms / 1000)
+    return RedisStore(url, snapshot_id, cluster=settings.redis_cluster, timeout=settings.store_timeout_ms / 1000)

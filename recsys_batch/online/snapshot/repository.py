@@ -12,9 +12,9 @@ from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.storage.atomic import write_file
 
 CURRENT_FILE = "CURRENT"
-DRAFT = ".writing-"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_STALE_DRAFT = 24 * 3600.0  # seconds after which nobody can still be writing it
+DRAFT_PREFIX = ".writing-"
+_VALID_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_STALE_DRAFT_SECONDS = 24 * 3600.0  # seconds after which nobody can still be writing it
 
 
 def check_name(snapshot_id: str) -> str:
@@ -23,7 +23,7 @@ def check_name(snapshot_id: str) -> str:
     Raises:
         UsageError: it cannot.
     """
-    if not _NAME.fullmatch(snapshot_id):
+    if not _VALID_ID.fullmatch(snapshot_id):
         raise UsageError(
             f"{snapshot_id!r} cannot name a snapshot: letters, digits, '.', '_' and '-', at most 100, not beginning with a sign"
         )
@@ -57,19 +57,19 @@ def list_snapshots(folder: Path) -> list[str]:
     return [path.name for path in sorted(whole, key=lambda path: ((path / "manifest.json").stat().st_mtime_ns, path.name))]
 
 
-def delete_old(folder: Path, keep: int, also: frozenset[str] = frozenset()) -> list[str]:
-    """Remove all but the newest ``keep`` snapshots, the current one and those in ``also``, and drafts of a day ago; their names.
+def delete_old(folder: Path, keep: int, in_use: frozenset[str] = frozenset()) -> list[str]:
+    """Remove all but the newest ``keep`` snapshots, the current one and those ``in_use``, and drafts of a day ago; their names.
 
     A server that has one open keeps its files until it lets go of them.
     """
     whole = list_snapshots(folder)
-    kept = {*whole[max(0, len(whole) - keep) :], read_current(folder), *also}
+    kept = {*whole[max(0, len(whole) - keep) :], read_current(folder), *in_use}
     gone = [name for name in whole if name not in kept]
     for name in gone:
-        hidden = folder / f"{DRAFT}removed-{uuid.uuid4().hex}"
+        hidden = folder / f"{DRAFT_PREFIX}removed-{uuid.uuid4().hex}"
         (folder / name).rename(hidden)  # gone at once for whoever looks, whatever becomes of the removal
         shutil.rmtree(hidden, ignore_errors=True)
-    for draft in folder.glob(f"{DRAFT}*"):
-        if time.time() - draft.stat().st_mtime > _STALE_DRAFT:
+    for draft in folder.glob(f"{DRAFT_PREFIX}*"):
+        if time.time() - draft.stat().st_mtime > _STALE_DRAFT_SECONDS:
             shutil.rmtree(draft, ignore_errors=True)
     return gone

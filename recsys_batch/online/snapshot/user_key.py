@@ -7,7 +7,7 @@ import hashlib
 from recsys_batch.ids import parse_bigint
 from recsys_batch.schemas import IdType
 
-_LONGEST = 511  # LMDB's longest key
+_MAX_KEY_BYTES = 511  # LMDB's longest key
 _SHIFT = 2**63
 
 
@@ -25,13 +25,13 @@ def user_key(user_id: int | str, kind: IdType) -> bytes | None:
         key = b"s" + text.encode()
     except UnicodeEncodeError:  # a lone surrogate, which JSON can spell and no table holds
         return None
-    if len(key) <= _LONGEST:
+    if len(key) <= _MAX_KEY_BYTES:
         return key
-    return key[: _LONGEST - 32] + hashlib.sha256(key).digest()
+    return key[: _MAX_KEY_BYTES - 32] + hashlib.sha256(key).digest()
 
 
 def user_id_from_key(key: bytes, kind: IdType) -> int | str | None:
     """The id of a key; None for one that ends in a hash."""
     if kind == "BIGINT":
         return int.from_bytes(key, "big") - _SHIFT
-    return None if len(key) == _LONGEST else key[1:].decode()
+    return None if len(key) == _MAX_KEY_BYTES else key[1:].decode()

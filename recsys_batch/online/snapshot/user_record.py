@@ -19,7 +19,7 @@ NO_SEGMENT = 0xFFFF
 MAX_CANDIDATES = 0xFFFF
 """Candidates that a record can hold."""
 _HEADER = struct.Struct("<BBHIHHHH")
-_MODELLED = 1
+_HAS_EMBEDDING = 1
 
 
 @dataclass(slots=True)
@@ -43,32 +43,32 @@ class UserRecord:
     top_scores: np.ndarray
 
 
-def encode_record(lists: UserRecord) -> bytes:
-    """The record.
+def encode_record(record: UserRecord) -> bytes:
+    """Encode a user's record as bytes.
 
     Raises:
         RecsysBatchError: more candidates, dimensions or segments than a record has room for.
     """
-    d = 0 if lists.embedding is None else len(lists.embedding)
-    c, k = len(lists.codes), len(lists.top_places)
-    segment = NO_SEGMENT if lists.segment is None else lists.segment
+    d = 0 if record.embedding is None else len(record.embedding)
+    c, k = len(record.codes), len(record.top_places)
+    segment = NO_SEGMENT if record.segment is None else record.segment
     if max(c, k, d) > MAX_CANDIDATES or segment > NO_SEGMENT:
         raise RecsysBatchError(
             f"a user has {c} candidates, {k} rows, {d} dimensions, segment {segment}: a snapshot holds at most {MAX_CANDIDATES} of each"
         )
-    header = _HEADER.pack(RECORD_FORMAT, _MODELLED if d else 0, segment, min(lists.n_events, 2**32 - 1), c, k, d, 0)
-    embedding = b"" if lists.embedding is None else lists.embedding.astype("<f4").tobytes()
+    header = _HEADER.pack(RECORD_FORMAT, _HAS_EMBEDDING if d else 0, segment, min(record.n_events, 2**32 - 1), c, k, d, 0)
+    embedding = b"" if record.embedding is None else record.embedding.astype("<f4").tobytes()
     pieces = (
-        lists.codes.astype("<i4").tobytes(),
-        lists.retrieval.astype("<f4").tobytes(),
-        lists.top_scores.astype("<f4").tobytes(),
-        lists.top_places.astype("<u2").tobytes(),
+        record.codes.astype("<i4").tobytes(),
+        record.retrieval.astype("<f4").tobytes(),
+        record.top_scores.astype("<f4").tobytes(),
+        record.top_places.astype("<u2").tobytes(),
     )
     return b"".join((header, embedding, *pieces))
 
 
 def decode_record(record: bytes) -> UserRecord:
-    """The inverse of ``encode``; its arrays are views of the record.
+    """Decode what ``encode_record`` wrote; its arrays are views of the record.
 
     Raises:
         RecsysBatchError: cut short, or of another format.
@@ -81,7 +81,7 @@ def decode_record(record: bytes) -> UserRecord:
             f"a user's record of {len(record)} bytes is of format {version}, this release reads {RECORD_FORMAT}: export it again"
         )
     at = _HEADER.size
-    embedding = np.frombuffer(record, "<f4", d, at) if flags & _MODELLED else None
+    embedding = np.frombuffer(record, "<f4", d, at) if flags & _HAS_EMBEDDING else None
     at += 4 * d
     codes, retrieval = np.frombuffer(record, "<i4", c, at), np.frombuffer(record, "<f4", c, at + 4 * c)
     at += 8 * c

@@ -13,7 +13,7 @@ _REFUSED = 3
 
 
 def verify_in_subprocess(folder: Path) -> None:
-    """As ``manifest.verify``, without a core of the server's.
+    """Verify a snapshot's files by a process of the lowest priority, without a core of the server's.
 
     Raises:
         SnapshotRefused: damaged, incomplete, or of another format.
@@ -27,7 +27,7 @@ def verify_in_subprocess(folder: Path) -> None:
 
 
 def verify_main() -> None:
-    """The process."""
+    """Verify the snapshot named on the command line: what the process runs."""
     os.nice(19)
     folder = Path(sys.argv[1])
     try:

@@ -14,7 +14,7 @@ from recsys_batch.online.snapshot.contents import SnapshotContents
 from recsys_batch.online.snapshot.item_table import write_items
 from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, write_lmdb
 from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotManifest, StoreKind, file_checksums, mark_verified
-from recsys_batch.online.snapshot.repository import DRAFT, check_name
+from recsys_batch.online.snapshot.repository import DRAFT_PREFIX, check_name
 from recsys_batch.online.snapshot.sample_users import SAMPLES_FILE as SAMPLES
 from recsys_batch.online.snapshot.sample_users import write_samples
 from recsys_batch.online.snapshot.vector_search import build_kmeans_lists
@@ -25,7 +25,7 @@ KMEANS_FILE = ("nearest_centroids.npy", "nearest_codes.npy", "nearest_offsets.np
 
 
 def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], int] | None = None) -> SnapshotManifest:
-    """A new snapshot in the folder of snapshots.
+    """Write a new snapshot into the folder of snapshots.
 
     Args:
         fill: where the contents have no records: puts them into a store beside the snapshot, and says how many there are.
@@ -36,7 +36,7 @@ def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], 
     target = folder / check_name(contents.facts.snapshot_id)
     if target.exists():
         raise UsageError(f"{target} is there already: a snapshot is never written again; remove it, or export another run")
-    with make_draft_folder(folder, DRAFT) as draft:
+    with make_draft_folder(folder, DRAFT_PREFIX) as draft:
         manifest = _write(draft, contents, fill)
         publish(draft, target)
     mark_verified(target, manifest)
@@ -44,7 +44,7 @@ def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], 
 
 
 def _write(draft: Path, contents: SnapshotContents, fill: Callable[[], int] | None) -> SnapshotManifest:
-    write_items(draft / ITEMS, contents.catalogue, contents.described)
+    write_items(draft / ITEMS, contents.catalogue, contents.item_metadata)
     save_file({name: np.ascontiguousarray(array) for name, array in contents.popular.arrays().items()}, draft / POPULAR)
     (draft / "popular.json").write_text(json.dumps(list(contents.popular.lists)), encoding="utf-8")
     if contents.samples:

@@ -145,7 +145,9 @@ def test_the_page_can_be_switched_off_and_users_data_needs_the_clients_token(mak
 
 def test_an_older_snapshot_without_samples_shows_users_of_its_store(snapshot: Snapshot) -> None:
     assert snapshot.store is not None
-    older = Snapshot(snapshot.manifest, snapshot.items, snapshot.popular, snapshot.ranker, snapshot.store, snapshot.lists, snapshot.folder)
+    older = Snapshot(
+        snapshot.manifest, snapshot.items, snapshot.popular, snapshot.ranker, snapshot.store, snapshot.item_lists, snapshot.folder
+    )
     told = describe_sample(older, 4, Bounds())
     assert told.user_ids == [0, 50, 100, 150]
     record = snapshot.store.get(user_key(50, "BIGINT") or b"")

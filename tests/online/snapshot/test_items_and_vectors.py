@@ -19,7 +19,7 @@ def table_of(folder: Path, ids: list[int] | list[str], categories: list[list[str
     vectors = rng.standard_normal((n, 4)).astype(np.float32)
     catalogue = Catalogue(pa.array(ids), vectors, np.zeros((n, 0), np.float32), np.zeros(n, np.float32), np.ones(n, bool))
     named = pa.array(categories or [[] for _ in ids], pa.list_(pa.string()))
-    write_items(folder / "items", catalogue, ItemMetadata.of(pa.array([f"Title of {one}" for one in ids]), named))
+    write_items(folder / "items", catalogue, ItemMetadata.from_columns(pa.array([f"Title of {one}" for one in ids]), named))
     return open_items(folder / "items")
 
 
@@ -67,7 +67,7 @@ def test_few_items_are_searched_exactly_and_only_the_allowed_ones() -> None:
 
 def test_lists_find_nearly_what_an_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vector_search, "EXACT_ITEMS", 1000)
-    monkeypatch.setattr(vector_search, "_SEARCHED", 800)
+    monkeypatch.setattr(vector_search, "_MIN_SCANNED", 800)
     vectors, allowed = planted(6000), np.ones(6000, bool)
     lists = vector_search.build_kmeans_lists(vectors, allowed)
     assert lists is not None and sorted(lists.codes.tolist()) == list(range(6000))

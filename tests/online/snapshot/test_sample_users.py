@@ -9,7 +9,7 @@ import pyarrow.dataset as ds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.online.export.sample_selection import N_SAMPLED_USERS, latest_events
+from recsys_batch.online.export.sample_selection import N_HISTORY_ITEMS, latest_events
 from recsys_batch.online.snapshot.reader import Snapshot
 
 EVENTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.integers(0, 10**6)), max_size=120)
@@ -29,7 +29,7 @@ def test_each_samples_newest_items_come_newest_first_and_once(snapshot: Snapshot
     assert list(found) == [1, 4]
     for user, codes in found.items():
         newest = {item: max(at for who, one, at in rows if (who, one) == (user, item)) for who, item, _ in rows if who == user}
-        expected = sorted(newest, key=lambda item: (-newest[item], item))[:N_SAMPLED_USERS]
+        expected = sorted(newest, key=lambda item: (-newest[item], item))[:N_HISTORY_ITEMS]
         assert snapshot.items.item_ids(pa.array(codes, pa.int64()).to_numpy()) == expected
 
 
