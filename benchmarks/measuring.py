@@ -1,4 +1,4 @@
-"""What every benchmark needs: the memory of Python workers, users per second, where it ran, and the RESULT line."""
+"""Shared by the benchmarks: memory of Python workers, users per second, machine description and the RESULT line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _POLL_SECONDS = 0.2
 
 
 class WorkerMemory:
-    """Peak memory of this process's Spark Python workers, by polling /proc while the ``with`` block runs.
+    """Measures peak memory of this process's Spark Python workers by polling /proc while the ``with`` block runs.
 
     ``peak_rss_mb`` is the largest VmHWM of one worker (pages of mapped files count); ``peak_own_mb`` the largest RssAnon, what is
     the worker's alone.
@@ -61,33 +61,33 @@ def _descendants(root: int) -> list[int]:
             except (OSError, IndexError, ValueError):
                 continue
             children.setdefault(parent, []).append(int(folder.name))
-    found, queue = [], [root]
+    descendants, queue = [], [root]
     while queue:
         for child in children.get(queue.pop(), []):
-            found.append(child)
+            descendants.append(child)
             queue.append(child)
-    return found
+    return descendants
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """Wall clock of one call."""
+    """Measure the wall-clock seconds of one call."""
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
 
 
 def interleaved(repeats: int, **works: Callable[[], Any]) -> dict[str, list[float]]:
-    """Seconds of each work, ``repeats`` times in turn, so that a slow minute of the machine falls on all of them."""
-    found: dict[str, list[float]] = {name: [] for name in works}
+    """Measure seconds of each work, ``repeats`` times in turn, so that a slow minute of the machine affects all of them."""
+    timings: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            found[name].append(seconds(work))
-            print(f"  {name:<14}{found[name][-1]:8.2f} s", flush=True)
-    return found
+            timings[name].append(seconds(work))
+            print(f"  {name:<14}{timings[name][-1]:8.2f} s", flush=True)
+    return timings
 
 
 def per_second(n: int, times: list[float]) -> float:
-    """n over the median time."""
+    """Compute n over the median time."""
     return n / statistics.median(times)
 
 

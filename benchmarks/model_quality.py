@@ -1,4 +1,4 @@
-"""How good the reference model is: popularity, EASE, the towers alone and both stages on the same splits.
+"""Benchmark the quality of the reference model: popularity, EASE, the towers alone and both stages on the same splits.
 
 MovieLens-100K with a random and a temporal fifth of every user's events as the test, and made-up sparse events without times. EASE
 (Steck 2019) is plain numpy; its lambda is chosen on a validation part of the training events, as the model's own settings are.
@@ -45,7 +45,7 @@ Scorer = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Problem:
-    """Training tables, and each user's test items as codes of ``items``: -1 where training never saw the item."""
+    """Training tables, and each user's test items as codes of ``items``; -1 for items without training events."""
 
     name: str
     interactions: pa.Table
@@ -55,14 +55,14 @@ class Problem:
 
 
 def movielens(folder: Path, kind: str) -> Problem:
-    """Every rating is positive; a fifth of each user's is the test."""
+    """Split MovieLens: every rating is positive, a fifth of each user's ratings is the test."""
     rows = np.array([[int(part) for part in line.split("\t")] for line in (folder / "ml-100k.inter").read_text().splitlines()[1:]])
     users, items, seconds = rows[:, 0], rows[:, 1], rows[:, 3]
     return _problem(f"ml-100k {kind}", users, items, seconds if kind == "temporal" else None, _a_fifth(users, seconds, kind))
 
 
 def sparse(n_users: int, n_items: int, n_events: int) -> Problem:
-    """Synthetic events without times: about n_events / n_users for each user, by a power law."""
+    """Generate events without times: about n_events / n_users for each user, by a power law."""
     world = synthetic.World(n_users, n_items, n_events, SEED)
     table = synthetic.make_interactions(world, np.arange(1, n_users + 1))
     pairs = np.unique(np.stack([table["user_id"].to_numpy(), table["item_id"].to_numpy()]), axis=1)
@@ -70,13 +70,13 @@ def sparse(n_users: int, n_items: int, n_events: int) -> Problem:
 
 
 def _a_fifth(users: np.ndarray, seconds: np.ndarray, kind: str) -> np.ndarray:
-    """bool per row: the newest, or random ones, of each user."""
+    """Select the newest (or random) fifth of each user's rows, bool per row."""
     key = np.random.default_rng(SEED).random(len(users)) if kind == "random" else -seconds
     order = np.lexsort((key, users))
     counts = np.unique(users[order], return_counts=True)[1]
-    places = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
+    positions = np.arange(len(users)) - np.repeat(np.cumsum(counts) - counts, counts)
     test = np.zeros(len(users), dtype=bool)
-    test[order] = places < np.repeat(counts // 5, counts)
+    test[order] = positions < np.repeat(counts // 5, counts)
     return test
 
 
@@ -92,20 +92,20 @@ def _problem(name: str, users: np.ndarray, items: np.ndarray, seconds: np.ndarra
     }
     user_ids = np.unique(users[kept])
     known = np.isin(users, user_ids) & test
-    place = np.searchsorted(ids, items[known]).clip(max=len(ids) - 1)
-    codes = np.where(ids[place] == items[known], place, -1)
+    code = np.searchsorted(ids, items[known]).clip(max=len(ids) - 1)
+    codes = np.where(ids[code] == items[known], code, -1)
     return Problem(name, interactions, pa.table({"item_id": ids, **nothing}), np.searchsorted(user_ids, users[known]), codes)
 
 
 def quality(problem: Problem, seen: Positives, scorer: Scorer) -> dict[str, float]:
-    """Averages over users with a test item; items that training never saw count as missed."""
+    """Average metrics over users with a test item; items without training events count as missed."""
     n = len(problem.items)
     lists = []
     for at in range(0, seen.n_users, 500):
         part = np.arange(at, min(at + 500, seen.n_users))
         scores = scorer(part)
-        mine = seen.users(part)
-        scores[mine.rows, mine.codes] = -np.inf
+        histories = seen.select_users(part)
+        scores[histories.rows, histories.codes] = -np.inf
         lists.append(select_top_k_per_row(scores.astype(np.float32), 20)[1])
     order = np.argsort(problem.test_users, kind="stable")
     offsets = np.searchsorted(problem.test_users[order], np.arange(seen.n_users + 1))
@@ -117,11 +117,11 @@ def quality(problem: Problem, seen: Positives, scorer: Scorer) -> dict[str, floa
 
 
 def ease(problem: Problem, seen: Positives) -> tuple[Scorer, float]:
-    """Scorer and its lambda."""
+    """Fit EASE; return its scorer and lambda."""
     train_part, held = split_training_data(seen, 0.1)
     check = Problem("", problem.interactions, problem.items, held.rows, held.codes)
-    found = {ridge: quality(check, train_part, _ease(train_part, ridge))["ndcg_at_20"] for ridge in LAMBDAS}
-    best = max(found, key=lambda ridge: found[ridge])
+    ndcg_by_ridge = {ridge: quality(check, train_part, _ease(train_part, ridge))["ndcg_at_20"] for ridge in LAMBDAS}
+    best = max(ndcg_by_ridge, key=lambda ridge: ndcg_by_ridge[ridge])
     return _ease(seen, best), best
 
 
@@ -137,20 +137,20 @@ def _ease(seen: Positives, ridge: float) -> Scorer:
 
 
 def _dense(seen: Positives, part: np.ndarray) -> np.ndarray:
-    mine = seen.users(part)
+    histories = seen.select_users(part)
     X = np.zeros((len(part), seen.n_items), dtype=np.float32)
-    X[mine.rows, mine.codes] = 1.0
+    X[histories.rows, histories.codes] = 1.0
     return X
 
 
 def stages(bundle: Bundle, problem: Problem, seen: Positives, has_time: bool) -> tuple[Scorer, Scorer]:
-    """Towers alone, and towers with the ranker over their best unseen N_CANDIDATES; histories cut as the night cuts them."""
+    """Evaluate the towers alone, and with the ranker over their best unseen N_CANDIDATES; histories are cut as in a night."""
     towers, ranker, spec = Towers.from_bundle(bundle), Ranker.from_bundle(bundle), FeatureSpec.from_dict(bundle.manifest["features"])
     vectors = towers.encode_items(problem.items)
 
     def users(part: np.ndarray) -> np.ndarray:
-        mine = seen.users(part)
-        newest = mine.where(mine.places < towers.history_length)
+        histories = seen.select_users(part)
+        newest = histories.where(histories.positions < towers.history_length)
         nothing: list[Any] = [None] * len(part)
         stamps = newest.event_us if has_time else None
         return towers.encode_users(
@@ -161,13 +161,13 @@ def stages(bundle: Bundle, problem: Problem, seen: Positives, has_time: bool) ->
         return np.asarray(users(part) @ vectors.embeddings.T)
 
     def both(part: np.ndarray) -> np.ndarray:
-        embeddings, mine = users(part), seen.users(part)
+        embeddings, histories = users(part), seen.select_users(part)
         scores = embeddings @ vectors.embeddings.T
-        scores[mine.rows, mine.codes] = -np.inf
+        scores[histories.rows, histories.codes] = -np.inf
         best, codes = select_top_k_per_row(scores, N_CANDIDATES)
         popularity = vectors.log_popularity[codes]
         retrieval = np.where(np.isfinite(best), best, 0.0).astype(np.float32)
-        features = compute_pair_features(spec, retrieval_score=retrieval, log_popularity=popularity, n_events=mine.counts)
+        features = compute_pair_features(spec, retrieval_score=retrieval, log_popularity=popularity, n_events=histories.counts)
         ranked = ranker.score(embeddings, vectors.embeddings[codes], features)
         result = np.full(scores.shape, -np.inf, dtype=np.float32)
         np.put_along_axis(result, codes, ranked, axis=1)
@@ -223,7 +223,9 @@ def main() -> None:
     arguments.output.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     print(
         "RESULT "
-        + json.dumps({name: {who: one[who] for who in ("popularity", "ease", "towers", "two_stage")} for name, one in results.items()})
+        + json.dumps(
+            {name: {model: metrics[model] for model in ("popularity", "ease", "towers", "two_stage")} for name, metrics in results.items()}
+        )
     )
 
 

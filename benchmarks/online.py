@@ -31,7 +31,7 @@ from measuring import ROOT, report
 from synthetic_snapshot import make_snapshot
 
 from recsys_batch.model.onnx_export import export_ranker_onnx
-from recsys_batch.model.ranker import PREFIX, RankerParameters
+from recsys_batch.model.ranker import TENSOR_PREFIX, RankerParameters
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec
 
@@ -47,18 +47,18 @@ def main() -> None:
     parser.add_argument("--peers", default="", help="torchserve,triton or a part of it")
     parser.add_argument("--seconds", type=float, default=8.0, help="of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are ended, too
     folder = Path(tempfile.mkdtemp(prefix="bench-online-"))
     try:
-        measure(given, folder)
+        measure(arguments, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure(given: argparse.Namespace, folder: Path) -> None:
-    peers = [peer for peer in given.peers.split(",") if peer]
-    snapshots, weights = made(given, folder)
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    peers = [peer for peer in arguments.peers.split(",") if peer]
+    snapshots, weights = made(arguments, folder)
     details: dict[str, Any] = {"closed": {}, "open": {}}
     with ExitStack() as stack:
         ports = {"ours": stack.enter_context(servers.ours(snapshots, folder, servers.free_ports()))}
@@ -69,26 +69,26 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
             ports[peer] = stack.enter_context(start(snapshots / "one", weights, scratch, servers.free_ports()))
         check(ports, snapshots)
         for name, port in ports.items():
-            closed(name, port, 8, 3.0, given.users)  # warm
-        details["closed"] = compared(ports, given)
-        details["open"] = {name: opened(name, port, 1000, given.seconds, given.users) for name, port in ports.items()}
+            closed(name, port, 8, 3.0, arguments.users)  # warm
+        details["closed"] = compared(ports, arguments)
+        details["open"] = {name: opened(name, port, 1000, arguments.seconds, arguments.users) for name, port in ports.items()}
     with servers.ours(snapshots, folder, servers.free_ports()) as port:
-        closed("ours", port, 8, 3.0, given.users)
-        details["swap"] = swapped(port, given)
+        closed("ours", port, 8, 3.0, arguments.users)
+        details["swap"] = swapped(port, arguments)
         capacity = details["closed"]["ours"]["32"]["qps"]
-        details["overload"] = opened("ours", port, 2 * capacity, given.seconds, given.users, connections=512)
-    report("online", {**vars(given), "exposures": True}, details, result_of(details, peers))
+        details["overload"] = opened("ours", port, 2 * capacity, arguments.seconds, arguments.users, connections=512)
+    report("online", {**vars(arguments), "exposures": True}, details, result_of(details, peers))
 
 
-def made(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
-    """(folder with the snapshots "one", which is current, and its copy "two"; the ranker's weights for torch)."""
-    params = RankerParameters.initial(given.dim, len(FeatureSpec.default().names), 1)
+def made(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
+    """Make (folder with the snapshots "one", which is current, and its copy "two"; the ranker's weights for torch)."""
+    params = RankerParameters.initialize(arguments.dim, len(FeatureSpec.default().names), 1)
     params.output += 0.1 * torch.randn(params.output.shape, generator=torch.Generator().manual_seed(1))
     params.gate = 1.0
-    arrays = params.arrays()
-    np.savez(folder / "weights.npz", **{name.removeprefix(PREFIX): array for name, array in arrays.items()})
+    arrays = params.to_arrays()
+    np.savez(folder / "weights.npz", **{name.removeprefix(TENSOR_PREFIX): array for name, array in arrays.items()})
     snapshots, began = folder / "snapshots", time.monotonic()
-    sizes = {"users": given.users, "items": given.items, "dim": given.dim, "candidates": given.k}
+    sizes = {"users": arguments.users, "items": arguments.items, "dim": arguments.dim, "candidates": arguments.k}
     make_snapshot(snapshots, snapshot_id="one", ranker=export_ranker_onnx(arrays), **sizes)
     shutil.copytree(snapshots / "one", snapshots / "two", ignore=shutil.ignore_patterns(".verified"))
     manifest = json.loads((snapshots / "two" / "manifest.json").read_text())
@@ -99,7 +99,7 @@ def made(given: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
 
 
 def check(ports: dict[str, int], snapshots: Path) -> None:
-    """Every peer answers what the formula says; ours, without its context, too."""
+    """Check that every peer and our server without context answer what the formula says."""
     sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
     from lookup import Lookup
 
@@ -111,12 +111,12 @@ def check(ports: dict[str, int], snapshots: Path) -> None:
         expected, scores = lookup.best(ranker.score(vector[None], items[None], features[None])[0], codes)
         for name, port in ports.items():
             if name != "ours":
-                found = servers.ask(name, port, user)
-                assert found is not None and set(found[:5]) == set(expected[:5].tolist()), (name, user, found, expected, scores)
+                items = servers.ask(name, port, user)
+                assert items is not None and set(items[:5]) == set(expected[:5].tolist()), (name, user, items, expected, scores)
 
 
 def closed(kind: str, port: int, connections: int, seconds: float, users: int) -> dict[str, float]:
-    """wrk's closed loop."""
+    """Run wrk's closed loop."""
     command = [
         "wrk",
         "-t1",
@@ -127,42 +127,43 @@ def closed(kind: str, port: int, connections: int, seconds: float, users: int) -
         f"http://127.0.0.1:{port}",
     ]
     env = {**os.environ, "RECSYS_KIND": kind, "RECSYS_USERS": str(users)}
-    told = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-    found: dict[str, float] = json.loads(told.strip().splitlines()[-1])
-    print(f"  {kind:<11} c={connections:<3}{found['qps']:9.0f} req/s   p99 {found['p99']:8.2f} ms", flush=True)
-    return found
+    output = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+    measured: dict[str, float] = json.loads(output.strip().splitlines()[-1])
+    print(f"  {kind:<11} c={connections:<3}{measured['qps']:9.0f} req/s   p99 {measured['p99']:8.2f} ms", flush=True)
+    return measured
 
 
-def compared(ports: dict[str, int], given: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """Medians over rounds in which the servers take turns."""
-    found: dict[str, dict[str, list[dict[str, float]]]] = {name: {str(c): [] for c in CONNECTIONS} for name in ports}
-    for _ in range(given.rounds):
+def compared(ports: dict[str, int], arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """Compare servers by medians over rounds in which they take turns."""
+    measured: dict[str, dict[str, list[dict[str, float]]]] = {name: {str(c): [] for c in CONNECTIONS} for name in ports}
+    for _ in range(arguments.rounds):
         for connections in CONNECTIONS:
             for name, port in ports.items():
-                found[name][str(connections)].append(closed(name, port, connections, given.seconds, given.users))
+                measured[name][str(connections)].append(closed(name, port, connections, arguments.seconds, arguments.users))
     medians = {}
-    for name, by_connections in found.items():
+    for name, by_connections in measured.items():
         medians[name] = {
-            c: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]} for c, rounds in by_connections.items()
+            c: {key: statistics.median(run[key] for run in rounds) for key in rounds[0]} for c, rounds in by_connections.items()
         }
     return medians
 
 
 def opened(kind: str, port: int, rate: float, seconds: float, users: int, connections: int = 128) -> dict[str, Any]:
-    """The open loop."""
+    """Run the open loop at a fixed rate."""
     command = [sys.executable, str(ROOT / "benchmarks" / "online_load.py"), "--kind", kind, "--port", str(port), "--rate", str(rate)]
     options = ["--seconds", str(seconds), "--users", str(users), "--connections", str(connections)]
-    found: dict[str, Any] = json.loads(subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout)
+    measured: dict[str, Any] = json.loads(subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout)
     print(
-        f"  {kind:<11} {rate:.0f} req/s: {found['statuses']}, p99 {found['ms']['p99']} ms ({found['ms_since_sent']['p99']} since sent)",
+        f"  {kind:<11} {rate:.0f} req/s: {measured['statuses']}, "
+        f"p99 {measured['ms']['p99']} ms ({measured['ms_since_sent']['p99']} since sent)",
         flush=True,
     )
-    return found
+    return measured
 
 
-def swapped(port: int, given: argparse.Namespace) -> dict[str, Any]:
-    """The open loop at 1,000 req/s while snapshots are activated in turn, the first time with all their files verified."""
-    took: list[float] = []
+def swapped(port: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the open loop at 1,000 req/s while snapshots are activated in turn; the first activation verifies all files."""
+    seconds_taken: list[float] = []
     stop = threading.Event()
 
     def swap() -> None:
@@ -173,16 +174,16 @@ def swapped(port: int, given: argparse.Namespace) -> dict[str, Any]:
             status = servers.admin(port, "POST", f"/v1/snapshots/{('one', 'two')[turn % 2]}/activate")
             if status != 200:
                 raise SystemExit(f"activation answered {status}")
-            took.append(round(time.monotonic() - began, 2))
+            seconds_taken.append(round(time.monotonic() - began, 2))
 
     thread = threading.Thread(target=swap)
     thread.start()
     try:
-        found = opened("ours", port, 1000, max(12.0, given.seconds), given.users)
+        measured = opened("ours", port, 1000, max(12.0, arguments.seconds), arguments.users)
     finally:
         stop.set()
         thread.join()
-    return {**found, "activations_seconds": took}
+    return {**measured, "activations_seconds": seconds_taken}
 
 
 def result_of(details: dict[str, Any], peers: list[str]) -> dict[str, Any]:

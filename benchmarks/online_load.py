@@ -1,4 +1,4 @@
-"""An open loop: requests at fixed times, whatever became of those before, and latencies counted from those times.
+"""Open-loop load generator: requests at fixed times, independent of earlier answers, with latencies counted from those times.
 
 A closed loop waits for an answer before it asks again, so a server that stalls is asked less while it does (coordinated omission).
 One process, raw HTTP/1.1 over kept connections on uvloop; prints a JSON object.
@@ -21,7 +21,7 @@ PATHS = {"ours": "/v1/rank", "torchserve": "/predictions/rerank", "triton": "/v2
 
 
 def body(kind: str, user: int) -> bytes:
-    """A request for a user, as each server takes it; ours has a context, the peers have none."""
+    """Build the request of a user in a server's format; ours has a context, the peers have none."""
     if kind == "triton":
         return json.dumps({"inputs": [{"name": "user_id", "datatype": "INT64", "shape": [1, 1], "data": [user]}]}).encode()
     if kind == "torchserve":
@@ -37,7 +37,7 @@ def request(kind: str, user: int) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """One request at a time."""
+    """HTTP connection with one request at a time."""
 
     def __init__(self, load: Load) -> None:
         self._load, self._buffer = load, b""
@@ -52,8 +52,8 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
-        head, found, rest = self._buffer.partition(b"\r\n\r\n")
-        if not found:
+        head, separator, rest = self._buffer.partition(b"\r\n\r\n")
+        if not separator:
             return
         lower = head.lower()
         at = lower.index(b"content-length:") + 15
@@ -117,19 +117,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--users", type=int, required=True)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     draw = random.Random(7)
-    load = Load([request(given.kind, draw.randrange(given.users)) for _ in range(20_000)], given.rate, given.seconds)
+    load = Load([request(arguments.kind, draw.randrange(arguments.users)) for _ in range(20_000)], arguments.rate, arguments.seconds)
     gc.disable()
-    uvloop.run(load.run(given.port, given.connections))
+    uvloop.run(load.run(arguments.port, arguments.connections))
     good = np.array([(due, sent) for status, due, sent in load.due if status == 200] or [(np.nan, np.nan)]) * 1000
-    told = {"sent": load.n_sent, "statuses": dict(Counter(status for status, _, _ in load.due)), "connections_lost": load.n_lost}
-    told["unanswered"] = load.n_sent - len(load.due)
+    summary = {"sent": load.n_sent, "statuses": dict(Counter(status for status, _, _ in load.due)), "connections_lost": load.n_lost}
+    summary["unanswered"] = load.n_sent - len(load.due)
     for name, column in (("ms", good[:, 0]), ("ms_since_sent", good[:, 1])):
-        told[name] = {f"p{q}": round(float(np.percentile(column, q)), 3) for q in (50, 90, 99, 99.9)} | {
+        summary[name] = {f"p{q}": round(float(np.percentile(column, q)), 3) for q in (50, 90, 99, 99.9)} | {
             "max": round(float(column.max()), 3)
         }
-    print(json.dumps(told))
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ _NEEDS = {
 
 
 def prepare(peer: str) -> Path:
-    """The peer's environment, made where it is missing; its bin folder."""
+    """Make the peer's environment where it is missing; return its bin folder."""
     python, packages = _NEEDS[peer]
     folder = PEERS / peer
     if not (folder / ".ready").exists():
@@ -42,7 +42,7 @@ def prepare(peer: str) -> Path:
 
 @contextmanager
 def ours(snapshots: Path, scratch: Path, port: int, workers: int = 2) -> Iterator[int]:
-    """With the exposure log on, as in service."""
+    """Start our server with the exposure log on, as in production."""
     command = [sys.executable, "-c", "from recsys_batch.cli import main; main()", "serve", "--snapshots", str(snapshots)]
     options = ["--port", str(port), "--workers", str(workers), "--exposures", str(scratch / "exposures")]
     env = {**os.environ, "RECSYS_BATCH_ADMIN_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
@@ -52,11 +52,11 @@ def ours(snapshots: Path, scratch: Path, port: int, workers: int = 2) -> Iterato
 
 @contextmanager
 def torchserve(snapshot: Path, weights: Path, scratch: Path, port: int) -> Iterator[int]:
-    bin_folder, here = prepare("torchserve"), ROOT / "benchmarks" / "peers"
+    bin_folder, peers = prepare("torchserve"), ROOT / "benchmarks" / "peers"
     store = scratch / "model-store"
     store.mkdir()
-    archive = ["--model-name", "rerank", "--version", "1", "--handler", str(here / "torchserve_handler.py")]
-    files = ["--extra-files", str(here / "lookup.py"), "--export-path", str(store), "--force"]
+    archive = ["--model-name", "rerank", "--version", "1", "--handler", str(peers / "torchserve_handler.py")]
+    files = ["--extra-files", str(peers / "lookup.py"), "--export-path", str(store), "--force"]
     subprocess.run([str(bin_folder / "torch-model-archiver"), *archive, *files], check=True)
     addresses = {"inference_address": port, "management_address": port + 1, "metrics_address": port + 2}
     lines = [f"{name}=http://127.0.0.1:{number}" for name, number in addresses.items()]
@@ -81,16 +81,16 @@ def torchserve(snapshot: Path, weights: Path, scratch: Path, port: int) -> Itera
 
 @contextmanager
 def triton(snapshot: Path, weights: Path, scratch: Path, port: int) -> Iterator[int]:
-    bin_folder, here = prepare("triton"), ROOT / "benchmarks" / "peers"
+    bin_folder, peers = prepare("triton"), ROOT / "benchmarks" / "peers"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("PYTHONPATH", None)
-    command = [str(bin_folder / "python"), str(here / "triton_server.py"), str(snapshot), str(port)]
+    command = [str(bin_folder / "python"), str(peers / "triton_server.py"), str(snapshot), str(port)]
     with _running(command, env, scratch / "triton.log", lambda: ask("triton", port, 1) is not None):
         yield port
 
 
 def get(port: int, path: str) -> int | None:
-    """Status of a GET, None where nobody answers."""
+    """GET a path; return the status, None where no server answers."""
     return _call(port, "GET", path)[0]
 
 
@@ -99,15 +99,15 @@ def admin(port: int, method: str, path: str) -> int | None:
 
 
 def ask(kind: str, port: int, user: int) -> list[int] | None:
-    """The ten items that a server answers for a user, None where it does not answer."""
-    status, told = _call(port, "POST", PATHS[kind], body(kind, user), {"content-type": "application/json"})
+    """Ask a server for the ten items of a user; None where it does not answer."""
+    status, answer = _call(port, "POST", PATHS[kind], body(kind, user), {"content-type": "application/json"})
     if status != 200:
         return None
     if kind == "ours":
-        return [item["item_id"] for item in told["items"]]
+        return [item["item_id"] for item in answer["items"]]
     if kind == "triton":
-        return next(list(one["data"]) for one in told["outputs"] if one["name"] == "items")
-    return list(told["items"])
+        return next(list(output["data"]) for output in answer["outputs"] if output["name"] == "items")
+    return list(answer["items"])
 
 
 def _call(port: int, method: str, path: str, raw: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int | None, Any]:
@@ -150,11 +150,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_ports() -> int:
-    """The first of three ports in a row that nobody has."""
+    """Find the first of three consecutive free ports."""
     while True:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = int(found.getsockname()[1])
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
         if port < 60_000 and all(_is_free(port + n) for n in range(3)):
             return port
 

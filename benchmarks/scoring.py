@@ -1,4 +1,4 @@
-"""Pairs per second of the score step in Spark, files to files, against the same torch model in one process with as many threads.
+"""Benchmark pairs per second of the score step in Spark, files to files, against the same torch model in one process with as many threads.
 
 Spark reads candidates and embeddings from Parquet, looks up ids, scores, takes the top K, writes topk and commits. The model alone
 gets users, codes and scores as arrays in memory and only scores them (the gather of item vectors included).
@@ -78,10 +78,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     )
     (folder / "catalogue").mkdir()
     write_catalogue(folder / "catalogue", catalogue)
-    parameters = RankerParameters.initial(arguments.dim, len(FeatureSpec.default().names), arguments.seed)
+    parameters = RankerParameters.initialize(arguments.dim, len(FeatureSpec.default().names), arguments.seed)
     parameters.output += 0.01
     manifest = {"kind": "two_tower", "embedding_dim": arguments.dim, "features": FeatureSpec.default().to_dict()}
-    bundle = write_bundle(folder / "bundle", manifest, tensors=parameters.arrays())
+    bundle = write_bundle(folder / "bundle", manifest, tensors=parameters.to_arrays())
     spark = get_session(config)
     tables = WarehouseTables(spark, config)
 

@@ -1,4 +1,4 @@
-"""Does it scale? generate, then candidates, for a tenth of the users and for all: time per user and the workers' memory.
+"""Benchmark scaling: generate, then candidates, for a tenth of the users and for all; time per user and memory of the workers.
 
 Commands are run as a scheduler would, one process each. Embeddings follow the planted tastes of the generated users and items, are
 brought by `register`, and every user's own history is filtered.
@@ -32,7 +32,7 @@ _CHUNK = 100_000
 
 @dataclass(frozen=True)
 class Measured:
-    """One size: seconds of the steps, peak memory of a Python worker while candidates ran, recall, users that came short."""
+    """Measurement of one size: seconds by step, peak memory of a Python worker in candidates, recall, users with too few results."""
 
     n_users: int
     seconds: dict[str, float]
@@ -65,7 +65,7 @@ def embeddings(world: World, dim: int, folder: Path) -> None:
 
 
 def night(world: World, dim: int, k: int, more: list[str]) -> Measured:
-    """From nothing to candidates."""
+    """Run all commands from generate to candidates."""
     folder = Path(tempfile.mkdtemp(prefix="bench-size-"))
     settings = [f"paths.warehouse={folder / 'warehouse'}", f"paths.state={folder / 'state'}", f"paths.jars={ROOT / '.jars'}"]
     settings += ["retrieval.mode=auto", f"retrieval.n_candidates={k}", f"scoring.top_k={min(k, 100)}", *more]
@@ -109,13 +109,13 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    found = []
+    nights = []
     for n_users in (arguments.users // 10, arguments.users):
         world = World(n_users, arguments.items, n_users * arguments.events_per_user, arguments.seed)
-        found.append(night(world, arguments.dim, arguments.k, arguments.set))
-        print(found[-1], flush=True)
-    small, large = found
-    per_user = [one.seconds["candidates"] / one.n_users for one in found]
+        nights.append(night(world, arguments.dim, arguments.k, arguments.set))
+        print(nights[-1], flush=True)
+    small, large = nights
+    per_user = [measured.seconds["candidates"] / measured.n_users for measured in nights]
     result = {
         "users": large.n_users,
         "candidates_users_per_s": round(1 / per_user[1], 1),
@@ -126,7 +126,7 @@ def main() -> None:
         "recall": round(large.recall, 4),
     }
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
-    report("size", settings, {"runs": [one.__dict__ for one in found]}, result, arguments.output)
+    report("size", settings, {"runs": [measured.__dict__ for measured in nights]}, result, arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Vectors that benchmarks search: made up with the spectrum of trained ones, or real ones."""
+"""Vectors for retrieval benchmarks: synthetic with the spectrum of trained ones, or real ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WORDS = "wordllama==0.4.0.post1"  # MIT; its wheel carries a matrix of 32,000 x
 
 @dataclass(frozen=True)
 class Factors:
-    """users float32 [U, d], items float32 [n, d]; ``origin`` in words."""
+    """Vectors: users float32 [U, d], items float32 [n, d]; ``origin`` in words."""
 
     users: np.ndarray
     items: np.ndarray
@@ -29,7 +29,7 @@ class Factors:
 
 
 def generated(n_users: int, n_items: int, dim: int, seed: int) -> Factors:
-    """Users and items around shared centres (weights as by a power law), dimensions of falling variance, lengths of items spread.
+    """Generate users and items around shared centres (weights as by a power law), dimensions of falling variance, lengths of items spread.
 
     Harder for inverted lists than plain clusters: nearly half of a vector is its own, as in trained embeddings.
     """
@@ -39,15 +39,15 @@ def generated(n_users: int, n_items: int, dim: int, seed: int) -> Factors:
     weights = np.arange(1, _CLUSTERS + 1) ** -0.5
 
     def around(n: int) -> np.ndarray:
-        own = rng.normal(size=(n, dim)).astype(np.float32) * spread
-        return np.asarray(centres[rng.choice(_CLUSTERS, size=n, p=weights / weights.sum())] + np.float32(0.7) * own)
+        noise = rng.normal(size=(n, dim)).astype(np.float32) * spread
+        return np.asarray(centres[rng.choice(_CLUSTERS, size=n, p=weights / weights.sum())] + np.float32(0.7) * noise)
 
     lengths = np.exp(rng.normal(scale=0.15, size=(n_items, 1))).astype(np.float32)
     return Factors(around(n_users), around(n_items) * lengths, f"generated, seed {seed}")
 
 
 def published(warehouse: Path) -> Factors:
-    """The trained embeddings of a warehouse's newest night."""
+    """Load the trained embeddings of a warehouse's newest night."""
     runs = read_table(str(warehouse), "user_embeddings", columns=["run_id"])["run_id"].unique().to_pylist()
     newest = max(runs)
     matrices = []

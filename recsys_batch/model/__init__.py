@@ -1,1 +1,14 @@
-"""The reference model (the only package that imports torch)."""
+"""The reference model: two towers that retrieve and a ranker that re-ranks. The only package that imports torch.
+
+training             train_bundle: from tables to a bundle, with its metrics and the champion comparison
+training_data        positives per user as arrays, validation split, content tokens
+warm_start           closed-form initial towers: EASE-like ridge regression, exact or low-rank
+tower_parameters     weights of the towers in training
+tower_training       hyperparameter search and softmax training of the towers
+early_stopping       NDCG of towers on held-out positives
+ranking_samples      retrieved candidate lists with labels, from which the ranker learns
+ranker_training      train the ranker and select its gate
+challenger_metrics   popularity and champion baselines on held-out positives
+towers, ranker       inference from a bundle
+onnx_export          the ranker as an ONNX model for the online server
+"""

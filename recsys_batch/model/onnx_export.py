@@ -1,4 +1,4 @@
-"""The ranker as an ONNX model, node by node: what the online side runs without torch."""
+"""Export the ranker as an ONNX model, node by node: the online server runs it without torch."""
 
 from __future__ import annotations
 
@@ -6,29 +6,31 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from recsys_batch.model.ranker import PREFIX
+from recsys_batch.model.ranker import TENSOR_PREFIX
 
 OPSET = 17
 
 
 def export_ranker_onnx(arrays: dict[str, np.ndarray]) -> bytes:
-    """A serialised model: user_embedding [B, d], item_embedding [B, C, d], features [B, C, F] -> score [B, C], all float32.
+    """Serialise the ranker: user_embedding [B, d], item_embedding [B, C, d], features [B, C, F] -> score [B, C], all float32.
 
     Args:
-        arrays: ``RankerParameters.arrays()``.
+        arrays: ``RankerParameters.to_arrays()``.
     """
-    weights = {name.removeprefix(PREFIX): np.ascontiguousarray(array) for name, array in arrays.items() if name.startswith(PREFIX)}
+    weights = {
+        name.removeprefix(TENSOR_PREFIX): np.ascontiguousarray(array) for name, array in arrays.items() if name.startswith(TENSOR_PREFIX)
+    }
     d, n_features = weights["user"].shape[0], weights["features"].shape[0]
     constants = [numpy_helper.from_array(array, f"w_{name}") for name, array in weights.items()]
     constants += [numpy_helper.from_array(np.array(value, dtype=np.int64), name) for name, value in _AXES.items()]
-    float_input = [
+    inputs = [
         helper.make_tensor_value_info("user_embedding", TensorProto.FLOAT, ["B", d]),
         helper.make_tensor_value_info("item_embedding", TensorProto.FLOAT, ["B", "C", d]),
         helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", "C", n_features]),
     ]
     score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["B", "C"])
-    nodes = [helper.make_node(op, inputs, [output]) for op, inputs, output in _NODES]
-    graph = helper.make_graph(nodes, "ranker", float_input, [score], constants)
+    nodes = [helper.make_node(op, operands, [output]) for op, operands, output in _NODES]
+    graph = helper.make_graph(nodes, "ranker", inputs, [score], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="recsys_batch", ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     return bytes(model.SerializeToString())
@@ -36,7 +38,7 @@ def export_ranker_onnx(arrays: dict[str, np.ndarray]) -> bytes:
 
 _AXES = {"one": [1], "last": [2], "zero_start": [0], "one_end": [1]}
 
-# What multiplies an item's embedding is one matrix per user, item + user * product: half the products of adding two (69 against 45 us
+# An item's embedding is multiplied by one matrix per user, item + user * product: half the products of adding two (69 against 45 us
 # for 200 candidates of 64 dimensions), and how the night does it.
 
 _NODES = (

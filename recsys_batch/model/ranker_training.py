@@ -1,10 +1,10 @@
-"""Train the ranker on what towers retrieve: its negatives are the hard ones, and its positives are what was taken later.
+"""Train the ranker on candidates that towers retrieve: hard negatives, and later positives of the user. Called by training.
 
 For every user the older positives are the history, the newest (or random, without time) are the labels, and the best unseen items
-are the list. The lists come from *inner* towers, trained on those histories alone: towers that had seen the labels would rank them
-higher than they will ever rank what is still to come, and the ranker would learn to trust them too much. Loss: softmax over the list
-(ListNet top-one, Cao et al. 2007), mean over the positives in it. Half of the users are shown with the context of their label
-event, half without, so that the batch's neutral context is no stranger.
+are the list. The lists come from *inner* towers, trained on those histories alone: towers trained on the labels would rank them
+higher than future positives, and the ranker would learn to trust the retrieval score too much. Loss: softmax over the list
+(ListNet top-one, Cao et al. 2007), mean over the positives in it. Half of the users have the context of their label
+event, half have none, so that the ranker also learns the neutral context of batch scoring.
 """
 
 from __future__ import annotations
@@ -18,132 +18,132 @@ import numpy as np
 import torch
 
 from recsys_batch.dataset.histories import NO_TIME
-from recsys_batch.evaluation.metrics import ndcg_at_k, recall_at_k
+from recsys_batch.evaluation.metrics import ndcg_at_k
+from recsys_batch.model.challenger_metrics import average_metrics
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.model.ranking_samples import RankingData, RankingSamples, retrieve_lists
-from recsys_batch.model.tower_parameters import Tokens, TowerParameters
-from recsys_batch.model.training_data import Positives
+from recsys_batch.model.tower_parameters import ContentTokens, TowerParameters
+from recsys_batch.model.training_data import Positives, sample_evaluable_users
 from recsys_batch.ranking.features import Context, compute_session_similarity
 
 RankerProgress = Callable[[str, Mapping[str, float]], None]
 
 LABEL_SHARE = 0.2
-MAX_USERS, JUDGED_USERS = 30_000, 5_000
-GATES = (0.25, 0.5, 1.0)
-_BATCH = 128
-_EPOCHS, _JUDGE_EVERY = 60, 3
-_PATIENCE = 20  # the held-out quality first falls below the retrieval order's, for 10 to 15 epochs, then rises past it
-_RATE, _DECAY = 1e-3, 1e-2
+MAX_TRAINING_USERS, MAX_EVALUATION_USERS = 30_000, 5_000
+GATE_GRID = (0.25, 0.5, 1.0)
+_BATCH_USERS = 128
+_EPOCHS, _EVALUATION_INTERVAL = 60, 3
+_PATIENCE = 20  # held-out NDCG first falls below that of the retrieval order, for 10 to 15 epochs, then rises past it
+_LEARNING_RATE, _WEIGHT_DECAY = 1e-3, 1e-2
 _DROPOUT = 0.2
-_SURE = 1.0
-"""How many standard errors of the users' differences a gate must gain over the retrieval order."""
-NOT_JUDGED = {f"{name}_at_{k}": 0.0 for name in ("ndcg", "recall") for k in (10, 20)}
-"""Metrics where nothing is held out."""
+_MIN_STANDARD_ERRORS = 1.0
+"""Standard errors of the users' differences by which a gate must beat the retrieval order."""
 
-_SECONDS, _DAY = 1_000_000, 86_400
+_MICROSECONDS, _DAY = 1_000_000, 86_400
 
 
 @dataclass(frozen=True)
 class RankerStage:
-    """Towers with the histories that they were trained on, and what came after."""
+    """Towers with the histories that they were trained on (``inputs``) and the later positives (``labels``)."""
 
     towers: TowerParameters
     inputs: Positives
     labels: Positives
 
-    def lists(self, tokens: Tokens, seed: int, n_users: int) -> RankingSamples | None:
-        """Of at most ``n_users`` users with a history and a label."""
-        able = np.flatnonzero((self.labels.counts > 0) & (self.inputs.counts > 0))
-        chosen = np.sort(np.random.default_rng(seed).permutation(able)[:n_users])
+    def sample_lists(self, tokens: ContentTokens, seed: int, n_users: int) -> RankingSamples | None:
+        """Retrieve candidate lists of at most ``n_users`` sampled users with a history and a label; None without such users."""
+        chosen = sample_evaluable_users(self.inputs, self.labels, n_users, seed)
         return retrieve_lists(self.towers, tokens, self.inputs, self.labels, chosen)
 
 
 def fit_ranker(
-    inner: RankerStage, outer: RankerStage, tokens: Tokens, seed: int, deadline: float, progress: RankerProgress
+    inner: RankerStage, outer: RankerStage, tokens: ContentTokens, seed: int, deadline: float, progress: RankerProgress
 ) -> tuple[RankerParameters, RankingData, dict[str, float]]:
-    """A ranker taught on ``inner``, at the epoch and gate that were best on ``outer``; gate 0 is the retrieval order.
+    """Train a ranker on ``inner`` and keep the epoch and gate with the best NDCG on ``outer``; gate 0 is the retrieval order.
 
     Returns:
-        The ranker, the outer stage's feature data, and the metrics of the outer stage ({} where nothing could be judged).
+        The ranker, the outer stage's feature data, and the metrics of the outer stage ({} where it has no samples).
     """
-    lists, judge = inner.lists(tokens, seed, MAX_USERS), outer.lists(tokens, seed, JUDGED_USERS)
-    data = RankingData.of(outer.towers, outer.inputs, judge)
-    params = RankerParameters.initial(data.embeddings.shape[1], len(data.spec.names), seed)
+    lists, evaluation = inner.sample_lists(tokens, seed, MAX_TRAINING_USERS), outer.sample_lists(tokens, seed, MAX_EVALUATION_USERS)
+    data = RankingData.from_samples(outer.towers, outer.inputs, evaluation)
+    params = RankerParameters.initialize(data.embeddings.shape[1], len(data.spec.names), seed)
     params.gate = 0.0
-    if lists is None or judge is None:
+    if lists is None or evaluation is None:
         return params, data, {}
-    taught = RankingData.of(inner.towers, inner.inputs, lists)
+    train_data = RankingData.from_samples(inner.towers, inner.inputs, lists)
     lists = lists.take(np.flatnonzero(lists.relevant.any(axis=1)))
-    best = _train(params, taught, lists, GateSelector(data, judge), np.random.default_rng(seed), deadline, progress)
-    return best, data, measure_ranker(best, data, judge)
+    best = _train_epochs(params, train_data, lists, GateSelector(data, evaluation), np.random.default_rng(seed), deadline, progress)
+    return best, data, measure_ranker(best, data, evaluation)
 
 
-def measure_ranker(params: RankerParameters, data: RankingData, judge: RankingSamples) -> dict[str, float]:
-    """NDCG and recall at 10 and 20 of the re-ranked lists, neutral context."""
-    hits = _ranked_hits(judge, _retrieval(data, judge) + params.gate * _residuals(params, data, judge))
-    result = {f"ndcg_at_{k}": float(ndcg_at_k(hits, judge.n_relevant, k).mean()) for k in (10, 20)}
-    return {**result, **{f"recall_at_{k}": float(recall_at_k(hits, judge.n_relevant, k).mean()) for k in (10, 20)}}
+def measure_ranker(params: RankerParameters, data: RankingData, evaluation: RankingSamples) -> dict[str, float]:
+    """Measure NDCG and recall at 10 and 20 of the re-ranked lists, neutral context."""
+    scores = _retrieval_scores(data, evaluation) + params.gate * _residuals(params, data, evaluation)
+    return average_metrics(_sort_hits(evaluation, scores), evaluation.n_relevant)
 
 
 class GateSelector:
-    """Chooses the gate on held-out lists, and tells an improvement from luck."""
+    """Selects the gate on held-out lists and tests whether it improves significantly on the retrieval order."""
 
-    def __init__(self, data: RankingData, judge: RankingSamples) -> None:
-        self._data, self._judge = data, judge
-        self._retrieval = _retrieval(data, judge)
-        self._base = self._ndcg(self._retrieval)
+    def __init__(self, data: RankingData, evaluation: RankingSamples) -> None:
+        self._data, self._evaluation = data, evaluation
+        self._retrieval_scores = _retrieval_scores(data, evaluation)
+        self._retrieval_ndcg = self._ndcg(self._retrieval_scores)
 
-    def best_gate(self, params: RankerParameters) -> tuple[float, float, bool]:
-        """(gate, mean NDCG@20, whether that gains _SURE standard errors over the retrieval order) of the best gate above 0."""
-        residuals = _residuals(params, self._data, self._judge)
-        tried = []
-        for gate in GATES:
-            gained = self._ndcg(self._retrieval + gate * residuals) - self._base
-            sure = bool(gained.mean() > _SURE * gained.std() / max(len(gained), 1) ** 0.5)
-            tried.append((gate, float(self._base.mean() + gained.mean()), sure))
-        return max(tried, key=lambda one: one[1])
+    def select_gate(self, params: RankerParameters) -> tuple[float, float, bool]:
+        """Select the best gate above 0: (gate, mean NDCG@20, whether the gain exceeds _MIN_STANDARD_ERRORS standard errors)."""
+        residuals = _residuals(params, self._data, self._evaluation)
+        candidates = []
+        for gate in GATE_GRID:
+            gain = self._ndcg(self._retrieval_scores + gate * residuals) - self._retrieval_ndcg
+            is_significant = bool(gain.mean() > _MIN_STANDARD_ERRORS * gain.std() / max(len(gain), 1) ** 0.5)
+            candidates.append((gate, float(self._retrieval_ndcg.mean() + gain.mean()), is_significant))
+        return max(candidates, key=lambda candidate: candidate[1])
 
     def _ndcg(self, scores: np.ndarray) -> np.ndarray:
-        return ndcg_at_k(_ranked_hits(self._judge, scores), self._judge.n_relevant, 20)
+        return ndcg_at_k(_sort_hits(self._evaluation, scores), self._evaluation.n_relevant, 20)
 
 
-def _train(
+def _train_epochs(
     params: RankerParameters,
-    taught: RankingData,
+    train_data: RankingData,
     lists: RankingSamples,
-    referee: GateSelector,
+    selector: GateSelector,
     rng: np.random.Generator,
     deadline: float,
     progress: RankerProgress,
 ) -> RankerParameters:
-    best, reached, highest, waited = _frozen(params), 0.0, 0.0, 0
+    best, best_ndcg, highest_ndcg, stale_epochs = _detached_copy(params), 0.0, 0.0, 0
     params = replace(params, gate=1.0)
     for tensor in params.tensors():
         tensor.requires_grad_(True)
-    optimizer = torch.optim.AdamW(params.tensors(), lr=_RATE, weight_decay=_DECAY)
+    optimizer = torch.optim.AdamW(params.tensors(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
     for epoch in range(1, _EPOCHS + 1):
-        if waited >= _PATIENCE or time.monotonic() > deadline or len(lists.users) == 0:
+        if stale_epochs >= _PATIENCE or time.monotonic() > deadline or len(lists.users) == 0:
             break
         order = rng.permutation(len(lists.users))
-        losses = [_step(params, taught, lists.take(order[at : at + _BATCH]), rng, optimizer) for at in range(0, len(order), _BATCH)]
-        if epoch % _JUDGE_EVERY:
+        losses = [
+            _train_batch(params, train_data, lists.take(order[start : start + _BATCH_USERS]), rng, optimizer)
+            for start in range(0, len(order), _BATCH_USERS)
+        ]
+        if epoch % _EVALUATION_INTERVAL:
             continue
-        gate, quality, sure = referee.best_gate(params)
-        waited = 0 if quality > highest else waited + _JUDGE_EVERY
-        highest = max(highest, quality)
-        if sure and quality > reached:
-            best, reached = _frozen(replace(params, gate=gate)), quality
-        progress("ranker", {"epoch": epoch, "loss": float(np.mean(losses)), "ndcg_at_20": quality, "gate": gate})
+        gate, ndcg, is_significant = selector.select_gate(params)
+        stale_epochs = 0 if ndcg > highest_ndcg else stale_epochs + _EVALUATION_INTERVAL
+        highest_ndcg = max(highest_ndcg, ndcg)
+        if is_significant and ndcg > best_ndcg:
+            best, best_ndcg = _detached_copy(replace(params, gate=gate)), ndcg
+        progress("ranker", {"epoch": epoch, "loss": float(np.mean(losses)), "ndcg_at_20": ndcg, "gate": gate})
     return best
 
 
-def _step(
+def _train_batch(
     params: RankerParameters, data: RankingData, lists: RankingSamples, rng: np.random.Generator, optimizer: torch.optim.Optimizer
 ) -> float:
-    features = torch.from_numpy(data.features(lists, _context(data, lists, rng)))
+    features = torch.from_numpy(data.compute_features(lists, _sample_context(data, lists, rng)))
     keep = torch.from_numpy((rng.random((2, lists.users.shape[1])) >= _DROPOUT).astype(np.float32) / (1 - _DROPOUT))
     users, items = torch.from_numpy(lists.users) * keep[0], torch.from_numpy(data.embeddings[lists.items]) * keep[1]
-    scores = params.score(users, items, features).masked_fill(torch.from_numpy(~lists.there), -torch.inf)
+    scores = params.score(users, items, features).masked_fill(torch.from_numpy(~lists.is_candidate), -torch.inf)
     logs = torch.log_softmax(scores, dim=1)
     relevant = torch.from_numpy(lists.relevant)
     loss = -torch.where(relevant, logs, 0.0).sum(dim=1).div(relevant.sum(dim=1)).mean()
@@ -153,39 +153,39 @@ def _step(
     return float(loss.detach())
 
 
-def _context(data: RankingData, lists: RankingSamples, rng: np.random.Generator) -> Context:
-    """The label's hour and weekday, and the newest inputs as a session; for half of the users nothing."""
-    shown = rng.random(len(lists.users)) < 0.5
-    timed = shown & (lists.label_us != NO_TIME)
-    seconds = np.where(timed, lists.label_us // _SECONDS, 0)
-    hour = np.where(timed, seconds % _DAY / 3600, np.nan)
-    weekday = np.where(timed, (seconds // _DAY + 3) % 7, np.nan)  # 1970-01-01 was a Thursday
-    there = (lists.session >= 0) & shown[:, None]
-    session = np.where(there[..., None], data.embeddings[np.maximum(lists.session, 0)], 0.0).astype(np.float32)
+def _sample_context(data: RankingData, lists: RankingSamples, rng: np.random.Generator) -> Context:
+    """Build the context of the label event (hour, weekday, newest inputs as session) for half of the users, none for the others."""
+    has_context = rng.random(len(lists.users)) < 0.5
+    has_time = has_context & (lists.label_us != NO_TIME)
+    seconds = np.where(has_time, lists.label_us // _MICROSECONDS, 0)
+    hour = np.where(has_time, seconds % _DAY / 3600, np.nan)
+    weekday = np.where(has_time, (seconds // _DAY + 3) % 7, np.nan)  # 1970-01-01 was a Thursday
+    in_session = (lists.session >= 0) & has_context[:, None]
+    session = np.where(in_session[..., None], data.embeddings[np.maximum(lists.session, 0)], 0.0).astype(np.float32)
     return Context(hour, weekday, [None] * len(hour), compute_session_similarity(data.embeddings[lists.items], session))
 
 
-def _retrieval(data: RankingData, lists: RankingSamples) -> np.ndarray:
-    """float32 [B, C]: the scaled retrieval score, which the residual is added to."""
+def _retrieval_scores(data: RankingData, lists: RankingSamples) -> np.ndarray:
+    """Scale the retrieval scores to the ranker's first feature, float32 [B, C]."""
     return np.asarray((lists.scores - data.spec.mean[0]) / data.spec.scale[0], dtype=np.float32)
 
 
 def _residuals(params: RankerParameters, data: RankingData, lists: RankingSamples) -> np.ndarray:
     parts = []
-    for at in range(0, len(lists.users), _BATCH):
-        part = lists.take(np.arange(at, min(at + _BATCH, len(lists.users))))
+    for start in range(0, len(lists.users), _BATCH_USERS):
+        part = lists.take(np.arange(start, min(start + _BATCH_USERS, len(lists.users))))
         with torch.no_grad():
-            features = torch.from_numpy(data.features(part, None))
+            features = torch.from_numpy(data.compute_features(part, None))
             items = torch.from_numpy(data.embeddings[part.items])
             parts.append(params.residual(torch.from_numpy(part.users), items, features).numpy())
     return np.concatenate(parts)
 
 
-def _ranked_hits(lists: RankingSamples, scores: np.ndarray) -> np.ndarray:
-    order = np.argsort(-np.where(lists.there, scores, -np.inf), axis=1, kind="stable")
+def _sort_hits(lists: RankingSamples, scores: np.ndarray) -> np.ndarray:
+    order = np.argsort(-np.where(lists.is_candidate, scores, -np.inf), axis=1, kind="stable")
     return np.take_along_axis(lists.relevant, order, axis=1)
 
 
-def _frozen(params: RankerParameters) -> RankerParameters:
+def _detached_copy(params: RankerParameters) -> RankerParameters:
     copies: dict[str, Any] = {name: value.detach().clone() for name, value in vars(params).items() if isinstance(value, torch.Tensor)}
     return replace(params, **copies)

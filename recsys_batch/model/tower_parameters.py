@@ -1,4 +1,4 @@
-"""The towers' weights in training, and the closed-form plan that they start from."""
+"""Weights of the towers in training, their hyperparameters, and content tokens as embedding bags."""
 
 from __future__ import annotations
 
@@ -8,41 +8,40 @@ from typing import Any
 import numpy as np
 import torch
 
-from recsys_batch.model.towers import pool
+from recsys_batch.model.towers import pool_history
 from recsys_batch.model.training_data import Positives
-from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, WarmStart, fit_ridge_start, truncate_start
+from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, WarmStart, fit_low_rank_start, fit_ridge_start
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Content tokens per row as ragged codes of a token table of ``n`` rows."""
+class ContentTokens:
+    """Content tokens of each row as ragged codes: row i has ``codes[offsets[i]:offsets[i + 1]]``, codes of ``names``."""
 
     names: tuple[str, ...]
     offsets: np.ndarray
     codes: np.ndarray
 
-    def bags(self, table: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
-        """float32 [B, h]: the sum of each chosen row's tokens."""
-        mine = Positives(len(self.names), self.offsets, self.codes, self.codes).users(chosen)
-        starts = torch.from_numpy(mine.offsets[:-1].copy())
-        return torch.nn.functional.embedding_bag(torch.from_numpy(mine.codes), table, starts, mode="sum")
+    def sum_embeddings(self, table: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
+        """Sum the token embeddings of each chosen row, float32 [B, h]."""
+        bags = Positives(len(self.names), self.offsets, self.codes, self.codes).select_users(chosen)
+        starts = torch.from_numpy(bags.offsets[:-1].copy())
+        return torch.nn.functional.embedding_bag(torch.from_numpy(bags.codes), table, starts, mode="sum")
 
 
-def group_tokens(rows: list[list[str]], min_rows: int, max_tokens: int = 20_000) -> Tokens:
-    """The most frequent tokens that at least ``min_rows`` rows have, sorted by name."""
-    flat = np.array([name for row in rows for name in row], dtype=object)
-    names, counts = np.unique(flat.astype(str), return_counts=True) if len(flat) else (np.array([], dtype=str), np.array([], dtype=int))
+def encode_tokens(rows: list[list[str]], min_rows: int, max_tokens: int = 20_000) -> ContentTokens:
+    """Encode rows by the ``max_tokens`` most frequent tokens that ``min_rows`` rows or more have, sorted by name."""
+    names, counts = np.unique(np.array([name for row in rows for name in row], dtype=str), return_counts=True)
     frequent = np.flatnonzero(counts >= min_rows)
     frequent = np.sort(frequent[np.argsort(-counts[frequent], kind="stable")[:max_tokens]])
-    place = {str(names[i]): code for code, i in enumerate(frequent)}
-    kept = [[place[name] for name in row if name in place] for row in rows]
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in kept])]).astype(np.int64)
-    return Tokens(tuple(place), offsets, np.array([code for row in kept for code in row], dtype=np.int64))
+    code_of = {str(names[i]): code for code, i in enumerate(frequent)}
+    encoded = [[code_of[name] for name in row if name in code_of] for row in rows]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in encoded])]).astype(np.int64)
+    return ContentTokens(tuple(code_of), offsets, np.array([code for row in encoded for code in row], dtype=np.int64))
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How training starts: the item-item model's lambda, the pooling's decay, what stretches scores to logits, the vectors' width."""
+class Hyperparameters:
+    """Hyperparameters of the towers: ridge (lambda of the item-item model), recency decay of pooling, logit scale, vector width h."""
 
     ridge: float
     recency: float
@@ -52,7 +51,7 @@ class Plan:
 
 @dataclass
 class TowerParameters:
-    """history, embedding float32 [n, h], item_bias [n, 1], user_bias [h], user_tokens [s, h]; pooling decays by ``recency``."""
+    """Tower weights: history, embedding float32 [n, h], item_bias [n, 1], user_bias [h], user_tokens [s, h]; recency decay of pooling."""
 
     history: torch.Tensor
     embedding: torch.Tensor
@@ -62,47 +61,53 @@ class TowerParameters:
     recency: float
 
     def tensors(self) -> dict[str, torch.Tensor]:
+        """Trainable tensors by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
     def copy(self) -> TowerParameters:
+        """Copy the weights, detached from the gradient graph."""
         copies: dict[str, Any] = {name: value.detach().clone() for name, value in self.tensors().items()}
         return replace(self, **copies)
 
-    def users(self, inputs: Positives, tokens: Tokens, chosen: np.ndarray) -> torch.Tensor:
-        """float32 [B, h] of the users ``chosen``; ``inputs`` holds their histories in the same order."""
-        pooled = pool(self.history, inputs.codes, inputs.offsets, self.recency) + self.user_bias
-        return pooled + tokens.bags(self.user_tokens, chosen) if len(tokens.codes) else pooled
+    def encode_users(self, inputs: Positives, tokens: ContentTokens, chosen: np.ndarray) -> torch.Tensor:
+        """Encode the users ``chosen``, float32 [B, h]; ``inputs`` holds their histories in the same order."""
+        pooled = pool_history(self.history, inputs.codes, inputs.offsets, self.recency) + self.user_bias
+        return pooled + tokens.sum_embeddings(self.user_tokens, chosen) if len(tokens.codes) else pooled
 
-    def scores(self, users: torch.Tensor) -> torch.Tensor:
-        """float32 [B, n] logits of every item."""
+    def score_items(self, users: torch.Tensor) -> torch.Tensor:
+        """Compute logits of every item, float32 [B, n]."""
         return torch.addmm(self.item_bias.T, users, self.embedding.T)
 
-    def rotated_onto(self, other: TowerParameters) -> TowerParameters:
-        """The same model, turned so that its item vectors lie as near to the other's as a rotation can bring them.
+    def item_embeddings(self) -> np.ndarray:
+        """Concatenate item vectors and biases, float32 [n, h + 1]."""
+        return torch.cat([self.embedding.detach(), self.item_bias.detach()], dim=1).numpy()
 
-        Inner products do not change when all vectors turn together (orthogonal Procrustes: Schoenemann 1966).
+    def rotate_onto(self, other: TowerParameters) -> TowerParameters:
+        """Rotate a copy of the model so that its item vectors are as close to the other's as possible.
+
+        Inner products do not change under a common rotation (orthogonal Procrustes: Schoenemann 1966).
         """
         U, _, Vt = torch.linalg.svd(self.embedding.detach().T @ other.embedding.detach())
-        turned = self.copy()
+        rotated = self.copy()
         for name in ("history", "embedding", "user_bias", "user_tokens"):
-            setattr(turned, name, getattr(turned, name) @ (U @ Vt))
-        return turned
+            setattr(rotated, name, getattr(rotated, name) @ (U @ Vt))
+        return rotated
 
 
-def start_parameters(plan: Plan, positives: Positives, n_tokens: int, seed: int) -> TowerParameters:
-    """Parameters by the plan; biases and tokens start at zero."""
-    begin = fit_ridge_start if positives.n_items <= RIDGE_MAX_ITEMS else truncate_start
-    return load_parameters(begin(positives, plan.h, plan.ridge, seed), plan, n_tokens)
+def initialize_parameters(hyperparameters: Hyperparameters, positives: Positives, n_tokens: int, seed: int) -> TowerParameters:
+    """Fit a warm start and scale it to initial weights; biases and tokens are zero."""
+    fit_start = fit_ridge_start if positives.n_items <= RIDGE_MAX_ITEMS else fit_low_rank_start
+    return scale_warm_start(fit_start(positives, hyperparameters.h, hyperparameters.ridge, seed), hyperparameters, n_tokens)
 
 
-def load_parameters(begun: WarmStart, plan: Plan, n_tokens: int) -> TowerParameters:
-    """Parameters from a closed-form start of the plan's width or more: its first columns are the narrower start."""
-    stretch = np.float32(np.sqrt(plan.scale))
+def scale_warm_start(start: WarmStart, hyperparameters: Hyperparameters, n_tokens: int) -> TowerParameters:
+    """Scale a warm start of width h or more to initial weights: its first h columns are the narrower start."""
+    scale = np.float32(np.sqrt(hyperparameters.scale))
     return TowerParameters(
-        history=torch.from_numpy(begun.history[:, : plan.h] * stretch),
-        embedding=torch.from_numpy(begun.embedding[:, : plan.h] * stretch),
-        item_bias=torch.zeros(len(begun.embedding), 1),
-        user_bias=torch.zeros(plan.h),
-        user_tokens=torch.zeros(n_tokens, plan.h),
-        recency=plan.recency,
+        history=torch.from_numpy(start.history[:, : hyperparameters.h] * scale),
+        embedding=torch.from_numpy(start.embedding[:, : hyperparameters.h] * scale),
+        item_bias=torch.zeros(len(start.embedding), 1),
+        user_bias=torch.zeros(hyperparameters.h),
+        user_tokens=torch.zeros(n_tokens, hyperparameters.h),
+        recency=hyperparameters.recency,
     )

@@ -1,4 +1,4 @@
-"""Training from tables to bundle: towers, then ranker, then all data; judged on the newest part of every user's positives."""
+"""Train a bundle from Arrow tables: towers, ranker, then the towers again on all data. Evaluated on each user's newest positives."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ import torch
 
 from recsys_batch import __version__
 from recsys_batch.config import Config
-from recsys_batch.model.challenger_metrics import mask_seen, measure_bundle_ndcg, measure_popularity
+from recsys_batch.model.challenger_metrics import NO_METRICS, measure_bundle_ndcg, measure_popularity, select_events_after_training
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
-from recsys_batch.model.ranker_training import JUDGED_USERS, LABEL_SHARE, NOT_JUDGED, RankerStage, fit_ranker, measure_ranker
+from recsys_batch.model.ranker_training import LABEL_SHARE, MAX_EVALUATION_USERS, RankerStage, fit_ranker, measure_ranker
 from recsys_batch.model.ranking_samples import RankingData
-from recsys_batch.model.tower_parameters import Tokens, TowerParameters, group_tokens
+from recsys_batch.model.tower_parameters import ContentTokens, TowerParameters, encode_tokens
 from recsys_batch.model.tower_training import FittedTowers, fit_towers, refit_towers
-from recsys_batch.model.towers import ALWAYS
-from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data, split_training_data
+from recsys_batch.model.towers import ANY_ITEM_TOKEN
+from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data, sample_evaluable_users, split_training_data
 from recsys_batch.registry.bundle import Bundle, write_bundle
 
 TrainingProgress = Callable[[str, Mapping[str, float]], None]
 
-_TOWER_SHARE, _INNER_SHARE, _RANKER_SHARE = 0.4, 0.6, 0.8
-"""Points of the time budget by which towers, inner towers and ranker must have ended; the rest is the training on all data."""
+_TOWER_DEADLINE, _INNER_DEADLINE, _RANKER_DEADLINE = 0.4, 0.6, 0.8
+"""Shares of the time budget after which towers, inner towers and ranker must have ended; the rest is for the refit on all data."""
 
 _MIN_TOKEN_ROWS = 5
 _CONTENT_RIDGE = 10.0
@@ -45,78 +45,70 @@ def train_bundle(
     progress: TrainingProgress,
     champion: Bundle | None = None,
 ) -> Bundle:
-    """Train and write a bundle of kind "two_tower".
+    """Train towers and ranker and write them as a bundle of kind "two_tower".
 
     Args:
-        interactions, items, users: tables of the contract.
-        progress: called with a stage and its numbers after each epoch.
-        champion: the current one, to be judged on the same held-out events: see ``manifest["gate"]``.
+        interactions, items, users: tables as in ``schemas``; users None where there is no table.
+        progress: called with a stage and its metrics after each epoch.
+        champion: the current champion, measured on the same held-out events for ``manifest["gate"]``.
 
     Raises:
         InputMissing: no positive interaction.
     """
-    # A share of the machine that somebody has set stands: threads that wait for each other cost more than they bring.
+    # OMP_NUM_THREADS wins where it is set: more threads than cores cost more than they bring.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or min(os.cpu_count() or 1, 8))
     torch.manual_seed(config.training.seed)
-    began, budget = time.monotonic(), config.training.max_seconds
+    started, budget = time.monotonic(), config.training.max_seconds
     data = prepare_training_data(interactions, items, users, config)
     if not data.has_time:
         progress("event_ts is missing, so validation is a random part of each user's positives", {})
-    held_in, held_out = split_training_data(data.positives, config.training.validation_fraction)
-    tokens = group_tokens(data.user_tokens, _MIN_TOKEN_ROWS)
-    fitted = fit_towers(held_in, held_out, tokens, data.has_time, config, began + budget * _TOWER_SHARE, progress)
-    judged = _of_some_users(held_out, held_in, config.training.seed)
-    outer = RankerStage(fitted.parameters, held_in, judged)
-    older, newer = split_training_data(held_in, LABEL_SHARE)
-    inner = RankerStage(refit_towers(older, fitted, tokens, data.has_time, config, began + budget * _INNER_SHARE), older, newer)
-    ranker, ranking, reached = fit_ranker(inner, outer, tokens, config.training.seed, began + budget * _RANKER_SHARE, progress)
-    metrics = {**NOT_JUDGED, **reached, **measure_popularity(held_in, judged), "towers_ndcg_at_20": fitted.curve[fitted.epochs]}
+    train, held_out = split_training_data(data.positives, config.training.validation_fraction)
+    tokens = encode_tokens(data.user_tokens, _MIN_TOKEN_ROWS)
+    fitted = fit_towers(train, held_out, tokens, data.has_time, config, started + budget * _TOWER_DEADLINE, progress)
+    evaluated = held_out.where(np.isin(held_out.rows, sample_evaluable_users(train, held_out, MAX_EVALUATION_USERS, config.training.seed)))
+    outer = RankerStage(fitted.parameters, train, evaluated)
+    older, newer = split_training_data(train, LABEL_SHARE)
+    inner = RankerStage(refit_towers(older, fitted, tokens, data.has_time, config, started + budget * _INNER_DEADLINE), older, newer)
+    ranker, ranking, ranker_metrics = fit_ranker(inner, outer, tokens, config.training.seed, started + budget * _RANKER_DEADLINE, progress)
+    metrics = {**NO_METRICS, **ranker_metrics, **measure_popularity(train, evaluated), "towers_ndcg_at_20": fitted.curve[fitted.epochs]}
     gate = {"challenger": metrics["ndcg_at_10"], "popularity": metrics["popularity_ndcg_at_10"]}
     if champion is not None:
-        gate |= _against(champion, data, items, users, outer, tokens, ranker, ranking)
-    final, positives = fitted.parameters, held_in
+        gate |= _compare_with_champion(champion, data, items, users, outer, tokens, ranker, ranking)
+    towers, positives = fitted.parameters, train
     if config.training.refit:
-        final, positives = refit_towers(data.positives, fitted, tokens, data.has_time, config, began + budget), data.positives
-        ranking = RankingData.of(
-            final, positives, RankerStage(final, positives, positives).lists(tokens, config.training.seed, JUDGED_USERS)
+        towers, positives = refit_towers(data.positives, fitted, tokens, data.has_time, config, started + budget), data.positives
+        ranking = RankingData.from_samples(
+            towers, positives, RankerStage(towers, positives, positives).sample_lists(tokens, config.training.seed, MAX_EVALUATION_USERS)
         )
-    tensors, vocab = _weights(data, final, positives, tokens, ranker)
-    progress("done", {"seconds": time.monotonic() - began})
-    manifest = _manifest(data, fitted, ranker, ranking, metrics, config, gate)
-    return write_bundle(directory, manifest, tensors=tensors, vocab=vocab, ranker_onnx=export_ranker_onnx(ranker.arrays()))
+    tensors, vocab = _bundle_weights(data, towers, positives, tokens, ranker)
+    progress("done", {"seconds": time.monotonic() - started})
+    manifest = _bundle_manifest(data, fitted, ranker, ranking, metrics, config, gate)
+    return write_bundle(directory, manifest, tensors=tensors, vocab=vocab, ranker_onnx=export_ranker_onnx(ranker.to_arrays()))
 
 
-def _of_some_users(held: Positives, inputs: Positives, seed: int) -> Positives:
-    """``held`` of at most JUDGED_USERS users with a history: the same ones for everything that is compared."""
-    able = np.flatnonzero((held.counts > 0) & (inputs.counts > 0))
-    chosen = np.zeros(held.n_users, dtype=bool)
-    chosen[np.random.default_rng(seed).permutation(able)[:JUDGED_USERS]] = True
-    return held.where(chosen[held.rows])
-
-
-def _against(
+def _compare_with_champion(
     champion: Bundle,
     data: TrainingData,
     items: pa.Table,
     users: pa.Table | None,
     outer: RankerStage,
-    tokens: Tokens,
+    tokens: ContentTokens,
     ranker: RankerParameters,
     ranking: RankingData,
 ) -> dict[str, float]:
-    """NDCG@10 of all three on the held-out events that the champion has not seen; its own measurement where those are too few."""
-    fresh = mask_seen(champion, data, outer.labels)
-    if fresh is None:
+    """Measure NDCG@10 of champion, challenger and popularity on events new to the champion; its stored metric if they are too few."""
+    new_events = select_events_after_training(champion, data, outer.labels)
+    if new_events is None:
         return {"champion": champion.manifest["metrics"].get("ndcg_at_10", 0.0)}
-    lists = replace(outer, labels=fresh).lists(tokens, 0, JUDGED_USERS)
+    lists = replace(outer, labels=new_events).sample_lists(tokens, 0, MAX_EVALUATION_USERS)
     return {
-        "champion": measure_bundle_ndcg(champion, data, items, users, outer.inputs, fresh),
+        "champion": measure_bundle_ndcg(champion, data, items, users, outer.inputs, new_events),
         "challenger": measure_ranker(ranker, ranking, lists)["ndcg_at_10"] if lists is not None else 0.0,
-        "popularity": measure_popularity(outer.inputs, fresh)["popularity_ndcg_at_10"],
+        "popularity": measure_popularity(outer.inputs, new_events)["popularity_ndcg_at_10"],
     }
 
 
-def _manifest(
+def _bundle_manifest(
     data: TrainingData,
     fitted: FittedTowers,
     ranker: RankerParameters,
@@ -129,11 +121,11 @@ def _manifest(
     return {
         "kind": "two_tower",
         "code_version": __version__,
-        "embedding_dim": fitted.plan.h + 1,
+        "embedding_dim": fitted.hyperparameters.h + 1,
         "model": {
             "history_length": config.model.history_length,
-            "recency": fitted.plan.recency,
-            "ridge": fitted.plan.ridge,
+            "recency": fitted.hyperparameters.recency,
+            "ridge": fitted.hyperparameters.ridge,
             "epochs": fitted.epochs,
             "ranker_gate": ranker.gate,
             "seed": config.training.seed,
@@ -149,29 +141,29 @@ def _manifest(
     }
 
 
-def _weights(
-    data: TrainingData, towers: TowerParameters, positives: Positives, tokens: Tokens, ranker: RankerParameters
+def _bundle_weights(
+    data: TrainingData, towers: TowerParameters, positives: Positives, tokens: ContentTokens, ranker: RankerParameters
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     history = towers.history.detach().numpy()
-    embedding = np.concatenate([towers.embedding.detach().numpy(), towers.item_bias.detach().numpy()], axis=1)
-    item_tokens = group_tokens([[*row, ALWAYS] for row in data.item_tokens], 2)
+    embedding = towers.item_embeddings()
+    item_tokens = encode_tokens([[*row, ANY_ITEM_TOKEN] for row in data.item_tokens], 2)
     tensors = {
         "item_history": history,
         "item_embedding": embedding,
-        "item_content": content_projection(item_tokens, np.concatenate([history, embedding], axis=1)),
+        "item_content": fit_content_projection(item_tokens, np.concatenate([history, embedding], axis=1)),
         "user_bias": towers.user_bias.detach().numpy(),
         "user_tokens": towers.user_tokens.detach().numpy(),
         "log_popularity": np.log1p(positives.item_counts).astype(np.float32),
-        **ranker.arrays(),
+        **ranker.to_arrays(),
     }
     vocab = {"item_id": data.item_ids.to_pylist(), "item_token": list(item_tokens.names), "user_token": list(tokens.names)}
     return tensors, vocab
 
 
-def content_projection(tokens: Tokens, vectors: np.ndarray) -> np.ndarray:
-    """float32 [t, w]: token vectors whose sums come nearest (ridge regression) to the items' learned vectors [n, w].
+def fit_content_projection(tokens: ContentTokens, vectors: np.ndarray) -> np.ndarray:
+    """Fit token vectors float32 [t, w] by ridge regression, so that their sums approximate the items' learned vectors [n, w].
 
-    What an item gets that training never saw: the sum of its tokens' vectors.
+    An item without training events is encoded as the sum of its tokens' vectors.
     """
     from scipy import sparse
     from scipy.sparse.linalg import splu

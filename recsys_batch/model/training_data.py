@@ -1,4 +1,4 @@
-"""Training data as arrays: positives per user newest first, and the validation part carved from them."""
+"""Training data as arrays: positives per user newest first, their validation split, and content tokens."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import InputMissing
 from recsys_batch.tables.list_columns import flat_positions, sorted_ids
 
+_BLOCK_SCORES = 20_000_000  # scores of a block of users: 80 MB
+
 
 @dataclass(frozen=True)
 class Positives:
-    """Each user's distinct positive items, newest first (by a seeded shuffle where there is no time).
+    """Distinct positive items of each user, newest first (in seeded random order where there is no time).
 
     Attributes:
-        n_items: codes run from 0 to n_items - 1.
+        n_items: exclusive upper bound of the codes.
         offsets: int64 [n_users + 1]. codes: int64 [total]. event_us: int64 [total], microseconds, NO_TIME where unknown.
     """
 
@@ -30,35 +32,36 @@ class Positives:
 
     @property
     def n_users(self) -> int:
+        """Number of users, also those without entries."""
         return len(self.offsets) - 1
 
     @property
     def counts(self) -> np.ndarray:
-        """int64 [n_users]."""
+        """Entries per user, int64 [n_users]."""
         return np.diff(self.offsets)
 
     @property
     def rows(self) -> np.ndarray:
-        """int64 [total], the user of each entry."""
+        """User of each entry, int64 [total]."""
         return np.repeat(np.arange(self.n_users), self.counts)
 
     @property
-    def places(self) -> np.ndarray:
-        """int64 [total], position within the user, 0 is newest."""
+    def positions(self) -> np.ndarray:
+        """Position of each entry within its user, int64 [total]; 0 is newest."""
         return np.asarray(np.arange(len(self.codes)) - np.repeat(self.offsets[:-1], self.counts))
 
     @property
     def item_counts(self) -> np.ndarray:
-        """int64 [n_items], users per item."""
+        """Users per item, int64 [n_items]."""
         return np.asarray(np.bincount(self.codes, minlength=self.n_items))
 
     def where(self, keep: np.ndarray) -> Positives:
-        """The entries where ``keep`` (bool [total]); users stay, some with nothing."""
+        """Keep the entries where ``keep`` (bool [total]) is true; users without entries stay."""
         offsets = np.concatenate([[0], np.cumsum(keep)])[self.offsets].astype(np.int64)
         return replace(self, offsets=offsets, codes=self.codes[keep], event_us=self.event_us[keep])
 
-    def users(self, chosen: np.ndarray) -> Positives:
-        """The given users, in that order."""
+    def select_users(self, chosen: np.ndarray) -> Positives:
+        """Select the users ``chosen``, in that order."""
         counts = self.counts[chosen]
         starts = np.cumsum(counts) - counts
         entries = np.repeat(self.offsets[:-1][chosen] - starts, counts) + np.arange(counts.sum())
@@ -68,7 +71,7 @@ class Positives:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Everything that training reads.
+    """Encoded input of training.
 
     Attributes:
         item_ids, user_ids: Arrow arrays, ascending; items are those with a positive.
@@ -85,10 +88,10 @@ class TrainingData:
 
 
 def prepare_training_data(interactions: pa.Table, items: pa.Table, users: pa.Table | None, config: Config) -> TrainingData:
-    """From the tables.
+    """Encode the tables for training.
 
     Raises:
-        InputMissing: no positive interaction.
+        InputMissing: there is no positive interaction.
     """
     positive = interactions.filter(pc.greater(interactions["weight"], config.data.min_weight))
     if positive.num_rows == 0:
@@ -97,50 +100,63 @@ def prepare_training_data(interactions: pa.Table, items: pa.Table, users: pa.Tab
         )
     item_ids, user_ids = sorted_ids(positive["item_id"]), sorted_ids(positive["user_id"])
     codes, rows = flat_positions(positive["item_id"], item_ids), flat_positions(positive["user_id"], user_ids)
-    stamps = pc.fill_null(pc.cast(positive["event_ts"], pa.int64()), NO_TIME).to_numpy()
-    has_time = bool((stamps != NO_TIME).any())
-    positives = _group(rows, codes, stamps, len(user_ids), len(item_ids), has_time, config.training.seed)
-    item_tokens = _tokens(items, "item_id", item_ids, "categories")
-    user_tokens = _tokens(users, "user_id", user_ids, "segment") if users is not None else [[] for _ in range(len(user_ids))]
+    event_us = pc.fill_null(pc.cast(positive["event_ts"], pa.int64()), NO_TIME).to_numpy()
+    has_time = bool((event_us != NO_TIME).any())
+    positives = _group_by_user(rows, codes, event_us, len(user_ids), len(item_ids), has_time, config.training.seed)
+    item_tokens = _tokens_of_ids(items, "item_id", item_ids, "categories")
+    user_tokens = _tokens_of_ids(users, "user_id", user_ids, "segment") if users is not None else [[] for _ in range(len(user_ids))]
     return TrainingData(item_ids, user_ids, positives, has_time, item_tokens, user_tokens)
 
 
+def split_user_blocks(users: np.ndarray, n_items: int, max_users: int = 256) -> list[np.ndarray]:
+    """Split users into blocks of at most ``max_users`` whose scores of the whole catalogue fit into 80 MB, one user at least."""
+    step = max(1, min(max_users, _BLOCK_SCORES // max(n_items, 1)))
+    return [users[start : start + step] for start in range(0, len(users), step)]
+
+
+def sample_evaluable_users(inputs: Positives, held_out: Positives, max_users: int, seed: int) -> np.ndarray:
+    """Sample at most ``max_users`` users with a history and held-out positives, int64, ascending; the same ones for equal arguments."""
+    evaluable = np.flatnonzero((held_out.counts > 0) & (inputs.counts > 0))
+    return np.sort(np.random.default_rng(seed).permutation(evaluable)[:max_users])
+
+
 def split_training_data(positives: Positives, fraction: float) -> tuple[Positives, Positives]:
-    """(train, held out): the newest ``fraction`` of each user's positives, at least one where the user has three or more."""
+    """Split off the newest ``fraction`` of each user's positives, one or more where a user has three: (train, held out)."""
     n_held = np.maximum(np.floor(positives.counts * fraction), positives.counts >= 3)
-    held = positives.places < np.repeat(n_held, positives.counts)
-    return positives.where(~held), positives.where(held)
+    is_held_out = positives.positions < np.repeat(n_held, positives.counts)
+    return positives.where(~is_held_out), positives.where(is_held_out)
 
 
 def extract_content_tokens(table: pa.Table, column: str) -> list[list[str]]:
-    """Tokens of each row: ``column`` (a list or one value) and every attribute as name=value, sorted."""
+    """Extract the tokens of each row: ``column`` (a list or one value) and every attribute as name=value, sorted."""
     columns = [table[column].to_pylist(), table["attributes"].to_pylist(maps_as_pydicts="strict")]
-    return [row_tokens(column, value, attributes) for value, attributes in zip(*columns, strict=True)]
+    return [extract_row_tokens(column, value, attributes) for value, attributes in zip(*columns, strict=True)]
 
 
-def row_tokens(column: str, value: list[str] | str | None, attributes: dict[str, str] | None) -> list[str]:
-    """As ``content_tokens``, of one row."""
+def extract_row_tokens(column: str, value: list[str] | str | None, attributes: dict[str, str] | None) -> list[str]:
+    """Extract the tokens of one row, as ``extract_content_tokens`` does."""
     values = value if isinstance(value, list) else [value] if value is not None else []
     named = [f"{column}={part}" for part in values] + [f"{key}={part}" for key, part in (attributes or {}).items()]
     return sorted(set(named))
 
 
-def _tokens(table: pa.Table, key: str, ids: pa.Array, column: str) -> list[list[str]]:
-    """Tokens of each id; none for an id that the table lacks."""
-    place = pc.index_in(ids, value_set=table[key].combine_chunks()).to_pylist()
+def _tokens_of_ids(table: pa.Table, key: str, ids: pa.Array, column: str) -> list[list[str]]:
+    """Extract the tokens of each id; an id that the table lacks has none."""
+    row_of_id = pc.index_in(ids, value_set=table[key].combine_chunks()).to_pylist()
     by_row = extract_content_tokens(table, column)
-    return [by_row[row] if row is not None else [] for row in place]
+    return [by_row[row] if row is not None else [] for row in row_of_id]
 
 
-def _group(rows: np.ndarray, codes: np.ndarray, stamps: np.ndarray, n_users: int, n_items: int, has_time: bool, seed: int) -> Positives:
+def _group_by_user(
+    rows: np.ndarray, codes: np.ndarray, event_us: np.ndarray, n_users: int, n_items: int, has_time: bool, seed: int
+) -> Positives:
     if not has_time:
-        # An order that means nothing, but is the same however the rows are stored.
-        stamps = np.empty(len(rows), dtype=np.int64)
-        stamps[np.lexsort((codes, rows))] = np.random.default_rng(seed).permutation(len(rows))
-    newest_first = np.lexsort((codes, ~stamps, rows))  # ~: negation would turn NO_TIME into itself, the newest
-    rows, codes, stamps = rows[newest_first], codes[newest_first], stamps[newest_first]
-    _, first = np.unique(rows * n_items + codes, return_index=True)  # an item taken twice counts once, at its newest
+        # Arbitrary, but the same however the rows are stored.
+        event_us = np.empty(len(rows), dtype=np.int64)
+        event_us[np.lexsort((codes, rows))] = np.random.default_rng(seed).permutation(len(rows))
+    newest_first = np.lexsort((codes, ~event_us, rows))  # ~: negation would turn NO_TIME into itself, the newest
+    rows, codes, event_us = rows[newest_first], codes[newest_first], event_us[newest_first]
+    _, first = np.unique(rows * n_items + codes, return_index=True)  # a repeated item counts once, at its newest event
     kept = np.sort(first)
     offsets = np.searchsorted(rows[kept], np.arange(n_users + 1)).astype(np.int64)
-    event_us = stamps[kept].astype(np.int64) if has_time else np.full(len(kept), NO_TIME)
-    return Positives(n_items, offsets, codes[kept], event_us)
+    return Positives(n_items, offsets, codes[kept], event_us[kept].astype(np.int64) if has_time else np.full(len(kept), NO_TIME))

@@ -1,10 +1,10 @@
-"""Closed-form starting points of the towers, so that gradient steps only have to polish.
+"""Closed-form initial weights of the towers, which gradient steps then refine.
 
 Small catalogues: the item-item model B = I - C diagMat(1 / diag C), C = (G + lambda I + p / (1 - p) diag G)^-1, G = X' W X. That is
 EASE (Steck 2019, "Embarrassingly shallow autoencoders", eq. 8) with the diagonal of training by dropout p (Steck 2020,
-"Autoencoders that don't overfit towards the identity", eq. 5) and users weighted by W = 1 / sqrt(their items), so that the heavy ones do
-not speak for everybody. B is then projected on the top right singular vectors V of sqrt(W') X B: H = BV, E = V.
-Larger ones never form an n x n matrix: G is taken as its top r eigenpairs plus the diagonal that they leave over, U diag(s) U' + R, and
+"Autoencoders that don't overfit towards the identity", eq. 5) and users weighted by W = 1 / sqrt(their items), so that heavy users do
+not dominate. B is then projected on the top right singular vectors V of sqrt(W') X B: H = BV, E = V.
+Large catalogues avoid n x n matrices: G is approximated by its top r eigenpairs plus the residual diagonal, U diag(s) U' + R, and
 C is applied by Woodbury's identity. Columns come by descending singular value, so a narrower start is a wider one's first columns.
 """
 
@@ -20,20 +20,20 @@ from scipy import sparse
 from recsys_batch.model.training_data import Positives
 
 RIDGE_MAX_ITEMS = 6_000
-"""Inverting n x n takes n^3: 6,000 items are some seconds on two cores."""
+"""Largest catalogue whose n x n matrix is inverted, which costs n^3: 6,000 items take some seconds on two cores."""
 
 DROPOUT_ODDS = 0.5
 """p / (1 - p) at p = 1/3. NDCG@20 of ML-100K, random split, lambda 150: 0.450 at 0, 0.451 at 0.25, 0.452 at 0.67."""
 
-_OVERSAMPLE, _ITERATIONS = 16, 5
+_OVERSAMPLING, _ITERATIONS = 16, 5
 _MAX_RANK = 1_024
-_CELLS = 64_000_000  # of one [n, r] array: 256 MB, and about five of them live at once
-_PRODUCTS = 4_000_000_000  # multiplications of one pass over X: some seconds
+_MAX_CELLS = 64_000_000  # of one [n, r] array: 256 MB, and about five of them live at once
+_MAX_MULTIPLICATIONS = 4_000_000_000  # multiplications of one pass over X: some seconds
 
 
 @dataclass(frozen=True)
 class WarmStart:
-    """history float32 [n, h], embedding float32 [n, h], and where they come from."""
+    """Initial tower vectors: history float32 [n, h], embedding float32 [n, h], and the kind of model that they come from."""
 
     history: np.ndarray
     embedding: np.ndarray
@@ -41,83 +41,83 @@ class WarmStart:
 
 
 def fit_ridge_start(positives: Positives, h: int, ridge: float, seed: int) -> WarmStart:
-    """From the item-item model; W' weighs users by 1 / their items, so that the projection is fair to short histories too."""
-    X = _matrix(positives)
-    gram = _gram(X, weight_users(positives.counts))
+    """Fit a warm start of width h from the item-item model; W' weighs users by 1 / their items, for the sake of short histories."""
+    X = _interaction_matrix(positives)
+    gram = _weighted_gram(X, weight_users(positives.counts))
     C = torch.linalg.inv(gram + torch.diag(ridge + DROPOUT_ODDS * gram.diagonal()))
     B = C / -C.diagonal()
     B.fill_diagonal_(0.0)
-    target = _gram(X, weight_users(positives.counts) ** 2)
-    V = _top_directions(lambda Y: B.T @ (target @ (B @ Y)), len(gram), h, seed)
+    target = _weighted_gram(X, weight_users(positives.counts) ** 2)
+    V = _top_eigenvectors(lambda Y: B.T @ (target @ (B @ Y)), len(gram), h, seed)
     return WarmStart((B @ V).numpy(), V.numpy(), f"ridge {ridge:g}")
 
 
 def weight_users(counts: np.ndarray) -> np.ndarray:
-    """float64 [n_users]: 1 / sqrt(items), mean 1 over the users who have any; 0 for the others."""
+    """Weigh users by 1 / sqrt(items), float64 [n_users], with mean 1 over users with items; 0 for the others."""
     weights = np.where(counts > 0, 1.0 / np.sqrt(np.maximum(counts, 1)), 0.0)
     return np.asarray(weights / max(weights.sum() / max(int((counts > 0).sum()), 1), 1e-12))
 
 
 @dataclass(frozen=True)
-class Spectrum:
-    """What every ridge shares in a large catalogue: vectors float32 [n, r], values [r], the diagonals of G and of what is left over [n]."""
+class GramSpectrum:
+    """Low-rank approximation of G, shared by all ridges: eigenvectors float32 [n, r], values [r], diagonals of G and its residual [n]."""
 
     vectors: torch.Tensor
     values: torch.Tensor
     diagonal: torch.Tensor
-    left: torch.Tensor
+    residual: torch.Tensor
 
 
-def compute_spectrum(positives: Positives, h: int, seed: int) -> Spectrum:
-    """Top eigenpairs of G, as many as memory and time allow, but enough for a start of width h."""
-    X = _matrix(positives)
+def compute_spectrum(positives: Positives, h: int, seed: int) -> GramSpectrum:
+    """Compute the top eigenpairs of G, as many as memory and time allow, but enough for a start of width h."""
+    X = _interaction_matrix(positives)
     root = (sparse.diags(np.sqrt(weight_users(positives.counts)).astype(np.float32)) @ X).tocsr()
-    n, by_memory, by_time = positives.n_items, _CELLS // max(positives.n_items, 1), _PRODUCTS // max(len(positives.codes), 1)
-    rank = min(int(np.clip(min(by_memory, by_time), h + _OVERSAMPLE, _MAX_RANK)), n)
+    n, by_memory, by_time = positives.n_items, _MAX_CELLS // max(positives.n_items, 1), _MAX_MULTIPLICATIONS // max(len(positives.codes), 1)
+    rank = min(int(np.clip(min(by_memory, by_time), h + _OVERSAMPLING, _MAX_RANK)), n)
     transposed = root.T.tocsr()
-    U = _top_directions(lambda Y: torch.from_numpy(transposed @ (root @ Y.numpy())), n, rank, seed)
+    U = _top_eigenvectors(lambda Y: torch.from_numpy(transposed @ (root @ Y.numpy())), n, rank, seed)
     values = (torch.from_numpy(root @ U.numpy()) ** 2).sum(dim=0)
     diagonal = torch.from_numpy(np.asarray(root.multiply(root).sum(axis=0), dtype=np.float32).ravel())
-    return Spectrum(U, values, diagonal, torch.clamp(diagonal - (U**2) @ values, min=0.0))
+    return GramSpectrum(U, values, diagonal, torch.clamp(diagonal - (U**2) @ values, min=0.0))
 
 
-def truncate_start(positives: Positives, h: int, ridge: float, seed: int, spectrum: Spectrum | None = None) -> WarmStart:
-    """As ``ridge_start``, from a spectrum: C = (D + U diag(s) U')^-1 with D = lambda + p / (1 - p) diag G + R."""
-    known = spectrum or compute_spectrum(positives, h, seed)
-    D = (ridge + DROPOUT_ODDS * known.diagonal + known.left)[:, None]
-    DU = known.vectors / D
-    core = torch.linalg.inv(torch.diag(1 / torch.clamp(known.values, min=1e-6)) + known.vectors.T @ DU)
+def fit_low_rank_start(positives: Positives, h: int, ridge: float, seed: int, spectrum: GramSpectrum | None = None) -> WarmStart:
+    """Fit a warm start as ``fit_ridge_start`` does, from a low-rank G: C = (D + U diag(s) U')^-1, D = lambda + p / (1 - p) diag G + R."""
+    spectrum = spectrum or compute_spectrum(positives, h, seed)
+    D = (ridge + DROPOUT_ODDS * spectrum.diagonal + spectrum.residual)[:, None]
+    DU = spectrum.vectors / D
+    core = torch.linalg.inv(torch.diag(1 / torch.clamp(spectrum.values, min=1e-6)) + spectrum.vectors.T @ DU)
     scale = 1 / (1 / D - ((DU @ core) * DU).sum(dim=1, keepdim=True))
 
     def times_c(Y: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = Y / D - DU @ (core @ (DU.T @ Y))
         return product
 
-    weighted = (sparse.diags(weight_users(positives.counts).astype(np.float32)) @ _matrix(positives)).tocsr()
+    weighted = (sparse.diags(weight_users(positives.counts).astype(np.float32)) @ _interaction_matrix(positives)).tocsr()
     transposed = weighted.T.tocsr()
 
-    def objective(Y: torch.Tensor) -> torch.Tensor:
-        hit = torch.from_numpy(transposed @ (weighted @ (Y - times_c(scale * Y)).numpy()))
-        carried: torch.Tensor = hit - scale * times_c(hit)
-        return carried
+    def apply_operator(Y: torch.Tensor) -> torch.Tensor:
+        projected = torch.from_numpy(transposed @ (weighted @ (Y - times_c(scale * Y)).numpy()))
+        product: torch.Tensor = projected - scale * times_c(projected)
+        return product
 
-    V = _top_directions(objective, positives.n_items, h, seed)
+    V = _top_eigenvectors(apply_operator, positives.n_items, h, seed)
     return WarmStart((V - times_c(scale * V)).numpy(), V.numpy(), f"low-rank ridge {ridge:g}")
 
 
-def _matrix(positives: Positives) -> sparse.csr_matrix:
+def _interaction_matrix(positives: Positives) -> sparse.csr_matrix:
     ones = np.ones(len(positives.codes), dtype=np.float32)
     return sparse.csr_matrix((ones, positives.codes, positives.offsets), shape=(positives.n_users, positives.n_items))
 
 
-def _gram(X: sparse.csr_matrix, weights: np.ndarray) -> torch.Tensor:
-    """float32 [n, n]: X' diag(weights) X."""
+def _weighted_gram(X: sparse.csr_matrix, weights: np.ndarray) -> torch.Tensor:
+    """Compute X' diag(weights) X, float32 [n, n]."""
     return torch.from_numpy((X.T @ (sparse.diags(weights.astype(np.float32)) @ X)).toarray())
 
 
-def _top_directions(apply: Callable[[torch.Tensor], torch.Tensor], n: int, h: int, seed: int) -> torch.Tensor:
-    """Orthonormal [n, h] that spans the top eigenvectors of a symmetric operator, by subspace iteration (Halko et al. 2011, alg. 4.4)."""
-    width = min(h + _OVERSAMPLE, n)
+def _top_eigenvectors(apply: Callable[[torch.Tensor], torch.Tensor], n: int, h: int, seed: int) -> torch.Tensor:
+    """Compute the top h eigenvectors [n, h] of a symmetric operator by subspace iteration (Halko et al. 2011, alg. 4.4)."""
+    width = min(h + _OVERSAMPLING, n)
     Y = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
     for _ in range(_ITERATIONS):
         Y, _ = torch.linalg.qr(apply(Y))

@@ -14,7 +14,7 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.model import challenger_metrics
-from recsys_batch.model.challenger_metrics import mask_seen, measure_bundle_ndcg, measure_popularity
+from recsys_batch.model.challenger_metrics import measure_bundle_ndcg, measure_popularity, select_events_after_training
 from recsys_batch.model.training_data import prepare_training_data, split_training_data
 from recsys_batch.registry.bundle import Bundle
 
@@ -54,7 +54,7 @@ def test_a_champion_is_judged_only_on_events_that_are_newer_than_its_training(
     data = prepare_training_data(planted.interactions, planted.items, planted.users, small)
     held = split_training_data(data.positives, 0.2)[1]
     until = int(np.median(held.event_us))
-    fresh = mask_seen(champion_until(iso(until)), data, held)
+    fresh = select_events_after_training(champion_until(iso(until)), data, held)
     assert fresh is not None and fresh.n_users == held.n_users
     assert len(fresh.codes) == (held.event_us > until).sum() > 0 and (fresh.event_us > until).all()
 
@@ -62,13 +62,13 @@ def test_a_champion_is_judged_only_on_events_that_are_newer_than_its_training(
 @pytest.mark.parametrize("moment", [None, iso(2_000_000_000_000), "2030-01-01T00:00:00+00:00"])
 def test_without_enough_new_events_there_is_nothing_fair_to_compare_on(planted: Any, small: Config, moment: str | None) -> None:
     data = prepare_training_data(planted.interactions, planted.items, planted.users, small)
-    assert mask_seen(champion_until(moment), data, split_training_data(data.positives, 0.2)[1]) is None
+    assert select_events_after_training(champion_until(moment), data, split_training_data(data.positives, 0.2)[1]) is None
 
 
 def test_without_times_there_is_nothing_fair_to_compare_on(planted: Any, small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(challenger_metrics, "MIN_NEW_EVENTS", 1)
     data = prepare_training_data(planted.without_time().interactions, planted.items, planted.users, small)
-    assert mask_seen(champion_until(iso(0)), data, split_training_data(data.positives, 0.2)[1]) is None
+    assert select_events_after_training(champion_until(iso(0)), data, split_training_data(data.positives, 0.2)[1]) is None
 
 
 def test_a_bundle_measured_from_outside_is_as_good_as_its_own_training_said(planted: Any, small: Config, train_on: Train) -> None:
@@ -91,7 +91,7 @@ def test_the_gate_compares_challenger_and_champion_on_the_same_new_events(
     result = train_on(planted, changed(small, refit=False), champion=champion)
     data = prepare_training_data(planted.interactions, planted.items, planted.users, small)
     held_in, held_out = split_training_data(data.positives, small.training.validation_fraction)
-    fresh = mask_seen(champion, data, held_out)
+    fresh = select_events_after_training(champion, data, held_out)
     assert fresh is not None and 0 < len(fresh.codes) < len(held_out.codes)
     gate = result.manifest["gate"]
     assert gate["champion"] == pytest.approx(measure_bundle_ndcg(champion, data, planted.items, planted.users, held_in, fresh))

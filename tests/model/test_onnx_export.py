@@ -17,14 +17,14 @@ D, F = 9, 14
 
 @pytest.fixture(scope="module")
 def engines(tmp_path_factory: pytest.TempPathFactory) -> tuple[Ranker, OnnxRanker]:
-    params = RankerParameters.initial(D, F, seed=4)
+    params = RankerParameters.initialize(D, F, seed=4)
     generator = torch.Generator().manual_seed(5)
     for tensor in params.tensors():
         tensor += 0.3 * torch.randn(tensor.shape, generator=generator)
     params.gate = 0.5
     path = tmp_path_factory.mktemp("onnx") / "ranker.onnx"
-    path.write_bytes(export_ranker_onnx(params.arrays()))
-    return Ranker(params.arrays()), OnnxRanker(path)
+    path.write_bytes(export_ranker_onnx(params.to_arrays()))
+    return Ranker(params.to_arrays()), OnnxRanker(path)
 
 
 @pytest.mark.parametrize(("B", "C"), [(1, 1), (3, 200), (64, 7)])
@@ -40,5 +40,5 @@ def test_scores_agree_within_1e_4_and_order_up_to_ties(engines: tuple[Ranker, On
 
 
 def test_the_file_is_the_same_for_the_same_weights(tmp_path: Path) -> None:
-    arrays = RankerParameters.initial(D, F, seed=4).arrays()
+    arrays = RankerParameters.initialize(D, F, seed=4).to_arrays()
     assert export_ranker_onnx(arrays) == export_ranker_onnx(arrays)

@@ -14,16 +14,17 @@ from recsys_batch.config import Config
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import BundleError
 from recsys_batch.model import ranker_training
+from recsys_batch.model.challenger_metrics import NO_METRICS
 from recsys_batch.model.ranker import Ranker, RankerParameters
-from recsys_batch.model.ranker_training import NOT_JUDGED, RankerStage, _context, fit_ranker, measure_ranker
+from recsys_batch.model.ranker_training import RankerStage, _sample_context, fit_ranker, measure_ranker
 from recsys_batch.model.ranking_samples import RankingData, retrieve_lists
-from recsys_batch.model.tower_parameters import Plan, TowerParameters, group_tokens, start_parameters
+from recsys_batch.model.tower_parameters import Hyperparameters, TowerParameters, encode_tokens, initialize_parameters
 from recsys_batch.model.training_data import Positives, prepare_training_data, split_training_data
 from recsys_batch.ranking.features import PAIR_FEATURES, FeatureSpec
 
 LATER = 1e12
 D, F = 5, len(FeatureSpec.default().names)
-NO_TOKENS = group_tokens([], 1)
+NO_TOKENS = encode_tokens([], 1)
 
 
 def inputs_of(B: int, C: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -33,7 +34,7 @@ def inputs_of(B: int, C: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def trained(gate: float) -> RankerParameters:
-    params = RankerParameters.initial(D, F, seed=4)
+    params = RankerParameters.initialize(D, F, seed=4)
     generator = torch.Generator().manual_seed(5)
     params = replace(params, output=torch.randn(params.output.shape, generator=generator), gate=gate)
     params.bias += 0.3
@@ -49,32 +50,32 @@ def test_the_score_is_the_retrieval_score_and_a_gated_network_of_all_inputs() ->
             everything = np.concatenate([users[b], items[b, c], users[b] * items[b, c], features[b, c]])
             hidden = np.maximum(everything @ first + params.bias.numpy(), 0)
             expected = features[b, c, 0] + 0.5 * (hidden @ params.output.numpy())[0]
-            got = Ranker(params.arrays()).score(users[b : b + 1], items[b : b + 1, c : c + 1], features[b : b + 1, c : c + 1])
+            got = Ranker(params.to_arrays()).score(users[b : b + 1], items[b : b + 1, c : c + 1], features[b : b + 1, c : c + 1])
             assert got[0, 0] == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_closed_gate_leaves_the_retrieval_order() -> None:
     users, items, features = inputs_of(4, 9)
-    np.testing.assert_array_equal(Ranker(trained(0.0).arrays()).score(users, items, features), features[..., 0])
+    np.testing.assert_array_equal(Ranker(trained(0.0).to_arrays()).score(users, items, features), features[..., 0])
 
 
 def test_a_score_does_not_depend_on_other_users_or_candidates() -> None:
     users, items, features = inputs_of(4, 9)
-    ranker = Ranker(trained(1.0).arrays())
+    ranker = Ranker(trained(1.0).to_arrays())
     together = ranker.score(users, items, features)
     alone = ranker.score(users[2:3], items[2:3, 5:6], features[2:3, 5:6])
     assert alone[0, 0] == pytest.approx(together[2, 5], abs=1e-5)
 
 
 def test_missing_weights_are_named() -> None:
-    arrays = trained(1.0).arrays()
+    arrays = trained(1.0).to_arrays()
     del arrays["ranker_product"]
     with pytest.raises(BundleError, match="lacks the weights product"):
         Ranker(arrays)
 
 
 def towers_of(data: Positives, seed: int = 1) -> TowerParameters:
-    return start_parameters(Plan(20.0, 0.0, 5.0, 8), data, 0, seed)
+    return initialize_parameters(Hyperparameters(20.0, 0.0, 5.0, 8), data, 0, seed)
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +95,11 @@ def test_lists_hold_no_input_and_every_retrieved_label_is_marked(stages: tuple[R
     for row, user in enumerate(chosen):
         seen = set(stage.inputs.codes[slice(*stage.inputs.offsets[user : user + 2])].tolist())
         later = set(stage.labels.codes[slice(*stage.labels.offsets[user : user + 2])].tolist())
-        listed = lists.items[row][lists.there[row]].tolist()
+        listed = lists.items[row][lists.is_candidate[row]].tolist()
         assert not seen & set(listed) and len(listed) == 80 - len(seen)
         assert set(lists.items[row][lists.relevant[row]].tolist()) == later & set(listed)
         assert (lists.n_relevant[row], lists.n_events[row]) == (len(later), len(seen))
-    assert (np.diff(lists.scores, axis=1) <= 0).all(where=lists.there[:, 1:])
+    assert (np.diff(lists.scores, axis=1) <= 0).all(where=lists.is_candidate[:, 1:])
 
 
 def test_the_time_of_a_list_is_its_newest_labels_and_unknown_without_label(make_positives: Any) -> None:
@@ -109,11 +110,11 @@ def test_the_time_of_a_list_is_its_newest_labels_and_unknown_without_label(make_
 
 
 def test_half_of_the_users_are_taught_without_context(stages: tuple[RankerStage, RankerStage]) -> None:
-    lists = stages[0].lists(NO_TOKENS, 1, 1_000)
+    lists = stages[0].sample_lists(NO_TOKENS, 1, 1_000)
     assert lists is not None
-    data = RankingData.of(stages[0].towers, stages[0].inputs, lists)
-    context = _context(data, lists, np.random.default_rng(0))
-    features = data.features(lists, context)[..., len(PAIR_FEATURES) :]
+    data = RankingData.from_samples(stages[0].towers, stages[0].inputs, lists)
+    context = _sample_context(data, lists, np.random.default_rng(0))
+    features = data.compute_features(lists, context)[..., len(PAIR_FEATURES) :]
     neutral = ~features.any(axis=(1, 2))
     assert 0.35 < neutral.mean() < 0.65
     # 1970-01-01T00:00Z was a Thursday, and all of the market's events lie within three weeks of it
@@ -124,7 +125,7 @@ def test_half_of_the_users_are_taught_without_context(stages: tuple[RankerStage,
 def test_the_ranker_is_no_worse_than_the_towers_on_what_is_held_out(stages: tuple[RankerStage, RankerStage]) -> None:
     inner, outer = stages
     params, data, metrics = fit_ranker(inner, outer, NO_TOKENS, 3, LATER, lambda *_: None)
-    lists = outer.lists(NO_TOKENS, 3, 1_000)
+    lists = outer.sample_lists(NO_TOKENS, 3, 1_000)
     assert lists is not None
     towers_alone = measure_ranker(replace(params, gate=0.0), data, lists)
     assert metrics["ndcg_at_20"] >= towers_alone["ndcg_at_20"]
@@ -143,13 +144,13 @@ def test_the_ranker_learns_what_the_towers_cannot_say(make_positives: Any) -> No
     older, newer = split_training_data(train, 0.15)
     inner, outer = RankerStage(towers_of(older), older, newer), RankerStage(towers_of(train), train, held)
     params, data, metrics = fit_ranker(inner, outer, NO_TOKENS, 3, LATER, lambda *_: None)
-    lists = outer.lists(NO_TOKENS, 3, 1_000)
+    lists = outer.sample_lists(NO_TOKENS, 3, 1_000)
     assert lists is not None and params.gate > 0
     assert metrics["ndcg_at_20"] > 1.05 * measure_ranker(replace(params, gate=0.0), data, lists)["ndcg_at_20"]
 
 
 def test_a_gain_that_may_be_luck_leaves_the_gate_closed(stages: tuple[RankerStage, RankerStage], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranker_training, "_SURE", 1e9)
+    monkeypatch.setattr(ranker_training, "_MIN_STANDARD_ERRORS", 1e9)
     params, _, _ = fit_ranker(*stages, NO_TOKENS, 3, LATER, lambda *_: None)
     assert params.gate == 0.0
 
@@ -164,4 +165,4 @@ def test_without_labels_the_gate_stays_closed_and_nothing_is_claimed(make_positi
     stage = RankerStage(towers_of(inputs), inputs, labels)
     params, data, metrics = fit_ranker(stage, stage, NO_TOKENS, 3, LATER, lambda *_: None)
     assert params.gate == 0.0 and metrics == {} and data.spec == FeatureSpec.default()
-    assert set(NOT_JUDGED) == {"ndcg_at_10", "ndcg_at_20", "recall_at_10", "recall_at_20"}
+    assert set(NO_METRICS) == {"ndcg_at_10", "ndcg_at_20", "recall_at_10", "recall_at_20"}

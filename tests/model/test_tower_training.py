@@ -17,13 +17,13 @@ from recsys_batch.config import Config, load_config
 from recsys_batch.model import tower_training
 from recsys_batch.model.challenger_metrics import measure_popularity
 from recsys_batch.model.early_stopping import make_validator
-from recsys_batch.model.tower_parameters import Plan, Tokens, TowerParameters, group_tokens, start_parameters
-from recsys_batch.model.tower_training import _Trainer, choose_plan, fit_towers, refit_towers
+from recsys_batch.model.tower_parameters import ContentTokens, Hyperparameters, TowerParameters, encode_tokens, initialize_parameters
+from recsys_batch.model.tower_training import _Trainer, fit_towers, refit_towers, search_hyperparameters
 from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data, split_training_data
 
 LATER = 1e12
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
-NO_TOKENS = group_tokens([], 1)
+NO_TOKENS = encode_tokens([], 1)
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def parts(data: TrainingData) -> tuple[Positives, Positives]:
     return split_training_data(data.positives, 0.2)
 
 
-def tokens(data: TrainingData) -> Tokens:
-    return group_tokens(data.user_tokens, 5)
+def tokens(data: TrainingData) -> ContentTokens:
+    return encode_tokens(data.user_tokens, 5)
 
 
 def random_towers(n_items: int, n_tokens: int, h: int = 15) -> TowerParameters:
@@ -60,7 +60,7 @@ def test_every_user_has_an_input_and_a_target(counts: list[int], has_time: bool,
 def test_a_target_is_never_in_the_history_it_is_predicted_from(data: TrainingData, small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs: list[tuple[set[tuple[int, int]], set[tuple[int, int]]]] = []
     shown: list[Positives] = []
-    pool, full_loss = TowerParameters.users, _Trainer._full_loss
+    pool, full_loss = TowerParameters.encode_users, _Trainer._full_loss
     as_set = lambda part: set(zip(part.rows.tolist(), part.codes.tolist(), strict=True))  # noqa: E731
 
     def users(self: TowerParameters, inputs: Positives, *rest: Any) -> torch.Tensor:
@@ -71,9 +71,9 @@ def test_a_target_is_never_in_the_history_it_is_predicted_from(data: TrainingDat
         pairs.append((as_set(shown[-1]), as_set(targets)))
         return full_loss(self, vectors, targets)
 
-    monkeypatch.setattr(TowerParameters, "users", users)
+    monkeypatch.setattr(TowerParameters, "encode_users", users)
     monkeypatch.setattr(_Trainer, "_full_loss", loss)
-    _Trainer(random_towers(80, 0), data.positives, NO_TOKENS, True, small).epoch(LATER)
+    _Trainer(random_towers(80, 0), data.positives, NO_TOKENS, True, small).train_epoch(LATER)
     assert pairs and all(not inputs & targets for inputs, targets in pairs)
     assert sum(len(inputs) + len(targets) for inputs, targets in pairs) == len(data.positives.codes)
 
@@ -81,12 +81,12 @@ def test_a_target_is_never_in_the_history_it_is_predicted_from(data: TrainingDat
 def test_a_split_by_time_predicts_the_newest_from_what_came_before(
     data: TrainingData, small: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tower_training, "_BY_TIME", 1.0)
+    monkeypatch.setattr(tower_training, "_TIME_SPLIT_SHARE", 1.0)
     mine = data.positives
     is_input = _Trainer(random_towers(80, 0), mine, NO_TOKENS, True, small)._split(mine)
     newest_input = np.full(mine.n_users, 10**9)
-    np.minimum.at(newest_input, mine.rows[is_input], mine.places[is_input])
-    assert (mine.places[~is_input] < newest_input[mine.rows[~is_input]]).all()
+    np.minimum.at(newest_input, mine.rows[is_input], mine.positions[is_input])
+    assert (mine.positions[~is_input] < newest_input[mine.rows[~is_input]]).all()
 
 
 def test_the_best_epoch_is_what_is_returned_and_it_is_no_worse_than_the_start(
@@ -116,8 +116,8 @@ def test_the_sampled_softmax_learns_too(
 def learned(data: TrainingData, parts: tuple[Positives, Positives], small: Config, monkeypatch: pytest.MonkeyPatch) -> float:
     """NDCG@20 on the held-out part after 25 epochs from random weights."""
     n_tokens = len(tokens(data).names)
-    begun = Plan(50.0, 0.3, 1.0, 15), random_towers(data.positives.n_items, n_tokens)
-    monkeypatch.setattr(tower_training, "choose_plan", lambda *_: begun)
+    begun = Hyperparameters(50.0, 0.3, 1.0, 15), random_towers(data.positives.n_items, n_tokens)
+    monkeypatch.setattr(tower_training, "search_hyperparameters", lambda *_: begun)
     settings = small.training.model_copy(update={"max_epochs": 25, "learning_rate": 0.02, "batch_size": 64})
     return max(fit_towers(*parts, tokens(data), True, small.model_copy(update={"training": settings}), LATER, QUIET).curve)
 
@@ -128,8 +128,8 @@ def test_the_sampled_loss_is_the_full_loss_where_every_item_is_drawn(
     params = random_towers(80, 0)
     monkeypatch.setattr(tower_training, "_EXTRA_NEGATIVES", 5_000)
     trainer = _Trainer(params, data.positives, NO_TOKENS, True, small)
-    mine = data.positives.users(np.arange(50))
-    vectors = params.users(mine, NO_TOKENS, np.arange(50))
+    mine = data.positives.select_users(np.arange(50))
+    vectors = params.encode_users(mine, NO_TOKENS, np.arange(50))
     assert trainer._sampled_loss(vectors, mine).item() == pytest.approx(trainer._full_loss(vectors, mine).item(), rel=1e-5)
 
 
@@ -142,7 +142,7 @@ def test_the_correction_undoes_that_popular_items_are_drawn_more_often(make_posi
     trainer = _Trainer(params, data, NO_TOKENS, False, small)
     losses = []
     for at in range(0, 600, 20):
-        mine = data.users(np.arange(at, at + 20))
+        mine = data.select_users(np.arange(at, at + 20))
         pool_of = trainer._sampled_loss(torch.zeros(20, 15), mine)
         log_q = np.log1p(-((1 - trainer._frequency[mine.codes]) ** len(mine.codes)) * (1 - 1 / n) ** 4096)
         losses.append(float(pool_of.detach()) - log_q.mean())
@@ -165,9 +165,9 @@ def test_a_recent_change_of_taste_is_answered_by_recency(make_positives: Any, sm
         new, old = (0, 20) if user % 2 else (20, 0)
         histories.append([*(new + rng.permutation(20)[:5]).tolist(), *(old + rng.permutation(20)[:15]).tolist()])
     train, held = split_training_data(make_positives(histories, 40), 0.1)
-    plan, _ = choose_plan(train, make_validator(train, held, 1), NO_TOKENS, True, small, LATER)
+    plan, _ = search_hyperparameters(train, make_validator(train, held, 1), NO_TOKENS, True, small, LATER)
     assert plan.recency > 0
-    assert choose_plan(train, make_validator(train, held, 1), NO_TOKENS, False, small, LATER)[0].recency == 0
+    assert search_hyperparameters(train, make_validator(train, held, 1), NO_TOKENS, False, small, LATER)[0].recency == 0
 
 
 def test_the_narrowest_width_that_is_nearly_the_best_is_chosen(make_positives: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,18 +179,18 @@ def test_the_narrowest_width_that_is_nearly_the_best_is_chosen(make_positives: A
         per_taste = 240 // n_tastes
         histories = [(user % n_tastes * per_taste + rng.permutation(per_taste)[:4]).tolist() for user in range(960)]
         train, held = split_training_data(make_positives(histories, 240), 0.1)
-        plan, params = choose_plan(train, make_validator(train, held, 1), NO_TOKENS, False, load_config(None), LATER)
+        plan, params = search_hyperparameters(train, make_validator(train, held, 1), NO_TOKENS, False, load_config(None), LATER)
         assert params.embedding.shape == (240, plan.h)
         chosen[n_tastes] = plan.h
     assert chosen == {2: 7, 48: 63}
 
 
 def test_turning_towers_onto_others_changes_no_score(data: TrainingData, small: Config) -> None:
-    ours = start_parameters(Plan(50.0, 0.3, 2.0, 15), data.positives, 0, seed=1)
+    ours = initialize_parameters(Hyperparameters(50.0, 0.3, 2.0, 15), data.positives, 0, seed=1)
     other = random_towers(80, 0)
-    turned = ours.rotated_onto(other)
+    turned = ours.rotate_onto(other)
     chosen = np.arange(data.positives.n_users)
-    before, after = (each.scores(each.users(data.positives, NO_TOKENS, chosen)) for each in (ours, turned))
+    before, after = (each.score_items(each.encode_users(data.positives, NO_TOKENS, chosen)) for each in (ours, turned))
     torch.testing.assert_close(after, before, atol=1e-4, rtol=1e-4)
     distance = [float(torch.linalg.norm(each.embedding - other.embedding)) for each in (ours, turned)]
     assert distance[1] < distance[0]

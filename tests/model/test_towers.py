@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from recsys_batch.errors import BundleError
-from recsys_batch.model.towers import ALWAYS, Towers
+from recsys_batch.model.towers import ANY_ITEM_TOKEN, Towers
 from recsys_batch.registry.bundle import Bundle, write_bundle
 
 H, RECENCY = 3, 0.5
@@ -22,7 +22,11 @@ TENSORS = {
     "user_tokens": RNG.normal(size=(2, H)).astype(np.float32),
     "log_popularity": np.array([3, 2, 1, 1], dtype=np.float32),
 }
-VOCAB = {"item_id": [10, 20, 30, 40], "item_token": [ALWAYS, "categories=Drama", "year=1995"], "user_token": ["gender=F", "segment=young"]}
+VOCAB = {
+    "item_id": [10, 20, 30, 40],
+    "item_token": [ANY_ITEM_TOKEN, "categories=Drama", "year=1995"],
+    "user_token": ["gender=F", "segment=young"],
+}
 HISTORY = TENSORS["item_history"]
 
 

@@ -96,6 +96,6 @@ def test_what_is_held_out_is_the_newest_and_every_user_keeps_a_history(counts: l
 def test_chosen_users_come_in_the_order_asked_for(counts: list[int], random: Any) -> None:
     everything = ragged(counts)
     order = random.sample(range(len(counts)), len(counts))
-    chosen = everything.users(np.array(order))
+    chosen = everything.select_users(np.array(order))
     assert chosen.counts.tolist() == [counts[user] for user in order]
     assert chosen.codes.tolist() == [code for user in order for code in range(counts[user])]

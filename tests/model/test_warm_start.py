@@ -9,7 +9,7 @@ import pytest
 
 from recsys_batch.model import warm_start
 from recsys_batch.model.training_data import Positives
-from recsys_batch.model.warm_start import DROPOUT_ODDS, fit_ridge_start, truncate_start
+from recsys_batch.model.warm_start import DROPOUT_ODDS, fit_low_rank_start, fit_ridge_start
 
 RIDGE = 3.0
 
@@ -69,7 +69,7 @@ def test_at_lower_rank_the_ridge_start_scores_as_near_to_the_full_model_as_that_
 
 
 def test_at_full_rank_the_low_rank_start_is_the_item_item_model_too(sample: Positives) -> None:
-    start = truncate_start(sample, 12, RIDGE, seed=1)
+    start = fit_low_rank_start(sample, 12, RIDGE, seed=1)
     X = dense(sample)
     np.testing.assert_allclose(start.history @ start.embedding.T, item_item(X, RIDGE, DROPOUT_ODDS, weights(X)), atol=1e-3)
 
@@ -77,28 +77,28 @@ def test_at_full_rank_the_low_rank_start_is_the_item_item_model_too(sample: Posi
 def test_what_the_eigenpairs_leave_over_stays_on_the_diagonal(sample: Positives, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without that, rare items look as if nobody had taken them."""
     monkeypatch.setattr(warm_start, "_MAX_RANK", 5)
-    monkeypatch.setattr(warm_start, "_OVERSAMPLE", 0)
+    monkeypatch.setattr(warm_start, "_OVERSAMPLING", 0)
     known = warm_start.compute_spectrum(sample, 5, seed=1)
     X = dense(sample)
     assert known.vectors.shape == (12, 5)
     np.testing.assert_allclose(known.diagonal, np.diag(X.T @ np.diag(weights(X)) @ X), rtol=1e-4)
     kept = np.diag((known.vectors * known.values @ known.vectors.T).numpy())
-    np.testing.assert_allclose(kept + known.left.numpy(), known.diagonal, rtol=1e-4)
-    start = truncate_start(sample, 5, RIDGE, seed=1, spectrum=known)
-    gram = (known.vectors * known.values @ known.vectors.T).numpy() + np.diag(known.left.numpy())
+    np.testing.assert_allclose(kept + known.residual.numpy(), known.diagonal, rtol=1e-4)
+    start = fit_low_rank_start(sample, 5, RIDGE, seed=1, spectrum=known)
+    gram = (known.vectors * known.values @ known.vectors.T).numpy() + np.diag(known.residual.numpy())
     C = np.linalg.inv(gram + RIDGE * np.eye(12) + DROPOUT_ODDS * np.diag(known.diagonal.numpy()))
     B = np.eye(12) - C / np.diag(C)
     np.testing.assert_allclose(start.history, B @ start.embedding, atol=1e-3)
 
 
-@pytest.mark.parametrize("begin", [lambda p, h, s: fit_ridge_start(p, h, RIDGE, s), lambda p, h, s: truncate_start(p, h, RIDGE, s)])
+@pytest.mark.parametrize("begin", [lambda p, h, s: fit_ridge_start(p, h, RIDGE, s), lambda p, h, s: fit_low_rank_start(p, h, RIDGE, s)])
 def test_more_dimensions_than_items_are_filled_with_zeros(sample: Positives, begin: Any) -> None:
     exact, wide = begin(sample, 12, 1), begin(sample, 20, 1)
     assert wide.history.shape == wide.embedding.shape == (12, 20)
     np.testing.assert_allclose(wide.history @ wide.embedding.T, exact.history @ exact.embedding.T, atol=1e-4)
 
 
-@pytest.mark.parametrize("begin", [lambda p, h, s: fit_ridge_start(p, h, RIDGE, s), lambda p, h, s: truncate_start(p, h, RIDGE, s)])
+@pytest.mark.parametrize("begin", [lambda p, h, s: fit_ridge_start(p, h, RIDGE, s), lambda p, h, s: fit_low_rank_start(p, h, RIDGE, s)])
 def test_an_item_of_nobody_and_a_user_of_nothing_do_no_harm(make_positives: Any, begin: Any) -> None:
     start = begin(make_positives([[0, 1], [], [1, 0], [0]], 3), 2, 1)
     assert np.isfinite(start.history).all() and np.isfinite(start.embedding).all()

@@ -35,10 +35,10 @@ def small_ranker(seed: int = 1) -> bytes:
     from recsys_batch.model.onnx_export import export_ranker_onnx
     from recsys_batch.model.ranker import RankerParameters
 
-    params = RankerParameters.initial(DIM, len(FeatureSpec.default().names), seed)
+    params = RankerParameters.initialize(DIM, len(FeatureSpec.default().names), seed)
     params.output += 0.2 * torch.randn(params.output.shape, generator=torch.Generator().manual_seed(seed))
     params.gate = 1.0
-    return export_ranker_onnx(params.arrays())
+    return export_ranker_onnx(params.to_arrays())
 
 
 @pytest.fixture(scope="session")

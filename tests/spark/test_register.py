@@ -51,7 +51,7 @@ def test_a_night_runs_on_brought_embeddings_and_ranker(spark: SparkSession, own:
     items = vectors(tmp_path / "items", "item_id", market.items["item_id"].to_pylist()[:60])
     users = vectors(tmp_path / "users", "user_id", [f"u{user:03d}" for user in range(100)])
     ranker = tmp_path / "mine.onnx"
-    ranker.write_bytes(export_ranker_onnx(RankerParameters.initial(DIM, len(FeatureSpec.default().names), 1).arrays()))
+    ranker.write_bytes(export_ranker_onnx(RankerParameters.initialize(DIM, len(FeatureSpec.default().names), 1).to_arrays()))
     assert register(own, options, users, items, "--ranker", str(ranker)) == 0
     run_night(spark, own, dt.date(2026, 3, 1))
     rows = read_latest_topk(own.paths.warehouse).to_pylist()

@@ -29,9 +29,9 @@ NOW = dt.datetime(2026, 3, 1, 2, tzinfo=dt.UTC)
 
 
 def arrays(scale: float = 1.0) -> dict[str, np.ndarray]:
-    params = RankerParameters.initial(DIM, len(FeatureSpec.default().names), seed=5)
+    params = RankerParameters.initialize(DIM, len(FeatureSpec.default().names), seed=5)
     params.output += scale
-    return params.arrays()
+    return params.to_arrays()
 
 
 def embeddings() -> np.ndarray:
