@@ -44,6 +44,7 @@ def test_no_more_is_unpacked_than_allowed_however_small_it_came() -> None:
         (gzip.compress(b"whole")[:-3], "ends early"),
         (gzip.compress(b"one") + b"more", "behind its end"),
     ],
+    ids=["plain", "empty", "cut short", "longer"],
 )
 def test_a_body_that_is_not_what_it_says_is_refused(body: bytes, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
