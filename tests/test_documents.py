@@ -69,7 +69,7 @@ def test_every_example_has_a_test() -> None:
         "DuckDB (`INSTALL delta`",
         "pandas:",
         "Polars:",
-        "touched is a weak no",  # tests/spark/test_exposures.py
+        "touched is a weak no",  # tests/spark/ingest/test_exposure_source.py
         "How the nights went",
         "What changed for a user",
         "in most lists",
