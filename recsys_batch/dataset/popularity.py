@@ -84,9 +84,13 @@ def rank_popular_items(counts: pa.Table, available: pa.Array, length: int) -> pa
         length: rows per segment.
     """
     counts = counts.filter(pc.is_in(counts["item_id"], value_set=available))
-    own = counts.filter(pc.not_equal(counts["segment"], ALL_SEGMENTS))
+    by_segment = counts.filter(pc.not_equal(counts["segment"], ALL_SEGMENTS))
     everybody = counts.set_column(0, counts.schema.field("segment"), pa.repeat(ALL_SEGMENTS, len(counts)))
-    listed = add_counts(own, everybody).sort_by([("segment", "ascending"), ("n", "descending"), ("item_id", "ascending")]).combine_chunks()
+    listed = (
+        add_counts(by_segment, everybody)
+        .sort_by([("segment", "ascending"), ("n", "descending"), ("item_id", "ascending")])
+        .combine_chunks()
+    )
     encoded = listed["segment"].combine_chunks().dictionary_encode()
     segment = np.asarray(encoded.indices, dtype=np.int64)
     n = np.bincount(segment, minlength=len(encoded.dictionary))

@@ -21,11 +21,15 @@ def decide_promotion(gate: Mapping[str, float]) -> Promotion:
     Args:
         gate: NDCG@10 on the same held-out events of ``challenger``, ``popularity`` and, where there is one, ``champion``.
     """
-    own, popular, champion = gate["challenger"], gate["popularity"], gate.get("champion")
-    if not own > popular:
-        return Promotion(False, False, f"its validation NDCG@10 is {own:.4f}, popularity's is {popular:.4f}")
+    challenger, popular, champion = gate["challenger"], gate["popularity"], gate.get("champion")
+    if not challenger > popular:
+        return Promotion(False, False, f"its validation NDCG@10 is {challenger:.4f}, popularity's is {popular:.4f}")
     if champion is None:
-        return Promotion(True, True, f"its validation NDCG@10 is {own:.4f}, popularity's is {popular:.4f}, and there was no champion")
+        return Promotion(
+            True, True, f"its validation NDCG@10 is {challenger:.4f}, popularity's is {popular:.4f}, and there was no champion"
+        )
     if not own > champion:
-        return Promotion(False, True, f"its validation NDCG@10 is {own:.4f}, the champion's is {champion:.4f}")
-    return Promotion(True, True, f"its validation NDCG@10 is {own:.4f}, the champion's was {champion:.4f}, popularity's {popular:.4f}")
+        return Promotion(False, True, f"its validation NDCG@10 is {challenger:.4f}, the champion's is {champion:.4f}")
+    return Promotion(
+        True, True, f"its validation NDCG@10 is {challenger:.4f}, the champion's was {champion:.4f}, popularity's {popular:.4f}"
+    )

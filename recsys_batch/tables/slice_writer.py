@@ -128,10 +128,15 @@ class _Writer:
         self._sink = open_output(join(where.root, self._name))
         names = [name for name in where.schema.names if name in _REPEATING]
         # Statistics of the key alone: it is what files and row groups are told apart by.
-        told = [where.key] if where.key else False
+        statistics_columns = [where.key] if where.key else False
         # Without Arrow's own schema, in which a dictionary would not read as the text that it is.
         self._writer = pq.ParquetWriter(
-            self._sink, where.file_schema, compression="snappy", use_dictionary=names, write_statistics=told, store_schema=False
+            self._sink,
+            where.file_schema,
+            compression="snappy",
+            use_dictionary=names,
+            write_statistics=statistics_columns,
+            store_schema=False,
         )
         self._required = [field.name for field in where.schema if not field.nullable]
         self._pending: list[pa.RecordBatch] = []
@@ -147,12 +152,12 @@ class _Writer:
         self._counts.update(counts)
         for name in self._required:
             if batch[name].null_count:
-                found = f"{batch[name].null_count} rows without {name}"
-                raise RecsysBatchError(f"{self._where.spec.name} would get {found}: is the input broken?")
+                n_nulls = batch[name].null_count
+                raise RecsysBatchError(f"{self._where.spec.name} would get {n_nulls} rows without {name}: is the input broken?")
         self._n_rows += batch.num_rows
         if self._where.key:
-            found = pc.min_max(batch[self._where.key])
-            self._bounds = pa.concat_arrays([self._bounds, pa.array([found["min"].as_py(), found["max"].as_py()], self._bounds.type)])
+            bounds = pc.min_max(batch[self._where.key])
+            self._bounds = pa.concat_arrays([self._bounds, pa.array([bounds["min"].as_py(), bounds["max"].as_py()], self._bounds.type)])
         self._pending.append(batch)
         self._pending_bytes += batch.nbytes
         if self._pending_bytes >= _ROW_GROUP_BYTES:
@@ -163,8 +168,8 @@ class _Writer:
         self._writer.close()
         n_bytes = int(self._sink.tell())
         self._sink.close()
-        found = pc.min_max(self._bounds)
-        return DataFile(self._name, n_bytes, self._n_rows, found["min"].as_py(), found["max"].as_py(), dict(self._counts))
+        key_bounds = pc.min_max(self._bounds)
+        return DataFile(self._name, n_bytes, self._n_rows, key_bounds["min"].as_py(), key_bounds["max"].as_py(), dict(self._counts))
 
     def _flush(self) -> None:
         if self._pending:
@@ -199,8 +204,8 @@ def attach_counts(batch: pa.RecordBatch, counts: Mapping[str, int]) -> pa.Record
 
 def read_counts(batch: pa.RecordBatch) -> dict[str, int]:
     """What ``counted`` added."""
-    found: dict[str, int] = json.loads((batch.schema.metadata or {}).get(_COUNTS, b"{}"))
-    return found
+    counts: dict[str, int] = json.loads((batch.schema.metadata or {}).get(_COUNTS, b"{}"))
+    return counts
 
 
 def data_file_to_batch(part: DataFile) -> pa.RecordBatch:

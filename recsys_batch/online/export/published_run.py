@@ -159,8 +159,10 @@ def _drop_history(catalogue: Catalogue) -> Catalogue:
 
 def _read_item_metadata(warehouse: str, version: int, catalogue: Catalogue) -> ItemMetadata:
     rows = read_table(warehouse, "items", columns=["item_id", "title", "categories"], version=version).combine_chunks()
-    place = pc.index_in(catalogue.item_ids, value_set=rows["item_id"].combine_chunks())
-    return ItemMetadata.from_columns(rows["title"].combine_chunks().take(place), rows["categories"].combine_chunks().take(place))
+    row_of_item = pc.index_in(catalogue.item_ids, value_set=rows["item_id"].combine_chunks())
+    return ItemMetadata.from_columns(
+        rows["title"].combine_chunks().take(row_of_item), rows["categories"].combine_chunks().take(row_of_item)
+    )
 
 
 def _popular_lists(rows: pa.Table, catalogue: Catalogue) -> PopularLists:

@@ -62,9 +62,9 @@ class RecordBuilder:
     def _segments_of(self, users: pa.Array) -> list[int | None]:
         if self.segments is None:
             return [None] * len(users)
-        place = pc.index_in(users, value_set=self.segments["user_id"].combine_chunks())
-        found: list[int | None] = self.segments["place"].combine_chunks().take(place).to_pylist()
-        return found
+        row_of_user = pc.index_in(users, value_set=self.segments["user_id"].combine_chunks())
+        segment_numbers: list[int | None] = self.segments["place"].combine_chunks().take(row_of_user).to_pylist()
+        return segment_numbers
 
 
 def _check_ranks(ranks: np.ndarray, starts: np.ndarray) -> None:
@@ -93,9 +93,9 @@ def _encode_batch(
         stray = pairs.field("item_id")[int(np.flatnonzero(codes < 0)[0])].as_py()
         raise RecsysBatchError(f"candidates name item {stray!r}, which the run's catalogue does not have: begin a new run (--force)")
     retrieval = np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32)
-    place = pc.index_in(users, value_set=known["user_id"].combine_chunks())
-    modelled = np.asarray(place.is_valid())
-    chosen = known.take(place.drop_null())
+    known_row = pc.index_in(users, value_set=known["user_id"].combine_chunks())
+    modelled = np.asarray(known_row.is_valid())
+    chosen = known.take(known_row.drop_null())
     vectors = column_matrix(chosen["embedding"].combine_chunks())
     n_events = np.asarray(chosen["n_events"].fill_null(0), dtype=np.int64)
     row_of = np.cumsum(modelled) - 1

@@ -23,13 +23,13 @@ def select_sample_users(candidates: UserSortedFiles, n: int) -> pa.Array:
     bounds = ranges_of_files(candidates.parts)
     share = -(-n // max(len(bounds), 1))
     kind = candidates.where.file_schema.field("user_id").type
-    found = []
+    sampled = []
     for one in bounds:
         first = next(candidates.batches(one, ["user_id"], max(LIST_ROWS, share)), None)
         if first is not None:
-            places = np.unique(np.linspace(0, first.num_rows - 1, min(share, first.num_rows)).astype(np.int64))
-            found.append(first["user_id"].take(pa.array(places)))
-    return pa.chunked_array(found, kind).combine_chunks()[:n]
+            rows = np.unique(np.linspace(0, first.num_rows - 1, min(share, first.num_rows)).astype(np.int64))
+            sampled.append(first["user_id"].take(pa.array(rows)))
+    return pa.chunked_array(sampled, kind).combine_chunks()[:n]
 
 
 def latest_events(interactions: ds.Dataset, users: pa.Array, catalogue: Catalogue) -> dict[int | str, list[int]]:
@@ -42,7 +42,7 @@ def latest_events(interactions: ds.Dataset, users: pa.Array, catalogue: Catalogu
     rows = rows.sort_by("user_id").combine_chunks()
     times = rows["event_ts"].cast(pa.timestamp("us", rows.schema.field("event_ts").type.tz)).cast(pa.int64())
     known = build_histories(rows.append_column("event_us", times), catalogue, N_HISTORY_ITEMS)
-    found: dict[int | str, list[int]] = {user: [] for user in users.to_pylist()}
-    for place, user in enumerate(known.user_ids.to_pylist()):
-        found[user] = known.codes[known.offsets[place] : known.offsets[place + 1]].tolist()
-    return found
+    newest_codes: dict[int | str, list[int]] = {user: [] for user in users.to_pylist()}
+    for row, user in enumerate(known.user_ids.to_pylist()):
+        newest_codes[user] = known.codes[known.offsets[row] : known.offsets[row + 1]].tolist()
+    return newest_codes

@@ -156,14 +156,14 @@ def parse_query(query: str, number: QueryNumber | None) -> int:
     Raises:
         BadRequest: another parameter, no whole number, or one out of bounds.
     """
-    given = parse_qs(query, keep_blank_values=True)
+    parameters = parse_qs(query, keep_blank_values=True)
     name = number.name if number is not None else None
-    unknown = sorted(set(given) - {name})
+    unknown = sorted(set(parameters) - {name})
     if unknown:
         raise BadRequest(f"unknown parameter {unknown[0][:50]!r}; known: {name or 'none'}")
     if number is None:
         return 0
-    text = given.get(number.name, [str(number.default)])[-1]
+    text = parameters.get(number.name, [str(number.default)])[-1]
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise BadRequest(f"{name} is {text[:50]!r}: expected a whole number")
     if not 1 <= int(text) <= number.maximum:

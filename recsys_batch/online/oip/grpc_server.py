@@ -151,19 +151,19 @@ def _guard(method: Callable[[Any], Any], token: str | None) -> Callable[[Any, An
 
 
 def _has_token(token: str, metadata: Mapping[str, Any]) -> bool:
-    scheme, _, given = str(metadata.get("authorization", "")).partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+    scheme, _, sent_token = str(metadata.get("authorization", "")).partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(sent_token.strip().encode(), token.encode())
 
 
-async def run_grpc_server(given: ServerSettings) -> None:
+async def run_grpc_server(settings: ServerSettings) -> None:
     """Serve until SIGTERM, following snapshots as the HTTP workers do."""
-    manager = SnapshotManager(Path(given.snapshots), functools.partial(open_remote_store, given), Path(given.state) / LOAD_LOCK)
+    manager = SnapshotManager(Path(settings.snapshots), functools.partial(open_remote_store, settings), Path(settings.state) / LOAD_LOCK)
     await manager.poll()
-    models = SnapshotModels(manager, given.max_k, FreshnessPolicy(given.max_age_hours, given.max_age_hard_hours))
-    batcher = DynamicBatcher(given.batch_rows, given.batch_delay_us / 1e6, given.max_waiting)
+    models = SnapshotModels(manager, settings.max_k, FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours))
+    batcher = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", _MAX_BYTES), ("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers((make_handlers(Servicer(models, batcher), os.environ.get(CLIENT_TOKEN) or None),))
-    server.add_insecure_port(f"{given.host}:{given.grpc_port}")
+    server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
     await server.start()
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -173,7 +173,7 @@ async def run_grpc_server(given: ServerSettings) -> None:
         with contextlib.suppress(OSError):
             await manager.poll()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ending.wait(), given.poll_ms / 1000)
+            await asyncio.wait_for(ending.wait(), settings.poll_ms / 1000)
     await server.stop(grace=2)
 
 

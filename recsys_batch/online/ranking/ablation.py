@@ -12,10 +12,10 @@ _GROUP_OF = {"retrieval_score": "retrieval", "log_popularity": "popularity", "lo
 
 def feature_groups(spec: FeatureSpec) -> dict[str, list[int]]:
     """Columns of the feature array by group: retrieval, popularity, activity, time, device, session, attributes."""
-    found: dict[str, list[int]] = {}
+    columns_by_group: dict[str, list[int]] = {}
     for column, name in enumerate(spec.names):
-        found.setdefault(_group(name, column), []).append(column)
-    return found
+        columns_by_group.setdefault(_group(name, column), []).append(column)
+    return columns_by_group
 
 
 def _group(name: str, column: int) -> str:

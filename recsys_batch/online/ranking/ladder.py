@@ -189,12 +189,12 @@ def _score_batch(snapshot: Snapshot, pairs: list[ScoringInput]) -> list[RankResu
     keep = candidate_mask(items, codes, [pair.excluded_codes for pair in pairs], [pair.query.categories for pair in pairs])
     if keep is not None:
         scores = np.where(keep, scores, np.float32(-np.inf))
-    places, values = select_top_k(scores, codes, max(pair.query.k for pair in pairs), items.catalogue.item_rules)
+    columns, values = select_top_k(scores, codes, max(pair.query.k for pair in pairs), items.catalogue.item_rules)
     published = np.full(codes.shape, np.nan, np.float32)
     for row, record in enumerate(records):
         published[row, record.top_places] = record.top_scores
-    flat = places + row_offsets(codes)
-    shown = list(zip(codes.take(flat), values, places, published.take(flat), np.isfinite(values).sum(axis=1).tolist(), strict=True))
+    flat = columns + row_offsets(codes)
+    shown = list(zip(codes.take(flat), values, columns, published.take(flat), np.isfinite(values).sum(axis=1).tolist(), strict=True))
     stages = {"features": prepared - began, "model": scored - prepared, "select": time.perf_counter() - scored}
     results = []
     for row, (pair, (its_codes, its_values, its_places, before, n)) in enumerate(zip(pairs, shown, strict=True)):
@@ -210,10 +210,10 @@ def _score_batch(snapshot: Snapshot, pairs: list[ScoringInput]) -> list[RankResu
     return results
 
 
-def _batch_ranks(record: UserRecord, places: np.ndarray) -> np.ndarray:
+def _batch_ranks(record: UserRecord, candidates: np.ndarray) -> np.ndarray:
     ranks = np.zeros(len(record.codes), dtype=np.int64)
     ranks[record.top_places] = np.arange(1, len(record.top_places) + 1)
-    return np.asarray(ranks[places])
+    return np.asarray(ranks[candidates])
 
 
 def published_order(query: RankQuery, record: UserRecord, reason: str | None = None, keep: np.ndarray | None = None) -> RankResult:
@@ -224,14 +224,14 @@ def published_order(query: RankQuery, record: UserRecord, reason: str | None = N
         keep: bool per row of the published list; None where all stay.
     """
     began = time.perf_counter()
-    places, ranks = record.top_places.astype(np.int64), np.arange(1, len(record.top_places) + 1)
+    candidates, ranks = record.top_places.astype(np.int64), np.arange(1, len(record.top_places) + 1)
     scores = record.top_scores
     if keep is not None:
-        places, scores, ranks = places[keep], scores[keep], ranks[keep]
-    places, scores, ranks = places[: query.k], scores[: query.k], ranks[: query.k]
+        candidates, scores, ranks = candidates[keep], scores[keep], ranks[keep]
+    candidates, scores, ranks = candidates[: query.k], scores[: query.k], ranks[: query.k]
     source = "popular" if record.embedding is None else "batch"
     stages = {"select": time.perf_counter() - began}
-    return RankResult(record.codes[places].astype(np.int64), scores, places + 1, scores, source, reason, stages, ranks)
+    return RankResult(record.codes[candidates].astype(np.int64), scores, candidates + 1, scores, source, reason, stages, ranks)
 
 
 def _batch_order(snapshot: Snapshot, query: RankQuery, record: UserRecord, excluded_codes: Sequence[int], reason: str) -> RankResult:
@@ -246,8 +246,8 @@ def _popular(snapshot: Snapshot, query: RankQuery, excluded_codes: Sequence[int]
     codes = listed[None].astype(np.int64)
     keep = candidate_mask(snapshot.items, codes, [excluded_codes], [query.categories])
     ruled = scores[None] if keep is None else np.where(keep, scores, np.float32(-np.inf))
-    ((places,), (values,)) = select_top_k(ruled, codes, query.k, snapshot.items.catalogue.item_rules)
+    ((columns,), (values,)) = select_top_k(ruled, codes, query.k, snapshot.items.catalogue.item_rules)
     is_allowed = np.isfinite(values)
     no_ranks = np.zeros(int(is_allowed.sum()), dtype=np.int64)
     stages = {"select": time.perf_counter() - began}
-    return RankResult(codes[0, places[is_allowed]], values[is_allowed], no_ranks, None, "popular", reason, stages, no_ranks)
+    return RankResult(codes[0, columns[is_allowed]], values[is_allowed], no_ranks, None, "popular", reason, stages, no_ranks)

@@ -22,8 +22,8 @@ class LatencyTracker:
         self._n += 1
         if self._n % _RECOMPUTE_EVERY == 0 or self._n == 1:
             n = min(self._n, _WINDOW)
-            place = math.ceil(0.99 * (n - 1))
-            self._p99 = float(np.partition(self._seconds[:n], place)[place])
+            position = math.ceil(0.99 * (n - 1))
+            self._p99 = float(np.partition(self._seconds[:n], position)[position])
 
     def p99(self) -> float:
         """Seconds; 0 before anything was measured."""

@@ -54,13 +54,13 @@ def select_top_k(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules
     if rules.active:
         picked = select_with_rules(scores, codes, k, rules)
         return picked.columns, picked.values
-    places = (-scores).argsort(axis=1)[:, : k + 1]
-    values = scores.take(places + row_offsets(scores))
+    columns = (-scores).argsort(axis=1)[:, : k + 1]
+    values = scores.take(columns + row_offsets(scores))
     if (values[:, 1:] == values[:, :-1]).any():
         # Equals come in any order, up to the one behind the last: sorted with their codes, and the places of those found again.
         values, chosen = order_pairs(scores, codes, k)
-        places = (codes[:, None, :] == chosen[:, :, None]).argmax(axis=2)
-    return places[:, :k], values[:, :k]
+        columns = (codes[:, None, :] == chosen[:, :, None]).argmax(axis=2)
+    return columns[:, :k], values[:, :k]
 
 
 def row_offsets(array: np.ndarray) -> np.ndarray:

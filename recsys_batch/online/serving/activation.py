@@ -74,11 +74,11 @@ async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, sec
     write_traffic_split(folder, routes)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        told = read_worker_states(state)
-        if told and all(one["routes"] == routes.to_dict() for one in told):
-            refused = {name: why for one in told for name, why in one["refused"].items()}
+        states = read_worker_states(state)
+        if states and all(worker["routes"] == routes.to_dict() for worker in states):
+            refused = {name: why for worker in states for name, why in worker["refused"].items()}
             if not refused:
-                return told
+                return states
             write_traffic_split(folder, TrafficSplit())
             raise ActivationFailed(f"routes were not taken: {refused}")
         await asyncio.sleep(_POLL_SECONDS)
@@ -89,11 +89,11 @@ async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, sec
 async def _wait_until_current(state: Path, snapshot_id: str, seconds: float) -> tuple[bool, str]:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        told = read_worker_states(state)
-        refused = [one["refused"][snapshot_id] for one in told if snapshot_id in one["refused"]]
+        states = read_worker_states(state)
+        refused = [worker["refused"][snapshot_id] for worker in states if snapshot_id in worker["refused"]]
         if refused:
             return False, refused[0]
-        if told and all(one["current"] == snapshot_id for one in told):
+        if states and all(worker["current"] == snapshot_id for worker in states):
             return True, ""
         await asyncio.sleep(_POLL_SECONDS)
     return False, f"not every worker had it after {seconds:g} s"

@@ -81,8 +81,8 @@ def describe_sample(snapshot: Snapshot, limit: int, bounds: Bounds) -> UserSampl
     """List at most ``limit`` users to look at: of the snapshot's samples, or where it has none of the first few thousand in its store."""
     manifest, chosen = snapshot.manifest, list(snapshot.samples)
     if not chosen and snapshot.store is not None:
-        found = (user_id_from_key(key, snapshot.ids.user) for key in snapshot.store.sample_keys(limit))
-        chosen = [user for user in found if user is not None]
+        user_ids = (user_id_from_key(key, snapshot.ids.user) for key in snapshot.store.sample_keys(limit))
+        chosen = [user for user in user_ids if user is not None]
     step = max(1, len(chosen) // limit)
     return UserSample(
         snapshot_id=snapshot.snapshot_id,
@@ -103,8 +103,8 @@ def describe_item(snapshot: Snapshot, item_id: Id) -> ItemDetail | None:
     codes = snapshot.items.codes([item_id])
     if not codes:
         return None
-    (found,) = _summarise_items(snapshot, np.array(codes))
-    return ItemDetail(found.item_id, found.title, found.categories, snapshot.snapshot_id)
+    (summary,) = _summarise_items(snapshot, np.array(codes))
+    return ItemDetail(summary.item_id, summary.title, summary.categories, snapshot.snapshot_id)
 
 
 def _history(snapshot: Snapshot, user_id: Id) -> list[ItemSummary] | None:
@@ -114,6 +114,6 @@ def _history(snapshot: Snapshot, user_id: Id) -> list[ItemSummary] | None:
 
 
 def _summarise_items(snapshot: Snapshot, codes: np.ndarray) -> list[ItemSummary]:
-    items, places = snapshot.items, codes.tolist()
-    columns = zip(items.item_ids(codes), items.titles(places), places, strict=True)
+    items, code_list = snapshot.items, codes.tolist()
+    columns = zip(items.item_ids(codes), items.titles(code_list), code_list, strict=True)
     return [ItemSummary(item_id, title, items.categories(place)) for item_id, title, place in columns]

@@ -62,15 +62,15 @@ class RankingService:
         with loaded.lease():
             record, store_failed = await _lookup(loaded, query.user_id)
             looked_up = time.perf_counter()
-            ranked = await self._batcher.rank(loaded, RankInput(query, record, store_failed))
-            self._flag_age(loaded, ranked)
-            timings = {"wait": began - arrived, "lookup": looked_up - began, **ranked.stages, "total": time.perf_counter() - arrived}
-            told = encode_answer(ranked, query, loaded.snapshot, request_id or secrets.token_hex(16), timings)
-        self.exposures.record(query, ranked, told)
-        self._count(part, ranked, timings)
+            result = await self._batcher.rank(loaded, RankInput(query, record, store_failed))
+            self._flag_age(loaded, result)
+            timings = {"wait": began - arrived, "lookup": looked_up - began, **result.stages, "total": time.perf_counter() - arrived}
+            answer = encode_answer(result, query, loaded.snapshot, request_id or secrets.token_hex(16), timings)
+        self.exposures.record(query, result, answer)
+        self._count(part, result, timings)
         self.manager.recent.append(query)
-        self._maybe_shadow(query, ranked, loaded)
-        return told
+        self._maybe_shadow(query, result, loaded)
+        return answer
 
     def record_feedback(self, events: list[FeedbackEvent]) -> int:
         """Log events of users; how many were taken.
@@ -114,10 +114,10 @@ class RankingService:
             NotReady: no snapshot. UnknownItem: the snapshot does not have it.
         """
         snapshot = _require_loaded(self.manager.current).snapshot
-        found = describe_item(snapshot, item_id)
-        if found is None:
+        detail = describe_item(snapshot, item_id)
+        if detail is None:
             raise UnknownItem(f"snapshot {snapshot.snapshot_id} has no item {item_id!r}")
-        return found
+        return detail
 
     async def _require_record(self, loaded: LoadedSnapshot, user_id: int | str) -> UserRecord:
         record, store_failed = await _lookup(loaded, user_id)

@@ -76,19 +76,19 @@ class ItemTable:
             number = parse_bigint(item_id)
             if number is None:
                 return -1
-            place = bisect_left(numbers, number)
-            return place if place < len(numbers) and numbers[place] == number else -1
+            position = bisect_left(numbers, number)
+            return position if position < len(numbers) and numbers[position] == number else -1
         return self._code_of_string(item_id if isinstance(item_id, str) else str(item_id))
 
     def _code_of_string(self, text: str) -> int:
         ids, low, high = self.catalogue.item_ids, 0, len(self)
         while low < high:
             middle = (low + high) // 2
-            found = ids[middle].as_py()
-            if found == text:
+            candidate = ids[middle].as_py()
+            if candidate == text:
                 return middle
             # Arrow sorts text by its bytes, which for UTF-8 is the order of code points, as Python's.
-            low, high = (middle + 1, high) if found < text else (low, middle)
+            low, high = (middle + 1, high) if candidate < text else (low, middle)
         return -1
 
     def codes(self, item_ids: Sequence[int | str]) -> list[int]:
@@ -102,8 +102,8 @@ class ItemTable:
     def item_ids(self, codes: np.ndarray) -> list[int | str]:
         """Look up the ids of codes."""
         if self._integer_ids is not None:
-            found: list[int | str] = self._integer_ids[codes].tolist()
-            return found
+            integer_ids: list[int | str] = self._integer_ids[codes].tolist()
+            return integer_ids
         return [self.catalogue.item_ids[code].as_py() for code in codes.tolist()]
 
     def titles(self, codes: Sequence[int]) -> list[str | None]:
@@ -117,7 +117,7 @@ class ItemTable:
 
     @cached_property
     def _category_codes(self) -> Mapping[str, int]:
-        return {name: place for place, name in enumerate(self.metadata.categories)}
+        return {name: code for code, name in enumerate(self.metadata.categories)}
 
     def in_categories(self, codes: np.ndarray, names: Sequence[str]) -> np.ndarray:
         """Mark, bool per code, whether the item has any of these categories."""

@@ -42,8 +42,8 @@ class LmdbStore:
 
     def get(self, key: bytes) -> bytes | None:
         with self._env.begin() as txn:
-            found: bytes | None = txn.get(key)
-            return found
+            record: bytes | None = txn.get(key)
+            return record
 
     def sample_keys(self, n: int) -> list[bytes]:
         """Read the keys of about n users, evenly by key order of the first few thousand; to warm up with."""

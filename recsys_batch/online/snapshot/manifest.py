@@ -132,10 +132,10 @@ def verify_snapshot(folder: Path, manifest: SnapshotManifest) -> None:
     if is_verified(folder, manifest):
         return
     for name, expected in manifest.files.items():
-        found = sha256_file(folder / name)
-        if found != expected["sha256"]:
+        checksum = sha256_file(folder / name)
+        if checksum != expected["sha256"]:
             raise SnapshotRefused(
-                f"{folder / name} has checksum {found[:12]}..., the manifest says {expected['sha256'][:12]}...: it is damaged"
+                f"{folder / name} has checksum {checksum[:12]}..., the manifest says {expected['sha256'][:12]}...: it is damaged"
             )
     mark_verified(folder, manifest)
 
@@ -167,10 +167,10 @@ def _file_states(folder: Path, manifest: SnapshotManifest) -> dict[str, list[int
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise SnapshotRefused(f"{folder / MANIFEST_FILE} names the file {name!r}, which leaves the snapshot's folder")
         try:
-            found = path.stat()
+            status = path.stat()
         except OSError:
             raise SnapshotRefused(f"{folder} lacks {name}, which its manifest names: export it again") from None
-        if found.st_size != expected["bytes"]:
-            raise SnapshotRefused(f"{path} has {found.st_size} bytes, the manifest says {expected['bytes']}: it was cut short or replaced")
-        state[name] = [found.st_size, found.st_mtime_ns, found.st_ino]
+        if status.st_size != expected["bytes"]:
+            raise SnapshotRefused(f"{path} has {status.st_size} bytes, the manifest says {expected['bytes']}: it was cut short or replaced")
+        state[name] = [status.st_size, status.st_mtime_ns, status.st_ino]
     return state

@@ -18,8 +18,8 @@ class PopularLists:
 
     def for_segment(self, segment: str | None) -> tuple[np.ndarray, np.ndarray]:
         """The segment's list, everybody's where it has none; empty where a run published none at all."""
-        found = self.lists.get(segment or ALL_SEGMENTS) or self.lists.get(ALL_SEGMENTS)
-        return found if found is not None else (np.zeros(0, np.int32), np.zeros(0, np.float32))
+        codes_and_scores = self.lists.get(segment or ALL_SEGMENTS) or self.lists.get(ALL_SEGMENTS)
+        return codes_and_scores if codes_and_scores is not None else (np.zeros(0, np.int32), np.zeros(0, np.float32))
 
     def arrays(self) -> dict[str, np.ndarray]:
         """To be saved."""

@@ -90,8 +90,8 @@ class Snapshot:
         record = self.store.get(key) if key is not None else None
         return decode_record(record) if record is not None else None
 
-    def segment(self, place: int | None) -> str | None:
-        return None if place is None else self.facts.segments[place]
+    def segment(self, number: int | None) -> str | None:
+        return None if number is None else self.facts.segments[number]
 
     @cached_property
     def default_eligible(self) -> np.ndarray:

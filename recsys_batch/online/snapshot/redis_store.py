@@ -95,8 +95,8 @@ class RedisStore:
         if time.monotonic() < self._backoff_until:
             raise StoreUnavailable("the store failed a moment ago")
         try:
-            found: bytes | None = await self._client.get(redis_key(self._snapshot_id, key))
-            return found
+            record: bytes | None = await self._client.get(redis_key(self._snapshot_id, key))
+            return record
         except (redis.RedisError, OSError, TimeoutError) as error:
             self._backoff_until = time.monotonic() + _BACKOFF_SECONDS
             raise StoreUnavailable(_first_line(error)) from None
@@ -108,10 +108,10 @@ class RedisStore:
             StoreUnavailable: no answer.
         """
         try:
-            found = await self._client.get(completion_key(self._snapshot_id))
+            n_records = await self._client.get(completion_key(self._snapshot_id))
         except (redis.RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(_first_line(error)) from None
-        return None if found is None else int(found)
+        return None if n_records is None else int(n_records)
 
     async def close(self) -> None:
         await self._client.aclose()

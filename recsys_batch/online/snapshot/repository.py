@@ -64,12 +64,12 @@ def delete_old(folder: Path, keep: int, in_use: frozenset[str] = frozenset()) ->
     """
     whole = list_snapshots(folder)
     kept = {*whole[max(0, len(whole) - keep) :], read_current(folder), *in_use}
-    gone = [name for name in whole if name not in kept]
-    for name in gone:
+    removed = [name for name in whole if name not in kept]
+    for name in removed:
         hidden = folder / f"{DRAFT_PREFIX}removed-{uuid.uuid4().hex}"
         (folder / name).rename(hidden)  # gone at once for whoever looks, whatever becomes of the removal
         shutil.rmtree(hidden, ignore_errors=True)
     for draft in folder.glob(f"{DRAFT_PREFIX}*"):
         if time.time() - draft.stat().st_mtime > _STALE_DRAFT_SECONDS:
             shutil.rmtree(draft, ignore_errors=True)
-    return gone
+    return removed

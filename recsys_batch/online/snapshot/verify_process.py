@@ -22,8 +22,8 @@ def verify_in_subprocess(folder: Path) -> None:
         return
     ended = subprocess.run([sys.executable, "-m", __name__, str(folder)], stderr=subprocess.PIPE, text=True, check=False, close_fds=False)
     if ended.returncode:
-        told = ended.stderr.strip().splitlines() or [f"it was ended by signal or status {ended.returncode}"]
-        raise SnapshotRefused(told[-1] if ended.returncode == _REFUSED else f"{folder} could not be verified: {told[-1]}")
+        error_lines = ended.stderr.strip().splitlines() or [f"it was ended by signal or status {ended.returncode}"]
+        raise SnapshotRefused(error_lines[-1] if ended.returncode == _REFUSED else f"{folder} could not be verified: {error_lines[-1]}")
 
 
 def verify_main() -> None:
