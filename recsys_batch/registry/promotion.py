@@ -28,7 +28,7 @@ def decide_promotion(gate: Mapping[str, float]) -> Promotion:
         return Promotion(
             True, True, f"its validation NDCG@10 is {challenger:.4f}, popularity's is {popular:.4f}, and there was no champion"
         )
-    if not own > champion:
+    if not challenger > champion:
         return Promotion(False, True, f"its validation NDCG@10 is {challenger:.4f}, the champion's is {champion:.4f}")
     return Promotion(
         True, True, f"its validation NDCG@10 is {challenger:.4f}, the champion's was {champion:.4f}, popularity's {popular:.4f}"
