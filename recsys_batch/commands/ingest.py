@@ -54,7 +54,7 @@ def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable
 @source_options(required=True)
 @with_config
 def ingest_command(config: Config, source: str | None, as_json: bool, holdout: float, **options: Any) -> None:
-    from recsys_batch.spark.ingest.pipeline import run_ingest as run_ingest
+    from recsys_batch.spark.ingest.pipeline import run_ingest
     from recsys_batch.spark.ingest.sources import IngestRequest
     from recsys_batch.spark.session import get_session
 

@@ -37,7 +37,7 @@ run_id_option = click.option("--run-id", help="Go on with this run instead of th
 @with_config
 def nightly_command(config: Config, run_date: dt.date, run_id: str | None, force: bool, incremental: bool, as_json: bool) -> None:
     from recsys_batch.night.open_run import AlreadyDone
-    from recsys_batch.night.runner import run_night as run_night
+    from recsys_batch.night.runner import run_night
     from recsys_batch.spark.session import get_session
 
     try:

@@ -86,7 +86,7 @@ def _plan_dates(states: Mapping[str, Run], dates: list[dt.date], force: bool) ->
 @json_option
 @with_config
 def maintain_command(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool) -> None:
-    from recsys_batch.night.maintenance import run_maintenance as run_maintenance
+    from recsys_batch.night.maintenance import run_maintenance
 
     now = dt.datetime.now(dt.UTC)
 

@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 
 from recsys_batch.config import Config, load_config
-from recsys_batch.night import maintenance as maintenance
+from recsys_batch.night import maintenance
 from recsys_batch.night.maintenance import MaintenanceReport, run_maintenance
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
