@@ -13,7 +13,7 @@ from recsys_batch.dataset import synthetic
 from recsys_batch.dataset.synthetic import IDS, World
 from recsys_batch.errors import UsageError
 from recsys_batch.schemas import TABLES, spark_ddl
-from recsys_batch.spark.ingest.pipeline import DECLARED
+from recsys_batch.spark.ingest.pipeline import ITEMS_DECLARED
 from recsys_batch.spark.tables import WarehouseTables
 
 GENERATED = "recsys_batch.generated"
@@ -52,7 +52,7 @@ def generate_tables(spark: SparkSession, config: Config, n_users: int, n_items: 
         if name != "interactions":
             tables.set_property(name, GENERATED, "true")
         tables.replace_slice(name, _make_dataframe(spark, name, world, make, n_keys, n_rows), "true", metadata)
-    tables.set_property("items", DECLARED, "true")
+    tables.set_property("items", ITEMS_DECLARED, "true")
     return {name: n_rows for name, _, _, n_rows in plan}
 
 

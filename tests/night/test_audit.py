@@ -50,21 +50,21 @@ def test_each_gate_refuses_what_is_bad_and_what_is_undefined(name: str) -> None:
 
 
 @pytest.fixture
-def night(spark: SparkSession, fresh_published: Config) -> RunContext:
+def context(spark: SparkSession, fresh_published: Config) -> RunContext:
     tables = WarehouseTables(spark, fresh_published)
     run = published_run(fresh_published.paths.warehouse)
     root = artifact_root(fresh_published.paths.warehouse)
     return RunContext(spark, fresh_published, tables, tables.require_ids(), run, root, ModelRegistry(fresh_published))
 
 
-def test_what_is_wrong_in_the_rows_is_counted(night: RunContext, market: Any) -> None:
-    clean = measure_run(night)
+def test_what_is_wrong_in_the_rows_is_counted(context: RunContext, market: Any) -> None:
+    clean = measure_run(context)
     assert {name: clean[name] for name in GOOD if GOOD[name] == 0.0} == {name: 0.0 for name in GOOD if GOOD[name] == 0.0}
     assert (clean["n_users"], clean["user_coverage"]) == (153.0, 1.0)
     seen = next(row["item_id"] for row in market.interactions.to_pylist() if row["user_id"] == "u001")
-    spoiled = _spoiled(night.read_slice("topk"), int(seen))
-    night.write_slice("topk", spoiled.localCheckpoint())
-    found = measure_run(night)
+    spoiled = _spoiled(context.read_slice("topk"), int(seen))
+    context.write_slice("topk", spoiled.localCheckpoint())
+    found = measure_run(context)
     assert found["rows_seen"] == 1.0
     assert found["rows_unavailable"] == 3.0  # item 10, and twice an item that is nowhere
     assert found["lists_broken"] == 3.0  # an item twice, scores that rise, a rank that is missing

@@ -64,13 +64,13 @@ def test_a_segments_users_get_only_what_its_rule_allows(spark: SparkSession, fre
 
 def test_the_audit_counts_rows_that_a_rule_forbids(spark: SparkSession, fresh_published: Config, market: Any) -> None:
     none_of_them = changed(fresh_published, "retrieval", eligibility={"even": "item_id < 0", "all": "item_id <= 450"})
-    night = open_run_context(spark, none_of_them, dt.date(2026, 3, 2))
+    context = open_run_context(spark, none_of_them, dt.date(2026, 3, 2))
     run = published_run(fresh_published.paths.warehouse)
-    night.run = replace(night.run, run_id=run.run_id, run_date=run.run_date)
+    context.run = replace(context.run, run_id=run.run_id, run_date=run.run_date)
     segment = dict(zip(market.users["user_id"].to_pylist(), market.users["segment"].to_pylist(), strict=True))
     rows = read_table(fresh_published.paths.warehouse, "topk").to_pylist()
     forbidden = sum(segment.get(row["user_id"]) == "even" or row["item_id"] > 450 for row in rows)
-    assert measure_run(night)["rows_ineligible"] == forbidden > 0
+    assert measure_run(context)["rows_ineligible"] == forbidden > 0
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,9 @@ def test_a_night_that_died_goes_on_to_the_same_tables(
     """Also where rows arrive in between: the run keeps to the input versions that it began with."""
     real = steps.STEPS[dies_in]
 
-    def killed(night: RunContext) -> Any:
+    def killed(context: RunContext) -> Any:
         if after_writing:
-            real(night)
+            real(context)
         late = market.interactions.slice(0, 5).set_column(0, "user_id", pa.array(["late"] * 5))
         WarehouseTables(spark, fresh).append("interactions", spark.createDataFrame(late), {"by": "late"})
         raise death("disk full")

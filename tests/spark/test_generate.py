@@ -16,7 +16,7 @@ from recsys_batch.dataset import synthetic
 from recsys_batch.dataset.synthetic import World
 from recsys_batch.errors import UsageError
 from recsys_batch.spark.generate import generate_tables, make_rows
-from recsys_batch.spark.ingest.pipeline import DECLARED
+from recsys_batch.spark.ingest.pipeline import ITEMS_DECLARED
 from recsys_batch.spark.tables import WarehouseTables
 
 ARGUMENTS = {"n_users": 300, "n_items": 120, "n_events": 3000, "seed": 5}
@@ -36,7 +36,7 @@ def test_the_tables_hold_the_rows_of_the_world(spark: SparkSession, config: Conf
         order = [(key, "ascending") for key in keys]
         found = tables.read(name).toArrow().cast(table.schema)
         assert found.sort_by(order).equals(table.sort_by(order)), name
-    assert tables.property("items", DECLARED) == "true"
+    assert tables.property("items", ITEMS_DECLARED) == "true"
     with pytest.raises(UsageError, match="interactions has rows already"):
         generate_tables(spark, config, **ARGUMENTS)
 

@@ -1,5 +1,4 @@
-"""The online side's logs as rows: what was shown, one row per request and item, and the feedback that answers it. Transforms, but for
-``read_exposure_files``."""
+"""Exposure logs and feedback of the online server as rows, one per request and item. Only ``read_exposure_files`` reads."""
 
 from __future__ import annotations
 
@@ -11,37 +10,37 @@ from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.ingest import parsing
 from recsys_batch.spark.ingest.hadoop_files import SourceFile, list_files
-from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, RawSource, with_raw_row
+from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, RawSource, add_raw_row
 from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
-from recsys_batch.spark.ingest.validation import HELD_OUT, PRESENT, REASON, SourceProfile, first_reason
+from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, HELD_OUT, REASON, SourceProfile, coalesce_reasons
 
 EXPOSURE_KEY = ("request_id", "user_id", "item_id")
-"""A request shows an item once. The user is one of them: callers may choose request ids, and two may choose the same."""
+"""A request shows an item once. The key includes the user, as callers choose request ids and two may choose the same one."""
 
 _FEEDBACK_KEY = ("request_id", "user_id", "item_id", "event_ts", "event_type")
 _ITEM_COLUMNS = ("item_id", "position", "score", "batch_score", "candidate_rank")
 
 
 def read_exposure_files(spark: SparkSession, source: str) -> RawSource:
-    """Whole files of a folder, by how their names begin; drafts are hidden.
+    """Read the complete exposure and feedback files of a folder, by the beginning of their names.
 
     Raises:
-        SourceError: the folder is missing, or holds no file of these.
+        SourceError: the folder is missing or holds none of these files.
     """
     files = list_files(spark, source)
-    exposures, feedback = (_read(spark, source, files, kind) for kind in (EXPOSURES, FEEDBACK))
+    exposures, feedback = (_read_kind(spark, source, files, kind) for kind in (EXPOSURES, FEEDBACK))
     if exposures is None and feedback is None:
         raise SourceError(
-            f"{source} holds no {EXPOSURES}-*.parquet and no {FEEDBACK}-*.parquet, but {files[0].short}: is it the log's folder?"
+            f"{source} holds no {EXPOSURES}-*.parquet and no {FEEDBACK}-*.parquet, but {files[0].base_name}: is it the log's folder?"
         )
     return RawSource(
-        interactions=None if feedback is None else with_raw_row(feedback),
-        exposures=None if exposures is None else with_raw_row(_by_item(exposures)),
+        interactions=None if feedback is None else add_raw_row(feedback),
+        exposures=None if exposures is None else add_raw_row(_explode_items(exposures)),
     )
 
 
 def parse_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
-    """Columns of exposures with ``_row`` and ``_reason``; repeated rows are not looked for yet."""
+    """Parse exposures into the table's columns with ``_row`` and ``_reason``; duplicates are marked later."""
     score, shown_at = parsing.parse_number(raw, "score"), parsing.parse_timestamp(raw, "shown_at")
     reasons = [
         (F.col(CORRUPT).isNotNull(), "malformed_line"),
@@ -55,49 +54,49 @@ def parse_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
         (F.coalesce(F.col("position") < 1, F.lit(True)), "bad_position"),
         (F.isnan(score) | (F.abs(score) == float("inf")), "bad_score"),
     ]
-    session = F.col("session_item_ids").cast("array<string>" if ids.item == "STRING" else "array<bigint>")
-    replaced = {
+    session_ids = F.col("session_item_ids").cast("array<string>" if ids.item == "STRING" else "array<bigint>")
+    parsed = {
         "user_id": parsing.parse_id_column(raw, "user_id", ids.user),
         "item_id": parsing.parse_id_column(raw, "item_id", ids.item),
         "shown_at": shown_at,
         "shown_date": F.to_date(shown_at),
-        "session_item_ids": session,
+        "session_item_ids": session_ids,
     }
-    columns = [replaced.get(column.name, F.col(column.name)).alias(column.name) for column in TABLES["exposures"].columns]
-    return raw.select(*columns, RAW_ROW, first_reason(reasons).alias(REASON))
+    columns = [parsed.get(column.name, F.col(column.name)).alias(column.name) for column in TABLES["exposures"].columns]
+    return raw.select(*columns, RAW_ROW, coalesce_reasons(reasons).alias(REASON))
 
 
-def exposures_in_span(seen: SourceProfile) -> Column:
-    """The part of the table that rows of these dates can be in; a request that is repeated at midnight is on two of them."""
-    if seen.first_date is None:
+def exposures_in_span(profile: SourceProfile) -> Column:
+    """Build the filter of exposures that may equal rows of the profiled dates; a request repeated at midnight is on two dates."""
+    if profile.first_date is None:
         return F.lit(False)
-    return F.col("shown_date").between(F.date_sub(F.lit(seen.first_date), 1), F.date_add(F.lit(seen.last_date), 1))
+    return F.col("shown_date").between(F.date_sub(F.lit(profile.first_date), 1), F.date_add(F.lit(profile.last_date), 1))
 
 
-def select_new_feedback(judged: DataFrame, there: DataFrame | None) -> DataFrame:
-    """Columns of feedback, for the usable events that name their request and that the table does not have.
+def select_new_feedback(validated: DataFrame, existing: DataFrame | None) -> DataFrame:
+    """Select the usable events that name their request and that the feedback table lacks, with its columns.
 
-    Events that interactions has already are among them: an ingest may have died before it came to this table.
+    Events that the interactions table has already are included: an ingest may have died before it wrote feedback.
 
     Args:
-        judged: interactions with request_id and verdicts.
-        there: the table; None where there is none yet.
+        validated: interactions with request_id, ``_reason`` and ``_held_out``.
+        existing: the feedback table; None where there is none yet.
     """
-    usable = (F.col(REASON).isNull() | (F.col(REASON) == PRESENT)) & ~F.col(HELD_OUT)
-    rows = judged.where(usable & ~parsing.is_blank("request_id")).select(*(column.name for column in TABLES["feedback"].columns))
-    return rows if there is None else rows.join(there.select(*_FEEDBACK_KEY), list(_FEEDBACK_KEY), "left_anti")
+    usable = (F.col(REASON).isNull() | (F.col(REASON) == ALREADY_PRESENT)) & ~F.col(HELD_OUT)
+    rows = validated.where(usable & ~parsing.is_blank("request_id")).select(*(column.name for column in TABLES["feedback"].columns))
+    return rows if existing is None else rows.join(existing.select(*_FEEDBACK_KEY), list(_FEEDBACK_KEY), "left_anti")
 
 
-def _read(spark: SparkSession, source: str, files: list[SourceFile], kind: str) -> DataFrame | None:
-    mine = [file for file in files if file.short.startswith(f"{kind}-") and file.short.endswith(".parquet")]
-    if not mine:
+def _read_kind(spark: SparkSession, source: str, files: list[SourceFile], kind: str) -> DataFrame | None:
+    kind_files = [file for file in files if file.base_name.startswith(f"{kind}-") and file.base_name.endswith(".parquet")]
+    if not kind_files:
         return None
-    nested = any(file.nested for file in mine)
+    nested = any(file.nested for file in kind_files)
     with translate_spark_errors(spark, source):
         return spark.read.options(recursiveFileLookup=nested, pathGlobFilter=f"{kind}-*.parquet").parquet(source)
 
 
-def _by_item(exposures: DataFrame) -> DataFrame:
-    """A request that showed nothing gives no row."""
-    shown = exposures.withColumn("_item", F.explode("items")).drop("items")
-    return shown.select("*", *(F.col(f"_item.{name}").alias(name) for name in _ITEM_COLUMNS)).drop("_item")
+def _explode_items(exposures: DataFrame) -> DataFrame:
+    """Explode requests into one row per shown item; a request without items gives no row."""
+    exploded = exposures.withColumn("_item", F.explode("items")).drop("items")
+    return exploded.select("*", *(F.col(f"_item.{name}").alias(name) for name in _ITEM_COLUMNS)).drop("_item")

@@ -1,4 +1,4 @@
-"""Ingest: read, validate, and bring rows into the tables once, however often the same files are given."""
+"""Run an ingest: read and validate a source, then write each of its rows once, however often the same files are ingested."""
 
 from __future__ import annotations
 
@@ -22,25 +22,24 @@ from recsys_batch.spark.ingest.raw_source import RAW_ROW, RawSource
 from recsys_batch.spark.ingest.sources import IngestRequest, read_source
 from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
 from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
-from recsys_batch.spark.ingest.validation import EVENT_KEY, HELD_OUT, PRESENT, REASON, SourceProfile
+from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, EVENT_KEY, HELD_OUT, REASON, SourceProfile
 from recsys_batch.spark.tables import WarehouseTables
 
-DECLARED = "recsys_batch.items_declared"
+ITEMS_DECLARED = "recsys_batch.items_declared"
 """Property of the items table: "true" once an items file was ingested; interactions with other items are then rejected."""
 
 _ROWS_PER_FILE = 1_000_000
 
 
 def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> IngestSummary:
-    """Bring the request's rows into interactions, holdout, items, users, exposures, feedback and rejected. The same call again changes
-    nothing.
+    """Ingest a request's rows into interactions, holdout, items, users, exposures, feedback and rejected; idempotent.
 
     Raises:
-        SourceError: a file cannot be used at all; then no table was touched.
+        SourceError: a file cannot be used at all; no table was changed then.
     """
     raw = read_source(spark, request)
-    surveys = {kind: _surveyed(spark, df, path) for kind, (df, path) in _by_kind(raw, request).items()}
-    run = _Ingest(spark, config, request, raw, surveys)
+    profiles = {kind: _profile_rows(spark, df, path) for kind, (df, path) in _rows_by_kind(raw, request).items()}
+    run = _IngestRun(spark, config, request, raw, profiles)
     try:
         return run.run()
     finally:
@@ -48,10 +47,10 @@ def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> I
 
 
 def read_interactions(spark: SparkSession, config: Config, request: IngestRequest) -> pa.Table:
-    """The usable rows of a file in ingest's formats, not written anywhere: user_id, item_id, weight.
+    """Read the usable rows (user_id, item_id, weight) of a file in one of the ingest formats without writing any table.
 
     Raises:
-        SourceError: the file cannot be used, or no row of it can.
+        SourceError: the file cannot be used or has no usable row.
     """
     ids = WarehouseTables(spark, config).require_ids()
     raw = read_source(spark, request).interactions
@@ -65,8 +64,8 @@ def read_interactions(spark: SparkSession, config: Config, request: IngestReques
     return usable
 
 
-def _by_kind(raw: RawSource, request: IngestRequest) -> dict[str, tuple[DataFrame, str]]:
-    """Kind -> rows and the path they come from, for the kinds that the request has."""
+def _rows_by_kind(raw: RawSource, request: IngestRequest) -> dict[str, tuple[DataFrame, str]]:
+    """Map each kind of the request to its rows and their path."""
     pairs = {
         "interactions": (raw.interactions, request.source),
         "items": (raw.items, request.items),
@@ -76,163 +75,163 @@ def _by_kind(raw: RawSource, request: IngestRequest) -> dict[str, tuple[DataFram
     return {kind: (df, str(path or request.source)) for kind, (df, path) in pairs.items() if df is not None}
 
 
-def _surveyed(spark: SparkSession, df: DataFrame, path: str) -> SourceProfile:
+def _profile_rows(spark: SparkSession, df: DataFrame, path: str) -> SourceProfile:
     with translate_spark_errors(spark, path):
-        found = validation.profile_source(df, "shown_at" if "shown_at" in df.columns else "event_ts")
-    if found.n_rows == 0:
+        profile = validation.profile_source(df, "shown_at" if "shown_at" in df.columns else "event_ts")
+    if profile.n_rows == 0:
         raise SourceError(f"{path} has no rows: expected at least one below the header")
-    return found
+    return profile
 
 
-class _Ingest:
-    """One run of ``ingest``: the steps share the tables, the id types and the summary."""
+class _IngestRun:
+    """One run of ``run_ingest``; its steps share the tables, the id types and the summary."""
 
     def __init__(
-        self, spark: SparkSession, config: Config, request: IngestRequest, raw: RawSource, surveys: Mapping[str, SourceProfile]
+        self, spark: SparkSession, config: Config, request: IngestRequest, raw: RawSource, profiles: Mapping[str, SourceProfile]
     ) -> None:
-        self._spark, self._config, self._request, self._surveys = spark, config, request, surveys
-        self._sources = _by_kind(raw, request)
+        self._spark, self._config, self._request, self._profiles = spark, config, request, profiles
+        self._sources = _rows_by_kind(raw, request)
         self._tables = WarehouseTables(spark, config)
         users, items = ("interactions", "users", "exposures"), ("interactions", "items", "exposures")
         self._ids = IdTypes(self._id_type("user_id", users), self._id_type("item_id", items))
         self._now = dt.datetime.now(dt.UTC)
         self._summary = IngestSummary(self._ids, f"{self._now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}")
-        self._verdicts: dict[str, DataFrame] = {}
-        self._pinned: dict[str, DataFrame | None] = {}
-        self._was_declared = self._tables.exists("items") and self._tables.property("items", DECLARED) == "true"
+        self._validated: dict[str, DataFrame] = {}
+        self._table_snapshots: dict[str, DataFrame | None] = {}
+        self._were_items_declared = self._tables.exists("items") and self._tables.property("items", ITEMS_DECLARED) == "true"
+        self._are_items_declared = "items" in self._sources or self._were_items_declared
 
     def run(self) -> IngestSummary:
-        """Verdicts first, then the writes, interactions last but for rejected: an ingest that dies anywhere is simply run again."""
+        """Validate every kind, then write, rejected rows last: an ingest that dies at any point is simply run again."""
         for kind, read in (("items", validation.parse_items), ("users", validation.parse_users)):
             if kind in self._sources:
                 typed = read(self._sources[kind][0], self._ids)
-                self._judge(kind, merge_with_table(typed, self._read(kind), set(self._sources[kind][0].columns)))
+                self._record_verdicts(kind, merge_with_table(typed, self._read_snapshot(kind), set(self._sources[kind][0].columns)))
         if "interactions" in self._sources:
-            self._judge("interactions", self._judged_interactions())
+            self._record_verdicts("interactions", self._validate_interactions())
         if "exposures" in self._sources:
-            self._judge("exposures", self._judged_exposures())
+            self._record_verdicts("exposures", self._validate_exposures())
         self._write_items()
         if self._summary.kinds.get("users", KindSummary()).accepted:
-            self._upsert("users", self._rows("users"))
+            self._upsert("users", self._usable_rows("users"))
         if "interactions" in self._sources:
             self._write_interactions()
-            self._say_what_is_missing()
-        self._write_logged()
+            self._note_missing_columns()
+        self._write_exposures_and_feedback()
         self._write_rejected()
         return self._summary
 
     def release(self) -> None:
-        """Free what was kept in memory."""
-        for df in self._verdicts.values():
+        """Unpersist the validated rows."""
+        for df in self._validated.values():
             df.unpersist()
 
     def _id_type(self, name: str, tables: tuple[str, ...]) -> IdType:
-        """The type that the tables have, else the one that the files need; interactions decide where there are any."""
+        """Choose an id type: that of the tables, else the one that the files need; interactions come first."""
         for table in tables:
             if self._tables.exists(table):
                 return "STRING" if dict(self._tables.read(table).dtypes)[name] == "string" else "BIGINT"
-        needed = [getattr(self._surveys[kind], name) for kind in tables if kind in self._surveys]
-        return next((found for found in needed if found is not None), "BIGINT")
+        needed = [getattr(self._profiles[kind], name) for kind in tables if kind in self._profiles]
+        return next((id_type for id_type in needed if id_type is not None), "BIGINT")
 
-    def _read(self, name: str) -> DataFrame | None:
-        """The table as it was when this run first looked, so that what is derived from it stays the same while the run writes."""
-        if name not in self._pinned:
-            there = self._tables.exists(name)
-            self._pinned[name] = self._tables.read(name, self._tables.version(name)) if there else None
-        return self._pinned[name]
+    def _read_snapshot(self, name: str) -> DataFrame | None:
+        """Read a table at the version of this run's first read, so that derived rows stay the same while the run writes."""
+        if name not in self._table_snapshots:
+            exists = self._tables.exists(name)
+            self._table_snapshots[name] = self._tables.read(name, self._tables.version(name)) if exists else None
+        return self._table_snapshots[name]
 
-    def _judged_interactions(self) -> DataFrame:
-        raw, seen = self._sources["interactions"][0], self._surveys["interactions"]
+    def _validate_interactions(self) -> DataFrame:
+        raw, profile = self._sources["interactions"][0], self._profiles["interactions"]
         typed = validation.parse_interactions(raw, self._ids)
         tables = [
-            table.where(events_in_span(seen)).select(*EVENT_KEY)
-            for table in map(self._read, ("interactions", "holdout"))
+            table.where(events_in_span(profile)).select(*EVENT_KEY)
+            for table in map(self._read_snapshot, ("interactions", "holdout"))
             if table is not None
         ]
         typed = validation.mark_duplicates(typed, reduce(DataFrame.unionByName, tables) if tables else None)
-        if self._declared():
-            lists = [self._rows("items", PRESENT)] if "items" in self._sources else []
-            lists += [table for table in [self._read("items")] if table is not None]
-            known = reduce(DataFrame.unionByName, (items.select("item_id") for items in lists)).distinct()
+        if self._are_items_declared:
+            item_rows = [self._usable_rows("items", ALREADY_PRESENT)] if "items" in self._sources else []
+            item_rows += [table for table in [self._read_snapshot("items")] if table is not None]
+            known = reduce(DataFrame.unionByName, (items.select("item_id") for items in item_rows)).distinct()
             typed = validation.mark_unknown_items(typed, known)
         return validation.mark_holdout(typed, self._request.holdout, self._config.data.min_weight)
 
-    def _judged_exposures(self) -> DataFrame:
-        raw, there = self._sources["exposures"][0], self._read("exposures")
-        known = None if there is None else there.where(exposure_source.exposures_in_span(self._surveys["exposures"]))
+    def _validate_exposures(self) -> DataFrame:
+        raw, existing = self._sources["exposures"][0], self._read_snapshot("exposures")
+        known = None if existing is None else existing.where(exposure_source.exposures_in_span(self._profiles["exposures"]))
         return validation.mark_duplicates(exposure_source.parse_exposures(raw, self._ids), known, exposure_source.EXPOSURE_KEY)
 
-    def _declared(self) -> bool:
-        return "items" in self._sources or self._was_declared
-
-    def _judge(self, kind: str, marked: DataFrame) -> None:
-        """Keep the verdicts, and count them in one pass."""
-        marked = marked if HELD_OUT in marked.columns else marked.withColumn(HELD_OUT, F.lit(False))
-        self._verdicts[kind] = marked.persist(StorageLevel.MEMORY_AND_DISK)
-        summary = self._summary.count(kind, self._verdicts[kind])
+    def _record_verdicts(self, kind: str, validated: DataFrame) -> None:
+        """Persist validated rows and count them in one pass."""
+        validated = validated if HELD_OUT in validated.columns else validated.withColumn(HELD_OUT, F.lit(False))
+        self._validated[kind] = validated.persist(StorageLevel.MEMORY_AND_DISK)
+        summary = self._summary.count_rows(kind, self._validated[kind])
         if not (summary.accepted + summary.held_out + summary.already_present):
             self._summary.notes.append(f"no row of {self._sources[kind][1]} could be used: its {kind} were all rejected")
 
-    def _rows(self, kind: str, *further: str) -> DataFrame:
-        """Usable rows of a kind, and those whose reason is among ``further``."""
+    def _usable_rows(self, kind: str, *reasons: str) -> DataFrame:
+        """Select the usable rows of a kind, and rows whose reason is among ``reasons``."""
         usable = F.col(REASON).isNull()
-        return self._verdicts[kind].where(usable | F.col(REASON).isin(*further) if further else usable)
+        return self._validated[kind].where(usable | F.col(REASON).isin(*reasons) if reasons else usable)
 
     def _write_items(self) -> None:
-        events = self._rows("interactions") if "interactions" in self._sources else None
+        events = self._usable_rows("interactions") if "interactions" in self._sources else None
         if "items" in self._sources:
             if self._summary.kinds["items"].accepted:
-                self._upsert("items", add_first_seen(self._rows("items"), events))
-            if not self._was_declared and self._tables.exists("items"):
-                self._tables.set_property("items", DECLARED, "true")
+                self._upsert("items", add_first_seen(self._usable_rows("items"), events))
+            if not self._were_items_declared and self._tables.exists("items"):
+                self._tables.set_property("items", ITEMS_DECLARED, "true")
         elif events is not None:
-            derive = not self._declared()
-            listed = derive_items(events, self._read("items"), derive=derive).persist()
-            n_listed = listed.count()
-            if n_listed:
-                self._upsert("items", listed)
+            derive = not self._are_items_declared
+            derived = derive_items(events, self._read_snapshot("items"), derive=derive).persist()
+            n_derived = derived.count()
+            if n_derived:
+                self._upsert("items", derived)
             if derive:
-                self._summary.notes.append(f"no items file: the catalogue is derived from interactions ({n_listed} new items)")
-            listed.unpersist()
+                self._summary.notes.append(f"no items file: the catalogue is derived from interactions ({n_derived} new items)")
+            derived.unpersist()
 
     def _write_interactions(self) -> None:
-        summary, usable = self._summary.kinds["interactions"], self._rows("interactions")
-        # The held-out rows first: a night that reads between the two commits sees too little, never the answer.
+        summary, usable = self._summary.kinds["interactions"], self._usable_rows("interactions")
+        # Held-out rows first: a night that reads between the two commits lacks events, but never trains on held-out ones.
         for name, n_rows, part in (
             ("holdout", summary.held_out, usable.where(HELD_OUT)),
             ("interactions", summary.accepted, usable.where(~F.col(HELD_OUT))),
         ):
             if n_rows:
                 self._tables.ensure(name, self._ids)
-                self._tables.append(name, _ordered(part.select(*_columns(name)), n_rows, ("event_date", "user_id")), self._metadata(name))
+                self._tables.append(
+                    name, _sort_into_files(part.select(*_columns(name)), n_rows, ("event_date", "user_id")), self._metadata(name)
+                )
         if summary.accepted:
             accepted = usable.where(~F.col(HELD_OUT))
-            found = accepted.agg(F.count_distinct("user_id"), F.count_distinct("item_id")).head()
-            self._summary.n_users, self._summary.n_items = cast("Any", found)
+            counts = accepted.agg(F.count_distinct("user_id"), F.count_distinct("item_id")).head()
+            self._summary.n_users, self._summary.n_items = cast("Any", counts)
 
-    def _write_logged(self) -> None:
-        """What was shown, and which feedback answers it."""
-        parts: list[tuple[str, DataFrame, tuple[str, ...]]] = []
+    def _write_exposures_and_feedback(self) -> None:
+        """Append new exposures and feedback."""
+        outputs: list[tuple[str, DataFrame, tuple[str, ...]]] = []
         if "exposures" in self._sources:
-            parts.append(("exposures", self._rows("exposures"), ("shown_date", *TABLES["exposures"].sort_by)))
-        if "interactions" in self._sources and "request_id" in self._verdicts["interactions"].columns:
-            answers = exposure_source.select_new_feedback(self._verdicts["interactions"], self._read("feedback"))
-            parts.append(("feedback", answers, ("event_date", "request_id")))
-        for name, rows, order in parts:
+            outputs.append(("exposures", self._usable_rows("exposures"), ("shown_date", *TABLES["exposures"].sort_by)))
+        if "interactions" in self._sources and "request_id" in self._validated["interactions"].columns:
+            feedback = exposure_source.select_new_feedback(self._validated["interactions"], self._read_snapshot("feedback"))
+            outputs.append(("feedback", feedback, ("event_date", "request_id")))
+        for name, rows, order in outputs:
             rows = rows.select(*_columns(name)).persist()
             n_rows = rows.count()
             if n_rows:
                 self._tables.ensure(name, self._ids)
-                self._tables.append(name, _ordered(rows, n_rows, order), self._metadata(name))
+                self._tables.append(name, _sort_into_files(rows, n_rows, order), self._metadata(name))
             rows.unpersist()
 
-    def _say_what_is_missing(self) -> None:
-        there, notes = self._sources["interactions"][0].columns, self._summary.notes
-        if "event_ts" not in there:
+    def _note_missing_columns(self) -> None:
+        source_columns, notes = self._sources["interactions"][0].columns, self._summary.notes
+        if "event_ts" not in source_columns:
             notes.append(
                 "event_ts is missing: the order of events is unknown, so validation and hold-out are per user at random instead of by time"
             )
-        if "weight" not in there:
+        if "weight" not in source_columns:
             notes.append("weight is missing: every interaction weighs 1")
         if self._request.holdout and not self._tables.exists("holdout"):
             notes.append(
@@ -253,8 +252,9 @@ class _Ingest:
         kinds = [kind for kind, summary in self._summary.kinds.items() if summary.rejected]
         if not kinds:
             return
-        bad = F.col(REASON).isNotNull() & (F.col(REASON) != PRESENT)
-        rows = reduce(DataFrame.unionByName, (self._verdicts[kind].where(bad).select(*self._as_rejected(kind)) for kind in kinds))
+        is_rejected = F.col(REASON).isNotNull() & (F.col(REASON) != ALREADY_PRESENT)
+        rejected = (self._validated[kind].where(is_rejected).select(*self._rejected_columns(kind)) for kind in kinds)
+        rows = reduce(DataFrame.unionByName, rejected)
         if not created:
             sources = [self._sources[kind][1] for kind in kinds]
             rows = select_new_rejections(rows, self._tables.read("rejected").where(F.col("source").isin(sources)))
@@ -264,9 +264,9 @@ class _Ingest:
             self._tables.append("rejected", rows, self._metadata("rejected"))
         rows.unpersist()
 
-    def _as_rejected(self, kind: str) -> list[Column]:
-        named = {"source": F.lit(self._sources[kind][1]), "kind": F.lit(kind), "reason": F.col(REASON), "row": F.col(RAW_ROW)}
-        return [column.alias(name) for name, column in named.items()]
+    def _rejected_columns(self, kind: str) -> list[Column]:
+        columns = {"source": F.lit(self._sources[kind][1]), "kind": F.lit(kind), "reason": F.col(REASON), "row": F.col(RAW_ROW)}
+        return [column.alias(name) for name, column in columns.items()]
 
     def _metadata(self, table: str) -> Mapping[str, Any]:
         return {"ingest_id": self._summary.ingest_id, "table": table}
@@ -276,8 +276,8 @@ def _columns(table: str) -> list[str]:
     return [column.name for column in TABLES[table].columns]
 
 
-def _ordered(rows: DataFrame, n_rows: int, order: Sequence[str]) -> DataFrame:
-    """Files of neighbouring rows, so that a reader of some days skips the others' files; one file where there is little."""
+def _sort_into_files(rows: DataFrame, n_rows: int, order: Sequence[str]) -> DataFrame:
+    """Sort rows into files by ``order``, so that a reader of some days skips other files; one file where rows are few."""
     n_files = -(-n_rows // _ROWS_PER_FILE)
-    parts = rows.repartitionByRange(n_files, *order) if n_files > 1 else rows.coalesce(1)
-    return parts.sortWithinPartitions(*order)
+    partitions = rows.repartitionByRange(n_files, *order) if n_files > 1 else rows.coalesce(1)
+    return partitions.sortWithinPartitions(*order)

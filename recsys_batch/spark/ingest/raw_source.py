@@ -1,4 +1,4 @@
-"""A source as it came: our column names, raw values, the row itself as JSON; what every format's reader gives to the validation."""
+"""RawSource, which every format's reader returns for validation: our column names, raw values and the row as JSON."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from recsys_batch.errors import SourceError
 
 RAW_ROW = "_row"
 CORRUPT = "_corrupt"
-"""Holds the text of a line with too few or too many fields; null everywhere else."""
+"""Text of a line with too few or too many fields; null otherwise."""
 
 _DELIMITERS = {",": "','", ";": "';'", "\t": "$'\\t'", "|": "'|'"}
-_SHOWN_COLUMNS = 20
+_MAX_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class RawSource:
-    """DataFrames with our column names (those that the source has), raw values, ``_row`` (JSON) and ``_corrupt``.
+    """DataFrames of a source with our column names, as far as it has them, raw values, ``_row`` (JSON) and ``_corrupt``.
 
-    Items and users carry unmapped columns, where there are any, in ``attributes`` (MAP<STRING,STRING>). Interactions of feedback
-    files have request_id besides, and exposures are one row per request and item.
+    Items and users have unmapped columns in ``attributes`` (MAP<STRING,STRING>). Interactions of feedback files also have
+    request_id; exposures have one row per request and item.
     """
 
     interactions: DataFrame | None
@@ -34,63 +34,60 @@ class RawSource:
     exposures: DataFrame | None = None
 
 
-def with_raw_row(df: DataFrame) -> DataFrame:
-    """Adds ``_row``, the row as it came as JSON (of a malformed line all of it, as ``_line``), and ``_corrupt`` where it is missing."""
+def add_raw_row(df: DataFrame) -> DataFrame:
+    """Add ``_row``, the source row as JSON (for a malformed line its text as ``_line``), and ``_corrupt`` where it is missing."""
     df = df if CORRUPT in df.columns else df.withColumn(CORRUPT, F.lit(None).cast("string"))
-    row = F.to_json(F.struct(*(column_named(name) for name in df.columns if name != CORRUPT)))
+    row = F.to_json(F.struct(*(quoted_column(name) for name in df.columns if name != CORRUPT)))
     line = F.to_json(F.struct(F.col(CORRUPT).alias("_line")))
     return df.withColumn(RAW_ROW, F.when(F.col(CORRUPT).isNotNull(), line).otherwise(row))
 
 
-def attributes_of(values: Mapping[str, Column]) -> Column:
-    """MAP<STRING,STRING> of the values that are neither null nor blank."""
+def build_attributes(values: Mapping[str, Column]) -> Column:
+    """Build a MAP<STRING,STRING> of the values that are neither null nor blank."""
     entries = F.create_map(*(part for name, value in values.items() for part in (F.lit(name), F.trim(value.cast("string")))))
     return F.map_filter(entries, lambda _, value: value.isNotNull() & (value != ""))
 
 
-def column_named(name: str) -> Column:
-    """The column of exactly this name, dots and backticks included."""
+def quoted_column(name: str) -> Column:
+    """Quote a column name, so that dots and backticks in it are taken literally."""
     return F.col("`" + name.replace("`", "``") + "`")
 
 
 def resolve_columns(
-    df: DataFrame,
-    path: str,
-    known: Sequence[str],
-    required: Sequence[str],
-    mapping: Mapping[str, str] | None = None,
-    option: str = "",
+    df: DataFrame, path: str, known: Sequence[str], required: Sequence[str], mapping: Mapping[str, str] | None = None, option: str = ""
 ) -> dict[str, str]:
-    """Our name -> the source's, for the columns that are there.
+    """Map our column names to those of the source, for the columns that the source has.
 
     Args:
+        known: our column names that can be mapped.
+        required: our column names that must be present.
         mapping: our name -> the source's where they differ.
-        option: the command line's option that the mapping comes from.
+        option: command-line option of the mapping, for error texts.
 
     Raises:
-        SourceError: a mapped or required column is missing, or the mapping has a name that is none of ours.
+        SourceError: a mapped or required column is missing, or the mapping has a key that is not in ``known``.
     """
     mapping = mapping or {}
-    there = [name for name in df.columns if name not in (RAW_ROW, CORRUPT)]
-    foreign = [ours for ours in mapping if ours not in known]
-    if foreign:
-        raise SourceError(f"{option} names {', '.join(foreign)}; what can be mapped is {', '.join(known)}")
-    sources = {ours: mapping.get(ours, ours) for ours in known if ours in mapping or ours in there}
-    missing = [theirs for theirs in sources.values() if theirs not in there] + [name for name in required if name not in sources]
+    present = [name for name in df.columns if name not in (RAW_ROW, CORRUPT)]
+    unknown = [ours for ours in mapping if ours not in known]
+    if unknown:
+        raise SourceError(f"{option} names {', '.join(unknown)}; what can be mapped is {', '.join(known)}")
+    sources = {ours: mapping.get(ours, ours) for ours in known if ours in mapping or ours in present}
+    missing = [theirs for theirs in sources.values() if theirs not in present] + [name for name in required if name not in sources]
     if not missing:
         return sources
-    if len(there) == 1:
-        other = next((sign for sign in _DELIMITERS if sign in there[0]), None)
-        if other is not None:
+    if len(present) == 1:
+        delimiter = next((character for character in _DELIMITERS if character in present[0]), None)
+        if delimiter is not None:
             raise SourceError(
-                f"{path} was read as one column, {there[0]!r}: the delimiter looks wrong, pass --delimiter {_DELIMITERS[other]}"
+                f"{path} was read as one column, {present[0]!r}: the delimiter looks wrong, pass --delimiter {_DELIMITERS[delimiter]}"
             )
-    folded = {name.casefold(): name for name in there}
-    near = difflib.get_close_matches(missing[0].casefold(), folded, n=1)
-    hint = f" Did you mean {folded[near[0]]}?" if near else " Is the first line a header?" if all(map(_is_number, there)) else ""
+    folded = {name.casefold(): name for name in present}
+    close = difflib.get_close_matches(missing[0].casefold(), folded, n=1)
+    hint = f" Did you mean {folded[close[0]]}?" if close else " Is the first line a header?" if all(map(_is_number, present)) else ""
     ours = next((name for name, theirs in sources.items() if theirs == missing[0]), missing[0])
     hint += f" Map yours with {option} {ours}=YOUR_COLUMN." if option else ""
-    shown = ", ".join(there[:_SHOWN_COLUMNS]) + (f" and {len(there) - _SHOWN_COLUMNS} more" if len(there) > _SHOWN_COLUMNS else "")
+    shown = ", ".join(present[:_MAX_SHOWN]) + (f" and {len(present) - _MAX_SHOWN} more" if len(present) > _MAX_SHOWN else "")
     raise SourceError(f"{path} has no column {', '.join(missing)}; it has {shown}.{hint}")
 
 

@@ -1,4 +1,4 @@
-"""Read somebody's files as they are: columns renamed to ours, values untouched, the raw row kept for the rejected table."""
+"""Open the source of an ingest request: columns renamed to ours, values untouched, the raw row kept for the rejected table."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recsys_batch.spark.ingest.csv_source import read_csv
 from recsys_batch.spark.ingest.exposure_source import read_exposure_files
 from recsys_batch.spark.ingest.hadoop_files import list_files
 from recsys_batch.spark.ingest.movielens_source import read_movielens
-from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, RawSource, attributes_of, column_named, resolve_columns, with_raw_row
+from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, RawSource, add_raw_row, build_attributes, quoted_column, resolve_columns
 from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
 from recsys_batch.spark.tables import parse_identifier
 
@@ -28,14 +28,15 @@ USER_COLUMNS = ("user_id", "segment")
 
 @dataclass(frozen=True)
 class IngestRequest:
-    """What to read.
+    """Source files of an ingest and how to read them.
 
     Attributes:
         source: interactions: a file, a folder of files (daily ones, say) or a glob; None for items or users alone.
-        format: one of FORMATS; items and users files have the same one.
-        columns, item_columns, user_columns: our column name -> the source's; a name that is not mapped is looked for as it is.
+        format: one of SOURCE_FORMATS; items and users files have the same one.
+        items, users: paths as ``source``; None where there are none.
+        columns, item_columns, user_columns: our column name -> the source's; names that are not mapped stay the same.
         delimiter: of CSV files.
-        holdout: share of each user's newest positives that goes to the holdout table.
+        holdout: share of each user's positives, the newest ones, that goes to the holdout table.
     """
 
     source: str | None
@@ -50,7 +51,7 @@ class IngestRequest:
 
 
 def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
-    """Open what the request names.
+    """Open the files of a request as DataFrames with raw values.
 
     Raises:
         SourceError: a path is missing, empty, of another format, or lacks a required column.
@@ -58,29 +59,29 @@ def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
     if request.format not in SOURCE_FORMATS:
         raise SourceError(f"format {request.format!r} is unknown; known formats: {', '.join(SOURCE_FORMATS)}")
     if request.format == "movielens":
-        return read_movielens(spark, _whole_folder(request, "finds items, users and columns in the folder itself"))
+        return read_movielens(spark, _require_folder(request, "finds items, users and columns in the folder itself"))
     if request.format == "exposures":
         if request.holdout:
             raise SourceError("--format exposures does not go with --holdout: feedback answers what was shown, keep it together")
-        return read_exposure_files(spark, _whole_folder(request, "reads what the online side logs, whose columns are known"))
+        return read_exposure_files(spark, _require_folder(request, "reads what the online side logs, whose columns are known"))
     interactions = items = users = None
     if request.source is not None:
-        df = _open(spark, request.source, request)
-        named = resolve_columns(df, request.source, INTERACTION_COLUMNS, ("user_id", "item_id"), request.columns, "--columns")
-        interactions = df.select(*_under_our_names(named), RAW_ROW, CORRUPT)
+        df = _open_file(spark, request.source, request)
+        mapping = resolve_columns(df, request.source, INTERACTION_COLUMNS, ("user_id", "item_id"), request.columns, "--columns")
+        interactions = df.select(*_renamed_columns(mapping), RAW_ROW, CORRUPT)
     if request.items is not None:
-        df = _open(spark, request.items, request)
-        named = resolve_columns(df, request.items, ITEM_COLUMNS, ("item_id",), request.item_columns, "--item-columns")
-        items = _with_attributes(df, named)
+        df = _open_file(spark, request.items, request)
+        mapping = resolve_columns(df, request.items, ITEM_COLUMNS, ("item_id",), request.item_columns, "--item-columns")
+        items = _select_with_attributes(df, mapping)
     if request.users is not None:
-        df = _open(spark, request.users, request)
-        named = resolve_columns(df, request.users, USER_COLUMNS, ("user_id",), request.user_columns, "--user-columns")
-        users = _with_attributes(df, named)
+        df = _open_file(spark, request.users, request)
+        mapping = resolve_columns(df, request.users, USER_COLUMNS, ("user_id",), request.user_columns, "--user-columns")
+        users = _select_with_attributes(df, mapping)
     return RawSource(interactions, items, users)
 
 
-def _whole_folder(request: IngestRequest, why: str) -> str:
-    """The source of a format whose files are known by their names."""
+def _require_folder(request: IngestRequest, why: str) -> str:
+    """Check the request of a format that reads a whole folder; return the folder."""
     if request.source is None:
         raise SourceError(f"--format {request.format} reads a folder: pass it as --source")
     if request.items or request.users or request.columns or request.item_columns or request.user_columns:
@@ -90,37 +91,37 @@ def _whole_folder(request: IngestRequest, why: str) -> str:
     return request.source
 
 
-def _open(spark: SparkSession, path: str, request: IngestRequest) -> DataFrame:
+def _open_file(spark: SparkSession, path: str, request: IngestRequest) -> DataFrame:
     if request.format == "csv":
-        return with_raw_row(read_csv(spark, path, request.delimiter))
+        return add_raw_row(read_csv(spark, path, request.delimiter))
     with translate_spark_errors(spark, path):
-        return with_raw_row(_parquet(spark, path) if request.format == "parquet" else _delta(spark, path))
+        return add_raw_row(_open_parquet(spark, path) if request.format == "parquet" else _open_delta(spark, path))
 
 
-def _parquet(spark: SparkSession, path: str) -> DataFrame:
+def _open_parquet(spark: SparkSession, path: str) -> DataFrame:
     nested = any(file.nested for file in list_files(spark, path))
     if DeltaTable.isDeltaTable(spark, path):
-        # Its folder also holds the files of rows that were deleted or replaced.
+        # The folder of a Delta table also has files of deleted or replaced rows.
         raise SourceError(f"{path} is a Delta table: pass --format delta")
     return spark.read.options(recursiveFileLookup=nested).parquet(path)
 
 
-def _delta(spark: SparkSession, path: str) -> DataFrame:
+def _open_delta(spark: SparkSession, path: str) -> DataFrame:
     if "/" not in path or DeltaTable.isDeltaTable(spark, path):
         return parse_identifier(spark, path)
     list_files(spark, path)
     raise SourceError(f"{path} is not a Delta table, it has no _delta_log: pass the --format that its files have")
 
 
-def _under_our_names(named: Mapping[str, str]) -> list[Column]:
-    return [column_named(theirs).alias(ours) for ours, theirs in named.items()]
+def _renamed_columns(mapping: Mapping[str, str]) -> list[Column]:
+    return [quoted_column(theirs).alias(ours) for ours, theirs in mapping.items()]
 
 
-def _with_attributes(df: DataFrame, named: Mapping[str, str]) -> DataFrame:
-    """Our columns, and every other one in ``attributes``; a map column of that name (as our own tables have) goes in as it is."""
-    others = [name for name in df.columns if name not in {*named.values(), RAW_ROW, CORRUPT}]
+def _select_with_attributes(df: DataFrame, mapping: Mapping[str, str]) -> DataFrame:
+    """Select our columns, with all others in ``attributes``; a single map column of that name (as in our tables) is kept."""
+    others = [name for name in df.columns if name not in {*mapping.values(), RAW_ROW, CORRUPT}]
     if others == ["attributes"] and isinstance(df.schema["attributes"].dataType, MapType):
         extra = [F.col("attributes").cast("map<string,string>").alias("attributes")]
     else:
-        extra = [attributes_of({name: column_named(name) for name in others}).alias("attributes")] if others else []
-    return df.select(*_under_our_names(named), *extra, RAW_ROW, CORRUPT)
+        extra = [build_attributes({name: quoted_column(name) for name in others}).alias("attributes")] if others else []
+    return df.select(*_renamed_columns(mapping), *extra, RAW_ROW, CORRUPT)

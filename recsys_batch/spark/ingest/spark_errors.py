@@ -1,4 +1,4 @@
-"""What Spark says of a file that it cannot read, in one sentence."""
+"""Translate Spark's errors about source files into one sentence. Used by every reader of the package; imports none of them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from recsys_batch.errors import SourceError
 
 @contextmanager
 def translate_spark_errors(spark: SparkSession, path: str) -> Iterator[None]:
-    """Turns Spark's errors into one sentence, without the executors' stack traces before it.
+    """Raise Spark errors of the block as SourceError with one sentence, without the executors' stack traces in the log.
 
     Raises:
-        SourceError: in place of Spark's errors.
+        SourceError: in place of a Spark error.
     """
     context = spark.sparkContext
     context.setLogLevel("OFF")

@@ -1,4 +1,4 @@
-"""What an ingest did, in numbers that add up."""
+"""Counts of an ingest, which add up."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.ingest.validation import HELD_OUT, PRESENT, REASON
+from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, HELD_OUT, REASON
 
 
 @dataclass
 class KindSummary:
-    """Rows of one kind: read == accepted + held_out + already_present + the sum of rejected."""
+    """Row counts of one kind: read == accepted + held_out + already_present + the sum of rejected."""
 
     read: int = 0
     accepted: int = 0
@@ -25,10 +25,11 @@ class KindSummary:
 
 @dataclass
 class IngestSummary:
-    """What an ingest did, by kind (interactions, items, users), and what it wants said aloud.
+    """Row counts of an ingest by kind (interactions, items, users, exposures), and notes for the user.
 
     Attributes:
-        n_users, n_items: distinct ones among the accepted interactions.
+        notes: sentences that the command prints.
+        n_users, n_items: distinct users and items of the accepted interactions.
         first_event, last_event: span of the accepted, held out and already present interactions, UTC.
     """
 
@@ -41,22 +42,22 @@ class IngestSummary:
     first_event: dt.datetime | None = None
     last_event: dt.datetime | None = None
 
-    def count(self, kind: str, judged: DataFrame) -> KindSummary:
-        """Enter the rows of a kind by verdict (``_reason``, ``_held_out``), and the span of events, in one pass over them."""
-        stamps = F.col("event_ts") if kind == "interactions" else F.lit(None).cast("timestamp")
-        groups = judged.groupBy(REASON, HELD_OUT).agg(F.count(F.lit(1)), F.min(stamps), F.max(stamps))
+    def count_rows(self, kind: str, validated: DataFrame) -> KindSummary:
+        """Count the rows of a kind by ``_reason`` and ``_held_out``, and extend the event span, in one pass."""
+        event_ts = F.col("event_ts") if kind == "interactions" else F.lit(None).cast("timestamp")
+        groups = validated.groupBy(REASON, HELD_OUT).agg(F.count(F.lit(1)), F.min(event_ts), F.max(event_ts))
         summary = self.kinds[kind] = KindSummary()
-        for reason, held, n, low, high in groups.collect():
+        for reason, is_held_out, n, first, last in groups.collect():
             summary.read += n
             if reason is None:
-                summary.held_out += n if held else 0
-                summary.accepted += 0 if held else n
-            elif reason == PRESENT:
-                # A row that is present may also be among the newest: it stays where it is.
+                summary.held_out += n if is_held_out else 0
+                summary.accepted += 0 if is_held_out else n
+            elif reason == ALREADY_PRESENT:
+                # A present row may also be marked as held out: it stays in its table.
                 summary.already_present += n
             else:
                 summary.rejected[reason] = n
-            if reason in (None, PRESENT) and low is not None:
-                self.first_event = min(filter(None, (self.first_event, low)))
-                self.last_event = max(filter(None, (self.last_event, high)))
+            if reason in (None, ALREADY_PRESENT) and first is not None:
+                self.first_event = min(filter(None, (self.first_event, first)))
+                self.last_event = max(filter(None, (self.last_event, last)))
         return summary

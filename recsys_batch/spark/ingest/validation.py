@@ -1,4 +1,4 @@
-"""Raw rows to typed rows, each with the first reason why it cannot be used, or none. Transforms only: nothing is read or written."""
+"""Validate raw rows: typed rows with the first rejection reason, or null. Transforms of DataFrames only: nothing is read or written."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from recsys_batch.spark.ingest import parsing
 from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW
 
 REASON = "_reason"
-PRESENT = "already_present"
-"""In ``_reason`` of rows that the table has already: neither used nor rejected."""
+ALREADY_PRESENT = "already_present"
+"""Value of ``_reason`` for rows that the table already has: neither used nor rejected."""
 
 HELD_OUT = "_held_out"
 MIN_POSITIVES_TO_HOLD_OUT = 5
 
 EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type", "weight")
-"""Two rows equal in all of these say the same event twice. Weight is one of them: a return of -1 has, where times are dates or
-missing, everything else in common with the purchase it undoes."""
+"""Rows equal in all of these are the same event. Weight is included: a return of -1 may equal the purchase that it undoes in
+everything else, where times are dates or missing."""
 
 
 @dataclass(frozen=True)
 class SourceProfile:
-    """What one pass over raw rows says of them.
+    """Row count, id types and date span of raw rows.
 
     Attributes:
-        user_id, item_id: the type that the ids need; None where the column is missing or has no value.
+        user_id, item_id: type that the ids need; None where the column is missing or has no value.
         first_date, last_date: span of the usable event dates; None without any.
     """
 
@@ -43,30 +43,30 @@ class SourceProfile:
 
 
 def profile_source(raw: DataFrame, time: str = "event_ts") -> SourceProfile:
-    """Count the rows, find the id types and the span of dates by the column ``time``, in one pass."""
+    """Profile raw rows in one pass: count, id types and the span of dates in column ``time``."""
     columns = [F.count(F.lit(1)).alias("n_rows")]
     for name in ("user_id", "item_id"):
-        there = name in raw.columns
-        columns.append(F.count_if(~parsing.is_blank(name) if there else F.lit(False)).alias(f"n_{name}"))
-        columns.append(F.count_if(parsing.is_foreign_to_bigint(raw, name) if there else F.lit(False)).alias(f"foreign_{name}"))
+        is_present = name in raw.columns
+        columns.append(F.count_if(~parsing.is_blank(name) if is_present else F.lit(False)).alias(f"n_{name}"))
+        columns.append(F.count_if(parsing.needs_string_id(raw, name) if is_present else F.lit(False)).alias(f"string_{name}"))
     date = F.to_date(parsing.parse_timestamp(raw, time)) if time in raw.columns else F.lit(None).cast("date")
-    found = cast("Any", raw.agg(*columns, F.min(date).alias("first_date"), F.max(date).alias("last_date")).head()).asDict()
+    profile = cast("Any", raw.agg(*columns, F.min(date).alias("first_date"), F.max(date).alias("last_date")).head()).asDict()
     types: dict[str, IdType | None] = {
-        name: None if found[f"n_{name}"] == 0 else "STRING" if found[f"foreign_{name}"] else "BIGINT" for name in ("user_id", "item_id")
+        name: None if profile[f"n_{name}"] == 0 else "STRING" if profile[f"string_{name}"] else "BIGINT" for name in ("user_id", "item_id")
     }
-    return SourceProfile(found["n_rows"], types["user_id"], types["item_id"], found["first_date"], found["last_date"])
+    return SourceProfile(profile["n_rows"], types["user_id"], types["item_id"], profile["first_date"], profile["last_date"])
 
 
 def parse_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
-    """Columns of interactions with ``_row`` and ``_reason`` (null: usable so far); repeated rows are not looked for yet.
+    """Parse interactions into the table's columns with ``_row`` and ``_reason`` (null if usable); duplicates are marked later.
 
     Without an event_ts column every event_ts is null; without a weight column every weight is 1; event_type defaults to "event".
-    A request_id, which feedback has, stays beside them.
+    The request_id of feedback is kept.
     """
-    timed, weighted = "event_ts" in raw.columns, "weight" in raw.columns
-    weight = parsing.parse_number(raw, "weight") if weighted else F.lit(1.0).cast("float")
-    event_ts = parsing.parse_timestamp(raw, "event_ts") if timed else F.lit(None).cast("timestamp")
-    kind = F.when(~parsing.is_blank("event_type"), F.col("event_type").cast("string")) if "event_type" in raw.columns else F.lit(None)
+    has_time, has_weight = "event_ts" in raw.columns, "weight" in raw.columns
+    weight = parsing.parse_number(raw, "weight") if has_weight else F.lit(1.0).cast("float")
+    event_ts = parsing.parse_timestamp(raw, "event_ts") if has_time else F.lit(None).cast("timestamp")
+    event_type = F.when(~parsing.is_blank("event_type"), F.col("event_type").cast("string")) if "event_type" in raw.columns else F.lit(None)
     bad_weight = weight.isNull() | F.isnan(weight) | (F.abs(weight) == float("inf"))
     reasons = [
         (F.col(CORRUPT).isNotNull(), "malformed_line"),
@@ -74,24 +74,25 @@ def parse_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
         (parsing.is_blank("item_id"), "null_item_id"),
         (parsing.parse_id_column(raw, "user_id", ids.user).isNull(), "bad_user_id"),
         (parsing.parse_id_column(raw, "item_id", ids.item).isNull(), "bad_item_id"),
-        *([(parsing.is_blank("event_ts"), "null_event_ts"), (event_ts.isNull(), "bad_event_ts")] if timed else []),
-        *([(bad_weight, "bad_weight")] if weighted else []),
+        *([(parsing.is_blank("event_ts"), "null_event_ts"), (event_ts.isNull(), "bad_event_ts")] if has_time else []),
+        *([(bad_weight, "bad_weight")] if has_weight else []),
     ]
     return raw.select(
         parsing.parse_id_column(raw, "user_id", ids.user).alias("user_id"),
         parsing.parse_id_column(raw, "item_id", ids.item).alias("item_id"),
         event_ts.alias("event_ts"),
-        F.coalesce(kind, F.lit("event")).alias("event_type"),
+        F.coalesce(event_type, F.lit("event")).alias("event_type"),
         weight.alias("weight"),
         F.to_date(event_ts).alias("event_date"),
         *([F.col("request_id").cast("string")] if "request_id" in raw.columns else []),
         RAW_ROW,
-        first_reason(reasons).alias(REASON),
+        coalesce_reasons(reasons).alias(REASON),
     )
 
 
 def parse_items(raw: DataFrame, ids: IdTypes) -> DataFrame:
-    """Columns of items with ``_row`` and ``_reason``; one usable row per item_id."""
+    """Parse items into the table's columns with ``_row`` and ``_reason``; one usable row per item_id."""
+    categories = parsing.parse_text_list(raw, "categories") if "categories" in raw.columns else F.array().cast("array<string>")
     available = parsing.parse_flag(raw, "is_available") if "is_available" in raw.columns else F.lit(True)
     first_seen = parsing.parse_timestamp(raw, "first_seen_ts") if "first_seen_ts" in raw.columns else F.lit(None).cast("timestamp")
     reasons = [
@@ -101,94 +102,90 @@ def parse_items(raw: DataFrame, ids: IdTypes) -> DataFrame:
     ]
     typed = raw.select(
         parsing.parse_id_column(raw, "item_id", ids.item).alias("item_id"),
-        _optional(raw, "title", "string"),
-        (parsing.parse_text_list(raw, "categories") if "categories" in raw.columns else F.array().cast("array<string>")).alias(
-            "categories"
-        ),
+        _optional_column(raw, "title", "string"),
+        categories.alias("categories"),
         F.coalesce(available, F.lit(True)).alias("is_available"),
         first_seen.alias("first_seen_ts"),
-        _attributes(raw),
+        _optional_attributes(raw),
         RAW_ROW,
-        first_reason(reasons).alias(REASON),
+        coalesce_reasons(reasons).alias(REASON),
     )
-    return mark_repeats(typed, "item_id", "duplicate_item_id")
+    return mark_repeated_keys(typed, "item_id", "duplicate_item_id")
 
 
 def parse_users(raw: DataFrame, ids: IdTypes) -> DataFrame:
-    """Columns of users with ``_row`` and ``_reason``; one usable row per user_id."""
+    """Parse users into the table's columns with ``_row`` and ``_reason``; one usable row per user_id."""
     key = parsing.parse_id_column(raw, "user_id", ids.user).alias("user_id")
-    segment = (
-        F.when(~parsing.is_blank("segment"), F.col("segment").cast("string")) if "segment" in raw.columns else F.lit(None).cast("string")
-    )
-    reason = first_reason(_key_reasons(raw, "user_id", ids.user)).alias(REASON)
-    return mark_repeats(raw.select(key, segment.alias("segment"), _attributes(raw), RAW_ROW, reason), "user_id", "duplicate_user_id")
+    segment = F.when(~parsing.is_blank("segment"), F.col("segment")) if "segment" in raw.columns else F.lit(None)
+    reason = coalesce_reasons(_key_reasons(raw, "user_id", ids.user)).alias(REASON)
+    typed = raw.select(key, segment.cast("string").alias("segment"), _optional_attributes(raw), RAW_ROW, reason)
+    return mark_repeated_keys(typed, "user_id", "duplicate_user_id")
 
 
-def mark_repeats(df: DataFrame, key: str, reason: str) -> DataFrame:
-    """Give ``reason`` to every usable row but one of each ``key``; which one stays depends on the rows alone, not on their order."""
-    window = _of_equal_rows([key]).orderBy(F.xxhash64(RAW_ROW), RAW_ROW)
+def mark_repeated_keys(df: DataFrame, key: str, reason: str) -> DataFrame:
+    """Mark all usable rows of a ``key`` but one with ``reason``; which one stays does not depend on the order of rows."""
+    window = _key_window([key]).orderBy(F.xxhash64(RAW_ROW), RAW_ROW)
     numbered = df.withColumn("_n", F.row_number().over(window))
     repeated = F.col(REASON).isNull() & (F.col("_n") > 1)
     return numbered.withColumn(REASON, F.when(repeated, F.lit(reason)).otherwise(F.col(REASON))).drop("_n")
 
 
-def mark_duplicates(df: DataFrame, there: DataFrame | None, key: Sequence[str] = EVENT_KEY) -> DataFrame:
-    """Mark the usable rows that the file says twice (duplicate) and those that are in the tables (already_present).
+def mark_duplicates(df: DataFrame, existing: DataFrame | None, key: Sequence[str] = EVENT_KEY) -> DataFrame:
+    """Mark the usable rows that the file repeats (duplicate) and those that are in the tables (already_present).
 
-    Both are found in one shuffle: the tables' rows join the file's as further rows of the same window.
+    One shuffle does both: the tables' rows are unioned with the file's rows in the same window.
 
     Args:
         df: typed interactions, or exposures.
-        there: the key's columns of the rows that the tables have; None where there are none.
-        key: columns in which equal rows say the same.
+        existing: key columns of the tables' rows; None where there are none.
+        key: columns in which duplicates are equal.
     """
-    known = F.lit(None).cast("string")
-    rows = df.withColumn("_there", F.lit(False))
-    if there is not None:
-        rows = rows.unionByName(there.select(*key, known.alias(REASON), F.lit(True).alias("_there")), allowMissingColumns=True)
-    equal = _of_equal_rows(key)
-    numbered = rows.withColumn("_present", F.max("_there").over(equal)).withColumn(
-        "_n", F.row_number().over(equal.orderBy("_there", F.xxhash64(RAW_ROW), RAW_ROW))
+    no_reason = F.lit(None).cast("string")
+    rows = df.withColumn("_in_table", F.lit(False))
+    if existing is not None:
+        rows = rows.unionByName(existing.select(*key, no_reason.alias(REASON), F.lit(True).alias("_in_table")), allowMissingColumns=True)
+    window = _key_window(key)
+    numbered = rows.withColumn("_present", F.max("_in_table").over(window)).withColumn(
+        "_n", F.row_number().over(window.orderBy("_in_table", F.xxhash64(RAW_ROW), RAW_ROW))
     )
-    verdict = (
-        F.when(F.col(REASON).isNotNull(), F.col(REASON)).when(F.col("_n") > 1, F.lit("duplicate")).when(F.col("_present"), F.lit(PRESENT))
-    )
-    return numbered.where(~F.col("_there")).withColumn(REASON, verdict).drop("_there", "_present", "_n")
+    repeated, present = F.when(F.col("_n") > 1, F.lit("duplicate")), F.when(F.col("_present"), F.lit(ALREADY_PRESENT))
+    verdict = F.coalesce(F.col(REASON), repeated, present)
+    return numbered.where(~F.col("_in_table")).withColumn(REASON, verdict).drop("_in_table", "_present", "_n")
 
 
 def mark_unknown_items(df: DataFrame, known: DataFrame) -> DataFrame:
-    """Mark usable interactions whose item is not among ``known`` (item_id, distinct)."""
+    """Mark usable interactions whose item is not in ``known`` (item_id, distinct) as unknown_item."""
     marked = df.join(known.select("item_id", F.lit(True).alias("_known")), "item_id", "left")
     unknown = F.col(REASON).isNull() & F.col("_known").isNull()
     return marked.withColumn(REASON, F.when(unknown, F.lit("unknown_item")).otherwise(F.col(REASON))).drop("_known")
 
 
 def mark_holdout(df: DataFrame, share: float, min_weight: float) -> DataFrame:
-    """Adds ``_held_out``: true for the newest ``share`` (rounded down) of each user's positive rows.
+    """Add ``_held_out``: true for the newest ``share`` (rounded down) of each user's positive rows.
 
-    Rows that are already present count too, so that a repeated or resumed ingest holds out the same rows. Where there is no
-    time, and among equal times, a hash of user and item decides. Users with fewer than 5 positives keep them all.
+    Rows that are already present count too, so that a repeated or resumed ingest holds out the same rows. Ties and missing
+    times are ordered by a hash of user and item. Users with fewer than 5 positives keep them all.
     """
     if not share:
         return df.withColumn(HELD_OUT, F.lit(False))
-    usable = F.col(REASON).isNull() | (F.col(REASON) == PRESENT)
+    usable = F.col(REASON).isNull() | (F.col(REASON) == ALREADY_PRESENT)
     positive = usable & (F.col("weight") > min_weight)
-    of_user = Window.partitionBy(F.when(positive, F.col("user_id")), F.when(~positive, F.xxhash64(RAW_ROW)))
-    newest_first = of_user.orderBy(F.col("event_ts").desc_nulls_last(), F.xxhash64("user_id", "item_id"), "item_id", "event_type", "weight")
-    numbered = df.withColumn("_n", F.count(F.lit(1)).over(of_user)).withColumn("_place", F.row_number().over(newest_first))
+    by_user = Window.partitionBy(F.when(positive, F.col("user_id")), F.when(~positive, F.xxhash64(RAW_ROW)))
+    newest_first = by_user.orderBy(F.col("event_ts").desc_nulls_last(), F.xxhash64("user_id", "item_id"), "item_id", "event_type", "weight")
+    numbered = df.withColumn("_n", F.count(F.lit(1)).over(by_user)).withColumn("_position", F.row_number().over(newest_first))
     # 0.29 * 100 is 28.999999999999996.
     quota = F.floor(F.col("_n") * share + 1e-9)
-    held = positive & (F.col("_n") >= MIN_POSITIVES_TO_HOLD_OUT) & (F.col("_place") <= quota)
-    return numbered.withColumn(HELD_OUT, F.coalesce(held, F.lit(False))).drop("_n", "_place")
+    held_out = positive & (F.col("_n") >= MIN_POSITIVES_TO_HOLD_OUT) & (F.col("_position") <= quota)
+    return numbered.withColumn(HELD_OUT, F.coalesce(held_out, F.lit(False))).drop("_n", "_position")
 
 
-def first_reason(reasons: Sequence[tuple[Column, str]]) -> Column:
-    """The name of the first condition that holds, or null."""
+def coalesce_reasons(reasons: Sequence[tuple[Column, str]]) -> Column:
+    """Select the name of the first condition that is true, or null."""
     return F.coalesce(*(F.when(condition, F.lit(name)) for condition, name in reasons), F.lit(None).cast("string"))
 
 
-def _of_equal_rows(key: Sequence[str]) -> Any:
-    """Usable rows with the same key; the others alone, by their text: a million null ids must not meet in one task."""
+def _key_window(key: Sequence[str]) -> Any:
+    """Partition usable rows by key, unusable ones by their text: a million null ids must not meet in one task."""
     return Window.partitionBy(*key, F.when(F.col(REASON).isNotNull(), F.xxhash64(RAW_ROW)))
 
 
@@ -197,10 +194,10 @@ def _key_reasons(raw: DataFrame, name: str, id_type: IdType) -> list[tuple[Colum
     return [(F.col(CORRUPT).isNotNull(), "malformed_line"), (missing, f"null_{name}"), (~fits, f"bad_{name}")]
 
 
-def _optional(raw: DataFrame, name: str, kind: str) -> Column:
+def _optional_column(raw: DataFrame, name: str, kind: str) -> Column:
     return (F.col(name).cast(kind) if name in raw.columns else F.lit(None).cast(kind)).alias(name)
 
 
-def _attributes(raw: DataFrame) -> Column:
-    nothing = F.create_map().cast("map<string,string>")
-    return (F.coalesce("attributes", nothing) if "attributes" in raw.columns else nothing).alias("attributes")
+def _optional_attributes(raw: DataFrame) -> Column:
+    empty_map = F.create_map().cast("map<string,string>")
+    return (F.coalesce("attributes", empty_map) if "attributes" in raw.columns else empty_map).alias("attributes")

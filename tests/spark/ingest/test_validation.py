@@ -13,8 +13,8 @@ from pyspark.sql import functions as F
 
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.ingest import parsing, validation
-from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, with_raw_row
-from recsys_batch.spark.ingest.validation import HELD_OUT, PRESENT, REASON
+from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, add_raw_row
+from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, HELD_OUT, REASON
 
 BIGINTS, STRINGS = IdTypes("BIGINT", "BIGINT"), IdTypes("STRING", "STRING")
 DAY = dt.datetime(2021, 3, 5, tzinfo=dt.UTC)
@@ -91,7 +91,7 @@ def test_text_ids_are_bigint_only_if_every_one_is_a_plain_integer(spark: SparkSe
     ids = [*TEXT_IDS, *FOREIGN_IDS, *MISSING_IDS]
     df = frame(spark, n=list(range(len(ids))), user_id=pa.array(ids, pa.string()))
     assert column_of(df, parsing.parse_id_column(df, "user_id", "BIGINT"))[: len(TEXT_IDS)] == list(TEXT_IDS.values())
-    foreign = column_of(df, parsing.is_foreign_to_bigint(df, "user_id"))
+    foreign = column_of(df, parsing.needs_string_id(df, "user_id"))
     assert foreign == [False] * len(TEXT_IDS) + [True] * len(FOREIGN_IDS) + [False] * len(MISSING_IDS)
     assert column_of(df, parsing.is_blank("user_id"))[-len(MISSING_IDS) :] == [True] * len(MISSING_IDS)
     assert column_of(df, parsing.parse_id_column(df, "user_id", "STRING"))[: len(ids) - len(MISSING_IDS)] == ids[: -len(MISSING_IDS)]
@@ -128,15 +128,15 @@ def test_the_first_reason_that_holds_is_given(spark: SparkSession) -> None:
     ]
     names = ("user_id", "item_id", "event_ts", "weight", CORRUPT)
     columns = {name: pa.array([row[place] for row in rows], pa.string()) for place, name in enumerate(names)}
-    typed = validation.parse_interactions(with_raw_row(frame(spark, **columns)), STRINGS).toArrow()
+    typed = validation.parse_interactions(add_raw_row(frame(spark, **columns)), STRINGS).toArrow()
     found = sorted(zip(typed[REASON].to_pylist(), typed["event_type"].to_pylist(), strict=True), key=str)
     assert found == sorted(((row[-1], "event") for row in rows), key=str)
-    wrong = validation.parse_interactions(with_raw_row(frame(spark, user_id=["7", "x"], item_id=["x", "7"])), BIGINTS).toArrow()
+    wrong = validation.parse_interactions(add_raw_row(frame(spark, user_id=["7", "x"], item_id=["x", "7"])), BIGINTS).toArrow()
     assert sorted(wrong[REASON].to_pylist()) == ["bad_item_id", "bad_user_id"]
 
 
 def test_a_survey_finds_rows_id_types_and_dates_in_one_pass(spark: SparkSession) -> None:
-    raw = with_raw_row(frame(spark, user_id=["1", "", "3"], item_id=["1", "x", None], event_ts=["2021-03-05", "2021-03-07", "no"]))
+    raw = add_raw_row(frame(spark, user_id=["1", "", "3"], item_id=["1", "x", None], event_ts=["2021-03-05", "2021-03-07", "no"]))
     found = validation.profile_source(raw)
     assert (found.n_rows, found.user_id, found.item_id) == (3, "BIGINT", "STRING")
     assert (found.first_date, found.last_date) == (dt.date(2021, 3, 5), dt.date(2021, 3, 7))
@@ -172,7 +172,13 @@ def test_rows_that_the_table_has_are_present_and_only_they(spark: SparkSession) 
     there = _events(spark, [("u", "i", 1, 1), ("u", "i", 1, None), ("w", "i", 1, 1)])
     marked = validation.mark_duplicates(df, there).select("user_id", "event_ts", REASON).toArrow().to_pylist()
     found = sorted((row["user_id"], str(row["event_ts"])[8:10], str(row[REASON])) for row in marked)
-    assert found == [("u", "", PRESENT), ("u", "06", PRESENT), ("u", "06", "duplicate"), ("u", "07", "None"), ("v", "06", "None")]
+    assert found == [
+        ("u", "", ALREADY_PRESENT),
+        ("u", "06", ALREADY_PRESENT),
+        ("u", "06", "duplicate"),
+        ("u", "07", "None"),
+        ("v", "06", "None"),
+    ]
 
 
 def _held_out(df: DataFrame, share: float) -> set[tuple[Any, ...]]:
@@ -192,7 +198,7 @@ def test_the_newest_positives_are_held_out_never_returns_or_bad_rows(spark: Spar
 
 def test_rows_already_present_count_for_the_holdout_so_that_a_resumed_ingest_holds_out_the_same(spark: SparkSession) -> None:
     rows = [("u", f"i{day}", 1, day) for day in range(10)]
-    resumed = [(*row, PRESENT) if row[3] >= 8 else row for row in rows]
+    resumed = [(*row, ALREADY_PRESENT) if row[3] >= 8 else row for row in rows]
     assert _held_out(_events(spark, resumed), 0.2) == _held_out(_events(spark, rows), 0.2) == {("u", "i8"), ("u", "i9")}
 
 
@@ -202,7 +208,7 @@ def test_a_share_of_100_events_is_what_it_says(spark: SparkSession) -> None:
 
 
 def test_one_item_row_stays_per_id_and_what_it_says_is_checked(spark: SparkSession) -> None:
-    raw = with_raw_row(
+    raw = add_raw_row(
         frame(
             spark,
             item_id=["1", "1", "2", "3", "x", None],
