@@ -83,7 +83,7 @@ def rank_many(snapshot: Snapshot, inputs: Sequence[RankInput], latency: LatencyT
         latency: what the ranker took lately; it is skipped where less than its p99 is left of a deadline.
     """
     results: dict[int, RankResult] = {}
-    by_length: dict[int, dict[int, ScoringInput]] = {}
+    by_length: dict[int, dict[int, RankerInput]] = {}
     for number, rank_input in enumerate(inputs):
         resolved = _resolve_candidates(snapshot, rank_input, latency)
         if isinstance(resolved, RankResult):
@@ -103,7 +103,7 @@ MAX_RANK_BATCH = 16
 
 
 @dataclass(slots=True)
-class ScoringInput:
+class RankerInput:
     """A query and the candidates that the ranker scores for it.
 
     Attributes:
@@ -119,7 +119,7 @@ class ScoringInput:
     personalised: bool
 
 
-def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: LatencyTracker) -> ScoringInput | RankResult:
+def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: LatencyTracker) -> RankerInput | RankResult:
     """Decide what the ranker scores for a query, or the answer where there is nothing for it to score."""
     query, record = rank_input.query, rank_input.record
     session = snapshot.items.codes(query.session_item_ids)
@@ -135,7 +135,7 @@ def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: Late
         return _popular(snapshot, query, excluded_codes, UNKNOWN_USER)
     if record.embedding is None:
         return _batch_order(snapshot, query, record, excluded_codes, NO_EMBEDDING)
-    pair = ScoringInput(query, record, session, excluded_codes, personalised)
+    pair = RankerInput(query, record, session, excluded_codes, personalised)
     if snapshot.ranker is None:
         return _fall_back(snapshot, pair, NO_RANKER)
     if query.deadline is not None and query.deadline - time.perf_counter() < latency.p99():
@@ -143,7 +143,7 @@ def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: Late
     return pair
 
 
-def _score_or_fall_back(snapshot: Snapshot, pairs: list[ScoringInput], latency: LatencyTracker) -> list[RankResult]:
+def _score_or_fall_back(snapshot: Snapshot, pairs: list[RankerInput], latency: LatencyTracker) -> list[RankResult]:
     """Rank queries by the model; where it fails for several, each alone, so that one's fault is its own."""
     started = time.perf_counter()
     try:
@@ -156,7 +156,7 @@ def _score_or_fall_back(snapshot: Snapshot, pairs: list[ScoringInput], latency: 
         latency.add(time.perf_counter() - started)
 
 
-def _fall_back(snapshot: Snapshot, pair: ScoringInput, reason: str) -> RankResult:
+def _fall_back(snapshot: Snapshot, pair: RankerInput, reason: str) -> RankResult:
     if pair.personalised:
         return _batch_order(snapshot, pair.query, pair.record, pair.excluded_codes, reason)
     return _popular(snapshot, pair.query, pair.excluded_codes, reason)
@@ -166,7 +166,7 @@ class _NotFinite(Exception):
     """The ranker gave a score that is not a number."""
 
 
-def _score_batch(snapshot: Snapshot, pairs: list[ScoringInput]) -> list[RankResult]:
+def _score_batch(snapshot: Snapshot, pairs: list[RankerInput]) -> list[RankResult]:
     """Rank queries with equally many candidates in one run of the model; the stages' times are those of all together."""
     assert snapshot.ranker is not None
     began = time.perf_counter()
