@@ -153,7 +153,7 @@ def await_none_of(group: int) -> None:
 def workers_of(driver: int) -> list[int]:
     """Python workers below a driver: children of the daemon that its JVM started."""
     found = below(driver)
-    daemons = {process for process, command in found.items() if b"pyspark.daemon" in command}
+    daemons = {process for process, command in found.items() if b"recsys_batch.spark.executors.daemon" in command}
     return [process for process in daemons if parent_of(process) in daemons]
 
 
