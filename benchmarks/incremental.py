@@ -18,7 +18,7 @@ from night import RUN_DATE, Warehouse, trained_bundle
 
 from recsys_batch.config import load_config
 from recsys_batch.dataset.synthetic import END_US, IDS, World, make_interactions
-from recsys_batch.read import read_run_rows, read_table
+from recsys_batch.read import read_table, run_rows
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.tables.run_manifest import STEP_NAMES, latest_state_by_run
@@ -83,7 +83,7 @@ def measure(arguments: argparse.Namespace, warehouse: Warehouse) -> None:
     # The full one second: what is warm then is warm for it.
     for name, options in (("incremental", ["--incremental"]), ("full", ["--force"])):
         seconds[name] = warehouse.command("nightly", "--run-date", NEXT, *options)
-        found[name] = max(latest_state_by_run(read_run_rows(str(root))).values(), key=lambda state: state.metrics["started_at"])
+        found[name] = max(latest_state_by_run(run_rows(str(root))).values(), key=lambda state: state.metrics["started_at"])
     same = rows_of(root, found["incremental"].run_id).equals(rows_of(root, found["full"].run_id))
     steps = {name: {step: run.metrics[f"{step}.seconds"] for step in STEP_NAMES} for name, run in found.items()}
     metrics = found["incremental"].metrics

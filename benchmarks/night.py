@@ -24,7 +24,7 @@ from measuring import ROOT, WorkerMemory, report
 from mllib import mllib_users_per_s
 
 from recsys_batch.cli import run
-from recsys_batch.read import read_run_rows, read_table
+from recsys_batch.read import read_table, run_rows
 from recsys_batch.tables.run_manifest import STEP_NAMES, latest_state_by_run
 
 RUN_DATE = "2026-01-01"
@@ -53,7 +53,7 @@ class Warehouse:
         return time.perf_counter() - started
 
     def metrics(self) -> dict[str, float]:
-        runs = latest_state_by_run(read_run_rows(str(self.folder / "warehouse")))
+        runs = latest_state_by_run(run_rows(str(self.folder / "warehouse")))
         return dict(max(runs.values(), key=lambda state: state.metrics["started_at"]).metrics)
 
     def remove(self) -> None:

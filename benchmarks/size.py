@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from measuring import ROOT, WorkerMemory, report
 
 from recsys_batch.dataset.synthetic import World
-from recsys_batch.read import read_run_rows, read_table
+from recsys_batch.read import read_table, run_rows
 from recsys_batch.tables.list_columns import matrix_column
 from recsys_batch.tables.run_manifest import latest_state_by_run
 
@@ -89,7 +89,7 @@ def night(world: World, dim: int, k: int, more: list[str]) -> Measured:
         forecast = run("candidates", "--run-date", RUN_DATE, "--dry-run")
         with WorkerMemory() as memory:
             run("candidates", "--run-date", RUN_DATE)
-        (state,) = latest_state_by_run(read_run_rows(str(folder / "warehouse"))).values()
+        (state,) = latest_state_by_run(run_rows(str(folder / "warehouse"))).values()
         n_short = read_table(str(folder / "warehouse"), "shortfalls").num_rows
         seconds = {step: state.metrics[f"{step}.seconds"] for step in ("embed", "index", "candidates")}
         assert state.metrics["candidates.users"] == world.n_users

@@ -32,22 +32,22 @@ from recsys_batch.tables.user_ranges import UserSortedFiles
 
 __all__ = [
     "Run",
+    "batches_of",
+    "column_type",
     "has_table",
-    "list_run_files",
+    "id_types",
+    "latest_topk",
     "open_table",
-    "open_table_dataset",
-    "previously_published_run",
+    "published_before",
+    "published_on",
     "published_run",
-    "read_batches",
-    "read_column_type",
-    "read_id_types",
-    "read_latest_topk",
-    "read_manifest_rows",
-    "read_run_rows",
-    "read_run_slice",
     "read_table",
-    "read_user_segments",
-    "run_published_on",
+    "rows_in",
+    "run_files",
+    "run_rows",
+    "run_slice",
+    "table_dataset",
+    "user_segments",
 ]
 
 
@@ -81,18 +81,18 @@ def read_table(
     version: int | None = None,
 ) -> pa.Table:
     """Rows of a table, with column projection and filter pushed into the files."""
-    dataset = open_table_dataset(warehouse, name, version)
+    dataset = table_dataset(warehouse, name, version)
     return dataset.to_table(columns=list(columns) if columns is not None else None, filter=where)
 
 
-def read_batches(warehouse: str, name: str, columns: Sequence[str], version: int | None = None) -> Iterator[pa.RecordBatch]:
+def batches_of(warehouse: str, name: str, columns: Sequence[str], version: int | None = None) -> Iterator[pa.RecordBatch]:
     """Rows of a table a batch at a time, in no order."""
-    for batch in open_table_dataset(warehouse, name, version).to_batches(columns=list(columns), batch_readahead=2, fragment_readahead=1):
+    for batch in table_dataset(warehouse, name, version).to_batches(columns=list(columns), batch_readahead=2, fragment_readahead=1):
         if batch.num_rows:
             yield batch
 
 
-def read_user_segments(warehouse: str, version: int | None) -> tuple[pa.Table | None, tuple[str, ...]]:
+def user_segments(warehouse: str, version: int | None) -> tuple[pa.Table | None, tuple[str, ...]]:
     """(user_id, place) of every user with a segment, 12 bytes each, and the names; None where there is no users table, or none has one."""
     if version is None:
         return None, ()
@@ -104,12 +104,12 @@ def read_user_segments(warehouse: str, version: int | None) -> tuple[pa.Table | 
     return pa.table({"user_id": users["user_id"], "place": encoded.indices.cast(pa.int32())}), tuple(encoded.dictionary.to_pylist())
 
 
-def read_run_rows(warehouse: str) -> list[Run]:
+def run_rows(warehouse: str) -> list[Run]:
     """Read every row of the manifest; empty when no night ever began."""
-    return read_manifest_rows(f"{warehouse.rstrip('/')}/runs") if has_table(warehouse, "runs") else []
+    return rows_in(f"{warehouse.rstrip('/')}/runs") if has_table(warehouse, "runs") else []
 
 
-def read_manifest_rows(folder: str) -> list[Run]:
+def rows_in(folder: str) -> list[Run]:
     """Read every row of the manifest table in ``folder``."""
     table = DeltaTable(folder, storage_options=_options(folder))
     return [run_manifest.from_row(row) for row in _dataset_of(folder, table).to_table().to_pylist(maps_as_pydicts="strict")]
@@ -121,32 +121,32 @@ def published_run(warehouse: str, run_id: str | None = None) -> Run:
     Raises:
         InputMissing: nothing (or not that run) is published.
     """
-    run = run_manifest.newest_published(read_run_rows(warehouse), run_id)
+    run = run_manifest.newest_published(run_rows(warehouse), run_id)
     if run is None:
         what = f"run {run_id} is not published" if run_id else "no night is published yet"
         raise InputMissing(f"{what} in {warehouse}: see `recsys-batch status`, run `recsys-batch nightly`")
     return run
 
 
-def previously_published_run(warehouse: str, run: Run) -> Run:
+def published_before(warehouse: str, run: Run) -> Run:
     """Read the manifest row that readers followed until ``run`` was published.
 
     Raises:
         InputMissing: there was none.
     """
-    earlier = run_manifest.published_before(read_run_rows(warehouse), run)
+    earlier = run_manifest.published_previously(run_rows(warehouse), run)
     if earlier is None:
         raise InputMissing(f"no other run was published before {run.run_id}: there is nothing to compare it with")
     return earlier
 
 
-def run_published_on(warehouse: str, run_date: dt.date, run_id: str | None = None) -> Run:
+def published_on(warehouse: str, run_date: dt.date, run_id: str | None = None) -> Run:
     """Read the manifest row of the date's run that was published last and not rolled back since, or of that run.
 
     Raises:
         InputMissing: there is none.
     """
-    published = run_manifest.still_published(read_run_rows(warehouse))
+    published = run_manifest.still_published(run_rows(warehouse))
     run = run_manifest.newest_published((run for run in published if run.run_date == run_date), run_id)
     if run is not None:
         return run
@@ -157,7 +157,7 @@ def run_published_on(warehouse: str, run_date: dt.date, run_id: str | None = Non
     raise InputMissing(f"no run of {run_date} is published ({there}): see `recsys-batch status`")
 
 
-def read_latest_topk(
+def latest_topk(
     warehouse: str, *, user_ids: Sequence[Any] | None = None, run_id: str | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """The published top-K, sorted by user_id and rank.
@@ -171,17 +171,17 @@ def read_latest_topk(
     Raises:
         InputMissing: nothing is published.
     """
-    return read_run_slice(warehouse, "topk", published_run(warehouse, run_id), user_ids=user_ids, columns=columns)
+    return run_slice(warehouse, "topk", published_run(warehouse, run_id), user_ids=user_ids, columns=columns)
 
 
-def read_run_slice(
+def run_slice(
     warehouse: str, name: str, run: Run, *, user_ids: Sequence[Any] | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
     """The rows that a run wrote into ``name``, sorted by user_id and rank where it has them.
 
     A published slice is never written again, so the newest version of the table holds it as it was published.
     """
-    dataset = open_table_dataset(warehouse, name)
+    dataset = table_dataset(warehouse, name)
     where = ds.field("run_id") == run.run_id
     if name == "topk":
         where &= ds.field("run_date") == pa.scalar(run.run_date, pa.date32())
@@ -193,7 +193,7 @@ def read_run_slice(
     return (rows.sort_by([(key, "ascending") for key in keys]) if keys else rows).select(wanted)
 
 
-def list_run_files(warehouse: str, name: str, run: Run) -> UserSortedFiles:
+def run_files(warehouse: str, name: str, run: Run) -> UserSortedFiles:
     """The files of an output table that a run wrote, to read by ranges of users.
 
     Args:
@@ -201,25 +201,25 @@ def list_run_files(warehouse: str, name: str, run: Run) -> UserSortedFiles:
     """
     spec = TABLES[name]
     partition = {column: getattr(run, column) for column in spec.partition_by}
-    where = TableSlice(f"{absolute(warehouse)}/{name}", spec, read_id_types(warehouse), partition, 2**26)
+    where = TableSlice(f"{absolute(warehouse)}/{name}", spec, id_types(warehouse), partition, 2**26)
     return UserSortedFiles(where, list_data_files(where))
 
 
-def read_id_types(warehouse: str) -> IdTypes:
+def id_types(warehouse: str) -> IdTypes:
     """Of users and items, as topk has them."""
 
     def of(column: str) -> IdType:
-        return "BIGINT" if pa.types.is_integer(read_column_type(warehouse, "topk", column)) else "STRING"
+        return "BIGINT" if pa.types.is_integer(column_type(warehouse, "topk", column)) else "STRING"
 
     return IdTypes(of("user_id"), of("item_id"))
 
 
-def read_column_type(warehouse: str, name: str, column: str) -> pa.DataType:
+def column_type(warehouse: str, name: str, column: str) -> pa.DataType:
     """Arrow type of a column."""
-    return open_table_dataset(warehouse, name).schema.field(column).type
+    return table_dataset(warehouse, name).schema.field(column).type
 
 
-def open_table_dataset(warehouse: str, name: str, version: int | None = None) -> ds.Dataset:
+def table_dataset(warehouse: str, name: str, version: int | None = None) -> ds.Dataset:
     """The table's files as a dataset."""
     return _dataset_of(f"{warehouse.rstrip('/')}/{name}", open_table(warehouse, name, version))
 

@@ -15,7 +15,7 @@ import pytest
 from deltalake import write_deltalake
 
 from recsys_batch.config import Config
-from recsys_batch.read import published_run, read_latest_topk, read_table
+from recsys_batch.read import latest_topk, published_run, read_table
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -51,7 +51,7 @@ def duck() -> duckdb.DuckDBPyConnection:
 def expected(published: Config) -> list[tuple[int, Any, str]]:
     """rank, item_id and title of the user's first ten."""
     titles = {row["item_id"]: row["title"] for row in read_table(published.paths.warehouse, "items").to_pylist()}
-    rows = read_latest_topk(published.paths.warehouse, user_ids=[USER], columns=["rank", "item_id"]).to_pylist()[:10]
+    rows = latest_topk(published.paths.warehouse, user_ids=[USER], columns=["rank", "item_id"]).to_pylist()[:10]
     return [(row["rank"], row["item_id"], titles[row["item_id"]]) for row in rows]
 
 
@@ -110,7 +110,7 @@ def test_what_changed_for_a_user(duck: duckdb.DuckDBPyConnection, published: Con
 
 
 def test_items_in_most_lists(published: Config) -> None:
-    listed = read_latest_topk(published.paths.warehouse, columns=["item_id"])["item_id"].to_pylist()
+    listed = latest_topk(published.paths.warehouse, columns=["item_id"])["item_id"].to_pylist()
     most = max(listed.count(item) for item in set(listed))
     first = printed(here(block("in most lists"), published)).splitlines()[6]
     assert f" {most} " in first

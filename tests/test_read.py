@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.read import has_table, open_table, published_run, read_latest_topk, read_table
+from recsys_batch.read import has_table, latest_topk, open_table, published_run, read_table
 
 WRITTEN = ("interactions", "items", "users", "user_embeddings", "item_embeddings", "candidates", "shortfalls", "popular", "topk", "runs")
 
@@ -24,16 +24,16 @@ def where(config: Config, name: str) -> str:
 
 
 def test_topk_comes_sorted_by_user_and_rank(published: Config) -> None:
-    table = read_latest_topk(published.paths.warehouse)
+    table = latest_topk(published.paths.warehouse)
     keys = list(zip(table["user_id"].to_pylist(), table["rank"].to_pylist(), strict=True))
     assert keys == sorted(keys) and len(keys) == published_run(published.paths.warehouse).n_rows
 
 
 def test_some_users_and_columns(published: Config) -> None:
-    table = read_latest_topk(published.paths.warehouse, user_ids=["u003", "nobody"], columns=["item_id", "score"])
+    table = latest_topk(published.paths.warehouse, user_ids=["u003", "nobody"], columns=["item_id", "score"])
     assert table.schema.names == ["item_id", "score"]
     assert table.num_rows == published.scoring.top_k
-    whole = read_latest_topk(published.paths.warehouse).to_pandas()
+    whole = latest_topk(published.paths.warehouse).to_pandas()
     assert table["item_id"].to_pylist() == whole[whole.user_id == "u003"]["item_id"].tolist()
 
 
@@ -47,7 +47,7 @@ def test_every_table_is_readable_at_protocol_version_one(published: Config, name
 
 def test_polars_and_duckdb_read_the_same_rows(published: Config) -> None:
     path, run_id = where(published, "topk"), published_run(published.paths.warehouse).run_id
-    expected = read_latest_topk(published.paths.warehouse, columns=["user_id", "rank", "item_id"]).to_pylist()
+    expected = latest_topk(published.paths.warehouse, columns=["user_id", "rank", "item_id"]).to_pylist()
     frame = pl.read_delta(path).filter(pl.col("run_id") == run_id).sort("user_id", "rank").select("user_id", "rank", "item_id")
     assert frame.to_dicts() == expected
     connection = duckdb.connect()
@@ -85,9 +85,9 @@ def test_columns_carry_their_comments(published: Config) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path, published: Config) -> None:
     with pytest.raises(InputMissing, match="no night is published yet"):
-        read_latest_topk(str(tmp_path))
+        latest_topk(str(tmp_path))
     with pytest.raises(InputMissing, match="run other is not published"):
-        read_latest_topk(published.paths.warehouse, run_id="other")
+        latest_topk(published.paths.warehouse, run_id="other")
     with pytest.raises(InputMissing, match="table topk does not exist"):
         read_table(str(tmp_path), "topk")
     with pytest.raises(InputMissing, match="cannot be read at version 99"):

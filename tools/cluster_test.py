@@ -26,7 +26,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from recsys_batch.read import published_run, read_run_rows, read_table
+from recsys_batch.read import published_run, read_table, run_rows
 from recsys_batch.spark.java import ensure_java
 from recsys_batch.tables.run_manifest import STEP_NAMES
 
@@ -247,7 +247,7 @@ def run_locally(folder: Path, warehouse: Path, *words: str) -> None:
 
 def compare(ours: Path, theirs: Path) -> None:
     """The cluster's two nights and the local one have the same rows."""
-    runs = {run.run_id for run in read_run_rows(str(ours)) if run.status == "PUBLISHED"}
+    runs = {run.run_id for run in run_rows(str(ours)) if run.status == "PUBLISHED"}
     local = published_run(str(theirs)).run_id
     for name in OUTPUTS:
         expected = rows(theirs, name, local)

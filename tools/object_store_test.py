@@ -23,7 +23,7 @@ from cluster_test import OUTPUTS, rows
 from pyarrow import fs
 from s3_server import s3_server
 
-from recsys_batch.read import published_run, read_run_rows, read_table
+from recsys_batch.read import published_run, read_table, run_rows
 from recsys_batch.storage.filesystems import join, list_entries
 
 ROOT = Path(__file__).parent.parent
@@ -146,7 +146,7 @@ def compare(ours: str, theirs: str) -> None:
         both = [sorted(map(str, read_table(place, name).to_pylist())) for place in (ours, theirs)]
         if both[0] != both[1] or not both[0]:
             raise SystemExit(f"{name}: {len(both[0])} rows in the store, {len(both[1])} on the local path, and not the same")
-    runs = [{run.run_id: run for run in read_run_rows(place) if run.status == "PUBLISHED"} for place in (ours, theirs)]
+    runs = [{run.run_id: run for run in run_rows(place) if run.status == "PUBLISHED"} for place in (ours, theirs)]
     if set(runs[0]) != set(runs[1]) or set(runs[0]) != {f"{FIRST}-r1", f"{SECOND}-r1"}:
         raise SystemExit(f"published: {sorted(runs[0])} in the store, {sorted(runs[1])} on the local path")
     for place, found in zip((ours, theirs), runs, strict=True):

@@ -63,13 +63,13 @@ def changes_command(
     config: Config, user_id: str | None, item_id: str | None, before: str | None, now: str | None, n: int, as_json: bool
 ) -> None:
     from recsys_batch.evaluation.run_diff import diff_item, diff_user
-    from recsys_batch.read import previously_published_run, published_run
+    from recsys_batch.read import published_before, published_run
 
     if (user_id is None) == (item_id is None):
         raise UsageError("pass either --user-id or --item-id")
     warehouse = config.paths.warehouse
     later = published_run(warehouse, now)
-    earlier = published_run(warehouse, before) if before else previously_published_run(warehouse, later)
+    earlier = published_run(warehouse, before) if before else published_before(warehouse, later)
     if user_id is not None:
         changes = diff_user(warehouse, user_id, earlier, later, n)
         print_json(asdict(changes)) if as_json else _print_user_changes(changes, n)

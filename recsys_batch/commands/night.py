@@ -201,9 +201,9 @@ def _format_status_row(run: Run, now: Run | None) -> tuple[str, ...]:
 def _read_manifest_rows(config: Config) -> list[Run]:
     """By deltalake where tables are paths; a catalog needs Spark to resolve its names."""
     if config.catalog is None:
-        from recsys_batch.read import read_run_rows
+        from recsys_batch.read import run_rows
 
-        return read_run_rows(config.paths.warehouse)
+        return run_rows(config.paths.warehouse)
     from recsys_batch.night.run_store import load_run_rows as run_rows_by_spark
     from recsys_batch.spark.session import get_session
     from recsys_batch.spark.tables import WarehouseTables

@@ -48,10 +48,10 @@ def report_command(config: Config, run_id: str | None, out: str, n_users: int, t
 
 def _find_run(config: Config, run_id: str | None) -> tuple[Run, bool]:
     """Find (the run, whether readers see it)."""
-    from recsys_batch.read import read_run_rows
+    from recsys_batch.read import run_rows
     from recsys_batch.tables import run_manifest
 
-    rows = read_run_rows(config.paths.warehouse)
+    rows = run_rows(config.paths.warehouse)
     now = run_manifest.newest_published(rows)
     if run_id is None:
         if now is None:

@@ -15,7 +15,7 @@ from recsys_batch.digest.sent_log import SentLog, sent_rows
 from recsys_batch.digest.slot_blocks import SlotBlock
 from recsys_batch.digest.slot_choosers import DigestRequest, FreshChooser, LoggedChooser
 from recsys_batch.errors import InputMissing
-from recsys_batch.read import read_id_types, run_published_on
+from recsys_batch.read import id_types, published_on
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.run_manifest import Run
 
@@ -65,10 +65,10 @@ def make_digest(
         UsageError: no such segment, or a file that cannot be written.
         Busy: another process makes the same digest.
     """
-    ids = read_id_types(warehouse)
+    ids = id_types(warehouse)
     log = SentLog(warehouse, ids)
     logged = log.find_run(request.digest_id)
-    run = run_published_on(warehouse, request.run_date, logged or None)
+    run = published_on(warehouse, request.run_date, logged or None)
     _check_run_age(run, request.max_age, now)
     chooser = LoggedChooser(log, request.digest_id) if logged else FreshChooser(log, request)
     result = DigestResult(request.digest_id, run.run_id, str(request.out), logged_before=logged is not None)

@@ -22,7 +22,7 @@ from recsys_batch.digest.slot_blocks import SlotBlock
 from recsys_batch.digest.slot_choosers import DigestRequest, DigestRun, SlotChooser, UserLists
 from recsys_batch.digest.slot_selection import ChosenSlots
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.read import list_run_files, read_batches, read_run_slice, read_table, read_user_segments
+from recsys_batch.read import batches_of, read_table, run_files, run_slice, user_segments
 from recsys_batch.storage.artifacts import artifact_root, catalogue_folder
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.run_manifest import Run
@@ -108,16 +108,16 @@ def open_digest_users(warehouse: str, cache: NodeCache, run: Run, request: Diges
         InputMissing: the run's rows were removed.
         UsageError: no such segment.
     """
-    topk = list_run_files(warehouse, "topk", run)
+    topk = run_files(warehouse, "topk", run)
     if not topk.parts:
         raise InputMissing(f"run {run.run_id} has no rows in topk any more: `recsys-batch maintain` keeps tables.keep_runs of them")
     catalogue = mmap_catalogue(str(cache.local_copy(catalogue_folder(artifact_root(warehouse), run.run_id))))
-    segments, names = read_user_segments(warehouse, run.input_versions.get("users"))
+    segments, names = user_segments(warehouse, run.input_versions.get("users"))
     if request.segment is not None and request.segment not in names:
         known_segments = ", ".join(sorted(names)) or "none: there is no users table"
         raise UsageError(f"there is no segment {request.segment!r}; there are: {known_segments}")
     titles, available = _read_titles_and_availability(warehouse, catalogue)
-    popular = group_by_segment(read_run_slice(warehouse, "popular", run), catalogue)
+    popular = group_by_segment(run_slice(warehouse, "popular", run), catalogue)
     bounds = ranges_of_files(topk.parts)
     with tempfile.TemporaryDirectory(prefix="recsys-batch-digest-") as folder:
         version = run.input_versions["interactions"]
@@ -130,7 +130,7 @@ def open_digest_users(warehouse: str, cache: NodeCache, run: Run, request: Diges
 
 def _read_events(warehouse: str, version: int) -> Iterator[pa.RecordBatch]:
     """Read interactions as user_id, item_id, event_us, weight."""
-    for batch in read_batches(warehouse, "interactions", ["user_id", "item_id", "event_ts", "weight"], version):
+    for batch in batches_of(warehouse, "interactions", ["user_id", "item_id", "event_ts", "weight"], version):
         moments = batch["event_ts"].cast(pa.timestamp("us", "UTC")).cast(pa.int64())
         columns = [batch["user_id"], batch["item_id"], moments, batch["weight"].cast(pa.float32())]
         yield pa.RecordBatch.from_arrays(columns, names=["user_id", "item_id", "event_us", "weight"])

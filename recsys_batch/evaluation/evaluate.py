@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.evaluation.metrics import evaluate_lists
-from recsys_batch.read import has_table, read_run_slice, read_table
+from recsys_batch.read import has_table, read_table, run_slice
 from recsys_batch.tables.list_columns import flat_positions, sorted_ids
 from recsys_batch.tables.run_manifest import Run
 
@@ -75,7 +75,7 @@ def evaluate_run(warehouse: str, run: Run, truth: pa.Table, origin: str, ks: Seq
         InputMissing: no user of the truth has a list.
         UsageError: a k that no list reaches.
     """
-    topk = read_run_slice(warehouse, "topk", run, columns=["user_id", "rank", "item_id"])
+    topk = run_slice(warehouse, "topk", run, columns=["user_id", "rank", "item_id"])
     longest = pc.max(topk["rank"]).as_py() or 0
     if max(ks) > longest:
         raise UsageError(f"--k {max(ks)} is longer than the lists of run {run.run_id}, which have at most {longest} items")

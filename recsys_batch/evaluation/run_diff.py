@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.ids import parse_id
-from recsys_batch.read import read_column_type, read_run_slice, read_table
+from recsys_batch.read import column_type, read_table, run_slice
 from recsys_batch.tables.run_manifest import Run
 
 
@@ -129,7 +129,7 @@ def as_id(warehouse: str, column: str, value: Any) -> int | str:
     Raises:
         UsageError: it is not one of their type.
     """
-    id_type = read_column_type(warehouse, "topk", column)
+    id_type = column_type(warehouse, "topk", column)
     parsed = parse_id(value, "BIGINT" if pa.types.is_integer(id_type) else "STRING")
     if parsed is None:
         raise UsageError(f"{column.replace('_', ' ')} {value!r} is not of type {id_type}, which the tables use")
@@ -137,7 +137,7 @@ def as_id(warehouse: str, column: str, value: Any) -> int | str:
 
 
 def _read_ranks(warehouse: str, run: Run, user: Any) -> dict[Any, int]:
-    rows = read_run_slice(warehouse, "topk", run, user_ids=[user], columns=["item_id", "rank"])
+    rows = run_slice(warehouse, "topk", run, user_ids=[user], columns=["item_id", "rank"])
     if rows.num_rows == 0:
         raise InputMissing(f"user {user!r} has no list in run {run.run_id}: not known to it, or its rows were removed")
     return dict(zip(rows["item_id"].to_pylist(), rows["rank"].to_pylist(), strict=True))
@@ -145,7 +145,7 @@ def _read_ranks(warehouse: str, run: Run, user: Any) -> dict[Any, int]:
 
 def _read_candidate_ranks(warehouse: str, run: Run, user: Any) -> dict[Any, int]:
     """Read a user's candidates of a run: item -> rank in the order of retrieval, from 1."""
-    rows = read_run_slice(warehouse, "candidates", run, user_ids=[user], columns=["items"])["items"].to_pylist()
+    rows = run_slice(warehouse, "candidates", run, user_ids=[user], columns=["items"])["items"].to_pylist()
     return {item["item_id"]: rank for rank, item in enumerate(rows[0], start=1)} if rows else {}
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from recsys_batch.errors import InputMissing
 from recsys_batch.evaluation.run_diff import as_id
-from recsys_batch.read import published_run, read_run_slice, read_table
+from recsys_batch.read import published_run, read_table, run_slice
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class UserView:
 def sample_users(warehouse: str, run_id: str | None, n: int) -> list[Any]:
     """Sample ``n`` users spread evenly over the run's user ids."""
     run = published_run(warehouse, run_id)
-    users = pc.unique(read_run_slice(warehouse, "topk", run, columns=["user_id"])["user_id"])
+    users = pc.unique(run_slice(warehouse, "topk", run, columns=["user_id"])["user_id"])
     positions = np.unique(np.linspace(0, len(users) - 1, num=min(n + 2, len(users))).astype(int))
     inner = positions[1:-1] if len(positions) > n else positions
     return list(users.take(pa.array(inner)).to_pylist())
@@ -48,7 +48,7 @@ def load_user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min
     """
     run = published_run(warehouse, run_id)
     user = as_id(warehouse, "user_id", user_id)
-    rows = read_run_slice(warehouse, "topk", run, user_ids=[user], columns=["rank", "item_id", "score", "source"])
+    rows = run_slice(warehouse, "topk", run, user_ids=[user], columns=["rank", "item_id", "score", "source"])
     if rows.num_rows == 0:
         raise InputMissing(f"user {user!r} has no list in run {run.run_id}: it was not known when the run began")
     rows = rows.slice(0, n)

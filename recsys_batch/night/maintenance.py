@@ -19,7 +19,7 @@ from deltalake.transaction import CommitProperties
 
 from recsys_batch.config import Config
 from recsys_batch.night.run_locks import publish_lock
-from recsys_batch.read import read_manifest_rows
+from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
 from recsys_batch.storage.artifacts import artifact_root, get_pointer, has_pointer, list_pointers, remove_folder
 from recsys_batch.storage.filesystems import Entry, file_sizes, join, list_entries
@@ -81,7 +81,7 @@ def run_maintenance(
     unfinished_since = now - dt.timedelta(days=config.tables.retention_days)
     # Nobody rolls back to a run between the decision that it goes and its going.
     with publish_lock(config):
-        rows = read_manifest_rows(folders["runs"]) if "runs" in folders else []
+        rows = rows_in(folders["runs"]) if "runs" in folders else []
         states, root = run_manifest.latest_state_by_run(rows), artifact_root(config.paths.warehouse)
         kept = runs_to_keep(states, run_manifest.newest_published(rows), keep_runs, unfinished_since)
         unfinished = {run_id for run_id in kept if states[run_id].status in _UNFINISHED}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from recsys_batch.read import read_manifest_rows
+from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.tables.delta_log import append
@@ -19,7 +19,7 @@ def slice_of_no_run(tables: WarehouseTables, name: str) -> TableSlice:
 
 def load_run_rows(tables: WarehouseTables) -> list[Run]:
     """Read every manifest row of the warehouse; empty before the first night."""
-    return read_manifest_rows(tables.folder("runs")) if tables.exists("runs") else []
+    return rows_in(tables.folder("runs")) if tables.exists("runs") else []
 
 
 def manifest_slice(tables: WarehouseTables) -> TableSlice:

@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 from recsys_batch.dataset.popularity import counts_path, users_by_item
 from recsys_batch.errors import InputMissing
 from recsys_batch.evaluation.drift import RunComparison, compare_runs, sample_user_ranges
-from recsys_batch.read import list_run_files, read_run_rows, read_table
+from recsys_batch.read import read_table, run_files, run_rows
 from recsys_batch.report.cards import UserCard, make_cards
 from recsys_batch.report.segments import Segment, measure_segments
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.tables.list_columns import flat_positions
-from recsys_batch.tables.run_manifest import Run, published_before
+from recsys_batch.tables.run_manifest import Run, published_previously
 from recsys_batch.tables.user_ranges import UserSortedFiles
 
 _COLUMNS = ["user_id", "rank", "item_id", "score", "candidate_rank", "source"]
@@ -84,7 +84,7 @@ def collect_facts(warehouse: str, run: Run, min_weight: float, n_cards: int = 4)
     Raises:
         InputMissing: the run wrote no lists, or they were removed since.
     """
-    topk = list_run_files(warehouse, "topk", run)
+    topk = run_files(warehouse, "topk", run)
     if not topk.parts:
         raise InputMissing(f"run {run.run_id} ({run.status}) has no rows in topk: it did not get so far, or they were removed since")
     items = _read_items(warehouse, run)
@@ -136,10 +136,10 @@ def _read_user_counts(warehouse: str, run: Run, item_ids: pa.Array) -> np.ndarra
 
 
 def _measure_churn(warehouse: str, run: Run, topk: UserSortedFiles, items: pa.Table) -> Churn | None:
-    earlier = published_before(read_run_rows(warehouse), run)
+    earlier = published_previously(run_rows(warehouse), run)
     if earlier is None:
         return None
-    earlier_topk = list_run_files(warehouse, "topk", earlier)
+    earlier_topk = run_files(warehouse, "topk", earlier)
     comparison = compare_runs(topk, earlier_topk)
     if comparison is None:
         return None

@@ -107,7 +107,7 @@ def newest_published(rows: Iterable[Run], run_id: str | None = None) -> Run | No
     return max((row for row in rows if row.status == "PUBLISHED" and run_id in (None, row.run_id)), key=_visible_order, default=None)
 
 
-def published_before(rows: Iterable[Run], run: Run) -> Run | None:
+def published_previously(rows: Iterable[Run], run: Run) -> Run | None:
     """Find the row that readers followed until ``run`` was published; for a run that is not, the one that they follow now."""
     until = run.published_at
     return newest_published(row for row in rows if row.run_id != run.run_id and (until is None or (row.published_at or until) < until))

@@ -13,7 +13,7 @@ import pytest
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.evaluation.evaluate import Evaluation, evaluate_run, read_holdout_truth
-from recsys_batch.read import published_run, read_latest_topk, read_table
+from recsys_batch.read import latest_topk, published_run, read_table
 from recsys_batch.spark.tables import WarehouseTables
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def by_hand(lists: dict[str, list[int]], truth: pa.Table) -> dict[str, float]:
 
 def test_the_models_metrics_are_those_of_the_published_rows(result: Evaluation, truth: pa.Table, published: Config) -> None:
     lists: dict[str, list[int]] = {}
-    for row in read_latest_topk(published.paths.warehouse).to_pylist():
+    for row in latest_topk(published.paths.warehouse).to_pylist():
         lists.setdefault(row["user_id"], []).append(row["item_id"])
     for name, value in by_hand(lists, truth).items():
         assert result.model[name] == pytest.approx(value), name
@@ -74,7 +74,7 @@ def test_popularity_is_what_counting_gives_without_seen_items(result: Evaluation
         if row["weight"] > 0 and row["item_id"] != 10:
             counts[row["item_id"]].add(row["user_id"])
     order = sorted(counts, key=lambda item: (-len(counts[item]), item))
-    users = set(read_latest_topk(published.paths.warehouse)["user_id"].to_pylist())
+    users = set(latest_topk(published.paths.warehouse)["user_id"].to_pylist())
     lists = {user: [item for item in order if item not in seen.get(user, set())] for user in users}
     for name, value in by_hand(lists, truth).items():
         assert result.popularity[name] == pytest.approx(value), name

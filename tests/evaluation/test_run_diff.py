@@ -11,7 +11,7 @@ import pytest
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.evaluation.run_diff import ItemChange, diff_item, diff_user
-from recsys_batch.read import previously_published_run, published_run
+from recsys_batch.read import published_before, published_run
 from recsys_batch.schemas import IdTypes
 from recsys_batch.tables.delta_log import commit
 from tests.digest.conftest import NIGHT, House
@@ -42,7 +42,7 @@ def house(tmp_path: Path) -> House:
 
 def of_user(house: House, user: str = "1", n: int = 5) -> dict[str, str]:
     now = published_run(house.warehouse)
-    found = diff_user(house.warehouse, user, previously_published_run(house.warehouse, now), now, n)
+    found = diff_user(house.warehouse, user, published_before(house.warehouse, now), now, n)
     return {change.item_id: change.why for change in (*found.came, *found.went)}
 
 
@@ -61,14 +61,14 @@ def test_each_item_that_came_or_went_has_its_cause(house: House) -> None:
 
 def test_ranks_titles_and_what_stayed_are_told(house: House) -> None:
     now = published_run(house.warehouse)
-    found = diff_user(house.warehouse, 1, previously_published_run(house.warehouse, now), now, 5)
+    found = diff_user(house.warehouse, 1, published_before(house.warehouse, now), now, 5)
     assert (found.n_new_events, found.n_kept, found.models) == (1, 1, ("7", "7"))
     assert found.went[3] == ItemChange("i004", "Title 4", 4, 7, "fell to rank 7")
 
 
 def test_an_item_is_followed_through_all_lists(house: House) -> None:
     now = published_run(house.warehouse)
-    found = diff_item(house.warehouse, "i002", previously_published_run(house.warehouse, now), now)
+    found = diff_item(house.warehouse, "i002", published_before(house.warehouse, now), now)
     assert (found.n_lists, found.median_rank, found.available) == ((2, 0), (2.0, None), (True, False))
     with pytest.raises(InputMissing, match="there is no item 'i999'"):
         diff_item(house.warehouse, "i999", now, now)
@@ -81,4 +81,4 @@ def test_what_cannot_be_compared_is_told(house: House) -> None:
         of_user(house, "anna")
     first = published_run(house.warehouse, "2026-03-01-r1")
     with pytest.raises(InputMissing, match="no other run was published before 2026-03-01-r1"):
-        previously_published_run(house.warehouse, first)
+        published_before(house.warehouse, first)

@@ -19,7 +19,7 @@ from recsys_batch.cli import run as command
 from recsys_batch.config import Config
 from recsys_batch.errors import EXIT_FAILED, EXIT_MISSING, EXIT_USAGE
 from recsys_batch.night.runner import run_step
-from recsys_batch.read import read_run_rows, read_table
+from recsys_batch.read import read_table, run_rows
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.tables.run_manifest import STEP_NAMES
@@ -31,7 +31,7 @@ DAY = dt.date(2026, 3, 1)
 
 
 def nothing_published(config: Config) -> bool:
-    return not any(row.status == "PUBLISHED" for row in read_run_rows(config.paths.warehouse))
+    return not any(row.status == "PUBLISHED" for row in run_rows(config.paths.warehouse))
 
 
 def vectors(folder: Path, name: str, key: str, ids: list[Any], rows: list[list[float]]) -> str:

@@ -13,7 +13,7 @@ from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.night import estimate as module
 from recsys_batch.night.estimate import benchmark_exact_search, estimate_night
-from recsys_batch.read import read_run_rows
+from recsys_batch.read import run_rows
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -28,17 +28,17 @@ def test_before_any_night_it_rests_on_inputs_and_a_trial(
     assert "mode        exact, float32 (auto: 89 items" in printed
     for line in ("index", "memory", "partitions", "time        about"):
         assert f"\n{line}" in printed
-    assert read_run_rows(fresh.paths.warehouse) == []
+    assert run_rows(fresh.paths.warehouse) == []
 
 
 def test_of_a_run_it_knows_the_users_and_the_measured_time(spark: SparkSession, published: Config) -> None:
-    before = len(read_run_rows(published.paths.warehouse))
+    before = len(run_rows(published.paths.warehouse))
     found = estimate_night(spark, published, dt.date(2026, 3, 1))
     assert (found.n_users, found.n_items, found.embedding_dim) == (151, 89, 16)
     assert found.index_bytes == found.shared_bytes == 89 * 16 * 4
     assert found.n_tasks * found.users_per_task >= found.n_users
     assert found.seconds > 0
-    assert len(read_run_rows(published.paths.warehouse)) == before
+    assert len(run_rows(published.paths.warehouse)) == before
 
 
 def test_a_run_that_is_not_there_is_named(spark: SparkSession, published: Config) -> None:

@@ -19,7 +19,7 @@ from recsys_batch.night import steps
 from recsys_batch.night.maintenance import runs_to_keep
 from recsys_batch.night.publish import roll_back_run
 from recsys_batch.night.runner import run_night
-from recsys_batch.read import published_run, read_latest_topk, read_table
+from recsys_batch.read import latest_topk, published_run, read_table
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.tables.run_manifest import Run
@@ -64,7 +64,7 @@ def test_only_the_kept_runs_rows_and_artefacts_stay(
         run_night(spark, config, dt.date(2026, 3, 2))
     for _ in range(2):
         run_night(spark, config, DAY, force=True)
-    before = read_latest_topk(config.paths.warehouse)
+    before = latest_topk(config.paths.warehouse)
     orphan = Path(config.paths.warehouse) / "topk" / "run_date=2026-03-01" / "run_id=2026-03-01-r1" / "part-0-lost.parquet"
     orphan.write_bytes(b"cut short")
     age(root)
@@ -84,7 +84,7 @@ def test_only_the_kept_runs_rows_and_artefacts_stay(
     assert done["runs"] == ["2026-03-01-r1", "2026-03-01-r2"]
     assert done["rows"]["topk"] == 2 * before.num_rows
     assert not orphan.exists() and done["vacuumed"]["topk"] >= 1
-    assert read_latest_topk(config.paths.warehouse).equals(before)
+    assert latest_topk(config.paths.warehouse).equals(before)
     assert runs_in(config, "candidates") == {"2026-03-01-r3", "2026-03-02-r1"}
     assert {path.name for path in (root / "runs").iterdir()} == {"2026-03-01-r3", "2026-03-02-r1"}
     assert maintained()["runs"] == [] and maintained()["artefacts"] == []

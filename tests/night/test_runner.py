@@ -20,7 +20,7 @@ from recsys_batch.night.publish import roll_back_run
 from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.run_locks import publish_lock
 from recsys_batch.night.runner import run_night, run_step
-from recsys_batch.read import published_run, read_latest_topk, read_run_rows, read_table
+from recsys_batch.read import latest_topk, published_run, read_table, run_rows
 from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
@@ -35,7 +35,7 @@ OUTPUTS = ("user_embeddings", "item_embeddings", "candidates", "shortfalls", "po
 
 @pytest.fixture(scope="module")
 def topk(published: Config) -> list[dict[str, Any]]:
-    return read_latest_topk(published.paths.warehouse).to_pylist()
+    return latest_topk(published.paths.warehouse).to_pylist()
 
 
 def lists_of(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -112,16 +112,16 @@ def test_the_manifest_says_what_was_read_and_written(published: Config) -> None:
     assert run.input_versions == {"interactions": 1, "items": 1, "users": 1}
     assert set(run.table_versions) >= {*OUTPUTS, "index"}
     assert run.n_users == 153
-    assert run.n_rows == read_latest_topk(published.paths.warehouse).num_rows
+    assert run.n_rows == latest_topk(published.paths.warehouse).num_rows
     assert run.metrics["knn_recall"] >= 0.99
     assert all(run.metrics[f"{step}.seconds"] > 0 for step in steps.STEPS)
 
 
 def test_the_same_date_again_changes_nothing(spark: SparkSession, fresh_published: Config) -> None:
-    before = read_run_rows(fresh_published.paths.warehouse)
+    before = run_rows(fresh_published.paths.warehouse)
     with pytest.raises(AlreadyDone, match=r"already published as run 2026-03-01-r1.*--force"):
         run_night(spark, fresh_published, DAY)
-    assert read_run_rows(fresh_published.paths.warehouse) == before
+    assert run_rows(fresh_published.paths.warehouse) == before
 
 
 class Killed(BaseException):
@@ -153,8 +153,8 @@ def test_a_night_that_died_goes_on_to_the_same_tables(
         patch.setitem(steps.STEPS, dies_in, killed)
         run_night(spark, fresh, DAY)
     with pytest.raises(InputMissing, match="no night is published"):
-        read_latest_topk(fresh.paths.warehouse)
-    statuses = [row.status for row in read_run_rows(fresh.paths.warehouse)]
+        latest_topk(fresh.paths.warehouse)
+    statuses = [row.status for row in run_rows(fresh.paths.warehouse)]
     assert ("FAILED" in statuses) == (death is RecsysBatchError)  # a killed process records nothing
     done: list[str] = []
     run = run_night(spark, fresh, DAY, progress=lambda step, event, _: done.append(f"{step} {event}") if event != "start" else None)
@@ -197,13 +197,13 @@ def test_a_refused_run_is_published_for_a_reason_only(spark: SparkSession, fresh
 def test_force_computes_a_new_run_and_rollback_goes_back_and_forth(spark: SparkSession, fresh_published: Config) -> None:
     warehouse = fresh_published.paths.warehouse
     assert run_night(spark, fresh_published, DAY, force=True).run_id == "2026-03-01-r2"
-    assert read_latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r2"
+    assert latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r2"
     assert roll_back_run(spark, fresh_published).run_id == "2026-03-01-r1"
-    assert read_latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r1"
+    assert latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r1"
     with pytest.raises(InputMissing, match="only published one"):
         roll_back_run(spark, fresh_published)
     assert roll_back_run(spark, fresh_published, "2026-03-01-r2").run_id == "2026-03-01-r2"
-    assert read_latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r2"
+    assert latest_topk(warehouse)["run_id"][0].as_py() == "2026-03-01-r2"
     with pytest.raises(AlreadyDone):
         roll_back_run(spark, fresh_published, "2026-03-01-r2")
     with pytest.raises(InputMissing, match="never published"):
@@ -214,14 +214,14 @@ def test_a_dry_rollback_names_the_run_and_changes_nothing(
     spark: SparkSession, fresh_published: Config, options: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_night(spark, fresh_published, DAY, force=True)
-    before = read_run_rows(fresh_published.paths.warehouse)
+    before = run_rows(fresh_published.paths.warehouse)
     assert run(["rollback", "--dry-run", *options(fresh_published)]) == 0
     assert "readers would see run 2026-03-01-r1" in capsys.readouterr().out
     assert run(["rollback", "--dry-run", "--json", *options(fresh_published)]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["done"], told["run"]["run_id"]) == (False, "2026-03-01-r1")
     assert run(["rollback", "--dry-run", "--to", "nobody", *options(fresh_published)]) == 4
-    assert read_run_rows(fresh_published.paths.warehouse) == before
+    assert run_rows(fresh_published.paths.warehouse) == before
     assert run(["rollback", "--json", *options(fresh_published)]) == 0
     assert json.loads(capsys.readouterr().out)["run"]["status"] == "PUBLISHED"
     assert published_run(fresh_published.paths.warehouse).run_id == "2026-03-01-r1"
@@ -264,7 +264,7 @@ def test_a_tracking_server_that_fails_after_the_publish_fails_no_night(
     monkeypatch.setattr(ModelRegistry, "log_metrics", away)
     assert run_night(spark, fresh, DAY).status == "PUBLISHED"
     assert "MLflow did not take its metrics: the tracking server is away" in caplog.text
-    assert read_run_rows(fresh.paths.warehouse)[-1].status != "FAILED"
+    assert run_rows(fresh.paths.warehouse)[-1].status != "FAILED"
     assert published_run(fresh.paths.warehouse).run_id == "2026-03-01-r1"
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.read import published_run, read_run_slice, read_table
+from recsys_batch.read import published_run, read_table, run_slice
 from recsys_batch.report.facts import collect_facts
 from recsys_batch.report.plots import gini_coefficient, items_with_half_of_lists
 from recsys_batch.report.segments import measure_segments
@@ -49,7 +49,7 @@ def test_segments_without_users_or_holdout_have_everybody_and_no_quality(tmp_pat
 def test_every_row_of_the_run_is_counted(published: Config) -> None:
     row = published_run(published.paths.warehouse)
     facts = collect_facts(published.paths.warehouse, row, 0.0)
-    topk = read_run_slice(published.paths.warehouse, "topk", row, columns=["user_id", "item_id"])
+    topk = run_slice(published.paths.warehouse, "topk", row, columns=["user_id", "item_id"])
     items = read_table(published.paths.warehouse, "items", columns=["item_id"])["item_id"].to_pylist()
     expected = {item: topk["item_id"].to_pylist().count(item) for item in items}
     assert dict(zip(items, facts.listed.tolist(), strict=True)) == expected

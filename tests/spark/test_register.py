@@ -18,7 +18,7 @@ from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.night.runner import run_night
 from recsys_batch.ranking.features import FeatureSpec
-from recsys_batch.read import read_latest_topk
+from recsys_batch.read import latest_topk
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -54,7 +54,7 @@ def test_a_night_runs_on_brought_embeddings_and_ranker(spark: SparkSession, own:
     ranker.write_bytes(export_ranker_onnx(RankerParameters.initialize(DIM, len(FeatureSpec.default().names), 1).to_arrays()))
     assert register(own, options, users, items, "--ranker", str(ranker)) == 0
     run_night(spark, own, dt.date(2026, 3, 1))
-    rows = read_latest_topk(own.paths.warehouse).to_pylist()
+    rows = latest_topk(own.paths.warehouse).to_pylist()
     sources = {row["user_id"]: row["source"] for row in rows}
     assert len(sources) == 152  # "glutton" has seen every item that has a vector
     assert {user for user, source in sources.items() if source == "model"} == {f"u{user:03d}" for user in range(100)}

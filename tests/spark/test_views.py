@@ -16,7 +16,7 @@ from recsys_batch.errors import GateRefused
 from recsys_batch.night.publish import roll_back_run
 from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.night.runner import run_night
-from recsys_batch.read import published_run, read_latest_topk, read_run_rows, read_table
+from recsys_batch.read import latest_topk, published_run, read_table, run_rows
 from recsys_batch.schemas import STATUSES, TABLES, IdTypes
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.spark.views import VIEWS, create_views
@@ -43,7 +43,7 @@ def catalog(spark: SparkSession, fresh_published: Config) -> Iterator[str]:
 def test_the_views_show_the_run_that_readers_see(spark: SparkSession, fresh_published: Config, catalog: str) -> None:
     warehouse = fresh_published.paths.warehouse
     found = spark.sql(f"SELECT user_id, rank, item_id FROM {catalog}.topk_latest ORDER BY user_id, rank").toArrow()
-    assert found.to_pylist() == read_latest_topk(warehouse, columns=["user_id", "rank", "item_id"]).to_pylist()
+    assert found.to_pylist() == latest_topk(warehouse, columns=["user_id", "rank", "item_id"]).to_pylist()
     mine = spark.sql(f"SELECT candidate_rank, item_id FROM {catalog}.candidates_latest WHERE user_id = 'u003' ORDER BY 1").collect()
     (expected,) = [row["items"] for row in read_table(warehouse, "candidates").to_pylist() if row["user_id"] == "u003"]
     assert [tuple(row) for row in mine] == [(place, item["item_id"]) for place, item in enumerate(expected, start=1)]
@@ -103,6 +103,6 @@ def test_view_reader_and_night_agree_on_what_is_published(spark: SparkSession, f
     current = run_manifest.newest_published(rows)
     states = run_manifest.latest_state_by_run(rows)
     assert health == {run_id: (state.status, current is not None and run_id == current.run_id) for run_id, state in states.items()}
-    by_night, by_reader = load_run_rows(WarehouseTables(spark, fresh)), read_run_rows(fresh.paths.warehouse)
+    by_night, by_reader = load_run_rows(WarehouseTables(spark, fresh)), run_rows(fresh.paths.warehouse)
     assert run_manifest.newest_published(by_night) == run_manifest.newest_published(by_reader) == current
     assert run_manifest.latest_state_by_run(by_night) == states

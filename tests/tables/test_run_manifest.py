@@ -18,7 +18,7 @@ from recsys_batch.tables.run_manifest import (
     latest_state_by_run,
     newest_published,
     next_run_id,
-    published_before,
+    published_previously,
     rollback_target,
     still_published,
 )
@@ -73,14 +73,14 @@ def test_readers_see_the_newest_published_row_also_after_a_rollback() -> None:
 def test_the_earlier_run_is_the_one_that_readers_followed_until_then() -> None:
     rows = [run(run_id, status="PUBLISHED", published_at=at(minute)) for run_id, minute in (("a", 1), ("b", 2), ("c", 3))]
     refused = run("d", status="FAILED")
-    assert published_before([*rows, refused], rows[1]) == rows[0]
-    assert published_before([*rows, refused], refused) == rows[2]
-    assert published_before([*rows, refused], rows[0]) is None
+    assert published_previously([*rows, refused], rows[1]) == rows[0]
+    assert published_previously([*rows, refused], refused) == rows[2]
+    assert published_previously([*rows, refused], rows[0]) is None
 
 
 def test_a_run_that_came_back_by_rollback_is_before_the_next_one() -> None:
     rows = [run(run_id, status="PUBLISHED", published_at=at(minute)) for run_id, minute in (("a", 1), ("b", 2), ("a", 3), ("c", 4))]
-    assert published_before(rows, rows[3]) == rows[2]
+    assert published_previously(rows, rows[3]) == rows[2]
 
 
 @given(st.lists(st.sampled_from(["publish", "fill in", "roll back", "fail"]), max_size=12), st.randoms(use_true_random=False))

@@ -14,7 +14,7 @@ from deltalake import DeltaTable
 
 from recsys_batch.errors import InputMissing
 from recsys_batch.night.incremental.appended_files import NotAppendOnly, list_appended_files
-from recsys_batch.read import has_table, open_table, read_manifest_rows, read_run_rows, read_table
+from recsys_batch.read import has_table, open_table, read_table, rows_in, run_rows
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.filesystems import file_sizes, join, list_entries, storage_options
 from recsys_batch.tables.delta_log import append, commit, list_data_files, open_delta_table
@@ -93,15 +93,15 @@ def test_commits_of_several_processes_at_the_same_time_are_all_kept(bucket: str)
 
 
 def test_the_manifest_is_read_row_by_row(bucket: str) -> None:
-    assert read_run_rows(bucket) == []
+    assert run_rows(bucket) == []
     where = TableSlice(created(bucket, "runs"), TABLES["runs"], IDS, {}, 2**20)
     row = {field.name: None for field in where.schema} | {"run_id": "r1", "run_date": NOW.date(), "attempt": 1, "status": "RUNNING"}
     row |= {"table_versions": [("topk", 3)], "input_versions": [], "model_version": "1", "code_version": "0", "config_hash": "h"}
     row |= {"metrics": [("started_at", 1.5)], "schema_version": 1}
     append(where, pa.Table.from_pylist([row], schema=where.schema), {})
-    (found,) = read_run_rows(bucket)
+    (found,) = run_rows(bucket)
     assert (found.run_id, found.table_versions, found.metrics) == ("r1", {"topk": 3}, {"started_at": 1.5})
-    assert read_manifest_rows(where.root) == [found]
+    assert rows_in(where.root) == [found]
 
 
 def test_files_that_were_appended_since_are_found_in_the_log(bucket: str) -> None:

@@ -22,13 +22,13 @@ from recsys_batch.online.snapshot.item_table import ItemMetadata
 from recsys_batch.online.snapshot.popular_lists import PopularLists
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.read import (
-    list_run_files,
-    open_table_dataset,
+    id_types,
     published_run,
-    read_id_types,
-    read_run_slice,
     read_table,
-    read_user_segments,
+    run_files,
+    run_slice,
+    table_dataset,
+    user_segments,
 )
 from recsys_batch.registry.bundle import Bundle, load_bundle
 from recsys_batch.schemas import IdTypes
@@ -70,7 +70,7 @@ class PublishedRun:
             facts=self._snapshot_info(),
             catalogue=_drop_history(catalogue),
             item_metadata=_read_item_metadata(self.warehouse, self.run.input_versions["items"], catalogue),
-            popular=_popular_lists(read_run_slice(self.warehouse, "popular", self.run), catalogue),
+            popular=_popular_lists(run_slice(self.warehouse, "popular", self.run), catalogue),
             features=FeatureSpec.from_dict(self.bundle.manifest["features"]),
             ranker=None if ranker is None else ranker.read_bytes(),
             records=self._records(catalogue) if with_records else None,
@@ -84,7 +84,7 @@ class PublishedRun:
             return {}
         with contextlib.suppress(InputMissing, FileNotFoundError):
             return latest_events(
-                open_table_dataset(self.warehouse, "interactions", version),
+                table_dataset(self.warehouse, "interactions", version),
                 select_sample_users(self.record_builder.candidates, n),
                 catalogue,
             )
@@ -121,9 +121,9 @@ def open_published_run(warehouse: str, cache: NodeCache, run_id: str | None = No
     """
     run = published_run(warehouse, run_id)
     root = artifact_root(warehouse)
-    ids = read_id_types(warehouse)
-    files = {name: list_run_files(warehouse, name, run) for name in ("candidates", "topk", "user_embeddings")}
-    segments, names = read_user_segments(warehouse, run.input_versions.get("users"))
+    ids = id_types(warehouse)
+    files = {name: run_files(warehouse, name, run) for name in ("candidates", "topk", "user_embeddings")}
+    segments, names = user_segments(warehouse, run.input_versions.get("users"))
     return PublishedRun(
         warehouse=warehouse,
         run=run,

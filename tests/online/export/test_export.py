@@ -24,7 +24,7 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import completion_key, redis_key
 from recsys_batch.online.snapshot.user_record import decode_record
-from recsys_batch.read import published_run, read_latest_topk, read_table
+from recsys_batch.read import latest_topk, published_run, read_table
 from recsys_batch.storage.node_cache import NodeCache
 
 
@@ -37,7 +37,7 @@ def exported(published: Config, tmp_path_factory: pytest.TempPathFactory) -> Sna
 
 def test_the_online_order_is_the_batch_order_under_the_neutral_context(published: Config, exported: Snapshot) -> None:
     """All users of the run; where two scores differ by rounding alone, their order may."""
-    topk = read_latest_topk(published.paths.warehouse).to_pandas()
+    topk = latest_topk(published.paths.warehouse).to_pandas()
     modelled = 0
     for user, rows in topk.groupby("user_id"):
         assert exported.store is not None
@@ -128,7 +128,7 @@ def test_the_executors_fill_redis_with_the_same_records(
     assert run(command) == 0
     client, name = redis.Redis.from_url(server.url), exported.snapshot_id
     assert int(client.get(completion_key(name))) == exported.manifest.n_users == client.dbsize() - 1  # type: ignore[arg-type]
-    for user in read_latest_topk(published.paths.warehouse, columns=["user_id"])["user_id"].unique().to_pylist()[::5]:
+    for user in latest_topk(published.paths.warehouse, columns=["user_id"])["user_id"].unique().to_pylist()[::5]:
         key = exported.key(user)
         assert key is not None and client.get(redis_key(name, key)) == exported.store.get(key)  # type: ignore[union-attr]
     manifest = json.loads((tmp_path / "snapshots" / name / "manifest.json").read_text())

@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import pytest
 
 
 @pytest.mark.parametrize(("module", "printed"), [("pyspark.daemon", "BrokenPipeError"), ("recsys_batch.spark.executors.daemon", None)])
-def test_a_worker_between_tasks_ends_quietly_when_spark_closes_its_connection(module: str, printed: str | None, tmp_path: Path) -> None:
-    settings = {"PYTHON_UNIX_DOMAIN_ENABLED": "true", "SPARK_REUSE_WORKER": "1", "PYTHON_WORKER_FACTORY_SOCK_DIR": str(tmp_path)}
+def test_a_worker_between_tasks_ends_quietly_when_spark_closes_its_connection(module: str, printed: str | None) -> None:
+    folder = tempfile.mkdtemp()  # short: a socket's path has 107 characters at most
+    settings = {"PYTHON_UNIX_DOMAIN_ENABLED": "true", "SPARK_REUSE_WORKER": "1", "PYTHON_WORKER_FACTORY_SOCK_DIR": folder}
     command = [sys.executable, "-m", module, "pyspark.worker"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, env={**os.environ, **settings}, stdin=pipe, stdout=pipe, stderr=pipe) as daemon:

@@ -168,5 +168,5 @@ def test_lists_meet_the_embeddings_of_their_users(tmp_path: Path) -> None:
     everybody = [(1, [1.0], 1, 1), (3, [3.0], 3, 0), (4, None, None, 1), (8, [8.0], 8, 2), (9, [9.0], 9, 0), (12, None, None, 0)]
     assert met(lists) == everybody
     pq.write_table(pa.table({"user_id": [4]}), tmp_path / "changed.parquet")
-    again = replace(lists, changed=str(tmp_path / "changed.parquet"), gained=pa.array([2]))
+    again = replace(lists, changed=str(tmp_path / "changed.parquet"), new_items=pa.array([2]))
     assert met(again) == [everybody[2], everybody[3]]

@@ -129,7 +129,7 @@ def test_users_without_history_count_as_popular_wherever_their_batches_end(
     monkeypatch.setattr("recsys_batch.tables.user_ranges.BATCH_ROWS", 3)
     popular = topk(tmp_path / "popular", LISTS, source="popular")
     assert task.base is not None
-    assert counts(replace(task, topk=popular, earlier=replace(task.base, topk=popular)), (4, 40, True)) == {**GOOD, "n_popular": 4}
+    assert counts(replace(task, topk=popular, base=replace(task.base, topk=popular)), (4, 40, True)) == {**GOOD, "n_popular": 4}
 
 
 def test_what_is_listed_and_what_of_it_is_much_taken(task: VerifyTask, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_what_is_listed_and_what_of_it_is_much_taken(task: VerifyTask, tmp_path:
     )
     pq.write_table(items, tmp_path / "head.parquet")
     nobody = pa.RecordBatch.from_pylist([{"range": 0}], schema=SAID)
-    for one in (task, replace(task, earlier=None)):
+    for one in (task, replace(task, base=None)):
         (found,) = make_verifier(replace(one, items=str(tmp_path / "head.parquet")))(iter([nobody]))
         assert found["n_head"].to_pylist() == [2]  # 10 in the lists of users 1 and 3
         assert np.unpackbits(np.frombuffer(found[LISTED][0].as_py(), np.uint8), count=4).tolist() == [1, 0, 1, 1]
