@@ -1,4 +1,4 @@
-"""docs/architecture.md names files and functions that are there, in ways that do not turn back; its picture is the one of today."""
+"""docs/architecture.md names files and functions that are there, in ways that do not turn back; what contributors are shown is real."""
 
 from __future__ import annotations
 
@@ -51,3 +51,9 @@ def test_every_room_says_what_it_is_and_lists_its_modules() -> None:
 def test_the_picture_of_the_rooms_is_the_one_of_today() -> None:
     tool = runpy.run_path(str(ROOT / "tools" / "draw_rooms.py"))
     assert tool["PICTURE"].read_text(encoding="utf-8") == tool["draw"](), "run: python tools/draw_rooms.py --write"
+
+
+def test_the_models_in_contributing_are_code_of_this_project() -> None:
+    models = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.DOTALL)
+    sources = [path.read_text(encoding="utf-8") for room in ("recsys_batch", "tests") for path in (ROOT / room).rglob("*.py")]
+    assert len(models) == 2 and all(any(model in source for source in sources) for model in models)

@@ -18,7 +18,7 @@ POPULAR_FRACTION = 0.01
 
 
 def recall_at_k(hits: np.ndarray, n_relevant: np.ndarray, k: int) -> np.ndarray:
-    """recall@k(u) = |top k of u that are relevant| / |all relevant items of u|.
+    """Compute recall@k of each user: |top k of u that are relevant| / |all relevant items of u|.
 
     The denominator is every relevant item, also where there are more than k of them, so a user with 30 relevant items can
     reach 1/3 at most at k = 10 (Herlocker et al. 2004, "Evaluating collaborative filtering recommender systems", 4.1).
