@@ -206,7 +206,7 @@ def run_files(warehouse: str, name: str, run: Run) -> UserSortedFiles:
 
 
 def id_types(warehouse: str) -> IdTypes:
-    """Of users and items, as topk has them."""
+    """Read the types of user and item ids, as topk has them."""
 
     def of(column: str) -> IdType:
         return "BIGINT" if pa.types.is_integer(column_type(warehouse, "topk", column)) else "STRING"

@@ -16,7 +16,7 @@ _REMEDY = "begin a new run (--force), which builds it again"
 
 @dataclass(frozen=True)
 class IndexFile:
-    """One file of an index.
+    """A file of a search index.
 
     Attributes:
         name: file name in the index folder; contains the start of the checksum.

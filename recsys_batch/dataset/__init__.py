@@ -1,4 +1,4 @@
-"""What a night and the online side know of items and users, as numpy and Arrow: catalogue, histories, popularity, gathered events.
+"""Data of items and users for nights and requests, as numpy and Arrow: catalogue, histories, popularity, gathered events.
 
 catalogue         everything about a night's items, memory-mapped and shared by the workers of a node
 user_events       users, their events and registered vectors by ranges of user_id

@@ -1,4 +1,4 @@
-"""One night's catalogue on disk: everything about items that executors, readers and the online side need, memory-mapped.
+"""Catalogue of a night on disk: everything about items that executors, readers and the online side need, memory-mapped.
 
 Rows are sorted by item_id ascending; an item's row is its *code*. Order by code is order by id, so ties break the same everywhere.
 """

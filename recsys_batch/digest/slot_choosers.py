@@ -23,7 +23,7 @@ _NO_KEYS = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class DigestRequest:
-    """One digest as its sender asks for it.
+    """Request of a sender for a digest.
 
     Attributes:
         slots: items per user.

@@ -1,4 +1,4 @@
-"""How good published lists are, and how they differ from other lists, from the tables alone: numpy and Arrow, no JVM.
+"""Quality of published lists, and their differences from other lists, from the tables alone: numpy and Arrow, no JVM.
 
 metrics     recall, NDCG, hit rate, MRR, coverage, novelty and popularity share of top-K lists
 evaluate    a published run against later interactions, beside plain popularity

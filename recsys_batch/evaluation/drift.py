@@ -1,4 +1,4 @@
-"""How far a run's lists are from those of another run, on sampled users. The audit and the report call it."""
+"""Drift of a run's lists from those of another run, on sampled users. The audit and the report call it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changed between two runs for one user or one item, and why, as far as the tables tell. No JVM."""
+"""Differences between two runs for a user or an item, and their causes, as far as the tables tell. No JVM."""
 
 from __future__ import annotations
 

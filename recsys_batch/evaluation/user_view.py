@@ -1,4 +1,4 @@
-"""One user's history and recommendations with titles, for a person to look at. No JVM."""
+"""History and recommendations of a user with titles, for a person to look at. No JVM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from recsys_batch.read import published_run, read_table, run_slice
 
 @dataclass(frozen=True)
 class UserView:
-    """What one user liked and is recommended, by title.
+    """Titles that a user liked, and those that are recommended.
 
     Attributes:
         source: model or popular.

@@ -1,4 +1,4 @@
-"""One night's run, from its first manifest row to what readers see: the steps in order, the audit, publish, rollback, maintenance.
+"""Run of a night, from its first manifest row to what readers see: the steps in order, the audit, publish, rollback, maintenance.
 
 - runner: run all steps of a date, or one of them; record failures.
 - estimate: what the candidates step would do and take, before anything runs.

@@ -13,7 +13,7 @@ from recsys_batch.tables.run_manifest import GATE, LIMIT
 
 @dataclass(frozen=True)
 class Gate:
-    """One check: ``value`` must be at least (or at most) ``threshold``."""
+    """Check of a run: ``value`` must be at least (or at most) ``threshold``."""
 
     name: str
     value: float

@@ -42,7 +42,7 @@ _NAMED_BY |= {"base": ("changed", "changed")}
 
 @dataclass
 class MaintenanceReport:
-    """What was removed, or would be.
+    """Result of maintenance: what was removed, or would be.
 
     Attributes:
         runs: run_ids whose rows go; rows by table. artefacts: their paths under the warehouse's artefact folder.

@@ -23,7 +23,7 @@ def load_run_rows(tables: WarehouseTables) -> list[Run]:
 
 
 def manifest_slice(tables: WarehouseTables) -> TableSlice:
-    """Where manifest rows go; the table is made if it is missing."""
+    """Locate the table that manifest rows go to, and make it if it is missing."""
     ids = tables.require_ids()
     tables.ensure("runs", ids)
     return TableSlice(tables.folder("runs"), TABLES["runs"], ids, {}, 2**20)

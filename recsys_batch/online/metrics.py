@@ -1,4 +1,4 @@
-"""What a server counts and measures, over all its workers. Import it only where PROMETHEUS_MULTIPROC_DIR is set already."""
+"""Prometheus metrics of a server, over all its workers. Import it only where PROMETHEUS_MULTIPROC_DIR is set already."""
 
 from __future__ import annotations
 

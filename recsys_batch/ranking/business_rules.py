@@ -72,7 +72,7 @@ class ItemRules:
 
     @cached_property
     def n_categories(self) -> int:
-        """One more than the highest category code."""
+        """Number of categories: one more than the highest code."""
         return 0 if self.category_codes is None else int(self.category_codes.max(initial=-1)) + 1
 
     @cached_property

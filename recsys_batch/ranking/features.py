@@ -62,7 +62,7 @@ class FeatureSpec:
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of B requests when they are ranked; every part may be missing.
+    """Context of B requests when they are ranked; every part may be missing.
 
     Attributes:
         hour: float [B], local or UTC hour 0 to 24, NaN where unknown.

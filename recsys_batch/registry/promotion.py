@@ -1,4 +1,4 @@
-"""Which model the night uses: the gate between a newly trained version and the alias."""
+"""Promotion of a model to the one that nights use: the gate between a newly trained version and the alias."""
 
 from __future__ import annotations
 

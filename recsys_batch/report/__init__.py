@@ -1,4 +1,4 @@
-"""What a run computed, as one HTML page with plots and sample users. Reads the tables without a JVM.
+"""Report of a run, as one HTML page with plots and sample users. Reads the tables without a JVM.
 
 page       the page, from its template
 plots      the plots, each with the sentence that it shows

@@ -17,7 +17,7 @@ _N_SHOWN = 10
 
 @dataclass(frozen=True)
 class CardItem:
-    """One recommended item of a card."""
+    """Recommended item of a card."""
 
     rank: int
     title: str
@@ -28,7 +28,7 @@ class CardItem:
 
 @dataclass(frozen=True)
 class UserCard:
-    """One user: titles of positive interactions, newest first, beside the top of the list."""
+    """Sample user: titles of positive interactions, newest first, beside the top of the list."""
 
     user_id: Any
     source: str

@@ -49,7 +49,7 @@ class Churn:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Everything that the page shows of one run.
+    """Figures and rows of a run that the page shows.
 
     Attributes:
         run: its manifest row.

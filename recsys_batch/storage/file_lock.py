@@ -1,4 +1,4 @@
-"""One process at a time: a lock that its holder's death releases."""
+"""Lock between processes that its holder's death releases."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Run:
 
     @property
     def started_at(self) -> dt.datetime:
-        """When the run first began, UTC; the same through every resume."""
+        """Time when the run first began, UTC; the same through every resume."""
         return dt.datetime.fromtimestamp(self.metrics[STARTED_AT], tz=dt.UTC)
 
     @property
@@ -75,7 +75,7 @@ class Run:
         return [key.removeprefix(GATE) for key, value in self.metrics.items() if key.startswith(GATE) and value == 0.0]
 
     def row(self) -> dict[str, Any]:
-        """As a row of ``runs``."""
+        """Convert the run to a row of ``runs``."""
         return {
             **self.__dict__,
             "table_versions": dict(self.table_versions),
@@ -90,7 +90,7 @@ class Run:
 
 
 def from_row(row: Mapping[str, Any]) -> Run:
-    """From a ``runs`` row (maps as dicts, or None)."""
+    """Make a run of a ``runs`` row (maps as dicts, or None)."""
     values: dict[str, Any] = {name: row.get(name) for name in Run.__dataclass_fields__}
     for name in ("table_versions", "input_versions", "metrics"):
         values[name] = dict(values[name] or {})

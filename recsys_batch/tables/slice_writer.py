@@ -52,7 +52,7 @@ class DataFile:
 
 @dataclass(frozen=True)
 class TableSlice:
-    """Where a run's rows of a table go; small, as it travels to executors.
+    """Location of a run's rows in a table; small, as it travels to executors.
 
     Attributes:
         root: the table's folder, as a location that every node reaches: on a path that all mount, or in a store.
@@ -68,7 +68,7 @@ class TableSlice:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Of the files: the table's without its partition columns."""
+        """Schema of the files: the table's without its partition columns."""
         return pa.schema([field for field in self.spec.arrow_schema(self.ids) if field.name not in self.partition])
 
     @cached_property
@@ -203,7 +203,7 @@ def attach_counts(batch: pa.RecordBatch, counts: Mapping[str, int]) -> pa.Record
 
 
 def read_counts(batch: pa.RecordBatch) -> dict[str, int]:
-    """What ``counted`` added."""
+    """Read the counts that ``attach_counts`` added."""
     counts: dict[str, int] = json.loads((batch.schema.metadata or {}).get(_COUNTS, b"{}"))
     return counts
 

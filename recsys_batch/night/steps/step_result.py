@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: Delta versions by table, rows written, users handled, further numbers for the manifest."""
+    """Result of a step: Delta versions by table, rows written, users handled, further numbers for the manifest."""
 
     versions: dict[str, int]
     rows: int

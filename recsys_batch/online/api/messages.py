@@ -60,7 +60,7 @@ class RankRequest(Struct, forbid_unknown_fields=True):
 
 
 class FeedbackBody(Struct, forbid_unknown_fields=True):
-    """One event of POST /v1/feedback."""
+    """Event in the body of POST /v1/feedback."""
 
     user_id: Id
     item_id: Id

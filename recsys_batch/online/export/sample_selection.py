@@ -1,4 +1,4 @@
-"""Which of a run's users a snapshot keeps to be looked at, and what they did lately. Reads tables, so a server does not import it."""
+"""Sample of a run's users that a snapshot keeps to be looked at, and their newest items. Reads tables, so a server does not import it."""
 
 from __future__ import annotations
 

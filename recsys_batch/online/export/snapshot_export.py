@@ -15,7 +15,7 @@ from recsys_batch.online.snapshot.writer import write_snapshot
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export did.
+    """Result of an export.
 
     Attributes:
         written: manifest of the new snapshot; None where the folder had it already.

@@ -1,4 +1,4 @@
-"""One request against one snapshot, from candidates to the top K; no clock but the deadline's, and no network.
+"""Ranking of a request against a snapshot, from candidates to the top K; no clock but the deadline's, and no network.
 
 ladder      rank, rank_many: the ranker, else the batch's order, else popular items
 rank_query  a request as the ranking takes it, and its context as features

@@ -1,4 +1,4 @@
-"""What each group of features adds to an item's score: the score minus that with the group made neutral (ablation)."""
+"""Contribution of each group of features to an item's score: the score minus that with the group made neutral (ablation)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long a stage took lately."""
+"""Recent latency of a stage."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class RankQuery:
 def build_context(
     queries: Sequence[RankQuery], items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]
 ) -> Context | None:
-    """For features.pair_features; None where nothing is known of any, which is the batch's neutral context.
+    """Build the context of queries for ``features.compute_pair_features``; None where nothing is known of any, the batch's neutral context.
 
     Args:
         codes: int [B, C], candidates. vectors: float32 [B, C, d], their embeddings.

@@ -1,4 +1,4 @@
-"""One worker process: what Granian imports and calls."""
+"""Worker process of a server: what Granian imports and calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker does for a request, whatever protocol it came by, and which snapshots it answers from.
+"""Operations of a worker for a request of any protocol, and the snapshots that it answers from.
 
 ranking_service    the operations: rank, published top-K, user and item details, shadow scoring
 snapshot_manager   the snapshots in use, each loaded once: current, canary, shadow

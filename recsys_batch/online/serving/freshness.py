@@ -1,4 +1,4 @@
-"""How old a snapshot may be."""
+"""Limits on the age of a snapshot."""
 
 from __future__ import annotations
 

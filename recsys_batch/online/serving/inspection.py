@@ -1,4 +1,4 @@
-"""What a snapshot holds of a user, in words for people: what was done lately, candidates, the night's order."""
+"""Contents of a snapshot about a user, in words for people: what was done lately, candidates, the night's order."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ _Share = Annotated[float, Meta(extra_json_schema={"minimum": 0, "maximum": 1})]
 
 @dataclass(frozen=True)
 class TrafficSplit:
-    """Which snapshots answer beside the current one, and how much.
+    """Shares of users and requests that snapshots beside the current one get.
 
     Attributes:
         canary: snapshot that ``weight`` (0 to 1) of the users get; None for nobody.

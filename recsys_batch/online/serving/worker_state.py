@@ -1,4 +1,4 @@
-"""What the workers of a server tell each other: a small file each, of what it answers from."""
+"""States that the workers of a server tell each other: a small file each, of what it answers from."""
 
 from __future__ import annotations
 

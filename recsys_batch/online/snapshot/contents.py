@@ -1,4 +1,4 @@
-"""What a snapshot is made of, wherever it comes from."""
+"""Contents of a snapshot before it is written, wherever they come from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from recsys_batch.schemas import IdTypes
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """What a snapshot says of itself.
+    """Facts that a snapshot's manifest states about it.
 
     Attributes:
         snapshot_id: its name, that of the run.

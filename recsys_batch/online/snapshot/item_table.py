@@ -1,4 +1,4 @@
-"""Everything about items that a request needs, memory-mapped and shared by the workers of a node: the night's own catalogue, so that the
+"""Items as requests need them, memory-mapped and shared by the workers of a node: the night's own catalogue, so that the
 same numbers and rules rank online, and beside it titles and categories.
 """
 
@@ -23,7 +23,7 @@ _CODES, _OFFSETS, _NORMS = "category_codes.npy", "category_offsets.npy", "norms.
 
 @dataclass(frozen=True)
 class ItemMetadata:
-    """What items are called and belong to.
+    """Titles and categories of items.
 
     Attributes:
         titles: Arrow string [n], null where an item has none.

@@ -1,4 +1,4 @@
-"""Where users' records are. LMDB is a file of the snapshot; Redis is a server, and its answers can be late or missing."""
+"""Store of users' records in LMDB. LMDB is a file of the snapshot; Redis is a server, and its answers can be late or missing."""
 
 from __future__ import annotations
 

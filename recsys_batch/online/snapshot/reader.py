@@ -51,7 +51,7 @@ class Snapshot:
 
     @property
     def facts(self) -> SnapshotInfo:
-        """What the snapshot says of itself."""
+        """Facts that the manifest states about the snapshot."""
         return self.manifest.facts
 
     @property
@@ -64,7 +64,7 @@ class Snapshot:
 
     @property
     def generated_at(self) -> dt.datetime:
-        """When the night began, UTC."""
+        """Time when the night began, UTC."""
         return self.facts.generated_at
 
     @property

@@ -23,12 +23,12 @@ _BACKOFF_SECONDS = 0.25  # seconds that a store is left alone after it failed, s
 
 
 def redis_key(snapshot_id: str, key: bytes) -> str:
-    """Where a user's record is."""
+    """Name the Redis key of a user's record."""
     return f"recs:{snapshot_id}:{key.hex()}"
 
 
 def completion_key(snapshot_id: str) -> str:
-    """Where it says how many records the snapshot has in the store, written last."""
+    """Name the Redis key that says how many records the snapshot has in the store; it is written last."""
     return f"recs:{snapshot_id}:whole"
 
 

@@ -13,7 +13,7 @@ SampleUsers = Mapping[int | str, Sequence[int]]
 
 
 def write_samples(path: Path, samples: SampleUsers) -> None:
-    """As JSON: two lists, so that ids stay numbers or text."""
+    """Write sampled users as JSON: two lists, so that ids stay numbers or text."""
     both = {"user_ids": list(samples), "items": [list(codes) for codes in samples.values()]}
     path.write_text(json.dumps(both, ensure_ascii=False), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""One user's precomputed lists as bytes: what a store holds under the user's key.
+"""Precomputed lists of a user as bytes: what a store holds under the user's key.
 
 Little-endian: a header of 16 bytes (format, flags, segment, n_events, numbers of candidates, of top-K rows, of dimensions), then
 the user's embedding float32 [d], candidates' codes int32 [C] and retrieval scores float32 [C], the top-K's scores float32 [K] and

@@ -1,4 +1,4 @@
-"""One task per range of users, for work that writes somewhere else than into a table: filling Redis, for one."""
+"""Tasks per range of users, for work that writes somewhere else than into a table: filling Redis, for one."""
 
 from __future__ import annotations
 

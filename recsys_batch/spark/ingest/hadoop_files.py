@@ -15,7 +15,7 @@ _HEAD_BYTES = 65_536
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file that Spark reads for a path.
+    """File that Spark reads for a path.
 
     Attributes:
         uri: full URI.
