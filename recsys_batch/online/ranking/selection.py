@@ -1,4 +1,4 @@
-"""Selection of lists by scores: what a request rules out, and the k best of the rest, for a block of requests of equally many candidates."""
+"""Selection of lists by scores: what a request rules out, and the k best of the rest, for requests of equally many candidates."""
 
 from __future__ import annotations
 
