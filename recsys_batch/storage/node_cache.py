@@ -17,13 +17,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from recsys_batch.config import Paths
 from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
 from recsys_batch.storage.artifacts import LISTING, content_hash
 from recsys_batch.storage.atomic import make_draft_folder, publish
 from recsys_batch.storage.file_lock import acquire_flock
 from recsys_batch.storage.filesystems import basename, download, is_remote, join, local_path, read_bytes
+
+if TYPE_CHECKING:
+    from recsys_batch.config import Paths  # pydantic, which executors start without
 
 _MAX_TRIES = 3
 _TOUCH_SECONDS = 15 * 60

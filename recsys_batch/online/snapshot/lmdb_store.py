@@ -13,8 +13,6 @@ from recsys_batch.errors import RecsysBatchError
 LMDB_FILE = "users.lmdb"
 _TXN_RECORDS = 20_000
 _INITIAL_MAP_BYTES = 64 * 2**20
-
-
 _OPEN_FILES: WeakValueDictionary[str, lmdb.Environment] = WeakValueDictionary()
 """LMDB opens a file once per process: who calls ``open_snapshot`` for an open one again shares its environment."""
 

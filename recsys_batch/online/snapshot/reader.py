@@ -19,12 +19,11 @@ from recsys_batch.online.snapshot.item_table import ItemTable, open_items
 from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, LmdbStore
 from recsys_batch.online.snapshot.manifest import SnapshotManifest, SnapshotRefused, read_manifest, verify_snapshot
 from recsys_batch.online.snapshot.popular_lists import PopularLists
-from recsys_batch.online.snapshot.sample_users import SAMPLES_FILE as SAMPLES
-from recsys_batch.online.snapshot.sample_users import SampleUsers, read_samples
+from recsys_batch.online.snapshot.sample_users import SAMPLES_FILE, SampleUsers, read_samples
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.online.snapshot.vector_search import KMeansLists
-from recsys_batch.online.snapshot.writer import ITEMS, KMEANS_FILE, POPULAR, RANKER
+from recsys_batch.online.snapshot.writer import ITEMS, KMEANS_FILES, POPULAR, POPULAR_SEGMENTS, RANKER
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
@@ -132,15 +131,15 @@ def _open_parts(folder: Path, manifest: SnapshotManifest) -> Snapshot:
     if ranker is not None:
         _smoke_test_ranker(ranker, manifest)
     lists = None
-    if KMEANS_FILE[0] in manifest.files:
-        lists = KMeansLists(*(mmap_npy(folder / name) for name in KMEANS_FILE))
-    segments = json.loads((folder / "popular.json").read_text(encoding="utf-8"))
+    if KMEANS_FILES[0] in manifest.files:
+        lists = KMeansLists(*(mmap_npy(folder / name) for name in KMEANS_FILES))
+    segments = json.loads((folder / POPULAR_SEGMENTS).read_text(encoding="utf-8"))
     popular = PopularLists.from_arrays(segments, load_file(folder / POPULAR))
     store = LmdbStore(folder / LMDB_FILE) if manifest.store == "lmdb" else None
     if store is not None and len(store) != manifest.n_users:
         raise SnapshotRefused(f"{folder / LMDB_FILE} has {len(store)} users, the manifest says {manifest.n_users}: export it again")
     # Read now: a folder may be removed while the snapshot is in use.
-    samples = read_samples(folder / SAMPLES) if SAMPLES in manifest.files else {}
+    samples = read_samples(folder / SAMPLES_FILE) if SAMPLES_FILE in manifest.files else {}
     return Snapshot(manifest, items, popular, ranker, store, lists, folder, samples)
 
 

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.online.snapshot.manifest import MANIFEST_FILE
 from recsys_batch.storage.atomic import write_file
 
 CURRENT_FILE = "CURRENT"
@@ -53,8 +54,8 @@ def list_snapshots(folder: Path) -> list[str]:
     """Ids of whole snapshots, newest last."""
     if not folder.is_dir():
         return []
-    whole = [path for path in folder.iterdir() if not path.name.startswith(".") and (path / "manifest.json").is_file()]
-    return [path.name for path in sorted(whole, key=lambda path: ((path / "manifest.json").stat().st_mtime_ns, path.name))]
+    whole = [path for path in folder.iterdir() if not path.name.startswith(".") and (path / MANIFEST_FILE).is_file()]
+    return [path.name for path in sorted(whole, key=lambda path: ((path / MANIFEST_FILE).stat().st_mtime_ns, path.name))]
 
 
 def delete_old(folder: Path, keep: int, in_use: frozenset[str] = frozenset()) -> list[str]:
