@@ -26,11 +26,12 @@ from hypothesis import strategies as st
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 from recsys_batch.errors import UsageError
-from recsys_batch.online.exposure_log import rotating_parquet, writer_process
+from recsys_batch.online.exposure_log import log_writer, rotating_parquet
 from recsys_batch.online.exposure_log.exposure import Exposure
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent
+from recsys_batch.online.exposure_log.log_writer import LOG_KINDS, LogStats, LogWriter, open_log
 from recsys_batch.online.exposure_log.rotating_parquet import RotatingParquet, RotationPolicy
-from recsys_batch.online.exposure_log.writer_process import LOG_KINDS, LogStats, LogWriter, LogWriterClient, open_log, write_logs
+from recsys_batch.online.exposure_log.writer_process import LogWriterClient, write_logs
 from recsys_batch.schemas import IdTypes
 
 SCHEMA = pa.schema([pa.field("n", pa.int64(), False), pa.field("text", pa.string())])
@@ -68,8 +69,8 @@ def adds_up(stats: LogStats) -> bool:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_process, "_FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(writer_process, "_LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(log_writer, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(log_writer, "_LONGEST_PAUSE_SECONDS", 0.05)
 
 
 @given(bursts=st.lists(st.integers(0, 1_200), max_size=5), rotate_rows=st.integers(1, 800), group_rows=st.integers(1, 100))

@@ -20,7 +20,7 @@ from recsys_batch.errors import EXIT_OK, EXIT_USAGE, SourceError
 from recsys_batch.night import maintenance
 from recsys_batch.online.exposure_log.exposure import Exposure, encode_exposures
 from recsys_batch.online.exposure_log.feedback import FeedbackEvent
-from recsys_batch.online.exposure_log.writer_process import open_log
+from recsys_batch.online.exposure_log.log_writer import open_log
 from recsys_batch.read import open_table, read_table
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.ingest.pipeline import read_interactions, run_ingest
