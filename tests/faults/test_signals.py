@@ -93,7 +93,7 @@ def test_sigterm_leaves_a_failed_run_and_no_process(
     wait_for_a_row(fresh, process)
     time.sleep(2)  # within a step, which there Spark is at
     process.terminate()
-    assert process.wait(120) == 1, (tmp_path / "log").read_text(errors="replace")[-3000:]
+    assert process.wait(30) == 1, (tmp_path / "log").read_text(errors="replace")[-3000:]
     assert "interrupted; the same command goes on" in (tmp_path / "log").read_text()
     assert "FAILED" in {row.status for row in run_rows(fresh.paths.warehouse)}
     await_none_of(process.pid)
@@ -110,7 +110,7 @@ def test_the_jvm_of_the_driver(
     wait_for_a_row(fresh, process)
     (jvm,) = [child for child, command in below(process.pid).items() if b"SparkSubmit" in command and b"java" in command.split(b"\0")[0]]
     os.kill(jvm, signal.SIGKILL)
-    assert process.wait(180) == 1, (tmp_path / "log").read_text(errors="replace")[-3000:]
+    assert process.wait(60) == 1, (tmp_path / "log").read_text(errors="replace")[-3000:]
     assert "error: Spark's JVM ended while the night ran" in (tmp_path / "log").read_text()
     assert "FAILED" in {row.status for row in run_rows(fresh.paths.warehouse)}
     readers_see_nothing_or_all(fresh)
@@ -140,7 +140,7 @@ def wait_for_a_row(config: Config, process: subprocess.Popen[bytes]) -> None:
 
 def await_none_of(group: int) -> None:
     """Until no process of a group is left."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + 20
     while time.monotonic() < end:
         try:
             os.killpg(group, 0)
