@@ -4,8 +4,6 @@ peak memory of a first digest and of the next one, which leaves out the items th
     make bench-digest USERS=1000000 ITEMS=100000 DIM=64 K=20
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

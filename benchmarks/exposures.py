@@ -4,8 +4,6 @@ and per second of CPU, and how late a ticker of 1 ms comes with and without it, 
     python benchmarks/exposures.py [--seconds 10] [--repeats 3]
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import datetime as dt

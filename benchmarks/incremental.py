@@ -3,8 +3,6 @@
 make bench-incremental USERS=300000 ITEMS=50000
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """MLlib's recommendForAllUsers on given factors: an ALSModel is written as its own save would, and loaded."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

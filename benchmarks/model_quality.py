@@ -6,8 +6,6 @@ MovieLens-100K with a random and a temporal fifth of every user's events as the 
     python benchmarks/model_quality.py [--only random,temporal,sparse] [--max-seconds 600]
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime as dt
 import json

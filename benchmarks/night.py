@@ -8,8 +8,6 @@ are the same for all.
     python benchmarks/night.py --growth 10000,30000,100000,300000
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -7,8 +7,6 @@ turn; open loop at fixed rates; swaps of snapshots under load; twice the capacit
     make bench-online PEERS=torchserve,triton
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

@@ -1,7 +1,5 @@
 """Start and stop the servers that are compared, each on the same snapshot, each with two workers of one thread."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

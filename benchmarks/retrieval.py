@@ -9,8 +9,6 @@ the tuning did not see, against all products in float64.
     python benchmarks/retrieval.py --vectors words|WAREHOUSE
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

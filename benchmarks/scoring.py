@@ -6,8 +6,6 @@ gets users, codes and scores as arrays in memory and only scores them (the gathe
     make bench-scoring USERS=100000 ITEMS=50000 DIM=64 K=200
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime as dt
 import os

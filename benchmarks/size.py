@@ -6,8 +6,6 @@ brought by `register`, and every user's own history is filtered.
     make bench-size USERS=1000000 ITEMS=100000 DIM=64
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import subprocess

@@ -5,8 +5,6 @@ The run is made up and written with Arrow and deltalake, in the layout that a ni
     make bench-snapshot USERS=1000000 ITEMS=100000 DIM=64 K=100
 """
 
-from __future__ import annotations
-
 import argparse
 import datetime as dt
 import os

@@ -1,7 +1,5 @@
 """A snapshot of made-up data of any size, without a night: to measure a server with, and to try one."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path

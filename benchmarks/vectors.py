@@ -1,7 +1,5 @@
 """Vectors for retrieval benchmarks: synthetic with the spectrum of trained ones, or real ones."""
 
-from __future__ import annotations
-
 import io
 import subprocess
 import sys

@@ -3,8 +3,6 @@
 Exit codes: 0 done or already done, 1 failed (may be retried), 2 bad usage or config, 3 a gate refused, 4 inputs missing or stale.
 """
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys

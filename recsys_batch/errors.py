@@ -1,7 +1,5 @@
 """The one exception tree. Each class carries the exit code that the command line returns for it."""
 
-from __future__ import annotations
-
 EXIT_OK = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2

@@ -3,8 +3,6 @@
 Spark reads ids of whole columns by spark/ingest/parsing.py; whatever names one id after that comes through here.
 """
 
-from __future__ import annotations
-
 from recsys_batch.schemas import IdType
 
 

@@ -1,7 +1,5 @@
 """Log lines that say which run and step they belong to, as text or as JSON."""
 
-from __future__ import annotations
-
 import datetime as dt
 import json
 import logging

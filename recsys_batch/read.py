@@ -4,8 +4,6 @@
 >>> latest_topk("data/warehouse", user_ids=[42]).to_pandas()          # doctest: +SKIP
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterator, Sequence
 from functools import reduce

@@ -4,8 +4,6 @@ Written in Arrow types, as Arrow is what executors, readers and the online side 
 IDs are BIGINT or STRING as the source has them, so a schema is complete only for an ``IdTypes``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal

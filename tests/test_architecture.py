@@ -1,7 +1,5 @@
 """docs/architecture.md names files and functions that are there, in ways that do not turn back; what contributors are shown is real."""
 
-from __future__ import annotations
-
 import ast
 import re
 import runpy

@@ -1,7 +1,5 @@
 """The commands: what they print, and the exit code that a scheduler sees."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

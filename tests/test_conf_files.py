@@ -1,7 +1,5 @@
 """Every file in conf/ is read by what it is for, and the settings that others paid for stay as they are."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from pathlib import Path
 

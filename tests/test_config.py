@@ -1,7 +1,5 @@
 """A config is checked whole when it is read, and its errors say what to type instead."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

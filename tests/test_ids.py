@@ -1,7 +1,5 @@
 """An id means one thing however a request, a log or a command spells it."""
 
-from __future__ import annotations
-
 import re
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """Lines carry the fields that hold where they are logged."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterator

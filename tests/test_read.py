@@ -1,7 +1,5 @@
 """The published tables are read by engines that are not Spark, and say the same there."""
 
-from __future__ import annotations
-
 from importlib.metadata import distribution
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The table contract is complete, commented, and the same in Arrow and in Spark's words."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 import pytest
 

@@ -1,7 +1,5 @@
 """What comes from outside is data: nothing is unpickled or evaluated, no secret is in a config or a message."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

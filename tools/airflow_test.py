@@ -4,8 +4,6 @@ The steps are stood in for by a script that writes down how it was called and en
 tested is the DAG: its order, its run date, and which exit codes are tried again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -3,8 +3,6 @@
 It never passes silently: a service that cannot be reached, or knows none of the packages, is a failure of its own (exit code 4).
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

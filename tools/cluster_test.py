@@ -5,8 +5,6 @@ Driver and workers have an interpreter with this package's dependencies, and the
 are those of a night of local mode.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -1,7 +1,5 @@
 """Print the table part of docs/data-contract.md from recsys_batch/schemas.py; ``--write`` puts it into the file."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 ``python tools/draw_rooms.py --write`` writes it; without an option it says whether the picture is the one of today.
 """
 
-from __future__ import annotations
-
 import ast
 import sys
 import textwrap

@@ -1,7 +1,5 @@
 """Resolve the Delta jars once into .jars/, so that every session starts without a network; with --s3a those for s3a:// into .jars-s3a/."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import shutil

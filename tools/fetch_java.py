@@ -1,7 +1,5 @@
 """Make sure there is a Java for Spark: use the machine's, or fetch one into the project."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

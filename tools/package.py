@@ -4,8 +4,6 @@ Dependencies are the cluster's: `pip install 'recsys-batch[night]'`, or an archi
 The same sources make the same bytes.
 """
 
-from __future__ import annotations
-
 import sys
 import zipfile
 from pathlib import Path

@@ -4,8 +4,6 @@ The date is computed again as a new run, which is published as any other. Profil
 viewer of its files.
 """
 
-from __future__ import annotations
-
 import argparse
 import cProfile
 import datetime as dt

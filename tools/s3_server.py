@@ -1,7 +1,5 @@
 """An S3 server for tests, on loopback: moto's. In a process of its own, as deltalake waits for answers with the interpreter's lock held."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

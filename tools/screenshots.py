@@ -3,8 +3,6 @@
 python tools/screenshots.py SNAPSHOTS [--out docs/images] [--user ID] [--session ID ...]
 """
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import socket

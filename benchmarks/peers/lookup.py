@@ -2,8 +2,6 @@
 candidates' embeddings and features, take the ten best. Runs in the peers' own environments: numpy and lmdb only.
 """
 
-from __future__ import annotations
-
 import struct
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """TorchServe's handler: a batch of requests, the reference ranker in torch, top ten of each as JSON."""
 
-from __future__ import annotations
-
 import json
 import os
 from typing import Any

@@ -1,7 +1,5 @@
 """Triton by pytriton: ONNX Runtime on our very ranker.onnx in its Python backend, with the dynamic batcher; until SIGTERM."""
 
-from __future__ import annotations
-
 import sys
 
 import numpy as np

@@ -6,8 +6,6 @@ step's name goes), and RECSYS_BATCH_CONF, the config file. A step that failed is
 or stale, or another night of the date at work) is tried again.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """Search for n unseen items per user, however many the user has seen. Called by the executors that retrieve candidates; knows no Spark."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

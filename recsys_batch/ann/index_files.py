@@ -1,7 +1,5 @@
 """Store and verify index files: immutable, named by their SHA-256, written to a draft and renamed."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass

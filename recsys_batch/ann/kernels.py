@@ -10,8 +10,6 @@ user and 200 items, where the search costs 20 to 100.
 faiss is imported inside the functions: it must not be loaded before the Spark daemon forks its workers.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Open an index: verify its files once per process and memory-map the vectors, shared by all processes of a node."""
 
-from __future__ import annotations
-
 from functools import lru_cache, partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Item vectors as stored in an index: float32, or int8 in a quarter of the memory; memory-mapped when they are used."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol

@@ -1,7 +1,5 @@
 """nightly, its single steps, rollback and status: what data engineers schedule and look at."""
 
-from __future__ import annotations
-
 import datetime as dt
 from dataclasses import asdict
 

@@ -1,7 +1,5 @@
 """export-snapshot and serve: the online side."""
 
-from __future__ import annotations
-
 import functools
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Options that every command shares."""
 
-from __future__ import annotations
-
 import datetime as dt
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Output for people: rich tables and a live step list on a terminal, plain log lines everywhere else."""
 
-from __future__ import annotations
-
 import logging
 import sys
 import time

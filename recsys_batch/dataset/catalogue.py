@@ -3,8 +3,6 @@
 Rows are sorted by item_id ascending; an item's row is its *code*. Order by code is order by id, so ties break the same everywhere.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

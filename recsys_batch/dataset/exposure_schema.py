@@ -1,7 +1,5 @@
 """Names and columns of the files that the online side logs and ``ingest --format exposures`` reads."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 
 from recsys_batch.schemas import STRING_MAP, TIMESTAMP, IdTypes

@@ -1,7 +1,5 @@
 """Each user's newest positive items, from rows in order of user_id; the same for the towers at night and for reasons of a digest."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Users per item and segment: counted per range of users, added up, and the popular lists that follow."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 Events are shuffled once; every pass over users is then a task per range, which reads its users' rows without a shuffle of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Makes a digest: chosen range by range, logged, then handed out. Killed anywhere, the same call ends with the same file and log entry."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Reads a published run's users range by range of user_id, in memory that does not grow with their number."""
 
-from __future__ import annotations
-
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator

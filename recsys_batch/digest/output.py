@@ -1,7 +1,5 @@
 """Writes one record per user to a file that appears when it is complete: JSON lines, or Parquet."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Sorts interactions into ranges of user_id through files of this machine: the table lies in order of time."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from pathlib import Path

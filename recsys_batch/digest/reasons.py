@@ -1,7 +1,5 @@
 """Explains a recommended item by the nearest item of the user's history, by cosine of the model's item vectors."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from recsys_batch.digest.slot_selection import ChosenSlots

@@ -4,8 +4,6 @@ The id is the application id of a Delta transaction: a second append of the same
 processes try it at once.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterable
 from typing import Any

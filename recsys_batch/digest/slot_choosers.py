@@ -1,7 +1,5 @@
 """Slots of a range's users: chosen now, or as the log of an earlier call has them."""
 
-from __future__ import annotations
-
 import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path

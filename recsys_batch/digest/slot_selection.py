@@ -1,7 +1,5 @@
 """Selects a range's slots: the first items of each list that may be sent, and popular ones where these are too few."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

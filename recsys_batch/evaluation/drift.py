@@ -1,7 +1,5 @@
 """Drift of a run's lists from those of another run, on sampled users. The audit and the report call it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

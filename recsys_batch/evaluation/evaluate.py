@@ -1,7 +1,5 @@
 """Compare published lists with what users did later, beside plain popularity on the same users. No JVM."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -5,8 +5,6 @@ over the users who have at least one relevant item. Metrics of the lists alone (
 what was recommended, so they run over every list given, whether or not its user came back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

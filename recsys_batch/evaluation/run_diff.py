@@ -1,7 +1,5 @@
 """Differences between two runs for a user or an item, and their causes, as far as the tables tell. No JVM."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """History and recommendations of a user with titles, for a person to look at. No JVM."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

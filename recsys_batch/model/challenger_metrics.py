@@ -1,7 +1,5 @@
 """Ranking metrics on held-out positives, and the baselines of a new model: popularity and the current champion. Used by training."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -1,7 +1,5 @@
 """NDCG of towers on held-out positives, by which tower training stops early and chooses its hyperparameters."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Export the ranker as an ONNX model, node by node: the online server runs it without torch."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper

@@ -7,8 +7,6 @@ higher than future positives, and the ranker would learn to trust the retrieval 
 event, half have none, so that the ranker also learns the neutral context of batch scoring.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

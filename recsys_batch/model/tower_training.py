@@ -6,8 +6,6 @@ catalogue. In a large catalogue it is over the batch's own targets and random ne
 item's chance to be in that set (logQ: Bengio and Senecal 2008; Yi et al. 2019, "Sampling-bias-corrected neural modeling").
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace

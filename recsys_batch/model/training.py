@@ -1,7 +1,5 @@
 """Train a bundle from Arrow tables: towers, ranker, then the towers again on all data. Evaluated on each user's newest positives."""
 
-from __future__ import annotations
-
 import datetime as dt
 import os
 import time

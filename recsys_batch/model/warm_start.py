@@ -8,8 +8,6 @@ Large catalogues avoid n x n matrices: G is approximated by its top r eigenpairs
 C is applied by Woodbury's identity. Columns come by descending singular value, so a narrower start is a wider one's first columns.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Called by the runner. The night's own catalogue and executor results are not asked: only the tables and the configuration.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Estimate of a night's candidates step from sizes, settings and a short trial, before anything runs: `candidates --dry-run`."""
 
-from __future__ import annotations
-
 import datetime as dt
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Audit gates: measured values, their limits from the configuration, and verdicts. Pure; the audit measures, the runner records."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ Every part can be done again, and is safe beside a night: what a running one has
 removed, and rows go by run.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import json
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,5 @@
 """Resume the unfinished run of a date, or begin one. Called by the runner, and by nothing that only reads runs."""
 
-from __future__ import annotations
-
 import datetime as dt
 import logging
 import shutil

@@ -1,7 +1,5 @@
 """Publish a run, or roll back to an earlier one: the only changes of what readers see, one at a time by ``publish_lock``."""
 
-from __future__ import annotations
-
 import datetime as dt
 import logging
 import time

@@ -1,7 +1,5 @@
 """A run in progress: its session, tables, manifest, artefacts and pointers. Every step takes one; open_run makes it."""
 
-from __future__ import annotations
-
 import datetime as dt
 import logging
 from collections import Counter

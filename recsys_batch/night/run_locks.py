@@ -1,7 +1,5 @@
 """Locks between processes: one run of a date at a time, and one change of what readers see at a time."""
 
-from __future__ import annotations
-
 import datetime as dt
 import hashlib
 from contextlib import AbstractContextManager

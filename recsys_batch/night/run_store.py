@@ -1,7 +1,5 @@
 """Manifest rows of a warehouse: read and appended."""
 
-from __future__ import annotations
-
 import pyarrow as pa
 
 from recsys_batch.read import rows_in

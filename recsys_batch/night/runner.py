@@ -3,8 +3,6 @@
 Called by the commands; everything else of the package is below it.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import getpass
 import logging

@@ -1,7 +1,5 @@
 """Numbers of tasks that a pass over users or events is cut into: from the size of the data, never a constant."""
 
-from __future__ import annotations
-
 import math
 
 from pyspark.sql import SparkSession

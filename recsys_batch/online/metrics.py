@@ -1,7 +1,5 @@
 """Prometheus metrics of a server, over all its workers. Import it only where PROMETHEUS_MULTIPROC_DIR is set already."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess

@@ -3,8 +3,6 @@
 They apply in this order: boosts, blocklist, freshness, max_per_category. Every rule counts the places of the lists that it changed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

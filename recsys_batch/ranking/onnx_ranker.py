@@ -1,7 +1,5 @@
 """A ranker as an ONNX file, which ``register --ranker`` checks and the online side runs. No torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

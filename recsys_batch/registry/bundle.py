@@ -3,8 +3,6 @@
 ``bundle.json`` is written last and names every other file with its SHA-256, so a half-written folder is never a bundle.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 Only drivers call this; executors never reach the tracking server.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -1,7 +1,5 @@
 """Promotion of a model to the one that nights use: the gate between a newly trained version and the alias."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

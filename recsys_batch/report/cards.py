@@ -1,7 +1,5 @@
 """Cards of some users: what they liked and what they are recommended, by title."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """matplotlib figures as SVG in the page's own fonts, with colours that follow light, dark and print."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator

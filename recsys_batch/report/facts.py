@@ -1,7 +1,5 @@
 """Measures what a report shows from a run's tables: one pass over every row, the rest on sampled users."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

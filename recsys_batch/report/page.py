@@ -1,7 +1,5 @@
 """Renders a run as one self-contained HTML file: plots, tables and some users' lists."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

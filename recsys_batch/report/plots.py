@@ -1,7 +1,5 @@
 """The plots of a report, each with the sentence that it shows."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Quality and variety of the lists of each segment, on sampled users."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Synthetic tables of any size, written by Spark: a task makes the rows of its numbers, nothing is shuffled."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import numpy as np

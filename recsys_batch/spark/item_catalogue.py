@@ -1,7 +1,5 @@
 """The item side of the embed step, on the driver: the night's catalogue from the reference model or from imported embeddings."""
 
-from __future__ import annotations
-
 import datetime as dt
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Configured rules over items, evaluated once per night: which segments may get an item, and the rules of the business."""
 
-from __future__ import annotations
-
 import datetime as dt
 import re
 from typing import Any, cast

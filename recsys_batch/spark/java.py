@@ -1,7 +1,5 @@
 """Find the Java that Spark runs on, so that a missing one is a sentence and not a stack trace."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Import of embedding tables: checked, and copied beside the warehouse's tables as an immutable artefact of a bundle."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """The Spark session: one way to get it, whether started by the command line, spark-submit or a test. Prints nothing of its own."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

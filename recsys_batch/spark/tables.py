@@ -4,8 +4,6 @@ Every write names itself in the commit's userMetadata, and the version it return
 maintenance may commit right after.
 """
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Tables that training reads, and a key that says whether it would be the same training again."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Views in a catalog of what readers see now: they follow the manifest, so that no night has to touch them."""
 
-from __future__ import annotations
-
 from pyspark.sql import SparkSession
 
 # run_manifest.newest_published and latest_state_by_run, in SQL: tests/spark/test_views.py holds them to be the same.

@@ -5,8 +5,6 @@ machine, named, and uploaded, its listing last; a folder without one is not ther
 of a run to its folders is a small JSON file, written the same way.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -6,8 +6,6 @@ digests, reports). Not so what is of this boot only and is written anew (``durab
 verification), and drafts.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Checksums of files, by which bundles, indexes and snapshots are verified."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Lock between processes that its holder's death releases."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import math

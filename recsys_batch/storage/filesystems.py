@@ -4,8 +4,6 @@ Implemented with pyarrow. Credentials, region and endpoint of a store come from 
 writes, and from what machines of a cloud have (profiles, roles); no config holds them.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import hashlib
 import os

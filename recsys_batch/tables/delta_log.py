@@ -1,7 +1,5 @@
 """Commits of slices in the Delta log, and the data files that it lists for one."""
 
-from __future__ import annotations
-
 import json
 import time
 import uuid

@@ -1,7 +1,5 @@
 """Arrow list columns as flat values and offsets, the form in which numpy code walks lists of different lengths."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -5,8 +5,6 @@ and removes what the slice held before, in one entry of the Delta log. Files of 
 committed, belong to nothing and are removed by VACUUM.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import json
 import time

@@ -4,8 +4,6 @@ The night's tables are written in order of user_id, so a range of users is a few
 range without a shuffle.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

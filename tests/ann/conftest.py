@@ -1,7 +1,5 @@
 """Item vectors with planted exact ties, and every backend over them. A new backend joins the contract by one line in BACKENDS."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Index files: named by content, described in JSON, verified when opened."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

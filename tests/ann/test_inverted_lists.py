@@ -1,7 +1,5 @@
 """Inverted lists against their plain definition, and the search in them against scoring one item at a time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

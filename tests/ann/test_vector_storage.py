@@ -1,7 +1,5 @@
 """int8 storage is off by half a step, and computes the same bits for the same pair."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """The catalogue gives codes in id order, for both kinds of ids."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Histories by their definition."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Popular lists by their definition, and counts that are kept from one night to the next."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

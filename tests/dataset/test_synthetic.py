@@ -1,7 +1,5 @@
 """Synthetic rows: any row from its number alone, a taste that can be learned, long tails."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -1,7 +1,5 @@
 """Known users of a range, from files that each know only some of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A published run without Spark: a few users with lists that a person can read."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

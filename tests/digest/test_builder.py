@@ -1,7 +1,5 @@
 """Digests: whole or not there, nothing twice, and the same again for the same call."""
 
-from __future__ import annotations
-
 import datetime as dt
 import json
 import os

@@ -1,7 +1,5 @@
 """The worked consumer of docs/ turns a digest into e-mails."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

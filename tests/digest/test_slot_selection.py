@@ -1,7 +1,5 @@
 """Choosing slots: never more than asked for, never twice, never what is barred; against the plainest code that could do it."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """Metrics against values worked out by hand and against their definitions, user by user."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What changed between two nights, and why."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a night leaves, in a form that two of them can be compared in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -4,8 +4,6 @@
 `make fault-test NIGHTS=30` kills so many drivers; the seed is in each test's name.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random

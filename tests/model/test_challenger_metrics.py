@@ -1,7 +1,5 @@
 """What a new model is compared with: popularity and the champion, on the same held-out events."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Callable
 from dataclasses import replace

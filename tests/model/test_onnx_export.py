@@ -1,7 +1,5 @@
 """The ranker as ONNX answers as torch does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The second stage: what it adds to the retrieval order, what it is taught on, and when it is let in."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 from typing import Any

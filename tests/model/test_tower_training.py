@@ -1,7 +1,5 @@
 """Training of the towers: what the loss is asked to predict, when it stops, and that it learns."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The towers at work: what an embedding depends on, and what it does not."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From tables to a bundle: what holds for every data set that training may meet."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Training data: who liked what in which order, and the part that is held out."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

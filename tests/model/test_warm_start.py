@@ -1,7 +1,5 @@
 """Closed-form starts: against their formulas, by brute force on small matrices."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Maintenance of a warehouse in a store keeps and removes what it does on a path."""
 
-from __future__ import annotations
-
 import datetime as dt
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Numbers of tasks follow the size of the data."""
 
-from __future__ import annotations
-
 import pytest
 
 from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task

@@ -1,7 +1,5 @@
 """Every notebook runs from top to bottom on a published night, and is kept without outputs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A small snapshot of made-up data with a real ranker, and a server that answers from it."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

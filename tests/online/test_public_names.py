@@ -1,7 +1,5 @@
 """The public names of ``recsys_batch.online``."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

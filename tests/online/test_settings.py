@@ -1,7 +1,5 @@
 """A server's settings are the config's section with the command line's overrides."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Rules on one block of users, against an oracle that walks lists of tuples."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
 

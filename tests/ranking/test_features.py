@@ -1,7 +1,5 @@
 """The ranker's features: one definition, neutral where nothing is known, the same for one user as for many."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Exact top-k: one order everywhere, ties included."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A bundle is loaded only when it is whole, of this format, and unaltered."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from pathlib import Path

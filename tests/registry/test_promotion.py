@@ -1,7 +1,5 @@
 """The alias moves only to a model that beats popularity and the champion."""
 
-from __future__ import annotations
-
 import pytest
 
 from recsys_batch.registry.promotion import decide_promotion

@@ -1,7 +1,5 @@
 """What a report measures, on tables that are small enough to count by hand."""
 
-from __future__ import annotations
-
 import datetime as dt
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The page: of one file, safe with any title, and the same for the same run."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

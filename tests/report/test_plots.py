@@ -1,7 +1,5 @@
 """What the plots draw, from a run's numbers alone."""
 
-from __future__ import annotations
-
 import datetime as dt
 
 import numpy as np

@@ -1,7 +1,5 @@
 """generate: the tables of an empty warehouse, the same for the same seed however Spark splits the work."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 

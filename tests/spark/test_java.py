@@ -1,7 +1,5 @@
 """Which Java is taken, told apart by launchers that only say who they are."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A session has the jars that its warehouse needs, or says where they come from; it prints nothing."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

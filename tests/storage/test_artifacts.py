@@ -1,7 +1,5 @@
 """Artefacts are whole or absent, and the same content is stored once: on a mounted path and in a store."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

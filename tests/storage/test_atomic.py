@@ -1,7 +1,5 @@
 """Files and folders appear whole, and what has to last is on the disk before its name is."""
 
-from __future__ import annotations
-
 import os
 import stat
 from pathlib import Path

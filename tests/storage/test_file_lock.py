@@ -1,7 +1,5 @@
 """A lock is held by one, tells who holds it, and dies with its holder."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """The same few functions do the same on a path, in a store, and in S3; what is no such place is refused by name."""
 
-from __future__ import annotations
-
 import datetime as dt
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A node has one copy of what a store holds, whole and verified, whoever asks for it at the same time, and not for ever."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Arrow lists and their flat parts say the same, sliced and with nulls."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pytest

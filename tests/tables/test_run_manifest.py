@@ -1,7 +1,5 @@
 """The manifest's rows fold into the state of each run, whatever order they are read in."""
 
-from __future__ import annotations
-
 import datetime as dt
 import random
 

@@ -1,7 +1,5 @@
 """Slices: files written by tasks, nothing visible before the commit, the whole slice replaced by it."""
 
-from __future__ import annotations
-
 import datetime as dt
 from itertools import pairwise
 from pathlib import Path

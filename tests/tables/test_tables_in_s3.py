@@ -1,7 +1,5 @@
 """Tables in a store: what tasks write there is read back by rows and by ranges, and of commits at the same time none is lost."""
 
-from __future__ import annotations
-
 import datetime as dt
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Files read by ranges of user_id, and rows taken out and put in at their places."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

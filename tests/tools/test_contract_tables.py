@@ -1,7 +1,5 @@
 """docs/data-contract.md says what recsys_batch/schemas.py says."""
 
-from __future__ import annotations
-
 import re
 import runpy
 from pathlib import Path

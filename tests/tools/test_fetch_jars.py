@@ -1,7 +1,5 @@
 """The Delta jars are resolved once, flat, and a flaky network gets another chance."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Set-up takes the machine's Java, else fetches one, else says what to do."""
 
-from __future__ import annotations
-
 import runpy
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """MovieLens is taken out of a wheel whose checksum is right, and out of no other."""
 
-from __future__ import annotations
-
 import hashlib
 import runpy
 import zipfile

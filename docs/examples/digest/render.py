@@ -4,8 +4,6 @@ A sender would hand each of them to its mail server instead, and keep what it ha
 started again.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

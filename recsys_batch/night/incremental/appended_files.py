@@ -1,7 +1,5 @@
 """Files that interactions got since a version, read from the table's log, so that a compaction between is seen through. No JVM."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 from urllib.parse import unquote

@@ -4,8 +4,6 @@ Everything that a user's rows rest on is compared with the night that readers se
 rows of interactions and users. Popularity and counts that would move every row every night are frozen in the bundle.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 

@@ -6,8 +6,6 @@
 - range_tasks: passes over users by ranges, shared by the steps. step_result: what a step reports.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from recsys_batch.night.run_context import RunContext

@@ -1,7 +1,5 @@
 """The index step: build the search index over retrievable items on the driver, and tune it on sampled users."""
 
-from __future__ import annotations
-
 import logging
 import os
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The candidates step: every known user's candidates, and the users who got fewer than wanted."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

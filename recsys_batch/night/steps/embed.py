@@ -1,7 +1,5 @@
 """The embed step: gather users' events; write popularity, the catalogue that later steps share, item and user embeddings."""
 
-from __future__ import annotations
-
 import logging
 from functools import partial
 

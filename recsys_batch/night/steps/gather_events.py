@@ -1,7 +1,5 @@
 """Gather what is known of users by ranges of user_id: the one time in a night that events are shuffled. Called by the embed step."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import asdict

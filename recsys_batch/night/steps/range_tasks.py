@@ -1,7 +1,5 @@
 """Passes over users by ranges, shared by the steps: of all users, or of those whom an incremental night computes again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 from pyspark.sql import Column, DataFrame

@@ -1,7 +1,5 @@
 """The score step: the ranker's top K of each user's candidates."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 

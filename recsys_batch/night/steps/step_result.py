@@ -1,7 +1,5 @@
 """Result of a step, as the runner records it in the manifest."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 

@@ -3,8 +3,6 @@
 Called by http/endpoints.py. Makes queries and events; no snapshot is known here.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 import math
 from typing import Any

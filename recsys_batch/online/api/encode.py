@@ -4,8 +4,6 @@ Called by serving/ranking_service.py, which makes answers; by serving/snapshot_m
 the HTTP front ends, which send them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 Bounds that a schema can state are in the schema only: decode.py checks them, as its sentences say what was found.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any
 

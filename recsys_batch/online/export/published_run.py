@@ -1,7 +1,5 @@
 """A published run as the contents of a snapshot: read by deltalake and Arrow from the warehouse, no JVM."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The users of a published run as records: candidates, top-K and embeddings met range by range, without the JVM and in bounded memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Sample of a run's users that a snapshot keeps to be looked at, and their newest items. Reads tables, so a server does not import it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds

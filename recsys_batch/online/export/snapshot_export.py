@@ -1,7 +1,5 @@
 """Turn a published run into a snapshot: ``export-snapshot`` without its words. Loads no Spark; what fills a remote store is given."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

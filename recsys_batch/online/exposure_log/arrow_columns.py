@@ -1,7 +1,5 @@
 """Arrow columns of many Python rows at once: flat lists, no object per item. Used by exposure.py and feedback.py."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain

@@ -3,8 +3,6 @@
 Made by serving/exposure_recorder.py, encoded by writer_process.py. The columns are dataset/exposure_schema.py's, which ingest reads.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Mapping, Sequence
 from itertools import chain

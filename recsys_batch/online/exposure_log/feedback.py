@@ -3,8 +3,6 @@
 Made by api/decode.py, encoded by writer_process.py. The columns are dataset/exposure_schema.py's.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Sequence
 from typing import NamedTuple

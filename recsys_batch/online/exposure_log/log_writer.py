@@ -3,8 +3,6 @@
 writer_process.py runs these in the process beside a worker. Nothing here knows of pipes, snapshots or requests.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections import deque

@@ -6,8 +6,6 @@ lower priority makes Parquet of them: see docs/decisions/0220-exposure-log.md. T
 here knows a snapshot or a request.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import json

@@ -3,8 +3,6 @@
 server/worker.py puts it together and Granian calls it. router.Route.error_statuses names what it can answer before a handler is called.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import logging

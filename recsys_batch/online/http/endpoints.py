@@ -3,8 +3,6 @@
 Made by server/worker.py. A handler decodes, calls the service and encodes; errors become statuses in app.py.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 Called by endpoints.py once, at the first GET /openapi.json. What a route takes and gives is declared there, not here.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Any

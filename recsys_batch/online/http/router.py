@@ -4,8 +4,6 @@ Used by app.py, which finds the route of a request; endpoints.py, static_page.py
 which describes them. Nothing here knows what is served.
 """
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal

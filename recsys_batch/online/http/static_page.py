@@ -1,7 +1,5 @@
 """The explorer page: the files of ``page``, served from memory. server/worker.py adds the routes where a page is wanted."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Awaitable, Callable
 from importlib.resources import files

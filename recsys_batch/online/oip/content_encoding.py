@@ -1,7 +1,5 @@
 """Decompression of request bodies, within a bound. Called by rest.py."""
 
-from __future__ import annotations
-
 import zlib
 
 from recsys_batch.online.http.router import HttpError

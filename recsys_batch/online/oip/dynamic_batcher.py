@@ -5,8 +5,6 @@ to another thread about as long again. A long request is split into runs of a fe
 up everybody else for 0.3 s.
 """
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@
 server/supervisor.py starts it as a module. The models' semantics are model_api.py's; the other wire is rest.py.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

@@ -4,8 +4,6 @@ snapshot_models.py implements ``OipModel`` and ``ModelRepository``; the batcher 
 a snapshot.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 server/worker.py puts ``OipRoutes`` among its routes. The models' semantics are model_api.py's; the other wire is grpc_server.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote

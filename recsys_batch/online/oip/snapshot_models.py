@@ -3,8 +3,6 @@
 Made by server/worker.py and grpc_server.py; no wire is known here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 

@@ -3,8 +3,6 @@
 Used by both wires. Whatever a request says of a tensor is checked here before numpy sees it.
 """
 
-from __future__ import annotations
-
 import math
 import struct
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Contribution of each group of features to an item's score: the score minus that with the group made neutral (ablation)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from recsys_batch.ranking.features import CONTEXT_FEATURES, PAIR_FEATURES, FeatureSpec

@@ -1,7 +1,5 @@
 """Candidates for a user of whom the snapshot has no embedding, but who has looked at items. Called by the ladder."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from recsys_batch.online.snapshot.reader import Snapshot

@@ -4,8 +4,6 @@ The ranker gets the same features by the same code as in the night (features.py)
 so under the neutral context the order is the batch's.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Recent latency of a stage."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

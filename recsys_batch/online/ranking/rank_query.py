@@ -1,7 +1,5 @@
 """A request as the ranking takes it: validated, with its context in the terms of the features."""
 
-from __future__ import annotations
-
 import datetime as dt
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Selection of lists by scores: what a request rules out, and the k best of the rest, for requests of equally many candidates."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

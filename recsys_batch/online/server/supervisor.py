@@ -1,7 +1,5 @@
 """The server process: starts Granian's workers, and again those that die."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

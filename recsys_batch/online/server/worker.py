@@ -1,7 +1,5 @@
 """Worker process of a server: what Granian imports and calls."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import functools

@@ -1,7 +1,5 @@
 """Have all workers go over to another snapshot, or none."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from pathlib import Path

@@ -4,8 +4,6 @@ The server takes connections faster than requests are answered, and each waits i
 not when its turn comes, so past the bound it is refused at once, at the price of a few microseconds.
 """
 
-from __future__ import annotations
-
 
 class Admission:
     """Counts of one worker's event loop; no lock, as only its thread counts."""

@@ -1,7 +1,5 @@
 """The server's log of what was shown and of what came back, for one worker: opened for the id types of the snapshot in use."""
 
-from __future__ import annotations
-
 import datetime as dt
 from pathlib import Path
 

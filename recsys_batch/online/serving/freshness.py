@@ -1,7 +1,5 @@
 """Limits on the age of a snapshot."""
 
-from __future__ import annotations
-
 import datetime as dt
 from dataclasses import dataclass
 from typing import Literal

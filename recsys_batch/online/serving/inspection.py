@@ -1,7 +1,5 @@
 """Contents of a snapshot about a user, in words for people: what was done lately, candidates, the night's order."""
 
-from __future__ import annotations
-
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 

@@ -4,8 +4,6 @@ One request costs a few dozen calls of numpy and one of the model whether it is 
 arrived by the loop's next turn goes together, which is one request where load is low, and the more the higher it is.
 """
 
-from __future__ import annotations
-
 import asyncio
 
 from recsys_batch.online.ranking.ladder import RankInput, RankResult, rank_many

@@ -1,7 +1,5 @@
 """Request-level operations of one worker, shared by its front ends: rank, published top-K, user and item details, shadow scoring."""
 
-from __future__ import annotations
-
 import asyncio
 import random
 import secrets

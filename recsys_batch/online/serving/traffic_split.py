@@ -1,7 +1,5 @@
 """Two snapshots at once: a canary for a share of the users, and a shadow that is scored and compared but not shown."""
 
-from __future__ import annotations
-
 import json
 import zlib
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Warm a snapshot before it answers: called by ``SnapshotManager`` in the thread that loads it."""
 
-from __future__ import annotations
-
 import datetime as dt
 import time
 from dataclasses import replace

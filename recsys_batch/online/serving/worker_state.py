@@ -1,7 +1,5 @@
 """States that the workers of a server tell each other: a small file each, of what it answers from."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

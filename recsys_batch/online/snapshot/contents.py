@@ -1,7 +1,5 @@
 """Contents of a snapshot before it is written, wherever they come from."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterable
 from dataclasses import dataclass, field

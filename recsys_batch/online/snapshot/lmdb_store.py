@@ -1,7 +1,5 @@
 """Store of users' records in LMDB. LMDB is a file of the snapshot; Redis is a server, and its answers can be late or missing."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from weakref import WeakValueDictionary

@@ -1,7 +1,5 @@
 """A snapshot opened: lists, items, model and feature spec of one run together, verified."""
 
-from __future__ import annotations
-
 import datetime as dt
 import json
 from dataclasses import dataclass, field

@@ -4,8 +4,6 @@ A key is ``recs:{snapshot}:{user key in hexadecimal}`` without braces, so a clus
 touches two keys in one command.
 """
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """The folder of snapshots: one folder each, and CURRENT, a file with the name of the one that is served. It moves by renaming."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import time

@@ -1,7 +1,5 @@
 """A few of a snapshot's users and what they did lately, for people who look at it. No ranking reads it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Keys of users in a store: bytes whose order is the order of the ids, so that a store is filled front to back."""
 
-from __future__ import annotations
-
 import hashlib
 
 from recsys_batch.ids import parse_bigint

@@ -5,8 +5,6 @@ the user's embedding float32 [d], candidates' codes int32 [C] and retrieval scor
 candidate ranks uint16 [K]. The top-K's items are candidates, so their codes are not repeated.
 """
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass
 

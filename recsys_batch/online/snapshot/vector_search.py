@@ -4,8 +4,6 @@ Up to EXACT_ITEMS one product with all embeddings. Beyond, k-means lists: spheri
 nearest centroid, and the lists nearest to the vector are searched, which is a few thousand products instead of a million.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Verify a snapshot beside a server that answers: by a process of the lowest priority, which takes what the workers leave of the cores."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

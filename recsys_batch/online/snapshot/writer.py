@@ -1,7 +1,5 @@
 """Write a snapshot: beside its name, synced to the disk, then renamed; only then may CURRENT name it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

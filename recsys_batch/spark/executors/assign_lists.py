@@ -1,7 +1,5 @@
 """Assignment of many items to the lists of an index: trained once on the driver, assigned in tasks, merged on the driver."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Executor code of an incremental night: the base run's rows carried forward, with rows computed again in the place of changed users'."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Executor code that reads interactions by file, for a night that needs few users' events: no row of the others leaves its task."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -4,8 +4,6 @@ pyspark's own take the end of the connection for a task that fails, and print th
 end of a session, and after a minute without a task. ``spark.session`` names this module to Spark; it imports nothing but pyspark.
 """
 
-from __future__ import annotations
-
 import signal
 import socket
 

@@ -1,7 +1,5 @@
 """Executor code of the embed step: events of a range of users in, their embeddings out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache

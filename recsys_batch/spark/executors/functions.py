@@ -1,7 +1,5 @@
 """The shapes of executor code: plain functions over record batches, which a test calls without a session."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa

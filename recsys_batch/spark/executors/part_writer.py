@@ -1,7 +1,5 @@
 """Executor code around every step's: write the rows that it makes as files of a slice."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Profile of every task's Python time, for ``tools/profile_night.py``."""
 
-from __future__ import annotations
-
 import cProfile
 import os
 import uuid

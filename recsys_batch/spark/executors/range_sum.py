@@ -1,7 +1,5 @@
 """Tasks per range of users, for work that writes somewhere else than into a table: filling Redis, for one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """Executor code of the candidates step: user embeddings and seen items in, each user's best unseen items out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any

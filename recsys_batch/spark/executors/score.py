@@ -1,7 +1,5 @@
 """Executor code of the score step: candidates and user embeddings in, the top-K rows out."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Executor code of the audit: the topk rows of a range of users, checked against what these users have seen and may get."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

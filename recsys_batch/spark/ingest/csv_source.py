@@ -4,8 +4,6 @@ Spark uses the header of one file for all: a daily file with another order of co
 or fail in the middle of the job with a Java trace. Reading the first 64 KiB of every file costs less than either.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from functools import reduce

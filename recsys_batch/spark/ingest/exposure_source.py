@@ -1,7 +1,5 @@
 """Exposure logs and feedback of the online server as rows, one per request and item. Only ``read_exposure_files`` reads."""
 
-from __future__ import annotations
-
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 

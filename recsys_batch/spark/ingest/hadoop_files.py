@@ -1,7 +1,5 @@
 """List source files and read their heads through Hadoop's file systems: local folders, HDFS and S3 alike."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Merge new rows with the rows of existing tables. Transforms of DataFrames only: nothing is read or written."""
 
-from __future__ import annotations
-
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame

@@ -1,7 +1,5 @@
 """Read the published layouts of MovieLens, recognised by the files in the folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

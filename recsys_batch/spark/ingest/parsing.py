@@ -1,7 +1,5 @@
 """Parse raw values into ids, numbers, timestamps, flags and lists: Column expressions, null where a value cannot be parsed."""
 
-from __future__ import annotations
-
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql import types as T

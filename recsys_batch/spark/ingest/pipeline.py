@@ -1,7 +1,5 @@
 """Run an ingest: read and validate a source, then write each of its rows once, however often the same files are ingested."""
 
-from __future__ import annotations
-
 import datetime as dt
 import uuid
 from collections.abc import Mapping, Sequence

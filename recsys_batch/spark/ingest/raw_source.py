@@ -1,7 +1,5 @@
 """RawSource, which every format's reader returns for validation: our column names, raw values and the row as JSON."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Open the source of an ingest request: columns renamed to ours, values untouched, the raw row kept for the rejected table."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 

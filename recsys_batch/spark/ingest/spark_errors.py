@@ -1,7 +1,5 @@
 """Translate Spark's errors about source files into one sentence. Used by every reader of the package; imports none of them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Counts of an ingest, which add up."""
 
-from __future__ import annotations
-
 import datetime as dt
 from dataclasses import dataclass, field
 

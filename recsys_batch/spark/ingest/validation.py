@@ -1,7 +1,5 @@
 """Validate raw rows: typed rows with the first rejection reason, or null. Transforms of DataFrames only: nothing is read or written."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A published run as a snapshot: the same lists, the same order, no JVM."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

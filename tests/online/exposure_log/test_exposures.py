@@ -1,7 +1,5 @@
 """Exposures and feedback become the rows that were recorded, in the warehouse's id types, whatever a request spells."""
 
-from __future__ import annotations
-
 import datetime as dt
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """A log never keeps a request waiting, never grows beyond its bounds, shows whole files only, and counts every row that it took."""
 
-from __future__ import annotations
-
 import datetime as dt
 import os
 import resource

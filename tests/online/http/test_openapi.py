@@ -1,7 +1,5 @@
 """The document has every endpoint, and an endpoint gives the statuses that it declares, each of them and no other."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections import defaultdict

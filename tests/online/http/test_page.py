@@ -1,7 +1,5 @@
 """The explorer page as the server hands it out, and the endpoints that it reads."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import re

@@ -1,7 +1,5 @@
 """The explorer page in a real Chromium, against a real server. Pictures of each state are left in data/screenshots."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The wire of gRPC by its bare messages: what the official client never sends."""
 
-from __future__ import annotations
-
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence

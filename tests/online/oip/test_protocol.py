@@ -1,7 +1,5 @@
 """The official client against a real server, over HTTP and gRPC, and whatever else may come over the wire."""
 
-from __future__ import annotations
-
 import asyncio
 import gzip
 import json

@@ -1,7 +1,5 @@
 """The models follow the snapshot in use."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a request rules out, and the k best of the rest, against plain Python."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,7 +1,5 @@
 """A real server of real worker processes, over HTTP."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

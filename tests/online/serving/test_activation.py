@@ -1,7 +1,5 @@
 """Other snapshots under load: no request fails, and no answer mixes two."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -1,7 +1,5 @@
 """What a server shows ends up in files that ingest reads, and so does what users did."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A worker's snapshots: each is loaded once however many roles it has, and closed when nobody has it any more."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What workers leave behind."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

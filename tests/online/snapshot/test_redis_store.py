@@ -1,7 +1,5 @@
 """Users' lists in a real redis-server."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

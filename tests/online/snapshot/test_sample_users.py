@@ -1,7 +1,5 @@
 """Who a snapshot keeps to be looked at, and what they did lately."""
 
-from __future__ import annotations
-
 import datetime as dt
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """Rows carried forward by file, and rows computed again in their places."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Of files that were known the changed users' rows, of new ones all."""
 
-from __future__ import annotations
-
 import datetime as dt
 from pathlib import Path
 

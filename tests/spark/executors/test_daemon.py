@@ -1,7 +1,5 @@
 """A Python worker whose connection Spark closes ends without a word; pyspark's own prints the BrokenPipeError of its last answer."""
 
-from __future__ import annotations
-
 import os
 import socket
 import struct

@@ -1,7 +1,5 @@
 """What a task writes, and what it tells of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pyarrow as pa

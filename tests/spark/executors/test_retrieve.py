@@ -1,7 +1,5 @@
 """Every user gets n unseen retrievable items in order, or all that are left; tested on plain batches, without a session."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The score step on plain batches: the ranker's order, ties by item_id, popular users as they came."""
 
-from __future__ import annotations
-
 import datetime as dt
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Carried rows are held against the night that they come from, and against what happened since."""
 
-from __future__ import annotations
-
 import datetime as dt
 from dataclasses import replace
 from pathlib import Path

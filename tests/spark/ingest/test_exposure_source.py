@@ -1,7 +1,5 @@
 """What the online side logged comes back once: feedback as interactions, what was shown in a table of its own, and both as labels."""
 
-from __future__ import annotations
-
 import datetime as dt
 import re
 from collections.abc import Callable, Sequence

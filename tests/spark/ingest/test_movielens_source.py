@@ -1,7 +1,5 @@
 """The five layouts of MovieLens, each from a few lines of its own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

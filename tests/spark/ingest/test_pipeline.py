@@ -1,7 +1,5 @@
 """Ingest: every row is accounted for, the same files change nothing twice, and later files add only what is new."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
 from collections.abc import Callable

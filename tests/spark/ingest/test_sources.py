@@ -1,7 +1,5 @@
 """Files as people have them: what can be read is read by column name, what cannot is refused in one sentence that helps."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from pathlib import Path

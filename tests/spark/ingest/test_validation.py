@@ -1,7 +1,5 @@
 """Raw values to typed rows with verdicts: what counts as an id, a time, a weight; which row of equal ones stays; who is held out."""
 
-from __future__ import annotations
-
 import datetime as dt
 from decimal import Decimal
 from typing import Any
