@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot bench-digest clean distclean
+.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -88,7 +88,11 @@ cluster-test: setup package ## a master, two workers, every job by spark-submit,
 
 s3a-jars: .venv/.ready ## what Spark needs for a warehouse in s3a:// (690 MB), into .jars-s3a
 	@$(BIN)/python tools/fetch_java.py
-	@$(BIN)/python tools/fetch_jars.py --s3a
+	@$(BIN)/python tools/fetch_jars.py --of s3a
+
+kafka-jars: .venv/.ready ## what `stream` needs to read Kafka (11 MB) into .jars-kafka, and a broker for tests (44 MB)
+	@$(BIN)/python tools/fetch_java.py
+	@$(BIN)/python tools/fetch_jars.py --of kafka --of kafka-broker
 
 object-store-test: setup s3a-jars ## nights with their warehouse in an S3 server on loopback; tables as on a local path
 	$(BIN)/python tools/object_store_test.py

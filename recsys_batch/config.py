@@ -42,6 +42,7 @@ class Paths(Section):
     )
     node_cache_mb: int = Field(51_200, ge=1, description="MiB that these copies may take; what nobody uses goes first")
     jars: str = Field(".jars", description="folder with the Delta jars that set-up resolved; read when it exists")
+    kafka_jars: str = Field(".jars-kafka", description="folder with the jars of `make kafka-jars`; read where stream.source is kafka")
     s3a_jars: str = Field(".jars-s3a", description="folder with the jars of `make s3a-jars`; read where the warehouse is in s3a://")
 
 
@@ -188,6 +189,17 @@ class Digest(Section):
     repeat_days: int = Field(30, ge=0, le=3650, description="days in which nothing is sent to a user twice; 0: as the lists are")
 
 
+class Stream(Section):
+    """Refreshing users between two nights."""
+
+    source: Literal["delta", "kafka"] = Field(
+        "delta", description="delta: whatever is appended to interactions; kafka: a topic, whose events are appended to it first"
+    )
+    max_events: int = Field(50_000, ge=1, description="a micro-batch ends with the commit, or the offset, that reaches so many")
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka's brokers, HOST:PORT[,HOST:PORT]")
+    topic: str = Field("interactions", description="Kafka's topic of events: JSON with the columns of ingest")
+
+
 class MLflow(Section):
     tracking_uri: str | None = Field(None, description="unset: RECSYS_BATCH_TRACKING_URI, or sqlite in paths.state")
     experiment: str = "recsys_batch"
@@ -216,6 +228,7 @@ class Config(Section):
     tables: TablesSection = TablesSection()
     online: Online = Online()
     digest: Digest = Digest()
+    stream: Stream = Stream()
     mlflow: MLflow = MLflow()
 
     @model_validator(mode="after")

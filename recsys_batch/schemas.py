@@ -123,6 +123,30 @@ _INTERACTIONS = (
     Column("event_date", pa.date32(), "UTC date of event_ts"),
 )
 
+_TOPK = (
+    _run_id(),
+    Column("run_date", pa.date32(), "the night's date", nullable=False),
+    _user_id(),
+    Column("rank", pa.int32(), "1 is best", nullable=False),
+    _item_id(),
+    Column(
+        "score",
+        pa.float32(),
+        "ranker score: comparable within a user and a model version; descending in rank",
+        nullable=False,
+    ),
+    Column("candidate_rank", pa.int32(), "position in candidates, from 1", nullable=False),
+    Column("source", pa.string(), "model, or popular for users without history", nullable=False),
+    Column("model_version", pa.string(), "registry version of the model"),
+    Column("generated_at", TIMESTAMP, "when the night began, UTC"),
+)
+_TOPK_CHECKS = {
+    "rank_from_one": "rank >= 1",
+    "candidate_rank_from_one": "candidate_rank >= 1",
+    "score_is_finite": "NOT isnan(score) AND abs(score) < 3.0e38",
+    "source_known": f"source IN {SOURCES}",
+}
+
 _SPECS = (
     TableSpec(
         "interactions",
@@ -263,31 +287,22 @@ _SPECS = (
     TableSpec(
         "topk",
         "the precomputed recommendations: one row per user and rank",
-        (
-            _run_id(),
-            Column("run_date", pa.date32(), "the night's date", nullable=False),
-            _user_id(),
-            Column("rank", pa.int32(), "1 is best", nullable=False),
-            _item_id(),
-            Column(
-                "score",
-                pa.float32(),
-                "ranker score: comparable within a user and a model version; descending in rank",
-                nullable=False,
-            ),
-            Column("candidate_rank", pa.int32(), "position in candidates, from 1", nullable=False),
-            Column("source", pa.string(), "model, or popular for users without history", nullable=False),
-            Column("model_version", pa.string(), "registry version of the model"),
-            Column("generated_at", TIMESTAMP, "when the night began, UTC"),
-        ),
+        _TOPK,
         partition_by=("run_date", "run_id"),
         sort_by=("user_id", "rank"),
-        checks={
-            "rank_from_one": "rank >= 1",
-            "candidate_rank_from_one": "candidate_rank >= 1",
-            "score_is_finite": "NOT isnan(score) AND abs(score) < 3.0e38",
-            "source_known": f"source IN {SOURCES}",
-        },
+        checks=_TOPK_CHECKS,
+    ),
+    TableSpec(
+        "topk_live",
+        "lists of a published run's users that the stream refreshed since: of a user's rows those of the greatest batch_id hold",
+        (
+            *_TOPK,
+            Column("batch_id", pa.int64(), "version of interactions whose events the list knows; greater is newer", nullable=False),
+            Column("events_through", TIMESTAMP, "newest event of the user that the list knows, UTC; null where none has a time"),
+        ),
+        partition_by=("run_id",),
+        sort_by=("user_id", "rank"),
+        checks=_TOPK_CHECKS,
     ),
     TableSpec(
         "popular",

@@ -17,6 +17,7 @@ from deltalake.transaction import CommitProperties
 
 from recsys_batch.config import Config
 from recsys_batch.night.run_locks import publish_lock
+from recsys_batch.night.run_store import runs_with_gathered_events
 from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
 from recsys_batch.storage.artifacts import artifact_root, get_pointer, has_pointer, list_pointers, remove_folder
@@ -86,7 +87,7 @@ def run_maintenance(
         kept |= _base_run_ids(root, unfinished)
         # A run that began after the manifest was read is not known here, and stays.
         _remove_rows(folders, set(states) - kept, report, dry_run)
-        _remove_artefacts(root, kept, unfinished, report, dry_run)
+        _remove_artefacts(root, kept, unfinished | runs_with_gathered_events(root, rows), report, dry_run)
     for name, folder in folders.items():
         _compact(name, folder, report, None if dry_run else optimize, dry_run)
         table = open_delta_table(folder)
@@ -134,12 +135,15 @@ def _remove_rows(folders: Mapping[str, str], dropped: set[str], report: Maintena
             table.delete(f"run_id IN ({listed})", commit_properties=commit_properties)
 
 
-def _remove_artefacts(root: str, kept: set[str], unfinished: set[str], report: MaintenanceReport, dry_run: bool) -> None:
-    """Remove what belongs to runs that go: content is named by its hash, pointers and drafts by run_id."""
+def _remove_artefacts(root: str, kept: set[str], gathered: set[str], report: MaintenanceReport, dry_run: bool) -> None:
+    """Remove what belongs to runs that go: content is named by its hash, pointers and gathered events by run_id.
+
+    Args:
+        gathered: run_ids whose gathered events stay: those of unfinished runs, and what a stream reads.
+    """
     named = {location for run_id in kept for location in _named_locations(root, run_id)}
-    for kind in ("bundles", "catalogues", "popularity", "changed", "audits", "indexes", "runs", "drafts", "downloads"):
-        # Drafts of a published run are of no use to anybody.
-        kept_folders = unfinished if kind in ("drafts", "downloads") else kept
+    for kind in ("bundles", "catalogues", "popularity", "changed", "audits", "indexes", "runs", "gathered", "drafts", "downloads"):
+        kept_folders = gathered if kind in ("gathered", "drafts", "downloads") else kept
         for entry in list_entries(join(root, kind)):
             if entry.location in named or entry.name in kept_folders:
                 continue

@@ -149,6 +149,14 @@ def bundle_folder(root: str, run_id: str) -> str:
     return join(root, "bundles", str(get_pointer(root, run_id, "bundle")["folder"]))
 
 
+def base_chain(root: str, run_id: str) -> list[str]:
+    """List a run and the runs that it goes on from, newest first; a full night goes on from none."""
+    chain = [run_id]
+    while has_pointer(root, chain[-1], "base"):
+        chain.append(str(get_pointer(root, chain[-1], "base")["run_id"]))
+    return chain
+
+
 def clear_pointer(root: str, run_id: str, name: str) -> None:
     """Remove a run's pointer."""
     remove(_pointer_location(root, run_id, name))

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, CommitProperties
+from deltalake.transaction import AddAction, CommitProperties, Transaction
 
 from recsys_batch.storage.filesystems import storage_options
 from recsys_batch.tables.slice_writer import DataFile, TableSlice
@@ -41,23 +41,42 @@ def append(where: TableSlice, rows: pa.Table, metadata: Mapping[str, Any]) -> in
     return _retry_commit(open_delta_table(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
 
 
-def _retry_commit(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **options: Any) -> int:
+def append_files(where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], transactions: Sequence[Transaction]) -> int:
+    """Add files of a slice to a table, with versions of an application's own, in one commit; its version."""
+    return _retry_commit(open_delta_table(where.root), where, parts, metadata, transactions, mode="append")
+
+
+def _retry_commit(
+    table: DeltaTable,
+    where: TableSlice,
+    parts: Sequence[DataFile],
+    metadata: Mapping[str, Any],
+    transactions: Sequence[Transaction] = (),
+    **options: Any,
+) -> int:
     """Commit, again where another commit came between: slices of other runs share the table, not its rows."""
     for _ in range(_MAX_COMMITS - 1):
         try:
-            return _commit_once(table, where, parts, metadata, **options)
+            return _commit_once(table, where, parts, metadata, transactions, **options)
         except CommitFailedError:
             table = open_delta_table(where.root)
-    return _commit_once(table, where, parts, metadata, **options)
+    return _commit_once(table, where, parts, metadata, transactions, **options)
 
 
-def _commit_once(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **options: Any) -> int:
+def _commit_once(
+    table: DeltaTable,
+    where: TableSlice,
+    parts: Sequence[DataFile],
+    metadata: Mapping[str, Any],
+    transactions: Sequence[Transaction],
+    **options: Any,
+) -> int:
     token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
     table.create_write_transaction(
         make_add_actions(where, parts),
         schema=table.schema(),
         partition_by=list(where.spec.partition_by),
-        commit_properties=CommitProperties(custom_metadata={"userMetadata": token}),
+        commit_properties=CommitProperties({"userMetadata": token}, app_transactions=list(transactions)),
         **options,
     )
     versions = [entry["version"] for entry in open_delta_table(where.root).history(20) if entry.get("userMetadata") == token]

@@ -15,11 +15,11 @@ from deltalake import DeltaTable
 
 from recsys_batch.config import Config
 from recsys_batch.night.incremental import base_run
-from recsys_batch.night.incremental.appended_files import NotAppendOnly, list_appended_files
 from recsys_batch.night.runner import run_night
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.tables.appended_files import NotAppendOnly, list_appended_files
 from recsys_batch.tables.run_manifest import Run
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from pyspark.sql import functions as F
 from recsys_batch import __version__
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
-from recsys_batch.night.incremental.appended_files import NotAppendOnly, list_appended_files
 from recsys_batch.night.run_context import RunContext, partition_values
 from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.storage.artifacts import catalogue_folder
 from recsys_batch.storage.filesystems import basename, join, read_parquet
 from recsys_batch.tables import run_manifest
+from recsys_batch.tables.appended_files import NotAppendOnly, list_appended_files
 from recsys_batch.tables.delta_log import list_data_files
 from recsys_batch.tables.run_manifest import Run
 from recsys_batch.tables.slice_writer import TableSlice
@@ -77,7 +77,7 @@ def find_base(context: RunContext, catalogue: Catalogue) -> BaseRun:
     ):
         if then != now:
             raise FullRunRequired(f"run {run.run_id} has {what} {then}, this one {now}")
-    before = context.cache.local_copy(catalogue_folder(context.root, run.run_id))
+    before = context.artifacts.cache.local_copy(catalogue_folder(context.root, run.run_id))
     new_items, lost_items = _diff_catalogues(open_catalogue.__wrapped__(str(before)), catalogue, context)
     users, embedded = (
         list_slice_files(context.table_slice(name), run).between(columns=["user_id"])["user_id"].combine_chunks() for name in _USER_TABLES

@@ -10,15 +10,13 @@ from pyspark.sql import functions as F
 
 from recsys_batch.config import Config
 from recsys_batch.dataset.catalogue import Catalogue
-from recsys_batch.dataset.popularity import group_by_segment
 from recsys_batch.night.incremental.base_run import BaseRun, changed_users_path, load_base
 from recsys_batch.night.run_context import RunContext
-from recsys_batch.night.steps.gather_events import load_user_events
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, join_segments, range_tasks, task_metrics
 from recsys_batch.night.steps.step_result import StepResult
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
 from recsys_batch.spark.executors.carry_forward import BatchChange, NewItems
-from recsys_batch.spark.executors.retrieve import SHORT, RetrievalInput, RetrieveTask, count_short_lists, retrieve_range
+from recsys_batch.spark.executors.retrieve import SHORT, RetrievalInput, count_short_lists, retrieve_range
 from recsys_batch.storage.filesystems import join, read_parquet
 from recsys_batch.tables.delta_log import list_data_files
 from recsys_batch.tables.user_ranges import LIST_ROWS, UserRange
@@ -26,10 +24,10 @@ from recsys_batch.tables.user_ranges import LIST_ROWS, UserRange
 
 def retrieve_candidates(context: RunContext) -> StepResult:
     """Retrieve every known user's candidates, and list the users who got fewer than wanted."""
-    catalogue = context.open_catalogue()
-    base, user_events = load_base(context), load_user_events(context)
+    catalogue = context.artifacts.open_catalogue()
+    base, user_events = load_base(context), context.artifacts.load_user_events()
     inputs = RetrievalInput(user_events, context.slice_files("user_embeddings"), None if base is None else changed_users_path(context))
-    rows = partial(retrieve_range, _make_retrieve_task(context, catalogue), inputs)
+    rows = partial(retrieve_range, context.artifacts.make_retrieve_task(_read_popular_lists(context)), inputs)
     if base is None:
         tasks, function = range_tasks(context, rows, user_events.bounds)
     else:
@@ -45,24 +43,12 @@ def retrieve_candidates(context: RunContext) -> StepResult:
     return StepResult(versions, rows=users, users=users, metrics=metrics)
 
 
-def _make_retrieve_task(context: RunContext, catalogue: Catalogue) -> RetrieveTask:
-    pointer = context.get_pointer("index")
+def _read_popular_lists(context: RunContext) -> pa.Table:
+    """Read the run's rows of popular, best first within each segment."""
     popular = context.table_slice("popular")
     files = (read_parquet(join(popular.root, part.path)).cast(popular.schema) for part in list_data_files(popular))
     table = pa.concat_tables([popular.schema.empty_table(), *files])
-    table = table.sort_by([("segment", "ascending"), ("rank", "ascending")])
-    return RetrieveTask(
-        run_id=context.run.run_id,
-        ids=context.ids,
-        catalogue_dir=context.catalogue_dir,
-        index_dir=join(context.root, "indexes"),
-        index=pointer["index"],
-        nprobe=pointer["tuning"]["nprobe"],
-        overfetch=pointer["tuning"]["overfetch"],
-        n_candidates=_n_candidates(context.config, catalogue),
-        popular=group_by_segment(table, catalogue),
-        cache=context.cache,
-    )
+    return table.sort_by([("segment", "ascending"), ("rank", "ascending")])
 
 
 def _insert_new_items(context: RunContext, base: BaseRun, catalogue: Catalogue) -> Callable[[UserRange], BatchChange] | None:
@@ -75,12 +61,12 @@ def _insert_new_items(context: RunContext, base: BaseRun, catalogue: Catalogue) 
     folder = context.put_folder("changed", lambda target: pq.write_table(seen, target / "seen.parquet"))
     return NewItems(
         codes=catalogue.codes(base.new_items),
-        catalogue_dir=context.catalogue_dir,
+        catalogue_dir=context.artifacts.catalogue_dir,
         cosine=context.config.retrieval.metric == "cosine",
         n_candidates=_n_candidates(context.config, catalogue),
         seen=join(folder, "seen.parquet"),
         embeddings=context.slice_files("user_embeddings"),
-        cache=context.cache,
+        cache=context.artifacts.cache,
     ).insert_into
 
 

@@ -19,7 +19,8 @@ from recsys_batch.spark.executors.rankers import BatchRanker, open_batch_ranker
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix, flatten_lists
 from recsys_batch.tables.slice_writer import attach_counts
-from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, users_in_range
+from recsys_batch.tables.user_ranges import UserRange, users_in_range
+from recsys_batch.tables.user_rows import UserSortedSource
 
 SHORT_BY_RULES = "rules.users_short"
 """Count of users whose lists the rules made shorter than their candidates would have."""
@@ -84,8 +85,8 @@ class ScoringInput:
         changed, new_items: in an incremental night only lists of these users (location of Parquet of user_id), or with one of these items.
     """
 
-    candidates: UserSortedFiles
-    embeddings: UserSortedFiles
+    candidates: UserSortedSource
+    embeddings: UserSortedSource
     changed: str | None = None
     new_items: pa.Array | None = None
 

@@ -1,6 +1,7 @@
 """Files that interactions got since a version, read from the table's log, so that a compaction between is seen through. No JVM."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
@@ -8,6 +9,20 @@ import pyarrow as pa
 
 from recsys_batch.storage.filesystems import file_sizes, join, read_bytes
 from recsys_batch.tables.delta_log import open_delta_table
+
+
+@dataclass(frozen=True)
+class AppendedFiles:
+    """Files that one version of a table added.
+
+    Attributes:
+        paths: locations. committed_ms: milliseconds since 1970.
+    """
+
+    version: int
+    paths: list[str]
+    n_rows: int
+    committed_ms: int
 
 
 class NotAppendOnly(Exception):
@@ -38,6 +53,34 @@ def list_appended_files(root: str, then: int, now: int) -> tuple[list[str], list
         raise NotAppendOnly(f"{len(missing)} files of interactions were replaced and vacuumed since")
     files_then, files_since = ([join(root, name) for name in files] for files in names)
     return files_then, files_since
+
+
+def list_appended_versions(root: str, then: int, max_rows: int) -> list[AppendedFiles]:
+    """List what the versions after ``then`` added, up to the newest, or to the one that reaches ``max_rows``.
+
+    Versions that only moved rows between files, as OPTIMIZE does, have no files here.
+
+    Raises:
+        NotAppendOnly: rows were removed or replaced since, or the log no longer reaches back.
+    """
+    appended: list[AppendedFiles] = []
+    while sum(files.n_rows for files in appended) < max_rows:
+        version = then + len(appended) + 1
+        try:
+            actions = _read_log_actions(root, version)
+        except NotAppendOnly:
+            if appended or open_delta_table(root).version() < version:
+                return appended
+            raise
+        if any("remove" in action and action["remove"]["dataChange"] for action in actions):
+            if appended:
+                return appended  # these first
+            raise NotAppendOnly(f"rows of interactions were removed or replaced in version {version}")
+        added = [action["add"] for action in actions if "add" in action and action["add"]["dataChange"]]
+        committed = next((int(action["commitInfo"]["timestamp"]) for action in actions if "commitInfo" in action), 0)
+        n_rows = sum(int(json.loads(add.get("stats") or "{}").get("numRecords", 0)) for add in added)
+        appended.append(AppendedFiles(version, [join(root, unquote(add["path"])) for add in added], n_rows, committed))
+    return appended
 
 
 def _read_log_actions(root: str, version: int) -> list[dict[str, Any]]:

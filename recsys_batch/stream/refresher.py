@@ -1,0 +1,266 @@
+"""A micro-batch: what was appended to interactions since, whose lists it changes, and their new rows in topk_live."""
+
+import json
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import SparkSession
+
+from recsys_batch.config import Config
+from recsys_batch.dataset.popularity import counts_path, group_by_segment, rank_popular_items, sum_counts
+from recsys_batch.dataset.user_events import EVENTS
+from recsys_batch.errors import InputMissing
+from recsys_batch.read import rows_in
+from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
+from recsys_batch.spark.executors.changed_events import read_event_file
+from recsys_batch.spark.executors.refresh import REFRESH_SCHEMA, Purpose, RecentEvents, RefreshTask, make_refresher
+from recsys_batch.spark.run_artifacts import RunArtifacts
+from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.storage.artifacts import artifact_root
+from recsys_batch.storage.filesystems import read_parquet
+from recsys_batch.stream.event_store import EventStore
+from recsys_batch.stream.live_table import LiveTable
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.appended_files import AppendedFiles, NotAppendOnly, list_appended_versions
+from recsys_batch.tables.delta_log import open_delta_table
+from recsys_batch.tables.slice_writer import DataFile, TableSlice
+
+logger = logging.getLogger("recsys_batch.stream")
+
+_USERS_PER_JOB, _EVENTS_PER_FILL = 20_000, 500_000
+_USERS_PER_TASK = 64
+"""Fewer users than this are not worth another task."""
+
+
+@dataclass(frozen=True)
+class RefreshedBatch:
+    """Result of a micro-batch.
+
+    Attributes:
+        version: of interactions, that lists go up to now.
+        seconds: that it took. lag_seconds: from the commit of its oldest events to the commit of its rows.
+    """
+
+    run_id: str
+    version: int
+    n_events: int
+    n_users: int
+    n_rows: int
+    seconds: float
+    lag_seconds: float
+
+
+class Refresher:
+    """Refreshes users of the published run; begins anew with each run that is published.
+
+    Used by one thread. Its state on this machine is a cache: ``LiveTable`` says what is done.
+    """
+
+    def __init__(self, spark: SparkSession, config: Config) -> None:
+        self._spark, self._config = spark, config
+        self._tables = WarehouseTables(spark, config)
+        self._ids: IdTypes = self._tables.require_ids()
+        self._root = artifact_root(config.paths.warehouse)
+        self._tables.ensure("topk_live", self._ids)
+        self._run: _RunRefresher | None = None
+
+    def follow_published_run(self) -> str:
+        """Turn to the run that readers see, where it is another one than before; its run_id.
+
+        Raises:
+            InputMissing: nothing is published, or it was made with other settings than these.
+        """
+        rows = rows_in(self._tables.folder("runs")) if self._tables.exists("runs") else []
+        run = run_manifest.newest_published(rows)
+        if run is None:
+            raise InputMissing(f"no night is published yet in {self._config.paths.warehouse}: run `recsys-batch nightly`")
+        if self._run is None or self._run.artifacts.run.run_id != run.run_id:
+            if run.config_hash != self._config.config_hash():
+                hashes = f"config hash {run.config_hash}, now {self._config.config_hash()}"
+                raise InputMissing(f"run {run.run_id} was made with other settings ({hashes}): stream with those, or publish a new run")
+            if self._run is not None:
+                self._run.close()
+            artifacts = RunArtifacts(self._config, run, self._ids, self._root)
+            folder, partition = self._tables.folder("topk_live"), {"run_id": run.run_id}
+            where = TableSlice(folder, TABLES["topk_live"], self._ids, partition, artifacts.file_bytes)
+            layers = artifacts.list_layers(run_manifest.latest_state_by_run(rows))
+            self._run = _RunRefresher(self._spark, artifacts, layers, self._tables, where)
+            logger.info("refreshing lists of run %s, from version %d of interactions", run.run_id, self._run.version)
+        return run.run_id
+
+    def refresh(self, max_events: int) -> RefreshedBatch | None:
+        """Refresh the users of the next appended events; None where nothing was appended.
+
+        Args:
+            max_events: a batch ends with the version that reaches so many.
+
+        Raises:
+            InputMissing: rows of interactions were removed or replaced since the night: its lists, and these, rest on them.
+        """
+        assert self._run is not None
+        return self._run.refresh(max_events)
+
+    def refresh_popular_lists(self) -> int:
+        """Refresh the popular lists of refreshed users without an embedding, where counts have moved since; their number."""
+        assert self._run is not None
+        return self._run.refresh_popular_lists()
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.close()
+
+
+@dataclass(frozen=True)
+class _JobResult:
+    files: list[DataFile]
+    counts: pa.Table
+    without_embedding: pa.Array
+
+
+class _RunRefresher:
+    """Refreshes users of one published run."""
+
+    def __init__(
+        self, spark: SparkSession, artifacts: RunArtifacts, layers: Sequence[RunArtifacts], tables: WarehouseTables, where: TableSlice
+    ) -> None:
+        versions = artifacts.run.input_versions
+        self.artifacts = artifacts
+        self._spark, self._interactions, self._first_version = spark, tables.folder("interactions"), versions["interactions"]
+        self._live = LiveTable(where, str(open_delta_table(self._interactions).metadata().id))
+        available = tables.read("items", versions["items"]).where("is_available").select("item_id").toArrow()
+        self._available_items = available["item_id"].combine_chunks()
+        self._counts_at_night = read_parquet(counts_path(artifacts.root, artifacts.run.run_id))
+        layers_of_events = [layer.load_user_events() for layer in layers]
+        self._task = RefreshTask(
+            embed=artifacts.make_embed_task(layers_of_events[0]),
+            retrieve=artifacts.make_retrieve_task(self._rank_popular(self._counts_at_night)),
+            score=artifacts.make_score_task(),
+            layers=layers_of_events,
+            target=where,
+            batch_id=0,
+            purpose="modelled",
+        )
+        state = Path(artifacts.config.paths.state) / "stream" / f"{artifacts.run.run_id}.sqlite"
+        self._store = EventStore(state, artifacts.ids, self._first_version)
+        self._recover()
+
+    @property
+    def version(self) -> int:
+        """The version of interactions up to which lists go."""
+        return self._store.version
+
+    def refresh(self, max_events: int) -> RefreshedBatch | None:
+        """Refresh the users of the next appended versions."""
+        started = time.monotonic()
+        appended = self._list_appended(self.version, max_events)
+        if not appended:
+            return None
+        version, events = appended[-1].version, self._read_events(appended)
+        users = pc.unique(events["user_id"]).sort()
+        files: list[DataFile] = []
+        for first in range(0, len(users), _USERS_PER_JOB):
+            some = users[first : first + _USERS_PER_JOB]
+            lists = self._run_job("modelled", some, self._recent_events(some, events), version)
+            self._store.prepare(lists.counts, some, lists.without_embedding, version)
+            files += lists.files
+            if len(lists.without_embedding):
+                popular = self._run_job("popular", lists.without_embedding, self._recent_events(lists.without_embedding, events), version)
+                files += popular.files
+        self._store.add_events(events, version)
+        self._live.commit(files, version, {"run_id": self.artifacts.run.run_id, "version": version})
+        self._store.confirm(version)
+        n_rows, lag = sum(file.n_rows for file in files), max(time.time() - appended[0].committed_ms / 1000, 0.0)
+        seconds = time.monotonic() - started
+        return RefreshedBatch(self.artifacts.run.run_id, version, len(events), len(users), n_rows, seconds, lag)
+
+    def refresh_popular_lists(self) -> int:
+        """Refresh popular lists that are older than the newest counts; the number of users."""
+        users, version = self._store.outdated_unknown_users(), self.version
+        for first in range(0, len(users), _USERS_PER_JOB):
+            some = users[first : first + _USERS_PER_JOB]
+            lists = self._run_job("popular", some, self._store.read_events(some), version)
+            self._live.commit(lists.files, version, {"run_id": self.artifacts.run.run_id, "version": version, "popular": len(some)})
+            self._store.mark_listed(some, version)
+        return len(users)
+
+    def close(self) -> None:
+        self._store.close()
+
+    def _recover(self) -> None:
+        """Bring the store to what topk_live says is done: by what it had prepared, or by filling it again."""
+        done = self._live.version()
+        if done is None:
+            self._store.clear(self._first_version)
+        elif self._store.version <= done <= self._store.prepared:
+            self._store.confirm(done)
+        else:
+            self._fill_store(done)
+
+    def _fill_store(self, done: int) -> None:
+        """Fill the store with everything since the night up to a version whose lists are written."""
+        logger.info("reading again what interactions got since the night, up to version %d", done)
+        self._store.clear(self._first_version)
+        version = self._first_version
+        while version < done:
+            appended = [files for files in self._list_appended(version, _EVENTS_PER_FILL) if files.version <= done]
+            version = appended[-1].version
+            self._store.add_events(self._read_events(appended), version)
+        self._store.confirm(version)
+        users = self._store.users()
+        for first in range(0, len(users), _USERS_PER_JOB):
+            some = users[first : first + _USERS_PER_JOB]
+            events = self._store.read_events(some)
+            uncounted = events.set_column(events.schema.get_field_index("before"), "before", pa.repeat(False, len(events)))
+            counted = self._run_job("counts", some, uncounted, done)
+            # Nobody remembers how old their popular lists are.
+            self._store.prepare(counted.counts, some, counted.without_embedding, done, listed=self._first_version - 1)
+        self._store.confirm(done)
+
+    def _recent_events(self, users: pa.Array, events: pa.Table) -> pa.Table:
+        """Join what came before to the events of a batch, for some users."""
+        return pa.concat_tables([self._store.read_events(users), events.filter(pc.is_in(events["user_id"], value_set=users))])
+
+    def _list_appended(self, version: int, max_events: int) -> list[AppendedFiles]:
+        try:
+            return list_appended_versions(self._interactions, version, max_events)
+        except NotAppendOnly as error:
+            run_id = self.artifacts.run.run_id
+            raise InputMissing(f"the lists of run {run_id} cannot be refreshed: {error}. Run `recsys-batch nightly`") from None
+
+    def _read_events(self, appended: Sequence[AppendedFiles]) -> pa.Table:
+        schema = EVENTS.arrow_schema(self.artifacts.ids)
+        paths = [path for files in appended for path in files.paths]
+        tables = [schema.empty_table(), *(pa.Table.from_batches(read_event_file(path, schema), schema) for path in paths)]
+        return pa.concat_tables(tables).combine_chunks()
+
+    def _rank_popular(self, counts: pa.Table) -> pa.Table:
+        return rank_popular_items(counts, self._available_items, self.artifacts.config.tables.popular_items)
+
+    def _run_job(self, purpose: Purpose, users: pa.Array, events: pa.Table, version: int) -> _JobResult:
+        """Refresh users by Spark tasks, as many as are worth it; their files are not in the table yet."""
+        task = replace(self._task, purpose=purpose, batch_id=version)
+        if purpose == "popular":
+            counts = sum_counts([self._counts_at_night, self._store.read_popularity()], self.artifacts.ids)
+            popular = group_by_segment(self._rank_popular(counts), self.artifacts.open_catalogue())
+            task = replace(task, retrieve=replace(task.retrieve, popular=popular))
+        n_tasks = min(math.ceil(len(users) / _USERS_PER_TASK), 4 * self._spark.sparkContext.defaultParallelism)
+        n_tasks = max(n_tasks // self._spark.sparkContext.defaultParallelism, 1) * min(n_tasks, self._spark.sparkContext.defaultParallelism)
+        cuts = [int(cut) for cut in np.linspace(0, len(users), n_tasks + 1)]
+        function = make_refresher(task, RecentEvents(users, events.sort_by("user_id")), cuts)
+        parts = self._spark.range(0, n_tasks, 1, n_tasks).mapInArrow(function, spark_ddl(REFRESH_SCHEMA)).toArrow()
+        ids = self.artifacts.ids
+        files = [DataFile(**file) for text in parts["files"].to_pylist() for file in json.loads(text)]
+        counts = sum_counts([_from_ipc(part) for part in parts["counts"].to_pylist()], ids)
+        without = [_from_ipc(part)["user_id"].combine_chunks() for part in parts["without_embedding"].to_pylist()]
+        return _JobResult(files, counts, pa.concat_arrays([pa.array([], ids.user_arrow), *without]).sort())
+
+
+def _from_ipc(content: bytes) -> pa.Table:
+    return pa.ipc.open_stream(content).read_all()
