@@ -83,7 +83,7 @@ def _user_profiles(user_ids: pa.Array, users: pa.Table | None) -> list[tuple[str
     """Look up (segment, attributes) of each user; None where unknown."""
     if users is None:
         return [(None, None)] * len(user_ids)
-    rows = users.take(pc.index_in(user_ids, value_set=users["user_id"].combine_chunks()))
+    rows = users.select(["segment", "attributes"]).take(pc.index_in(user_ids, value_set=users["user_id"].combine_chunks()))
     return list(zip(rows["segment"].to_pylist(), rows["attributes"].to_pylist(maps_as_pydicts="strict"), strict=True))
 
 

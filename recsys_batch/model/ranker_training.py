@@ -56,8 +56,7 @@ def fit_ranker(
 ) -> tuple[RankerParameters, RankingData, dict[str, float]]:
     """Train a ranker on ``inner`` and keep the epoch and gate with the best NDCG on ``outer``; gate 0 is the retrieval order.
 
-    Returns:
-        The ranker, the outer stage's feature data, and the metrics of the outer stage ({} where it has no samples).
+    Returns the ranker, the outer stage's feature data, and the metrics of the outer stage ({} where it has no samples).
     """
     lists, evaluation = inner.sample_lists(tokens, seed, MAX_TRAINING_USERS), outer.sample_lists(tokens, seed, MAX_EVALUATION_USERS)
     data = RankingData.from_samples(outer.towers, outer.inputs, evaluation)

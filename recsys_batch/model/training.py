@@ -47,8 +47,7 @@ def train_bundle(
         progress: called with a stage and its metrics after each epoch.
         champion: the current champion, measured on the same held-out events for ``manifest["gate"]``.
 
-    Raises:
-        InputMissing: no positive interaction.
+    Raises InputMissing where there is no positive interaction.
     """
     # OMP_NUM_THREADS wins where it is set: more threads than cores cost more than they bring.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or min(os.cpu_count() or 1, 8))

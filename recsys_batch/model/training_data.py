@@ -24,9 +24,7 @@ _BLOCK_SCORES = 20_000_000  # scores of a block of users: 80 MB
 class Positives:
     """Distinct positive items of each user, newest first (in seeded random order where there is no time).
 
-    Attributes:
-        n_items: exclusive upper bound of the codes.
-        offsets: int64 [n_users + 1]. codes: int64 [total]. event_us: int64 [total], microseconds, NO_TIME where unknown.
+    offsets int64 [n_users + 1]; codes int64 [total], below n_items; event_us int64 [total], microseconds, NO_TIME where unknown.
     """
 
     n_items: int
@@ -140,7 +138,8 @@ def extract_row_tokens(column: str, value: list[str] | str | None, attributes: d
 
 def _tokens_of_ids(table: pa.Table, key: str, ids: pa.Array, column: str) -> list[list[str]]:
     """Extract the tokens of each id; an id that the table lacks has none."""
-    return extract_content_tokens(table.take(pc.index_in(ids, value_set=table[key].combine_chunks())), column)
+    rows = pc.index_in(ids, value_set=table[key].combine_chunks())
+    return extract_content_tokens(table.select([column, "attributes"]).take(rows), column)
 
 
 def _group_by_user(
