@@ -19,9 +19,7 @@ _MIN_BIN_SHARE = 1e-4  # share of an empty bin, which has no logarithm
 class RunComparison:
     """Overlap and scores of the sampled users who are in both runs.
 
-    Attributes:
-        jaccard: float64 [n_users], items in both lists / items in either.
-        now, before: float32 [rows], scores of their lists.
+    jaccard float64 [n_users], items in both lists / items in either; now, before float32 [rows], scores of their lists.
     """
 
     jaccard: np.ndarray

@@ -37,11 +37,7 @@ class Evaluation:
 def read_holdout_truth(warehouse: str, run: Run) -> tuple[pa.Table, str]:
     """Read true later interactions: the holdout table, or where there is none what arrived after the run's inputs were pinned.
 
-    Returns:
-        user_id, item_id, weight; and in words where they come from.
-
-    Raises:
-        InputMissing: neither exists.
+    Returns user_id, item_id, weight; and in words where they come from. Raises InputMissing where neither exists.
     """
     if has_table(warehouse, "holdout"):
         held_out = read_table(warehouse, "holdout", columns=["user_id", "item_id", "weight"])

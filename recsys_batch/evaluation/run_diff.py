@@ -15,12 +15,7 @@ from recsys_batch.tables.run_manifest import Run
 
 @dataclass(frozen=True)
 class ItemChange:
-    """An item that is in the top of one run and not in that of the other.
-
-    Attributes:
-        before, now: its ranks; None where it is not in the list.
-        why: in words.
-    """
+    """An item that is in the top of one run and not in that of the other: its ranks (None where it is not in the list), and why."""
 
     item_id: Any
     title: str
@@ -66,9 +61,7 @@ class ItemChanges:
 def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int) -> UserChanges:
     """Compare a user's top ``n`` of the run ``now`` with that of ``before``.
 
-    Raises:
-        InputMissing: the user has no list in one of them.
-        UsageError: not an id of the tables' type.
+    Raises InputMissing where the user has no list in one of them, UsageError where it is not an id of the tables' type.
     """
     user = as_id(warehouse, "user_id", user_id)
     lists = [_read_ranks(warehouse, run, user) for run in (before, now)]
@@ -89,9 +82,7 @@ def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int) -> Us
 def diff_item(warehouse: str, item_id: Any, before: Run, now: Run) -> ItemChanges:
     """Compare an item's lists and median rank in two runs.
 
-    Raises:
-        InputMissing: there is no such item.
-        UsageError: not an id of the tables' type.
+    Raises InputMissing where there is no such item, UsageError where it is not an id of the tables' type.
     """
     item = as_id(warehouse, "item_id", item_id)
     descriptions = [_read_items(warehouse, run, [item]).get(item) for run in (before, now)]
@@ -108,11 +99,7 @@ def diff_item(warehouse: str, item_id: Any, before: Run, now: Run) -> ItemChange
 
 
 def as_id(warehouse: str, column: str, value: Any) -> int | str:
-    """Convert an id given as text to the type of the tables' column.
-
-    Raises:
-        UsageError: it is not one of their type.
-    """
+    """Convert an id given as text to the type of the tables' column; raises UsageError where it is not one of their type."""
     id_type = column_type(warehouse, "topk", column)
     parsed = parse_id(value, "BIGINT" if pa.types.is_integer(id_type) else "STRING")
     if parsed is None:

@@ -14,13 +14,7 @@ from recsys_batch.read import published_run, read_table, run_slice
 
 @dataclass(frozen=True)
 class UserView:
-    """Titles that a user liked, and those that are recommended.
-
-    Attributes:
-        source: model or popular.
-        history: titles, newest first.
-        topk: (title, score) by rank.
-    """
+    """Titles that a user liked, newest first, and (title, score) of those recommended, by rank; source is model or popular."""
 
     user_id: Any
     source: str
@@ -40,9 +34,7 @@ def sample_users(warehouse: str, run_id: str | None, n: int) -> list[Any]:
 def load_user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min_weight: float) -> UserView:
     """Load the history and top ``n`` of one user; a user id given as text is read as the tables' id type.
 
-    Raises:
-        InputMissing: the user has no list in the run.
-        UsageError: not an id of the tables' type.
+    Raises InputMissing where the user has no list in the run, UsageError where it is not an id of the tables' type.
     """
     run = published_run(warehouse, run_id)
     user = as_id(warehouse, "user_id", user_id)
