@@ -18,7 +18,7 @@ from typing import Any
 
 from measuring import report
 
-from recsys_batch.online.exposure_log.exposure import Exposure
+from recsys_batch.online.exposure_log.log_rows import Exposure
 from recsys_batch.online.exposure_log.writer_process import LogWriterClient
 from recsys_batch.schemas import IdTypes
 

@@ -9,10 +9,9 @@ import pyarrow as pa
 
 from recsys_batch import __version__
 from recsys_batch.dataset.catalogue import Catalogue
-from recsys_batch.online.snapshot.contents import SnapshotContents, SnapshotInfo
+from recsys_batch.online.snapshot.contents import PopularLists, SnapshotContents, SnapshotInfo
 from recsys_batch.online.snapshot.item_table import ItemMetadata
 from recsys_batch.online.snapshot.manifest import SnapshotManifest
-from recsys_batch.online.snapshot.popular_lists import PopularLists
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, encode_record
 from recsys_batch.online.snapshot.writer import write_snapshot

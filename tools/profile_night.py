@@ -14,7 +14,7 @@ from pathlib import Path
 from recsys_batch.commands.night import print_night
 from recsys_batch.config import load_config
 from recsys_batch.night.runner import run_night
-from recsys_batch.spark.executors.profiling import PROFILE_FOLDER
+from recsys_batch.spark.executors.functions import PROFILE_FOLDER
 from recsys_batch.spark.session import get_session
 from recsys_batch.tables.run_manifest import STEP_NAMES
 

@@ -46,17 +46,13 @@ def search_unseen(
         seen_codes: int64 [total], of items that the retrievers are over.
         n_items: exclusive upper bound of the codes.
 
-    Raises:
-        RecsysBatchError: seen codes are out of range, offsets do not fit, or ``exact`` lacks items.
+    Raises RecsysBatchError where seen codes are out of range, offsets do not fit, or ``exact`` lacks items.
     """
     seen = _build_seen_keys(seen_offsets, seen_codes, len(queries), n_items)
     n_seen = np.bincount(seen // n_items, minlength=len(queries)).astype(np.int64)
     needed = np.minimum(n_candidates, exact.n_items - n_seen)
-    result = SearchResult(
-        scores=np.full((len(queries), n_candidates), -np.inf, dtype=np.float32),
-        codes=np.full((len(queries), n_candidates), NO_CODE, dtype=np.int64),
-        counts=np.zeros(len(queries), dtype=np.int64),
-    )
+    shape = (len(queries), n_candidates)
+    result = SearchResult(np.full(shape, -np.inf, np.float32), np.full(shape, NO_CODE, np.int64), np.zeros(len(queries), np.int64))
     full_widths = np.minimum(n_candidates + _round_up_seen_count(n_seen), exact.n_items)
     first_widths = np.minimum(full_widths, _FIRST_WIDTH_FACTOR * n_candidates)
 

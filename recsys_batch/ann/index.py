@@ -36,11 +36,9 @@ AssignFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Layout:
-    """Storage and search mode of an index.
+    """Storage and search mode of an index, and the reason in words.
 
-    Attributes:
-        n_bytes: size of the vectors that are searched; a sharded index has one shard of them in memory at a time.
-        reason: why this layout, in words.
+    ``n_bytes`` is the size of the vectors that are searched; a sharded index has one shard of them in memory at a time.
     """
 
     mode: IndexMode
@@ -108,11 +106,7 @@ class IndexInfo:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> IndexInfo:
-        """Parse the output of ``to_dict``.
-
-        Raises:
-            IndexDamaged: a key is missing or unknown (written by another release).
-        """
+        """Parse the output of ``to_dict``; raises IndexDamaged where a key is missing or unknown (written by another release)."""
         known = {field.name for field in fields(cls)}
         if set(values) != known:
             raise IndexDamaged(f"index description has keys {sorted(values)}, expected {sorted(known)}: build the index again")
@@ -163,17 +157,16 @@ def build_index(
         n_threads: for training the inverted lists.
         assign_rows: assigns rows to lists, on executors for instance; in this process where not given.
 
-    Raises:
-        UsageError: no rows, wrong shape or dtype, a value that is not finite, or more lists than items.
+    Raises UsageError: no rows, wrong shape or dtype, a value that is not finite, or more lists than items.
     """
     _check_embeddings(embeddings, settings)
     limit_threads(n_threads)
     directory.mkdir(parents=True, exist_ok=True)
     vectors = normalise_rows(embeddings) if settings.metric == "cosine" else np.ascontiguousarray(embeddings)
     layout = choose_layout(settings, *vectors.shape)
-    exact_info = IndexInfo(
-        mode="exact",
-        storage="float32",
+    info = IndexInfo(
+        mode=layout.mode,
+        storage=layout.storage,
         reason=layout.reason,
         metric=settings.metric,
         n_items=vectors.shape[0],
@@ -182,7 +175,7 @@ def build_index(
         n_candidates=settings.n_candidates,
     )
     if layout.mode == "exact":
-        return _with_total_bytes(replace(exact_info, vectors=_store_matrix(directory, "vectors", vectors, 1)))
+        return _with_total_bytes(replace(info, vectors=_store_matrix(directory, "vectors", vectors, 1)))
     nlist = choose_nlist(settings, len(vectors))
     centroids = _train_centroids(vectors, nlist)
     assignments = (assign_rows or _assign_in_blocks)(vectors, centroids)
@@ -196,9 +189,7 @@ def build_index(
         (int8,) = _store_matrix(directory, "int8", quantize(vectors, tensors["low"], tensors["step"]), 1)
     return _with_total_bytes(
         replace(
-            exact_info,
-            mode=layout.mode,
-            storage=layout.storage,
+            info,
             vectors=_store_matrix(directory, "vectors", vectors, layout.n_shards),
             lists=store_index_file(directory, "lists", ".safetensors", lambda path: save_file(tensors, path)),
             int8=int8,
@@ -215,9 +206,8 @@ def assign_to_lists(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def _assign_in_blocks(vectors: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    return np.concatenate(
-        [assign_to_lists(vectors[start : start + ASSIGN_ROWS], centroids) for start in range(0, len(vectors), ASSIGN_ROWS)]
-    )
+    blocks = np.split(vectors, range(ASSIGN_ROWS, len(vectors), ASSIGN_ROWS))
+    return np.concatenate([assign_to_lists(block, centroids) for block in blocks])
 
 
 def _train_centroids(vectors: np.ndarray, nlist: int) -> np.ndarray:

@@ -14,12 +14,7 @@ _REMEDY = "begin a new run (--force), which builds it again"
 
 @dataclass(frozen=True)
 class IndexFile:
-    """A file of a search index.
-
-    Attributes:
-        name: file name in the index folder; contains the start of the checksum.
-        rows: number of vectors in it, 0 where it holds something else.
-    """
+    """A file in the index folder: its name contains the start of the checksum; ``rows`` vectors, 0 where it holds something else."""
 
     name: str
     sha256: str
@@ -52,8 +47,7 @@ class Verifier:
     def check(self, directory: Path, file: IndexFile) -> tuple[Path, tuple[object, ...]]:
         """Verify a file and return its path and its identity, which changes when the file is replaced.
 
-        Raises:
-            IndexDamaged: the file is missing or does not have its checksum.
+        Raises IndexDamaged where the file is missing or does not have its checksum.
         """
         path = directory / file.name
         try:

@@ -22,11 +22,9 @@ _RESCORE_ROWS = 64  # rows partitioned and rescored at once: they stay in the se
 
 @dataclass(frozen=True)
 class InvertedLists:
-    """Rows of each inverted list.
+    """Rows of each inverted list: list l holds the rows at positions starts[l] .. ends[l] - 1 (both int64 [nlist]).
 
-    Attributes:
-        starts, ends: int64 [nlist]; list l holds the rows at positions starts[l] .. ends[l] - 1.
-        rows: int64, the rows at those positions, ascending; None where positions are row numbers.
+    ``rows``, int64, are the rows at those positions, ascending; None where positions are row numbers.
     """
 
     starts: np.ndarray
@@ -67,8 +65,7 @@ def search_lists(
         codes: int64 [n], the code of each row of the whole index.
         max_norm: upper bound of the length of a stored row.
 
-    Returns:
-        (scores float32 [B, k], codes int64 [B, k]), padded with (-inf, -1).
+    Returns (scores float32 [B, k], codes int64 [B, k]), padded with (-inf, -1).
     """
     scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
     found_codes = np.full((len(queries), k), NO_CODE, dtype=np.int64)

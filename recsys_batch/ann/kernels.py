@@ -68,8 +68,7 @@ def max_row_norm(vectors: np.ndarray) -> float:
 def inner_products(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Compute float32 [B, M]: the dot product of query b and vector ``rows[b, m]``, -inf for row -1.
 
-    Args:
-        queries: float32 [B, d]. vectors: float32 [n, d]. rows: int64 [B, M]. All contiguous.
+    queries float32 [B, d], vectors float32 [n, d], rows int64 [B, M], all contiguous.
     """
     scores = np.empty(rows.shape, dtype=np.float32)
     rows = np.ascontiguousarray(rows)  # bound to a name: a pointer does not keep its array alive
@@ -102,8 +101,7 @@ def exact_search(
         queries: float32 [B, d], contiguous, finite. vectors: float32 [n, d], contiguous. max_norm: L2 norm of the longest vector.
         codes: int64 [n], the code of each row; row numbers where not given.
 
-    Returns:
-        (scores float32 [B, k'], codes int64 [B, k']), k' = min(k, n).
+    Returns (scores float32 [B, k'], codes int64 [B, k']), k' = min(k, n).
     """
     k = min(k, len(vectors))
     scores = np.empty((len(queries), k), dtype=np.float32)

@@ -27,18 +27,10 @@ class Retriever(Protocol):
         """Number of items that a search can return."""
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Search the k best items of each query.
+        """Search the k >= 1 best items of each query, float32 [B, d].
 
-        Args:
-            queries: float32 [B, d], finite.
-            k: at least 1.
-
-        Returns:
-            (scores float32 [B, k], codes int64 [B, k]) by score descending, then code ascending; padded with (-inf, -1)
-            at the end.
-
-        Raises:
-            RecsysBatchError: queries have the wrong shape or are not finite.
+        Returns (scores float32 [B, k], codes int64 [B, k]) by score descending, then code ascending, padded with (-inf, -1) at the end.
+        Raises RecsysBatchError where queries have the wrong shape or are not finite.
         """
 
     def restrict(self, allowed: np.ndarray) -> Retriever:
@@ -68,11 +60,7 @@ class TunableRetriever(Retriever, Protocol):
 
 @dataclass(frozen=True)
 class ExactRetriever:
-    """Retriever that scores all items by matrix products, shard by shard.
-
-    Attributes:
-        keep: bool [n], the rows that are searched; None where all are.
-    """
+    """Retriever that scores all items, or the rows ``keep`` (bool [n]), by matrix products, shard by shard."""
 
     items: IndexedItems
     n_threads: int
@@ -90,14 +78,12 @@ class ExactRetriever:
         limit_threads(self.n_threads)
         top_k = _TopKAccumulator(len(queries), k)
         for shard in self.items.shards:
-            stored = shard.open()
-            for first in range(shard.first, shard.stop, shard.stop - shard.first if self.keep is None else _GATHER_ROWS):
-                rows = np.arange(first, shard.stop if self.keep is None else min(first + _GATHER_ROWS, shard.stop))
-                if self.keep is None:
-                    vectors = stored.take(slice(None))
-                else:
+            stored, step = shard.open(), shard.stop - shard.first if self.keep is None else _GATHER_ROWS
+            for first in range(shard.first, shard.stop, step):
+                rows = np.arange(first, min(first + step, shard.stop))
+                if self.keep is not None:
                     rows = rows[self.keep[rows]]
-                    vectors = stored.take(rows - shard.first)
+                vectors = stored.take(slice(None) if self.keep is None else rows - shard.first)
                 if len(rows):
                     codes = rows if self.items.codes is None else self.items.codes[rows]
                     top_k.add(*exact_search(queries, vectors, self.items.max_norm, k, codes))
@@ -111,10 +97,9 @@ class IvfRetriever:
     From int8 lists it fetches ``overfetch`` * k results and re-ranks them by their float32 vectors.
 
     Attributes:
-        search_shards: vectors in which the lists are searched: ``items.shards`` themselves, or int8.
-        search_max_norm: upper bound of the length of a vector in them.
-        centroids: float32 [nlist, d], searched by the exact kernel, so the choice of lists does not depend on the batch either.
-        centroid_norm: length of the longest centroid.
+        search_shards, search_max_norm: vectors in which the lists are searched, ``items.shards`` or int8; bound of their length.
+        centroids: float32 [nlist, d], searched by the exact kernel, so the choice of lists does not depend on the batch either;
+            the longest has length ``centroid_norm``.
         nprobe, n_candidates: lists searched for ``n_candidates`` results.
         row_of_code: int64 [n + 1], the last one for code -1; None where the lists are float32.
     """
@@ -219,8 +204,7 @@ class _TopKAccumulator:
 def prepare_queries(queries: np.ndarray, k: int, items: IndexedItems) -> np.ndarray:
     """Check queries float32 [B, d] and make them contiguous, normalised for cosine.
 
-    Raises:
-        RecsysBatchError: k < 1, or queries have the wrong shape or are not finite.
+    Raises RecsysBatchError where k < 1, or queries have the wrong shape or are not finite.
     """
     if k < 1:
         raise RecsysBatchError(f"search needs k >= 1, found {k}")

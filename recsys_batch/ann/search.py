@@ -29,8 +29,7 @@ def open_retriever(
         nprobe: inverted lists to search, where the index has any; 32 where not given.
         overfetch: factor of extra results fetched from int8 lists before re-ranking.
 
-    Raises:
-        IndexDamaged: a file is missing or does not match ``info``.
+    Raises IndexDamaged where a file is missing or does not match ``info``.
     """
     folder = Path(directory)
     shape = info.n_items, info.embedding_dim

@@ -22,12 +22,7 @@ _FETCH_COST = 10  # scanned items that cost as much as one re-ranked item (20 ns
 
 @dataclass(frozen=True)
 class TuningSample:
-    """Queries of sampled users with the same eligible items, and the search over these items.
-
-    Attributes:
-        queries: float32 [n, d].
-        exact: over the same items as ``retriever``.
-    """
+    """Queries float32 [n, d] of sampled users with the same eligible items, and the search over these items, also exact."""
 
     queries: np.ndarray
     retriever: Retriever
@@ -70,11 +65,7 @@ class Tuning:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Tuning:
-        """Parse the output of ``to_dict``.
-
-        Raises:
-            IndexDamaged: the values were written by another release.
-        """
+        """Parse the output of ``to_dict``; raises IndexDamaged where the values were written by another release."""
         try:
             return cls(**{**values, "curve": tuple(OperatingPoint(**point) for point in values["curve"])})
         except (KeyError, TypeError) as error:
@@ -93,8 +84,7 @@ def tune(index: Retriever, samples: Sequence[TuningSample], n_candidates: int, t
         samples: queries and retrievers over all items of the index or some of them.
         settings: where ``settings.nprobe`` is set, it is measured and kept.
 
-    Raises:
-        RecsysBatchError: no sample has queries.
+    Raises RecsysBatchError where no sample has queries.
     """
     samples = [sample for sample in samples if len(sample.queries)]
     n_users = sum(len(sample.queries) for sample in samples)
@@ -106,16 +96,13 @@ def tune(index: Retriever, samples: Sequence[TuningSample], n_candidates: int, t
     true_scores = [sample.exact.search(sample.queries, n_candidates)[0] for sample in samples]
     curve: dict[tuple[float, int], OperatingPoint] = {}
 
-    def measure(nprobe: int, overfetch: float) -> OperatingPoint:
+    def measure(overfetch: float, nprobe: int) -> OperatingPoint:
         nprobe = index.with_nprobe(nprobe).effective_nprobe(n_candidates)
         if nprobe == nlist:
             overfetch = 1.0  # probing all lists is exact search in float32
         if (overfetch, nprobe) not in curve:
             curve[overfetch, nprobe] = _measure_point(samples, true_scores, nprobe, overfetch)
         return curve[overfetch, nprobe]
-
-    def recall(overfetch: float, nprobe: int) -> float:
-        return measure(nprobe, overfetch).knn_recall_at_k
 
     def cost(point: OperatingPoint) -> float:
         return point.nprobe * mean_list + _FETCH_COST * point.overfetch * n_candidates
@@ -127,9 +114,9 @@ def tune(index: Retriever, samples: Sequence[TuningSample], n_candidates: int, t
         if max_nprobe < 1:
             break
         tried_nprobe = settings.nprobe or max_nprobe
-        if (settings.nprobe or best) and measure(tried_nprobe, overfetch).knn_recall_at_k < target_recall:
+        if (settings.nprobe or best) and measure(overfetch, tried_nprobe).knn_recall_at_k < target_recall:
             continue
-        point = measure(settings.nprobe or _lowest_sufficient_nprobe(partial(recall, overfetch), target_recall, tried_nprobe), overfetch)
+        point = measure(overfetch, settings.nprobe or _lowest_sufficient_nprobe(partial(measure, overfetch), target_recall, tried_nprobe))
         best = point if best is None else min(best, point, key=cost)
     reached = best is not None
     best = best or max(curve.values(), key=lambda point: point.knn_recall_at_k)
@@ -140,10 +127,8 @@ def tune(index: Retriever, samples: Sequence[TuningSample], n_candidates: int, t
 def knn_recall_at_k(found_scores: np.ndarray, true_scores: np.ndarray) -> float:
     """Compute the mean over users of |returned items that score at least the true k-th| / |true items|.
 
-    Users without true items are left out; 1.0 where no user has any.
-
-    Args:
-        found_scores, true_scores: float32 [n, k], descending, -inf padded, of the same scoring function.
+    Users without true items are left out; 1.0 where no user has any. Both scores are float32 [n, k], descending, -inf padded, of the
+    same scoring function.
     """
     n_true = np.isfinite(true_scores).sum(axis=1)
     kth = np.where(np.isfinite(true_scores), true_scores, np.inf).min(axis=1, keepdims=True)
@@ -167,11 +152,11 @@ def _measure_point(samples: Sequence[TuningSample], true_scores: Sequence[np.nda
     return OperatingPoint(nprobe, overfetch, recall / n_measured if n_measured else 1.0, seconds * 1000 / n_users)
 
 
-def _lowest_sufficient_nprobe(recall: Callable[[int], float], target: float, nlist: int) -> int:
-    low, high = 0, 1  # recall(low) misses the target
-    while high < nlist and recall(high) < target:
+def _lowest_sufficient_nprobe(measure: Callable[[int], OperatingPoint], target: float, nlist: int) -> int:
+    low, high = 0, 1  # low misses the target
+    while high < nlist and measure(high).knn_recall_at_k < target:
         low, high = high, min(2 * high, nlist)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if recall(middle) >= target else (middle, high)
+        low, high = (low, middle) if measure(middle).knn_recall_at_k >= target else (middle, high)
     return high

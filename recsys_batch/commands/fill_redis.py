@@ -25,7 +25,7 @@ def fill_redis(config: Config, run: PublishedRun) -> int:
     """
     from recsys_batch.online.settings import REDIS_URL
     from recsys_batch.online.snapshot.redis_store import connect, mark_complete
-    from recsys_batch.spark.executors.range_sum import sum_over_ranges
+    from recsys_batch.spark.executors.functions import sum_over_ranges
     from recsys_batch.spark.session import get_session
     from recsys_batch.storage.node_cache import NodeCache
 

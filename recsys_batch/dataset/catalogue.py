@@ -15,13 +15,12 @@ import pyarrow.compute as pc
 from safetensors.numpy import load_file, save_file
 
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.ranking.business_rules import ItemRules
+from recsys_batch.ranking.business_rules import RULE_DTYPES, ItemRules
 from recsys_batch.schemas import ALL_SEGMENTS
 from recsys_batch.tables.list_columns import flat_positions
 
 _MAX_ID_SPAN_PER_ITEM = 8  # up to so many numbers per item, ids are looked up in a table
 _ARRAYS = {"embeddings": np.float32, "history": np.float32, "log_popularity": np.float32, "retrievable": np.bool_}
-_RULE_ARRAYS = ("boost", "blocked", "stale", "category_codes", "category_offsets")
 _FILES = ("item_ids.arrow", "rules.safetensors", "rules.json", *(f"{name}.npy" for name in _ARRAYS))
 
 
@@ -94,8 +93,7 @@ class Catalogue:
 def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
     """Write a catalogue into an existing folder.
 
-    Raises:
-        RecsysBatchError: ids not strictly ascending, arrays of different lengths, or an embedding that is not finite.
+    Raises RecsysBatchError: ids not strictly ascending, arrays of different lengths, or an embedding that is not finite.
     """
     n = len(catalogue)
     if n > 1 and not pc.all(pc.less(catalogue.item_ids[:-1], catalogue.item_ids[1:])).as_py():
@@ -109,10 +107,9 @@ def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
             raise RecsysBatchError(f"{name} of item {catalogue.item_ids[bad]} is not finite: the model is broken, or its input is")
         np.save(directory / f"{name}.npy", array, allow_pickle=False)
     item_rules = catalogue.item_rules
-    rules = {name: getattr(item_rules, name) for name in _RULE_ARRAYS if getattr(item_rules, name) is not None}
-    save_file(
-        {"eligible": np.array(list(catalogue.eligible.values()), dtype=bool).reshape(-1, n), **rules}, directory / "rules.safetensors"
-    )
+    rules = {name: getattr(item_rules, name) for name in RULE_DTYPES if getattr(item_rules, name) is not None}
+    rules["eligible"] = np.array(list(catalogue.eligible.values()), dtype=bool).reshape(-1, n)
+    save_file(rules, directory / "rules.safetensors")
     names = {"segments": list(catalogue.eligible), "max_per_category": item_rules.max_per_category}
     (directory / "rules.json").write_text(json.dumps(names), encoding="utf-8")
     table = pa.table({"item_id": catalogue.item_ids})
@@ -126,18 +123,8 @@ def mmap_npy(path: Path) -> np.ndarray:
     return array
 
 
-@lru_cache(maxsize=1)
-def open_catalogue(directory: str) -> Catalogue:
-    """Memory-map a catalogue and keep it open, one per process: a Python worker serves one night at a time."""
-    return mmap_catalogue(directory)
-
-
 def mmap_catalogue(directory: str) -> Catalogue:
-    """Memory-map a catalogue.
-
-    Raises:
-        RecsysBatchError: a file is missing.
-    """
+    """Memory-map a catalogue; raises RecsysBatchError where a file is missing."""
     folder = Path(directory)
     missing = [name for name in _FILES if not (folder / name).is_file()]
     if missing:
@@ -150,3 +137,7 @@ def mmap_catalogue(directory: str) -> Catalogue:
     names = json.loads((folder / "rules.json").read_text(encoding="utf-8"))
     eligible = dict(zip(names["segments"], rules.pop("eligible"), strict=True))
     return Catalogue(item_ids=ids, **arrays, eligible=eligible, item_rules=ItemRules(**rules, max_per_category=names["max_per_category"]))
+
+
+open_catalogue = lru_cache(maxsize=1)(mmap_catalogue)
+"""Memory-map a catalogue and keep it open, one per process: a Python worker serves one night at a time."""

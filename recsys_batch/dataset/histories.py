@@ -35,10 +35,7 @@ def build_histories(positives: pa.Table, catalogue: Catalogue, length: int) -> H
     """Build each user's history: the newest ``length`` positive items, newest first, those of one time by item_id.
 
     An item taken several times counts once, at its newest (the heaviest, where it was twice at one time), as in training. Items that
-    are not in the catalogue count towards ``length`` and are then left out.
-
-    Args:
-        positives: user_id (in order), item_id, event_us, weight.
+    are not in the catalogue count towards ``length`` and are then left out. ``positives``: user_id (in order), item_id, event_us, weight.
     """
     user_ids, starts = group_boundaries(_column(positives, "user_id"))
     owner = np.repeat(np.arange(len(user_ids)), np.diff(starts))

@@ -17,11 +17,7 @@ COUNTS_FILE_NAME = "counts.parquet"
 
 
 def counts_path(root: str, run_id: str) -> str:
-    """Locate the Parquet file, in ``counts_schema``, of a run's counts.
-
-    Raises:
-        InputMissing: the run has not got so far.
-    """
+    """Locate the Parquet file, in ``counts_schema``, of a run's counts; raises InputMissing where the run has not got so far."""
     return join(root, "popularity", str(get_pointer(root, run_id, "popularity")["folder"]), COUNTS_FILE_NAME)
 
 
@@ -33,9 +29,7 @@ def counts_schema(ids: IdTypes) -> pa.Schema:
 def count_users(positives: pa.Table, segments: pa.Table | None, ids: IdTypes) -> pa.Table:
     """Count distinct users per segment and item, in ``counts_schema``.
 
-    Args:
-        positives: user_id (rows lie user by user) and item_id of the interactions that count.
-        segments: user_id, segment; a user who is not there has none.
+    ``positives``: user_id (rows lie user by user), item_id. ``segments``: user_id, segment; a user who is not there has none.
     """
     users, starts = group_boundaries(positives["user_id"].combine_chunks())
     items = positives["item_id"].combine_chunks().dictionary_encode()
@@ -77,18 +71,13 @@ def users_by_item(counts: pa.Table, item_ids: pa.Array) -> np.ndarray:
 def rank_popular_items(counts: pa.Table, available: pa.Array, length: int) -> pa.Table:
     """Rank the popular list of each segment and of all users: segment, rank, item_id, score (distinct users), ties by item_id.
 
-    Args:
-        available: item_ids that may be recommended.
-        length: rows per segment.
+    ``available`` are the item_ids that may be recommended, ``length`` the rows per segment.
     """
     counts = counts.filter(pc.is_in(counts["item_id"], value_set=available))
     by_segment = counts.filter(pc.not_equal(counts["segment"], ALL_SEGMENTS))
     everybody = counts.set_column(0, counts.schema.field("segment"), pa.repeat(ALL_SEGMENTS, len(counts)))
-    listed = (
-        add_counts(by_segment, everybody)
-        .sort_by([("segment", "ascending"), ("n", "descending"), ("item_id", "ascending")])
-        .combine_chunks()
-    )
+    order = [("segment", "ascending"), ("n", "descending"), ("item_id", "ascending")]
+    listed = add_counts(by_segment, everybody).sort_by(order).combine_chunks()
     encoded = listed["segment"].combine_chunks().dictionary_encode()
     segment = np.asarray(encoded.indices, dtype=np.int64)
     n = np.bincount(segment, minlength=len(encoded.dictionary))
@@ -99,11 +88,7 @@ def rank_popular_items(counts: pa.Table, available: pa.Array, length: int) -> pa
 
 
 def group_by_segment(rows: pa.Table, catalogue: Catalogue) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Split popular lists by segment: (codes int64, scores float32) of retrievable items, in the order of the rows.
-
-    Args:
-        rows: segment, item_id, score.
-    """
+    """Split popular rows (segment, item_id, score) by segment: (codes int64, scores float32) of retrievable items, in order."""
     codes, scores = catalogue.codes(rows["item_id"].combine_chunks()), rows["score"].to_numpy()
     segments = np.asarray(rows["segment"].to_pylist(), dtype=object)
     usable = (codes >= 0) & np.asarray(catalogue.retrievable)[codes]

@@ -36,11 +36,7 @@ _THINGS = ("Bowl", "Chair", "Clock", "Desk", "Easel", "Flute", "Frame", "Kettle"
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """Ranks 0 .. n-1, drawn with probability falling as (rank + offset) ** -exponent, exponent < 1.
-
-    Attributes:
-        offset: flattens the head: a larger one, a less extreme first rank.
-    """
+    """Ranks 0 .. n-1, drawn with probability falling as (rank + offset) ** -exponent, exponent < 1; a larger offset flattens the head."""
 
     n: np.ndarray | int
     exponent: float
@@ -87,8 +83,7 @@ class Permutation:
 def hash_to_uniform(seed: int, stream: int, rows: np.ndarray) -> np.ndarray:
     """Hash each row number to a float64 in [0, 1): SplitMix64 of (seed, stream, row) [Steele, Lea, Flood 2014, OOPSLA].
 
-    Args:
-        stream: what the number is for; streams of one row are independent.
+    ``stream`` says what the number is for; streams of one row are independent.
     """
     with np.errstate(over="ignore"):
         key = _splitmix64(_splitmix64(np.array([seed & 0xFFFF_FFFF_FFFF_FFFF], np.uint64)) + np.uint64(stream))

@@ -82,11 +82,8 @@ class UserEvents:
     ) -> Iterator[pa.RecordBatch]:
         """Join what is known of each user of a range who has an embedding, an event or a row in users.
 
-        Yields user_id, embedding (or null), seen (item_ids or null), segment (or null), by user_id, ``n_rows`` at a time.
-
-        Args:
-            embeddings: rows of user_embeddings.
-            among: only these users; a user with an embedding may not have been gathered.
+        Yields user_id, embedding (or null), seen (item_ids or null), segment (or null), by user_id, ``n_rows`` at a time; with ``among``
+        only these users, as a user with an embedding (a row of user_embeddings) may not have been gathered.
         """
         seen, profiles, vectors = self.seen(bounds), self.profiles(bounds), embeddings.between(bounds, ["user_id", "embedding"])
         owners, starts = group_boundaries(seen["user_id"].combine_chunks())

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_batch.tables.list_columns import flat_positions
 from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, group_boundaries
 
 _N_SAMPLED_FILES = 20  # files of which the first rows are looked at: 65,536 each, so about 13,000 users with 100 items
@@ -18,9 +19,7 @@ _MIN_BIN_SHARE = 1e-4  # share of an empty bin, which has no logarithm
 class RunComparison:
     """Overlap and scores of the sampled users who are in both runs.
 
-    Attributes:
-        jaccard: float64 [n_users], items in both lists / items in either.
-        now, before: float32 [rows], scores of their lists.
+    jaccard float64 [n_users], items in both lists / items in either; now, before float32 [rows], scores of their lists.
     """
 
     jaccard: np.ndarray
@@ -39,16 +38,11 @@ def compare_runs(now: UserSortedFiles, before: UserSortedFiles) -> RunComparison
         users = users.filter(pc.is_in(users, value_set=rows[1]["user_id"].combine_chunks()))
         sides = [side.filter(pc.is_in(side["user_id"], value_set=users)) for side in rows]
         items = pa.chunked_array([*sides[0]["item_id"].chunks, *sides[1]["item_id"].chunks]).unique()
-        keys = [
-            np.asarray(pc.index_in(side["user_id"], value_set=users)).astype(np.int64) * max(len(items), 1)
-            + np.asarray(pc.index_in(side["item_id"], value_set=items))
-            for side in sides
-        ]
-        common = np.intersect1d(keys[0], keys[1]) // max(len(items), 1)
-        lengths = [np.bincount(key // max(len(items), 1), minlength=len(users)) for key in keys]
-        both = np.bincount(common, minlength=len(users))
+        n_items = max(len(items), 1)
+        keys = [flat_positions(side["user_id"], users) * n_items + flat_positions(side["item_id"], items) for side in sides]
+        both = np.bincount(np.intersect1d(*keys) // n_items, minlength=len(users))
         shared.append(both)
-        either.append(lengths[0] + lengths[1] - both)
+        either.append(np.bincount(np.concatenate(keys) // n_items, minlength=len(users)) - both)
         for scores_of_side, side in zip(scores, sides, strict=True):
             scores_of_side.append(np.asarray(side["score"].combine_chunks()))
     total = np.concatenate(either) if either else np.zeros(0)

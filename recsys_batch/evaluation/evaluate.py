@@ -13,8 +13,6 @@ from recsys_batch.read import has_table, read_table, run_slice
 from recsys_batch.tables.list_columns import flat_positions, sorted_ids
 from recsys_batch.tables.run_manifest import Run
 
-_EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type", "weight")
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -39,17 +37,13 @@ class Evaluation:
 def read_holdout_truth(warehouse: str, run: Run) -> tuple[pa.Table, str]:
     """Read true later interactions: the holdout table, or where there is none what arrived after the run's inputs were pinned.
 
-    Returns:
-        user_id, item_id, weight; and in words where they come from.
-
-    Raises:
-        InputMissing: neither exists.
+    Returns user_id, item_id, weight; and in words where they come from. Raises InputMissing where neither exists.
     """
     if has_table(warehouse, "holdout"):
         held_out = read_table(warehouse, "holdout", columns=["user_id", "item_id", "weight"])
         if held_out.num_rows:
             return held_out, "the holdout table"
-    columns = list(_EVENT_KEY)
+    columns = ["user_id", "item_id", "event_ts", "event_type", "weight"]
     now = read_table(warehouse, "interactions", columns=columns)
     then = read_table(warehouse, "interactions", columns=columns, version=run.input_versions["interactions"])
     later = _fill_nulls(now).join(_fill_nulls(then), columns, join_type="left anti")
@@ -153,7 +147,5 @@ def _codes_by_rank(topk: pa.Table, users: pa.Array, item_ids: pa.Array) -> np.nd
 def _fill_nulls(events: pa.Table) -> pa.Table:
     """Replace nulls of event_ts and event_type by values, since a join never finds a null equal to a null."""
     event_us = pc.fill_null(pc.cast(events["event_ts"], pa.int64()), np.iinfo(np.int64).min)
-    event_types = pc.fill_null(events["event_type"], "")
-    return events.set_column(events.schema.get_field_index("event_ts"), "event_ts", event_us).set_column(
-        events.schema.get_field_index("event_type"), "event_type", event_types
-    )
+    columns = dict(zip(events.column_names, events.columns, strict=True))
+    return pa.table({**columns, "event_ts": event_us, "event_type": pc.fill_null(events["event_type"], "")})

@@ -1,8 +1,9 @@
 """Offline quality of top-K lists against later interactions; binary relevance, ragged truth.
 
-Per-user metrics take the hits of every list (``hit_matrix``) and return one value per user. ``evaluate_lists`` averages them
-over the users who have at least one relevant item. Metrics of the lists alone (coverage, novelty, popularity share) describe
-what was recommended, so they run over every list given, whether or not its user came back.
+Per-user metrics take ``hits`` (bool [n_users, K], from ``hit_matrix``) and ``n_relevant`` (int64 [n_users], at least 1 each), and
+return float64 [n_users]. ``evaluate_lists`` averages them over the users who have at least one relevant item. Metrics of the lists
+alone (coverage, novelty, popularity share) take ``recommended`` (int64 [n_users, K] item codes, -1 = no item, which is no place) and
+describe what was recommended, so they run over every list given, whether or not its user came back.
 """
 
 from collections.abc import Sequence
@@ -31,16 +32,10 @@ def recall_at_k(hits: np.ndarray, n_relevant: np.ndarray, k: int) -> np.ndarray:
 
 
 def ndcg_at_k(hits: np.ndarray, n_relevant: np.ndarray, k: int) -> np.ndarray:
-    """nDCG@k(u) = DCG / IDCG, DCG = sum over hits of 1 / log2(rank + 1), rank from 1.
+    """Compute nDCG@k of each user: DCG / IDCG, DCG = sum over hits of 1 / log2(rank + 1), rank from 1.
 
     The ideal list holds min(|relevant|, k) hits in its first places, so 1.0 is reachable by every user
     (Järvelin and Kekäläinen 2002, "Cumulated gain-based evaluation of IR techniques", with the log2(rank + 1) discount).
-
-    Args:
-        hits: bool [n_users, K].
-        n_relevant: int64 [n_users], at least 1 each.
-    Returns:
-        float64 [n_users].
     """
     discount: np.ndarray = 1.0 / np.log2(np.arange(2, k + 2))
     gained = hits[:, :k] @ discount[: hits[:, :k].shape[1]]
@@ -49,24 +44,12 @@ def ndcg_at_k(hits: np.ndarray, n_relevant: np.ndarray, k: int) -> np.ndarray:
 
 
 def hit_rate_at_k(hits: np.ndarray, k: int) -> np.ndarray:
-    """hit_rate@k(u) = 1 where the top k hold at least one relevant item, else 0 (Deshpande and Karypis 2004).
-
-    Args:
-        hits: bool [n_users, K].
-    Returns:
-        float64 [n_users].
-    """
+    """Compute hit_rate@k of each user: 1 where the top k hold at least one relevant item, else 0 (Deshpande and Karypis 2004)."""
     return np.asarray(hits[:, :k].any(axis=1), dtype=np.float64)
 
 
 def mrr_at_k(hits: np.ndarray, k: int) -> np.ndarray:
-    """mrr@k(u) = 1 / rank of the first relevant item in the top k, 0 where there is none (Voorhees 1999, TREC-8).
-
-    Args:
-        hits: bool [n_users, K].
-    Returns:
-        float64 [n_users].
-    """
+    """Compute mrr@k of each user: 1 / rank of the first relevant item in the top k, 0 where there is none (Voorhees 1999, TREC-8)."""
     top = hits[:, :k]
     if top.shape[1] == 0:
         return np.zeros(len(top))
@@ -74,13 +57,9 @@ def mrr_at_k(hits: np.ndarray, k: int) -> np.ndarray:
 
 
 def coverage(recommended: np.ndarray, available: np.ndarray, k: int) -> float:
-    """coverage@k = |available items in anybody's top k| / |available items| (Ge et al. 2010, catalogue coverage).
+    """Compute coverage@k: |available items in anybody's top k| / |available items| (Ge et al. 2010, catalogue coverage).
 
-    Args:
-        recommended: int64 [n_users, K], -1 = no item.
-        available: bool [n_items].
-    Returns:
-        0.0 where no item is available.
+    ``available`` is bool [n_items]; 0.0 where no item is available.
     """
     shown = np.zeros(len(available), dtype=bool)
     shown[_recommended_codes(recommended, k)] = True
@@ -88,16 +67,11 @@ def coverage(recommended: np.ndarray, available: np.ndarray, k: int) -> float:
 
 
 def novelty(recommended: np.ndarray, item_counts: np.ndarray, k: int) -> float:
-    """novelty@k = mean over recommended places of -log2 p(i), p(i) = (count_i + 1) / (sum of counts + n_items).
+    """Compute novelty@k in bits: mean over recommended places of -log2 p(i), p(i) = (count_i + 1) / (sum of counts + n_items).
 
     Self-information of an item's share of the interactions (Zhou et al. 2010, "Solving the apparent diversity-accuracy dilemma of
-    recommender systems"); one is added to every count, so that an item nobody has touched is rare and not infinitely so.
-
-    Args:
-        recommended: int64 [n_users, K], -1 = no item (no place).
-        item_counts: int64 [n_items], interactions per item.
-    Returns:
-        bits; 0.0 where nothing is recommended.
+    recommender systems"); one is added to every count (``item_counts``, int64 [n_items] interactions per item), so that an item
+    nobody has touched is rare and not infinitely so. 0.0 where nothing is recommended.
     """
     share = (item_counts + 1) / (item_counts.sum() + len(item_counts))
     shown = _recommended_codes(recommended, k)
@@ -105,16 +79,11 @@ def novelty(recommended: np.ndarray, item_counts: np.ndarray, k: int) -> float:
 
 
 def popularity_share(recommended: np.ndarray, item_counts: np.ndarray, k: int) -> float:
-    """popularity_share@k = recommended places that go to the most popular 1 % of items / all recommended places.
+    """Compute popularity_share@k: recommended places that go to the most popular 1 % of items / all recommended places.
 
-    The head is ceil(n_items / 100) items by count, ties by code, so at least one (after the short-head exposure of
-    Abdollahpouri et al. 2019, "Managing popularity bias in recommender systems with personalized re-ranking").
-
-    Args:
-        recommended: int64 [n_users, K], -1 = no item (no place).
-        item_counts: int64 [n_items], interactions per item.
-    Returns:
-        0.0 where nothing is recommended.
+    The head is ceil(n_items / 100) items by count (``item_counts``, int64 [n_items] interactions per item), ties by code, so at least
+    one (after the short-head exposure of Abdollahpouri et al. 2019, "Managing popularity bias in recommender systems with
+    personalized re-ranking"). 0.0 where nothing is recommended.
     """
     n_head = int(np.ceil(len(item_counts) * POPULAR_FRACTION))
     head = np.zeros(len(item_counts), dtype=bool)
@@ -124,17 +93,11 @@ def popularity_share(recommended: np.ndarray, item_counts: np.ndarray, k: int) -
 
 
 def hit_matrix(recommended: np.ndarray, truth_offsets: np.ndarray, truth_codes: np.ndarray, n_items: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mark which recommended places are relevant, and count each user's relevant items. Duplicated truth counts once.
-
-    Returns:
-        (hits bool [n_users, K], n_relevant int64 [n_users]).
-    """
-    n_users = len(recommended)
-    users = np.repeat(np.arange(n_users, dtype=np.int64), np.diff(truth_offsets))
-    truth = np.unique(users * n_items + truth_codes)
-    listed = np.arange(n_users, dtype=np.int64)[:, None] * n_items + recommended
-    hits = np.isin(listed, truth) & (recommended >= 0)
-    return hits, np.bincount(truth // n_items, minlength=n_users).astype(np.int64)
+    """Mark which recommended places are relevant, and count each user's relevant items: (hits, n_relevant). Repeated truth counts once."""
+    users = np.arange(len(recommended), dtype=np.int64)
+    truth = np.unique(np.repeat(users, np.diff(truth_offsets)) * n_items + truth_codes)
+    hits = np.isin(users[:, None] * n_items + recommended, truth) & (recommended >= 0)
+    return hits, np.bincount(truth // n_items, minlength=len(users)).astype(np.int64)
 
 
 def evaluate_lists(
@@ -149,7 +112,7 @@ def evaluate_lists(
     """Compute every metric at every k, averaged over users.
 
     Args:
-        recommended: int64 [n_users, K] item codes, best first, unique in a row, padded with -1; K may be below k (a short list).
+        recommended: item codes, best first, unique in a row, padded with -1; K may be below k (a short list).
         truth_offsets: int64 [n_users + 1]; user u's relevant items are ``truth_codes[truth_offsets[u]:truth_offsets[u + 1]]``.
         truth_codes: int64 [total], within the catalogue; duplicates count once.
         item_counts: int64 [n_items], training interactions per item.

@@ -15,12 +15,7 @@ from recsys_batch.tables.run_manifest import Run
 
 @dataclass(frozen=True)
 class ItemChange:
-    """An item that is in the top of one run and not in that of the other.
-
-    Attributes:
-        before, now: its ranks; None where it is not in the list.
-        why: in words.
-    """
+    """An item that is in the top of one run and not in that of the other: its ranks (None where it is not in the list), and why."""
 
     item_id: Any
     title: str
@@ -66,9 +61,7 @@ class ItemChanges:
 def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int) -> UserChanges:
     """Compare a user's top ``n`` of the run ``now`` with that of ``before``.
 
-    Raises:
-        InputMissing: the user has no list in one of them.
-        UsageError: not an id of the tables' type.
+    Raises InputMissing where the user has no list in one of them, UsageError where it is not an id of the tables' type.
     """
     user = as_id(warehouse, "user_id", user_id)
     lists = [_read_ranks(warehouse, run, user) for run in (before, now)]
@@ -79,54 +72,34 @@ def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int) -> Us
     went = [item for item in tops[0] if item not in set(tops[1])]
     items = [_read_items(warehouse, run, [*came, *went]) for run in (before, now)]
     title = {item: (items[1].get(item) or items[0].get(item) or (str(item), True))[0] for item in (*came, *went)}
-    models = (before.model_version, now.model_version)
-    cause = _describe_cause(len(seen[1]) - len(seen[0]), models)
-    return UserChanges(
-        user,
-        before.run_id,
-        now.run_id,
-        models,
-        max(len(seen[1]) - len(seen[0]), 0),
-        len(set(tops[0]) & set(tops[1])),
-        tuple(ItemChange(i, title[i], lists[0].get(i), lists[1][i], _explain_entered(i, lists, candidates, items, cause)) for i in came),
-        tuple(ItemChange(i, title[i], lists[0][i], lists[1].get(i), _explain_left(i, lists, candidates, items, seen)) for i in went),
-    )
+    models, n_new_events, n_kept = (before.model_version, now.model_version), len(seen[1]) - len(seen[0]), len(set(tops[0]) & set(tops[1]))
+    cause = _describe_cause(n_new_events, models)
+    entered = [ItemChange(i, title[i], lists[0].get(i), lists[1][i], _explain_entered(i, lists, candidates, items, cause)) for i in came]
+    left = [ItemChange(i, title[i], lists[0][i], lists[1].get(i), _explain_left(i, lists, candidates, items, seen)) for i in went]
+    return UserChanges(user, before.run_id, now.run_id, models, max(n_new_events, 0), n_kept, tuple(entered), tuple(left))
 
 
 def diff_item(warehouse: str, item_id: Any, before: Run, now: Run) -> ItemChanges:
     """Compare an item's lists and median rank in two runs.
 
-    Raises:
-        InputMissing: there is no such item.
-        UsageError: not an id of the tables' type.
+    Raises InputMissing where there is no such item, UsageError where it is not an id of the tables' type.
     """
     item = as_id(warehouse, "item_id", item_id)
     descriptions = [_read_items(warehouse, run, [item]).get(item) for run in (before, now)]
     if descriptions == [None, None]:
         raise InputMissing(f"there is no item {item!r}")
-    ranks = []
-    for run in (before, now):
-        condition = (pc.field("run_id") == run.run_id) & (pc.field("item_id") == item)
-        ranks.append(np.asarray(read_table(warehouse, "topk", columns=["rank"], where=condition)["rank"]))
-    n_events = [len(_read_event_items(warehouse, run, pc.field("item_id") == item)) for run in (before, now)]
-    return ItemChanges(
-        item,
-        next(one[0] for one in reversed(descriptions) if one is not None),
-        before.run_id,
-        now.run_id,
-        (len(ranks[0]), len(ranks[1])),
-        (_median_rank(ranks[0]), _median_rank(ranks[1])),
-        (None if descriptions[0] is None else descriptions[0][1], None if descriptions[1] is None else descriptions[1][1]),
-        max(n_events[1] - n_events[0], 0),
-    )
+    is_item = pc.field("item_id") == item
+    conditions = [(pc.field("run_id") == run.run_id) & is_item for run in (before, now)]
+    ranks = [np.asarray(read_table(warehouse, "topk", columns=["rank"], where=condition)["rank"]) for condition in conditions]
+    n_events = [len(_read_event_items(warehouse, run, is_item)) for run in (before, now)]
+    title = next(one[0] for one in reversed(descriptions) if one is not None)
+    n_lists, medians = (len(ranks[0]), len(ranks[1])), (_median_rank(ranks[0]), _median_rank(ranks[1]))
+    available = (descriptions[0] and descriptions[0][1], descriptions[1] and descriptions[1][1])
+    return ItemChanges(item, title, before.run_id, now.run_id, n_lists, medians, available, max(n_events[1] - n_events[0], 0))
 
 
 def as_id(warehouse: str, column: str, value: Any) -> int | str:
-    """Convert an id given as text to the type of the tables' column.
-
-    Raises:
-        UsageError: it is not one of their type.
-    """
+    """Convert an id given as text to the type of the tables' column; raises UsageError where it is not one of their type."""
     id_type = column_type(warehouse, "topk", column)
     parsed = parse_id(value, "BIGINT" if pa.types.is_integer(id_type) else "STRING")
     if parsed is None:
@@ -176,9 +149,7 @@ def _explain_entered(item: Any, lists: list[dict[Any, int]], candidates: list[di
         return "available again"
     if candidates[1] and item not in candidates[0]:
         return f"retrieved now, as number {candidates[1].get(item, 0)}{cause}"
-    if item in lists[0]:
-        return f"rose from rank {lists[0][item]}{cause}"
-    return f"ranked into the list{cause}"
+    return f"rose from rank {lists[0][item]}{cause}" if item in lists[0] else f"ranked into the list{cause}"
 
 
 def _explain_left(

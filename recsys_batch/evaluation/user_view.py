@@ -14,13 +14,7 @@ from recsys_batch.read import published_run, read_table, run_slice
 
 @dataclass(frozen=True)
 class UserView:
-    """Titles that a user liked, and those that are recommended.
-
-    Attributes:
-        source: model or popular.
-        history: titles, newest first.
-        topk: (title, score) by rank.
-    """
+    """Titles that a user liked, newest first, and (title, score) of those recommended, by rank; source is model or popular."""
 
     user_id: Any
     source: str
@@ -40,27 +34,20 @@ def sample_users(warehouse: str, run_id: str | None, n: int) -> list[Any]:
 def load_user_view(warehouse: str, user_id: Any, run_id: str | None, n: int, min_weight: float) -> UserView:
     """Load the history and top ``n`` of one user; a user id given as text is read as the tables' id type.
 
-    Raises:
-        InputMissing: the user has no list in the run.
-        UsageError: not an id of the tables' type.
+    Raises InputMissing where the user has no list in the run, UsageError where it is not an id of the tables' type.
     """
     run = published_run(warehouse, run_id)
     user = as_id(warehouse, "user_id", user_id)
     rows = run_slice(warehouse, "topk", run, user_ids=[user], columns=["rank", "item_id", "score", "source"])
     if rows.num_rows == 0:
         raise InputMissing(f"user {user!r} has no list in run {run.run_id}: it was not known when the run began")
-    rows = rows.slice(0, n)
-    liked = read_table(
-        warehouse,
-        "interactions",
-        columns=["item_id", "event_ts"],
-        where=(pc.field("user_id") == user) & (pc.field("weight") > min_weight),
-        version=run.input_versions["interactions"],
-    ).sort_by([("event_ts", "descending"), ("item_id", "ascending")])
-    history = liked["item_id"].to_pylist()[:n]
-    titles = _read_titles(warehouse, [*history, *rows["item_id"].to_pylist()])
-    topk = [(titles[item], f"{score:.3f}") for item, score in zip(rows["item_id"].to_pylist(), rows["score"].to_pylist(), strict=True)]
-    return UserView(user, rows["source"][0].as_py(), [titles[item] for item in history], topk)
+    is_liked, version = (pc.field("user_id") == user) & (pc.field("weight") > min_weight), run.input_versions["interactions"]
+    liked = read_table(warehouse, "interactions", columns=["item_id", "event_ts"], where=is_liked, version=version)
+    history = liked.sort_by([("event_ts", "descending"), ("item_id", "ascending")])["item_id"].to_pylist()[:n]
+    recommended = rows.slice(0, n).to_pylist()
+    titles = _read_titles(warehouse, [*history, *(row["item_id"] for row in recommended)])
+    topk = [(titles[row["item_id"]], f"{row['score']:.3f}") for row in recommended]
+    return UserView(user, recommended[0]["source"], [titles[item] for item in history], topk)
 
 
 def _read_titles(warehouse: str, item_ids: list[Any]) -> dict[Any, str]:

@@ -4,8 +4,7 @@ training             train_bundle: from tables to a bundle, with its metrics and
 training_data        positives per user as arrays, validation split, content tokens
 warm_start           closed-form initial towers: EASE-like ridge regression, exact or low-rank
 tower_parameters     weights of the towers in training
-tower_training       hyperparameter search and softmax training of the towers
-early_stopping       NDCG of towers on held-out positives
+tower_training       hyperparameter search and softmax training of the towers, stopped early by held-out NDCG
 ranking_samples      retrieved candidate lists with labels, from which the ranker learns
 ranker_training      train the ranker and select its gate
 challenger_metrics   popularity and champion baselines on held-out positives

@@ -83,9 +83,8 @@ def _user_profiles(user_ids: pa.Array, users: pa.Table | None) -> list[tuple[str
     """Look up (segment, attributes) of each user; None where unknown."""
     if users is None:
         return [(None, None)] * len(user_ids)
-    user_rows = pc.index_in(user_ids, value_set=users["user_id"].combine_chunks()).to_pylist()
-    known = list(zip(users["segment"].to_pylist(), users["attributes"].to_pylist(maps_as_pydicts="strict"), strict=True))
-    return [known[row] if row is not None else (None, None) for row in user_rows]
+    rows = users.select(["segment", "attributes"]).take(pc.index_in(user_ids, value_set=users["user_id"].combine_chunks()))
+    return list(zip(rows["segment"].to_pylist(), rows["attributes"].to_pylist(maps_as_pydicts="strict"), strict=True))
 
 
 def _measure_lists(top_lists: list[np.ndarray], held_out: Positives) -> dict[str, float]:

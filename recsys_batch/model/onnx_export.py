@@ -10,10 +10,9 @@ OPSET = 17
 
 
 def export_ranker_onnx(arrays: dict[str, np.ndarray]) -> bytes:
-    """Serialise the ranker: user_embedding [B, d], item_embedding [B, C, d], features [B, C, F] -> score [B, C], all float32.
+    """Serialise the arrays of ``RankerParameters.to_arrays`` as an ONNX model.
 
-    Args:
-        arrays: ``RankerParameters.to_arrays()``.
+    user_embedding [B, d], item_embedding [B, C, d], features [B, C, F] -> score [B, C], all float32.
     """
     weights = {
         name.removeprefix(TENSOR_PREFIX): np.ascontiguousarray(array) for name, array in arrays.items() if name.startswith(TENSOR_PREFIX)
@@ -21,12 +20,8 @@ def export_ranker_onnx(arrays: dict[str, np.ndarray]) -> bytes:
     d, n_features = weights["user"].shape[0], weights["features"].shape[0]
     constants = [numpy_helper.from_array(array, f"w_{name}") for name, array in weights.items()]
     constants += [numpy_helper.from_array(np.array(value, dtype=np.int64), name) for name, value in _AXES.items()]
-    inputs = [
-        helper.make_tensor_value_info("user_embedding", TensorProto.FLOAT, ["B", d]),
-        helper.make_tensor_value_info("item_embedding", TensorProto.FLOAT, ["B", "C", d]),
-        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", "C", n_features]),
-    ]
-    score = helper.make_tensor_value_info("score", TensorProto.FLOAT, ["B", "C"])
+    shapes = {"user_embedding": ["B", d], "item_embedding": ["B", "C", d], "features": ["B", "C", n_features], "score": ["B", "C"]}
+    *inputs, score = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
     nodes = [helper.make_node(op, operands, [output]) for op, operands, output in _NODES]
     graph = helper.make_graph(nodes, "ranker", inputs, [score], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="recsys_batch", ir_version=8)

@@ -68,11 +68,7 @@ class Ranker:
     """Scores candidates with torch; a user's scores do not depend on the batch."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Load weights exported by ``RankerParameters.to_arrays``.
-
-        Raises:
-            BundleError: a weight is missing.
-        """
+        """Load weights exported by ``RankerParameters.to_arrays``; raises BundleError where one is missing."""
         missing = [name for name in PARAMETER_NAMES if TENSOR_PREFIX + name not in arrays]
         if missing:
             raise BundleError(f"the ranker lacks the weights {', '.join(missing)}")

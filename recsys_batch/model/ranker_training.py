@@ -8,7 +8,6 @@ event, half have none, so that the ranker also learns the neutral context of bat
 """
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,10 +20,8 @@ from recsys_batch.model.challenger_metrics import average_metrics
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.model.ranking_samples import RankingData, RankingSamples, retrieve_lists
 from recsys_batch.model.tower_parameters import ContentTokens, TowerParameters
-from recsys_batch.model.training_data import Positives, sample_evaluable_users
+from recsys_batch.model.training_data import Positives, Progress, sample_evaluable_users
 from recsys_batch.ranking.features import Context, compute_session_similarity
-
-RankerProgress = Callable[[str, Mapping[str, float]], None]
 
 LABEL_SHARE = 0.2
 MAX_TRAINING_USERS, MAX_EVALUATION_USERS = 30_000, 5_000
@@ -55,22 +52,38 @@ class RankerStage:
 
 
 def fit_ranker(
-    inner: RankerStage, outer: RankerStage, tokens: ContentTokens, seed: int, deadline: float, progress: RankerProgress
+    inner: RankerStage, outer: RankerStage, tokens: ContentTokens, seed: int, deadline: float, progress: Progress
 ) -> tuple[RankerParameters, RankingData, dict[str, float]]:
     """Train a ranker on ``inner`` and keep the epoch and gate with the best NDCG on ``outer``; gate 0 is the retrieval order.
 
-    Returns:
-        The ranker, the outer stage's feature data, and the metrics of the outer stage ({} where it has no samples).
+    Returns the ranker, the outer stage's feature data, and the metrics of the outer stage ({} where it has no samples).
     """
     lists, evaluation = inner.sample_lists(tokens, seed, MAX_TRAINING_USERS), outer.sample_lists(tokens, seed, MAX_EVALUATION_USERS)
     data = RankingData.from_samples(outer.towers, outer.inputs, evaluation)
-    params = RankerParameters.initialize(data.embeddings.shape[1], len(data.spec.names), seed)
-    params.gate = 0.0
+    best = RankerParameters.initialize(data.embeddings.shape[1], len(data.spec.names), seed)
+    best.gate = 0.0
     if lists is None or evaluation is None:
-        return params, data, {}
+        return best, data, {}
     train_data = RankingData.from_samples(inner.towers, inner.inputs, lists)
+    selector, rng = GateSelector(data, evaluation), np.random.default_rng(seed)
     lists = lists.take(np.flatnonzero(lists.relevant.any(axis=1)))
-    best = _train_epochs(params, train_data, lists, GateSelector(data, evaluation), np.random.default_rng(seed), deadline, progress)
+    params, best_ndcg, highest_ndcg, stale_epochs = replace(_detached_copy(best), gate=1.0), 0.0, 0.0, 0
+    for tensor in params.tensors():
+        tensor.requires_grad_(True)
+    optimizer = torch.optim.AdamW(params.tensors(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+    for epoch in range(1, _EPOCHS + 1):
+        if stale_epochs >= _PATIENCE or time.monotonic() > deadline or len(lists.users) == 0:
+            break
+        batches = _split_batches(rng.permutation(len(lists.users)))
+        losses = [_train_batch(params, train_data, lists.take(users), rng, optimizer) for users in batches]
+        if epoch % _EVALUATION_INTERVAL:
+            continue
+        gate, ndcg, is_significant = selector.select_gate(params)
+        stale_epochs = 0 if ndcg > highest_ndcg else stale_epochs + _EVALUATION_INTERVAL
+        highest_ndcg = max(highest_ndcg, ndcg)
+        if is_significant and ndcg > best_ndcg:
+            best, best_ndcg = _detached_copy(replace(params, gate=gate)), ndcg
+        progress("ranker", {"epoch": epoch, "loss": float(np.mean(losses)), "ndcg_at_20": ndcg, "gate": gate})
     return best, data, measure_ranker(best, data, evaluation)
 
 
@@ -102,37 +115,8 @@ class GateSelector:
         return ndcg_at_k(_sort_hits(self._evaluation, scores), self._evaluation.n_relevant, 20)
 
 
-def _train_epochs(
-    params: RankerParameters,
-    train_data: RankingData,
-    lists: RankingSamples,
-    selector: GateSelector,
-    rng: np.random.Generator,
-    deadline: float,
-    progress: RankerProgress,
-) -> RankerParameters:
-    best, best_ndcg, highest_ndcg, stale_epochs = _detached_copy(params), 0.0, 0.0, 0
-    params = replace(params, gate=1.0)
-    for tensor in params.tensors():
-        tensor.requires_grad_(True)
-    optimizer = torch.optim.AdamW(params.tensors(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    for epoch in range(1, _EPOCHS + 1):
-        if stale_epochs >= _PATIENCE or time.monotonic() > deadline or len(lists.users) == 0:
-            break
-        order = rng.permutation(len(lists.users))
-        losses = [
-            _train_batch(params, train_data, lists.take(order[start : start + _BATCH_USERS]), rng, optimizer)
-            for start in range(0, len(order), _BATCH_USERS)
-        ]
-        if epoch % _EVALUATION_INTERVAL:
-            continue
-        gate, ndcg, is_significant = selector.select_gate(params)
-        stale_epochs = 0 if ndcg > highest_ndcg else stale_epochs + _EVALUATION_INTERVAL
-        highest_ndcg = max(highest_ndcg, ndcg)
-        if is_significant and ndcg > best_ndcg:
-            best, best_ndcg = _detached_copy(replace(params, gate=gate)), ndcg
-        progress("ranker", {"epoch": epoch, "loss": float(np.mean(losses)), "ndcg_at_20": ndcg, "gate": gate})
-    return best
+def _split_batches(users: np.ndarray) -> list[np.ndarray]:
+    return np.split(users, range(_BATCH_USERS, len(users), _BATCH_USERS))
 
 
 def _train_batch(
@@ -170,8 +154,8 @@ def _retrieval_scores(data: RankingData, lists: RankingSamples) -> np.ndarray:
 
 def _residuals(params: RankerParameters, data: RankingData, lists: RankingSamples) -> np.ndarray:
     parts = []
-    for start in range(0, len(lists.users), _BATCH_USERS):
-        part = lists.take(np.arange(start, min(start + _BATCH_USERS, len(lists.users))))
+    for users in _split_batches(np.arange(len(lists.users))):
+        part = lists.take(users)
         with torch.no_grad():
             features = torch.from_numpy(data.compute_features(part, None))
             items = torch.from_numpy(data.embeddings[part.items])

@@ -64,10 +64,8 @@ class RankingData:
 
     def compute_features(self, lists: RankingSamples, context: Context | None) -> np.ndarray:
         """Compute pair features float32 [B, C, F]."""
-        popularity = self.log_popularity[lists.items]
-        return compute_pair_features(
-            self.spec, retrieval_score=lists.scores, log_popularity=popularity, n_events=lists.n_events, context=context
-        )
+        raw = {"retrieval_score": lists.scores, "log_popularity": self.log_popularity[lists.items], "n_events": lists.n_events}
+        return compute_pair_features(self.spec, **raw, context=context)
 
 
 def retrieve_lists(

@@ -10,7 +10,7 @@ import torch
 
 from recsys_batch.model.towers import pool_history
 from recsys_batch.model.training_data import Positives
-from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, WarmStart, fit_low_rank_start, fit_ridge_start
+from recsys_batch.model.warm_start import WarmStart, make_start_fitter
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class TowerParameters:
 
 def initialize_parameters(hyperparameters: Hyperparameters, positives: Positives, n_tokens: int, seed: int) -> TowerParameters:
     """Fit a warm start and scale it to initial weights; biases and tokens are zero."""
-    fit_start = fit_ridge_start if positives.n_items <= RIDGE_MAX_ITEMS else fit_low_rank_start
-    return scale_warm_start(fit_start(positives, hyperparameters.h, hyperparameters.ridge, seed), hyperparameters, n_tokens)
+    start = make_start_fitter(positives, hyperparameters.h, seed)(hyperparameters.ridge)
+    return scale_warm_start(start, hyperparameters, n_tokens)
 
 
 def scale_warm_start(start: WarmStart, hyperparameters: Hyperparameters, n_tokens: int) -> TowerParameters:

@@ -4,23 +4,24 @@ Each step splits the positives of some users into input and targets: by time for
 a random moment are input), at random for the others. The loss is the mean over targets of -log softmax over the
 catalogue. In a large catalogue it is over the batch's own targets and random negatives, each logit corrected by -log of the
 item's chance to be in that set (logQ: Bengio and Senecal 2008; Yi et al. 2019, "Sampling-bias-corrected neural modeling").
+NDCG@20 on held-out positives chooses the hyperparameters and ends the training.
 """
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from recsys_batch.config import Config
-from recsys_batch.model.early_stopping import NDCG_CUTOFF, Validator, is_clearly_better, make_validator, mean_or_zero
+from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k
 from recsys_batch.model.tower_parameters import ContentTokens, Hyperparameters, TowerParameters, initialize_parameters, scale_warm_start
-from recsys_batch.model.training_data import Positives
-from recsys_batch.model.warm_start import RIDGE_MAX_ITEMS, WarmStart, compute_spectrum, fit_low_rank_start, fit_ridge_start
+from recsys_batch.model.training_data import Positives, Progress, sample_evaluable_users, split_user_blocks
+from recsys_batch.model.warm_start import WarmStart, make_start_fitter
+from recsys_batch.ranking.top_k import select_top_k_per_row
 
-TowerProgress = Callable[[str, Mapping[str, float]], None]
-
+NDCG_CUTOFF = 20
+MAX_VALIDATION_USERS = 5_000
 RIDGE_GRID = (150.0, 400.0, 50.0, 1000.0, 15.0)  # most likely first: the time budget may skip the rest
 RECENCY_GRID = (0.0, 0.3, 0.6, 1.0)
 EMBEDDING_DIMS = (64, 128, 256)
@@ -36,6 +37,58 @@ _PATIENCE = 6
 
 
 @dataclass(frozen=True)
+class Validator:
+    """Evaluates towers on sampled users: ``inputs`` are their histories, ``held_out`` their later positives."""
+
+    users: np.ndarray
+    inputs: Positives
+    held_out: Positives
+
+    def ndcg(self, params: TowerParameters, tokens: ContentTokens) -> float:
+        """Average ``ndcg_per_user``; 0.0 where nothing is held out."""
+        return mean_or_zero(self.ndcg_per_user(params, tokens))
+
+    def ndcg_per_user(self, params: TowerParameters, tokens: ContentTokens) -> np.ndarray:
+        """Compute NDCG@20 of the towers over the whole catalogue without history items, float64 [n_users]."""
+        if len(self.users) == 0:
+            return np.zeros(0)
+        top_lists = []
+        for part in split_user_blocks(np.arange(len(self.users)), self.inputs.n_items, MAX_VALIDATION_USERS):
+            histories = self.inputs.select_users(part)
+            with torch.no_grad():
+                scores = params.score_items(params.encode_users(histories, tokens, self.users[part])).numpy()
+            scores[histories.rows, histories.codes] = -np.inf
+            top_lists.append(select_top_k_per_row(scores, NDCG_CUTOFF)[1])
+        hits, n_relevant = hit_matrix(np.concatenate(top_lists), self.held_out.offsets, self.held_out.codes, self.held_out.n_items)
+        return ndcg_at_k(hits, n_relevant, NDCG_CUTOFF)
+
+    def log_loss(self, scores: torch.Tensor, scale: float) -> float:
+        """Average -log softmax(scale * scores) over held-out items; scores float32 [B, n] of the first B users; 0.0 where B is 0."""
+        if len(scores) == 0:
+            return 0.0
+        logs = torch.log_softmax(scores * scale, dim=1)
+        held_out = self.held_out.select_users(np.arange(len(scores)))
+        return float(-logs[torch.from_numpy(held_out.rows), torch.from_numpy(held_out.codes)].mean())
+
+
+def make_validator(train: Positives, held_out: Positives, seed: int) -> Validator:
+    """Sample at most MAX_VALIDATION_USERS users with a history and held-out positives into a Validator."""
+    chosen = sample_evaluable_users(train, held_out, MAX_VALIDATION_USERS, seed)
+    return Validator(chosen, train.select_users(chosen), held_out.select_users(chosen))
+
+
+def mean_or_zero(values: np.ndarray) -> float:
+    """Average values; 0.0 where there are none."""
+    return float(values.mean()) if len(values) else 0.0
+
+
+def is_clearly_better(ndcg: np.ndarray, baseline: np.ndarray) -> bool:
+    """Test whether the mean of paired per-user values exceeds the baseline by more than its standard error; less may be noise."""
+    gain = ndcg - baseline
+    return len(gain) > 0 and float(gain.mean()) > float(gain.std() / np.sqrt(len(gain)))
+
+
+@dataclass(frozen=True)
 class FittedTowers:
     """Towers at their best epoch, with the hyperparameters and epochs to train them again on more data; NDCG@20 by epoch."""
 
@@ -46,7 +99,13 @@ class FittedTowers:
 
 
 def fit_towers(
-    train: Positives, held_out: Positives, tokens: ContentTokens, has_time: bool, config: Config, deadline: float, progress: TowerProgress
+    train: Positives,
+    held_out: Positives,
+    tokens: ContentTokens,
+    has_time: bool,
+    config: Config,
+    deadline: float,
+    progress: Progress,
 ) -> FittedTowers:
     """Train towers with early stopping on NDCG@20 of the held-out part; epoch 0 is the warm start itself."""
     validator = make_validator(train, held_out, config.training.seed)
@@ -83,7 +142,7 @@ def search_hyperparameters(
 ) -> tuple[Hyperparameters, TowerParameters]:
     """Search ridge, width and recency by held-out NDCG@20, then the logit scale by log loss; return them with the initial weights."""
     widths = _widths(train.n_items, config)
-    fit_start = _make_start_fitter(train, widths[-1], config.training.seed)
+    fit_start = make_start_fitter(train, widths[-1], config.training.seed)
     n_tokens, ridge_deadline = len(tokens.names), time.monotonic() + (deadline - time.monotonic()) / 4
 
     def start_ndcg(warm_start: WarmStart, tried: Hyperparameters) -> float:
@@ -108,14 +167,6 @@ def search_hyperparameters(
     unscaled = scale_warm_start(start, hyperparameters, n_tokens)
     hyperparameters = replace(hyperparameters, scale=_choose_scale(unscaled, validator, tokens, train.n_items))
     return hyperparameters, scale_warm_start(start, hyperparameters, n_tokens)
-
-
-def _make_start_fitter(train: Positives, h: int, seed: int) -> Callable[[float], WarmStart]:
-    """Make the function that fits a warm start for a ridge; the spectrum that all ridges share is computed once."""
-    if train.n_items <= RIDGE_MAX_ITEMS:
-        return lambda ridge: fit_ridge_start(train, h, ridge, seed)
-    spectrum = compute_spectrum(train, h, seed)
-    return lambda ridge: fit_low_rank_start(train, h, ridge, seed, spectrum)
 
 
 def _widths(n_items: int, config: Config) -> list[int]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from recsys_batch.errors import BundleError
 from recsys_batch.model.training_data import extract_content_tokens, extract_row_tokens
 from recsys_batch.registry.bundle import Bundle
+from recsys_batch.tables.list_columns import flat_positions
 
 TENSOR_NAMES = ("item_history", "item_embedding", "item_content", "user_bias", "user_tokens", "log_popularity")
 
@@ -54,15 +54,14 @@ class Towers:
     def encode_items(self, items: pa.Table) -> ItemVectors:
         """Encode items (columns item_id, categories, attributes). Items without training events are encoded from content, popularity 0.
 
-        Raises:
-            BundleError: item_id has another type than in training.
+        Raises BundleError where item_id has another type than in training.
         """
         ids = items["item_id"].combine_chunks()
         try:
             known_ids = pa.array(self._item_ids, type=ids.type)
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             raise BundleError(f"the model was trained on other item ids than {ids.type}: train it on this warehouse") from None
-        rows = np.asarray(pc.fill_null(pc.index_in(ids, value_set=known_ids), -1).to_numpy(zero_copy_only=False), dtype=np.int64)
+        rows = flat_positions(ids, known_ids)
         known = rows >= 0
         h = self._tensors["item_history"].shape[1]
         vectors = np.zeros((len(ids), 2 * h + 1), dtype=np.float32)

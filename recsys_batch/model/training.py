@@ -3,7 +3,6 @@
 import datetime as dt
 import os
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,8 @@ from recsys_batch.model.ranking_samples import RankingData
 from recsys_batch.model.tower_parameters import ContentTokens, TowerParameters, encode_tokens
 from recsys_batch.model.tower_training import FittedTowers, fit_towers, refit_towers
 from recsys_batch.model.towers import ANY_ITEM_TOKEN
-from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data, sample_evaluable_users, split_training_data
+from recsys_batch.model.training_data import Progress, TrainingData, prepare_training_data, sample_evaluable_users, split_training_data
 from recsys_batch.registry.bundle import Bundle, write_bundle
-
-TrainingProgress = Callable[[str, Mapping[str, float]], None]
 
 _TOWER_DEADLINE, _INNER_DEADLINE, _RANKER_DEADLINE = 0.4, 0.6, 0.8
 """Shares of the time budget after which towers, inner towers and ranker must have ended; the rest is for the refit on all data."""
@@ -40,7 +37,7 @@ def train_bundle(
     users: pa.Table | None,
     config: Config,
     directory: Path,
-    progress: TrainingProgress,
+    progress: Progress,
     champion: Bundle | None = None,
 ) -> Bundle:
     """Train towers and ranker and write them as a bundle of kind "two_tower".
@@ -50,8 +47,7 @@ def train_bundle(
         progress: called with a stage and its metrics after each epoch.
         champion: the current champion, measured on the same held-out events for ``manifest["gate"]``.
 
-    Raises:
-        InputMissing: no positive interaction.
+    Raises InputMissing where there is no positive interaction.
     """
     # OMP_NUM_THREADS wins where it is set: more threads than cores cost more than they bring.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or min(os.cpu_count() or 1, 8))
@@ -72,15 +68,14 @@ def train_bundle(
     gate = {"challenger": metrics["ndcg_at_10"], "popularity": metrics["popularity_ndcg_at_10"]}
     if champion is not None:
         gate |= _compare_with_champion(champion, data, items, users, outer, tokens, ranker, ranking)
-    towers, positives = fitted.parameters, train
+    towers = fitted.parameters
     if config.training.refit:
-        towers, positives = refit_towers(data.positives, fitted, tokens, data.has_time, config, started + budget), data.positives
-        ranking = RankingData.from_samples(
-            towers, positives, RankerStage(towers, positives, positives).sample_lists(tokens, config.training.seed, MAX_EVALUATION_USERS)
-        )
-    tensors, vocab = _bundle_weights(data, towers, positives, tokens, ranker)
+        towers = refit_towers(data.positives, fitted, tokens, data.has_time, config, started + budget)
+        lists = RankerStage(towers, data.positives, data.positives).sample_lists(tokens, config.training.seed, MAX_EVALUATION_USERS)
+        ranking = RankingData.from_samples(towers, data.positives, lists)
+    tensors, vocab = _bundle_weights(data, towers, ranking, tokens, ranker)
     progress("done", {"seconds": time.monotonic() - started})
-    manifest = _bundle_manifest(data, fitted, ranker, ranking, metrics, config, gate)
+    manifest = {**_bundle_manifest(data, fitted, ranker, ranking, config), "metrics": metrics, "gate": gate}
     return write_bundle(directory, manifest, tensors=tensors, vocab=vocab, ranker_onnx=export_ranker_onnx(ranker.to_arrays()))
 
 
@@ -107,13 +102,7 @@ def _compare_with_champion(
 
 
 def _bundle_manifest(
-    data: TrainingData,
-    fitted: FittedTowers,
-    ranker: RankerParameters,
-    ranking: RankingData,
-    metrics: Mapping[str, float],
-    config: Config,
-    gate: Mapping[str, float],
+    data: TrainingData, fitted: FittedTowers, ranker: RankerParameters, ranking: RankingData, config: Config
 ) -> dict[str, Any]:
     newest = int(data.positives.event_us.max()) if data.has_time else None
     return {
@@ -129,8 +118,6 @@ def _bundle_manifest(
             "seed": config.training.seed,
         },
         "features": ranking.spec.to_dict(),
-        "metrics": dict(metrics),
-        "gate": dict(gate),
         "curves": {"towers_ndcg_at_20": fitted.curve},
         "trained_until": dt.datetime.fromtimestamp(newest / 1e6, tz=dt.UTC).isoformat() if newest is not None else None,
         "n_interactions": len(data.positives.codes),
@@ -140,18 +127,17 @@ def _bundle_manifest(
 
 
 def _bundle_weights(
-    data: TrainingData, towers: TowerParameters, positives: Positives, tokens: ContentTokens, ranker: RankerParameters
+    data: TrainingData, towers: TowerParameters, ranking: RankingData, tokens: ContentTokens, ranker: RankerParameters
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     history = towers.history.detach().numpy()
-    embedding = towers.item_embeddings()
     item_tokens = encode_tokens([[*row, ANY_ITEM_TOKEN] for row in data.item_tokens], 2)
     tensors = {
         "item_history": history,
-        "item_embedding": embedding,
-        "item_content": fit_content_projection(item_tokens, np.concatenate([history, embedding], axis=1)),
+        "item_embedding": ranking.embeddings,
+        "item_content": fit_content_projection(item_tokens, np.concatenate([history, ranking.embeddings], axis=1)),
         "user_bias": towers.user_bias.detach().numpy(),
         "user_tokens": towers.user_tokens.detach().numpy(),
-        "log_popularity": np.log1p(positives.item_counts).astype(np.float32),
+        "log_popularity": ranking.log_popularity,
         **ranker.to_arrays(),
     }
     vocab = {"item_id": data.item_ids.to_pylist(), "item_token": list(item_tokens.names), "user_token": list(tokens.names)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,10 @@ import pyarrow.compute as pc
 from recsys_batch.config import Config
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import InputMissing
-from recsys_batch.tables.list_columns import flat_positions, sorted_ids
+from recsys_batch.tables.list_columns import flat_positions, mask_ragged, sorted_ids
+
+Progress = Callable[[str, Mapping[str, float]], None]
+"""Called with a stage of training and its metrics after each epoch."""
 
 _BLOCK_SCORES = 20_000_000  # scores of a block of users: 80 MB
 
@@ -20,9 +24,7 @@ _BLOCK_SCORES = 20_000_000  # scores of a block of users: 80 MB
 class Positives:
     """Distinct positive items of each user, newest first (in seeded random order where there is no time).
 
-    Attributes:
-        n_items: exclusive upper bound of the codes.
-        offsets: int64 [n_users + 1]. codes: int64 [total]. event_us: int64 [total], microseconds, NO_TIME where unknown.
+    offsets int64 [n_users + 1]; codes int64 [total], below n_items; event_us int64 [total], microseconds, NO_TIME where unknown.
     """
 
     n_items: int
@@ -57,8 +59,7 @@ class Positives:
 
     def where(self, keep: np.ndarray) -> Positives:
         """Keep the entries where ``keep`` (bool [total]) is true; users without entries stay."""
-        offsets = np.concatenate([[0], np.cumsum(keep)])[self.offsets].astype(np.int64)
-        return replace(self, offsets=offsets, codes=self.codes[keep], event_us=self.event_us[keep])
+        return replace(self, offsets=mask_ragged(self.offsets, keep), codes=self.codes[keep], event_us=self.event_us[keep])
 
     def select_users(self, chosen: np.ndarray) -> Positives:
         """Select the users ``chosen``, in that order."""
@@ -88,16 +89,11 @@ class TrainingData:
 
 
 def prepare_training_data(interactions: pa.Table, items: pa.Table, users: pa.Table | None, config: Config) -> TrainingData:
-    """Encode the tables for training.
-
-    Raises:
-        InputMissing: there is no positive interaction.
-    """
-    positive = interactions.filter(pc.greater(interactions["weight"], config.data.min_weight))
+    """Encode the tables for training; raises InputMissing where there is no positive interaction."""
+    min_weight = config.data.min_weight
+    positive = interactions.filter(pc.greater(interactions["weight"], min_weight))
     if positive.num_rows == 0:
-        raise InputMissing(
-            f"none of {interactions.num_rows} interactions has weight > {config.data.min_weight} (data.min_weight): nothing to learn"
-        )
+        raise InputMissing(f"none of {interactions.num_rows} interactions has weight > {min_weight} (data.min_weight): nothing to learn")
     item_ids, user_ids = sorted_ids(positive["item_id"]), sorted_ids(positive["user_id"])
     codes, rows = flat_positions(positive["item_id"], item_ids), flat_positions(positive["user_id"], user_ids)
     event_us = pc.fill_null(pc.cast(positive["event_ts"], pa.int64()), NO_TIME).to_numpy()
@@ -142,9 +138,8 @@ def extract_row_tokens(column: str, value: list[str] | str | None, attributes: d
 
 def _tokens_of_ids(table: pa.Table, key: str, ids: pa.Array, column: str) -> list[list[str]]:
     """Extract the tokens of each id; an id that the table lacks has none."""
-    row_of_id = pc.index_in(ids, value_set=table[key].combine_chunks()).to_pylist()
-    by_row = extract_content_tokens(table, column)
-    return [by_row[row] if row is not None else [] for row in row_of_id]
+    rows = pc.index_in(ids, value_set=table[key].combine_chunks())
+    return extract_content_tokens(table.select([column, "attributes"]).take(rows), column)
 
 
 def _group_by_user(

@@ -31,11 +31,18 @@ _MAX_MULTIPLICATIONS = 4_000_000_000  # multiplications of one pass over X: some
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Initial tower vectors: history float32 [n, h], embedding float32 [n, h], and the kind of model that they come from."""
+    """Initial tower vectors: history and embedding, float32 [n, h]."""
 
     history: np.ndarray
     embedding: np.ndarray
-    kind: str
+
+
+def make_start_fitter(positives: Positives, h: int, seed: int) -> Callable[[float], WarmStart]:
+    """Make the function that fits a warm start for a ridge; the spectrum that all ridges of a large catalogue share is computed once."""
+    if positives.n_items <= RIDGE_MAX_ITEMS:
+        return lambda ridge: fit_ridge_start(positives, h, ridge, seed)
+    spectrum = compute_spectrum(positives, h, seed)
+    return lambda ridge: fit_low_rank_start(positives, h, ridge, seed, spectrum)
 
 
 def fit_ridge_start(positives: Positives, h: int, ridge: float, seed: int) -> WarmStart:
@@ -47,7 +54,7 @@ def fit_ridge_start(positives: Positives, h: int, ridge: float, seed: int) -> Wa
     B.fill_diagonal_(0.0)
     target = _weighted_gram(X, weight_users(positives.counts) ** 2)
     V = _top_eigenvectors(lambda Y: B.T @ (target @ (B @ Y)), len(gram), h, seed)
-    return WarmStart((B @ V).numpy(), V.numpy(), f"ridge {ridge:g}")
+    return WarmStart((B @ V).numpy(), V.numpy())
 
 
 def weight_users(counts: np.ndarray) -> np.ndarray:
@@ -100,7 +107,7 @@ def fit_low_rank_start(positives: Positives, h: int, ridge: float, seed: int, sp
         return product
 
     V = _top_eigenvectors(apply_operator, positives.n_items, h, seed)
-    return WarmStart((V - times_c(scale * V)).numpy(), V.numpy(), f"low-rank ridge {ridge:g}")
+    return WarmStart((V - times_c(scale * V)).numpy(), V.numpy())
 
 
 def _interaction_matrix(positives: Positives) -> sparse.csr_matrix:

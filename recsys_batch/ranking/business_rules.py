@@ -29,9 +29,8 @@ class ItemRules:
         category_offsets: int64 [n + 1]: item i has category_codes[category_offsets[i] : category_offsets[i + 1]], maybe none.
         max_per_category: at most so many of a user's list share any one category; an item counts in each of its categories.
 
-    Raises:
-        RecsysBatchError: an array of another dtype, shape or length, a boost that is not finite, offsets that do not fit the
-            category codes, a negative category code, max_per_category < 1 or without categories.
+    Raises RecsysBatchError for an array of another dtype, shape or length, a boost that is not finite, offsets that do not fit the
+    category codes, a negative category code, max_per_category < 1 or without categories.
     """
 
     boost: np.ndarray | None = None
@@ -42,7 +41,7 @@ class ItemRules:
     max_per_category: int | None = None
 
     def __post_init__(self) -> None:
-        for name, dtype in _DTYPES.items():
+        for name, dtype in RULE_DTYPES.items():
             array = getattr(self, name)
             if array is not None and (array.ndim != 1 or array.dtype != dtype):
                 raise RecsysBatchError(f"rules need {name} as {dtype} of one dimension, found {array.dtype} of shape {array.shape}")
@@ -102,13 +101,8 @@ class ItemRules:
             raise RecsysBatchError(f"category codes start at 0, found {codes.min()}: leave out categories that are not known")
 
 
-_DTYPES = {
-    "boost": np.dtype(np.float32),
-    "blocked": np.dtype(np.bool_),
-    "stale": np.dtype(np.bool_),
-    "category_codes": np.dtype(np.int32),
-    "category_offsets": np.dtype(np.int64),
-}
+RULE_DTYPES = {"boost": "float32", "blocked": "bool", "stale": "bool", "category_codes": "int32", "category_offsets": "int64"}
+"""dtype of each array of ``ItemRules``, by name."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +110,9 @@ class Selection:
     """The lists of a block of B users.
 
     Attributes:
-        columns: int64 [B, k'], places in the candidates; where values are -inf there is nothing, and the place is any.
-        values: float32 [B, k'], the scores with their boosts.
-        changed: name of each active rule -> places of all lists, of k' each, that hold another item, or nothing, because of it.
-            Numbers of several blocks add up.
+        columns: int64 [B, k'], places in the candidates; any place where there is nothing.
+        values: float32 [B, k'], the scores with their boosts; -inf where there is nothing.
+        changed: active rule -> places of all lists that hold another item, or nothing, because of it; numbers of blocks add up.
     """
 
     columns: np.ndarray
@@ -139,12 +132,9 @@ def select_with_rules(scores: np.ndarray, codes: np.ndarray, k: int, rules: Item
         k: at least 1.
         rules: None for the plain k best.
 
-    Returns:
-        The lists, of k' = min(k, C) places.
-
-    Raises:
-        RecsysBatchError: scores are not a float32 matrix or hold a NaN, codes are of another shape or dtype, k < 1; with rules
-            also a code that they do not cover, a score without a code, or a boosted score beyond float32.
+    Returns the lists, of k' = min(k, C) places. Raises RecsysBatchError where scores are not a float32 matrix or hold a NaN, codes
+    are of another shape or dtype, or k < 1; with rules also for a code that they do not cover, a score without a code, or a boosted
+    score beyond float32.
     """
     _check_inputs(scores, codes, k)
     active = () if rules is None else rules.active
@@ -242,14 +232,7 @@ def _first_kept_codes(codes: np.ndarray, kept: np.ndarray, k: int) -> np.ndarray
 
 
 def _cap_categories(codes: np.ndarray, kept: np.ndarray, k: int, rules: ItemRules) -> np.ndarray:
-    """Mark what is left of ``kept`` under max_per_category: bool [B, C], right up to each row's k-th.
-
-    Args:
-        codes: int64 [B, C] in final order.
-        kept: bool [B, C], what earlier rules left.
-        k: at least 1.
-        rules: with max_per_category.
-    """
+    """Mark what is left of ``kept`` (bool [B, C]) under max_per_category, right up to each row's k-th; codes [B, C] in final order."""
     allowed = np.zeros_like(kept)
     step = max(1, _MAX_COUNT_CELLS // max(rules.n_categories + 1, rules.most_categories * _COLUMNS_PER_BLOCK))
     for start in range(0, len(codes), step):

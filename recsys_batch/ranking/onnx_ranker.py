@@ -14,11 +14,8 @@ OUTPUT = "score"
 class OnnxRanker:
     """Scores candidates with an ONNX model, on one thread of ONNX Runtime.
 
-    The model takes user_embedding float32 [B, d], item_embedding float32 [B, C, d] and features float32 [B, C, F] and
-    answers score float32 [B, C]; B and C are free.
-
-    Raises:
-        BundleError: not an ONNX model, or other inputs or outputs than those.
+    The model takes user_embedding float32 [B, d], item_embedding float32 [B, C, d] and features float32 [B, C, F] and answers score
+    float32 [B, C]; B and C are free. Raises BundleError where it is not an ONNX model, or has other inputs or outputs than those.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -23,16 +23,9 @@ _FULL_SORT_RATIO = 4  # up to k * this many columns a full sort is faster than a
 def select_top_k_per_row(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Select the k best columns of every row, exactly, also where ties straddle the k-th place.
 
-    Args:
-        scores: float32 [B, N]. -inf stands for "excluded": such columns come only after every finite one, and callers
-            mask them.
-        k: at least 1.
-
-    Returns:
-        (values float32 [B, k'], indices int64 [B, k']) with k' = min(k, N), by score descending, then index ascending.
-
-    Raises:
-        RecsysBatchError: scores are not a float32 matrix, hold a NaN, or k < 1.
+    Scores are float32 [B, N]; -inf stands for "excluded": such columns come only after every finite one, and callers mask them.
+    Returns (values float32 [B, k'], indices int64 [B, k']) with k' = min(k, N), by score descending, then index ascending.
+    Raises RecsysBatchError where scores are not a float32 matrix, hold a NaN, or k < 1.
     """
     _check_scores(scores, k)
     rows, n = scores.shape
@@ -54,12 +47,8 @@ def select_top_k_per_row(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.nda
 def order_pairs(scores: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Order every row's (score, code) pairs by score descending, then code ascending, and take the first k.
 
-    Args:
-        scores: float32 [B, M], no NaN (not checked here).
-        codes: int64 [B, M], from -1 (padding, which needs score -inf) to 2**32 - 2.
-
-    Returns:
-        (scores float32 [B, min(k, M)], codes int64 [B, min(k, M)]); a zero comes back as +0.0.
+    Scores are float32 [B, M], no NaN (not checked here); codes int64 [B, M], from -1 (padding, which needs score -inf) to 2**32 - 2.
+    Returns (scores float32 [B, min(k, M)], codes int64 [B, min(k, M)]); a zero comes back as +0.0.
     """
     rows, m = scores.shape
     ordered = np.empty((rows, min(k, m)), dtype=np.float32)
@@ -76,15 +65,8 @@ def order_pairs(scores: np.ndarray, codes: np.ndarray, k: int) -> tuple[np.ndarr
 def merge_top_k(parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int) -> tuple[np.ndarray, np.ndarray]:
     """Merge several top-k results over disjoint items into the k best, in the order of ``select_top_k_per_row``.
 
-    Args:
-        parts: (values float32 [B, k_i], indices int64 [B, k_i]) each; places padded with (-inf, -1) stay last.
-        k: at least 1.
-
-    Returns:
-        (values float32 [B, k'], indices int64 [B, k']) with k' = min(k, sum of k_i).
-
-    Raises:
-        RecsysBatchError: no parts, a NaN, or k < 1.
+    Each part is (values float32 [B, k_i], indices int64 [B, k_i]); places padded with (-inf, -1) stay last. Returns (values float32
+    [B, k'], indices int64 [B, k']) with k' = min(k, sum of k_i). Raises RecsysBatchError for no parts, a NaN, or k < 1.
     """
     if not parts:
         raise RecsysBatchError("merge_top_k was given no parts: pass the result of at least one shard")

@@ -31,10 +31,8 @@ KINDS = ("two_tower", "embeddings")
 class Bundle:
     """A bundle on disk whose checksums were verified.
 
-    Attributes:
-        path: the folder.
-        manifest: parsed ``bundle.json``: kind, embedding_dim, features, model, metrics, tables, files.
-        digest: hex SHA-256 of ``bundle.json``; as it names every file's checksum, it identifies the content.
+    ``manifest`` is the parsed ``bundle.json``: kind, embedding_dim, features, model, metrics, tables, files; ``digest`` its hex
+    SHA-256, which identifies the content, as it names every file's checksum.
     """
 
     path: Path
@@ -59,8 +57,7 @@ class Bundle:
         if WEIGHTS_FILE not in self.manifest["files"]:
             return {}
         try:
-            loaded: dict[str, np.ndarray] = load_file(self.path / WEIGHTS_FILE)
-            return loaded
+            return dict(load_file(self.path / WEIGHTS_FILE))
         except (SafetensorError, ValueError) as error:
             raise BundleError(f"{self.path / WEIGHTS_FILE} is not a readable safetensors file: {error}") from None
 
@@ -69,8 +66,7 @@ class Bundle:
         """The id lists and category names that the weights' rows stand for (empty where the bundle has none)."""
         if VOCAB_FILE not in self.manifest["files"]:
             return {}
-        loaded: dict[str, Any] = json.loads((self.path / VOCAB_FILE).read_text(encoding="utf-8"))
-        return loaded
+        return dict(json.loads((self.path / VOCAB_FILE).read_text(encoding="utf-8")))
 
 
 def write_bundle(
@@ -107,11 +103,7 @@ def write_bundle(
 
 
 def load_bundle(directory: str | Path) -> Bundle:
-    """Read and verify a bundle.
-
-    Raises:
-        BundleError: no manifest, another format or version, a file missing, or a checksum that differs.
-    """
+    """Read and verify a bundle; raises BundleError: no manifest, another format or version, a file missing or its checksum differing."""
     path = Path(directory)
     manifest_path = path / BUNDLE_MANIFEST
     if not manifest_path.is_file():

@@ -56,19 +56,16 @@ class ModelRegistry:
         self._experiment = self._get_or_create_experiment(config.mlflow.experiment, None if named else state / "mlartifacts")
 
     def register(
-        self,
-        bundle: Bundle,
-        params: Mapping[str, Any],
-        curves: Mapping[str, Sequence[float]] | None = None,
-        *,
-        training_key: str = "",
+        self, bundle: Bundle, params: Mapping[str, Any], curves: Mapping[str, Sequence[float]] | None = None, *, training_key: str = ""
     ) -> RegisteredModel:
         """Log a bundle with its metrics and curves, and make it a version. The same content registered again is the same version.
 
-        Args:
-            training_key: hash of the training's inputs and settings, by which ``find_trained`` looks the version up.
+        ``training_key`` is the hash of the training's inputs and settings, by which ``find_trained`` looks the version up.
         """
-        self._ensure_registered_model()
+        try:
+            self._client.get_registered_model(self._name)
+        except MlflowException:
+            self._client.create_registered_model(self._name)
         existing = self._find_by_tag(_DIGEST_TAG, bundle.digest)
         if existing is not None:
             return existing
@@ -82,9 +79,8 @@ class ModelRegistry:
         self._client.log_artifacts(run_id, str(bundle.path), _BUNDLE)
         self._client.set_terminated(run_id)
         source = f"{self._client.get_run(run_id).info.artifact_uri}/{_BUNDLE}"
-        version = self._client.create_model_version(
-            self._name, source, run_id, tags={_DIGEST_TAG: bundle.digest, _TRAINING_TAG: training_key}
-        )
+        tags = {_DIGEST_TAG: bundle.digest, _TRAINING_TAG: training_key}
+        version = self._client.create_model_version(self._name, source, run_id, tags=tags)
         return RegisteredModel(str(version.version), run_id, bundle.digest)
 
     def find_trained(self, training_key: str) -> RegisteredModel | None:
@@ -106,9 +102,7 @@ class ModelRegistry:
     def fetch(self, version: str, directory: Path) -> Bundle:
         """Download and verify the bundle of a version.
 
-        Raises:
-            InputMissing: no such version, or its files are gone.
-            BundleError: damaged.
+        Raises InputMissing where there is no such version or its files are gone, BundleError where it is damaged.
         """
         try:
             model_version = self._client.get_model_version(self._name, version)
@@ -157,9 +151,3 @@ class ModelRegistry:
             if version.tags.get(tag) == value:
                 return RegisteredModel(str(version.version), str(version.run_id), str(version.tags.get(_DIGEST_TAG, "")))
         return None
-
-    def _ensure_registered_model(self) -> None:
-        try:
-            self._client.get_registered_model(self._name)
-        except MlflowException:
-            self._client.create_registered_model(self._name)

@@ -27,8 +27,7 @@ Make = Callable[[World, np.ndarray], pa.Table]
 def generate_tables(spark: SparkSession, config: Config, n_users: int, n_items: int, n_events: int, seed: int) -> dict[str, int]:
     """Write users, items and interactions; the same arguments give the same rows on any cluster. A run that died is run again.
 
-    Returns:
-        Rows written by table.
+    Returns the rows written by table.
 
     Raises:
         UsageError: interactions has rows already, items or users have rows that were not generated, or the ids are not BIGINT.

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 
 from recsys_batch.config import Config
@@ -16,7 +15,7 @@ from recsys_batch.registry.bundle import Bundle
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.item_rules import business_rules, eligibility_masks, make_rule_columns
 from recsys_batch.storage.filesystems import join, read_parquet
-from recsys_batch.tables.list_columns import column_matrix, matrix_column
+from recsys_batch.tables.list_columns import column_matrix, flat_positions, matrix_column
 
 
 def read_item_table(items: DataFrame, config: Config, run_date: dt.date) -> pa.Table:
@@ -51,12 +50,9 @@ def build_catalogue(bundle: Bundle, root: str, items: pa.Table, config: Config) 
 def add_popularity(catalogue: Catalogue, bundle: Bundle, n_events: np.ndarray) -> Catalogue:
     """Add tonight's popularity to the catalogue of an imported model; the reference model's is frozen in it.
 
-    Args:
-        n_events: int32 [n], users with a positive interaction per item.
+    ``n_events``: int32 [n], users with a positive interaction per item.
     """
-    if bundle.kind != "embeddings":
-        return catalogue
-    return replace(catalogue, log_popularity=np.log1p(n_events).astype(np.float32))
+    return replace(catalogue, log_popularity=np.log1p(n_events).astype(np.float32)) if bundle.kind == "embeddings" else catalogue
 
 
 def item_embedding_rows(catalogue: Catalogue, n_events: np.ndarray, run_id: str, ids: IdTypes) -> pa.Table:
@@ -74,7 +70,7 @@ def read_imported_users(spark: SparkSession, bundle: Bundle, root: str) -> DataF
 def _imported_items(bundle: Bundle, root: str, item_ids: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Read imported item embeddings: float32 [n, d] (zeros where there is none), and bool [n] where there is one."""
     table = read_parquet(join(root, "embeddings", str(bundle.manifest["tables"]["item_embeddings"]))).combine_chunks()
-    rows = np.asarray(pc.fill_null(pc.index_in(item_ids, value_set=table["item_id"].combine_chunks()), -1).to_numpy(zero_copy_only=False))
+    rows = flat_positions(item_ids, table["item_id"].combine_chunks())
     is_imported = rows >= 0
     embeddings = np.zeros((len(item_ids), bundle.embedding_dim), dtype=np.float32)
     embeddings[is_imported] = column_matrix(table["embedding"].combine_chunks())[rows[is_imported]]

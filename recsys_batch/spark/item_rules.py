@@ -22,8 +22,7 @@ _NOT_OF_ONE_ROW = re.compile("Subquery|^Exists$|ListQuery|Reflection|UDF|Window|
 def make_rule_columns(items: DataFrame, config: Config, run_date: dt.date) -> list[Column]:
     """Build the columns over items that ``eligibility_masks`` and ``business_rules`` read; a condition that is null counts as false.
 
-    Raises:
-        ConfigError: a condition is not boolean SQL over columns of items.
+    Raises ConfigError where a condition is not boolean SQL over columns of items.
     """
     rules = config.rules
     columns = [

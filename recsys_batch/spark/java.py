@@ -5,27 +5,17 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from recsys_batch.errors import UsageError
 
 OLDEST, PREFERRED_UP_TO, NEWEST = 17, 21, 25
 """Spark 4.2 runs on these; one above 21 is taken only where nothing else is there. See docs/decisions/0002-java.md."""
-
 PROJECT_JAVA = Path(".java")
 """Where ``make setup`` puts a fetched Java."""
-
 SYSTEM_FOLDERS = (Path("/usr/lib/jvm"), Path("/Library/Java/JavaVirtualMachines"))
-
 PLACES = ", ".join(["JAVA_HOME", "PATH", *map(str, SYSTEM_FOLDERS), f"{PROJECT_JAVA}/"])
 """Where ``find_java`` looks, for messages."""
-
-
-@dataclass(frozen=True)
-class Java:
-    home: Path
-    version: int
 
 
 def find_java(environ: Mapping[str, str], system_folders: Sequence[Path] = SYSTEM_FOLDERS) -> Path | None:
@@ -35,21 +25,17 @@ def find_java(environ: Mapping[str, str], system_folders: Sequence[Path] = SYSTE
     """
     newer: Path | None = None
     for launcher in _list_launchers(environ, system_folders):
-        java = _probe_java(launcher)
-        if java is None or not OLDEST <= java.version <= NEWEST:
+        home, version = _probe_java(launcher)
+        if home is None or not OLDEST <= version <= NEWEST:
             continue
-        if java.version <= PREFERRED_UP_TO or launcher == _java_home_launcher(environ):
-            return java.home
-        newer = newer or java.home
+        if version <= PREFERRED_UP_TO or launcher == _java_home_launcher(environ):
+            return home
+        newer = newer or home
     return newer
 
 
 def ensure_java() -> None:
-    """Point JAVA_HOME of this process at a usable Java.
-
-    Raises:
-        UsageError: there is none.
-    """
+    """Point JAVA_HOME of this process at a usable Java. Raises UsageError where there is none."""
     home = find_java(os.environ)
     if home is None:
         raise UsageError(
@@ -64,27 +50,24 @@ def _java_home_launcher(environ: Mapping[str, str]) -> Path | None:
 
 
 def _list_launchers(environ: Mapping[str, str], system_folders: Sequence[Path]) -> Iterator[Path]:
-    configured = _java_home_launcher(environ)
-    if configured:
-        yield configured
-    on_path = shutil.which("java", path=environ.get("PATH", ""))
-    if on_path:
-        yield Path(on_path)
+    for launcher in (_java_home_launcher(environ), shutil.which("java", path=environ.get("PATH", ""))):
+        if launcher:
+            yield Path(launcher)
     for folder in (*system_folders, PROJECT_JAVA.absolute()):
         for home in sorted(folder.iterdir()) if folder.is_dir() else ():
             yield home / "bin" / "java"
             yield home / "Contents" / "Home" / "bin" / "java"  # macOS
 
 
-def _probe_java(launcher: Path) -> Java | None:
+def _probe_java(launcher: Path) -> tuple[Path | None, int]:
     """Ask a launcher for its home and version: on PATH it is often a link or a script, whose own folder says nothing."""
     if not os.access(launcher, os.X_OK):
-        return None
+        return None, 0
     try:
         command = [str(launcher), "-XshowSettings:properties", "-version"]
         output = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stderr
     except (OSError, subprocess.TimeoutExpired):
-        return None
+        return None, 0
     home = re.search(r"^\s*java\.home = (.+)$", output, re.MULTILINE)
     version = re.search(r"^\s*java\.specification\.version = (\d+)$", output, re.MULTILINE)
-    return Java(Path(home.group(1)), int(version.group(1))) if home and version else None
+    return (Path(home.group(1)), int(version.group(1))) if home and version else (None, 0)

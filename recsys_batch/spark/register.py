@@ -32,7 +32,10 @@ def bundle_from_tables(spark: SparkSession, config: Config, users: str, items: s
     for table, key, source in (("user_embeddings", "user_id", users), ("item_embeddings", "item_id", items)):
         vectors = _read_vectors(parse_identifier(spark, source), source, key, ids)
         dims[table], names[table] = _check_vectors(vectors, source, key)
-        _write_vectors(vectors, join(root, "embeddings", names[table]))
+        target = join(root, "embeddings", names[table])
+        if not exists(join(target, "_SUCCESS")):
+            remove(target)
+            vectors.write.mode("overwrite").parquet(target)
     if dims["user_embeddings"] != dims["item_embeddings"]:
         raise BundleError(
             f"{users} has vectors of length {dims['user_embeddings']}, {items} of {dims['item_embeddings']}: "
@@ -89,10 +92,3 @@ def _check_vectors(vectors: DataFrame, source: str, key: str) -> tuple[int, str]
     if errors:
         raise BundleError(f"{source} cannot be registered: {'; '.join(errors)}")
     return int(stats.longest), f"{key}-{stats.n}-{int(stats.content) & (2**64 - 1):016x}"
-
-
-def _write_vectors(vectors: DataFrame, target: str) -> None:
-    if exists(join(target, "_SUCCESS")):
-        return
-    remove(target)
-    vectors.write.mode("overwrite").parquet(target)

@@ -29,12 +29,7 @@ _PROPERTIES = {
 
 
 class WarehouseTables:
-    """Delta tables of one warehouse.
-
-    Args:
-        spark: the session.
-        config: ``catalog`` or ``paths.warehouse`` says where; ``tables`` says how they are kept.
-    """
+    """Delta tables of one warehouse: ``config.catalog`` or ``config.paths.warehouse`` says where, ``config.tables`` how they are kept."""
 
     def __init__(self, spark: SparkSession, config: Config) -> None:
         self._spark = spark
@@ -42,9 +37,7 @@ class WarehouseTables:
 
     def identifier(self, name: str) -> str:
         """Name the table as SQL does: a catalog name or delta.`path`."""
-        if self._config.catalog:
-            return f"{self._config.catalog}.{name}"
-        return f"delta.`{self.path(name)}`"
+        return f"{self._config.catalog}.{name}" if self._config.catalog else f"delta.`{self.path(name)}`"
 
     def path(self, name: str) -> str:
         """Locate the table's folder under the warehouse; absolute, as SQL takes only absolute paths for table names."""
@@ -54,27 +47,21 @@ class WarehouseTables:
     def folder(self, name: str) -> str:
         """Locate the table's folder, in a catalog too: a path that every node mounts under the same name, or a URI.
 
-        Raises:
-            UsageError: the table is kept in a store that a night cannot write to.
+        Raises UsageError where the table is kept in a store that a night cannot write to.
         """
         location = cast("Any", self.delta(name).detail().select("location").head())[0] if self._config.catalog else self.path(name)
         return absolute(str(location))
 
     def exists(self, name: str) -> bool:
         if self._config.catalog:
-            return self._spark.catalog.tableExists(f"{self._config.catalog}.{name}")
+            return self._spark.catalog.tableExists(self.identifier(name))
         return bool(DeltaTable.isDeltaTable(self._spark, self.path(name)))
 
     def delta(self, name: str) -> DeltaTable:
-        """Open Delta's own handle of a table (history, merge, optimize).
-
-        Raises:
-            InputMissing: the table does not exist.
-        """
-        if not self.exists(name):
-            raise InputMissing(f"table {name} does not exist ({self.identifier(name)}): {_command_hint(name)}")
+        """Open Delta's own handle of a table (history, merge, optimize). Raises InputMissing where the table does not exist."""
+        self._require(name)
         if self._config.catalog:
-            return DeltaTable.forName(self._spark, f"{self._config.catalog}.{name}")
+            return DeltaTable.forName(self._spark, self.identifier(name))
         return DeltaTable.forPath(self._spark, self.path(name))
 
     def version(self, name: str) -> int:
@@ -82,36 +69,22 @@ class WarehouseTables:
         return int(cast("Any", self.delta(name).history(1).head())["version"])
 
     def read(self, name: str, version: int | None = None) -> DataFrame:
-        """Read a table, or a past version of it.
-
-        Raises:
-            InputMissing: the table does not exist.
-        """
-        if not self.exists(name):
-            raise InputMissing(f"table {name} does not exist ({self.identifier(name)}): {_command_hint(name)}")
+        """Read a table, or a past version of it. Raises InputMissing where the table does not exist."""
+        self._require(name)
         reader = self._spark.read.format("delta")
         if version is not None:
             reader = reader.option("versionAsOf", version)
-        return reader.table(f"{self._config.catalog}.{name}") if self._config.catalog else reader.load(self.path(name))
+        return reader.table(self.identifier(name)) if self._config.catalog else reader.load(self.path(name))
 
     def ids(self) -> IdTypes | None:
         """Read the id types of this warehouse, as the interactions table has them; None before the first ingest."""
-        if not self.exists("interactions"):
-            return None
+        return self.require_ids() if self.exists("interactions") else None
+
+    def require_ids(self) -> IdTypes:
+        """Read the id types of this warehouse. Raises InputMissing before the first ingest."""
         schema = self.read("interactions").schema
         text = {name: isinstance(schema[name].dataType, StringType) for name in ("user_id", "item_id")}
         return IdTypes(user="STRING" if text["user_id"] else "BIGINT", item="STRING" if text["item_id"] else "BIGINT")
-
-    def require_ids(self) -> IdTypes:
-        """Read the id types of this warehouse, for whatever cannot start before the first ingest.
-
-        Raises:
-            InputMissing: nothing was ingested yet.
-        """
-        ids = self.ids()
-        if ids is None:
-            raise InputMissing(f"table interactions does not exist ({self.identifier('interactions')}): {_command_hint('interactions')}")
-        return ids
 
     def ensure(self, name: str, ids: IdTypes) -> bool:
         """Create the table by the contract if it is missing, and the catalog's schema; whether it was."""
@@ -175,8 +148,7 @@ class WarehouseTables:
 
     def n_bytes(self, name: str) -> int:
         """Sum the sizes of an existing table's newest files, by deltalake, which needs no job for it."""
-        sizes = pa.table(open_delta_table(self.folder(name)).get_add_actions())["size_bytes"].to_pylist()
-        return sum(sizes)
+        return sum(pa.table(open_delta_table(self.folder(name)).get_add_actions())["size_bytes"].to_pylist())
 
     def set_property(self, name: str, key: str, value: str) -> None:
         self._spark.sql(f"ALTER TABLE {self.identifier(name)} SET TBLPROPERTIES ({_sql_string(key)} = {_sql_string(value)})")
@@ -185,11 +157,15 @@ class WarehouseTables:
         properties = cast("Any", self.delta(name).detail().select("properties").head())["properties"]
         return cast("str | None", properties.get(key))
 
+    def _require(self, name: str) -> None:
+        if not self.exists(name):
+            raise InputMissing(f"table {name} does not exist ({self.identifier(name)}): {_command_hint(name)}")
+
     def _write(self, name: str, writer: DataFrameWriter, metadata: Mapping[str, Any]) -> int:
         token = self._commit_token(metadata)
         writer = writer.format("delta").option("userMetadata", token)
         if self._config.catalog:
-            writer.saveAsTable(f"{self._config.catalog}.{name}")
+            writer.saveAsTable(self.identifier(name))
         else:
             writer.save(self.path(name))
         return self._committed_version(name, token)
@@ -208,8 +184,7 @@ class WarehouseTables:
 def parse_identifier(spark: SparkSession, text: str) -> DataFrame:
     """Read a table that a user names: a catalog name, or a folder that holds Delta or Parquet files.
 
-    Raises:
-        UsageError: nothing readable is there.
+    Raises UsageError where nothing readable is there.
     """
     try:
         if DeltaTable.isDeltaTable(spark, text):

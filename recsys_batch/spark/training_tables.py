@@ -34,8 +34,7 @@ class TrainingTables:
 def read_training_tables(config: Config) -> TrainingTables:
     """Read the tables by deltalake, or through Spark where a catalog has to resolve their names.
 
-    Raises:
-        InputMissing: nothing was ingested, or no interaction is positive.
+    Raises InputMissing where nothing was ingested, or no interaction is positive.
     """
     tables, versions = _read_by_spark(config) if config.catalog else _read_by_path(config.paths.warehouse)
     for name in ("interactions", "items"):

@@ -5,15 +5,7 @@ from pyspark.sql import SparkSession
 # run_manifest.newest_published and latest_state_by_run, in SQL: tests/spark/test_views.py holds them to be the same.
 _NEWEST = "attempt DESC, coalesce(metrics['event'], 0) DESC"
 _RUN = f"SELECT run_id, run_date FROM {{runs}} WHERE status = 'PUBLISHED' ORDER BY published_at DESC, {_NEWEST}, run_id DESC LIMIT 1"
-_HEALTH_METRICS = (
-    ("knn_recall", "knn_recall"),
-    ("user_coverage", "audit.user_coverage"),
-    ("catalogue_coverage", "audit.catalogue_coverage"),
-    ("popular_share", "audit.popular_share"),
-    ("head_share", "audit.head_share"),
-    ("overlap", "audit.overlap"),
-    ("score_drift", "audit.score_drift"),
-)
+_AUDIT_METRICS = ("user_coverage", "catalogue_coverage", "popular_share", "head_share", "overlap", "score_drift")
 
 VIEWS = {
     "topk_latest": (
@@ -29,10 +21,10 @@ VIEWS = {
         "one row per run: its state, its main values, the gates that refused it",
         "SELECT run_id, run_date, status, attempt, published_at, "
         f"coalesce(run_id = (SELECT run_id FROM ({_RUN})), false) AS is_current, n_users, n_rows, model_version, code_version, "
-        + ", ".join(f"metrics['{key}'] AS {name}" for name, key in _HEALTH_METRICS)
+        "metrics['knn_recall'] AS knn_recall, "
+        + ", ".join(f"metrics['audit.{name}'] AS {name}" for name in _AUDIT_METRICS)
         + ", transform(filter(map_keys(metrics), key -> key LIKE 'gate.%' AND metrics[key] = 0), key -> substring(key, 6)) AS refused_by "
-        f"FROM (SELECT *, row_number() OVER (PARTITION BY run_id ORDER BY {_NEWEST}) AS age FROM {{runs}}) "
-        "WHERE age = 1",
+        f"FROM (SELECT *, row_number() OVER (PARTITION BY run_id ORDER BY {_NEWEST}) AS age FROM {{runs}}) WHERE age = 1",
     ),
 }
 """name -> (comment, query over the tables' names)."""
@@ -41,8 +33,7 @@ VIEWS = {
 def create_views(spark: SparkSession, catalog: str) -> None:
     """Create the catalog's views, or bring those of an earlier release up to date.
 
-    Args:
-        catalog: with the schema, as in the config: its tables are there.
+    ``catalog``: with the schema, as in the config: its tables are there.
     """
     names = {name: f"{catalog}.{name}" for name in ("topk", "candidates", "runs")}
     for name, (comment, query) in VIEWS.items():

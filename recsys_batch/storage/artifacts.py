@@ -38,8 +38,7 @@ LISTING = "_listing"
 def artifact_root(warehouse: str) -> str:
     """Name the artefact folder of a warehouse as a location: an absolute path, or a URI.
 
-    Raises:
-        UsageError: the warehouse is neither on a mounted path nor in a store that is supported.
+    Raises UsageError where the warehouse is neither on a mounted path nor in a store that is supported.
     """
     return join(absolute(warehouse), ARTIFACTS_FOLDER)
 
@@ -47,10 +46,8 @@ def artifact_root(warehouse: str) -> str:
 def put_folder(root: str, kind: str, write: Callable[[Path], None], scratch: str | None = None) -> str:
     """Let ``write`` fill a new folder with files, name it by their SHA-256, and return where it stands.
 
-    The same content written twice is stored once.
-
-    Args:
-        scratch: local folder for what goes into a store; the system's for temporary files where it is not given.
+    The same content written twice is stored once. What goes into a store is written to the local folder ``scratch`` first; without
+    one, to the system's for temporary files.
     """
     if is_remote(root):
         return _put_remote(join(root, kind), write, scratch)
@@ -163,11 +160,7 @@ def clear_pointer(root: str, run_id: str, name: str) -> None:
 
 
 def get_pointer(root: str, run_id: str, name: str) -> dict[str, Any]:
-    """Read a run's pointer.
-
-    Raises:
-        InputMissing: the run has none: the step that writes it has not finished.
-    """
+    """Read a run's pointer. Raises InputMissing where the run has none: the step that writes it has not finished."""
     location = _pointer_location(root, run_id, name)
     try:
         loaded: dict[str, Any] = json.loads(read_bytes(location))
@@ -183,8 +176,8 @@ def has_pointer(root: str, run_id: str, name: str) -> bool:
 
 def list_pointers(root: str, run_id: str) -> dict[str, dict[str, Any]]:
     """Read all pointers of a run, by name."""
-    names = [entry.name for entry in list_entries(run_folder(root, run_id)) if entry.name.endswith(".json")]
-    return {name: get_pointer(root, run_id, name) for name in (name.removesuffix(".json") for name in names)}
+    names = [entry.name.removesuffix(".json") for entry in list_entries(run_folder(root, run_id)) if entry.name.endswith(".json")]
+    return {name: get_pointer(root, run_id, name) for name in names}
 
 
 def _pointer_location(root: str, run_id: str, name: str) -> str:

@@ -53,11 +53,7 @@ def file_lock(path: Path, what: str, doing: str = "is being computed", wait_seco
 
 
 def acquire_flock(handle: int, wait_seconds: float = 0.0) -> bool:
-    """Lock an open file until it is closed, against every other process; whether that was had in time.
-
-    Args:
-        wait_seconds: how long to try; ``math.inf`` waits however long it takes.
-    """
+    """Lock an open file until it is closed, against every other process; whether that was had in ``wait_seconds`` (also math.inf)."""
     if wait_seconds == math.inf:
         fcntl.flock(handle, fcntl.LOCK_EX)
         return True

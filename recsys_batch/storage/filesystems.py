@@ -60,20 +60,12 @@ class Entry:
 
 
 def is_remote(location: str) -> bool:
-    """Say whether a location lies in an object store, not under a path of this machine.
-
-    Raises:
-        UsageError: in a store that is not supported.
-    """
+    """Say whether a location lies in an object store, not under a path of this machine. Raises UsageError as ``resolve``."""
     return _scheme(location) != "file"
 
 
 def resolve(location: str) -> tuple[fs.FileSystem, str]:
-    """Resolve a location to its filesystem and the path in it.
-
-    Raises:
-        UsageError: a scheme that is not supported.
-    """
+    """Resolve a location to its filesystem and the path in it. Raises UsageError where the scheme is not supported."""
     scheme = _scheme(location)
     if scheme == "file":
         return fs.LocalFileSystem(), local_path(location)
@@ -132,11 +124,7 @@ def exists(location: str) -> bool:
 
 
 def read_bytes(location: str) -> bytes:
-    """Read a whole file.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Read a whole file. Raises FileNotFoundError where there is none."""
     filesystem, path = resolve(location)
     with filesystem.open_input_stream(path, compression=None) as stream:
         return bytes(stream.read())
@@ -163,11 +151,7 @@ def upload(source: Path, location: str) -> None:
 
 
 def download(location: str, target: Path) -> str:
-    """Copy a file to a new local one; returns the hex SHA-256 of what came.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """Copy a file to a new local one; returns the hex SHA-256 of what came. Raises FileNotFoundError where there is none."""
     filesystem, path = resolve(location)
     digest = hashlib.sha256()
     with filesystem.open_input_file(path) as source, target.open("wb") as stream:

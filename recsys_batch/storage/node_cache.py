@@ -63,35 +63,24 @@ class NodeCache:
             InputMissing: the artefact is not there, or not whole.
             RecsysBatchError: a file of it is damaged, or the disk is full.
         """
-        if not is_remote(location):
-            return Path(local_path(location))
-        name = basename(location)
-        return self._find_fresh(name) or self._fetch(name, location, None)
+        return self._find_or_fetch(basename(location), location, None)
 
     def local_copy_of_files(self, location: str, checksums: Mapping[str, str]) -> Path:
-        """Copy the named files of a folder to this machine where they are not here yet; the folder of the copies.
+        """Copy the files of ``checksums`` (name -> hex SHA-256) from a folder to this machine where they are not here yet.
 
-        Args:
-            checksums: name -> hex SHA-256.
-
-        Raises:
-            As ``local_copy``.
+        Returns the folder of the copies, and raises as ``local_copy``.
         """
+        name = content_hash("\n".join(f"{name} {checksums[name]}" for name in sorted(checksums)))
+        return self._find_or_fetch(name, location, checksums)
+
+    def _find_or_fetch(self, name: str, location: str, checksums: Mapping[str, str] | None) -> Path:
         if not is_remote(location):
             return Path(local_path(location))
-        name = content_hash("\n".join(f"{name} {checksums[name]}" for name in sorted(checksums)))
-        return self._find_fresh(name) or self._fetch(name, location, checksums)
-
-    def _find_fresh(self, name: str) -> Path | None:
-        """Find a copy whose mark of use is fresh: no process removes such a one."""
         final = Path(self.folder) / name
-        try:
-            return final if time.time() - final.stat().st_mtime < _TOUCH_SECONDS else None
-        except FileNotFoundError:
-            return None
-
-    def _fetch(self, name: str, location: str, checksums: Mapping[str, str] | None) -> Path:
-        folder, final = self._make_private_folder(), Path(self.folder) / name
+        with suppress(FileNotFoundError):
+            if time.time() - final.stat().st_mtime < _TOUCH_SECONDS:  # no process removes a copy whose mark of use is fresh
+                return final
+        folder = self._make_private_folder()
         with _locked(folder, name):
             if final.is_dir():  # by another process, while this one waited
                 os.utime(final)
@@ -174,8 +163,7 @@ def _download(location: str, target: Path, checksum: str) -> None:
 def _locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
     """One process at a time, whoever dies lets go; a bounded number of lock files, so that some names share one.
 
-    Raises:
-        BlockingIOError: another process has it, and this one is not to wait.
+    Raises BlockingIOError where another process has it, and this one is not to wait.
     """
     with (folder / f".lock-{zlib.crc32(name.encode()) % _N_LOCKS:03d}").open("a") as file:
         if not acquire_flock(file.fileno(), math.inf if wait else 0.0):

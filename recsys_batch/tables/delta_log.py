@@ -55,30 +55,21 @@ def _retry_commit(
     **options: Any,
 ) -> int:
     """Commit, again where another commit came between: slices of other runs share the table, not its rows."""
-    for _ in range(_MAX_COMMITS - 1):
-        try:
-            return _commit_once(table, where, parts, metadata, transactions, **options)
-        except CommitFailedError:
-            table = open_delta_table(where.root)
-    return _commit_once(table, where, parts, metadata, transactions, **options)
-
-
-def _commit_once(
-    table: DeltaTable,
-    where: TableSlice,
-    parts: Sequence[DataFile],
-    metadata: Mapping[str, Any],
-    transactions: Sequence[Transaction],
-    **options: Any,
-) -> int:
     token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
-    table.create_write_transaction(
-        make_add_actions(where, parts),
-        schema=table.schema(),
-        partition_by=list(where.spec.partition_by),
-        commit_properties=CommitProperties({"userMetadata": token}, app_transactions=list(transactions)),
-        **options,
-    )
+    for n_tried in range(1, _MAX_COMMITS + 1):
+        try:
+            table.create_write_transaction(
+                make_add_actions(where, parts),
+                schema=table.schema(),
+                partition_by=list(where.spec.partition_by),
+                commit_properties=CommitProperties({"userMetadata": token}, app_transactions=list(transactions)),
+                **options,
+            )
+            break
+        except CommitFailedError:
+            if n_tried == _MAX_COMMITS:
+                raise
+            table = open_delta_table(where.root)
     versions = [entry["version"] for entry in open_delta_table(where.root).history(20) if entry.get("userMetadata") == token]
     return int(str(versions[0]))
 

@@ -23,11 +23,7 @@ def matrix_column(matrix: np.ndarray) -> pa.ListArray:
 
 
 def column_matrix(column: pa.Array) -> np.ndarray:
-    """Convert a list column, whose lists all have length d and no nulls, to float32 [n, d].
-
-    Raises:
-        ValueError: lists of different lengths.
-    """
+    """Convert a list column, whose lists all have length d and no nulls, to float32 [n, d]. Raises ValueError where lengths differ."""
     values, offsets = flatten_lists(column)
     lengths = np.diff(offsets)
     if len(lengths) == 0:
@@ -35,6 +31,17 @@ def column_matrix(column: pa.Array) -> np.ndarray:
     if (lengths != lengths[0]).any():
         raise ValueError(f"embeddings of different lengths: {int(lengths.min())} to {int(lengths.max())}")
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float32).reshape(len(lengths), int(lengths[0]))
+
+
+def pad_lists(values: np.ndarray, offsets: np.ndarray, fill: float, width: int) -> np.ndarray:
+    """Pad lists, given flat, to [n, width] of the values' dtype, with ``fill`` behind each list's end."""
+    lengths = np.diff(offsets)
+    if (lengths == width).all():
+        return np.array(values).reshape(len(lengths), width)
+    is_filled = np.arange(width) < lengths[:, None]
+    padded = np.full(is_filled.shape, fill, dtype=values.dtype)
+    padded[is_filled] = values
+    return padded
 
 
 def sorted_unique(keys: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ BACKFILLED = "backfilled"
 """1 for a run of an earlier date than that of the run which readers kept seeing."""
 GATE, LIMIT = "gate.", "limit."
 """Prefixes of a gate's verdict (1 passed, 0 refused) and threshold; its value is under "audit."."""
+_MAPS = ("table_versions", "input_versions", "metrics")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -76,12 +77,7 @@ class Run:
 
     def row(self) -> dict[str, Any]:
         """Convert the run to a row of ``runs``."""
-        return {
-            **self.__dict__,
-            "table_versions": dict(self.table_versions),
-            "input_versions": dict(self.input_versions),
-            "metrics": dict(self.metrics),
-        }
+        return {**self.__dict__, **{name: dict(getattr(self, name)) for name in _MAPS}}
 
     def next_event(self, **changes: Any) -> Run:
         """The run's next row: ``metrics`` are merged, everything else replaces."""
@@ -92,9 +88,7 @@ class Run:
 def from_row(row: Mapping[str, Any]) -> Run:
     """Make a run of a ``runs`` row (maps as dicts, or None)."""
     values: dict[str, Any] = {name: row.get(name) for name in Run.__dataclass_fields__}
-    for name in ("table_versions", "input_versions", "metrics"):
-        values[name] = dict(values[name] or {})
-    return Run(**values)
+    return Run(**values | {name: dict(values[name] or {}) for name in _MAPS})
 
 
 def latest_state_by_run(rows: Iterable[Run]) -> dict[str, Run]:
@@ -126,11 +120,7 @@ def rollback_target(rows: Sequence[Run], current: Run) -> Run | None:
 
 
 def find_run(states: Mapping[str, Run], run_date: dt.date, run_id: str | None = None) -> Run | None:
-    """Find the run of that id, or where none is given the run of the date that was begun last.
-
-    Raises:
-        UsageError: an id that no run can have.
-    """
+    """Find the run of that id, or where none is given the run of the date that was begun last. Raises as ``check_run_id``."""
     if run_id:
         return states.get(check_run_id(run_id))
     return max((run for run in states.values() if run.run_date == run_date), key=lambda run: run.metrics[STARTED_AT], default=None)
@@ -143,11 +133,7 @@ def next_run_id(states: Mapping[str, Run], run_date: dt.date) -> str:
 
 
 def check_run_id(run_id: str) -> str:
-    """The id itself.
-
-    Raises:
-        UsageError: it would not be safe as a folder name.
-    """
+    """Return the id itself. Raises UsageError where it would not be safe as a folder name."""
     if not _RUN_ID.fullmatch(run_id):
         raise UsageError(f"run id {run_id!r}: use letters, digits, '.', '_' and '-', at most 100, starting with a letter or digit")
     return run_id

@@ -28,6 +28,8 @@ _REPEATING = ("run_id", "user_id", "source", "model_version", "segment", "reason
 """Columns whose values repeat in a run of rows; the others are not worth a dictionary."""
 _FEW = ("source", "model_version")
 """Text of few values, which stays a dictionary in memory: neither read nor written word by word."""
+WRITE_MS, PYTHON_MS = "write_ms", "python_ms"
+"""Counts of every part: milliseconds in which it was encoded and written, and of processor time of the Python worker in all."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,7 @@ class TableSlice:
         """Write rows in the order in which they come; the files, each as it is closed.
 
         Args:
-            batches: with at least the columns of ``schema``.
-            task: goes into the names of the files.
+            batches: with at least the columns of ``schema``. task: goes into the names of the files.
 
         Raises:
             RecsysBatchError: a null where the contract has none.
@@ -124,17 +125,12 @@ class _Writer:
         self._where = where
         self._name = where.file(f"part-{task:05d}-{uuid.uuid4().hex}.parquet")
         self._sink = open_output(join(where.root, self._name))
-        names = [name for name in where.schema.names if name in _REPEATING]
+        repeating = [name for name in where.schema.names if name in _REPEATING]
         # Statistics of the key alone: it is what files and row groups are told apart by.
-        statistics_columns = [where.key] if where.key else False
+        statistics = [where.key] if where.key else False
         # Without Arrow's own schema, in which a dictionary would not read as the text that it is.
         self._writer = pq.ParquetWriter(
-            self._sink,
-            where.file_schema,
-            compression="snappy",
-            use_dictionary=names,
-            write_statistics=statistics_columns,
-            store_schema=False,
+            self._sink, where.file_schema, compression="snappy", use_dictionary=repeating, write_statistics=statistics, store_schema=False
         )
         self._required = [field.name for field in where.schema if not field.nullable]
         self._pending: list[pa.RecordBatch] = []
@@ -149,8 +145,8 @@ class _Writer:
     def add(self, batch: pa.RecordBatch, counts: Mapping[str, int]) -> None:
         self._counts.update(counts)
         for name in self._required:
-            if batch[name].null_count:
-                n_nulls = batch[name].null_count
+            n_nulls = batch[name].null_count
+            if n_nulls:
                 raise RecsysBatchError(f"{self._where.spec.name} would get {n_nulls} rows without {name}: is the input broken?")
         self._n_rows += batch.num_rows
         if self._where.key:
@@ -177,21 +173,9 @@ class _Writer:
         self._pending, self._pending_bytes = [], 0
 
 
-WRITE_MS, PYTHON_MS = "write_ms", "python_ms"
-"""Counts of every part: milliseconds in which it was encoded and written, and of processor time of the Python worker in all."""
-
-DATA_FILE_SCHEMA = pa.schema(
-    [
-        ("path", pa.string()),
-        ("n_bytes", pa.int64()),
-        ("n_rows", pa.int64()),
-        ("first", pa.string()),
-        ("last", pa.string()),
-        ("counts", pa.string()),
-    ]
-)
-"""What a task tells of its files; keys, as they are numbers or text, and counts as JSON."""
 _JSON = ("first", "last", "counts")
+DATA_FILE_SCHEMA = pa.schema({"path": pa.string(), "n_bytes": pa.int64(), "n_rows": pa.int64(), **dict.fromkeys(_JSON, pa.string())})
+"""What a task tells of its files; keys, as they are numbers or text, and counts as JSON."""
 _COUNTS = b"recsys_batch.counts"
 
 
@@ -213,5 +197,5 @@ def data_file_to_batch(part: DataFile) -> pa.RecordBatch:
 
 
 def data_file_from_row(row: Mapping[str, Any]) -> DataFile:
-    """The inverse of ``part_batch``."""
+    """The inverse of ``data_file_to_batch``."""
     return DataFile(**{**row, **{name: json.loads(row[name]) for name in _JSON}})

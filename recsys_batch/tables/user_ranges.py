@@ -113,8 +113,7 @@ def merge_sorted(carried: Iterable[pa.RecordBatch], changed: pa.Array, fresh: pa
     """Replace the changed users' rows of ``carried`` by those of ``fresh``, in order; yields batches and their number of carried rows.
 
     Args:
-        carried, fresh: both in order of user_id, of one schema.
-        changed: user_ids; those in ``fresh`` among them.
+        carried, fresh: both in order of user_id, of one schema. changed: user_ids; those in ``fresh`` among them.
     """
     users, starts = group_boundaries(fresh["user_id"].combine_chunks())
     fresh_keys, rows = to_numpy_keys(users), fresh.combine_chunks().to_batches()[0] if fresh.num_rows else None

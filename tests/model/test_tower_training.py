@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from recsys_batch.config import Config, load_config
 from recsys_batch.model import tower_training
 from recsys_batch.model.challenger_metrics import measure_popularity
-from recsys_batch.model.early_stopping import make_validator
 from recsys_batch.model.tower_parameters import ContentTokens, Hyperparameters, TowerParameters, encode_tokens, initialize_parameters
-from recsys_batch.model.tower_training import _Trainer, fit_towers, refit_towers, search_hyperparameters
+from recsys_batch.model.tower_training import _Trainer, fit_towers, make_validator, refit_towers, search_hyperparameters
 from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data, split_training_data
 
 LATER = 1e12

@@ -9,33 +9,21 @@ from typing import Any
 
 import msgspec
 
-from recsys_batch.online.api.messages import (
-    MAX_DEADLINE_MS,
-    MAX_EVENT_TYPE_LENGTH,
-    MAX_REQUEST_ID_LENGTH,
-    MAX_WEIGHT,
-    BadRequest,
-    Bounds,
-    Feedback,
-    FeedbackBody,
-    Id,
-    RankRequest,
-)
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent
+from recsys_batch.online.api import messages
+from recsys_batch.online.api.messages import BadRequest, Bounds, Feedback, FeedbackBody, Id, RankRequest
+from recsys_batch.online.exposure_log.log_rows import FeedbackEvent
 from recsys_batch.online.ranking.rank_query import RankQuery
 
 _RANK_DECODER = msgspec.json.Decoder(RankRequest)
 _FEEDBACK_DECODER = msgspec.json.Decoder(Feedback)
+_DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def decode_rank_request(body: bytes, bounds: Bounds, arrived: float) -> tuple[RankQuery, str | None]:
-    """Decode a body of POST /v1/rank to the query and the caller's request id.
+    """Decode a body of POST /v1/rank to the query and the request id. Raises BadRequest: not JSON of that form, or beyond the bounds.
 
     Args:
         arrived: time.perf_counter() at the request's arrival, from which deadline_ms counts.
-
-    Raises:
-        BadRequest: not JSON of that form, or beyond the bounds.
     """
     request = _decode(_RANK_DECODER, body)
     if not 1 <= request.k <= bounds.max_k:
@@ -44,35 +32,31 @@ def decode_rank_request(body: bytes, bounds: Bounds, arrived: float) -> tuple[Ra
     if len(categories) > bounds.max_categories:
         raise BadRequest(f"filters.categories has {len(categories)} names, at most {bounds.max_categories} are allowed")
     _check_ids("exclude_item_ids", request.exclude_item_ids, bounds)
-    if request.deadline_ms is not None and not 0 < request.deadline_ms <= MAX_DEADLINE_MS:
-        raise BadRequest(f"deadline_ms is {request.deadline_ms}: expected more than 0 and at most {MAX_DEADLINE_MS}")
-    if request.request_id is not None and len(request.request_id) > MAX_REQUEST_ID_LENGTH:
-        raise BadRequest(f"request_id has {len(request.request_id)} characters, at most {MAX_REQUEST_ID_LENGTH} are allowed")
+    if request.deadline_ms is not None and not 0 < request.deadline_ms <= messages.MAX_DEADLINE_MS:
+        raise BadRequest(f"deadline_ms is {request.deadline_ms}: expected more than 0 and at most {messages.MAX_DEADLINE_MS}")
+    if request.request_id is not None and len(request.request_id) > messages.MAX_REQUEST_ID_LENGTH:
+        raise BadRequest(f"request_id has {len(request.request_id)} characters, at most {messages.MAX_REQUEST_ID_LENGTH} are allowed")
     context = dict(request.context)
     session = _session_items(context.pop("session_item_ids", None), bounds)
-    device, segment = context.pop("device", None), context.pop("segment", None)
+    device, segment = _text(context.pop("device", None)), _text(context.pop("segment", None))
     query = RankQuery(
         user_id=request.user_id,
         k=request.k,
         when=parse_time(context.pop("timestamp", None)),
         session_item_ids=session,
-        device=_text("device", device),
+        device=device,
         attributes=context,
         exclude_item_ids=request.exclude_item_ids,
         categories=categories,
         deadline=None if request.deadline_ms is None else arrived + request.deadline_ms / 1000,
         explain=request.explain,
-        segment=_text("segment", segment),
+        segment=segment,
     )
     return query, request.request_id
 
 
 def decode_feedback(body: bytes, bounds: Bounds) -> list[FeedbackEvent]:
-    """Decode a body of POST /v1/feedback; events without a timestamp happened now.
-
-    Raises:
-        BadRequest: not JSON of that form, or beyond the bounds.
-    """
+    """Decode a body of POST /v1/feedback; events without a timestamp happened now. Raises as ``decode_rank_request``."""
     events: list[FeedbackBody] = _decode(_FEEDBACK_DECODER, body).events
     if not 1 <= len(events) <= bounds.max_ids:
         raise BadRequest(f"events has {len(events)} entries: expected 1 to {bounds.max_ids}")
@@ -81,20 +65,15 @@ def decode_feedback(body: bytes, bounds: Bounds) -> list[FeedbackEvent]:
 
 
 def _event(body: FeedbackBody, now: dt.datetime) -> FeedbackEvent:
-    if not 1 <= len(body.event_type) <= MAX_EVENT_TYPE_LENGTH:
-        raise BadRequest(f"event_type has {len(body.event_type)} characters: expected 1 to {MAX_EVENT_TYPE_LENGTH}")
-    if not abs(body.weight) < MAX_WEIGHT:
+    if not 1 <= len(body.event_type) <= messages.MAX_EVENT_TYPE_LENGTH:
+        raise BadRequest(f"event_type has {len(body.event_type)} characters: expected 1 to {messages.MAX_EVENT_TYPE_LENGTH}")
+    if not abs(body.weight) < messages.MAX_WEIGHT:
         raise BadRequest(f"weight is {body.weight}: expected a number below 1e30")
-    event_ts = parse_time(body.timestamp) or now
-    return FeedbackEvent(body.request_id, body.user_id, body.item_id, event_ts, body.event_type, body.weight)
+    return FeedbackEvent(body.request_id, body.user_id, body.item_id, parse_time(body.timestamp) or now, body.event_type, body.weight)
 
 
 def parse_time(value: Any) -> dt.datetime | None:
-    """Parse seconds since 1970 or ISO 8601 to a time in UTC; None stays None.
-
-    Raises:
-        BadRequest: neither of the two, or a date that does not exist.
-    """
+    """Parse seconds since 1970 or ISO 8601 to a time in UTC; None stays None. Raises BadRequest: neither, or a date that does not exist."""
     if value is None:
         return None
     try:
@@ -108,10 +87,18 @@ def parse_time(value: Any) -> dt.datetime | None:
     raise BadRequest(f"timestamp is {_short(value)}: expected seconds since 1970, or ISO 8601 like 2026-11-24T20:15:00Z")
 
 
+def decode_json(body: bytes) -> Any:
+    """Decode a body whose values the caller checks. Raises BadRequest: not JSON."""
+    try:
+        return msgspec.json.decode(body)
+    except _DECODE_ERRORS as error:
+        raise BadRequest(f"the body is not JSON: {error}") from None
+
+
 def _decode(decoder: Any, body: bytes) -> Any:
     try:
         return decoder.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except _DECODE_ERRORS as error:
         raise BadRequest(f"the body is not as expected: {error}") from None
 
 
@@ -129,7 +116,7 @@ def _check_ids(name: str, ids: list[Id], bounds: Bounds) -> None:
         raise BadRequest(f"{name} has {len(ids)} ids, at most {bounds.max_ids} are allowed")
 
 
-def _text(name: str, value: Any) -> str | None:
+def _text(value: Any) -> str | None:
     """Make a value text: one that is none is an unknown value, not an error."""
     return value if value is None or isinstance(value, str) else str(value)[:100]
 

@@ -1,40 +1,34 @@
 """A published run as the contents of a snapshot: read by deltalake and Arrow from the warehouse, no JVM."""
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 
 from recsys_batch import __version__
 from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue
+from recsys_batch.dataset.histories import build_histories
 from recsys_batch.dataset.popularity import group_by_segment
 from recsys_batch.errors import InputMissing
 from recsys_batch.online.export.record_builder import RecordBuilder
-from recsys_batch.online.export.sample_selection import latest_events, select_sample_users
-from recsys_batch.online.snapshot.contents import SnapshotContents, SnapshotInfo
+from recsys_batch.online.snapshot.contents import PopularLists, SnapshotContents, SnapshotInfo
 from recsys_batch.online.snapshot.item_table import ItemMetadata
-from recsys_batch.online.snapshot.popular_lists import PopularLists
 from recsys_batch.ranking.features import FeatureSpec
-from recsys_batch.read import (
-    id_types,
-    published_run,
-    read_table,
-    run_files,
-    run_slice,
-    table_dataset,
-    user_segments,
-)
+from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice, table_dataset, user_segments
 from recsys_batch.registry.bundle import Bundle, load_bundle
 from recsys_batch.schemas import IdTypes
 from recsys_batch.storage.artifacts import artifact_root, bundle_folder, catalogue_folder
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix
 from recsys_batch.tables.run_manifest import Run
-from recsys_batch.tables.user_ranges import UserSortedFiles
+from recsys_batch.tables.user_ranges import LIST_ROWS, UserSortedFiles, ranges_of_files
+
+N_HISTORY_ITEMS = 20
+"""Newest items that are kept of each user that a snapshot keeps to be looked at."""
 
 
 @dataclass(frozen=True)
@@ -63,15 +57,18 @@ class PublishedRun:
             n_samples: users whose newest items it keeps to be looked at; the interactions are read through once for them.
         """
         catalogue = mmap_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
-        ranker = self.bundle.ranker_path
+        popular = group_by_segment(run_slice(self.warehouse, "popular", self.run), catalogue)
+        ranker, builder = self.bundle.ranker_path, self.record_builder
+        records = (pair for user_range in builder.user_ranges for pair in builder.records(catalogue, user_range)) if with_records else None
         return SnapshotContents(
             facts=self._snapshot_info(),
-            catalogue=_drop_history(catalogue),
+            # What user towers pool is of no use to a request, and as large as the embeddings.
+            catalogue=replace(catalogue, history=np.zeros((len(catalogue), 0), np.float32)),
             item_metadata=_read_item_metadata(self.warehouse, self.run.input_versions["items"], catalogue),
-            popular=_popular_lists(run_slice(self.warehouse, "popular", self.run), catalogue),
+            popular=PopularLists({segment: (codes.astype(np.int32), scores) for segment, (codes, scores) in popular.items()}),
             features=FeatureSpec.from_dict(self.bundle.manifest["features"]),
             ranker=None if ranker is None else ranker.read_bytes(),
-            records=self._records(catalogue) if with_records else None,
+            records=records,
             samples=self._samples(catalogue, n_samples),
         )
 
@@ -81,16 +78,9 @@ class PublishedRun:
         if n == 0 or version is None:
             return {}
         with contextlib.suppress(InputMissing, FileNotFoundError):
-            return latest_events(
-                table_dataset(self.warehouse, "interactions", version),
-                select_sample_users(self.record_builder.candidates, n),
-                catalogue,
-            )
+            interactions = table_dataset(self.warehouse, "interactions", version)
+            return latest_events(interactions, select_sample_users(self.record_builder.candidates, n), catalogue)
         return {}
-
-    def _records(self, catalogue: Catalogue) -> Iterator[tuple[bytes, bytes]]:
-        for bounds in self.record_builder.user_ranges:
-            yield from self.record_builder.records(catalogue, bounds)
 
     def _snapshot_info(self) -> SnapshotInfo:
         return SnapshotInfo(
@@ -120,7 +110,7 @@ def open_published_run(warehouse: str, cache: NodeCache, run_id: str | None = No
     run = published_run(warehouse, run_id)
     root = artifact_root(warehouse)
     ids = id_types(warehouse)
-    files = {name: run_files(warehouse, name, run) for name in ("candidates", "topk", "user_embeddings")}
+    candidates, topk, embeddings = (run_files(warehouse, name, run) for name in ("candidates", "topk", "user_embeddings"))
     segments, names = user_segments(warehouse, run.input_versions.get("users"))
     return PublishedRun(
         warehouse=warehouse,
@@ -129,7 +119,7 @@ def open_published_run(warehouse: str, cache: NodeCache, run_id: str | None = No
         catalogue_dir=catalogue_folder(root, run.run_id),
         cache=cache,
         bundle=load_bundle(cache.local_copy(bundle_folder(root, run.run_id))),
-        record_builder=RecordBuilder(files["candidates"], files["topk"], files["user_embeddings"], segments),
+        record_builder=RecordBuilder(candidates, topk, embeddings, segments),
         segments=names,
         metric=metric,
     )
@@ -142,28 +132,36 @@ def _user_norm(embeddings: UserSortedFiles) -> float:
     return 1.0
 
 
-def _drop_history(catalogue: Catalogue) -> Catalogue:
-    """Drop what user towers pool: it is of no use to a request, and as large as the embeddings."""
-    return Catalogue(
-        item_ids=catalogue.item_ids,
-        embeddings=catalogue.embeddings,
-        history=np.zeros((len(catalogue), 0), np.float32),
-        log_popularity=catalogue.log_popularity,
-        retrievable=catalogue.retrievable,
-        eligible=catalogue.eligible,
-        item_rules=catalogue.item_rules,
-    )
-
-
 def _read_item_metadata(warehouse: str, version: int, catalogue: Catalogue) -> ItemMetadata:
     rows = read_table(warehouse, "items", columns=["item_id", "title", "categories"], version=version).combine_chunks()
     row_of_item = pc.index_in(catalogue.item_ids, value_set=rows["item_id"].combine_chunks())
-    return ItemMetadata.from_columns(
-        rows["title"].combine_chunks().take(row_of_item), rows["categories"].combine_chunks().take(row_of_item)
-    )
+    return ItemMetadata.from_columns(*(rows[name].combine_chunks().take(row_of_item) for name in ("title", "categories")))
 
 
-def _popular_lists(rows: pa.Table, catalogue: Catalogue) -> PopularLists:
-    return PopularLists(
-        {segment: (codes.astype(np.int32), scores) for segment, (codes, scores) in group_by_segment(rows, catalogue).items()}
-    )
+def select_sample_users(candidates: UserSortedFiles, n: int) -> pa.Array:
+    """Select about n users of a run from its candidates, some of each range, without reading more than its first rows."""
+    bounds = ranges_of_files(candidates.parts)
+    share = -(-n // max(len(bounds), 1))
+    sampled = []
+    for user_range in bounds:
+        first = next(candidates.batches(user_range, ["user_id"], max(LIST_ROWS, share)), None)
+        if first is not None:
+            rows = np.unique(np.linspace(0, first.num_rows - 1, min(share, first.num_rows)).astype(np.int64))
+            sampled.append(first["user_id"].take(pa.array(rows)))
+    return pa.chunked_array(sampled, candidates.where.file_schema.field("user_id").type).combine_chunks()[:n]
+
+
+def latest_events(interactions: ds.Dataset, users: pa.Array, catalogue: Catalogue) -> dict[int | str, list[int]]:
+    """Read the samples: each of these users' newest items; nobody is left out.
+
+    Args:
+        interactions: user_id, item_id, event_ts, weight in any order; read once, of which only these users' rows are held.
+    """
+    rows = interactions.to_table(columns=["user_id", "item_id", "event_ts", "weight"], filter=ds.field("user_id").isin(users))
+    rows = rows.sort_by("user_id").combine_chunks()
+    times = rows["event_ts"].cast(pa.timestamp("us", rows.schema.field("event_ts").type.tz)).cast(pa.int64())
+    known = build_histories(rows.append_column("event_us", times), catalogue, N_HISTORY_ITEMS)
+    newest_codes: dict[int | str, list[int]] = {user: [] for user in users.to_pylist()}
+    for row, user in enumerate(known.user_ids.to_pylist()):
+        newest_codes[user] = known.codes[known.offsets[row] : known.offsets[row + 1]].tolist()
+    return newest_codes

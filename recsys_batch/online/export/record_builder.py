@@ -36,26 +36,15 @@ class RecordBuilder:
         return ranges_of_files(self.candidates.parts)
 
     def records(self, catalogue: Catalogue, user_range: UserRange) -> Iterator[tuple[bytes, bytes]]:
-        """Build (key, record) of a range's users.
-
-        Raises:
-            RecsysBatchError: rows that do not fit the catalogue, or each other.
-        """
+        """Build (key, record) of a range's users. Raises RecsysBatchError: rows that do not fit the catalogue, or each other."""
         known = self.embeddings.between(user_range, ["user_id", "embedding", "n_events"])
         topk = self.topk.between(user_range, ["user_id", "rank", "score", "candidate_rank"])
-        holders, starts = group_boundaries(
-            topk["user_id"].combine_chunks() if topk.num_rows else pa.array([], topk.schema.field("user_id").type)
-        )
+        holders, starts = group_boundaries(topk["user_id"].combine_chunks())
         scores, places = np.asarray(topk["score"], dtype=np.float32), np.asarray(topk["candidate_rank"], dtype=np.int64) - 1
         _check_ranks(np.asarray(topk["rank"], dtype=np.int64), starts)
+        top, id_type = _TopkRows(holders, starts, scores, places), self.candidates.where.ids.user
         for batch in self.candidates.batches(user_range, ["user_id", "items"], LIST_ROWS):
-            yield from _encode_batch(
-                batch, known, _TopkRows(holders, starts, scores, places), self._segments_of(batch["user_id"]), catalogue, self._id_type
-            )
-
-    @property
-    def _id_type(self) -> IdType:
-        return self.candidates.where.ids.user
+            yield from _encode_batch(batch, known, top, self._segments_of(batch["user_id"]), catalogue, id_type)
 
     def _segments_of(self, users: pa.Array) -> list[int | None]:
         if self.segments is None:

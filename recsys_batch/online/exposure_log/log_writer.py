@@ -9,14 +9,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, Unpack
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import pyarrow as pa
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK, exposure_schema, feedback_schema
-from recsys_batch.online.exposure_log.exposure import Exposure, encode_exposures
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent, encode_feedback
-from recsys_batch.online.exposure_log.rotating_parquet import LimitOptions, RotatingParquet, RotationPolicy
+from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent, encode_exposures, encode_feedback
+from recsys_batch.online.exposure_log.rotating_parquet import RotatingParquet, RotationPolicy
 from recsys_batch.schemas import IdTypes
 
 logger = logging.getLogger(__name__)
@@ -158,12 +157,12 @@ class LogWriter(Generic[Row]):
         return self._encode_valid(rows[:half]) + self._encode_valid(rows[half:])
 
 
-def open_log(kind: str, folder: Path, ids: IdTypes, worker: int, **limits: Unpack[LimitOptions]) -> LogWriter[Any]:
+def open_log(kind: str, folder: Path, ids: IdTypes, worker: int, policy: RotationPolicy | None = None) -> LogWriter[Any]:
     """Open a log of ``LOG_KINDS`` in a folder, which several processes may share and which is made when the first rows come.
 
     Args:
-        worker: process id for the names of the files.
+        worker: process id for the names of the files. policy: bounds; None for the usual ones.
     """
     _, _, schema_of, encode = LOG_KINDS[kind]
     schema = schema_of(ids)
-    return LogWriter(RotatingParquet(folder, kind, schema, worker, RotationPolicy(**limits)), lambda rows: encode(rows, ids, schema))
+    return LogWriter(RotatingParquet(folder, kind, schema, worker, policy or RotationPolicy()), lambda rows: encode(rows, ids, schema))

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,16 +51,6 @@ class RotationPolicy:
         for name, value in vars(self).items():
             if not value > 0:
                 raise UsageError(f"{name} of a log is {value}: expected more than 0")
-
-
-class LimitOptions(TypedDict, total=False):
-    """The fields of ``RotationPolicy`` as keyword arguments."""
-
-    rotate_rows: int
-    rotate_seconds: float
-    group_rows: int
-    max_files: int
-    max_mb: float
 
 
 class RotatingParquet:
@@ -199,12 +188,9 @@ class _Draft:
 def _remove_dead_drafts(folder: Path, kind: str) -> None:
     for entry in os.scandir(folder):
         if entry.name.startswith(".") and _is_whole(entry.name[1:], kind) and time.time() - entry.stat().st_mtime > _YOUNG_SECONDS:
-            handle = os.open(entry.path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                if acquire_flock(handle):  # else its writer lives
+            with open(entry.path, "r+b") as draft:
+                if acquire_flock(draft.fileno()):  # else its writer lives
                     os.unlink(entry.path)
-            finally:
-                os.close(handle)
 
 
 def _is_whole(name: str, kind: str) -> bool:

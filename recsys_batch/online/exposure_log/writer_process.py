@@ -24,9 +24,9 @@ from typing import Any
 import msgspec
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
-from recsys_batch.online.exposure_log.exposure import Exposure
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent
+from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent
 from recsys_batch.online.exposure_log.log_writer import BATCH_ROWS, LOG_KINDS, QUEUE_ROWS, LogWriter, Row, open_log
+from recsys_batch.online.exposure_log.rotating_parquet import RotationPolicy
 from recsys_batch.schemas import IdTypes
 from recsys_batch.storage.atomic import write_file
 
@@ -38,10 +38,8 @@ class LogWriterClient:
     """A worker's end of its log-writing process, for one event loop. It never waits: past its bound rows are dropped and counted.
 
     Args:
-        folder: of the log files.
+        folder: of the log files. max_mb: bound on the files of each kind in it.
         stats: file in which the process keeps its counts, for ``counts``.
-        ids: id types of the warehouse.
-        max_mb: bound on the files of each kind in the folder.
         queue_rows: rows of each kind that may wait for the pipe.
     """
 
@@ -180,7 +178,7 @@ def writer_main() -> None:
     os.nice(10)
     gc.set_threshold(100_000)  # rows hold no cycles: looking for them in every 700 objects takes a fifth of the time
     ids = IdTypes(user, item)  # type: ignore[arg-type]
-    logs = {kind: open_log(kind, Path(folder), ids, os.getppid(), max_mb=float(max_mb)) for kind in LOG_KINDS}
+    logs = {kind: open_log(kind, Path(folder), ids, os.getppid(), RotationPolicy(max_mb=float(max_mb))) for kind in LOG_KINDS}
     write_logs(Connection(sys.stdin.fileno(), writable=False), logs, Path(stats))
 
 

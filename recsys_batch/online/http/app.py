@@ -3,7 +3,6 @@
 server/worker.py puts it together and Granian calls it. router.Route.error_statuses names what it can answer before a handler is called.
 """
 
-import asyncio
 import hmac
 import logging
 import time
@@ -13,21 +12,20 @@ from typing import Any
 from recsys_batch.errors import EXIT_MISSING, EXIT_USAGE, RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.api.messages import BadRequest
-from recsys_batch.online.http.router import HttpError, Request, Response, Route, Router, error_response
+from recsys_batch.online.http.router import RETRY_AFTER, HttpError, Request, Response, Route, Router, error_response
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.ranking_service import NotReady, UnknownItem, UnknownUser
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 
 logger = logging.getLogger("recsys_batch.online")
 
-_BUSY = error_response(503, "too many requests are waiting: try again", (("retry-after", "1"),))
+_BUSY = error_response(503, "too many requests are waiting: try again", (RETRY_AFTER,))
 
 
 class App:
     """The application that Granian calls by RSGI, for one worker.
 
     Args:
-        router: all routes.
         max_body_bytes: bound on bodies, where a route has none of its own.
         admin_token: None where nobody is admin. client_token: None where clients need none.
     """
@@ -35,9 +33,7 @@ class App:
     def __init__(
         self, router: Router, admission: Admission, *, max_body_bytes: int, admin_token: str | None, client_token: str | None
     ) -> None:
-        self._router = router
-        self._admission = admission
-        self._max_body_bytes = max_body_bytes
+        self._router, self._admission, self._max_body_bytes = router, admission, max_body_bytes
         self._tokens = {"admin": admin_token, "client": client_token}
 
     def __rsgi__(self, scope: Any, proto: Any) -> Awaitable[None]:
@@ -76,11 +72,9 @@ class App:
         except (UnknownUser, UnknownItem) as error:
             return error_response(404, str(error))
         except (NotReady, StoreUnavailable) as error:
-            return error_response(503, str(error), (("retry-after", "1"),))
+            return error_response(503, str(error), (RETRY_AFTER,))
         except RecsysBatchError as error:
             return error_response({EXIT_MISSING: 404, EXIT_USAGE: 400}.get(error.exit_code, 409), str(error))
-        except asyncio.CancelledError:
-            raise
         except Exception:
             logger.exception("a request to %s failed", route.path)
             return error_response(500, "something went wrong here; the server's log says what")
@@ -108,8 +102,7 @@ class App:
         if length is not None and length.isdigit():
             if int(length) > bound:
                 raise HttpError(413, f"the body has {length} bytes, at most {bound} are taken")
-            body: bytes = await proto()
-            return body
+            return bytes(await proto())
         chunks, n_bytes = [], 0
         async for chunk in proto:
             n_bytes += len(chunk)

@@ -6,15 +6,13 @@ Made by server/worker.py. A handler decodes, calls the service and encodes; erro
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online import metrics
-from recsys_batch.online.api.decode import decode_feedback, decode_rank_request
+from recsys_batch.online.api.decode import decode_feedback, decode_json, decode_rank_request
 from recsys_batch.online.api.encode import to_json
-from recsys_batch.online.api.messages import Answer, BadRequest, Bounds, Feedback, RankRequest
+from recsys_batch.online.api.messages import Answer, Bounds, Feedback, RankRequest
 from recsys_batch.online.http.openapi import build_openapi
-from recsys_batch.online.http.router import HttpError, QueryNumber, Request, Response, Route, parse_query
+from recsys_batch.online.http.router import RETRY_AFTER, HttpError, QueryNumber, Request, Response, Route, json_response, parse_query
 from recsys_batch.online.serving import activation
 from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserSample
 from recsys_batch.online.serving.ranking_service import RankingService
@@ -36,10 +34,7 @@ class Endpoints:
     """
 
     def __init__(self, service: RankingService, bounds: Bounds, snapshots: Path, state: Path) -> None:
-        self._service = service
-        self._bounds = bounds
-        self._snapshots = snapshots
-        self._state = state
+        self._service, self._bounds, self._snapshots, self._state = service, bounds, snapshots, state
         self._topk_k = QueryNumber("k", min(100, bounds.max_k), bounds.max_k, "items of the list")
         self._document = b""
 
@@ -48,53 +43,27 @@ class Endpoints:
         admin: dict[str, Any] = {"access": "admin", "admission_controlled": False}
         open_: dict[str, Any] = {"access": "open", "admission_controlled": False}
         return [
+            Route("POST", "/v1/rank", self.rank, "Rank a user's candidates for this request", (400,), request=RankRequest, response=Answer),
+            Route("POST", "/v1/feedback", self.feedback, "What users did, for the next ingest", (400, 404), request=Feedback, status=202),
+            Route("GET", "/v1/users", self.users, "Some users to look at", (400,), response=UserSample, query=_USER_LIMIT),
+            Route("GET", "/v1/users/{user_id}", self.user, "What the snapshot holds of a user", (400, 404), response=UserDetail),
             Route(
-                "POST",
-                "/v1/rank",
-                self.rank,
-                summary="Rank a user's candidates for this request",
-                request=RankRequest,
-                response=Answer,
-                errors=(400,),
+                "GET", "/v1/users/{user_id}/topk", self.topk, "The published list itself", (400, 404), response=Answer, query=self._topk_k
             ),
-            Route(
-                "POST",
-                "/v1/feedback",
-                self.feedback,
-                summary="What users did, for the next ingest",
-                request=Feedback,
-                status=202,
-                errors=(400, 404),
-            ),
-            Route("GET", "/v1/users", self.users, summary="Some users to look at", response=UserSample, query=_USER_LIMIT, errors=(400,)),
-            Route(
-                "GET", "/v1/users/{user_id}", self.user, summary="What the snapshot holds of a user", response=UserDetail, errors=(400, 404)
-            ),
-            Route(
-                "GET",
-                "/v1/users/{user_id}/topk",
-                self.topk,
-                summary="The published list itself",
-                response=Answer,
-                query=self._topk_k,
-                errors=(400, 404),
-            ),
-            Route("GET", "/v1/items/{item_id}", self.item, summary="What an item is called", response=ItemDetail, errors=(400, 404)),
-            Route("GET", "/v1/snapshots", self.snapshots, **admin, summary="Snapshots, and what each worker answers from"),
-            Route("POST", "/v1/snapshots/rollback", self.roll_back, **admin, summary="Go back to the snapshot before", errors=(404, 409)),
-            Route(
-                "POST", "/v1/snapshots/{snapshot_id}/activate", self.activate, **admin, summary="Go over to a snapshot", errors=(404, 409)
-            ),
-            Route("PUT", "/v1/routes", self.put_routes, **admin, summary="Canary and shadow", request=TrafficSplit, errors=(400, 404, 409)),
-            Route("GET", "/healthz", self.healthy, **open_, summary="Whether the process lives"),
-            Route("GET", "/readyz", self.ready, **open_, summary="Whether a warm snapshot is in use that is not too old", errors=(503,)),
-            Route("GET", "/metrics", self.metrics, **open_, summary="Prometheus metrics", response=str),
-            Route("GET", "/openapi.json", self.openapi, **open_, summary="This document"),
+            Route("GET", "/v1/items/{item_id}", self.item, "What an item is called", (400, 404), response=ItemDetail),
+            Route("GET", "/v1/snapshots", self.snapshots, "Snapshots, and what each worker answers from", **admin),
+            Route("POST", "/v1/snapshots/rollback", self.roll_back, "Go back to the snapshot before", (404, 409), **admin),
+            Route("POST", "/v1/snapshots/{snapshot_id}/activate", self.activate, "Go over to a snapshot", (404, 409), **admin),
+            Route("PUT", "/v1/routes", self.put_routes, "Canary and shadow", (400, 404, 409), **admin, request=TrafficSplit),
+            Route("GET", "/healthz", self.healthy, "Whether the process lives", **open_),
+            Route("GET", "/readyz", self.ready, "Whether a warm snapshot is in use that is not too old", (503,), **open_),
+            Route("GET", "/metrics", self.metrics, "Prometheus metrics", **open_, response=str),
+            Route("GET", "/openapi.json", self.openapi, "This document", **open_),
         ]
 
     async def rank(self, request: Request) -> Response:
         query, request_id = decode_rank_request(request.body, self._bounds, request.arrived)
-        return Response(200, to_json(await self._service.rank(query, request_id, request.arrived)))
+        return json_response(await self._service.rank(query, request_id, request.arrived))
 
     async def feedback(self, request: Request) -> Response:
         if not self._service.exposures.is_enabled:
@@ -102,46 +71,50 @@ class Endpoints:
         events = decode_feedback(request.body, self._bounds)
         taken = self._service.record_feedback(events)
         if taken < len(events):
-            raise HttpError(
-                503, f"{len(events) - taken} of {len(events)} events were not taken: too many wait to be written", ("retry-after", "1")
-            )
-        return Response(202, to_json({"taken": taken}))
+            raise HttpError(503, f"{len(events) - taken} of {len(events)} events were not taken: too many wait to be written", RETRY_AFTER)
+        return json_response({"taken": taken}, 202)
 
     async def topk(self, request: Request) -> Response:
         k = parse_query(request.query, self._topk_k)
-        return Response(200, to_json(await self._service.published_topk(request.parameters["user_id"], k)))
+        return json_response(await self._service.published_topk(request.parameters["user_id"], k))
 
     async def users(self, request: Request) -> Response:
-        limit = parse_query(request.query, _USER_LIMIT)
-        return Response(200, to_json(self._service.sample_users(limit, self._bounds)))
+        return json_response(self._service.sample_users(parse_query(request.query, _USER_LIMIT), self._bounds))
 
     async def user(self, request: Request) -> Response:
         parse_query(request.query, None)
-        return Response(200, to_json(await self._service.describe_user(request.parameters["user_id"])))
+        return json_response(await self._service.describe_user(request.parameters["user_id"]))
 
     async def item(self, request: Request) -> Response:
         parse_query(request.query, None)
-        return Response(200, to_json(self._service.describe_item(request.parameters["item_id"])))
+        return json_response(self._service.describe_item(request.parameters["item_id"]))
 
     async def snapshots(self, request: Request) -> Response:
-        return Response(200, to_json(self._status()))
+        rows: list[dict[str, Any]] = []
+        for name in repository.list_snapshots(self._snapshots):
+            try:
+                manifest = read_manifest(self._snapshots / name)
+            except RecsysBatchError as error:
+                rows.append({"snapshot_id": name, "error": str(error)})
+                continue
+            facts = manifest.facts
+            row = {"snapshot_id": name, "run_date": facts.run_date, "model_version": facts.model_version}
+            rows.append({**row, "generated_at": facts.generated_at, "n_users": manifest.n_users, "n_items": manifest.n_items})
+        workers = read_worker_states(self._state)
+        return json_response({"current": repository.read_current(self._snapshots), "snapshots": rows, "workers": workers})
 
     async def activate(self, request: Request) -> Response:
-        name = request.parameters["snapshot_id"]
-        await activation.activate(self._snapshots, self._state, name, _SWITCH_SECONDS)
-        return Response(200, to_json(self._status()))
+        await activation.activate(self._snapshots, self._state, request.parameters["snapshot_id"], _SWITCH_SECONDS)
+        return await self.snapshots(request)
 
     async def roll_back(self, request: Request) -> Response:
         await activation.roll_back(self._snapshots, self._state, _SWITCH_SECONDS)
-        return Response(200, to_json(self._status()))
+        return await self.snapshots(request)
 
     async def put_routes(self, request: Request) -> Response:
-        try:
-            values = msgspec.json.decode(request.body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequest(f"the body is not JSON: {error}") from None
-        await activation.set_traffic_split(self._snapshots, self._state, parse_traffic_split(values), _SWITCH_SECONDS)
-        return Response(200, to_json(self._status()))
+        split = parse_traffic_split(decode_json(request.body))
+        await activation.set_traffic_split(self._snapshots, self._state, split, _SWITCH_SECONDS)
+        return await self.snapshots(request)
 
     async def healthy(self, request: Request) -> Response:
         return Response(200, b'{"status":"alive"}')
@@ -156,7 +129,7 @@ class Endpoints:
         age = self._service.freshness.status(facts.generated_at)
         if age == "too_old":
             raise HttpError(503, f"snapshot {facts.snapshot_id} is of {facts.generated_at.isoformat()}, which is past max_age_hard_hours")
-        return Response(200, to_json({"status": "ready", "snapshot_id": facts.snapshot_id, "age": age}))
+        return json_response({"status": "ready", "snapshot_id": facts.snapshot_id, "age": age})
 
     async def metrics(self, request: Request) -> Response:
         metrics.tally.flush()  # this worker's; the others' come within online.poll_ms
@@ -166,16 +139,3 @@ class Endpoints:
     async def openapi(self, request: Request) -> Response:
         self._document = self._document or to_json(build_openapi(self.routes()))
         return Response(200, self._document)
-
-    def _status(self) -> dict[str, Any]:
-        snapshots: list[dict[str, Any]] = []
-        for name in repository.list_snapshots(self._snapshots):
-            try:
-                manifest = read_manifest(self._snapshots / name)
-            except RecsysBatchError as error:
-                snapshots.append({"snapshot_id": name, "error": str(error)})
-                continue
-            facts = manifest.facts
-            row = {"snapshot_id": name, "run_date": facts.run_date, "model_version": facts.model_version}
-            snapshots.append({**row, "generated_at": facts.generated_at, "n_users": manifest.n_users, "n_items": manifest.n_items})
-        return {"current": repository.read_current(self._snapshots), "snapshots": snapshots, "workers": read_worker_states(self._state)}

@@ -34,10 +34,7 @@ def build_openapi(routes: Sequence[Route]) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {"title": "recsys_batch online ranker", "version": __version__},
         "paths": paths,
-        "components": {
-            "schemas": {**components, "Error": _ERROR},
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}},
-        },
+        "components": {"schemas": {**components, "Error": _ERROR}, "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}},
     }
 
 

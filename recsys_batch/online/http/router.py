@@ -13,6 +13,8 @@ from recsys_batch.online.api.encode import to_json
 from recsys_batch.online.api.messages import BadRequest
 
 JSON_CONTENT_TYPE = ("content-type", "application/json")
+RETRY_AFTER = ("retry-after", "1")
+"""Seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,27 +73,28 @@ class Route:
 
     Attributes:
         path: with {names} for parts that vary; a last part "{rest*}" takes all that follows. Names the route in metrics.
+        summary: what it does, in a line; a route without one is left out of the document.
+        errors: statuses that the handler gives instead of ``status``, besides those in ``error_statuses``.
         access: everybody, those with the client's token (where one is set), or those with the admin's.
         admission_controlled: whether it takes a place in the bounded queue.
         max_body_bytes: bound on its body; None for the server's.
-        summary: what it does, in a line; a route without one is left out of the document.
         request, response: types of the JSON bodies; no request for a body that is not read, ``str`` for a response in plain text.
         query: the only parameter that its query may have.
-        status: of the answer that was asked for. errors: statuses that the handler gives instead, besides those in ``error_statuses``.
+        status: of the answer that was asked for.
     """
 
     method: str
     path: str
     handler: Handler
+    summary: str = ""
+    errors: tuple[int, ...] = ()
     access: Literal["open", "client", "admin"] = "client"
     admission_controlled: bool = True
     max_body_bytes: int | None = None
-    summary: str = ""
     request: type | None = None
     response: type = dict
     query: QueryNumber | None = None
     status: int = 200
-    errors: tuple[int, ...] = ()
 
     @property
     def error_statuses(self) -> list[int]:
@@ -156,8 +159,7 @@ def parse_query(query: str, number: QueryNumber | None) -> int:
     """
     parameters = parse_qs(query, keep_blank_values=True)
     name = number.name if number is not None else None
-    unknown = sorted(set(parameters) - {name})
-    if unknown:
+    if unknown := sorted(set(parameters) - {name}):
         raise BadRequest(f"unknown parameter {unknown[0][:50]!r}; known: {name or 'none'}")
     if number is None:
         return 0
@@ -167,6 +169,11 @@ def parse_query(query: str, number: QueryNumber | None) -> int:
     if not 1 <= int(text) <= number.maximum:
         raise BadRequest(f"{name} is {int(text)}: expected 1 to {number.maximum}")
     return int(text)
+
+
+def json_response(value: Any, status: int = 200) -> Response:
+    """Make the answer that a structure or a plain value is in JSON."""
+    return Response(status, to_json(value))
 
 
 def error_response(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Response:

@@ -4,8 +4,7 @@
 - snapshot_models: the models of the snapshot in use, ranker and recommend
 - dynamic_batcher: rows of requests that wait at the same time go through a model together
 - tensor_codec: tensors as bytes and as JSON values
-- content_encoding: decompression of bodies, within a bound
-- rest: the protocol over HTTP, as routes under /v2
+- rest: the protocol over HTTP, as routes under /v2; bodies may be compressed
 - grpc_server: the protocol over gRPC, a process of its own
 - grpc_predict_v2_pb2: messages, generated from grpc_predict_v2.proto
 """

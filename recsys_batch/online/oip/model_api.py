@@ -29,9 +29,7 @@ class TensorSpec:
     """A named input or output of a model.
 
     Attributes:
-        datatype: the protocol's name, e.g. FP32.
-        shape: -1 where any size goes.
-        optional: whether a request may leave it out.
+        datatype: the protocol's name, e.g. FP32. shape: -1 where any size goes. optional: whether a request may leave it out.
     """
 
     name: str
@@ -40,11 +38,7 @@ class TensorSpec:
     optional: bool = False
 
     def check(self, datatype: str, shape: Sequence[int]) -> None:
-        """Check a tensor of a request.
-
-        Raises:
-            InvalidRequest: another datatype or shape.
-        """
+        """Check a tensor of a request. Raises InvalidRequest: another datatype or shape."""
         fits = len(shape) == len(self.shape) and all(size in (-1, given) for size, given in zip(self.shape, shape, strict=True))
         if datatype != self.datatype or not fits:
             raise InvalidRequest(f"input {self.name} is {datatype} {list(shape)}, expected {self.datatype} {list(self.shape)}")
@@ -64,12 +58,7 @@ class OipModel(Protocol):
     rows_are_independent: bool
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
-        """Run the model on tensors that fit ``inputs``; BYTES tensors are object arrays of bytes.
-
-        Raises:
-            InvalidRequest: tensors that do not fit each other.
-        """
-        ...
+        """Run the model on tensors; BYTES tensors are object arrays of bytes. Raises InvalidRequest: they do not fit each other."""
 
     def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
         """Split a request into runs of a few milliseconds each, between which others are answered; their outputs are concatenated along
@@ -95,28 +84,14 @@ class ModelRepository(Protocol):
     """The models that can be asked for now."""
 
     def get(self, name: str, version: str | None) -> OipModel:
-        """Find a model; without a version, the one there is.
-
-        Raises:
-            ModelUnknown: there is none of that name and version.
-        """
-        ...
-
-    def names(self) -> list[str]:
-        """List the models."""
-        ...
+        """Find a model; without a version, the one there is. Raises ModelUnknown: there is none of that name and version."""
 
     def ready(self) -> bool:
         """Tell whether models answer."""
-        ...
 
 
 def validate_inputs(model: OipModel, tensors: Mapping[str, tuple[str, Sequence[int]]]) -> None:
-    """Check that tensors (name -> datatype, shape) are the model's inputs.
-
-    Raises:
-        InvalidRequest: they are not.
-    """
+    """Check that tensors (name -> datatype, shape) are the model's inputs. Raises InvalidRequest: they are not."""
     known = {spec.name: spec for spec in model.inputs}
     for name, (datatype, shape) in tensors.items():
         if name not in known:

@@ -3,17 +3,18 @@
 server/worker.py puts ``OipRoutes`` among its routes. The models' semantics are model_api.py's; the other wire is grpc_server.py.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
-import msgspec
 import numpy as np
 
 from recsys_batch import __version__
+from recsys_batch.online.api.decode import decode_json
 from recsys_batch.online.api.encode import to_json
-from recsys_batch.online.http.router import HttpError, Request, Response, Route, error_response
-from recsys_batch.online.oip.content_encoding import decompress
+from recsys_batch.online.api.messages import BadRequest
+from recsys_batch.online.http.router import RETRY_AFTER, HttpError, Request, Response, Route, error_response, json_response
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.model_api import (
     InvalidRequest,
@@ -31,6 +32,9 @@ SERVER_NAME = "recsys_batch"
 EXTENSIONS = ("binary_tensor_data",)
 MAX_BODY_BYTES = 16 * 2**20
 """200 candidates of 64 dimensions are 70 kB, and a request may bring a few hundred users' worth."""
+_ZLIB_OR_GZIP = zlib.MAX_WBITS | 32
+
+Value = TypeVar("Value")
 
 
 class OipRoutes:
@@ -49,40 +53,63 @@ class OipRoutes:
         """Answer a request to a path that begins with /v2; errors of the protocol become statuses."""
         try:
             return await self._dispatch(request.method, request.path, request.headers, request.body)
-        except InvalidRequest as error:
+        except (InvalidRequest, BadRequest) as error:
             return error_response(400, str(error))
         except ModelUnknown as error:
             return error_response(404, str(error))
         except Overloaded as error:
-            return error_response(503, str(error), (("retry-after", "1"),))
+            return error_response(503, str(error), (RETRY_AFTER,))
 
     async def _dispatch(self, method: str, path: str, headers: Any, body: bytes) -> Response:
         match [unquote(part, errors="replace") for part in path.strip("/").split("/")][1:]:
             case []:
                 _require_method("GET", method, path)
-                return _json({"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)})
+                return json_response({"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)})
             case ["health", "live"]:
                 _require_method("GET", method, path)
-                return _json({"live": True})
+                return json_response({"live": True})
             case ["health", "ready"]:
                 _require_method("GET", method, path)
                 if not self._models.ready():
                     return error_response(503, "no snapshot is in use that is new enough to be shown")
-                return _json({"ready": True})
+                return json_response({"ready": True})
             case ["models", name, *rest]:
                 version = rest[1] if len(rest) > 1 and rest[0] == "versions" else None
                 model = self._models.get(name, version)
                 match rest[2:] if version is not None else rest:
                     case []:
                         _require_method("GET", method, path)
-                        return _json(_model_metadata(model))
+                        return json_response(_model_metadata(model))
                     case ["ready"]:
                         _require_method("GET", method, path)
-                        return _json({"name": model.name, "ready": True})
+                        return json_response({"name": model.name, "ready": True})
                     case ["infer"]:
                         _require_method("POST", method, path)
                         return await _infer(model, headers, body, self._batcher)
         raise HttpError(404, f"the protocol has no {path[:100]}")
+
+
+def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
+    """Undo the Content-Encoding of a body: gzip, deflate (as zlib, RFC 9110), identity or none. No more than ``max_bytes`` are unpacked.
+
+    Raises:
+        HttpError: 415, another encoding; 413, more bytes than that. InvalidRequest: not what it says it is.
+    """
+    name = (encoding or "identity").strip().lower()
+    if name == "identity":
+        return body
+    if name not in ("gzip", "x-gzip", "deflate"):
+        raise HttpError(415, f"content-encoding is {name[:40]!r}: expected gzip, deflate or none", ("accept-encoding", "gzip, deflate"))
+    decompressor = zlib.decompressobj(_ZLIB_OR_GZIP)
+    try:
+        unpacked = decompressor.decompress(body, max_bytes + 1)
+    except zlib.error as error:
+        raise InvalidRequest(f"the body is not {name}: {error}") from None
+    if len(unpacked) > max_bytes:
+        raise HttpError(413, f"the body has more than {max_bytes} bytes when unpacked, which is the most that is taken")
+    if not decompressor.eof or decompressor.unused_data:
+        raise InvalidRequest(f"the body is not {name}: it {'has bytes behind its end' if decompressor.eof else 'ends early'}")
+    return unpacked
 
 
 def _require_method(required: str, method: str, path: str) -> None:
@@ -101,7 +128,7 @@ def _model_metadata(model: OipModel) -> dict[str, Any]:
 async def _infer(model: OipModel, headers: Any, body: bytes, batcher: DynamicBatcher) -> Response:
     request, binary = _split_body(headers, decompress(body, headers.get("content-encoding"), MAX_BODY_BYTES))
     tensors = _tensor_objects(request, "inputs")
-    validate_inputs(model, {_name(tensor): (_datatype(tensor), _shape(tensor)) for tensor in tensors})
+    validate_inputs(model, {tensor["name"]: (_field(tensor, "datatype", str), _field(tensor, "shape", list)) for tensor in tensors})
     inputs, offset = {}, 0
     for tensor in tensors:
         inputs[tensor["name"]], offset = _decode_tensor(tensor, binary, offset)
@@ -118,10 +145,7 @@ def _split_body(headers: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
         if not (header.isascii() and header.isdigit() and len(header) < 12 and int(header) <= len(body)):
             raise InvalidRequest(f"{JSON_LENGTH_HEADER} is {header[:40]!r}, but the body has {len(body)} bytes")
         length = int(header)
-    try:
-        request = msgspec.json.decode(body[:length])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    request = decode_json(body[:length])
     if not isinstance(request, dict):
         raise InvalidRequest("the body is not a JSON object")
     return request, body[length:]
@@ -131,30 +155,17 @@ def _tensor_objects(request: Mapping[str, Any], key: str) -> list[dict[str, Any]
     tensors = request.get(key)
     if not isinstance(tensors, list) or not all(isinstance(tensor, dict) for tensor in tensors):
         raise InvalidRequest(f"{key} must be a list of objects")
-    if len({_name(tensor) for tensor in tensors}) < len(tensors):
+    if len({_field(tensor, "name", str) for tensor in tensors}) < len(tensors):
         raise InvalidRequest(f"{key} names a tensor twice")
     return tensors
 
 
-def _name(tensor: Mapping[str, Any]) -> str:
-    name = tensor.get("name")
-    if not isinstance(name, str):
-        raise InvalidRequest(f"a tensor's name is {str(name)[:40]!r}: expected text")
-    return name
-
-
-def _datatype(tensor: Mapping[str, Any]) -> str:
-    datatype = tensor.get("datatype")
-    if not isinstance(datatype, str):
-        raise InvalidRequest(f"the datatype of {tensor['name']} is {str(datatype)[:40]!r}: expected text")
-    return datatype
-
-
-def _shape(tensor: Mapping[str, Any]) -> list[int]:
-    shape = tensor.get("shape")
-    if not isinstance(shape, list):
-        raise InvalidRequest(f"the shape of {tensor['name']} is {str(shape)[:40]!r}: expected a list")
-    return shape
+def _field(tensor: Mapping[str, Any], key: str, kind: type[Value]) -> Value:
+    value = tensor.get(key)
+    if not isinstance(value, kind):
+        what = "a tensor's name" if key == "name" else f"the {key} of {tensor['name']}"
+        raise InvalidRequest(f"{what} is {str(value)[:40]!r}: expected {'text' if kind is str else 'a list'}")
+    return value
 
 
 def _decode_tensor(tensor: Mapping[str, Any], binary: bytes, offset: int) -> tuple[np.ndarray, int]:
@@ -203,7 +214,3 @@ def _encode_response(request: Mapping[str, Any], model: OipModel, outputs: Mappi
         return Response(200, header)
     content_type = ("content-type", "application/octet-stream")
     return Response(200, header + b"".join(buffers), (content_type, (JSON_LENGTH_HEADER, str(len(header)))))
-
-
-def _json(value: Any) -> Response:
-    return Response(200, to_json(value))

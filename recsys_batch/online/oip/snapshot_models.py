@@ -123,10 +123,6 @@ class SnapshotModels:
             raise ModelUnknown(f"model {name} has no version {version!r}; it has {model.version}, that of the snapshot in use")
         return model
 
-    def names(self) -> list[str]:
-        self._follow()
-        return list(self._models)
-
     def ready(self) -> bool:
         """Tell, as /readyz does, whether a snapshot is in use that is not too old to be shown."""
         current = self._manager.current

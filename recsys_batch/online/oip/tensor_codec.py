@@ -24,11 +24,7 @@ _MAX_ELEMENTS = 2**31
 
 
 def count_elements(name: str, datatype: str, shape: Sequence[Any]) -> int:
-    """Count the elements of a tensor.
-
-    Raises:
-        InvalidRequest: an unknown datatype, or a shape that no tensor of this size has.
-    """
+    """Count the elements of a tensor. Raises InvalidRequest: an unknown datatype, or a shape that no tensor of this size has."""
     if datatype not in DTYPES:
         raise InvalidRequest(f"input {name} has datatype {datatype!r}; known: {', '.join(DTYPES)}")
     if len(shape) > 8 or not all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _MAX_ELEMENTS for size in shape):
@@ -39,14 +35,10 @@ def count_elements(name: str, datatype: str, shape: Sequence[Any]) -> int:
 
 
 def tensor_from_bytes(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> np.ndarray:
-    """Decode a tensor from its bytes; BYTES as an array of objects.
-
-    Raises:
-        InvalidRequest: another number of bytes than shape and datatype need.
-    """
+    """Decode a tensor; BYTES as an array of objects. Raises InvalidRequest: another number of bytes than shape and datatype need."""
     n = count_elements(name, datatype, shape)
     if datatype == "BYTES":
-        return _decode_strings(name, n, raw).reshape(shape)
+        return _object_array(_decode_strings(name, n, raw), shape)
     dtype = DTYPES[datatype]
     if len(raw) != n * dtype.itemsize:
         raise InvalidRequest(f"input {name} has {len(raw)} bytes, expected {n * dtype.itemsize} for {datatype} {list(shape)}")
@@ -54,19 +46,13 @@ def tensor_from_bytes(name: str, datatype: str, shape: Sequence[int], raw: bytes
 
 
 def tensor_from_values(name: str, datatype: str, shape: Sequence[int], values: Any) -> np.ndarray:
-    """Decode a tensor from JSON's values, flat or nested, or from gRPC's typed contents.
-
-    Raises:
-        InvalidRequest: not so many, or not of that kind.
-    """
+    """Decode a tensor from JSON's values, flat or nested, or gRPC's contents. Raises InvalidRequest: not so many, or not of that kind."""
     n = count_elements(name, datatype, shape)
     flat = _flatten(name, values)
     if len(flat) != n:
         raise InvalidRequest(f"input {name} has {len(flat)} elements, expected {n} for shape {list(shape)}")
     if datatype == "BYTES":
-        array = np.empty(n, dtype=object)
-        array[:] = [_as_bytes(name, element) for element in flat]
-        return array.reshape(shape)
+        return _object_array([_as_bytes(name, element) for element in flat], shape)
     types = {bool} if datatype == "BOOL" else ({int, float} if datatype.startswith("FP") else {int})
     if set(map(type, flat)) - types:
         wrong = next(element for element in flat if type(element) not in types)
@@ -101,7 +87,13 @@ def tensor_to_values(array: np.ndarray) -> list[Any]:
     return values
 
 
-def _decode_strings(name: str, n: int, raw: bytes) -> np.ndarray:
+def _object_array(strings: list[bytes], shape: Sequence[int]) -> np.ndarray:
+    array = np.empty(len(strings), dtype=object)
+    array[:] = strings
+    return array.reshape(shape)
+
+
+def _decode_strings(name: str, n: int, raw: bytes) -> list[bytes]:
     strings: list[bytes] = []
     offset = 0
     while offset + 4 <= len(raw) and len(strings) < n:
@@ -112,9 +104,7 @@ def _decode_strings(name: str, n: int, raw: bytes) -> np.ndarray:
         offset += 4 + length
     if len(strings) != n or offset != len(raw):
         raise InvalidRequest(f"input {name} has {len(raw)} bytes, which are not {n} strings each behind its length in four bytes")
-    array = np.empty(n, dtype=object)
-    array[:] = strings
-    return array
+    return strings
 
 
 def _flatten(name: str, values: Any) -> list[Any]:

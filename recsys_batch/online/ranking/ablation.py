@@ -5,7 +5,7 @@ import numpy as np
 from recsys_batch.ranking.features import CONTEXT_FEATURES, PAIR_FEATURES, FeatureSpec
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
-_GROUP_OF = {"retrieval_score": "retrieval", "log_popularity": "popularity", "log_n_events": "activity"}
+_GROUP_OF = {"retrieval_score": "retrieval", "log_popularity": "popularity", "log_n_events": "activity", "has_session": "session"}
 
 
 def feature_groups(spec: FeatureSpec) -> dict[str, list[int]]:
@@ -19,10 +19,8 @@ def feature_groups(spec: FeatureSpec) -> dict[str, list[int]]:
 def _group(name: str, column: int) -> str:
     if column >= len(PAIR_FEATURES) + len(CONTEXT_FEATURES):
         return "attributes"
-    if name in _GROUP_OF:
-        return _GROUP_OF[name]
-    kind = name.partition("_")[0]
-    return {"device": "device", "session": "session"}.get(kind, "session" if name == "has_session" else "time")
+    prefix = name.partition("_")[0]
+    return _GROUP_OF.get(name, prefix if prefix in ("device", "session") else "time")
 
 
 def group_contributions(

@@ -14,14 +14,12 @@ def candidates_from_session(snapshot: Snapshot, session: np.ndarray, excluded_co
     typical length. The record has no published list.
 
     Args:
-        session: int64, codes of the session's items, at least one. gone: int64, codes that must not come back.
+        session: int64, codes of the session's items, at least one. excluded_codes: int64, codes that must not come back.
     """
     catalogue, facts = snapshot.items.catalogue, snapshot.facts
     vector = l2_normalise(l2_normalise(catalogue.embeddings[session]).mean(axis=0)) * np.float32(facts.user_norm)
-    allowed = snapshot.default_eligible
-    wanted = N_SESSION_CANDIDATES + len(excluded_codes)
-    codes, scores = search_nearest(vector, catalogue.embeddings, allowed, snapshot.item_lists, wanted, cosine=facts.metric == "cosine")
+    wanted, is_cosine = N_SESSION_CANDIDATES + len(excluded_codes), facts.metric == "cosine"
+    codes, scores = search_nearest(vector, catalogue.embeddings, snapshot.default_eligible, snapshot.item_lists, wanted, cosine=is_cosine)
     keep = np.isin(codes, excluded_codes, invert=True)
     codes, scores = codes[keep][:N_SESSION_CANDIDATES], scores[keep][:N_SESSION_CANDIDATES]
-    nothing = np.zeros(0, np.int64)
-    return UserRecord(vector, len(session), None, codes, scores, nothing, np.zeros(0, np.float32))
+    return UserRecord(vector, len(session), None, codes, scores, top_places=np.zeros(0, np.int64), top_scores=np.zeros(0, np.float32))

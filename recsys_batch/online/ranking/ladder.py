@@ -200,18 +200,12 @@ def _score_batch(snapshot: Snapshot, pairs: list[RankerInput]) -> list[RankResul
         chosen = its_places[top]
         ranked = RankResult(its_codes[top], its_values[top], chosen + 1, before[top], "ranker", None, stages)
         if pair.query.explain:
-            ranked.batch_ranks = _batch_ranks(pair.record, chosen)
+            ranked.batch_ranks = pair.record.batch_ranks()[chosen]
             ranked.contributions = group_contributions(
                 snapshot.ranker, spec, users[row : row + 1], vectors[row : row + 1, chosen], features[row : row + 1, chosen]
             )
         results.append(ranked)
     return results
-
-
-def _batch_ranks(record: UserRecord, candidates: np.ndarray) -> np.ndarray:
-    ranks = np.zeros(len(record.codes), dtype=np.int64)
-    ranks[record.top_places] = np.arange(1, len(record.top_places) + 1)
-    return np.asarray(ranks[candidates])
 
 
 def published_order(query: RankQuery, record: UserRecord, reason: str | None = None, keep: np.ndarray | None = None) -> RankResult:
@@ -222,8 +216,7 @@ def published_order(query: RankQuery, record: UserRecord, reason: str | None = N
         keep: bool per row of the published list; None where all stay.
     """
     began = time.perf_counter()
-    candidates, ranks = record.top_places.astype(np.int64), np.arange(1, len(record.top_places) + 1)
-    scores = record.top_scores
+    candidates, scores, ranks = record.top_places.astype(np.int64), record.top_scores, np.arange(1, len(record.top_places) + 1)
     if keep is not None:
         candidates, scores, ranks = candidates[keep], scores[keep], ranks[keep]
     candidates, scores, ranks = candidates[: query.k], scores[: query.k], ranks[: query.k]

@@ -51,9 +51,7 @@ def build_context(
     longest = max(map(len, sessions))
     if not longest and all(query.when is None and query.device is None and not query.attributes for query in queries):
         return None
-    similarity = None
-    if longest:
-        similarity = _similarity(items, codes, vectors, [session[-SESSION_ITEMS:] for session in sessions])
+    similarity = _similarity(items, codes, vectors, [session[-SESSION_ITEMS:] for session in sessions]) if longest else None
     times = [_hour_and_weekday(query.when) for query in queries]
     return Context(
         hour=np.array([hour for hour, _ in times]),

@@ -81,23 +81,20 @@ class Worker(App):
 
     async def _poll_once(self) -> None:
         before = self._manager.current
-        if await self._manager.poll():
+        has_looked = await self._manager.poll()
+        current = self._manager.current
+        if has_looked:
             write_worker_state(Path(self._settings.state), self._manager)
             metrics.REFUSED_SNAPSHOTS.inc(len(self._manager.refused))
-            if self._manager.current is not None:
-                self._exposures.open(self._manager.current.snapshot.ids)
-            if before is not None and self._manager.current is not before:
+            if current is not None:
+                self._exposures.open(current.snapshot.ids)
+            if before is not None and current is not before:
                 metrics.SWAPS.inc()
-        if self._manager.current is not None:
-            metrics.AGE.set(_age_seconds(self._manager))
+        if current is not None:
+            metrics.AGE.set(time.time() - current.snapshot.generated_at.timestamp())
         metrics.tally.flush()
         metrics.count_logs(self._exposures.counts())
         metrics.WAITING.set(self._admission.waiting)
-
-
-def _age_seconds(manager: SnapshotManager) -> float:
-    assert manager.current is not None
-    return time.time() - manager.current.snapshot.generated_at.timestamp()
 
 
 def application() -> Worker:

@@ -1,8 +1,7 @@
 """Operations of a worker for a request of any protocol, and the snapshots that it answers from.
 
 ranking_service    the operations: rank, published top-K, user and item details, shadow scoring
-snapshot_manager   the snapshots in use, each loaded once: current, canary, shadow
-warm_up            requests that a snapshot answers before it is anybody's
+snapshot_manager   the snapshots in use, each loaded once and warmed up: current, canary, shadow
 traffic_split      ROUTES.json: which users are the canary's, which requests the shadow scores
 activation         have all workers go over to a snapshot, or none; roll back
 worker_state       what the workers of a server tell each other

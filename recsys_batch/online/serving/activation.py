@@ -3,7 +3,6 @@
 import asyncio
 import time
 from pathlib import Path
-from typing import Any
 
 from recsys_batch.errors import InputMissing, RecsysBatchError
 from recsys_batch.online.serving.traffic_split import TrafficSplit, write_traffic_split
@@ -20,45 +19,37 @@ class ActivationFailed(RecsysBatchError):
     """A worker refused the snapshot, or did not say in time; the one before is in place again."""
 
 
-async def activate(folder: Path, state: Path, snapshot_id: str, seconds: float) -> list[dict[str, Any]]:
-    """Verify a snapshot, make it current, and wait until every worker answers from it; their reports.
+async def activate(folder: Path, state: Path, snapshot_id: str, seconds: float) -> None:
+    """Verify a snapshot, make it current, and wait until every worker answers from it.
 
     Raises:
         InputMissing: there is none of that id.
         SnapshotRefused: it is damaged.
         ActivationFailed: a worker did not take it within ``seconds``.
     """
-    if snapshot_id not in repository.list_snapshots(folder):
-        known = ", ".join(repository.list_snapshots(folder)) or "none"
-        raise InputMissing(f"there is no snapshot {snapshot_id}; there are: {known}")
-    await asyncio.to_thread(verify_in_subprocess, folder / snapshot_id)
+    await _verify(folder, snapshot_id)
     before = repository.read_current(folder)
     repository.set_current(folder, snapshot_id)
-    taken, why = await _wait_until_current(state, snapshot_id, seconds)
-    if not taken:
+    why_not = await _wait_until_current(state, snapshot_id, seconds)
+    if why_not is not None:
         if before is not None:
             repository.set_current(folder, before)
-        raise ActivationFailed(f"snapshot {snapshot_id} was not taken ({why}); {before or 'none'} stays")
+        raise ActivationFailed(f"snapshot {snapshot_id} was not taken ({why_not}); {before or 'none'} stays")
     if before not in (None, snapshot_id):
         write_file(folder / PREVIOUS_FILE, f"{before}\n")
-    return read_worker_states(state)
 
 
-async def roll_back(folder: Path, state: Path, seconds: float) -> list[dict[str, Any]]:
-    """``activate`` the one before.
-
-    Raises:
-        InputMissing: there was none before.
-    """
+async def roll_back(folder: Path, state: Path, seconds: float) -> None:
+    """``activate`` the one before. Raises also InputMissing: there was none before."""
     try:
         before = (folder / PREVIOUS_FILE).read_text(encoding="utf-8").strip()
     except FileNotFoundError:
         raise InputMissing("no snapshot was activated before the current one: name one to activate") from None
-    return await activate(folder, state, before, seconds)
+    await activate(folder, state, before, seconds)
 
 
-async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, seconds: float) -> list[dict[str, Any]]:
-    """Give a share of the users or requests to other snapshots; the workers' reports once all do.
+async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, seconds: float) -> None:
+    """Give a share of the users or requests to other snapshots, and wait until all workers do.
 
     Raises:
         InputMissing: a snapshot that there is not.
@@ -66,9 +57,7 @@ async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, sec
         ActivationFailed: a worker did not take them in time; there are no routes then.
     """
     for name in routes.snapshot_ids:
-        if name not in repository.list_snapshots(folder):
-            raise InputMissing(f"there is no snapshot {name}; there are: {', '.join(repository.list_snapshots(folder)) or 'none'}")
-        await asyncio.to_thread(verify_in_subprocess, folder / name)
+        await _verify(folder, name)
     write_traffic_split(folder, routes)
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -76,7 +65,7 @@ async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, sec
         if states and all(worker["routes"] == routes.to_dict() for worker in states):
             refused = {name: why for worker in states for name, why in worker["refused"].items()}
             if not refused:
-                return states
+                return
             write_traffic_split(folder, TrafficSplit())
             raise ActivationFailed(f"routes were not taken: {refused}")
         await asyncio.sleep(_POLL_SECONDS)
@@ -84,14 +73,21 @@ async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, sec
     raise ActivationFailed(f"not every worker took the routes within {seconds:g} s")
 
 
-async def _wait_until_current(state: Path, snapshot_id: str, seconds: float) -> tuple[bool, str]:
+async def _verify(folder: Path, snapshot_id: str) -> None:
+    if snapshot_id not in repository.list_snapshots(folder):
+        raise InputMissing(f"there is no snapshot {snapshot_id}; there are: {', '.join(repository.list_snapshots(folder)) or 'none'}")
+    await asyncio.to_thread(verify_in_subprocess, folder / snapshot_id)
+
+
+async def _wait_until_current(state: Path, snapshot_id: str, seconds: float) -> str | None:
+    """Return None once every worker answers from the snapshot, else why not."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         states = read_worker_states(state)
-        refused = [worker["refused"][snapshot_id] for worker in states if snapshot_id in worker["refused"]]
-        if refused:
-            return False, refused[0]
+        for worker in states:
+            if snapshot_id in worker["refused"]:
+                return str(worker["refused"][snapshot_id])
         if states and all(worker["current"] == snapshot_id for worker in states):
-            return True, ""
+            return None
         await asyncio.sleep(_POLL_SECONDS)
-    return False, f"not every worker had it after {seconds:g} s"
+    return f"not every worker had it after {seconds:g} s"

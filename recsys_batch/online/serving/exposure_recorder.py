@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from recsys_batch.online.api.messages import Answer
-from recsys_batch.online.exposure_log.exposure import Exposure
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent
+from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent
 from recsys_batch.online.exposure_log.writer_process import LogWriterClient
 from recsys_batch.online.ranking.ladder import RankResult
 from recsys_batch.online.ranking.rank_query import RankQuery

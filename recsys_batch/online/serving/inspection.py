@@ -59,10 +59,8 @@ class UserSample(Struct):
 
 def describe_user(snapshot: Snapshot, user_id: Id, record: UserRecord) -> UserDetail:
     """Describe a user; candidates come in the order of retrieval."""
-    ranks = np.zeros(len(record.codes), dtype=np.int64)
-    ranks[record.top_places] = np.arange(1, len(record.top_places) + 1)
     candidates = _summarise_items(snapshot, record.codes.astype(np.int64))
-    for item, score, rank in zip(candidates, record.retrieval.tolist(), ranks.tolist(), strict=True):
+    for item, score, rank in zip(candidates, record.retrieval.tolist(), record.batch_ranks().tolist(), strict=True):
         item.score, item.batch_rank = score, rank or None
     return UserDetail(
         user_id=user_id,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from recsys_batch.online import metrics
 from recsys_batch.online.api.encode import encode_answer
 from recsys_batch.online.api.messages import Answer, Bounds
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent
+from recsys_batch.online.exposure_log.log_rows import FeedbackEvent
 from recsys_batch.online.ranking.ladder import STALE, RankInput, RankResult, published_order, rank
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving.admission import Admission
@@ -38,23 +38,13 @@ class RankingService:
     """Answers requests of one worker from the snapshots in use, and logs and counts what it answered."""
 
     def __init__(self, manager: SnapshotManager, freshness: FreshnessPolicy, admission: Admission, exposures: ExposureRecorder) -> None:
-        self.manager = manager
-        self.exposures = exposures
-        self.freshness = freshness
-        self._admission = admission
+        self.manager, self.freshness, self.exposures, self._admission = manager, freshness, exposures, admission
         self._n_ranked = 0
         self._batcher = MicroBatcher()
         self._shadow_tasks: set[asyncio.Task[None]] = set()
 
     async def rank(self, query: RankQuery, request_id: str | None, arrived: float) -> Answer:
-        """Rank items for a user, and log what is shown.
-
-        Args:
-            arrived: time.perf_counter() at the request's arrival.
-
-        Raises:
-            NotReady: no snapshot.
-        """
+        """Rank items for a user, and log what is shown. ``arrived``: time.perf_counter() at the arrival. Raises NotReady: no snapshot."""
         began = time.perf_counter()
         loaded, part = self._route(query.user_id)
         with loaded.lease():
@@ -71,11 +61,7 @@ class RankingService:
         return answer
 
     def record_feedback(self, events: list[FeedbackEvent]) -> int:
-        """Log events of users; how many were taken.
-
-        Raises:
-            NotReady: no snapshot, so nobody knows what kind of ids there are.
-        """
+        """Log events of users; how many were taken. Raises NotReady: no snapshot, so nobody knows what kind of ids there are."""
         if self.manager.current is None:
             raise NotReady("no snapshot is in use yet")
         return self.exposures.record_feedback(events)
@@ -89,9 +75,8 @@ class RankingService:
         began = time.perf_counter()
         loaded, _ = self._route(user_id)
         with loaded.lease():
-            record = await self._require_record(loaded, user_id)
             query = RankQuery(user_id, k)
-            ranked = published_order(query, record)
+            ranked = published_order(query, await self._require_record(loaded, user_id))
             self._flag_age(loaded, ranked)
             return encode_answer(ranked, query, loaded.snapshot, secrets.token_hex(16), {"total": time.perf_counter() - began})
 
@@ -106,11 +91,7 @@ class RankingService:
         return describe_sample(_require_loaded(self.manager.current).snapshot, limit, bounds)
 
     def describe_item(self, item_id: int | str) -> ItemDetail:
-        """Describe an item.
-
-        Raises:
-            NotReady: no snapshot. UnknownItem: the snapshot does not have it.
-        """
+        """Describe an item. Raises NotReady: no snapshot; UnknownItem: the snapshot does not have it."""
         snapshot = _require_loaded(self.manager.current).snapshot
         detail = describe_item(snapshot, item_id)
         if detail is None:

@@ -8,22 +8,27 @@ model of an answer come from one ``LoadedSnapshot``, so no answer mixes two. It 
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
 import math
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online.api.encode import encode_answer, to_json
+from recsys_batch.online.ranking.ladder import rank
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving import traffic_split
 from recsys_batch.online.serving.traffic_split import TrafficSplit
-from recsys_batch.online.serving.warm_up import WARM_REQUESTS, warm_up
 from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
@@ -33,6 +38,10 @@ from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
 from recsys_batch.storage.file_lock import acquire_flock
 
 logger = logging.getLogger("recsys_batch.online")
+
+WARM_REQUESTS = 24
+_PAUSE_SECONDS = 0.004
+"""Seconds between requests that warm a snapshot: they share the interpreter's lock with those that are answered."""
 
 
 @dataclass(eq=False)
@@ -107,8 +116,7 @@ class SnapshotManager:
         self.routes = TrafficSplit()
         self.refused: dict[str, str] = {}
         self.recent: deque[RankQuery] = deque(maxlen=WARM_REQUESTS)
-        self._open_remote = open_remote
-        self._load_lock = load_lock
+        self._open_remote, self._load_lock = open_remote, load_lock
         self._loaded: dict[str, LoadedSnapshot] = {}
         self._closing: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
         self._seen: tuple[object, ...] | None = None
@@ -184,6 +192,31 @@ class SnapshotManager:
         if loaded.remote is not None:
             self._closing.add(task := asyncio.get_running_loop().create_task(loaded.remote.close()))
             task.add_done_callback(self._closing.discard)
+
+
+def warm_up(snapshot: Snapshot, recent: list[RankQuery]) -> None:
+    """Answer a request of every kind, and the ``recent`` ones of the snapshot before, so that the model's first runs, first imports and
+    first reads of pages are nobody's request. Called in the thread that loads the snapshot.
+    """
+    records = [snapshot.store.get(key) for key in snapshot.store.sample_keys(WARM_REQUESTS)] if snapshot.store is not None else []
+    queries = [replace(query, deadline=None) for query in recent] + _warm_up_queries(snapshot)
+    for number in range(max(WARM_REQUESTS, len(queries))):
+        query = queries[number % len(queries)]
+        record = records[number % len(records)] if records else None
+        time.sleep(_PAUSE_SECONDS)
+        ranked = rank(snapshot, query, decode_record(record) if record else None, LatencyTracker())
+        to_json(encode_answer(ranked, query, snapshot, "warm", ranked.stages))
+    for query in _warm_up_queries(snapshot):
+        rank(snapshot, query, None, LatencyTracker())
+
+
+def _warm_up_queries(snapshot: Snapshot) -> list[RankQuery]:
+    """Make a request of each kind, about the first items."""
+    items = snapshot.items.item_ids(np.arange(min(3, len(snapshot.items))))
+    now = dt.datetime.now(dt.UTC)
+    plain = RankQuery(user_id=0, k=10)
+    full = replace(plain, when=now, device="mobile", session_item_ids=items[:2], exclude_item_ids=items[2:], explain=True)
+    return [plain, full, replace(plain, categories=snapshot.items.categories(0) if items else ())]
 
 
 async def _missing_records(remote: RedisStore) -> str | None:

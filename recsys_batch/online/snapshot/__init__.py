@@ -1,6 +1,6 @@
 """A snapshot on disk: one run's user records, items and model, written whole, verified and opened together.
 
-contents        what a snapshot is made of
+contents        what a snapshot is made of: facts, popular items per segment, users to look at
 manifest        manifest.json: what it is, and the checksum of every file
 writer          write a snapshot's folder, whole or not at all
 reader          open one: Snapshot, lookup of a user
@@ -11,7 +11,5 @@ user_record     a user's lists as bytes
 lmdb_store      records in a file of the snapshot
 redis_store     records in Redis or Valkey beside it
 item_table      item ids, embeddings, titles, categories
-popular_lists   popular items per segment
-sample_users    users to look at
 vector_search   items near a vector
 """

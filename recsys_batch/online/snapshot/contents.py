@@ -1,16 +1,21 @@
 """Contents of a snapshot before it is written, wherever they come from."""
 
+from __future__ import annotations
+
 import datetime as dt
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.online.snapshot.item_table import ItemMetadata
-from recsys_batch.online.snapshot.popular_lists import PopularLists
-from recsys_batch.online.snapshot.sample_users import SampleUsers
 from recsys_batch.ranking.features import FeatureSpec
-from recsys_batch.schemas import IdTypes
+from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
+
+SampleUsers = Mapping[int | str, Sequence[int]]
+"""A few users for people who look at the snapshot, no ranking reads it: user_id -> codes of items, newest first; in the order of ids."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,28 @@ class SnapshotInfo:
     user_norm: float
     segments: tuple[str, ...]
     code_version: str
+
+
+@dataclass(frozen=True)
+class PopularLists:
+    """Popular items by segment, the ladder's last rung: codes int32 and scores float32, best first; ``ALL_SEGMENTS`` is everybody's."""
+
+    lists: Mapping[str, tuple[np.ndarray, np.ndarray]]
+
+    def for_segment(self, segment: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """The segment's list, everybody's where it has none; empty where a run published none at all."""
+        codes_and_scores = self.lists.get(segment or ALL_SEGMENTS) or self.lists.get(ALL_SEGMENTS)
+        return codes_and_scores if codes_and_scores is not None else (np.zeros(0, np.int32), np.zeros(0, np.float32))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """To be saved."""
+        named = enumerate(self.lists.values())
+        return {f"{name}_{n}": array for n, pair in named for name, array in zip(("codes", "scores"), pair, strict=True)}
+
+    @classmethod
+    def from_arrays(cls, segments: list[str], arrays: Mapping[str, np.ndarray]) -> PopularLists:
+        """The inverse of ``arrays``, for the same segments in the same order."""
+        return cls({segment: (arrays[f"codes_{n}"], arrays[f"scores_{n}"]) for n, segment in enumerate(segments)})
 
 
 @dataclass(frozen=True)

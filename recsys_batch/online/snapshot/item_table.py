@@ -66,7 +66,7 @@ class ItemTable:
 
     @cached_property
     def _integer_id_view(self) -> memoryview | None:
-        """``_numbers`` for Python's own search, a third of what a call of numpy takes for one."""
+        """``_integer_ids`` for Python's own search, a third of what a call of numpy takes for one."""
         return self._integer_ids.data if self._integer_ids is not None else None
 
     def code(self, item_id: int | str) -> int:
@@ -125,9 +125,9 @@ class ItemTable:
         wanted[[self._category_codes[name] for name in names if name in self._category_codes]] = 1
         starts, ends = self.metadata.category_offsets[codes], self.metadata.category_offsets[codes + 1]
         lengths = ends - starts
-        flat = np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(int(lengths.sum()))
-        counted = np.concatenate([[0], np.cumsum(wanted[self.metadata.category_codes[flat]])])
         ends_at = np.cumsum(lengths)
+        flat = np.repeat(starts - ends_at + lengths, lengths) + np.arange(int(lengths.sum()))
+        counted = np.concatenate([[0], np.cumsum(wanted[self.metadata.category_codes[flat]])])
         return np.asarray(counted[ends_at] > counted[ends_at - lengths])
 
 
@@ -145,11 +145,7 @@ def write_items(folder: Path, catalogue: Catalogue, metadata: ItemMetadata) -> N
 
 
 def open_items(folder: Path) -> ItemTable:
-    """Memory-map what ``write_items`` wrote.
-
-    Raises:
-        RecsysBatchError: a file is missing.
-    """
+    """Memory-map what ``write_items`` wrote. Raises RecsysBatchError: a file is missing."""
     catalogue = mmap_catalogue(str(folder))
     with pa.memory_map(str(folder / _TITLES)) as source:
         titles = pa.ipc.open_file(source).read_all()["title"].combine_chunks()

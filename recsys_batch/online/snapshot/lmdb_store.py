@@ -1,6 +1,7 @@
 """Store of users' records in LMDB. LMDB is a file of the snapshot; Redis is a server, and its answers can be late or missing."""
 
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -20,11 +21,7 @@ class StoreUnavailable(Exception):
 
 
 class LmdbStore:
-    """A read-only map of a file; several processes share its pages.
-
-    Raises:
-        RecsysBatchError: not a file that LMDB opens.
-    """
+    """A read-only map of a file; several processes share its pages. Raises RecsysBatchError: not a file that LMDB opens."""
 
     def __init__(self, path: Path) -> None:
         name = str(path.resolve())
@@ -43,14 +40,8 @@ class LmdbStore:
 
     def sample_keys(self, n: int) -> list[bytes]:
         """Read the keys of about n users, evenly by key order of the first few thousand; to warm up with."""
-        keys = []
         with self._env.begin() as txn:
-            for number, key in enumerate(txn.cursor().iternext(keys=True, values=False)):
-                if number >= 50 * n:
-                    break
-                if number % 50 == 0:
-                    keys.append(bytes(key))
-        return keys
+            return [bytes(key) for key in islice(txn.cursor().iternext(keys=True, values=False), 0, 50 * n, 50)]
 
     def __len__(self) -> int:
         return int(self._env.stat()["entries"])
@@ -64,22 +55,15 @@ def write_lmdb(path: Path, records: Iterable[tuple[bytes, bytes]]) -> int:
     """Write a file of records; returns how many there are.
 
     In ascending order of keys each page is filled before the next is begun (half the size that random order takes); what is out of
-    order is put where it belongs.
-
-    Raises:
-        RecsysBatchError: a key twice.
+    order is put where it belongs. Raises RecsysBatchError: a key twice.
     """
     n = 0
     # Nothing is synced on the way: the file is no snapshot before it is whole, and is synced once then.
     env = lmdb.open(str(path), subdir=False, map_size=_INITIAL_MAP_BYTES, lock=False, sync=False, metasync=False, writemap=False)
     try:
-        pending: list[tuple[bytes, bytes]] = []
-        for record in records:
-            pending.append(record)
-            if len(pending) >= _TXN_RECORDS:
-                n += _put_batch(env, pending)
-                pending = []
-        n += _put_batch(env, pending)
+        remaining = iter(records)
+        while batch := list(islice(remaining, _TXN_RECORDS)):
+            n += _put_batch(env, batch)
         env.sync(True)
     finally:
         env.close()

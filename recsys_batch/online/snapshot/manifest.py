@@ -33,9 +33,7 @@ class SnapshotManifest:
     """``manifest.json``, checked.
 
     Attributes:
-        store: where users' lists are.
-        n_users: users with a list.
-        files: path within the folder -> SHA-256 and bytes.
+        n_users: users with a list. store: where the lists are. files: path within the folder -> SHA-256 and bytes.
     """
 
     facts: SnapshotInfo
@@ -47,28 +45,11 @@ class SnapshotManifest:
     files: Mapping[str, Mapping[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
-        facts = self.facts
-        return {
-            "format": FORMAT,
-            "version": VERSION,
-            "snapshot_id": facts.snapshot_id,
-            "run_id": facts.run_id,
-            "run_date": facts.run_date.isoformat(),
-            "model_version": facts.model_version,
-            "generated_at": facts.generated_at.isoformat(),
-            "code_version": facts.code_version,
-            "user_id": facts.ids.user,
-            "item_id": facts.ids.item,
-            "metric": facts.metric,
-            "user_norm": facts.user_norm,
-            "segments": list(facts.segments),
-            "features": self.features.to_dict(),
-            "embedding_dim": self.embedding_dim,
-            "n_items": self.n_items,
-            "n_users": self.n_users,
-            "store": self.store,
-            "files": self.files,
-        }
+        """Make the JSON object: every field under its name, the types of ids as user_id and item_id."""
+        facts = vars(self.facts) | {"user_id": self.facts.ids.user, "item_id": self.facts.ids.item}
+        times = {name: facts[name].isoformat() for name in ("run_date", "generated_at")}
+        values = {"format": FORMAT, "version": VERSION} | facts | times | vars(self) | {"features": self.features.to_dict()}
+        return {name: value for name, value in values.items() if name not in ("facts", "ids")}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SnapshotManifest:
@@ -95,11 +76,7 @@ def file_checksums(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_manifest(folder: Path) -> SnapshotManifest:
-    """Read the manifest of a snapshot's folder; files are not looked at.
-
-    Raises:
-        SnapshotRefused: there is none, or it is not one that this release reads.
-    """
+    """Read a snapshot's manifest; files are not looked at. Raises SnapshotRefused: there is none, or none that this release reads."""
     path = folder / MANIFEST_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -132,20 +109,14 @@ def verify_snapshot(folder: Path, manifest: SnapshotManifest) -> None:
     if is_verified(folder, manifest):
         return
     for name, expected in manifest.files.items():
-        checksum = sha256_file(folder / name)
-        if checksum != expected["sha256"]:
-            raise SnapshotRefused(
-                f"{folder / name} has checksum {checksum[:12]}..., the manifest says {expected['sha256'][:12]}...: it is damaged"
-            )
+        found, stated = sha256_file(folder / name), expected["sha256"]
+        if found != stated:
+            raise SnapshotRefused(f"{folder / name} has checksum {found[:12]}..., the manifest says {stated[:12]}...: it is damaged")
     mark_verified(folder, manifest)
 
 
 def is_verified(folder: Path, manifest: SnapshotManifest) -> bool:
-    """Whether a process of this node has verified the files as they are now.
-
-    Raises:
-        SnapshotRefused: a file is missing, or of another size.
-    """
+    """Whether a process of this node has verified the files as they are now. Raises SnapshotRefused: one is missing, or of another size."""
     state = _file_states(folder, manifest)
     try:
         return bool(json.loads((folder / _VERIFIED).read_text(encoding="utf-8")) == state)

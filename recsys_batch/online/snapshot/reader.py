@@ -12,16 +12,14 @@ from safetensors.numpy import load_file
 
 from recsys_batch.dataset.catalogue import mmap_npy
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.snapshot.contents import SnapshotInfo
+from recsys_batch.online.snapshot.contents import PopularLists, SampleUsers, SnapshotInfo
 from recsys_batch.online.snapshot.item_table import ItemTable, open_items
 from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, LmdbStore
 from recsys_batch.online.snapshot.manifest import SnapshotManifest, SnapshotRefused, read_manifest, verify_snapshot
-from recsys_batch.online.snapshot.popular_lists import PopularLists
-from recsys_batch.online.snapshot.sample_users import SAMPLES_FILE, SampleUsers, read_samples
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.online.snapshot.vector_search import KMeansLists
-from recsys_batch.online.snapshot.writer import ITEMS, KMEANS_FILES, POPULAR, POPULAR_SEGMENTS, RANKER
+from recsys_batch.online.snapshot.writer import ITEMS, KMEANS_FILES, POPULAR, POPULAR_SEGMENTS, RANKER, SAMPLES_FILE
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
@@ -48,7 +46,6 @@ class Snapshot:
 
     @property
     def facts(self) -> SnapshotInfo:
-        """Facts that the manifest states about the snapshot."""
         return self.manifest.facts
 
     @property
@@ -77,11 +74,7 @@ class Snapshot:
         return user_key(user_id, self.ids.user)
 
     def lookup(self, user_id: int | str) -> UserRecord | None:
-        """Read a user's record from the snapshot's own store; None for a user that it does not have.
-
-        Raises:
-            RecsysBatchError: the record is damaged.
-        """
+        """Read a user's record from the snapshot's own store; None where it has none. Raises RecsysBatchError: the record is damaged."""
         assert self.store is not None, "users' lists are in Redis: LoadedSnapshot.lookup reads them"
         key = self.key(user_id)
         record = self.store.get(key) if key is not None else None
@@ -103,11 +96,7 @@ class Snapshot:
 
 
 def open_snapshot(folder: Path) -> Snapshot:
-    """Verify and open.
-
-    Raises:
-        SnapshotRefused: damaged, incomplete, or of parts that do not fit together.
-    """
+    """Verify and open a snapshot. Raises SnapshotRefused: damaged, incomplete, or of parts that do not fit together."""
     manifest = read_manifest(folder)
     verify_snapshot(folder, manifest)
     try:
@@ -120,17 +109,13 @@ def open_snapshot(folder: Path) -> Snapshot:
 
 def _open_parts(folder: Path, manifest: SnapshotManifest) -> Snapshot:
     items = open_items(folder / ITEMS)
-    shape = (manifest.n_items, manifest.embedding_dim)
-    if items.catalogue.embeddings.shape != shape:
-        raise SnapshotRefused(
-            f"{folder} has item embeddings {items.catalogue.embeddings.shape}, its manifest says {shape}: export it again"
-        )
+    found, expected = items.catalogue.embeddings.shape, (manifest.n_items, manifest.embedding_dim)
+    if found != expected:
+        raise SnapshotRefused(f"{folder} has item embeddings {found}, its manifest says {expected}: export it again")
     ranker = OnnxRanker(folder / RANKER) if RANKER in manifest.files else None
     if ranker is not None:
         _smoke_test_ranker(ranker, manifest)
-    lists = None
-    if KMEANS_FILES[0] in manifest.files:
-        lists = KMeansLists(*(mmap_npy(folder / name) for name in KMEANS_FILES))
+    lists = KMeansLists(*(mmap_npy(folder / name) for name in KMEANS_FILES)) if KMEANS_FILES[0] in manifest.files else None
     segments = json.loads((folder / POPULAR_SEGMENTS).read_text(encoding="utf-8"))
     popular = PopularLists.from_arrays(segments, load_file(folder / POPULAR))
     store = LmdbStore(folder / LMDB_FILE) if manifest.store == "lmdb" else None
@@ -147,9 +132,13 @@ def _smoke_test_ranker(ranker: OnnxRanker, manifest: SnapshotManifest) -> None:
     try:
         scores = ranker.score(np.zeros((1, d), np.float32), np.zeros((1, 2, d), np.float32), np.zeros((1, 2, n_features), np.float32))
     except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise SnapshotRefused(
-            f"the ranker does not take {d} dimensions and {n_features} features, which the manifest names: {reason}"
-        ) from None
+        what = f"{d} dimensions and {n_features} features, which the manifest names"
+        raise SnapshotRefused(f"the ranker does not take {what}: {str(error).splitlines()[0]}") from None
     if scores.shape != (1, 2) or not np.isfinite(scores).all():
         raise SnapshotRefused(f"the ranker answers {scores.shape} with {scores}, expected two finite scores")
+
+
+def read_samples(path: Path) -> SampleUsers:
+    """The inverse of ``write_samples``."""
+    both = json.loads(path.read_text(encoding="utf-8"))
+    return dict(zip(both["user_ids"], both["items"], strict=True))

@@ -31,24 +31,15 @@ def completion_key(snapshot_id: str) -> str:
 
 
 def connect(url: str, cluster: bool = False) -> Any:
-    """A client; ``redis://[:PASSWORD@]HOST:PORT/DB`` (rediss:// with TLS).
-
-    Raises:
-        RecsysBatchError: not such a URL.
-    """
+    """A client; ``redis://[:PASSWORD@]HOST:PORT/DB`` (rediss:// with TLS). Raises RecsysBatchError: not such a URL."""
     try:
-        kind = redis.RedisCluster if cluster else redis.Redis
-        return kind.from_url(url, socket_timeout=10)
+        return (redis.RedisCluster if cluster else redis.Redis).from_url(url, socket_timeout=10)
     except ValueError as error:
         raise RecsysBatchError(f"the store's URL is not one that Redis takes: {error}") from None
 
 
 def write_records(client: Any, snapshot_id: str, records: Iterable[tuple[bytes, bytes]], expire_seconds: int) -> int:
-    """Put records, each expiring by itself; how many. Putting them again is safe.
-
-    Raises:
-        RecsysBatchError: the server refused or went away.
-    """
+    """Put records, each expiring by itself; how many. Safe to do again. Raises RecsysBatchError: the server refused or went away."""
     n = 0
     pipe = client.pipeline(transaction=False)
     try:
@@ -64,11 +55,7 @@ def write_records(client: Any, snapshot_id: str, records: Iterable[tuple[bytes, 
 
 
 def mark_complete(client: Any, snapshot_id: str, n_records: int, expire_seconds: int) -> None:
-    """Say that all records are there.
-
-    Raises:
-        RecsysBatchError: the server refused or went away.
-    """
+    """Say that all records are there. Raises RecsysBatchError: the server refused or went away."""
     try:
         client.set(completion_key(snapshot_id), n_records, ex=expire_seconds)
     except redis.RedisError as error:
@@ -85,11 +72,7 @@ class RedisStore:
         self._backoff_until = 0.0
 
     async def fetch(self, key: bytes) -> bytes | None:
-        """The record, None where there is none.
-
-        Raises:
-            StoreUnavailable: no answer; at once while the store rests after a failure.
-        """
+        """The record, None where there is none. Raises StoreUnavailable: no answer; at once while the store rests after a failure."""
         if time.monotonic() < self._backoff_until:
             raise StoreUnavailable("the store failed a moment ago")
         try:
@@ -100,11 +83,7 @@ class RedisStore:
             raise StoreUnavailable(_first_line(error)) from None
 
     async def record_count(self) -> int | None:
-        """Records that were written, None where the writing never ended or has expired.
-
-        Raises:
-            StoreUnavailable: no answer.
-        """
+        """Records that were written, None where the writing never ended or has expired. Raises StoreUnavailable: no answer."""
         try:
             n_records = await self._client.get(completion_key(self._snapshot_id))
         except (redis.RedisError, OSError, TimeoutError) as error:
@@ -120,11 +99,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def open_remote_store(settings: ServerSettings, snapshot_id: str) -> RedisStore:
-    """The store beside a snapshot.
-
-    Raises:
-        RecsysBatchError: the environment does not name it.
-    """
+    """The store beside a snapshot. Raises RecsysBatchError: the environment does not name it."""
     url = os.environ.get(REDIS_URL)
     if not url:
         raise RecsysBatchError(f"snapshot {snapshot_id} has its users' lists in Redis: name the server in {REDIS_URL}")

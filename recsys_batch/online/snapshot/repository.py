@@ -17,11 +17,7 @@ _STALE_DRAFT_SECONDS = 24 * 3600.0  # seconds after which nobody can still be wr
 
 
 def check_name(snapshot_id: str) -> str:
-    """The id, if it can name a folder.
-
-    Raises:
-        UsageError: it cannot.
-    """
+    """The id, if it can name a folder. Raises UsageError: it cannot."""
     if not _VALID_ID.fullmatch(snapshot_id):
         raise UsageError(
             f"{snapshot_id!r} cannot name a snapshot: letters, digits, '.', '_' and '-', at most 100, not beginning with a sign"
@@ -38,11 +34,7 @@ def read_current(folder: Path) -> str | None:
 
 
 def set_current(folder: Path, snapshot_id: str) -> None:
-    """Let readers go over to a snapshot.
-
-    Raises:
-        InputMissing: there is none of that name.
-    """
+    """Let readers go over to a snapshot. Raises InputMissing: there is none of that name."""
     if snapshot_id not in list_snapshots(folder):
         raise InputMissing(f"{folder} has no snapshot {snapshot_id}; it has {', '.join(list_snapshots(folder)) or 'none'}")
     write_file(folder / CURRENT_FILE, f"{snapshot_id}\n")

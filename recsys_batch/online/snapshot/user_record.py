@@ -40,13 +40,15 @@ class UserRecord:
     top_places: np.ndarray
     top_scores: np.ndarray
 
+    def batch_ranks(self) -> np.ndarray:
+        """Rank the candidates as the published top-K does: int64 [C], from 1; 0 where one is not in it."""
+        ranks = np.zeros(len(self.codes), dtype=np.int64)
+        ranks[self.top_places] = np.arange(1, len(self.top_places) + 1)
+        return ranks
+
 
 def encode_record(record: UserRecord) -> bytes:
-    """Encode a user's record as bytes.
-
-    Raises:
-        RecsysBatchError: more candidates, dimensions or segments than a record has room for.
-    """
+    """Encode a user's record as bytes. Raises RecsysBatchError: more candidates, dimensions or segments than a record has room for."""
     d = 0 if record.embedding is None else len(record.embedding)
     c, k = len(record.codes), len(record.top_places)
     segment = NO_SEGMENT if record.segment is None else record.segment
@@ -56,21 +58,12 @@ def encode_record(record: UserRecord) -> bytes:
         )
     header = _HEADER.pack(RECORD_FORMAT, _HAS_EMBEDDING if d else 0, segment, min(record.n_events, 2**32 - 1), c, k, d, 0)
     embedding = b"" if record.embedding is None else record.embedding.astype("<f4").tobytes()
-    pieces = (
-        record.codes.astype("<i4").tobytes(),
-        record.retrieval.astype("<f4").tobytes(),
-        record.top_scores.astype("<f4").tobytes(),
-        record.top_places.astype("<u2").tobytes(),
-    )
-    return b"".join((header, embedding, *pieces))
+    candidates = record.codes.astype("<i4").tobytes() + record.retrieval.astype("<f4").tobytes()
+    return header + embedding + candidates + record.top_scores.astype("<f4").tobytes() + record.top_places.astype("<u2").tobytes()
 
 
 def decode_record(record: bytes) -> UserRecord:
-    """Decode what ``encode_record`` wrote; its arrays are views of the record.
-
-    Raises:
-        RecsysBatchError: cut short, or of another format.
-    """
+    """Decode what ``encode_record`` wrote; arrays are views of the record. Raises RecsysBatchError: cut short, or of another format."""
     if len(record) < _HEADER.size:
         raise RecsysBatchError(f"a user's record has {len(record)} bytes, fewer than its header: the store is damaged, export it again")
     version, flags, segment, n_events, c, k, d, _ = _HEADER.unpack_from(record)

@@ -25,11 +25,7 @@ class KMeansLists:
 
 
 def build_kmeans_lists(embeddings: np.ndarray, allowed: np.ndarray, seed: int = 17) -> KMeansLists | None:
-    """Cluster the allowed items into lists by spherical k-means; None where all of them are searched.
-
-    Args:
-        embeddings: float32 [n, d]. allowed: bool [n].
-    """
+    """Cluster the allowed items (bool [n]; embeddings float32 [n, d]) by spherical k-means; None where all of them are searched."""
     codes = np.flatnonzero(allowed).astype(np.int32)
     if len(codes) <= EXACT_ITEMS:
         return None

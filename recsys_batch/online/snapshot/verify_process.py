@@ -11,11 +11,7 @@ _REFUSED = 3
 
 
 def verify_in_subprocess(folder: Path) -> None:
-    """Verify a snapshot's files by a process of the lowest priority, without a core of the server's.
-
-    Raises:
-        SnapshotRefused: damaged, incomplete, or of another format.
-    """
+    """Verify a snapshot's files without a core of the server's. Raises SnapshotRefused: damaged, incomplete, or of another format."""
     if is_verified(folder, read_manifest(folder)):
         return
     ended = subprocess.run([sys.executable, "-m", __name__, str(folder)], stderr=subprocess.PIPE, text=True, check=False, close_fds=False)

@@ -8,16 +8,16 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.snapshot.contents import SnapshotContents
+from recsys_batch.online.snapshot.contents import SampleUsers, SnapshotContents
 from recsys_batch.online.snapshot.item_table import write_items
 from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, write_lmdb
 from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotManifest, StoreKind, file_checksums, mark_verified
 from recsys_batch.online.snapshot.repository import DRAFT_PREFIX, check_name
-from recsys_batch.online.snapshot.sample_users import SAMPLES_FILE, write_samples
 from recsys_batch.online.snapshot.vector_search import build_kmeans_lists
 from recsys_batch.storage.atomic import make_draft_folder, publish
 
 ITEMS, POPULAR, POPULAR_SEGMENTS, RANKER = "items", "popular.safetensors", "popular.json", "ranker.onnx"
+SAMPLES_FILE = "samples.json"
 KMEANS_FILES = ("nearest_centroids.npy", "nearest_codes.npy", "nearest_offsets.npy")
 
 
@@ -55,8 +55,7 @@ def _write(draft: Path, contents: SnapshotContents, fill: Callable[[], int] | No
     store: StoreKind
     if contents.records is not None:
         store, n_users = "lmdb", write_lmdb(draft / LMDB_FILE, contents.records)
-        lock = draft / f"{LMDB_FILE}-lock"
-        lock.unlink(missing_ok=True)
+        (draft / f"{LMDB_FILE}-lock").unlink(missing_ok=True)
     else:
         assert fill is not None
         store, n_users = "redis", fill()
@@ -71,3 +70,9 @@ def _write(draft: Path, contents: SnapshotContents, fill: Callable[[], int] | No
     )
     (draft / MANIFEST_FILE).write_text(json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
     return manifest
+
+
+def write_samples(path: Path, samples: SampleUsers) -> None:
+    """Write sampled users as JSON: two lists, so that ids stay numbers or text."""
+    both = {"user_ids": list(samples), "items": [list(codes) for codes in samples.values()]}
+    path.write_text(json.dumps(both, ensure_ascii=False), encoding="utf-8")

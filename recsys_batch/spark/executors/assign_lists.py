@@ -28,9 +28,8 @@ def assign_in_tasks(spark: SparkSession, root: str, cache: NodeCache) -> AssignF
         folder = put_folder(root, "drafts", write)
         try:
             n_blocks = -(-len(vectors) // ASSIGN_ROWS)
-            blocks = spark.range(0, n_blocks, 1, n_blocks).mapInArrow(
-                make_block_assigner(folder, cache), "block BIGINT, lists ARRAY<BIGINT>"
-            )
+            assigner = make_block_assigner(folder, cache)
+            blocks = spark.range(0, n_blocks, 1, n_blocks).mapInArrow(assigner, "block BIGINT, lists ARRAY<BIGINT>")
             table = blocks.toArrow().sort_by("block")
             return np.asarray(table["lists"].combine_chunks().flatten().to_numpy())
         finally:

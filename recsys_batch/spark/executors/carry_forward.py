@@ -17,7 +17,7 @@ from recsys_batch.spark.executors.changed_events import find_changed_users
 from recsys_batch.spark.executors.functions import BatchFunction, RangeFunction, apply_by_range
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.storage.node_cache import NodeCache
-from recsys_batch.tables.list_columns import column_matrix, flatten_lists, list_column
+from recsys_batch.tables.list_columns import column_matrix, flatten_lists, list_column, pad_lists
 from recsys_batch.tables.slice_writer import attach_counts, read_counts
 from recsys_batch.tables.user_ranges import BATCH_ROWS, UserRange, UserSortedFiles, group_boundaries, merge_sorted, users_in_range
 
@@ -69,8 +69,7 @@ class NewItems:
     """Items that all users may get now and could not when the base run was made.
 
     Attributes:
-        codes: int64 [g], ascending.
-        seen: location of a Parquet file of (user_id, item_id), who has seen which of them.
+        codes: int64 [g], ascending. seen: location of a Parquet file of (user_id, item_id), who has seen which of them.
     """
 
     codes: np.ndarray
@@ -95,21 +94,15 @@ class NewItems:
         vectors = np.ascontiguousarray(catalogue.embeddings[self.codes])
         if self.cosine:
             queries, vectors = normalise_rows(queries), normalise_rows(vectors)
-        scores = inner_products(
-            np.ascontiguousarray(queries), vectors, np.broadcast_to(np.arange(len(self.codes)), (len(queries), len(self.codes)))
-        )
+        all_vectors = np.broadcast_to(np.arange(len(vectors)), (len(queries), len(vectors)))
+        scores = inner_products(np.ascontiguousarray(queries), vectors, all_vectors)
         scores[self._seen_pairs(rows["user_id"], catalogue.ids(self.codes))] = -np.inf
         pairs, offsets = flatten_lists(rows["items"])
-        lengths = np.diff(offsets)
-        width = max(int(lengths.max(initial=0)), 1)
-        is_filled = np.arange(width) < lengths[:, None]
-        old_codes, old_scores = np.full(is_filled.shape, NO_CODE, np.int64), np.full(is_filled.shape, -np.inf, np.float32)
-        old_codes[is_filled] = catalogue.codes(pairs.field("item_id"))
-        old_scores[is_filled] = pairs.field("score").to_numpy(zero_copy_only=False)
+        width = max(int(np.diff(offsets).max(initial=0)), 1)
+        old_codes = pad_lists(catalogue.codes(pairs.field("item_id")), offsets, NO_CODE, width)
+        old_scores = pad_lists(pairs.field("score").to_numpy(zero_copy_only=False), offsets, -np.inf, width)
         new_codes = np.where(np.isfinite(scores), self.codes, NO_CODE)
-        best, codes = order_pairs(
-            np.concatenate([old_scores, scores], axis=1), np.concatenate([old_codes, new_codes], axis=1), self.n_candidates
-        )
+        best, codes = order_pairs(np.hstack([old_scores, scores]), np.hstack([old_codes, new_codes]), self.n_candidates)
         kept = codes != NO_CODE
         kind = rows.schema.field("items").type
         structs = pa.StructArray.from_arrays([catalogue.ids(codes[kept]), pa.array(best[kept])], fields=list(kind.value_type))

@@ -20,8 +20,7 @@ class EventFiles:
     """Files of interactions, and the users whose rows are wanted.
 
     Attributes:
-        before, since: files that the base knew, and those that came since.
-        changed: location of a Parquet file of user_id.
+        before, since: files that the base knew, and those that came since. changed: location of a Parquet file of user_id.
     """
 
     before: Sequence[str]

@@ -27,8 +27,7 @@ _USERS = 8_192  # users embedded together
 class EmbedTask:
     """Settings and locations of an embed task; small, as it travels in the closure.
 
-    Attributes:
-        history_length: newest items that the user tower reads; 0 where embeddings were brought.
+    ``history_length``: newest items that the user tower reads; 0 where embeddings were brought.
     """
 
     run_id: str

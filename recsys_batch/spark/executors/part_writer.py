@@ -7,8 +7,7 @@ from dataclasses import replace
 import pyarrow as pa
 from pyspark import TaskContext
 
-from recsys_batch.spark.executors.functions import BatchFunction
-from recsys_batch.spark.executors.profiling import profile_batches
+from recsys_batch.spark.executors.functions import BatchFunction, profile_batches
 from recsys_batch.tables.slice_writer import PYTHON_MS, TableSlice, data_file_to_batch
 
 

@@ -59,6 +59,7 @@ def make_retriever(task: RetrieveTask) -> BatchFunction:
     it is the popular list of the segment, continued by everybody's, then by the rest of the catalogue in id order.
     """
     schema = TABLES["candidates"].arrow_schema(task.ids)
+    items_type = schema.field("items").type
 
     def retrieve(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -67,10 +68,8 @@ def make_retriever(task: RetrieveTask) -> BatchFunction:
             best = _retrieve_batch(batch, task)
             is_filled = np.arange(best.codes.shape[1]) < best.counts[:, None]
             item_ids = task.catalogue().ids(best.codes[is_filled])
-            pairs = pa.StructArray.from_arrays(
-                [item_ids, pa.array(best.scores[is_filled])], fields=list(schema.field("items").type.value_type)
-            )
-            items = list_column(pairs, np.concatenate([[0], np.cumsum(best.counts)])).cast(schema.field("items").type)
+            pairs = pa.StructArray.from_arrays([item_ids, pa.array(best.scores[is_filled])], fields=list(items_type.value_type))
+            items = list_column(pairs, np.concatenate([[0], np.cumsum(best.counts)])).cast(items_type)
             yield pa.RecordBatch.from_arrays([pa.repeat(task.run_id, batch.num_rows), batch["user_id"], items], schema=schema)
 
     return retrieve
@@ -81,8 +80,7 @@ class RetrievalInput:
     """Users who get candidates.
 
     Attributes:
-        embeddings: the run's rows.
-        changed: location of a Parquet file of user_id: only these.
+        embeddings: the run's rows. changed: location of a Parquet file of user_id: only these.
     """
 
     user_events: UserEvents
@@ -120,7 +118,7 @@ def _retrieve_batch(batch: pa.RecordBatch, task: RetrieveTask) -> SearchResult:
     )
     for rule in np.unique(rules[embedded]):
         users = embedded & (rules == rule)
-        nearest = _search_index(batch, users, int(rule), seen_codes, seen_offsets, catalogue, task)
+        nearest = _search_index(task, batch, users, int(rule), seen_codes, seen_offsets)
         result.codes[users], result.scores[users], result.counts[users] = nearest.codes, nearest.scores, nearest.counts
     segments = batch["segment"]
     for row in np.flatnonzero(~embedded):
@@ -133,15 +131,10 @@ def _retrieve_batch(batch: pa.RecordBatch, task: RetrieveTask) -> SearchResult:
 
 
 def _search_index(
-    batch: pa.RecordBatch,
-    users: np.ndarray,
-    rule: int,
-    seen_codes: np.ndarray,
-    seen_offsets: np.ndarray,
-    catalogue: Catalogue,
-    task: RetrieveTask,
+    task: RetrieveTask, batch: pa.RecordBatch, users: np.ndarray, rule: int, seen_codes: np.ndarray, seen_offsets: np.ndarray
 ) -> SearchResult:
     """Search the index for ``users`` (bool [B]), who all fall under one rule; the result is in catalogue codes."""
+    catalogue = task.catalogue()
     # The index holds retrievable items only, in code order: what it calls r is the item retrievable[r].
     retrievable = catalogue.retrievable_codes()
     allowed = catalogue.eligible_mask(rule)
@@ -169,8 +162,7 @@ def make_popular_list(segment: str | None, allowed: np.ndarray, task: RetrieveTa
     The segment's items score their number of users (at least 1); what follows from everybody's list scores its share of the
     most popular item's users (below 1); the rest of the catalogue scores 0.
 
-    Args:
-        allowed: bool [n], what this user may get.
+    ``allowed``: bool [n], what this user may get.
     """
     all_codes, all_scores = task.popular[ALL_SEGMENTS]
     codes, scores = task.popular.get(segment or ALL_SEGMENTS, task.popular[ALL_SEGMENTS])

@@ -1,8 +1,15 @@
-"""Executor code of the score step: candidates and user embeddings in, the top-K rows out."""
+"""Executor code of the score step: candidates and user embeddings in, the top-K rows out.
+
+The ranker is torch's for the reference model, ONNX Runtime's for an imported one, and none for a bundle without a ranker.
+"""
+
+from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -10,17 +17,22 @@ import pyarrow.compute as pc
 
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.ranking.business_rules import select_with_rules
+from recsys_batch.ranking.business_rules import Selection, select_with_rules
+from recsys_batch.ranking.features import FeatureSpec, PairFeatures, compute_pair_features
+from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.ranking.top_k import NO_CODE
+from recsys_batch.registry.bundle import load_bundle
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.executors.changed_events import find_changed_users
 from recsys_batch.spark.executors.functions import BatchFunction
-from recsys_batch.spark.executors.rankers import BatchRanker, open_batch_ranker
 from recsys_batch.storage.node_cache import NodeCache
-from recsys_batch.tables.list_columns import column_matrix, flatten_lists
+from recsys_batch.tables.list_columns import column_matrix, flatten_lists, pad_lists
 from recsys_batch.tables.slice_writer import attach_counts
 from recsys_batch.tables.user_ranges import UserRange, users_in_range
 from recsys_batch.tables.user_rows import UserSortedSource
+
+if TYPE_CHECKING:
+    from recsys_batch.model.ranker import Ranker
 
 SHORT_BY_RULES = "rules.users_short"
 """Count of users whose lists the rules made shorter than their candidates would have."""
@@ -47,18 +59,41 @@ class ScoreTask:
     def catalogue(self) -> Catalogue:
         return open_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
 
-    def ranking(self) -> BatchRanker | None:
-        return open_batch_ranker(str(self.cache.local_copy(self.bundle_dir)))
+    def ranker(self) -> BatchRanker | None:
+        return _open_ranker(str(self.cache.local_copy(self.bundle_dir)))
 
 
 @dataclass(frozen=True)
-class _BestItems:
-    """The best items of a batch of users: flat arrays, ``counts`` per user."""
+class BatchRanker:
+    """Scores candidates under the neutral context."""
 
-    codes: np.ndarray
-    scores: np.ndarray
-    candidate_ranks: np.ndarray
-    counts: np.ndarray
+    spec: FeatureSpec
+    ranker: Ranker | OnnxRanker
+
+    def score(self, users: np.ndarray, n_events: np.ndarray, codes: np.ndarray, retrieval: np.ndarray, catalogue: Catalogue) -> np.ndarray:
+        """Score each user's candidates: float32 [B, C].
+
+        Args:
+            users: float32 [B, d]. n_events: [B], positive interactions of the user.
+            codes: int64 [B, C], items of the catalogue. retrieval: float32 [B, C], their retrieval scores.
+        """
+        inputs = {"retrieval_score": retrieval, "log_popularity": catalogue.log_popularity[codes], "n_events": n_events}
+        if isinstance(self.ranker, OnnxRanker):
+            return self.ranker.score(users, catalogue.embeddings[codes], compute_pair_features(self.spec, **inputs))
+        return self.ranker.score_without_context(users, catalogue.embeddings, codes, PairFeatures.from_raw(self.spec, **inputs))
+
+
+@lru_cache(maxsize=1)
+def _open_ranker(bundle_dir: str) -> BatchRanker | None:
+    """Open a bundle's ranker, once per Python worker; None when the bundle has no ranker (the retrieval order stands)."""
+    bundle = load_bundle(bundle_dir)
+    if bundle.kind == "two_tower":
+        from recsys_batch.model.ranker import Ranker  # torch, which an imported ranker does without
+
+        return BatchRanker(FeatureSpec.from_dict(bundle.manifest["features"]), Ranker.from_bundle(bundle))
+    if bundle.ranker_path is None:
+        return None
+    return BatchRanker(FeatureSpec.from_dict(bundle.manifest["features"]), OnnxRanker(bundle.ranker_path))
 
 
 def make_scorer(task: ScoreTask) -> BatchFunction:
@@ -123,36 +158,34 @@ def _score_batch(batch: pa.RecordBatch, task: ScoreTask, schema: pa.Schema) -> p
     pairs, offsets = flatten_lists(batch["items"])
     # As wide for every user, whoever else is in the batch: a product of another shape may differ in its last bits.
     width = max(task.n_candidates, int(np.diff(offsets).max(initial=1)))
-    codes = _pad(catalogue.codes(pairs.field("item_id")), offsets, NO_CODE, width)
-    scores = _pad(np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32), offsets, -np.inf, width)
+    codes = pad_lists(catalogue.codes(pairs.field("item_id")), offsets, NO_CODE, width)
+    scores = pad_lists(np.asarray(pairs.field("score").to_numpy(zero_copy_only=False), dtype=np.float32), offsets, -np.inf, width)
     is_modelled = np.asarray(batch["embedding"].is_valid())
-    ranking = task.ranking()
-    if ranking is not None and is_modelled.any():
-        scores = _rank_users(batch, is_modelled, codes, scores, catalogue, ranking, task.batch_users)
-    best, counts = _select_best(scores, codes, task, catalogue)
-    return attach_counts(_to_batch(best, batch, is_modelled, catalogue, task, schema), counts)
+    ranker = task.ranker()
+    if ranker is not None and is_modelled.any():
+        scores = _rank_users(task, ranker, batch, is_modelled, codes, scores)
+    picked = select_with_rules(scores, codes, task.top_k, catalogue.item_rules)
+    counts = {f"rules.{rule}.rows_changed": n for rule, n in picked.changed.items()}
+    if catalogue.item_rules.active:
+        n_without_rules = np.minimum((codes != NO_CODE).sum(axis=1), task.top_k)
+        counts[SHORT_BY_RULES] = int(np.count_nonzero(np.isfinite(picked.values).sum(axis=1) < n_without_rules))
+    return attach_counts(_to_batch(task, schema, batch, is_modelled, codes, picked), counts)
 
 
 def _rank_users(
-    batch: pa.RecordBatch,
-    is_modelled: np.ndarray,
-    codes: np.ndarray,
-    scores: np.ndarray,
-    catalogue: Catalogue,
-    ranking: BatchRanker,
-    batch_users: int,
+    task: ScoreTask, ranker: BatchRanker, batch: pa.RecordBatch, is_modelled: np.ndarray, codes: np.ndarray, scores: np.ndarray
 ) -> np.ndarray:
     """Put the ranker's scores into the rows [B, C] of users with an embedding; -inf stays where there is no candidate."""
     mask = pa.array(is_modelled)
     n_events = np.asarray(batch["n_events"].filter(mask).fill_null(0).to_numpy(zero_copy_only=False))
-    users = column_matrix(batch["embedding"].filter(mask))
+    users, catalogue = column_matrix(batch["embedding"].filter(mask)), task.catalogue()
     rows = np.flatnonzero(is_modelled)
     result = scores if is_modelled.all() else scores.copy()
-    for start in range(0, len(rows), batch_users):
-        part = slice(start, start + batch_users)
+    for start in range(0, len(rows), task.batch_users):
+        part = slice(start, start + task.batch_users)
         is_candidate = codes[rows[part]] != NO_CODE
         retrieval = np.where(is_candidate, scores[rows[part]], np.float32(0))
-        ranked = ranking.score(users[part], n_events[part], np.where(is_candidate, codes[rows[part]], 0), retrieval, catalogue)
+        ranked = ranker.score(users[part], n_events[part], np.where(is_candidate, codes[rows[part]], 0), retrieval, catalogue)
         ranked = np.where(is_candidate, ranked, np.float32(-np.inf))
         if not np.isfinite(ranked.sum(axis=1, where=is_candidate)).all():
             row = int(np.flatnonzero(~np.isfinite(np.where(is_candidate, ranked, 0)).all(axis=1))[0])
@@ -162,54 +195,27 @@ def _rank_users(
     return result
 
 
-def _select_best(scores: np.ndarray, codes: np.ndarray, task: ScoreTask, catalogue: Catalogue) -> tuple[_BestItems, dict[str, int]]:
-    """Select the top k of each row under the rules of the business, and count what these changed."""
-    picked = select_with_rules(scores, codes, task.top_k, catalogue.item_rules)
-    is_filled = np.isfinite(picked.values)
-    best = np.take_along_axis(codes, picked.columns, axis=1)
-    lists = _BestItems(best[is_filled], picked.values[is_filled], picked.columns[is_filled] + 1, is_filled.sum(axis=1))
-    counts = {f"rules.{rule}.rows_changed": n for rule, n in picked.changed.items()}
-    if catalogue.item_rules.active:
-        n_without_rules = np.minimum((codes != NO_CODE).sum(axis=1), task.top_k)
-        counts[SHORT_BY_RULES] = int(np.count_nonzero(lists.counts < n_without_rules))
-    return lists, counts
-
-
 def _to_batch(
-    best: _BestItems, batch: pa.RecordBatch, is_modelled: np.ndarray, catalogue: Catalogue, task: ScoreTask, schema: pa.Schema
+    task: ScoreTask, schema: pa.Schema, batch: pa.RecordBatch, is_modelled: np.ndarray, codes: np.ndarray, picked: Selection
 ) -> pa.RecordBatch:
-    n = len(best.codes)
-    user_rows = np.repeat(np.arange(batch.num_rows), best.counts)
-    starts = np.repeat(np.cumsum(best.counts) - best.counts, best.counts)
+    """Make a row of topk of every place of the lists that has an item."""
+    is_filled = np.isfinite(picked.values)
+    user_rows = np.nonzero(is_filled)[0]
+    n = len(user_rows)
     columns = {
-        "run_id": _constant_column(task.run_id, n, pa.string()),
-        "run_date": _constant_column(task.run_date, n, pa.date32()),
+        "run_id": pa.repeat(task.run_id, n),
+        "run_date": pa.repeat(task.run_date, n),
         "user_id": batch["user_id"].take(pa.array(user_rows)),
-        "rank": pa.array((np.arange(n) - starts + 1).astype(np.int32)),
-        "item_id": catalogue.ids(best.codes),
-        "score": pa.array(best.scores.astype(np.float32)),
-        "candidate_rank": pa.array(best.candidate_ranks.astype(np.int32)),
+        "rank": pa.array(np.cumsum(is_filled, axis=1, dtype=np.int32)[is_filled]),
+        "item_id": task.catalogue().ids(np.take_along_axis(codes, picked.columns, axis=1)[is_filled]),
+        "score": pa.array(picked.values[is_filled]),
+        "candidate_rank": pa.array((picked.columns[is_filled] + 1).astype(np.int32)),
         "source": _dictionary_column(["popular", "model"], is_modelled[user_rows]),
         "model_version": _dictionary_column([task.model_version], np.zeros(n)),
-        "generated_at": _constant_column(task.generated_at, n, schema.field("generated_at").type),
+        "generated_at": pa.repeat(pa.scalar(task.generated_at, schema.field("generated_at").type), n),
     }
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], names=schema.names)
 
 
 def _dictionary_column(words: list[str], chosen: np.ndarray) -> pa.Array:
     return pa.DictionaryArray.from_arrays(pa.array(chosen.astype(np.int32)), pa.array(words))
-
-
-def _constant_column(value: object, n: int, dtype: pa.DataType) -> pa.Array:
-    return pa.repeat(pa.scalar(value, dtype), n)
-
-
-def _pad(values: np.ndarray, offsets: np.ndarray, fill: float, width: int) -> np.ndarray:
-    """Pad ragged rows to [n, width], with ``fill`` behind each row's end."""
-    lengths = np.diff(offsets)
-    if (lengths == width).all():
-        return np.array(values).reshape(len(lengths), width)
-    is_filled = np.arange(width) < lengths[:, None]
-    padded = np.full(is_filled.shape, fill, dtype=values.dtype)
-    padded[is_filled] = values
-    return padded

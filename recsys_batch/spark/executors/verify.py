@@ -10,10 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.spark.executors.changed_events import find_changed_users
-from recsys_batch.spark.executors.functions import BatchFunction
-from recsys_batch.spark.executors.profiling import profile_batches
+from recsys_batch.spark.executors.functions import BatchFunction, profile_batches
 from recsys_batch.storage.filesystems import read_parquet
-from recsys_batch.tables.list_columns import sorted_unique
+from recsys_batch.tables.list_columns import flat_positions, sorted_unique
 from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, drop_users, group_boundaries, users_in_range
 
 BROKEN = (
@@ -39,8 +38,7 @@ COUNTS_SCHEMA = pa.schema([*((name, pa.int64()) for name in VERIFY_COUNTS), (LIS
 class BaseRunFiles:
     """Files of the audited run that an incremental one went on from.
 
-    Attributes:
-        changed: Parquet of user_id; all others' rows are to be the same.
+    ``changed``: Parquet of user_id; all others' rows are to be the same.
     """
 
     topk: UserSortedFiles
@@ -106,8 +104,8 @@ def _check_new_rows(
 ) -> dict[str, int]:
     """Check new rows against everything that they have to keep to; returns counts."""
     users, starts = group_boundaries(rows["user_id"].combine_chunks())
-    n_rows = np.diff(starts)
-    owner, item = np.repeat(np.arange(len(users)), n_rows), _positions(rows["item_id"], items["item_id"])
+    n_rows, item_ids = np.diff(starts), items["item_id"].combine_chunks()
+    owner, item = np.repeat(np.arange(len(users)), n_rows), flat_positions(rows["item_id"], item_ids)
     score = np.asarray(rows["score"].to_numpy(), dtype=np.float64)
     rises = np.diff(score, prepend=np.inf) > 0
     rises[starts[:-1]] = False
@@ -125,7 +123,7 @@ def _check_new_rows(
         "n_popular": int(np.count_nonzero(np.bincount(owner[_is_popular(rows["source"])], minlength=len(users)) == n_rows)),
         "lists_broken": int(np.count_nonzero(broken)),
         "rows_not_finite": int(np.count_nonzero(~np.isfinite(score))),
-        "rows_seen": _count_seen(evidence, users, keys, n_names, items["item_id"]),
+        "rows_seen": _count_seen(evidence, users, keys, n_names, item_ids),
         "rows_ineligible": _count_ineligible(task, evidence, users, owner, item, items),
         **_count_item_flags(item, items, is_listed),
         "lists_short_unexplained": _count_short(task, bounds, users, n_rows),
@@ -142,6 +140,7 @@ def _check_carried_rows(
     """
     changed, counts, changed_rows = users_in_range(find_changed_users(base.changed), bounds), Counter[str](), []
     users, n_rows, n_popular = [], [], []
+    item_ids = items["item_id"].combine_chunks()
 
     def kept() -> Iterator[pa.RecordBatch]:
         for batch in task.topk.batches(bounds, _COLUMNS):
@@ -153,7 +152,7 @@ def _check_carried_rows(
             n_popular.append(
                 np.add.reduceat(_is_popular(batch["source"]).astype(np.int64), starts[:-1]) if len(carried_users) else starts[:0]
             )
-            counts.update(_count_item_flags(_positions(batch["item_id"], items["item_id"]), items, is_listed))
+            counts.update(_count_item_flags(flat_positions(batch["item_id"], item_ids), items, is_listed))
             yield batch.select(_CARRIED_COLUMNS)
 
     before = (drop_users(batch, changed) for batch in base.topk.batches(bounds, _CARRIED_COLUMNS))
@@ -207,12 +206,6 @@ def _count_known_users(task: VerifyTask, bounds: UserRange, evidence: pa.Table) 
     return counts
 
 
-def _positions(values: pa.ChunkedArray, value_set: pa.ChunkedArray) -> np.ndarray:
-    """Find the positions of values in ``value_set``: int64, -1 for a value that is not in it."""
-    positions = pc.index_in(values, value_set=value_set.combine_chunks() if isinstance(value_set, pa.ChunkedArray) else value_set)
-    return np.asarray(pc.fill_null(positions, -1).to_numpy(), dtype=np.int64)
-
-
 def _is_popular(source: pa.Array | pa.ChunkedArray) -> np.ndarray:
     """Mark the rows of source "popular": bool [n]."""
     return np.asarray(pc.equal(source, "popular").to_numpy(zero_copy_only=False)).astype(bool)
@@ -231,9 +224,9 @@ def _item_flags(items: pa.Table, name: str) -> np.ndarray:
     return np.append(np.asarray(items[name].to_numpy(zero_copy_only=False)).astype(bool), False)
 
 
-def _count_seen(evidence: pa.Table, users: pa.Array, keys: np.ndarray, n_names: int, item_ids: pa.ChunkedArray) -> int:
+def _count_seen(evidence: pa.Table, users: pa.Array, keys: np.ndarray, n_names: int, item_ids: pa.Array) -> int:
     """Count listed pairs that the user has seen; ``keys`` are the listed ones, ascending."""
-    seen_user, seen_item = _positions(evidence["user_id"], pa.chunked_array([users])), _positions(evidence["item_id"], item_ids)
+    seen_user, seen_item = flat_positions(evidence["user_id"], users), flat_positions(evidence["item_id"], item_ids)
     is_known = (seen_item >= 0) & (seen_user >= 0)
     seen_keys = sorted_unique(seen_user[is_known] * n_names + seen_item[is_known])
     if len(keys) == 0:
@@ -246,7 +239,7 @@ def _count_ineligible(task: VerifyTask, evidence: pa.Table, users: pa.Array, own
         return 0
     segments = evidence.filter(pc.and_(evidence["now"], evidence["segment"].is_valid()))
     rules = pc.fill_null(pc.index_in(segments["segment"], value_set=pa.array(list(task.segments), pa.string())), task.default)
-    rows = _positions(pa.chunked_array([users]), segments["user_id"])
+    rows = flat_positions(users, segments["user_id"].combine_chunks())
     rule = np.append(np.asarray(rules.to_numpy(), dtype=np.int64), task.default)[rows][owner]
     allowed = np.stack([_item_flags(items, f"eligible {number}") for number in range(len(task.segments))])
     return int(np.count_nonzero((rule >= 0) & ~allowed[rule, item]))
@@ -254,6 +247,6 @@ def _count_ineligible(task: VerifyTask, evidence: pa.Table, users: pa.Array, own
 
 def _count_short(task: VerifyTask, bounds: UserRange, users: pa.Array, n_rows: np.ndarray) -> int:
     shortfalls = task.shortfalls.between(bounds, ["user_id", "n_items"])
-    rows = _positions(pa.chunked_array([users]), shortfalls["user_id"])
+    rows = flat_positions(users, shortfalls["user_id"].combine_chunks())
     n_items = np.append(np.asarray(shortfalls["n_items"].to_numpy(), dtype=np.int64), -1)[rows]
     return int(np.count_nonzero((n_rows < task.top_k) & (n_items != n_rows)))

@@ -6,10 +6,9 @@ csv_source         CSV files
 movielens_source   the layouts of MovieLens
 exposure_source    exposure logs and feedback of the online server
 raw_source         RawSource, which every format's reader returns, and the mapping of column names
-hadoop_files       list files and read their heads on any Hadoop file system
+source_files       list files and read their heads on any Hadoop file system; Spark's errors about them as one sentence
 parsing            raw values to ids, numbers, timestamps, flags, lists
 validation         raw rows to typed rows with a rejection reason
 merge              new rows against the rows of existing tables
 summary            IngestSummary: counts of an ingest
-spark_errors       Spark's errors as one sentence
 """

@@ -13,9 +13,8 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import StringType, StructField, StructType
 
 from recsys_batch.errors import SourceError
-from recsys_batch.spark.ingest.hadoop_files import SourceFile, list_files, read_head
 from recsys_batch.spark.ingest.raw_source import CORRUPT
-from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
+from recsys_batch.spark.ingest.source_files import SourceFile, list_files, read_head, translate_spark_errors
 
 Header = tuple[str, ...]
 

@@ -7,10 +7,9 @@ from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.ingest import parsing
-from recsys_batch.spark.ingest.hadoop_files import SourceFile, list_files
-from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, RawSource, add_raw_row
-from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, HELD_OUT, REASON, SourceProfile, coalesce_reasons
+from recsys_batch.spark.ingest.raw_source import RAW_ROW, RawSource, add_raw_row
+from recsys_batch.spark.ingest.source_files import SourceFile, list_files, translate_spark_errors
+from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, HELD_OUT, REASON, SourceProfile, coalesce_reasons, key_reasons
 
 EXPOSURE_KEY = ("request_id", "user_id", "item_id")
 """A request shows an item once. The key includes the user, as callers choose request ids and two may choose the same one."""
@@ -22,8 +21,7 @@ _ITEM_COLUMNS = ("item_id", "position", "score", "batch_score", "candidate_rank"
 def read_exposure_files(spark: SparkSession, source: str) -> RawSource:
     """Read the complete exposure and feedback files of a folder, by the beginning of their names.
 
-    Raises:
-        SourceError: the folder is missing or holds none of these files.
+    Raises SourceError where the folder is missing or holds none of these files.
     """
     files = list_files(spark, source)
     exposures, feedback = (_read_kind(spark, source, files, kind) for kind in (EXPOSURES, FEEDBACK))
@@ -40,25 +38,22 @@ def read_exposure_files(spark: SparkSession, source: str) -> RawSource:
 def parse_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Parse exposures into the table's columns with ``_row`` and ``_reason``; duplicates are marked later."""
     score, shown_at = parsing.parse_number(raw, "score"), parsing.parse_timestamp(raw, "shown_at")
+    malformed, *bad_ids = key_reasons(raw, user_id=ids.user, item_id=ids.item)
     reasons = [
-        (F.col(CORRUPT).isNotNull(), "malformed_line"),
+        malformed,
         (parsing.is_blank("request_id"), "null_request_id"),
-        (parsing.is_blank("user_id"), "null_user_id"),
-        (parsing.is_blank("item_id"), "null_item_id"),
-        (parsing.parse_id_column(raw, "user_id", ids.user).isNull(), "bad_user_id"),
-        (parsing.parse_id_column(raw, "item_id", ids.item).isNull(), "bad_item_id"),
+        *bad_ids,
         (F.col("shown_at").isNull(), "null_shown_at"),
         (shown_at.isNull(), "bad_shown_at"),
         (F.coalesce(F.col("position") < 1, F.lit(True)), "bad_position"),
         (F.isnan(score) | (F.abs(score) == float("inf")), "bad_score"),
     ]
-    session_ids = F.col("session_item_ids").cast("array<string>" if ids.item == "STRING" else "array<bigint>")
     parsed = {
         "user_id": parsing.parse_id_column(raw, "user_id", ids.user),
         "item_id": parsing.parse_id_column(raw, "item_id", ids.item),
         "shown_at": shown_at,
         "shown_date": F.to_date(shown_at),
-        "session_item_ids": session_ids,
+        "session_item_ids": F.col("session_item_ids").cast(f"array<{ids.item}>"),
     }
     columns = [parsed.get(column.name, F.col(column.name)).alias(column.name) for column in TABLES["exposures"].columns]
     return raw.select(*columns, RAW_ROW, coalesce_reasons(reasons).alias(REASON))
@@ -77,8 +72,7 @@ def select_new_feedback(validated: DataFrame, existing: DataFrame | None) -> Dat
     Events that the interactions table has already are included: an ingest may have died before it wrote feedback.
 
     Args:
-        validated: interactions with request_id, ``_reason`` and ``_held_out``.
-        existing: the feedback table; None where there is none yet.
+        validated: interactions with request_id, ``_reason`` and ``_held_out``. existing: the feedback table; None where there is none yet.
     """
     usable = (F.col(REASON).isNull() | (F.col(REASON) == ALREADY_PRESENT)) & ~F.col(HELD_OUT)
     rows = validated.where(usable & ~parsing.is_blank("request_id")).select(*(column.name for column in TABLES["feedback"].columns))

@@ -29,8 +29,7 @@ def merge_with_table(typed: DataFrame, table: DataFrame | None, source_columns: 
     merged = joined.withColumns({name: _merge_column(name, name in source_columns) for name in columns})
     equal = (_comparable(f"_old.{name}").eqNullSafe(_comparable(name)) for name in columns)
     is_unchanged = reduce(Column.__and__, equal, F.col("_old").isNotNull())
-    verdict = F.when(F.col(REASON).isNull() & is_unchanged, F.lit(ALREADY_PRESENT)).otherwise(F.col(REASON))
-    return merged.withColumn(REASON, verdict).drop("_old")
+    return merged.withColumn(REASON, F.coalesce(REASON, F.when(is_unchanged, F.lit(ALREADY_PRESENT)))).drop("_old")
 
 
 def add_first_seen(items: DataFrame, events: DataFrame | None) -> DataFrame:
@@ -46,8 +45,7 @@ def derive_items(events: DataFrame, table: DataFrame | None, *, derive: bool) ->
 
     Args:
         table: the items table; None where there is none yet.
-        derive: whether to add items that the table lacks (available, without title or categories); otherwise only a missing
-            first_seen_ts is filled.
+        derive: whether to add items that the table lacks (available, without title or categories), not only fill a first_seen_ts.
     """
     first_events = _first_events(events)
     if table is None:

@@ -22,11 +22,7 @@ _DEMOGRAPHICS = ("gender", "occupation", "zip_code")
 
 
 def read_movielens(spark: SparkSession, folder: str) -> RawSource:
-    """Read a MovieLens folder of any known layout.
-
-    Raises:
-        SourceError: the folder does not exist or has no known layout.
-    """
+    """Read a MovieLens folder of any known layout. Raises SourceError where the folder does not exist or has no known layout."""
     if not Path(folder).is_dir():
         raise SourceError(f"{folder} is not a folder; --format movielens reads a folder such as data/ml-100k or ml-25m")
     for patterns, read in _LAYOUTS.items():

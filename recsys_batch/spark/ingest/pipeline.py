@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any, cast
 
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
@@ -17,8 +17,8 @@ from recsys_batch.schemas import TABLES, IdType, IdTypes
 from recsys_batch.spark.ingest import exposure_source, validation
 from recsys_batch.spark.ingest.merge import add_first_seen, derive_items, events_in_span, merge_with_table, select_new_rejections
 from recsys_batch.spark.ingest.raw_source import RAW_ROW, RawSource
+from recsys_batch.spark.ingest.source_files import translate_spark_errors
 from recsys_batch.spark.ingest.sources import IngestRequest, read_source
-from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
 from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
 from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, EVENT_KEY, HELD_OUT, REASON, SourceProfile
 from recsys_batch.spark.tables import WarehouseTables
@@ -32,8 +32,7 @@ _ROWS_PER_FILE = 1_000_000
 def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> IngestSummary:
     """Ingest a request's rows into interactions, holdout, items, users, exposures, feedback and rejected; idempotent.
 
-    Raises:
-        SourceError: a file cannot be used at all; no table was changed then.
+    Raises SourceError where a file cannot be used at all; no table was changed then.
     """
     raw = read_source(spark, request)
     profiles = {kind: _profile_rows(spark, df, path) for kind, (df, path) in _rows_by_kind(raw, request).items()}
@@ -47,8 +46,7 @@ def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> I
 def read_interactions(spark: SparkSession, config: Config, request: IngestRequest) -> pa.Table:
     """Read the usable rows (user_id, item_id, weight) of a file in one of the ingest formats without writing any table.
 
-    Raises:
-        SourceError: the file cannot be used or has no usable row.
+    Raises SourceError where the file cannot be used or has no usable row.
     """
     ids = WarehouseTables(spark, config).require_ids()
     raw = read_source(spark, request).interactions
@@ -142,11 +140,8 @@ class _IngestRun:
     def _validate_interactions(self) -> DataFrame:
         raw, profile = self._sources["interactions"][0], self._profiles["interactions"]
         typed = validation.parse_interactions(raw, self._ids)
-        tables = [
-            table.where(events_in_span(profile)).select(*EVENT_KEY)
-            for table in map(self._read_snapshot, ("interactions", "holdout"))
-            if table is not None
-        ]
+        snapshots = [self._read_snapshot(name) for name in ("interactions", "holdout")]
+        tables = [table.where(events_in_span(profile)).select(*EVENT_KEY) for table in snapshots if table is not None]
         typed = validation.mark_duplicates(typed, reduce(DataFrame.unionByName, tables) if tables else None)
         if self._are_items_declared:
             item_rows = [self._usable_rows("items", ALREADY_PRESENT)] if "items" in self._sources else []
@@ -192,23 +187,15 @@ class _IngestRun:
 
     def _write_interactions(self) -> None:
         summary, usable = self._summary.kinds["interactions"], self._usable_rows("interactions")
+        accepted = usable.where(~F.col(HELD_OUT))
         # Held-out rows first: a night that reads between the two commits lacks events, but never trains on held-out ones.
-        for name, n_rows, part in (
-            ("holdout", summary.held_out, usable.where(HELD_OUT)),
-            ("interactions", summary.accepted, usable.where(~F.col(HELD_OUT))),
-        ):
-            if n_rows:
-                self._tables.ensure(name, self._ids)
-                self._tables.append(
-                    name, _sort_into_files(part.select(*_columns(name)), n_rows, ("event_date", "user_id")), self._metadata(name)
-                )
+        for name, n_rows, rows in (("holdout", summary.held_out, usable.where(HELD_OUT)), ("interactions", summary.accepted, accepted)):
+            self._append_sorted(name, rows.select(*_columns(name)), n_rows, ("event_date", "user_id"))
         if summary.accepted:
-            accepted = usable.where(~F.col(HELD_OUT))
             counts = accepted.agg(F.count_distinct("user_id"), F.count_distinct("item_id")).head()
             self._summary.n_users, self._summary.n_items = cast("Any", counts)
 
     def _write_exposures_and_feedback(self) -> None:
-        """Append new exposures and feedback."""
         outputs: list[tuple[str, DataFrame, tuple[str, ...]]] = []
         if "exposures" in self._sources:
             outputs.append(("exposures", self._usable_rows("exposures"), ("shown_date", *TABLES["exposures"].sort_by)))
@@ -217,11 +204,16 @@ class _IngestRun:
             outputs.append(("feedback", feedback, ("event_date", "request_id")))
         for name, rows, order in outputs:
             rows = rows.select(*_columns(name)).persist()
-            n_rows = rows.count()
-            if n_rows:
-                self._tables.ensure(name, self._ids)
-                self._tables.append(name, _sort_into_files(rows, n_rows, order), self._metadata(name))
+            self._append_sorted(name, rows, rows.count(), order)
             rows.unpersist()
+
+    def _append_sorted(self, name: str, rows: DataFrame, n_rows: int, order: Sequence[str]) -> None:
+        """Append rows in files by ``order``, so that a reader of some days skips other files; one file where rows are few."""
+        if n_rows:
+            self._tables.ensure(name, self._ids)
+            n_files = -(-n_rows // _ROWS_PER_FILE)
+            partitions = rows.repartitionByRange(n_files, *order) if n_files > 1 else rows.coalesce(1)
+            self._tables.append(name, partitions.sortWithinPartitions(*order), self._metadata(name))
 
     def _note_missing_columns(self) -> None:
         source_columns, notes = self._sources["interactions"][0].columns, self._summary.notes
@@ -251,20 +243,20 @@ class _IngestRun:
         if not kinds:
             return
         is_rejected = F.col(REASON).isNotNull() & (F.col(REASON) != ALREADY_PRESENT)
-        rejected = (self._validated[kind].where(is_rejected).select(*self._rejected_columns(kind)) for kind in kinds)
+        sources = {kind: self._sources[kind][1] for kind in kinds}
+        columns = (F.col(REASON).alias("reason"), F.col(RAW_ROW).alias("row"))
+        rejected = (
+            self._validated[kind].where(is_rejected).select(F.lit(source).alias("source"), F.lit(kind).alias("kind"), *columns)
+            for kind, source in sources.items()
+        )
         rows = reduce(DataFrame.unionByName, rejected)
         if not created:
-            sources = [self._sources[kind][1] for kind in kinds]
-            rows = select_new_rejections(rows, self._tables.read("rejected").where(F.col("source").isin(sources)))
+            rows = select_new_rejections(rows, self._tables.read("rejected").where(F.col("source").isin(*sources.values())))
         stamps = {"ingest_id": F.lit(self._summary.ingest_id), "rejected_at": F.lit(self._now)}
         rows = rows.withColumns(stamps).select(*_columns("rejected")).persist()
         if not rows.isEmpty():
             self._tables.append("rejected", rows, self._metadata("rejected"))
         rows.unpersist()
-
-    def _rejected_columns(self, kind: str) -> list[Column]:
-        columns = {"source": F.lit(self._sources[kind][1]), "kind": F.lit(kind), "reason": F.col(REASON), "row": F.col(RAW_ROW)}
-        return [column.alias(name) for name, column in columns.items()]
 
     def _metadata(self, table: str) -> Mapping[str, Any]:
         return {"ingest_id": self._summary.ingest_id, "table": table}
@@ -272,10 +264,3 @@ class _IngestRun:
 
 def _columns(table: str) -> list[str]:
     return [column.name for column in TABLES[table].columns]
-
-
-def _sort_into_files(rows: DataFrame, n_rows: int, order: Sequence[str]) -> DataFrame:
-    """Sort rows into files by ``order``, so that a reader of some days skips other files; one file where rows are few."""
-    n_files = -(-n_rows // _ROWS_PER_FILE)
-    partitions = rows.repartitionByRange(n_files, *order) if n_files > 1 else rows.coalesce(1)
-    return partitions.sortWithinPartitions(*order)

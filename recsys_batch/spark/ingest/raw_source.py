@@ -82,12 +82,9 @@ def resolve_columns(
             )
     folded = {name.casefold(): name for name in present}
     close = difflib.get_close_matches(missing[0].casefold(), folded, n=1)
-    hint = f" Did you mean {folded[close[0]]}?" if close else " Is the first line a header?" if all(map(_is_number, present)) else ""
+    has_numbers_only = all(re.fullmatch(r"[\d.:T -]+", name) for name in present)
+    hint = f" Did you mean {folded[close[0]]}?" if close else " Is the first line a header?" if has_numbers_only else ""
     ours = next((name for name, theirs in sources.items() if theirs == missing[0]), missing[0])
     hint += f" Map yours with {option} {ours}=YOUR_COLUMN." if option else ""
     shown = ", ".join(present[:_MAX_SHOWN]) + (f" and {len(present) - _MAX_SHOWN} more" if len(present) > _MAX_SHOWN else "")
     raise SourceError(f"{path} has no column {', '.join(missing)}; it has {shown}.{hint}")
-
-
-def _is_number(text: str) -> bool:
-    return re.fullmatch(r"[\d.:T -]+", text) is not None

@@ -11,10 +11,9 @@ from pyspark.sql.types import MapType
 from recsys_batch.errors import SourceError
 from recsys_batch.spark.ingest.csv_source import read_csv
 from recsys_batch.spark.ingest.exposure_source import read_exposure_files
-from recsys_batch.spark.ingest.hadoop_files import list_files
 from recsys_batch.spark.ingest.movielens_source import read_movielens
 from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW, RawSource, add_raw_row, build_attributes, quoted_column, resolve_columns
-from recsys_batch.spark.ingest.spark_errors import translate_spark_errors
+from recsys_batch.spark.ingest.source_files import list_files, translate_spark_errors
 from recsys_batch.spark.tables import parse_identifier
 
 SOURCE_FORMATS = ("movielens", "csv", "parquet", "delta", "exposures")
@@ -51,8 +50,7 @@ class IngestRequest:
 def read_source(spark: SparkSession, request: IngestRequest) -> RawSource:
     """Open the files of a request as DataFrames with raw values.
 
-    Raises:
-        SourceError: a path is missing, empty, of another format, or lacks a required column.
+    Raises SourceError where a path is missing, empty, of another format, or lacks a required column.
     """
     if request.format not in SOURCE_FORMATS:
         raise SourceError(f"format {request.format!r} is unknown; known formats: {', '.join(SOURCE_FORMATS)}")

@@ -67,11 +67,7 @@ def parse_interactions(raw: DataFrame, ids: IdTypes) -> DataFrame:
     event_type = F.when(~parsing.is_blank("event_type"), F.col("event_type").cast("string")) if "event_type" in raw.columns else F.lit(None)
     bad_weight = weight.isNull() | F.isnan(weight) | (F.abs(weight) == float("inf"))
     reasons = [
-        (F.col(CORRUPT).isNotNull(), "malformed_line"),
-        (parsing.is_blank("user_id"), "null_user_id"),
-        (parsing.is_blank("item_id"), "null_item_id"),
-        (parsing.parse_id_column(raw, "user_id", ids.user).isNull(), "bad_user_id"),
-        (parsing.parse_id_column(raw, "item_id", ids.item).isNull(), "bad_item_id"),
+        *key_reasons(raw, user_id=ids.user, item_id=ids.item),
         *([(parsing.is_blank("event_ts"), "null_event_ts"), (event_ts.isNull(), "bad_event_ts")] if has_time else []),
         *([(bad_weight, "bad_weight")] if has_weight else []),
     ]
@@ -94,7 +90,7 @@ def parse_items(raw: DataFrame, ids: IdTypes) -> DataFrame:
     available = parsing.parse_flag(raw, "is_available") if "is_available" in raw.columns else F.lit(True)
     first_seen = parsing.parse_timestamp(raw, "first_seen_ts") if "first_seen_ts" in raw.columns else F.lit(None).cast("timestamp")
     reasons = [
-        *_key_reasons(raw, "item_id", ids.item),
+        *key_reasons(raw, item_id=ids.item),
         *([(available.isNull() & ~parsing.is_blank("is_available"), "bad_is_available")] if "is_available" in raw.columns else []),
         *([(first_seen.isNull() & ~parsing.is_blank("first_seen_ts"), "bad_first_seen_ts")] if "first_seen_ts" in raw.columns else []),
     ]
@@ -115,7 +111,7 @@ def parse_users(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Parse users into the table's columns with ``_row`` and ``_reason``; one usable row per user_id."""
     key = parsing.parse_id_column(raw, "user_id", ids.user).alias("user_id")
     segment = F.when(~parsing.is_blank("segment"), F.col("segment")) if "segment" in raw.columns else F.lit(None)
-    reason = coalesce_reasons(_key_reasons(raw, "user_id", ids.user)).alias(REASON)
+    reason = coalesce_reasons(key_reasons(raw, user_id=ids.user)).alias(REASON)
     typed = raw.select(key, segment.cast("string").alias("segment"), _optional_attributes(raw), RAW_ROW, reason)
     return mark_repeated_keys(typed, "user_id", "duplicate_user_id")
 
@@ -124,8 +120,7 @@ def mark_repeated_keys(df: DataFrame, key: str, reason: str) -> DataFrame:
     """Mark all usable rows of a ``key`` but one with ``reason``; which one stays does not depend on the order of rows."""
     window = _key_window([key]).orderBy(F.xxhash64(RAW_ROW), RAW_ROW)
     numbered = df.withColumn("_n", F.row_number().over(window))
-    repeated = F.col(REASON).isNull() & (F.col("_n") > 1)
-    return numbered.withColumn(REASON, F.when(repeated, F.lit(reason)).otherwise(F.col(REASON))).drop("_n")
+    return numbered.withColumn(REASON, F.coalesce(REASON, F.when(F.col("_n") > 1, F.lit(reason)))).drop("_n")
 
 
 def mark_duplicates(df: DataFrame, existing: DataFrame | None, key: Sequence[str] = EVENT_KEY) -> DataFrame:
@@ -143,9 +138,8 @@ def mark_duplicates(df: DataFrame, existing: DataFrame | None, key: Sequence[str
     if existing is not None:
         rows = rows.unionByName(existing.select(*key, no_reason.alias(REASON), F.lit(True).alias("_in_table")), allowMissingColumns=True)
     window = _key_window(key)
-    numbered = rows.withColumn("_present", F.max("_in_table").over(window)).withColumn(
-        "_n", F.row_number().over(window.orderBy("_in_table", F.xxhash64(RAW_ROW), RAW_ROW))
-    )
+    number = F.row_number().over(window.orderBy("_in_table", F.xxhash64(RAW_ROW), RAW_ROW))
+    numbered = rows.withColumn("_present", F.max("_in_table").over(window)).withColumn("_n", number)
     repeated, present = F.when(F.col("_n") > 1, F.lit("duplicate")), F.when(F.col("_present"), F.lit(ALREADY_PRESENT))
     verdict = F.coalesce(F.col(REASON), repeated, present)
     return numbered.where(~F.col("_in_table")).withColumn(REASON, verdict).drop("_in_table", "_present", "_n")
@@ -153,9 +147,8 @@ def mark_duplicates(df: DataFrame, existing: DataFrame | None, key: Sequence[str
 
 def mark_unknown_items(df: DataFrame, known: DataFrame) -> DataFrame:
     """Mark usable interactions whose item is not in ``known`` (item_id, distinct) as unknown_item."""
-    marked = df.join(known.select("item_id", F.lit(True).alias("_known")), "item_id", "left")
-    unknown = F.col(REASON).isNull() & F.col("_known").isNull()
-    return marked.withColumn(REASON, F.when(unknown, F.lit("unknown_item")).otherwise(F.col(REASON))).drop("_known")
+    joined = df.join(known.select("item_id", F.lit(True).alias("_known")), "item_id", "left")
+    return joined.withColumn(REASON, F.coalesce(REASON, F.when(F.col("_known").isNull(), F.lit("unknown_item")))).drop("_known")
 
 
 def mark_holdout(df: DataFrame, share: float, min_weight: float) -> DataFrame:
@@ -187,9 +180,11 @@ def _key_window(key: Sequence[str]) -> Any:
     return Window.partitionBy(*key, F.when(F.col(REASON).isNotNull(), F.xxhash64(RAW_ROW)))
 
 
-def _key_reasons(raw: DataFrame, name: str, id_type: IdType) -> list[tuple[Column, str]]:
-    missing, fits = parsing.is_blank(name), parsing.parse_id_column(raw, name, id_type).isNotNull()
-    return [(F.col(CORRUPT).isNotNull(), "malformed_line"), (missing, f"null_{name}"), (~fits, f"bad_{name}")]
+def key_reasons(raw: DataFrame, **id_types: IdType) -> list[tuple[Column, str]]:
+    """List what rejects a row of whatever kind, a malformed line first: then ids that are missing, then ids of another type."""
+    missing = [(parsing.is_blank(name), f"null_{name}") for name in id_types]
+    unfit = [(parsing.parse_id_column(raw, name, id_type).isNull(), f"bad_{name}") for name, id_type in id_types.items()]
+    return [(F.col(CORRUPT).isNotNull(), "malformed_line"), *missing, *unfit]
 
 
 def _optional_column(raw: DataFrame, name: str, kind: str) -> Column:

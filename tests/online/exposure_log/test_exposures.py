@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK, exposure_schema, feedback_schema
-from recsys_batch.online.exposure_log.exposure import Exposure, encode_exposures
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent, encode_feedback
+from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent, encode_exposures, encode_feedback
 from recsys_batch.online.exposure_log.log_writer import open_log
 from recsys_batch.schemas import IdTypes
 

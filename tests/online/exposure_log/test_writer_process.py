@@ -25,8 +25,7 @@ from hypothesis import strategies as st
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 from recsys_batch.errors import UsageError
 from recsys_batch.online.exposure_log import log_writer, rotating_parquet
-from recsys_batch.online.exposure_log.exposure import Exposure
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent
+from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent
 from recsys_batch.online.exposure_log.log_writer import LOG_KINDS, LogStats, LogWriter, open_log
 from recsys_batch.online.exposure_log.rotating_parquet import RotatingParquet, RotationPolicy
 from recsys_batch.online.exposure_log.writer_process import LogWriterClient, write_logs
@@ -253,7 +252,7 @@ class Writing:
 
     def __init__(self, folder: Path, **limits: Any) -> None:
         receiver, self.pipe = Pipe(duplex=False)
-        self.logs = {kind: open_log(kind, folder, IDS, 1, **limits) for kind in LOG_KINDS}
+        self.logs = {kind: open_log(kind, folder, IDS, 1, RotationPolicy(**limits)) for kind in LOG_KINDS}
         self.thread = threading.Thread(target=write_logs, args=(receiver, self.logs, folder.with_suffix(".json")))
         self.thread.start()
 

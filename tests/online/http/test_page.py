@@ -160,7 +160,8 @@ def test_a_key_reads_back_as_its_user(user: int | str, kind: Any) -> None:
 
 
 def test_samples_are_read_back_with_ids_of_their_own_kind(tmp_path: Any) -> None:
-    from recsys_batch.online.snapshot.sample_users import read_samples, write_samples
+    from recsys_batch.online.snapshot.reader import read_samples
+    from recsys_batch.online.snapshot.writer import write_samples
 
     for samples in ({1: [3, 2], -5: []}, {"1": [3], "ö": []}):
         write_samples(tmp_path / "samples.json", samples)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pyarrow.dataset as ds
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recsys_batch.online.export.sample_selection import N_HISTORY_ITEMS, latest_events
+from recsys_batch.online.export.published_run import N_HISTORY_ITEMS, latest_events
 from recsys_batch.online.snapshot.reader import Snapshot
 
 EVENTS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 40), st.integers(0, 10**6)), max_size=120)

@@ -16,8 +16,7 @@ from recsys_batch.config import Config
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK, exposure_schema
 from recsys_batch.errors import EXIT_OK, EXIT_USAGE, SourceError
 from recsys_batch.night import maintenance
-from recsys_batch.online.exposure_log.exposure import Exposure, encode_exposures
-from recsys_batch.online.exposure_log.feedback import FeedbackEvent
+from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent, encode_exposures
 from recsys_batch.online.exposure_log.log_writer import open_log
 from recsys_batch.read import open_table, read_table
 from recsys_batch.schemas import IdTypes

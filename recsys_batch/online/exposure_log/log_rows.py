@@ -1,0 +1,141 @@
+"""Rows of the log and their Arrow columns: exposures, what was shown to whom, at which position, with which scores, in which context, for
+later models to learn from; and feedback events, what a user did with an item, on its way to the next ingest.
+
+Made by serving/exposure_recorder.py and api/decode.py, encoded by writer_process.py: many rows at once in flat lists, no object per item.
+The columns are dataset/exposure_schema.py's, which ingest reads.
+"""
+
+import datetime as dt
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from recsys_batch.ids import parse_id
+from recsys_batch.schemas import TIMESTAMP, IdTypes
+
+LogId = int | str
+
+_NO_ATTRIBUTES: Mapping[str, Any] = {}
+
+
+class Exposure(NamedTuple):
+    """An answer that was sent.
+
+    Attributes:
+        shown_at: with its time zone. user_id, session_item_ids: as the request spells them.
+        source: ranker, batch or popular. degraded: why the answer is not all that it could be, or None.
+        item_ids, scores: plain lists, best first: position is the index in them, from 1.
+        batch_scores, candidate_ranks: of the same items; None (or None inside) where there are none.
+        context_ts: the context's time, with its time zone.
+    """
+
+    request_id: str
+    shown_at: dt.datetime
+    user_id: LogId
+    snapshot_id: str | None
+    model_version: str | None
+    source: str
+    degraded: str | None
+    item_ids: Sequence[LogId]
+    scores: Sequence[float]
+    batch_scores: Sequence[float | None] | None = None
+    candidate_ranks: Sequence[int | None] | None = None
+    context_ts: dt.datetime | None = None
+    device: str | None = None
+    session_item_ids: Sequence[LogId] = ()
+    attributes: Mapping[str, Any] = _NO_ATTRIBUTES
+
+
+class FeedbackEvent(NamedTuple):
+    """An event of a user with an item.
+
+    Attributes:
+        request_id: of the answer that showed the item; None where there was none. event_ts: with its time zone.
+        event_type: click, purchase, ... in the caller's words.
+    """
+
+    request_id: str | None
+    user_id: LogId
+    item_id: LogId
+    event_ts: dt.datetime
+    event_type: str
+    weight: float = 1.0
+
+
+def encode_exposures(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+    """Encode exposures as Arrow, user ids and session items in the warehouse's types; session items that fit none are left out.
+
+    Raises:
+        ValueError, TypeError, pa.ArrowException: a row does not fit the schema.
+    """
+    requests, shown, users, snapshots, models, sources, degraded, items, scores, batch, ranks, when, devices, sessions, more = zip(
+        *rows, strict=True
+    )
+    user_ids = [parse_id(user, ids.user) for user in users]
+    session = [[item for item in (parse_id(one, ids.item) for one in each) if item is not None] if each else () for each in sessions]
+    leading = (requests, shown, user_ids, snapshots, models, sources, degraded)
+    arrays = [pa.array(column, schema.field(number).type) for number, column in enumerate(leading)]
+    arrays.append(_items_column(items, scores, batch, ranks, schema.field("items").type))
+    arrays += [pa.array(when, TIMESTAMP), pa.array(devices, pa.string())]
+    arrays.append(pa.ListArray.from_arrays(_offsets_of(list(map(len, session))), _flatten(session, ids.item_arrow)))
+    arrays.append(_string_map_column(more, schema.field("attributes").type))
+    return _make_record_batch(arrays, schema)
+
+
+def encode_feedback(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
+    """Encode feedback events as Arrow, ids in the warehouse's types. Raises as ``encode_exposures``."""
+    requests, users, items, when, kinds, weights = zip(*rows, strict=True)
+    columns = (requests, [parse_id(user, ids.user) for user in users], [parse_id(item, ids.item) for item in items], when, kinds, weights)
+    return _make_record_batch([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)
+
+
+def _items_column(
+    items: Sequence[Sequence[LogId]],
+    scores: Sequence[Sequence[float]],
+    batch_scores: Sequence[Sequence[float | None] | None],
+    ranks: Sequence[Sequence[int | None] | None],
+    kind: pa.ListType,
+) -> pa.Array:
+    lengths = list(map(len, items))
+    positions = [range(1, n + 1) for n in lengths]
+    optional = [[row or [None] * n for row, n in zip(column, lengths, strict=True)] for column in (batch_scores, ranks)]
+    if any(list(map(len, column)) != lengths for column in (scores, *optional)):
+        raise ValueError("an exposure has lists of different lengths")
+    fields = list(kind.value_type)
+    values = [_flatten(column, field.type) for column, field in zip((items, positions, scores, *optional), fields, strict=True)]
+    if values[0].null_count:
+        raise ValueError("an item_id is null")
+    return pa.ListArray.from_arrays(_offsets_of(lengths), pa.StructArray.from_arrays(values, fields=fields), kind)
+
+
+def _offsets_of(lengths: Sequence[int]) -> pa.Array:
+    """Compute the offsets of lists in their values: int32, one more than there are lists."""
+    return pa.array([0, *accumulate(lengths)], pa.int32())
+
+
+def _flatten(lists: Sequence[Iterable[Any]], kind: pa.DataType) -> pa.Array:
+    """Concatenate lists to one array."""
+    return pa.array(list(chain.from_iterable(lists)), kind)
+
+
+def _string_map_column(mappings: Sequence[Mapping[str, Any]], kind: pa.MapType) -> pa.Array:
+    """Make a MAP<STRING,STRING> column: text as it is, other values as JSON, null as null."""
+    keys = _flatten(mappings, kind.key_type)
+    texts = _flatten([[_text(value) for value in mapping.values()] for mapping in mappings], kind.item_type)
+    return pa.MapArray.from_arrays(_offsets_of(list(map(len, mappings))), keys, texts, kind)
+
+
+def _make_record_batch(columns: Sequence[pa.Array], schema: pa.Schema) -> pa.RecordBatch:
+    """Make a record batch of columns in the schema's order. Raises ValueError: a null that must not be, or other lengths or types."""
+    batch = pa.RecordBatch.from_arrays(columns, schema=schema)
+    for field, column in zip(schema, columns, strict=True):
+        if column.null_count and not field.nullable:
+            raise ValueError(f"{field.name} is null in {column.null_count} of {len(column)} rows")
+    return batch
+
+
+def _text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
