@@ -1,4 +1,4 @@
-"""A run in progress: its session, tables, manifest, artefacts and pointers. Every step takes one; open_run makes it."""
+"""A run in progress: its session, tables, manifest, artefacts and pointers. Every step takes one, made by open_run, and gives a result."""
 
 import datetime as dt
 import logging
@@ -22,16 +22,7 @@ from recsys_batch.schemas import IdTypes, TableSpec, spark_ddl
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.spark.executors.part_writer import make_part_writer, pass_through
 from recsys_batch.spark.tables import WarehouseTables
-from recsys_batch.storage.artifacts import (
-    bundle_folder,
-    catalogue_folder,
-    clear_pointer,
-    get_pointer,
-    has_pointer,
-    put_folder,
-    set_pointer,
-    stage_files,
-)
+from recsys_batch.storage import artifacts
 from recsys_batch.storage.filesystems import join, remove
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.delta_log import commit, list_data_files
@@ -50,6 +41,16 @@ class CommittedSlice:
     rows: int
     n_bytes: int
     counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Result of a step: Delta versions by table, rows written, users handled, further numbers for the manifest."""
+
+    versions: dict[str, int]
+    rows: int
+    users: int
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -140,25 +141,25 @@ class RunContext:
         return self.config.tables.target_file_mb * 2**20
 
     def set_pointer(self, name: str, value: Mapping[str, Any]) -> None:
-        set_pointer(self.root, self.run.run_id, name, value)
+        artifacts.set_pointer(self.root, self.run.run_id, name, value)
 
     def get_pointer(self, name: str) -> dict[str, Any]:
-        return get_pointer(self.root, self.run.run_id, name)
+        return artifacts.get_pointer(self.root, self.run.run_id, name)
 
     def has_pointer(self, name: str) -> bool:
-        return has_pointer(self.root, self.run.run_id, name)
+        return artifacts.has_pointer(self.root, self.run.run_id, name)
 
     def clear_pointer(self, name: str) -> None:
         """Remove the run's pointer, where there is one."""
-        clear_pointer(self.root, self.run.run_id, name)
+        artifacts.clear_pointer(self.root, self.run.run_id, name)
 
     def put_folder(self, kind: str, write: Callable[[Path], None]) -> str:
         """Make a new artefact folder that ``write`` fills; returns its location."""
-        return put_folder(self.root, kind, write, self.config.paths.state)
+        return artifacts.put_folder(self.root, kind, write, self.config.paths.state)
 
     def stage_files(self, kind: str) -> AbstractContextManager[Path]:
         """Open a local folder for files named by their content, which are artefacts when the block ends."""
-        return stage_files(self.root, kind, self.config.paths.state)
+        return artifacts.stage_files(self.root, kind, self.config.paths.state)
 
     @property
     def cache(self) -> NodeCache:
@@ -167,11 +168,11 @@ class RunContext:
 
     @property
     def bundle_dir(self) -> str:
-        return bundle_folder(self.root, self.run.run_id)
+        return artifacts.bundle_folder(self.root, self.run.run_id)
 
     @property
     def catalogue_dir(self) -> str:
-        return catalogue_folder(self.root, self.run.run_id)
+        return artifacts.catalogue_folder(self.root, self.run.run_id)
 
     def open_catalogue(self) -> Catalogue:
         """Map the run's catalogue on the driver."""

@@ -11,11 +11,10 @@ from pyspark.sql import functions as F
 from recsys_batch.config import Config
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.dataset.popularity import group_by_segment
-from recsys_batch.night.incremental.base_run import BaseRun, changed_users_path, load_base
-from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.incremental import BaseRun, changed_users_path, load_base
+from recsys_batch.night.run_context import RunContext, StepResult
 from recsys_batch.night.steps.gather_events import load_user_events
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, join_segments, range_tasks, task_metrics
-from recsys_batch.night.steps.step_result import StepResult
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
 from recsys_batch.spark.executors.carry_forward import BatchChange, NewItems
 from recsys_batch.spark.executors.retrieve import SHORT, RetrievalInput, RetrieveTask, count_short_lists, retrieve_range
@@ -49,8 +48,7 @@ def _make_retrieve_task(context: RunContext, catalogue: Catalogue) -> RetrieveTa
     pointer = context.get_pointer("index")
     popular = context.table_slice("popular")
     files = (read_parquet(join(popular.root, part.path)).cast(popular.schema) for part in list_data_files(popular))
-    table = pa.concat_tables([popular.schema.empty_table(), *files])
-    table = table.sort_by([("segment", "ascending"), ("rank", "ascending")])
+    table = pa.concat_tables([popular.schema.empty_table(), *files]).sort_by([("segment", "ascending"), ("rank", "ascending")])
     return RetrieveTask(
         run_id=context.run.run_id,
         ids=context.ids,
@@ -98,8 +96,7 @@ def _find_shortfalls(context: RunContext) -> DataFrame:
     """Find the users who got fewer candidates than wanted, and why."""
     retrieval = context.config.retrieval
     short = context.read_slice("candidates").where(F.size("items") < _n_required(context.config))
-    short = short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items"))
-    short = join_segments(short, context, "left")
+    short = join_segments(short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items")), context, "left")
     named = [segment for segment in retrieval.eligibility if segment != ALL_SEGMENTS]
     ruled = F.lit(True) if ALL_SEGMENTS in retrieval.eligibility else F.coalesce(F.col("segment").isin(named), F.lit(False))
     reason = F.when(ruled, "eligible_exhausted").otherwise("catalogue_exhausted")

@@ -4,8 +4,11 @@ Everything that a user's rows rest on is compared with the night that readers se
 rows of interactions and users. Popularity and counts that would move every row every night are frozen in the bundle.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +20,12 @@ from pyspark.sql import functions as F
 from recsys_batch import __version__
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
-from recsys_batch.night.incremental.appended_files import NotAppendOnly, list_appended_files
 from recsys_batch.night.run_context import RunContext, partition_values
 from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.storage.artifacts import catalogue_folder
-from recsys_batch.storage.filesystems import basename, join, read_parquet
+from recsys_batch.storage.filesystems import basename, file_sizes, join, read_bytes, read_parquet
 from recsys_batch.tables import run_manifest
-from recsys_batch.tables.delta_log import list_data_files
+from recsys_batch.tables.delta_log import list_data_files, open_delta_table
 from recsys_batch.tables.run_manifest import Run
 from recsys_batch.tables.slice_writer import TableSlice
 from recsys_batch.tables.user_ranges import LIST_ROWS, UserSortedFiles
@@ -49,10 +51,6 @@ class BaseRun:
     changed: pa.Array
     new_items: pa.Array
     same_items: bool
-
-    def files(self, where: TableSlice) -> UserSortedFiles:
-        """List the base run's files of the table that ``where`` is a slice of."""
-        return list_slice_files(where, self.run)
 
 
 class FullRunRequired(Exception):
@@ -126,8 +124,7 @@ def _diff_catalogues(before: Catalogue, now: Catalogue, context: RunContext) -> 
     common_ids = before.item_ids.filter(pc.is_in(before.item_ids, value_set=now.item_ids))
     codes_before, codes_now = before.codes(common_ids), now.codes(common_ids)
     arrays = [("vectors", before.embeddings, now.embeddings), ("history vectors", before.history, now.history)]
-    for segment in now.eligible:
-        arrays.append((f"eligibility for {segment}", before.eligible[segment], now.eligible[segment]))
+    arrays += [(f"eligibility for {segment}", before.eligible[segment], mask) for segment, mask in now.eligible.items()]
     for name in ("boost", "blocked", "stale"):
         if getattr(now.item_rules, name) is not None:
             arrays.append((f"rules ({name})", getattr(before.item_rules, name), getattr(now.item_rules, name)))
@@ -156,10 +153,41 @@ def list_event_files(context: RunContext, run: Run) -> tuple[list[str], list[str
         FullRunRequired: some are no longer there.
     """
     then, now = (versions["interactions"] for versions in (run.input_versions, context.run.input_versions))
+    return list_appended_files(context.tables.folder("interactions"), then, now)
+
+
+def list_appended_files(root: str, then: int, now: int) -> tuple[list[str], list[str]]:
+    """List (files of version ``then``, files appended up to ``now``) as paths, by the table's log; together they are version ``now``.
+
+    OPTIMIZE replaces files by others with the same rows and marks them so (dataChange = false); the replaced ones stay on the disk for
+    ``tables.retention_days``, and are read for what they are.
+
+    Raises:
+        FullRunRequired: rows were removed since, the log no longer reaches back, or a file is gone.
+    """
+    paths_then = set(pa.table(open_delta_table(root, then).get_add_actions())["path"].to_pylist())
+    paths_since: set[str] = set()
+    for version in range(then + 1, now + 1):
+        for action in _read_log_actions(root, version):
+            if "add" in action and action["add"]["dataChange"]:
+                paths_since.add(unquote(action["add"]["path"]))
+            if "remove" in action and action["remove"]["dataChange"]:
+                raise FullRunRequired("rows of interactions were removed since")
+    names = [sorted(files) for files in (paths_then, paths_since)]
+    sizes = file_sizes(root, [name for files in names for name in files])
+    missing = [name for files in names for name in files if name not in sizes]
+    if missing:
+        raise FullRunRequired(f"{len(missing)} files of interactions were replaced and vacuumed since")
+    files_then, files_since = ([join(root, name) for name in files] for files in names)
+    return files_then, files_since
+
+
+def _read_log_actions(root: str, version: int) -> list[dict[str, Any]]:
     try:
-        return list_appended_files(context.tables.folder("interactions"), then, now)
-    except NotAppendOnly as error:
-        raise FullRunRequired(str(error)) from None
+        text = read_bytes(join(root, "_delta_log", f"{version:020d}.json")).decode()
+        return [json.loads(line) for line in text.splitlines() if line]
+    except FileNotFoundError:
+        raise FullRunRequired(f"the log of interactions no longer has version {version}") from None
 
 
 def _users_with_new_events(context: RunContext, run: Run) -> pa.Array:
