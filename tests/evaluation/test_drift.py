@@ -22,7 +22,11 @@ def topk_files(folder: Path, lists: dict[int, list[int]]) -> UserSortedFiles:
 
 
 def test_overlap_is_of_users_in_both_runs(tmp_path: Path) -> None:
-    now, before = topk_files(tmp_path / "now", {1: [10, 20], 2: [10, 30], 3: [10]}), topk_files(tmp_path / "before", {2: [30, 40], 3: [10]})
+    # The first and the last user of a file are left out of a sample.
+    now, before = (
+        topk_files(tmp_path / "now", {1: [10, 20], 2: [10, 30], 3: [10], 4: [10]}),
+        topk_files(tmp_path / "before", {2: [30, 40], 3: [10]}),
+    )
     compared = compare_runs(now, before)
     assert compared is not None
     assert compared.jaccard.tolist() == [1 / 3, 1.0]
