@@ -97,24 +97,20 @@ def _report_interrupt() -> int:
 
 def _report_error(error: Exception, sentence: str) -> None:
     click.echo(f"error: {sentence}", err=True)
-    if logging.getLogger("recsys_batch").isEnabledFor(logging.DEBUG):
-        logging.getLogger("recsys_batch").debug("stack trace", exc_info=error)
+    logger = logging.getLogger("recsys_batch")
+    if logger.isEnabledFor(logging.DEBUG):
+        logger.debug("stack trace", exc_info=error)
     elif not isinstance(error, RecsysBatchError):
         click.echo("(recsys-batch -v COMMAND shows the stack trace)", err=True)
 
 
-def main() -> None:
-    """Run the command line of this process, and exit with its code."""
-    _treat_sigterm_as_interrupt()
-    sys.exit(run(sys.argv[1:]))
+def main(*command: str) -> None:
+    """Run the command line of this process, or ``command`` with its options, and exit with the code."""
+    # SIGTERM, by which schedulers stop a job, acts as Ctrl-C: the running step records its failure, and the exit code is 1.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.exit(run([*command, *sys.argv[1:]]))
 
 
 def job(command: str) -> None:
     """Run a command as ``jobs/COMMAND.py`` under spark-submit: the same options, the same exit codes."""
-    _treat_sigterm_as_interrupt()
-    sys.exit(run([command, *sys.argv[1:]]))
-
-
-def _treat_sigterm_as_interrupt() -> None:
-    """Make SIGTERM, by which schedulers stop a job, act as Ctrl-C: the running step records its failure, and the exit code is 1."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main(command)

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlparse
@@ -25,11 +25,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _default_node_cache() -> str:
-    """Name this user's folder among the system's temporary files."""
-    return f"{tempfile.gettempdir()}/recsys_batch-{os.getuid()}"
-
-
 class Paths(Section):
     warehouse: str = Field(
         "warehouse",
@@ -37,7 +32,7 @@ class Paths(Section):
     )
     state: str = Field("state", description="local folder for MLflow's database, its artefacts and bundles being written")
     node_cache: str = Field(
-        default_factory=_default_node_cache,
+        default_factory=lambda: f"{tempfile.gettempdir()}/recsys_batch-{os.getuid()}",
         description="folder on each node's own disk for copies of an s3a:// warehouse's models and indexes",
     )
     node_cache_mb: int = Field(51_200, ge=1, description="MiB that these copies may take; what nobody uses goes first")
@@ -251,16 +246,14 @@ class Config(Section):
         return hashlib.sha256(json.dumps(night, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -> Config:
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read ``path`` (TOML), apply ``section.key=value`` overrides (value as TOML, else as text), and check all of it.
 
     Raises:
         ConfigError: unreadable file, unknown key (names the nearest), value out of range.
     """
     tree: dict[str, Any] = {}
-    origin = "defaults"
     if path is not None:
-        origin = str(path)
         try:
             tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -269,10 +262,10 @@ def load_config(path: str | Path | None = None, overrides: Iterable[str] = ()) -
             raise ConfigError(f"config file {path} is not readable TOML: {error}") from None
     for override in overrides:
         _apply_override(tree, override)
-        origin = f"{path or 'defaults'} with --set"
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
+        origin = f"{path or 'defaults'}{' with --set' if overrides else ''}"
         raise ConfigError(f"{origin}: " + "; ".join(_explain_error(e) for e in error.errors())) from None
 
 
@@ -322,12 +315,8 @@ def _explain_error(error: Mapping[str, Any]) -> str:
 
 
 def _list_known_keys() -> list[str]:
-    keys: list[str] = []
+    keys = list(Config.model_fields)
     for name, field in Config.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, Section):
-            keys.append(name)
-            keys.extend(f"{name}.{key}" for key in section.model_fields)
-        else:
-            keys.append(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            keys += [f"{name}.{key}" for key in field.annotation.model_fields]
     return keys

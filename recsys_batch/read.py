@@ -71,16 +71,10 @@ def has_table(warehouse: str, name: str) -> bool:
 
 
 def read_table(
-    warehouse: str,
-    name: str,
-    *,
-    columns: Sequence[str] | None = None,
-    where: pc.Expression | None = None,
-    version: int | None = None,
+    warehouse: str, name: str, *, columns: Sequence[str] | None = None, where: pc.Expression | None = None, version: int | None = None
 ) -> pa.Table:
     """Rows of a table, with column projection and filter pushed into the files."""
-    dataset = table_dataset(warehouse, name, version)
-    return dataset.to_table(columns=list(columns) if columns is not None else None, filter=where)
+    return table_dataset(warehouse, name, version).to_table(columns=list(columns) if columns is not None else None, filter=where)
 
 
 def batches_of(warehouse: str, name: str, columns: Sequence[str], version: int | None = None) -> Iterator[pa.RecordBatch]:
@@ -192,14 +186,9 @@ def run_slice(
 
 
 def run_files(warehouse: str, name: str, run: Run) -> UserSortedFiles:
-    """The files of an output table that a run wrote, to read by ranges of users.
-
-    Args:
-        run: its manifest row.
-    """
-    spec = TABLES[name]
-    partition = {column: getattr(run, column) for column in spec.partition_by}
-    where = TableSlice(f"{absolute(warehouse)}/{name}", spec, id_types(warehouse), partition, 2**26)
+    """The files of an output table that a run wrote, to read by ranges of users."""
+    partition = {column: getattr(run, column) for column in TABLES[name].partition_by}
+    where = TableSlice(f"{absolute(warehouse)}/{name}", TABLES[name], id_types(warehouse), partition, 2**26)
     return UserSortedFiles(where, list_data_files(where))
 
 

@@ -49,18 +49,10 @@ class Column:
     nullable: bool = True
 
     def arrow(self, ids: IdTypes) -> pa.Field:
-        return pa.field(self.name, self._arrow_type(ids), self.nullable)
-
-    def _arrow_type(self, ids: IdTypes) -> pa.DataType:
-        if self.type == "user_id":
-            return ids.user_arrow
-        if self.type == "item_id":
-            return ids.item_arrow
-        if self.type == "item_ids":
-            return pa.list_(ids.item_arrow)
-        if self.type == "candidates":
-            return pa.list_(pa.struct([pa.field("item_id", ids.item_arrow), pa.field("score", pa.float32())]))
-        return self.type
+        candidate = pa.struct([pa.field("item_id", ids.item_arrow), pa.field("score", pa.float32())])
+        by_ids = {"user_id": ids.user_arrow, "item_id": ids.item_arrow, "item_ids": pa.list_(ids.item_arrow)}
+        by_ids["candidates"] = pa.list_(candidate)
+        return pa.field(self.name, by_ids[self.type] if isinstance(self.type, str) else self.type, self.nullable)
 
 
 @dataclass(frozen=True)
@@ -102,8 +94,7 @@ class TableSpec:
         return tuple(field.name for field in fields if not (pa.types.is_nested(field.type) or pa.types.is_boolean(field.type)))
 
 
-def _run_id() -> Column:
-    return Column("run_id", pa.string(), "the night that wrote this row; join to runs", nullable=False)
+_RUN_ID = Column("run_id", pa.string(), "the night that wrote this row; join to runs", nullable=False)
 
 
 def _user_id(comment: str = "user, as the source names it") -> Column:
@@ -124,17 +115,12 @@ _INTERACTIONS = (
 )
 
 _TOPK = (
-    _run_id(),
+    _RUN_ID,
     Column("run_date", pa.date32(), "the night's date", nullable=False),
     _user_id(),
     Column("rank", pa.int32(), "1 is best", nullable=False),
     _item_id(),
-    Column(
-        "score",
-        pa.float32(),
-        "ranker score: comparable within a user and a model version; descending in rank",
-        nullable=False,
-    ),
+    Column("score", pa.float32(), "ranker score: comparable within a user and a model version; descending in rank", nullable=False),
     Column("candidate_rank", pa.int32(), "position in candidates, from 1", nullable=False),
     Column("source", pa.string(), "model, or popular for users without history", nullable=False),
     Column("model_version", pa.string(), "registry version of the model"),
@@ -148,12 +134,7 @@ _TOPK_CHECKS = {
 }
 
 _SPECS = (
-    TableSpec(
-        "interactions",
-        "who did what to which item; append-only",
-        _INTERACTIONS,
-        cluster_by=("event_date",),
-    ),
+    TableSpec("interactions", "who did what to which item; append-only", _INTERACTIONS, cluster_by=("event_date",)),
     TableSpec("holdout", "interactions held out at ingest for evaluation; no model or night reads them", _INTERACTIONS),
     TableSpec(
         "items",
@@ -217,10 +198,7 @@ _SPECS = (
     TableSpec(
         "feedback",
         "which answer an interaction came from: the events of feedback that name their request; all of them are in interactions, too",
-        (
-            Column("request_id", pa.string(), "the answer that showed the item; join to exposures", nullable=False),
-            *_INTERACTIONS,
-        ),
+        (Column("request_id", pa.string(), "the answer that showed the item; join to exposures", nullable=False), *_INTERACTIONS),
     ),
     TableSpec(
         "sent_log",
@@ -240,7 +218,7 @@ _SPECS = (
         "user_embeddings",
         "one vector per user with a positive interaction",
         (
-            _run_id(),
+            _RUN_ID,
             _user_id(),
             Column("embedding", pa.list_(pa.float32()), "user tower output; inner product with an item's is the retrieval score"),
             Column("n_events", pa.int32(), "distinct items that the user has a positive interaction with, up to the night"),
@@ -251,7 +229,7 @@ _SPECS = (
         "item_embeddings",
         "one vector per item of the catalogue",
         (
-            _run_id(),
+            _RUN_ID,
             _item_id(),
             Column("embedding", pa.list_(pa.float32()), "item tower output"),
             Column("n_events", pa.int32(), "distinct users with a positive interaction with the item, up to the night"),
@@ -262,7 +240,7 @@ _SPECS = (
         "candidates",
         "retrieved items per user, best first: unseen and available only",
         (
-            _run_id(),
+            _RUN_ID,
             _user_id(),
             Column("items", "candidates", "best first; score is the retrieval score (popularity for users without history)"),
         ),
@@ -272,7 +250,7 @@ _SPECS = (
         "shortfalls",
         "users that got fewer than n_candidates, and why",
         (
-            _run_id(),
+            _RUN_ID,
             _user_id(),
             Column("n_items", pa.int32(), "candidates that the user did get"),
             Column(
@@ -308,7 +286,7 @@ _SPECS = (
         "popular",
         "the most popular available items per segment: the fallback",
         (
-            _run_id(),
+            _RUN_ID,
             Column("segment", pa.string(), "users.segment; 'all' is everybody", nullable=False),
             Column("rank", pa.int32(), "1 is most popular", nullable=False),
             _item_id(),
@@ -321,7 +299,7 @@ _SPECS = (
         "runs",
         "manifest of nights; append-only: the newest PUBLISHED row by published_at is what readers see",
         (
-            _run_id(),
+            _RUN_ID,
             Column("run_date", pa.date32(), "the night's date", nullable=False),
             Column("attempt", pa.int32(), "which start of this run wrote the row, from 1", nullable=False),
             Column("status", pa.string(), "RUNNING, AUDITED, PUBLISHED, FAILED or ROLLED_BACK", nullable=False),

@@ -9,8 +9,6 @@ stream        stream
 report        report
 digest        digest
 online        export-snapshot, serve
-fill_redis    users' records into Redis, from Spark's executors
 options       options that commands share
-json_output   results as JSON
-terminal      tables and progress on a terminal
+output        tables and progress on a terminal, results as JSON
 """

@@ -6,13 +6,12 @@ import datetime as dt
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from recsys_batch.commands.json_output import json_option, print_json
-from recsys_batch.commands.options import DateType, with_config
-from recsys_batch.commands.terminal import format_count, progress_bar
+from recsys_batch.commands.options import DATE, ParsedType, json_option, with_config
+from recsys_batch.commands.output import format_count, print_json, progress_bar
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.schemas import ALL_SEGMENTS
@@ -21,42 +20,33 @@ if TYPE_CHECKING:
     from recsys_batch.digest.builder import DigestResult
 
 
-class ShardType(click.ParamType):
-    """A shard as i/n, i from 1."""
-
-    name = "I/N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", str(value))
-        if not match or not 1 <= int(match[1]) <= int(match[2]):
-            self.fail(f"{value!r} is not a shard like 1/4 (the first of four)", param, ctx)
-        return int(match[1]), int(match[2])
+def _parse_shard(text: str) -> tuple[int, int]:
+    """Parse a shard, i/n with i from 1."""
+    match = re.fullmatch(r"(\d{1,5})/(\d{1,5})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(text)
+    return int(match[1]), int(match[2])
 
 
-class MomentType(click.ParamType):
-    """A time as ISO 8601; UTC where it has no zone."""
+def _parse_moment(text: str) -> dt.datetime:
+    """Parse a time as ISO 8601; UTC where it has no zone."""
+    moment = dt.datetime.fromisoformat(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
 
-    name = "TIME"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.datetime:
-        try:
-            moment = value if isinstance(value, dt.datetime) else dt.datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is not a time like 2026-11-24T06:00:00Z", param, ctx)
-        return moment if moment.tzinfo else moment.replace(tzinfo=dt.UTC)
+_SHARD = ParsedType("I/N", _parse_shard, "a shard like 1/4 (the first of four)")
+_MOMENT = ParsedType("TIME", _parse_moment, "a time like 2026-11-24T06:00:00Z")
 
 
 @click.command("digest", help="Choose a few items per user for an e-mail, with titles and reasons, none sent lately; one record per user.")
-@click.option("--run-date", type=DateType(), required=True, help="The night's date; never taken from the clock.")
+@click.option("--run-date", type=DATE, required=True, help="The night's date; never taken from the clock.")
 @click.option("--slots", default=5, show_default=True, type=click.IntRange(1, 1000), help="Items per user.")
 @click.option("--segment", help="Only users of this segment.")
 @click.option("--out", required=True, metavar="FILE|DIR", help="The file, or a folder that gets DIGEST_ID.FORMAT.")
 @click.option("--format", "form", default="jsonl", show_default=True, type=click.Choice(["jsonl", "parquet"]), help="The file's format.")
-@click.option("--shard", default="1/1", show_default=True, type=ShardType(), help="Only the I-th of N parts of the users, for N senders.")
+@click.option("--shard", default="1/1", show_default=True, type=_SHARD, help="Only the I-th of N parts of the users, for N senders.")
 @click.option("--digest-id", help="The digest's name in the table sent_log.  [default: date, segment, slots and shard]")
-@click.option("--as-of", type=MomentType(), help="Measure the run's age at this time, for replays.  [default: now]")
+@click.option("--as-of", type=_MOMENT, help="Measure the run's age at this time, for replays.  [default: now]")
 @click.option("--dry-run", is_flag=True, help="Count, and write nothing.")
 @json_option
 @with_config
@@ -94,10 +84,7 @@ def digest_command(
         now = as_of or dt.datetime.now(dt.UTC)
         cache = NodeCache.from_paths(config.paths)
         result = make_digest(config.paths.warehouse, cache, request, now, config.data.min_weight, dry_run=dry_run, progress=progress)
-    if as_json:
-        print_json({"dry_run": dry_run, **asdict(result)})
-        return
-    _print_result(result, slots, dry_run)
+    print_json({"dry_run": dry_run, **asdict(result)}) if as_json else _print_result(result, slots, dry_run)
 
 
 def _output_path(out: str, name: str, form: str) -> Path:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.json_output import json_option, print_json, print_result
-from recsys_batch.commands.options import parse_mapping, with_config
-from recsys_batch.commands.terminal import format_count, print_table
+from recsys_batch.commands.options import json_option, parse_mapping, with_config
+from recsys_batch.commands.output import format_count, print_json, print_result, print_table
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 
@@ -27,13 +26,9 @@ def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         columns = "The files' column names, e.g. user_id=customer,item_id=sku,event_ts=when,weight=amount,event_type=kind."
-        for option in (
-            click.option("--delimiter", default=",", show_default=True, help="Delimiter of CSV files; $'\\t' is a tab."),
-            click.option("--columns", metavar="OURS=THEIRS,...", help=columns),
-            click.option("--format", "file_format", type=_FORMATS, required=required, help="Format of the files."),
-        ):
-            command = option(command)
-        return command
+        command = click.option("--delimiter", default=",", show_default=True, help="Delimiter of CSV files; $'\\t' is a tab.")(command)
+        command = click.option("--columns", metavar="OURS=THEIRS,...", help=columns)(command)
+        return click.option("--format", "file_format", type=_FORMATS, required=required, help="Format of the files.")(command)
 
     return add
 
@@ -44,12 +39,7 @@ def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable
 @click.option("--item-columns", metavar="OURS=THEIRS,...", help="item_id, title, categories, is_available, first_seen_ts.")
 @click.option("--users", metavar="PATH", help="Users file (optional).")
 @click.option("--user-columns", metavar="OURS=THEIRS,...", help="user_id, segment.")
-@click.option(
-    "--holdout",
-    type=click.FloatRange(0, 0.9),
-    default=0.0,
-    help="Hold out this newest share of each user's positives.",
-)
+@click.option("--holdout", type=click.FloatRange(0, 0.9), default=0.0, help="Hold out this newest share of each user's positives.")
 @json_option
 @source_options(required=True)
 @with_config
@@ -72,10 +62,7 @@ def ingest_command(config: Config, source: str | None, as_json: bool, holdout: f
         holdout=holdout,
     )
     summary = run_ingest(get_session(config), config, request)
-    if as_json:
-        print_json(asdict(summary))
-        return
-    _print_summary(summary)
+    print_json(asdict(summary)) if as_json else _print_summary(summary)
 
 
 def _print_summary(summary: IngestSummary) -> None:

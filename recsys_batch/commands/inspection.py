@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.ingest import source_options
-from recsys_batch.commands.json_output import json_option, print_json
-from recsys_batch.commands.options import KListType, with_config
-from recsys_batch.commands.terminal import console, format_count, print_table
+from recsys_batch.commands.ingest import read_truth, source_options
+from recsys_batch.commands.options import ParsedType, json_option, with_config
+from recsys_batch.commands.output import format_count, print_json, print_table
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 
@@ -19,10 +18,20 @@ if TYPE_CHECKING:
     from recsys_batch.evaluation.run_diff import ItemChanges, UserChanges
 
 
+def _parse_list_lengths(text: str) -> tuple[int, ...]:
+    ks = tuple(int(part) for part in text.split(","))
+    if min(ks) < 1:
+        raise ValueError(text)
+    return ks
+
+
+_LIST_LENGTHS = ParsedType("K[,K...]", _parse_list_lengths, "a list of positive whole numbers like 10,20")
+
+
 @click.command("evaluate", help="Compare the published top-K with true later interactions, beside popularity.")
 @click.option("--truth", metavar="PATH", help="Later interactions, in any format that ingest reads.")
 @click.option("--holdout", is_flag=True, help="Interactions that ingest --holdout held out, or that arrived after the run.")
-@click.option("--k", "ks", type=KListType(), default=(10, 20), show_default="10,20", help="List lengths.")
+@click.option("--k", "ks", type=_LIST_LENGTHS, default=(10, 20), show_default="10,20", help="List lengths.")
 @click.option("--run-id", help="A published run other than the current one.")
 @json_option
 @source_options(required=False)
@@ -30,8 +39,7 @@ if TYPE_CHECKING:
 def evaluate_command(
     config: Config, truth: str | None, holdout: bool, ks: tuple[int, ...], run_id: str | None, as_json: bool, **source: Any
 ) -> None:
-    from recsys_batch.evaluation.evaluate import evaluate_run as run_evaluation
-    from recsys_batch.evaluation.evaluate import read_holdout_truth
+    from recsys_batch.evaluation.evaluate import evaluate_run, read_holdout_truth
     from recsys_batch.read import published_run
 
     if (truth is None) == (not holdout):
@@ -41,14 +49,9 @@ def evaluate_command(
     if truth is None:
         interactions, origin = read_holdout_truth(warehouse, run)
     else:
-        from recsys_batch.commands.ingest import read_truth
-
         interactions, origin = read_truth(config, truth, **source), truth
-    result = run_evaluation(warehouse, run, interactions, origin, ks, config.data.min_weight)
-    if as_json:
-        print_json(asdict(result))
-        return
-    print_evaluation(result)
+    result = evaluate_run(warehouse, run, interactions, origin, ks, config.data.min_weight)
+    print_json(asdict(result)) if as_json else _print_evaluation(result)
 
 
 @click.command("changes", help="Show what changed for a user or an item between two published nights, and why.")
@@ -84,37 +87,28 @@ def _print_user_changes(changes: UserChanges, n: int) -> None:
         for change in (*changes.came, *changes.went)
     ]
     title = f"user {changes.user_id}: top {n} of {changes.now} against {changes.before}"
-    if rows:
-        print_table(title, ("item", "rank before", "now", "why"), rows, left=(0, 3))
     models = changes.models[0] if changes.models[0] == changes.models[1] else " then ".join(changes.models)
-    console().print(f"{changes.n_kept} items stayed; {changes.n_new_events} new interactions of the user; model version {models}")
+    note = f"{changes.n_kept} items stayed; {changes.n_new_events} new interactions of the user; model version {models}"
+    print_table(title, ("item", "rank before", "now", "why"), rows, left=(0, 3), note=note)
 
 
 def _print_item_changes(changes: ItemChanges) -> None:
-    def median(value: float | None) -> str:
-        return "" if value is None else f"{value:g}"
-
-    def available(value: bool | None) -> str:
-        return "not in the catalogue" if value is None else "yes" if value else "no"
-
-    rows = [
-        ("lists with it", format_count(changes.n_lists[0]), format_count(changes.n_lists[1])),
-        ("median rank there", median(changes.median_rank[0]), median(changes.median_rank[1])),
-        ("available", available(changes.available[0]), available(changes.available[1])),
-    ]
-    print_table(f"item {changes.item_id}: {changes.title}", ("", changes.before, changes.now), rows)
-    console().print(f"{format_count(changes.n_new_events)} new interactions with it between the two")
+    medians = ["" if value is None else f"{value:g}" for value in changes.median_rank]
+    available = ["not in the catalogue" if value is None else "yes" if value else "no" for value in changes.available]
+    rows = [("lists with it", *map(format_count, changes.n_lists)), ("median rank there", *medians), ("available", *available)]
+    note = f"{format_count(changes.n_new_events)} new interactions with it between the two"
+    print_table(f"item {changes.item_id}: {changes.title}", ("", changes.before, changes.now), rows, note=note)
 
 
-def print_evaluation(result: Evaluation) -> None:
+def _print_evaluation(result: Evaluation) -> None:
     """Print each metric of the model beside popularity's."""
     rows = [
         (name, f"{value:.4f}", f"{popular:.4f}", f"{value / popular:.2f}x" if popular else "")
         for (name, value), popular in zip(result.model.items(), (result.popularity[name] for name in result.model), strict=True)
     ]
-    print_table(f"run {result.run_id} against {result.truth}", ("metric", "model", "popularity", "ratio"), rows)
     left_out = f"; {format_count(result.n_users_without_list)} users without a list left out" if result.n_users_without_list else ""
-    console().print(f"{format_count(result.n_users)} users, {format_count(result.n_relevant)} relevant items{left_out}")
+    note = f"{format_count(result.n_users)} users, {format_count(result.n_relevant)} relevant items{left_out}"
+    print_table(f"run {result.run_id} against {result.truth}", ("metric", "model", "popularity", "ratio"), rows, note=note)
 
 
 @click.command("show", help="Show some users' history and recommendations, with titles.")
@@ -136,7 +130,6 @@ def show_command(config: Config, n_users: int, user_ids: tuple[str, ...], n: int
     for view in views:
         history = [*view.history, *[""] * max(0, len(view.topk) - len(view.history))]
         topk = [*view.topk, *[("", "")] * max(0, len(view.history) - len(view.topk))]
-        lines = [
-            (str(number), liked, title, score) for number, (liked, (title, score)) in enumerate(zip(history, topk, strict=True), start=1)
-        ]
+        numbers = map(str, range(1, len(topk) + 1))
+        lines = [(number, liked, *recommended) for number, liked, recommended in zip(numbers, history, topk, strict=True)]
         print_table(f"user {view.user_id} ({view.source})", ("", "liked before, newest first", "recommended", "score"), lines, left=(1, 2))

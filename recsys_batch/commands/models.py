@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from recsys_batch.commands.json_output import json_option, print_result
-from recsys_batch.commands.options import with_config
-from recsys_batch.commands.terminal import print_table, training_progress
+from recsys_batch.commands.options import json_option, with_config
+from recsys_batch.commands.output import print_result, print_table, training_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, UsageError
 from recsys_batch.registry.promotion import Promotion, decide_promotion
@@ -52,7 +50,8 @@ def train_command(config: Config, max_seconds: float | None, force: bool, as_jso
     if verdict.promoted:
         registry.set_champion(version)
     if not as_json:
-        _print_metrics(version, bundle.manifest["metrics"])
+        metrics = [(name, f"{value:.4f}") for name, value in sorted(bundle.manifest["metrics"].items())]
+        print_table(f"model version {version}, validation", ("metric", "value"), metrics)
     sentence = f"model version {version} {'is' if verdict.promoted else 'is not'} the champion: {verdict.reason}"
     result = {"done": True, "model_version": version, "champion": verdict.promoted, "reason": verdict.reason}
     print_result({**result, "metrics": bundle.manifest["metrics"]}, sentence, as_json=as_json)
@@ -69,10 +68,6 @@ def _fetch_champion_towers(registry: ModelRegistry, folder: Path) -> Bundle | No
     champion = registry.get_champion()
     bundle = registry.fetch(champion.version, folder / "champion") if champion is not None else None
     return bundle if bundle is not None and bundle.kind == "two_tower" else None
-
-
-def _print_metrics(version: str, metrics: Mapping[str, float]) -> None:
-    print_table(f"model version {version}, validation", ("metric", "value"), [(k, f"{v:.4f}") for k, v in sorted(metrics.items())])
 
 
 @click.command(
@@ -109,9 +104,8 @@ def register_command(
             from recsys_batch.spark.register import bundle_from_tables
             from recsys_batch.spark.session import get_session
 
-            bundle = bundle_from_tables(
-                get_session(config), config, str(user_embeddings), str(item_embeddings), ranker, Path(folder) / "bundle"
-            )
+            tables = str(user_embeddings), str(item_embeddings)
+            bundle = bundle_from_tables(get_session(config), config, *tables, ranker, Path(folder) / "bundle")
         version = registry.register(bundle, {"kind": bundle.kind, "embedding_dim": bundle.embedding_dim}).version
     if not no_crown:
         registry.set_champion(version)

@@ -5,9 +5,8 @@ from dataclasses import asdict
 
 import click
 
-from recsys_batch.commands.json_output import gates_as_json, json_option, print_json, print_result, run_as_json
-from recsys_batch.commands.options import DateType, with_config
-from recsys_batch.commands.terminal import console, format_count, format_size, print_table, step_progress
+from recsys_batch.commands.options import DATE, json_option, with_config
+from recsys_batch.commands.output import format_count, format_size, print_json, print_result, print_table, run_as_json, step_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.tables import run_manifest
@@ -22,7 +21,7 @@ _STEP_HELP = (
     "Make the audited run the one that readers see.",
 )
 
-run_date_option = click.option("--run-date", type=DateType(), required=True, help="The night's date; never taken from the clock.")
+run_date_option = click.option("--run-date", type=DATE, required=True, help="The night's date; never taken from the clock.")
 run_id_option = click.option("--run-id", help="Go on with this run instead of the date's newest.")
 
 
@@ -45,10 +44,7 @@ def nightly_command(config: Config, run_date: dt.date, run_id: str | None, force
     except AlreadyDone as done:
         print_result({"done": False, "reason": str(done)}, str(done), as_json=as_json)
         return
-    if as_json:
-        print_json({"done": True, "run": run_as_json(run)})
-        return
-    print_night(run)
+    print_json({"done": True, "run": run_as_json(run)}) if as_json else print_night(run)
 
 
 def _read_last_step_seconds(config: Config) -> dict[str, float]:
@@ -97,19 +93,18 @@ def _print_estimate(config: Config, run_date: dt.date, run_id: str | None, *, as
     from recsys_batch.spark.session import get_session
 
     seen = estimate_night(get_session(config), config, run_date, run_id)
-    if as_json:
-        print_json(asdict(seen))
-        return
     shards = f", {seen.layout.n_shards} shards" if seen.layout.n_shards > 1 else ""
-    click.echo(f"users       {seen.n_users:,}")
-    click.echo(f"items       {seen.n_items:,} of {seen.embedding_dim} dimensions, {seen.n_candidates} candidates per user")
-    click.echo(f"mode        {seen.layout.mode}, {seen.layout.storage}{shards} ({seen.layout.reason})")
-    click.echo(f"index       {format_size(seen.index_bytes)} of files")
-    click.echo(
-        f"memory      {format_size(seen.worker_bytes)} per worker; workers of a node share {format_size(seen.shared_bytes)} of item vectors"
-    )
-    click.echo(f"partitions  {seen.n_tasks} of {seen.users_per_task:,} users, {seen.n_cores} at a time")
-    click.echo(f"time        about {seen.seconds:,.0f} s, by {seen.basis}")
+    worker, shared = format_size(seen.worker_bytes), format_size(seen.shared_bytes)
+    lines = [
+        f"users       {seen.n_users:,}",
+        f"items       {seen.n_items:,} of {seen.embedding_dim} dimensions, {seen.n_candidates} candidates per user",
+        f"mode        {seen.layout.mode}, {seen.layout.storage}{shards} ({seen.layout.reason})",
+        f"index       {format_size(seen.index_bytes)} of files",
+        f"memory      {worker} per worker; workers of a node share {shared} of item vectors",
+        f"partitions  {seen.n_tasks} of {seen.users_per_task:,} users, {seen.n_cores} at a time",
+        f"time        about {seen.seconds:,.0f} s, by {seen.basis}",
+    ]
+    print_result(asdict(seen), "\n".join(lines), as_json=as_json)
 
 
 step_commands = [_make_step_command(name, text) for name, text in zip(STEP_NAMES, _STEP_HELP, strict=True)]
@@ -122,18 +117,16 @@ step_commands = [_make_step_command(name, text) for name, text in zip(STEP_NAMES
 @with_config
 def rollback_command(config: Config, to: str | None, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.night.open_run import AlreadyDone
-    from recsys_batch.night.publish import roll_back_run as roll_back
+    from recsys_batch.night.publish import roll_back_run
     from recsys_batch.spark.session import get_session
 
     try:
-        run = roll_back(get_session(config), config, to, dry_run=dry_run)
+        run = roll_back_run(get_session(config), config, to, dry_run=dry_run)
     except AlreadyDone as done:
         print_result({"done": False, "reason": str(done)}, str(done), as_json=as_json)
         return
-    if as_json:
-        print_json({"done": not dry_run, "dry_run": dry_run, "run": run_as_json(run)})
-        return
-    click.echo(f"readers {'would' if dry_run else 'now'} see run {run.run_id} of {run.run_date} (model version {run.model_version})")
+    sentence = f"readers {'would' if dry_run else 'now'} see run {run.run_id} of {run.run_date} (model version {run.model_version})"
+    print_result({"done": not dry_run, "dry_run": dry_run, "run": run_as_json(run)}, sentence, as_json=as_json)
 
 
 @click.command("status", help="List the nights so far: which is published (*), which failed, which gates refused.")
@@ -176,10 +169,9 @@ def _print_run(run: Run, now: Run | None) -> None:
     print_table(f"run {run.run_id} of {run.run_date}", ("", "with the Delta version of each table"), facts, left=(0, 1))
     gates = [
         (name, f"{gate['value']:.6g}", f"{gate['limit']:.6g}", "passed" if gate["passed"] else "REFUSED")
-        for name, gate in gates_as_json(run).items()
+        for name, gate in run_as_json(run)["gates"].items()
     ]
-    if gates:
-        print_table("gates", ("gate", "value", "limit", "verdict"), gates, left=(0, 3))
+    print_table("gates", ("gate", "value", "limit", "verdict"), gates, left=(0, 3))
 
 
 def _format_status_row(run: Run, now: Run | None) -> tuple[str, ...]:
@@ -202,11 +194,11 @@ def _read_manifest_rows(config: Config) -> list[Run]:
         from recsys_batch.read import run_rows
 
         return run_rows(config.paths.warehouse)
-    from recsys_batch.night.run_store import load_run_rows as run_rows_by_spark
+    from recsys_batch.night.run_store import load_run_rows
     from recsys_batch.spark.session import get_session
     from recsys_batch.spark.tables import WarehouseTables
 
-    return run_rows_by_spark(WarehouseTables(get_session(config), config))
+    return load_run_rows(WarehouseTables(get_session(config), config))
 
 
 def print_night(run: Run) -> None:
@@ -218,9 +210,9 @@ def print_night(run: Run) -> None:
             rate = format_count(users / seconds) if seconds > 0.05 else ""
             rows.append((step, format_count(run.metrics[f"{step}.rows"]), f"{seconds:.1f}", rate, *_format_shares(run, step, seconds)))
     header = ("step", "rows", "seconds", "users/s", "written", "python", "write", "JVM")
-    print_table(f"run {run.run_id}: {run.status}", header, rows)
     recall = run.metrics.get("knn_recall", float("nan"))
-    console().print(f"ANN recall against exact search, measured: {recall:.4f}; model version {run.model_version}")
+    note = f"ANN recall against exact search, measured: {recall:.4f}; model version {run.model_version}"
+    print_table(f"run {run.run_id}: {run.status}", header, rows, note=note)
 
 
 def _format_shares(run: Run, step: str, seconds: float) -> tuple[str, str, str, str]:

@@ -1,16 +1,27 @@
-"""export-snapshot and serve: the online side."""
+"""export-snapshot and serve: the online side, and users' records into Redis, from Spark's executors."""
+
+from __future__ import annotations
 
 import functools
+import os
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.json_output import json_option, print_result
-from recsys_batch.commands.options import with_config, with_config_if_any
-from recsys_batch.commands.terminal import format_count
+from recsys_batch.commands.options import json_option, with_config, with_config_if_any
+from recsys_batch.commands.output import format_count, print_result
 from recsys_batch.config import Config
+from recsys_batch.errors import UsageError
+
+if TYPE_CHECKING:
+    from recsys_batch.online.export.published_run import PublishedRun
+    from recsys_batch.online.export.record_builder import RecordBuilder
+    from recsys_batch.storage.node_cache import NodeCache
+    from recsys_batch.tables.user_ranges import UserRange
 
 
 @click.command(
@@ -22,7 +33,6 @@ from recsys_batch.config import Config
 @json_option
 @with_config
 def export_snapshot_command(config: Config, run_id: str | None, out: Path | None, activate: bool, as_json: bool) -> None:
-    from recsys_batch.commands.fill_redis import fill_redis
     from recsys_batch.online.export.published_run import open_published_run
     from recsys_batch.online.export.snapshot_export import export_snapshot
     from recsys_batch.online.snapshot import repository
@@ -31,7 +41,7 @@ def export_snapshot_command(config: Config, run_id: str | None, out: Path | None
     online, began = config.online, time.monotonic()
     folder = out or Path(online.snapshots)
     run = open_published_run(config.paths.warehouse, NodeCache.from_paths(config.paths), run_id, config.retrieval.metric)
-    store = functools.partial(fill_redis, config) if online.store == "redis" else None
+    store = functools.partial(_fill_redis, config) if online.store == "redis" else None
     done = export_snapshot(run, folder, store, n_samples=online.samples, activate=activate, keep=online.keep)
     name, written = done.snapshot_id, done.written
     if written is None:
@@ -48,6 +58,42 @@ def export_snapshot_command(config: Config, run_id: str | None, out: Path | None
     print_result(result, "\n".join(lines), as_json=as_json)
 
 
+def _fill_redis(config: Config, run: PublishedRun) -> int:
+    """Put all users' records into the store of RECSYS_BATCH_REDIS_URL, each range of users by a task; returns how many there are.
+
+    Raises:
+        UsageError: no URL.
+        RecsysBatchError: the store refused.
+    """
+    from recsys_batch.online.settings import REDIS_URL
+    from recsys_batch.online.snapshot.redis_store import connect, mark_complete
+    from recsys_batch.spark.executors.functions import sum_over_ranges
+    from recsys_batch.spark.session import get_session
+    from recsys_batch.storage.node_cache import NodeCache
+
+    url = os.environ.get(REDIS_URL)
+    if not url:
+        raise UsageError(f"online.store = redis needs the server in {REDIS_URL}, for example redis://127.0.0.1:6379/0")
+    expire = int(config.online.redis_expire_hours * 3600)
+    name, cache = run.run_id, NodeCache.from_paths(config.paths)
+    put = functools.partial(_write_range, run.record_builder, run.catalogue_dir, cache, name, url, config.online.redis_cluster, expire)
+    n_records = sum_over_ranges(get_session(config), put, run.record_builder.user_ranges)
+    with closing(connect(url, config.online.redis_cluster)) as client:
+        mark_complete(client, name, n_records, expire)
+    return n_records
+
+
+def _write_range(
+    lists: RecordBuilder, catalogue_dir: str, cache: NodeCache, name: str, url: str, cluster: bool, expire: int, bounds: UserRange
+) -> int:
+    """Write a range of users in an executor; returns how many."""
+    from recsys_batch.dataset.catalogue import open_catalogue
+    from recsys_batch.online.snapshot.redis_store import connect, write_records
+
+    with closing(connect(url, cluster)) as client:
+        return write_records(client, name, lists.records(open_catalogue(str(cache.local_copy(catalogue_dir))), bounds), expire)
+
+
 @click.command("serve", help="Answer ranking requests from the current snapshot, and go over to others as they come.")
 @click.option("--snapshots", type=click.Path(path_type=Path), help="Folder of snapshots.  [default: online.snapshots]")
 @click.option("--host", help="Address.  [default: online.host]")
@@ -58,22 +104,11 @@ def export_snapshot_command(config: Config, run_id: str | None, out: Path | None
 @click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM file; HTTPS, with --tls-key.")
 @click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file.")
 @with_config_if_any
-def serve_command(
-    config: Config,
-    snapshots: Path | None,
-    host: str | None,
-    port: int | None,
-    grpc_port: int | None,
-    workers: int | None,
-    exposures: Path | None,
-    tls_certificate: Path | None,
-    tls_key: Path | None,
-) -> None:
+def serve_command(config: Config, tls_certificate: Path | None, tls_key: Path | None, **options: Any) -> None:
     """Tokens come from RECSYS_BATCH_ADMIN_TOKEN and RECSYS_BATCH_CLIENT_TOKEN."""
     from recsys_batch.online.server.supervisor import run_server
     from recsys_batch.online.settings import ServerSettings
 
-    options = {"host": host, "port": port, "grpc_port": grpc_port, "workers": workers, "exposures": exposures, "snapshots": snapshots}
     settings = ServerSettings.from_section(config.online, tempfile.mkdtemp(prefix="recsys-batch-serve-"), **options)
     click.echo(f"serving {settings.snapshots} on {settings.host}:{settings.port} with {settings.workers} workers", err=True)
     run_server(settings, certificate=tls_certificate, key=tls_key)

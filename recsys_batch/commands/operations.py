@@ -1,27 +1,24 @@
 """backfill and maintain: commands that data engineers run now and then."""
 
-from __future__ import annotations
-
 import datetime as dt
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from recsys_batch.commands.json_output import json_option, print_json, run_as_json
 from recsys_batch.commands.night import print_night
-from recsys_batch.commands.options import DateType, with_config
-from recsys_batch.commands.terminal import format_count, format_size, print_table, step_progress
+from recsys_batch.commands.options import DATE, json_option, with_config
+from recsys_batch.commands.output import format_count, format_size, print_json, print_result, print_table, run_as_json, step_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
-
-if TYPE_CHECKING:
-    from recsys_batch.tables.run_manifest import Run
+from recsys_batch.schemas import TABLES
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.run_manifest import Run
 
 
 @click.command("backfill", help="Run the nights of a range of dates; published dates are left as they are. Readers keep the latest date.")
-@click.option("--start", type=DateType(), required=True, help="First date.")
-@click.option("--end", type=DateType(), required=True, help="Last date.")
+@click.option("--start", type=DATE, required=True, help="First date.")
+@click.option("--end", type=DATE, required=True, help="Last date.")
 @click.option("--force", is_flag=True, help="Compute published dates again, too.")
 @click.option("--dry-run", is_flag=True, help="Say what each date would be; run nothing.")
 @json_option
@@ -32,7 +29,6 @@ def backfill_command(config: Config, start: dt.date, end: dt.date, force: bool, 
     from recsys_batch.night.runner import run_night
     from recsys_batch.spark.session import get_session
     from recsys_batch.spark.tables import WarehouseTables
-    from recsys_batch.tables import run_manifest
 
     if end < start:
         raise UsageError(f"--end {end} is before --start {start}")
@@ -40,11 +36,8 @@ def backfill_command(config: Config, start: dt.date, end: dt.date, force: bool, 
     session = get_session(config)
     if dry_run:
         plans = _plan_dates(run_manifest.latest_state_by_run(load_run_rows(WarehouseTables(session, config))), dates, force)
-        if as_json:
-            print_json({"dry_run": True, "dates": plans})
-            return
-        for planned, plan in plans.items():
-            click.echo(f"{planned}  {plan}")
+        lines = [f"{date}  {plan}" for date, plan in plans.items()]
+        print_result({"dry_run": True, "dates": plans}, "\n".join(lines), as_json=as_json)
         return
     results: dict[str, Any] = {}
     for date in dates:
@@ -65,8 +58,6 @@ def backfill_command(config: Config, start: dt.date, end: dt.date, force: bool, 
 
 def _plan_dates(states: Mapping[str, Run], dates: list[dt.date], force: bool) -> dict[str, str]:
     """Say what a backfill would do for each date."""
-    from recsys_batch.tables import run_manifest
-
     plans = {}
     for date in dates:
         newest = run_manifest.find_run(states, date)
@@ -88,24 +79,20 @@ def _plan_dates(states: Mapping[str, Run], dates: list[dt.date], force: bool) ->
 def maintain_command(config: Config, keep_runs: int | None, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.night.maintenance import run_maintenance
 
-    now = dt.datetime.now(dt.UTC)
-
     def optimize(folder: str) -> None:
         from recsys_batch.spark.session import get_session
 
         get_session(config).sql(f"OPTIMIZE delta.`{folder}`")
 
-    done = run_maintenance(config, _table_folders(config), keep_runs or config.tables.keep_runs, now, optimize=optimize, dry_run=dry_run)
+    folders, keep_runs, now = _table_folders(config), keep_runs or config.tables.keep_runs, dt.datetime.now(dt.UTC)
+    done = run_maintenance(config, folders, keep_runs, now, optimize=optimize, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, **done.__dict__})
         return
     verb = "would be" if dry_run else "were"
-    rows = [
-        (name, format_count(done.rows.get(name, 0)), format_count(done.vacuumed.get(name, 0)))
-        for name in sorted({*done.rows, *done.vacuumed})
-    ]
-    if rows:
-        print_table(f"{'would be ' if dry_run else ''}removed", ("table", "rows", "files"), rows)
+    names = sorted({*done.rows, *done.vacuumed})
+    rows = [(name, format_count(done.rows.get(name, 0)), format_count(done.vacuumed.get(name, 0))) for name in names]
+    print_table(f"{'would be ' if dry_run else ''}removed", ("table", "rows", "files"), rows)
     click.echo(f"{len(done.runs)} runs {verb} removed: {', '.join(done.runs) or 'none'}")
     click.echo(f"{len(done.artefacts)} artefacts and {sum(done.vacuumed.values())} files {verb} removed, {format_size(done.n_bytes)}")
     for name, n_files in done.compacted.items():
@@ -114,8 +101,6 @@ def maintain_command(config: Config, keep_runs: int | None, dry_run: bool, as_js
 
 def _table_folders(config: Config) -> dict[str, str]:
     """List the folder of each table that exists."""
-    from recsys_batch.schemas import TABLES
-
     if config.catalog is None:
         from recsys_batch.read import has_table
         from recsys_batch.storage.filesystems import absolute, join

@@ -13,6 +13,8 @@ from recsys_batch.errors import ConfigError
 
 DEFAULT_CONF = "conf/local.toml"
 
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, nothing else there.")
+
 
 def with_config(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add --conf and --set to a command, and pass the checked config as ``config``."""
@@ -39,35 +41,20 @@ def with_config_if_any(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-class DateType(click.ParamType):
-    """A date as YYYY-MM-DD."""
+class ParsedType(click.ParamType):
+    """A value that ``parse`` reads from text; its ValueError becomes "... is not ``expected``". Defaults may be values already."""
 
-    name = "YYYY-MM-DD"
+    def __init__(self, name: str, parse: Callable[[str], Any], expected: str) -> None:
+        self.name, self._parse, self._expected = name, parse, expected
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dt.date:
-        if isinstance(value, dt.date):
-            return value
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return dt.date.fromisoformat(str(value))
+            return self._parse(value) if isinstance(value, str) else value
         except ValueError:
-            self.fail(f"{value!r} is not a date like 2026-11-24", param, ctx)
+            self.fail(f"{value!r} is not {self._expected}", param, ctx)
 
 
-class KListType(click.ParamType):
-    """Comma-separated list lengths, e.g. 10,20."""
-
-    name = "K[,K...]"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            ks = tuple(int(part) for part in str(value).split(","))
-        except ValueError:
-            ks = ()
-        if not ks or min(ks) < 1:
-            self.fail(f"{value!r} is not a list of positive whole numbers like 10,20", param, ctx)
-        return ks
+DATE = ParsedType("YYYY-MM-DD", dt.date.fromisoformat, "a date like 2026-11-24")
 
 
 def parse_mapping(option: str, text: str | None) -> dict[str, str]:

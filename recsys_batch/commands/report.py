@@ -1,22 +1,17 @@
 """report: write a run as one HTML page."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
-from recsys_batch.commands.json_output import gates_as_json, json_option, print_json
-from recsys_batch.commands.options import with_config
-from recsys_batch.commands.terminal import format_size
+from recsys_batch.commands.options import json_option, with_config
+from recsys_batch.commands.output import format_size, gates_as_json, print_result
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.storage.atomic import write_file
-
-if TYPE_CHECKING:
-    from recsys_batch.tables.run_manifest import Run
+from recsys_batch.tables import run_manifest
+from recsys_batch.tables.run_manifest import Run
 
 logger = logging.getLogger("recsys_batch")
 
@@ -36,20 +31,20 @@ def report_command(config: Config, run_id: str | None, out: str, n_users: int, t
 
     run, seen = _find_run(config, run_id)
     facts = collect_facts(config.paths.warehouse, run, config.data.min_weight, n_users)
-    page = render_report(facts, gates_as_json(run), seen)
-    path = _written(Path(out), page)
+    page, path = render_report(facts, gates_as_json(run), seen), Path(out)
+    try:
+        write_file(path, page)
+    except OSError as error:
+        raise UsageError(f"--out {path} cannot be written: {error.strerror}") from error
     logged = to_mlflow and run.mlflow_run_id is not None and _log_to_mlflow(config, run.mlflow_run_id, path)
     n_bytes = path.stat().st_size
-    if as_json:
-        print_json({"run_id": run.run_id, "out": str(path), "bytes": n_bytes, "in_mlflow": logged})
-        return
-    click.echo(f"run {run.run_id}: {path} ({format_size(n_bytes)}){', and in its MLflow run' if logged else ''}")
+    sentence = f"run {run.run_id}: {path} ({format_size(n_bytes)}){', and in its MLflow run' if logged else ''}"
+    print_result({"run_id": run.run_id, "out": str(path), "bytes": n_bytes, "in_mlflow": logged}, sentence, as_json=as_json)
 
 
 def _find_run(config: Config, run_id: str | None) -> tuple[Run, bool]:
     """Find (the run, whether readers see it)."""
     from recsys_batch.read import run_rows
-    from recsys_batch.tables import run_manifest
 
     rows = run_rows(config.paths.warehouse)
     now = run_manifest.newest_published(rows)
@@ -63,14 +58,6 @@ def _find_run(config: Config, run_id: str | None) -> tuple[Run, bool]:
     if run is None:
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
     return run, now is not None and now.run_id == run_id
-
-
-def _written(path: Path, page: str) -> Path:
-    try:
-        write_file(path, page)
-    except OSError as error:
-        raise UsageError(f"--out {path} cannot be written: {error.strerror}") from error
-    return path
 
 
 def _log_to_mlflow(config: Config, mlflow_run_id: str, path: Path) -> bool:

@@ -4,35 +4,29 @@ import re
 import signal
 import threading
 from dataclasses import asdict
-from typing import Any
 
 import click
 
-from recsys_batch.commands.json_output import json_option, print_result
-from recsys_batch.commands.options import with_config
-from recsys_batch.commands.terminal import format_count
+from recsys_batch.commands.options import ParsedType, json_option, with_config
+from recsys_batch.commands.output import format_count, print_result
 from recsys_batch.config import Config
 
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-class DurationType(click.ParamType):
-    """A length of time as a number and a unit: 500ms, 1s, 5m, 1h. In seconds."""
+def _parse_duration(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text.strip())
+    if match is None:
+        raise ValueError(text)
+    return float(match[1]) * _UNITS[match[2]]
 
-    name = "TIME"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", str(value).strip())
-        if match is None:
-            self.fail(f"{value!r} is not a length of time like 500ms, 1s, 5m or 1h", param, ctx)
-        return float(match[1]) * _UNITS[match[2]]
+_DURATION = ParsedType("TIME", _parse_duration, "a length of time like 500ms, 1s, 5m or 1h")
 
 
 @click.command("stream", help="Refresh the lists of users who did something since the published night, until it is ended.")
 @click.option("--available-now", is_flag=True, help="Handle what is there and end: the hourly refresh.")
-@click.option("--trigger", type=DurationType(), default="1s", show_default=True, help="Time between the beginnings of two micro-batches.")
+@click.option("--trigger", type=_DURATION, default="1s", show_default=True, help="Time between the beginnings of two micro-batches.")
 @json_option
 @with_config
 def stream_command(config: Config, available_now: bool, trigger: float, as_json: bool) -> None:

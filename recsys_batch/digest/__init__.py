@@ -4,8 +4,7 @@ builder          makes a digest: choose, log, hand out
 digest_users     reads the run's users range by range
 slot_choosers    a range's slots: chosen now, or as the log has them
 slot_selection   the first items that may be sent, filled up with popular ones
-reasons          the item of a user's history that explains a slot
-slot_blocks      slots with titles and reasons
+slot_blocks      slots with titles, and reasons: the item of a user's history that explains a slot
 range_events     interactions sorted into ranges of users
 sent_log         the Delta table of what was sent to whom
 output           the JSON lines or Parquet file

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from recsys_batch.digest.digest_users import SlotProgress, open_digest_users
 from recsys_batch.digest.output import OutputSink, draft_path, open_output_file, publish_output
-from recsys_batch.digest.sent_log import SentLog, sent_rows
+from recsys_batch.digest.sent_log import SentLog
 from recsys_batch.digest.slot_blocks import SlotBlock
 from recsys_batch.digest.slot_choosers import DigestRequest, FreshChooser, LoggedChooser
 from recsys_batch.errors import InputMissing
@@ -99,10 +99,9 @@ def _write_and_log(
     """Write each block to the file, and yield it as rows of the log."""
     for block in blocks:
         sink.write(block.to_output())
-        columns = block.columns
-        n = len(columns["item_id"])
-        names = {"digest_id": pa.repeat(digest_id, n), "run_id": pa.repeat(run_id, n), "user_id": block.user_ids()}
-        yield sent_rows(schema, {**names, "slot": columns["slot"], "item_id": columns["item_id"]})
+        n = len(block.chosen)
+        columns = {**block.columns, "digest_id": pa.repeat(digest_id, n), "run_id": pa.repeat(run_id, n), "user_id": block.user_ids()}
+        yield pa.RecordBatch.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
 def _count_slots(blocks: Iterator[SlotBlock], result: DigestResult) -> Iterator[SlotBlock]:

@@ -15,8 +15,7 @@ from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue
 from recsys_batch.dataset.histories import build_histories
 from recsys_batch.dataset.popularity import group_by_segment
 from recsys_batch.digest.range_events import EventsByRange
-from recsys_batch.digest.reasons import REASON_LENGTH, find_reasons
-from recsys_batch.digest.slot_blocks import SlotBlock
+from recsys_batch.digest.slot_blocks import REASON_LENGTH, SlotBlock, find_reasons
 from recsys_batch.digest.slot_choosers import DigestRequest, DigestRun, SlotChooser, UserLists
 from recsys_batch.digest.slot_selection import ChosenSlots
 from recsys_batch.errors import InputMissing, UsageError
@@ -112,16 +111,15 @@ def open_digest_users(warehouse: str, cache: NodeCache, run: Run, request: Diges
     catalogue = mmap_catalogue(str(cache.local_copy(catalogue_folder(artifact_root(warehouse), run.run_id))))
     segments, names = user_segments(warehouse, run.input_versions.get("users"))
     if request.segment is not None and request.segment not in names:
-        known_segments = ", ".join(sorted(names)) or "none: there is no users table"
-        raise UsageError(f"there is no segment {request.segment!r}; there are: {known_segments}")
+        known = ", ".join(sorted(names)) or "none: there is no users table"
+        raise UsageError(f"there is no segment {request.segment!r}; there are: {known}")
     titles, available = _read_titles_and_availability(warehouse, catalogue)
     popular = group_by_segment(run_slice(warehouse, "popular", run), catalogue)
     bounds = ranges_of_files(topk.parts)
     with tempfile.TemporaryDirectory(prefix="recsys-batch-digest-") as folder:
-        version = run.input_versions["interactions"]
         fields = [("user_id", topk.where.ids.user_arrow), ("item_id", topk.where.ids.item_arrow), ("event_us", pa.int64())]
         events = EventsByRange(Path(folder), bounds, pa.schema([*fields, ("weight", pa.float32())]))
-        events.add(_read_events(warehouse, version))
+        events.add(_read_events(warehouse, run.input_versions["interactions"]))
         shared = DigestRun(catalogue, popular, np.asarray(catalogue.retrievable) & available, titles)
         yield DigestUsers(shared, request, topk, bounds, events, segments, names, min_weight)
 

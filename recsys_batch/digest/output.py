@@ -20,25 +20,17 @@ OutputFormat = Literal["jsonl", "parquet"]
 
 def output_schema(ids: IdTypes) -> pa.Schema:
     """Build the schema of a digest: user_id, slots, run_id, model_version. ``because_item_id`` is the item that ``reason`` names."""
-    slot = pa.struct(
-        [
-            pa.field("slot", pa.int32(), nullable=False),
-            pa.field("item_id", ids.item_arrow, nullable=False),
-            pa.field("title", pa.string()),
-            pa.field("score", pa.float32()),
-            pa.field("source", pa.string(), nullable=False),
-            pa.field("reason", pa.string(), nullable=False),
-            pa.field("because_item_id", ids.item_arrow),
-        ]
-    )
-    return pa.schema(
-        [
-            pa.field("user_id", ids.user_arrow, nullable=False),
-            pa.field("slots", pa.list_(slot), nullable=False),
-            pa.field("run_id", pa.string(), nullable=False),
-            pa.field("model_version", pa.string(), nullable=False),
-        ]
-    )
+    slot = [
+        pa.field("slot", pa.int32(), nullable=False),
+        pa.field("item_id", ids.item_arrow, nullable=False),
+        pa.field("title", pa.string()),
+        pa.field("score", pa.float32()),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("because_item_id", ids.item_arrow),
+    ]
+    columns = {"user_id": ids.user_arrow, "slots": pa.list_(pa.struct(slot)), "run_id": pa.string(), "model_version": pa.string()}
+    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ processes try it at once.
 
 import datetime as dt
 from collections.abc import Iterable
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,10 +31,9 @@ class SentLog:
 
     def find_run(self, digest_id: str) -> str | None:
         """Find the run that a digest was made from; None where it is not logged, "" where it sent nothing."""
-        if (
-            not has_table(self._warehouse, SENT_LOG_NAME)
-            or open_table(self._warehouse, SENT_LOG_NAME).transaction_version(digest_id) is None
-        ):
+        if not has_table(self._warehouse, SENT_LOG_NAME):
+            return None
+        if open_table(self._warehouse, SENT_LOG_NAME).transaction_version(digest_id) is None:
             return None
         rows = read_table(self._warehouse, SENT_LOG_NAME, columns=["run_id"], where=pc.field("digest_id") == digest_id)
         return str(rows["run_id"][0].as_py()) if rows.num_rows else ""
@@ -82,9 +80,8 @@ class SentLog:
         try:
             if table.transaction_version(digest_id) is not None:
                 raise CommitFailedError("logged already")
-            table.create_write_transaction(
-                make_add_actions(day_slice, list(files)), "append", table.schema(), columns, commit_properties=properties
-            )
+            added = make_add_actions(day_slice, list(files))
+            table.create_write_transaction(added, "append", table.schema(), columns, commit_properties=properties)
         except CommitFailedError as error:
             raise Busy(f"digest {digest_id} was logged by another process meanwhile ({error}): run this command again") from error
 
@@ -94,8 +91,3 @@ def _in_range(bounds: UserRange, condition: pc.Expression) -> pc.Expression:
     if after is not None:
         condition &= pc.field("user_id") > after
     return condition & (pc.field("user_id") <= upto) if upto is not None else condition
-
-
-def sent_rows(schema: pa.Schema, columns: dict[str, Any]) -> pa.RecordBatch:
-    """Build a batch in the log's order of columns."""
-    return pa.RecordBatch.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)

@@ -1,4 +1,4 @@
-"""Slots with the words that go with them: titles and reasons, ready for the output file and the log."""
+"""Slots with the words that go with them: titles, and reasons by the user's history, ready for the output file and the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from recsys_batch.digest.slot_choosers import DigestRun
 from recsys_batch.digest.slot_selection import ChosenSlots
 from recsys_batch.schemas import ALL_SEGMENTS
 
+REASON_LENGTH = 20
+"""Newest items of a history that are looked at for a reason."""
 _USERS_PER_BLOCK = 8_192
+_USERS_PER_SEARCH = 2_048  # at a time, so that their vectors are some tens of megabytes
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,11 @@ class SlotBlock:
         """Columns of the slots, as ``output_schema`` names them."""
         chosen, run = self.chosen, self.run
         first = np.searchsorted(chosen.owner, chosen.owner)
-        titles = run.titles.take(pa.array(chosen.codes)).to_pylist()
         because = run.catalogue.item_ids.take(pa.array(self.because, mask=self.because < 0))
         return {
             "slot": (np.arange(len(chosen)) - first + 1).tolist(),
             "item_id": run.catalogue.ids(chosen.codes).to_pylist(),
-            "title": titles,
+            "title": run.titles.take(pa.array(chosen.codes)).to_pylist(),
             "score": np.round(chosen.scores.astype(np.float64), 6).tolist(),
             "source": ["popular" if is_popular else "model" for is_popular in chosen.popular.tolist()],
             "reason": self._reasons(),
@@ -74,10 +76,8 @@ class SlotBlock:
         titles = self.run.titles.take(pa.array(np.maximum(self.because, 0))).to_pylist() if len(self.because) else []
         ids = self.run.catalogue.ids(np.maximum(self.because, 0)).to_pylist() if len(self.because) else []
         in_segment = {name: set(codes.tolist()) for name, (codes, _) in self.run.popular.items() if name != ALL_SEGMENTS}
-        reasons = []
-        for slot, (owner, code, popular) in enumerate(
-            zip(self.chosen.owner.tolist(), self.chosen.codes.tolist(), self.chosen.popular.tolist(), strict=True)
-        ):
+        reasons, columns = [], (self.chosen.owner.tolist(), self.chosen.codes.tolist(), self.chosen.popular.tolist())
+        for slot, (owner, code, popular) in enumerate(zip(*columns, strict=True)):
             segment = self.segments[owner]
             if popular:
                 reasons.append(f"popular in {segment}" if segment and code in in_segment.get(segment, ()) else "popular now")
@@ -86,3 +86,39 @@ class SlotBlock:
             else:
                 reasons.append("picked for you")
         return reasons
+
+
+def find_reasons(chosen: ChosenSlots, n_users: int, liked: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Find the item of the owner's history nearest to each slot, by cosine of the model's item vectors: int64 [slots] codes.
+
+    -1 where no cosine is above 0, and for popular slots.
+
+    Args:
+        liked: int64 [n_users, REASON_LENGTH] codes, newest first, padded with -1.
+        vectors: float32 [n_items, d], the run's item vectors.
+    """
+    result = np.full(len(chosen), -1, dtype=np.int64)
+    bounds = np.searchsorted(chosen.owner, np.arange(n_users + 1))
+    width = int(np.diff(bounds).max(initial=0))
+    for first in range(0, n_users, _USERS_PER_SEARCH):
+        last = min(first + _USERS_PER_SEARCH, n_users)
+        part = slice(bounds[first], bounds[last])
+        if part.start == part.stop:
+            continue
+        rows = chosen.owner[part] - first
+        column = np.arange(part.start, part.stop) - bounds[chosen.owner[part]]
+        slots = np.zeros((last - first, width), dtype=np.int64)
+        slots[rows, column] = chosen.codes[part]
+        history = liked[first:last]
+        near = np.matmul(_unit(vectors[slots]), _unit(vectors[np.maximum(history, 0)]).transpose(0, 2, 1))
+        near[np.broadcast_to((history < 0)[:, None, :], near.shape)] = -np.inf
+        best = near.argmax(axis=2)[rows, column]
+        nearest = history[rows, best]
+        nearest[near[rows, column, best] <= 0] = -1
+        result[part] = np.where(chosen.popular[part], -1, nearest)
+    return result
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)

@@ -1,9 +1,9 @@
 """Slots of a range's users: chosen now, or as the log of an earlier call has them."""
 
 import datetime as dt
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +11,7 @@ import pyarrow as pa
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.digest.output import OutputFormat
 from recsys_batch.digest.sent_log import SentLog
-from recsys_batch.digest.slot_selection import ChosenSlots, PopularItems, choose_slots, fill_slots
+from recsys_batch.digest.slot_selection import NO_ITEMS, ChosenSlots, PopularItems, choose_slots, fill_slots
 from recsys_batch.schemas import ALL_SEGMENTS
 from recsys_batch.tables.list_columns import flat_positions
 from recsys_batch.tables.user_ranges import UserRange
@@ -72,17 +72,15 @@ class UserLists:
     def pair_keys(self, rows: pa.Table, catalogue: Catalogue) -> np.ndarray:
         """Encode rows of user_id and item_id as int64 owner * n_items + code; rows of other users, or unknown items, are left out."""
         if rows.num_rows == 0:
-            return np.zeros(0, dtype=np.int64)
+            return _NO_KEYS
         owner = flat_positions(rows["user_id"], self.users)
         codes = catalogue.codes(rows["item_id"].combine_chunks())
         is_known = (owner >= 0) & (codes >= 0)
         return np.asarray(owner[is_known] * len(catalogue) + codes[is_known])
 
 
-class SlotChooser(Protocol):
-    """Chooses the slots of a range's users."""
-
-    def __call__(self, user_lists: UserLists, run: DigestRun) -> ChosenSlots: ...
+SlotChooser = Callable[[UserLists, DigestRun], ChosenSlots]
+"""Chooses the slots of a range's users."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class LoggedChooser:
 
 def _find_popular_score(popular: PopularItems, segment: str | None, code: int) -> float:
     for name in (segment or ALL_SEGMENTS, ALL_SEGMENTS):
-        codes, scores = popular.get(name, (_NO_KEYS, np.zeros(0, np.float32)))
+        codes, scores = popular.get(name, NO_ITEMS)
         positions = np.flatnonzero(codes == code)
         if len(positions):
             return float(scores[positions[0]])

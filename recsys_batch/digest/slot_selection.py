@@ -9,6 +9,7 @@ from recsys_batch.schemas import ALL_SEGMENTS
 
 PopularItems = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """segment -> (codes, scores) of its popular list."""
+NO_ITEMS = (np.zeros(0, np.int64), np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def fill_slots(
     for user in np.flatnonzero(counts < slots).tolist():
         missing, taken = slots - int(counts[user]), set[int]()
         for segment in dict.fromkeys((segments[user] or ALL_SEGMENTS, ALL_SEGMENTS)):
-            codes, scores = popular.get(segment, _NONE)
+            codes, scores = popular.get(segment, NO_ITEMS)
             keys = user * n_items + codes
             positions = np.minimum(np.searchsorted(barred, keys), max(len(barred) - 1, 0))
             free = sendable[codes] & ~(barred[positions] == keys if len(barred) else np.zeros(len(keys), bool))
@@ -80,6 +81,3 @@ def fill_slots(
         np.concatenate([chosen.popular, np.ones(len(owner), bool)]),
     )
     return ChosenSlots(*(column[order] for column in columns))
-
-
-_NONE = (np.zeros(0, np.int64), np.zeros(0, np.float32))

@@ -37,7 +37,7 @@ def compare_runs(now: UserSortedFiles, before: UserSortedFiles) -> RunComparison
         users = rows[0]["user_id"].combine_chunks().unique()
         users = users.filter(pc.is_in(users, value_set=rows[1]["user_id"].combine_chunks()))
         sides = [side.filter(pc.is_in(side["user_id"], value_set=users)) for side in rows]
-        items = pa.chunked_array([*sides[0]["item_id"].chunks, *sides[1]["item_id"].chunks]).unique()
+        items = pa.concat_tables([side.select(["item_id"]) for side in sides])["item_id"].unique()
         n_items = max(len(items), 1)
         keys = [flat_positions(side["user_id"], users) * n_items + flat_positions(side["item_id"], items) for side in sides]
         both = np.bincount(np.intersect1d(*keys) // n_items, minlength=len(users))

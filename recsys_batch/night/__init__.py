@@ -5,7 +5,7 @@
 - maintenance: remove old runs, their artefacts and files that nothing names.
 - publish: make a run the one that readers see, or go back to an earlier one.
 - audit: read a run back and measure it. gates: the limits that the measured values have to keep to.
-- steps: embed, index, candidates, score. incremental: what a run may take over from the published one.
+- steps: embed, index, candidates, score. incremental: what a run may take over from the published one, or why it may not.
 - open_run: resume the unfinished run of a date, or begin one.
 - run_context: the session, tables, artefacts and manifest of a run in progress. run_store: manifest rows of a warehouse.
 - task_sizing: how many tasks a pass is cut into. run_locks: one run of a date, and one change of what readers see, at a time.

@@ -16,7 +16,7 @@ from pyspark.sql import functions as F
 from recsys_batch.dataset.popularity import counts_path, users_by_item
 from recsys_batch.evaluation.drift import compare_runs, population_stability_index
 from recsys_batch.night.gates import Gate, evaluate_gates
-from recsys_batch.night.incremental.base_run import BaseRun, changed_users_path, list_slice_files, load_base
+from recsys_batch.night.incremental import BaseRun, changed_users_path, list_slice_files, load_base
 from recsys_batch.night.open_run import MODEL_METRIC
 from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.run_store import load_run_rows
@@ -93,7 +93,7 @@ def _measure_coverage(listed: pa.ChunkedArray, items: pa.Table) -> float:
 def _base_run_files(context: RunContext, base: BaseRun | None) -> BaseRunFiles | None:
     if base is None:
         return None
-    topk, embeddings = (base.files(context.table_slice(name)) for name in ("topk", "user_embeddings"))
+    topk, embeddings = (list_slice_files(context.table_slice(name), base.run) for name in ("topk", "user_embeddings"))
     return BaseRunFiles(topk, embeddings, changed_users_path(context))
 
 
@@ -137,15 +137,9 @@ def _collect_evidence(context: RunContext, base: BaseRun | None) -> DataFrame:
         if "users" in inputs:
             users = context.tables.read("users", inputs["users"])
             users = users if base is None else only_changed(context, users)
-            evidence = evidence.unionByName(
-                users.select(
-                    "user_id",
-                    F.lit(None).cast(events.schema["item_id"].dataType).alias("item_id"),
-                    "segment",
-                    F.lit(is_now).alias("now"),
-                    F.lit(not is_now).alias("before"),
-                )
-            )
+            no_item = F.lit(None).cast(events.schema["item_id"].dataType).alias("item_id")
+            profiles = users.select("user_id", no_item, "segment", F.lit(is_now).alias("now"), F.lit(not is_now).alias("before"))
+            evidence = evidence.unionByName(profiles)
     return evidence
 
 

@@ -90,11 +90,8 @@ def estimate_night(spark: SparkSession, config: Config, run_date: dt.date, run_i
     n_candidates = n_items if scores_all_items else retrieval.n_candidates
     layout = choose_layout(retrieval, n_items, dim)
     n_cores = spark.sparkContext.defaultParallelism
-    if run and "index" in table_versions:
-        tuning = Tuning.from_dict(get_pointer(root, run.run_id, "index")["tuning"])
-        seconds_per_user, basis = _tuned_seconds_per_user(tuning)
-    else:
-        seconds_per_user, basis = None, ""
+    tuning = Tuning.from_dict(get_pointer(root, run.run_id, "index")["tuning"]) if run and "index" in table_versions else None
+    seconds_per_user, basis = (None, "") if tuning is None else _tuned_seconds_per_user(tuning)
     if seconds_per_user is None:
         seconds_per_user = benchmark_exact_search(n_items, dim, n_candidates)
         basis = "a trial of exact search on made-up vectors on this machine"

@@ -1,12 +1,10 @@
 """Audit gates: measured values, their limits from the configuration, and verdicts. Pure; the audit measures, the runner records."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from recsys_batch.config import Audit
 from recsys_batch.spark.executors.verify import BROKEN
-from recsys_batch.tables.run_manifest import GATE, LIMIT
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,3 @@ def evaluate_gates(measured: Mapping[str, float], limits: Audit) -> list[Gate]:
             if name in measured and limit is not None:
                 gates.append(Gate(name, measured[name], float(limit), at_least))
     return gates
-
-
-def failed_gates(gates: list[Gate]) -> list[Gate]:
-    """Select the gates that refuse the run."""
-    return [gate for gate in gates if not gate.passed]
-
-
-def gate_results(metrics: Mapping[str, float]) -> dict[str, tuple[float, float, bool]]:
-    """Read gate -> (value, limit, passed) from a run's metrics."""
-    names = [key.removeprefix(GATE) for key in metrics if key.startswith(GATE)]
-    return {name: (metrics.get(f"audit.{name}", math.nan), metrics.get(LIMIT + name, math.nan), metrics[GATE + name] > 0) for name in names}

@@ -84,7 +84,8 @@ def run_maintenance(
         states, root = run_manifest.latest_state_by_run(rows), artifact_root(config.paths.warehouse)
         kept = runs_to_keep(states, run_manifest.newest_published(rows), keep_runs, unfinished_since)
         unfinished = {run_id for run_id in kept if states[run_id].status in _UNFINISHED}
-        kept |= _base_run_ids(root, unfinished)
+        # What unfinished incremental runs go on from.
+        kept |= {str(get_pointer(root, run_id, "base")["run_id"]) for run_id in unfinished if has_pointer(root, run_id, "base")}
         # A run that began after the manifest was read is not known here, and stays.
         _remove_rows(folders, set(states) - kept, report, dry_run)
         _remove_artefacts(root, kept, unfinished | runs_with_gathered_events(root, rows), report, dry_run)
@@ -108,11 +109,6 @@ def runs_to_keep(states: Mapping[str, Run], current: Run | None, keep_runs: int,
     kept = {run.run_id for run in published[: max(keep_runs, 1)]}
     kept |= {run.run_id for run in states.values() if run.status in _UNFINISHED and run.started_at >= unfinished_since}
     return kept | ({current.run_id} if current else set())
-
-
-def _base_run_ids(root: str, unfinished: set[str]) -> set[str]:
-    """Read the run_ids that unfinished incremental runs go on from."""
-    return {str(get_pointer(root, run_id, "base")["run_id"]) for run_id in unfinished if has_pointer(root, run_id, "base")}
 
 
 def _remove_rows(folders: Mapping[str, str], dropped: set[str], report: MaintenanceReport, dry_run: bool) -> None:

@@ -16,7 +16,6 @@ from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.night.task_sizing import set_shuffle_partitions
-from recsys_batch.registry.bundle import Bundle
 from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.schemas import TABLES
 from recsys_batch.spark.tables import WarehouseTables
@@ -69,8 +68,8 @@ def open_run_context(
     if latest is not None and not force and latest.was_published:
         raise AlreadyDone(_already_done_message(latest))
     registry = ModelRegistry(config)
-    root, run = artifact_root(config.paths.warehouse), latest or _placeholder_run(run_date)
-    context = RunContext(spark, config, tables, ids, run, root, registry, incremental)
+    placeholder = Run("", run_date, 0, "RUNNING", None, {}, {}, "", __version__, "")
+    context = RunContext(spark, config, tables, ids, latest or placeholder, artifact_root(config.paths.warehouse), registry, incremental)
     inputs = _input_versions(tables)
     reason = _reason_not_to_resume(context, latest, inputs) if latest is not None and not force and not skip_staleness_check else None
     if latest is not None and not force and reason is None:
@@ -97,7 +96,7 @@ def _begin_run(context: RunContext, run_date: dt.date, run_id: str, inputs: Mapp
         bundle = context.registry.fetch(champion.version, Path(download))
         folder = context.put_folder("bundles", lambda target: _copy_files(bundle.path, target))
     set_pointer(context.root, run_id, "bundle", {"folder": basename(folder), "model_version": champion.version, "digest": bundle.digest})
-    now = dt.datetime.now(dt.UTC)
+    ndcg, now = bundle.manifest.get("metrics", {}).get("ndcg_at_10"), dt.datetime.now(dt.UTC)
     context.run = Run(
         run_id=run_id,
         run_date=run_date,
@@ -109,16 +108,11 @@ def _begin_run(context: RunContext, run_date: dt.date, run_id: str, inputs: Mapp
         model_version=champion.version,
         code_version=__version__,
         config_hash=context.config.config_hash(),
-        metrics={run_manifest.STARTED_AT: now.timestamp(), **_model_metric(bundle)},
+        metrics={run_manifest.STARTED_AT: now.timestamp(), **({} if ndcg is None else {MODEL_METRIC: float(ndcg)})},
         mlflow_run_id=context.registry.start_night(run_id, {"run_date": run_date.isoformat(), "model_version": champion.version}),
     )
     context.append_manifest()
     logger.info("run %s began with model version %s on inputs %s", run_id, champion.version, dict(inputs))
-
-
-def _model_metric(bundle: Bundle) -> dict[str, float]:
-    ndcg = bundle.manifest.get("metrics", {}).get("ndcg_at_10")
-    return {MODEL_METRIC: float(ndcg)} if ndcg is not None else {}
 
 
 def _reason_not_to_resume(context: RunContext, run: Run, inputs: Mapping[str, int]) -> str | None:
@@ -158,10 +152,6 @@ def _input_versions(tables: WarehouseTables) -> dict[str, int]:
 def _copy_files(source: Path, target: Path) -> None:
     for path in source.iterdir():
         shutil.copyfile(path, target / path.name)
-
-
-def _placeholder_run(run_date: dt.date) -> Run:
-    return Run("", run_date, 0, "RUNNING", None, {}, {}, "", __version__, "")
 
 
 def _already_done_message(run: Run) -> str:

@@ -8,7 +8,7 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.night.incremental.base_run import list_slice_files
+from recsys_batch.night.incremental import list_slice_files
 from recsys_batch.night.open_run import AlreadyDone
 from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.run_locks import publish_lock
@@ -23,13 +23,7 @@ logger = logging.getLogger("recsys_batch.night")
 
 
 def publish_run(context: RunContext, started: float) -> dict[str, float]:
-    """Make a run the one that readers see, in one commit.
-
-    Args:
-        started: time.monotonic() when the step began.
-
-    Returns:
-        rows, users and seconds.
+    """Make a run the one that readers see, in one commit; returns rows, users, and seconds since ``started`` (of time.monotonic()).
 
     Raises:
         Busy: another process changes what readers see.
@@ -116,7 +110,14 @@ def _find_current_and_target(tables: WarehouseTables, to: str | None) -> tuple[R
     current = run_manifest.newest_published(rows)
     if current is None:
         raise InputMissing("nothing is published, so there is nothing to roll back")
-    target = _rollback_target(rows, current, to)
+    if to is None:
+        target = run_manifest.rollback_target(rows, current)
+    elif run_manifest.newest_published(rows, to) is None:
+        raise InputMissing(f"run {to} was never published: see `recsys-batch status` for those that were")
+    else:
+        target = run_manifest.latest_state_by_run(rows)[to]
+    if target is None:
+        raise InputMissing(f"run {current.run_id} is the only published one: there is nothing to roll back to")
     if target.run_id == current.run_id:
         raise AlreadyDone(f"run {current.run_id} is what readers see already")
     if not list_slice_files(slice_of_no_run(tables, "topk"), target).parts:
@@ -126,14 +127,3 @@ def _find_current_and_target(tables: WarehouseTables, to: str | None) -> tuple[R
 
 def _republish(run: Run, when: dt.datetime) -> Run:
     return run.next_event(status="PUBLISHED", published_at=when, attempt=run.attempt + 1)
-
-
-def _rollback_target(rows: list[Run], current: Run, to: str | None) -> Run:
-    if to is not None:
-        if run_manifest.newest_published(rows, to) is None:
-            raise InputMissing(f"run {to} was never published: see `recsys-batch status` for those that were")
-        return run_manifest.latest_state_by_run(rows)[to]
-    target = run_manifest.rollback_target(rows, current)
-    if target is None:
-        raise InputMissing(f"run {current.run_id} is the only published one: there is nothing to roll back to")
-    return target

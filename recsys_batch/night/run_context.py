@@ -1,4 +1,4 @@
-"""A run in progress: its session, tables, manifest, artefacts and pointers. Every step takes one; open_run makes it."""
+"""A run in progress: its session, tables, manifest, artefacts and pointers. Every step takes one, made by open_run, and gives a result."""
 
 import datetime as dt
 import logging
@@ -22,14 +22,7 @@ from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.spark.executors.part_writer import make_part_writer, pass_through
 from recsys_batch.spark.run_artifacts import RunArtifacts
 from recsys_batch.spark.tables import WarehouseTables
-from recsys_batch.storage.artifacts import (
-    clear_pointer,
-    get_pointer,
-    has_pointer,
-    put_folder,
-    set_pointer,
-    stage_files,
-)
+from recsys_batch.storage import artifacts
 from recsys_batch.storage.filesystems import remove
 from recsys_batch.tables.delta_log import commit, list_data_files
 from recsys_batch.tables.run_manifest import Run
@@ -47,6 +40,16 @@ class CommittedSlice:
     rows: int
     n_bytes: int
     counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Result of a step: Delta versions by table, rows written, users handled, further numbers for the manifest."""
+
+    versions: dict[str, int]
+    rows: int
+    users: int
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -93,7 +96,7 @@ class RunContext:
         """Locate this run's slice of an output table; the table is made if it is missing."""
         self.tables.ensure(name, self.ids)
         target = slice_of_no_run(self.tables, name)
-        return replace(target, partition=partition_values(target.spec, self.run), target_bytes=self.artifacts.file_bytes)
+        return replace(target, partition=partition_values(target.spec, self.run), target_bytes=self.run_artifacts.file_bytes)
 
     def slice_files(self, name: str) -> UserSortedFiles:
         """List this run's files of an output table."""
@@ -116,41 +119,41 @@ class RunContext:
         return CommittedSlice(version, sum(file.n_rows for file in files), sum(file.n_bytes for file in files), dict(counts))
 
     @property
-    def artifacts(self) -> RunArtifacts:
+    def run_artifacts(self) -> RunArtifacts:
         """The run's artefacts, and the tasks that are made of them."""
         return RunArtifacts(self.config, self.run, self.ids, self.root)
 
     @cached_property
     def bundle(self) -> Bundle:
         """The run's model, verified."""
-        return self.artifacts.bundle
+        return self.run_artifacts.bundle
 
     def write_gathered(self, spec: TableSpec, df: DataFrame) -> UserSortedFiles:
         """Replace gathered rows of users by those of ``df``, each task writing its own files; no table has them."""
-        target = self.artifacts.gathered_slice(spec)
+        target = self.run_artifacts.gathered_slice(spec)
         remove(target.root)
         return UserSortedFiles(target, sorted(_write_files(target, df, pass_through), key=lambda part: part.first))
 
     def set_pointer(self, name: str, value: Mapping[str, Any]) -> None:
-        set_pointer(self.root, self.run.run_id, name, value)
+        artifacts.set_pointer(self.root, self.run.run_id, name, value)
 
     def get_pointer(self, name: str) -> dict[str, Any]:
-        return get_pointer(self.root, self.run.run_id, name)
+        return artifacts.get_pointer(self.root, self.run.run_id, name)
 
     def has_pointer(self, name: str) -> bool:
-        return has_pointer(self.root, self.run.run_id, name)
+        return artifacts.has_pointer(self.root, self.run.run_id, name)
 
     def clear_pointer(self, name: str) -> None:
         """Remove the run's pointer, where there is one."""
-        clear_pointer(self.root, self.run.run_id, name)
+        artifacts.clear_pointer(self.root, self.run.run_id, name)
 
     def put_folder(self, kind: str, write: Callable[[Path], None]) -> str:
         """Make a new artefact folder that ``write`` fills; returns its location."""
-        return put_folder(self.root, kind, write, self.config.paths.state)
+        return artifacts.put_folder(self.root, kind, write, self.config.paths.state)
 
     def stage_files(self, kind: str) -> AbstractContextManager[Path]:
         """Open a local folder for files named by their content, which are artefacts when the block ends."""
-        return stage_files(self.root, kind, self.config.paths.state)
+        return artifacts.stage_files(self.root, kind, self.config.paths.state)
 
 
 def partition_values(spec: TableSpec, run: Run) -> dict[str, str | dt.date]:

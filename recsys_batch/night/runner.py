@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pyspark.sql import SparkSession
 
@@ -17,7 +17,6 @@ from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError, caused_by_interrupt
 from recsys_batch.logs import log_context
 from recsys_batch.night.audit import audit_run
-from recsys_batch.night.gates import failed_gates
 from recsys_batch.night.open_run import AlreadyDone, open_run_context
 from recsys_batch.night.publish import prefix_metrics, publish_run
 from recsys_batch.night.run_context import RunContext
@@ -33,8 +32,7 @@ StepProgressCallback = Callable[[str, str, dict[str, float]], None]
 """Called with (step, "start" | "done" | "skipped", metrics)."""
 
 
-def no_progress(step: str, event: str, metrics: dict[str, float]) -> None:
-    """Report nothing: the progress callback of a night that nobody watches."""
+def _ignore(step: str, event: str, metrics: dict[str, float]) -> None: ...
 
 
 def run_night(
@@ -46,7 +44,7 @@ def run_night(
     force: bool = False,
     incremental: bool = False,
     backfill: bool = False,
-    progress: StepProgressCallback = no_progress,
+    progress: StepProgressCallback = _ignore,
 ) -> Run:
     """Run all steps of the date's night that are not done; returns the published run.
 
@@ -69,14 +67,7 @@ def run_night(
 
 
 def run_step(
-    spark: SparkSession,
-    config: Config,
-    name: str,
-    run_date: dt.date,
-    *,
-    run_id: str | None = None,
-    override: str | None = None,
-    progress: StepProgressCallback = no_progress,
+    spark: SparkSession, config: Config, name: str, run_date: dt.date, *, run_id: str | None = None, override: str | None = None
 ) -> Run:
     """Run a single step of the date's night, as schedulers call it; returns the run.
 
@@ -100,24 +91,20 @@ def run_step(
         if _is_done(context.run, name):
             raise AlreadyDone(f"run {context.run.run_id} has done {name} already")
         with _recording_failure(context):
-            _run_if_pending(context, name, progress)
+            _run_if_pending(context, name)
         return context.run
 
 
-def _run_if_pending(context: RunContext, name: str, progress: StepProgressCallback) -> None:
+def _run_if_pending(context: RunContext, name: str, progress: StepProgressCallback = _ignore) -> None:
     if _is_done(context.run, name):
         progress(name, "skipped", {})
         return
     with log_context(run_id=context.run.run_id, step=name):
-        _execute_step(context, name, progress)
-
-
-def _execute_step(context: RunContext, name: str, progress: StepProgressCallback) -> None:
-    progress(name, "start", {})
-    started = time.monotonic()
-    numbers = _CLOSING_STEPS[name].run(context, started) if name in _CLOSING_STEPS else _compute_step(context, name, started)
-    logger.info("done rows=%d seconds=%.1f", numbers.get("rows", 0), numbers["seconds"])
-    progress(name, "done", numbers)
+        progress(name, "start", {})
+        started = time.monotonic()
+        numbers = _CLOSING_STEPS[name](context, started) if name in _CLOSING_STEPS else _compute_step(context, name, started)
+        logger.info("done rows=%d seconds=%.1f", numbers.get("rows", 0), numbers["seconds"])
+        progress(name, "done", numbers)
 
 
 def _compute_step(context: RunContext, name: str, started: float) -> dict[str, float]:
@@ -130,7 +117,7 @@ def _compute_step(context: RunContext, name: str, started: float) -> dict[str, f
 
 def _audit_and_record(context: RunContext, started: float) -> dict[str, float]:
     gates, measured = audit_run(context)
-    failed = failed_gates(gates)
+    failed = [gate for gate in gates if not gate.passed]
     numbers = {"rows": measured["n_rows"], "users": measured["n_users"], "seconds": time.monotonic() - started}
     values = {f"audit.{name}": value for name, value in measured.items()}
     limits = {run_manifest.LIMIT + gate.name: gate.threshold for gate in gates}
@@ -158,18 +145,13 @@ def _record_override(context: RunContext, reason: str) -> None:
 
 
 def _is_done(run: Run, name: str) -> bool:
-    return run.status in _CLOSING_STEPS[name].done if name in _CLOSING_STEPS else OUTPUTS[name] in run.table_versions
+    return run.status in _CLOSED[name] if name in _CLOSED else OUTPUTS[name] in run.table_versions
 
 
-@dataclass(frozen=True)
-class _ClosingStep:
-    """A step that writes no table of its own, only what the manifest says of the run."""
-
-    run: Callable[[RunContext, float], dict[str, float]]
-    done: tuple[str, ...]
-
-
-_CLOSING_STEPS = {"audit": _ClosingStep(_audit_and_record, ("AUDITED", "PUBLISHED")), "publish": _ClosingStep(publish_run, ("PUBLISHED",))}
+_CLOSING_STEPS = {"audit": _audit_and_record, "publish": publish_run}
+"""Steps that write no table of their own, only what the manifest says of the run."""
+_CLOSED = {"audit": ("AUDITED", "PUBLISHED"), "publish": ("PUBLISHED",)}
+"""Statuses of a run that has done such a step."""
 
 
 @contextmanager
@@ -180,10 +162,7 @@ def _recording_failure(context: RunContext) -> Iterator[None]:
     except GateRefused:
         _close_mlflow(context)
         raise
-    except KeyboardInterrupt:
-        _record_failure(context, "interrupted")
-        raise
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
         if caused_by_interrupt(error):
             _record_failure(context, "interrupted")
             raise
@@ -208,7 +187,7 @@ def _close_mlflow(context: RunContext) -> None:
         context.registry.finish_run(context.run.mlflow_run_id, failed=True)
 
 
-def _root_cause(error: Exception, spark: SparkSession) -> Exception:
+def _root_cause(error: BaseException, spark: SparkSession) -> BaseException:
     """Find the error that a reader can act on: a worker's own message out of Spark's report of it, or that the JVM is gone."""
     if isinstance(error, RecsysBatchError):
         return error

@@ -44,18 +44,14 @@ def make_cards(warehouse: str, run: Run, sample: pa.Table, items: pa.Table, min_
     users = pc.unique(sample["user_id"])
     chosen = users.take(pa.array(np.unique(np.linspace(0, len(users) - 1, min(n + 2, len(users))).astype(int))[:n]))
     rows = sample.filter(pc.is_in(sample["user_id"], value_set=chosen)).filter(pc.less_equal(pc.field("rank"), _N_SHOWN))
-    liked = read_table(
-        warehouse,
-        "interactions",
-        columns=["user_id", "item_id", "event_ts"],
-        where=pc.field("user_id").isin(chosen) & (pc.field("weight") > min_weight),
-        version=run.input_versions["interactions"],
-    ).sort_by([("event_ts", "descending"), ("item_id", "ascending")])
+    version, columns = run.input_versions["interactions"], ["user_id", "item_id", "event_ts"]
+    is_liked = pc.field("user_id").isin(chosen) & (pc.field("weight") > min_weight)
+    liked = read_table(warehouse, "interactions", columns=columns, where=is_liked, version=version)
+    liked = liked.sort_by([("event_ts", "descending"), ("item_id", "ascending")])
+    shown = pa.concat_arrays([*rows["item_id"].chunks, *liked["item_id"].chunks])
     described = {
         item["item_id"]: (item["title"] or str(item["item_id"]), ", ".join(item["categories"] or ()))
-        for item in items.filter(
-            pc.is_in(items["item_id"], value_set=pa.concat_arrays([*rows["item_id"].chunks, *liked["item_id"].chunks]))
-        ).to_pylist()
+        for item in items.filter(pc.is_in(items["item_id"], value_set=shown)).to_pylist()
     }
     return tuple(_make_card(user, rows, liked, described) for user in chosen.to_pylist())
 

@@ -40,22 +40,14 @@ _SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def make_axes(height: float = 3.0) -> Iterator[tuple[Figure, Axes]]:
-    """Make a figure with one plot in the page's style.
-
-    Args:
-        height: inches.
-    """
+    """Make a figure with one plot in the page's style, ``height`` inches high."""
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         yield figure, figure.add_subplot()
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """Convert a figure to an <svg> element without a size of its own.
-
-    Args:
-        name: of this figure alone in its page; the same figure gives the same text.
-    """
+    """Convert a figure to an <svg> element without a size of its own; ``name`` is of it alone in its page. The same gives the same text."""
     stream = io.StringIO()
     with mpl.rc_context({**_SETTINGS, "svg.hashsalt": name}):
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

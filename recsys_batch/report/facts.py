@@ -85,27 +85,25 @@ def collect_facts(warehouse: str, run: Run, min_weight: float, n_cards: int = 4)
     topk = run_files(warehouse, "topk", run)
     if not topk.parts:
         raise InputMissing(f"run {run.run_id} ({run.status}) has no rows in topk: it did not get so far, or they were removed since")
-    items = _read_items(warehouse, run)
-    sample = sample_lists(topk)
-    listed = _count_lists(topk, items["item_id"].combine_chunks())
-    taken = _read_user_counts(warehouse, run, items["item_id"].combine_chunks())
+    items, sample = _read_items(warehouse, run), sample_lists(topk)
+    item_ids = items["item_id"].combine_chunks()
+    taken = _read_user_counts(warehouse, run, item_ids)
     return RunFacts(
         run=run,
         available=np.asarray(items["is_available"].to_numpy(zero_copy_only=False), dtype=bool),
-        listed=listed,
+        listed=_count_lists(topk, item_ids),
         taken=taken,
         sample=sample,
         n_sampled_users=len(pc.unique(sample["user_id"])),
         churn=_measure_churn(warehouse, run, topk, items),
-        segments=measure_segments(warehouse, run, sample, items["item_id"].combine_chunks(), taken, min_weight),
+        segments=measure_segments(warehouse, run, sample, item_ids, taken, min_weight),
         cards=make_cards(warehouse, run, sample, items, min_weight, n_cards),
     )
 
 
 def sample_lists(topk: UserSortedFiles) -> pa.Table:
     """Sample whole lists, evenly over user_id."""
-    lists = [topk.between(bounds, _COLUMNS) for bounds in sample_user_ranges(topk)]
-    return pa.concat_tables(lists).unify_dictionaries().combine_chunks()
+    return pa.concat_tables([topk.between(bounds, _COLUMNS) for bounds in sample_user_ranges(topk)]).unify_dictionaries().combine_chunks()
 
 
 def _read_items(warehouse: str, run: Run) -> pa.Table:
@@ -139,25 +137,18 @@ def _measure_churn(warehouse: str, run: Run, topk: UserSortedFiles, items: pa.Ta
         return None
     earlier_topk = run_files(warehouse, "topk", earlier)
     comparison = compare_runs(topk, earlier_topk)
-    if comparison is None:
-        return None
-    return Churn(earlier.run_id, comparison, _find_movers(topk, earlier_topk, items))
+    return None if comparison is None else Churn(earlier.run_id, comparison, _find_movers(topk, earlier_topk, items))
 
 
 def _find_movers(now: UserSortedFiles, earlier: UserSortedFiles, items: pa.Table) -> tuple[Mover, ...]:
-    shares = []
-    item_ids = items["item_id"].combine_chunks()
+    shares, item_ids, titles = [], items["item_id"].combine_chunks(), items["title"]
     for files in (now, earlier):
-        rows = [files.between(bounds, ["user_id", "item_id"]) for bounds in sample_user_ranges(now)]
-        all_rows = pa.concat_tables(rows)
-        codes = flat_positions(all_rows["item_id"].combine_chunks(), item_ids)
-        n_users = max(len(pc.unique(all_rows["user_id"])), 1)
-        shares.append(np.bincount(codes[codes >= 0], minlength=len(item_ids)) / n_users)
+        rows = pa.concat_tables([files.between(bounds, ["user_id", "item_id"]) for bounds in sample_user_ranges(now)])
+        codes = flat_positions(rows["item_id"].combine_chunks(), item_ids)
+        shares.append(np.bincount(codes[codes >= 0], minlength=len(item_ids)) / max(len(pc.unique(rows["user_id"])), 1))
     change = shares[0] - shares[1]
     order = np.argsort(-change, kind="stable")
     rose, fell = order[:_N_MOVERS], order[::-1][:_N_MOVERS]
     chosen = [int(code) for code in (*rose[change[rose] > 0], *fell[change[fell] < 0])]
-    titles = items["title"]
-    return tuple(
-        Mover(titles[code].as_py() or str(item_ids[code].as_py()), float(shares[0][code]), float(shares[1][code])) for code in chosen
-    )
+    names = [titles[code].as_py() or str(item_ids[code].as_py()) for code in chosen]
+    return tuple(Mover(name, float(shares[0][code]), float(shares[1][code])) for name, code in zip(names, chosen, strict=True))

@@ -15,11 +15,7 @@ Verdicts = Mapping[str, Mapping[str, Any]]
 
 
 def render_report(facts: RunFacts, gates: Verdicts, seen: bool) -> str:
-    """Render the page of one run.
-
-    Args:
-        seen: readers follow this run now.
-    """
+    """Render the page of one run; ``seen``: readers follow it now."""
     environment = Environment(
         loader=PackageLoader("recsys_batch.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from recsys_batch.report.drawing import FIRST, GRID, INK, MUTED, SECOND, THIRD, WARN, make_axes, to_svg
@@ -38,15 +37,8 @@ class _TuningPoint(NamedTuple):
 
 def draw_plots(facts: RunFacts) -> list[Plot]:
     """Draw the plots that the run has data for."""
-    plots = [
-        draw(facts)
-        for draw in (_plot_timeline, _plot_tuning, _plot_scores, _plot_reach, _plot_lorenz, _plot_bands, _plot_churn, _plot_segments)
-    ]
-    return [plot for plot in plots if plot is not None]
-
-
-def _finish_plot(name: str, title: str, figure: Figure, caption: str) -> Plot:
-    return Plot(title, to_svg(figure, name), caption)
+    kinds = (_plot_timeline, _plot_tuning, _plot_scores, _plot_reach, _plot_lorenz, _plot_bands, _plot_churn, _plot_segments)
+    return [plot for plot in (draw(facts) for draw in kinds) if plot is not None]
 
 
 def _plot_timeline(facts: RunFacts) -> Plot | None:
@@ -76,17 +68,15 @@ def _plot_timeline(facts: RunFacts) -> Plot | None:
         figure.legend(loc="outside upper left", ncols=3, handlelength=1.0, columnspacing=1.2)
     longest = max(done, key=lambda step: seconds[step])
     caption = f"{_format_seconds(total)} in all; {longest} took {seconds[longest] / total:.0%} of it"
-    return _finish_plot("timeline", "Where the night's time went", figure, caption)
+    return Plot("Where the night's time went", to_svg(figure, "timeline"), caption)
 
 
 def _label_bar(plot: Axes, row: int, begin: float, end: float, total: float, text: str) -> None:
     """Label a bar: behind it where there is room, else before it, else at its end within."""
     if end < 0.8 * total:
         plot.text(end, row, f" {text}", va="center", color=INK)
-    elif begin > 0.2 * total:
-        plot.text(begin, row, f"{text} ", va="center", ha="right", color=INK)
     else:
-        plot.text(end, row, f"{text} ", va="center", ha="right", color=INK)
+        plot.text(begin if begin > 0.2 * total else end, row, f"{text} ", va="center", ha="right", color=INK)
 
 
 def _split_seconds(metrics: Mapping[str, float], step: str) -> dict[str, float]:
@@ -128,11 +118,9 @@ def _plot_tuning(facts: RunFacts) -> Plot | None:
         plot.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         plot.xaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else ""))
         figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2)
-    nlist = metrics.get("nlist")
-    caption = f"recall {metrics.get('knn_recall', float('nan')):.4f}" + (
-        f" by {metrics['nprobe']:.0f} of {nlist:.0f} lists" if nlist else ""
-    )
-    return _finish_plot("tuning", "Recall, and what it costs", figure, caption + "; numbers at the points are lists searched")
+    lists = f" by {metrics['nprobe']:.0f} of {metrics['nlist']:.0f} lists" if metrics.get("nlist") else ""
+    caption = f"recall {metrics.get('knn_recall', float('nan')):.4f}{lists}"
+    return Plot("Recall, and what it costs", to_svg(figure, "tuning"), caption + "; numbers at the points are lists searched")
 
 
 def _plot_scores(facts: RunFacts) -> Plot | None:
@@ -147,7 +135,7 @@ def _plot_scores(facts: RunFacts) -> Plot | None:
         plot.set(xlabel="rank", ylabel="score", xlim=(1, max(int(distinct_ranks[-1]), 2)))
         plot.legend()
     caption = f"the median falls from {bands[0, 1]:.2f} at rank 1 to {bands[-1, 1]:.2f} at rank {distinct_ranks[-1]}"
-    return _finish_plot("scores", "Scores along the list", figure, caption)
+    return Plot("Scores along the list", to_svg(figure, "scores"), caption)
 
 
 def _plot_reach(facts: RunFacts) -> Plot | None:
@@ -168,7 +156,7 @@ def _plot_reach(facts: RunFacts) -> Plot | None:
         plot.legend(loc="lower right")
     first = candidate_ranks[ranks == 1]
     caption = f"the ranker's first item was retrieval's number {np.median(first):.0f} for the median user, and beyond number 20 for "
-    return _finish_plot("reach", "How far the ranker reaches", figure, caption + f"{np.mean(first > 20):.0%}")
+    return Plot("How far the ranker reaches", to_svg(figure, "reach"), caption + f"{np.mean(first > 20):.0%}")
 
 
 def _plot_lorenz(facts: RunFacts) -> Plot | None:
@@ -182,8 +170,7 @@ def _plot_lorenz(facts: RunFacts) -> Plot | None:
                 shares = np.concatenate([[0.0], np.cumsum(np.sort(counts)) / counts.sum()])
                 item_shares = np.linspace(0, 1, len(shares))
                 chosen = np.unique(np.linspace(0, len(shares) - 1, 400).astype(int))
-                gini = gini_coefficient(counts)
-                plot.plot(item_shares[chosen], shares[chosen], color=colour, label=f"{name}, Gini {gini:.2f}")
+                plot.plot(item_shares[chosen], shares[chosen], color=colour, label=f"{name}, Gini {gini_coefficient(counts):.2f}")
         plot.set(xlabel="items, least first", ylabel="share of places", xlim=(0, 1), ylim=(0, 1.02))
         for axis in (plot.xaxis, plot.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -192,7 +179,11 @@ def _plot_lorenz(facts: RunFacts) -> Plot | None:
     n_available = max(int(facts.available.sum()), 1)
     half = items_with_half_of_lists(facts.listed)
     caption = f"{in_lists:,} of {n_available:,} available items are in somebody's list ({in_lists / n_available:.0%}); "
-    return _finish_plot("lorenz", "Coverage of the catalogue", figure, caption + f"half of all places go to {half:,} of them")
+    return Plot(
+        "Coverage of the catalogue",
+        to_svg(figure, "lorenz"),
+        caption + f"half of all places go to {half:,} of them",
+    )
 
 
 def gini_coefficient(counts: np.ndarray) -> float:
@@ -204,8 +195,7 @@ def gini_coefficient(counts: np.ndarray) -> float:
 
 def items_with_half_of_lists(counts: np.ndarray) -> int:
     """Count the fewest items that together have half of all places."""
-    ordered = np.sort(counts)[::-1]
-    return int(np.searchsorted(np.cumsum(ordered), counts.sum() / 2)) + 1
+    return int(np.searchsorted(np.cumsum(np.sort(counts)[::-1]), counts.sum() / 2)) + 1
 
 
 def _plot_bands(facts: RunFacts) -> Plot | None:
@@ -225,7 +215,7 @@ def _plot_bands(facts: RunFacts) -> Plot | None:
         plot.grid(visible=False, axis="x")
         plot.legend()
     caption = f"the most popular 1 % of items take {listed[0]:.0%} of the lists, and had {taken[0]:.0%} of what users took"
-    return _finish_plot("bands", "Popular and rare items", figure, caption)
+    return Plot("Popular and rare items", to_svg(figure, "bands"), caption)
 
 
 def _plot_churn(facts: RunFacts) -> Plot | None:
@@ -240,7 +230,7 @@ def _plot_churn(facts: RunFacts) -> Plot | None:
         plot.set(xlabel="Jaccard of a user's items now and before", ylabel="share of users", xlim=(0, 1))
         plot.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     caption = f"against run {facts.churn.run_id}: {np.mean(jaccard == 1):.0%} of {len(jaccard):,} users have the same items as before"
-    return _finish_plot("churn", "What changed since the night before", figure, caption)
+    return Plot("What changed since the night before", to_svg(figure, "churn"), caption)
 
 
 def _plot_segments(facts: RunFacts) -> Plot | None:
@@ -261,7 +251,7 @@ def _plot_segments(facts: RunFacts) -> Plot | None:
         plot.grid(visible=False, axis="y")
         plot.set_xlim(left=0)
     caption = f"{judged[0].ndcg:.3f} over {judged[0].n_judged:,} sampled users with held-out interactions; their number beside each segment"
-    return _finish_plot("segments", "Quality by segment", figure, caption)
+    return Plot("Quality by segment", to_svg(figure, "segments"), caption)
 
 
 def _format_seconds(seconds: float) -> str:

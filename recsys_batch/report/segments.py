@@ -59,18 +59,17 @@ def measure_segments(
     for name, members in _segment_masks(warehouse, run, users):
         rows = members[owner] & (codes >= 0)
         judged = ndcg[members & ~np.isnan(ndcg)]
-        segments.append(
-            Segment(
-                name=name,
-                n_users=int(members.sum()),
-                n_judged=len(judged),
-                ndcg=float(judged.mean()) if len(judged) else None,
-                error=float(judged.std(ddof=1) / np.sqrt(len(judged))) if len(judged) > 1 else None,
-                head_share=float(head[codes[rows]].mean()) if head is not None and rows.any() else None,
-                n_items=len(np.unique(codes[rows])),
-                popular_share=float(popular[members].mean()),
-            )
+        segment = Segment(
+            name=name,
+            n_users=int(members.sum()),
+            n_judged=len(judged),
+            ndcg=float(judged.mean()) if len(judged) else None,
+            error=float(judged.std(ddof=1) / np.sqrt(len(judged))) if len(judged) > 1 else None,
+            head_share=float(head[codes[rows]].mean()) if head is not None and rows.any() else None,
+            n_items=len(np.unique(codes[rows])),
+            popular_share=float(popular[members].mean()),
         )
+        segments.append(segment)
     return tuple(segments)
 
 

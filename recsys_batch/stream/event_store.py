@@ -27,7 +27,7 @@ _SQL_TYPES = {"BIGINT": "INTEGER", "STRING": "TEXT"}
 
 
 class EventStore:
-    """Events that interactions got since a run read it. Used by one thread of one process.
+    """Events that interactions got since a run read it. Used by one thread of one process at a time.
 
     A batch is prepared before topk_live gets it and confirmed after: what a process that died between had prepared is confirmed or dropped
     by the next, as topk_live says.
@@ -41,7 +41,7 @@ class EventStore:
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         self._ids = ids
-        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         # It can be filled again: what the system had not written when the machine stopped may be lost, but not half of it.
         self._database.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY;")
         self._database.executescript(_TABLES.format(user=_SQL_TYPES[ids.user], item=_SQL_TYPES[ids.item]))

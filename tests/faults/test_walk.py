@@ -21,6 +21,7 @@ from recsys_batch.night.runner import run_night
 from recsys_batch.night.steps import build_index as night_index
 from recsys_batch.night.steps import gather_events
 from recsys_batch.read import published_run
+from recsys_batch.storage import artifacts
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -56,10 +57,10 @@ def any_call(*_: Any, **__: Any) -> bool:
 
 _AFTER = {"embed": "index", "index": "candidates", "candidates": "score", "score": "audit", "audit": "publish", "publish": "nothing"}
 POINTS: dict[str, Point] = {
-    "the copy of the bundle": (run_context, "put_folder", any_call),
+    "the copy of the bundle": (artifacts, "put_folder", any_call),
     "the run's first row": (run_context, "append_runs", lambda _, runs: not any(key.endswith(".seconds") for key in runs[-1].metrics)),
     "the pointer bundle": (open_run, "set_pointer", pointer("bundle")),
-    **{f"the pointer {name}": (run_context, "set_pointer", pointer(name)) for name in ("gathered", "popularity", "catalogue", "index")},
+    **{f"the pointer {name}": (artifacts, "set_pointer", pointer(name)) for name in ("gathered", "popularity", "catalogue", "index")},
     **{f"the commit of {name}": (run_context, "commit", table(name)) for name in OUTPUTS},
     "what is gathered": (gather_events, "_write_gathered", any_call),
     "the index's files": (ann_index, "store_index_file", any_call),

@@ -14,7 +14,7 @@ import pytest
 from deltalake import DeltaTable
 
 from recsys_batch.config import Config
-from recsys_batch.night.incremental import base_run
+from recsys_batch.night import incremental as module
 from recsys_batch.night.runner import run_night
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
@@ -107,7 +107,7 @@ PARTS_OF_ALL = ("events and users", "an item came and was taken")
 def test_its_rows_are_those_of_a_full_night(
     spark: SparkSession, fresh_published: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(base_run, "_TOO_MANY", 0.99)  # of 90 items each is among the candidates of most users
+    monkeypatch.setattr(module, "_TOO_MANY", 0.99)  # of 90 items each is among the candidates of most users
     (config, run), (full_config, full) = both(spark, fresh_published, tmp_path, CHANGES[name])
     assert run.status == full.status == "PUBLISHED"
     assert run.metrics["incremental"] == 1.0

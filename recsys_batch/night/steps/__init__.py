@@ -3,17 +3,16 @@
 - embed: popularity, the catalogue, item and user embeddings. build_index: the search index over items, tuned.
 - candidates: every user's candidates. score: the ranker's top K of them.
 - gather_events: what is known of users, brought together once by ranges of user_id.
-- range_tasks: passes over users by ranges, shared by the steps. step_result: what a step reports.
+- range_tasks: passes over users by ranges, shared by the steps.
 """
 
 from collections.abc import Callable
 
-from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.run_context import RunContext, StepResult
 from recsys_batch.night.steps.build_index import index_items
 from recsys_batch.night.steps.candidates import retrieve_candidates
 from recsys_batch.night.steps.embed import embed_users
 from recsys_batch.night.steps.score import score_candidates
-from recsys_batch.night.steps.step_result import StepResult
 
 STEPS: dict[str, Callable[[RunContext], StepResult]] = {
     "embed": embed_users,

@@ -16,10 +16,9 @@ from recsys_batch.ann.tuning import Tuning, TuningSample, tune
 from recsys_batch.config import Retrieval, Scoring
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.errors import ConfigError, InputMissing
-from recsys_batch.night.incremental.base_run import load_base
-from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.incremental import load_base
+from recsys_batch.night.run_context import RunContext, StepResult
 from recsys_batch.night.steps.range_tasks import join_segments
-from recsys_batch.night.steps.step_result import StepResult
 from recsys_batch.spark.executors.assign_lists import assign_in_tasks
 from recsys_batch.storage.artifacts import get_pointer
 from recsys_batch.tables.list_columns import column_matrix
@@ -74,22 +73,15 @@ def build_and_tune(
     retrievable = catalogue.retrievable_codes()
     info = build_index(np.asarray(catalogue.embeddings)[retrievable], settings, directory, n_threads, assign_rows)
     if info.imbalance is not None and info.imbalance > _BALANCED:
-        logger.warning(
-            "the inverted lists are uneven: a scanned list is %.1f times as long as the mean (1 is even): many items are alike, or "
-            "retrieval.nlist = %d is too many",
-            info.imbalance,
-            info.nlist,
-        )
+        length = f"a scanned list is {info.imbalance:.1f} times as long as the mean (1 is even)"
+        logger.warning("the inverted lists are uneven: %s: many items are alike, or retrieval.nlist = %d is too many", length, info.nlist)
     retriever = open_retriever(directory, info, n_threads=n_threads)
     exact = open_retriever(directory, info.as_exact(), n_threads=n_threads)
     samples = []
     for rule in np.unique(sampled.rules):
         queries, allowed = sampled.queries[sampled.rules == rule], catalogue.eligible_mask(int(rule))[retrievable]
-        samples.append(
-            TuningSample(queries, retriever, exact)
-            if rule < 0
-            else TuningSample(queries, retriever.restrict(allowed), exact.restrict(allowed))
-        )
+        searches = (retriever, exact) if rule < 0 else (retriever.restrict(allowed), exact.restrict(allowed))
+        samples.append(TuningSample(queries, *searches))
     tuning = tune(retriever, samples, settings.n_candidates, settings.target_recall, settings)
     _log_choice(info, tuning)
     return BuiltIndex(info, tuning)
@@ -116,18 +108,9 @@ def _log_choice(info: IndexInfo, tuning: Tuning) -> None:
     searched = f", {tuning.nprobe} of {info.nlist} lists searched" if info.nlist else ""
     fetched = f", {tuning.overfetch:g} times as many fetched" if tuning.overfetch > 1 else ""
     shards = f" in {len(info.vectors)} shards" if len(info.vectors) > 1 else ""
-    logger.info(
-        "index: %s as %s%s (%s), %d items, %.1f MiB%s%s, recall %.4f",
-        info.mode,
-        info.storage,
-        shards,
-        info.reason,
-        info.n_items,
-        info.n_bytes / 2**20,
-        searched,
-        fetched,
-        tuning.knn_recall_at_k,
-    )
+    size = f"{info.n_items} items, {info.n_bytes / 2**20:.1f} MiB"
+    searches = f"{size}{searched}{fetched}, recall {tuning.knn_recall_at_k:.4f}"
+    logger.info("index: %s as %s%s (%s), %s", info.mode, info.storage, shards, info.reason, searches)
     if not tuning.reached:
         wanted = f"retrieval.target_recall = {tuning.target_recall:g}"
         logger.warning("recall %.4f is below %s: retrieval.nprobe is fixed too low", tuning.knn_recall_at_k, wanted)
@@ -135,7 +118,7 @@ def _log_choice(info: IndexInfo, tuning: Tuning) -> None:
 
 def index_items(context: RunContext) -> StepResult:
     """Build the run's search index over retrievable items, tuned on sampled users; the run's pointer "index" names its files."""
-    catalogue = context.artifacts.open_catalogue()
+    catalogue = context.run_artifacts.open_catalogue()
     check_all_candidates(context.config.scoring, len(catalogue.retrievable_codes()))
     base = load_base(context)
     if base is not None and base.same_items:
@@ -150,10 +133,9 @@ def index_items(context: RunContext) -> StepResult:
             f"no user has a positive interaction (weight > data.min_weight = {context.config.data.min_weight:g}), or an embedding that was "
             "registered: ingest interactions first"
         )
-    sampled = SampledUsers(
-        column_matrix(table["embedding"].combine_chunks()), catalogue.rules_by_segment(table["segment"].combine_chunks())
-    )
-    assign_rows = assign_in_tasks(context.spark, context.root, context.artifacts.cache) if len(catalogue) >= PARALLEL_ITEMS else None
+    queries, segments = (table[name].combine_chunks() for name in ("embedding", "segment"))
+    sampled = SampledUsers(column_matrix(queries), catalogue.rules_by_segment(segments))
+    assign_rows = assign_in_tasks(context.spark, context.root, context.run_artifacts.cache) if len(catalogue) >= PARALLEL_ITEMS else None
     settings = context.config.retrieval
     if context.config.scoring.candidates == "all":
         settings = settings.model_copy(update={"mode": "exact"})

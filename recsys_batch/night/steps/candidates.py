@@ -10,10 +10,9 @@ from pyspark.sql import functions as F
 
 from recsys_batch.config import Config
 from recsys_batch.dataset.catalogue import Catalogue
-from recsys_batch.night.incremental.base_run import BaseRun, changed_users_path, load_base
-from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.incremental import BaseRun, changed_users_path, load_base
+from recsys_batch.night.run_context import RunContext, StepResult
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, join_segments, range_tasks, task_metrics
-from recsys_batch.night.steps.step_result import StepResult
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
 from recsys_batch.spark.executors.carry_forward import BatchChange, NewItems
 from recsys_batch.spark.executors.retrieve import SHORT, RetrievalInput, count_short_lists, retrieve_range
@@ -24,10 +23,10 @@ from recsys_batch.tables.user_ranges import LIST_ROWS, UserRange
 
 def retrieve_candidates(context: RunContext) -> StepResult:
     """Retrieve every known user's candidates, and list the users who got fewer than wanted."""
-    catalogue = context.artifacts.open_catalogue()
-    base, user_events = load_base(context), context.artifacts.load_user_events()
+    catalogue = context.run_artifacts.open_catalogue()
+    base, user_events = load_base(context), context.run_artifacts.load_user_events()
     inputs = RetrievalInput(user_events, context.slice_files("user_embeddings"), None if base is None else changed_users_path(context))
-    rows = partial(retrieve_range, context.artifacts.make_retrieve_task(_read_popular_lists(context)), inputs)
+    rows = partial(retrieve_range, context.run_artifacts.make_retrieve_task(_read_popular_lists(context)), inputs)
     if base is None:
         tasks, function = range_tasks(context, rows, user_events.bounds)
     else:
@@ -47,8 +46,7 @@ def _read_popular_lists(context: RunContext) -> pa.Table:
     """Read the run's rows of popular, best first within each segment."""
     popular = context.table_slice("popular")
     files = (read_parquet(join(popular.root, part.path)).cast(popular.schema) for part in list_data_files(popular))
-    table = pa.concat_tables([popular.schema.empty_table(), *files])
-    return table.sort_by([("segment", "ascending"), ("rank", "ascending")])
+    return pa.concat_tables([popular.schema.empty_table(), *files]).sort_by([("segment", "ascending"), ("rank", "ascending")])
 
 
 def _insert_new_items(context: RunContext, base: BaseRun, catalogue: Catalogue) -> Callable[[UserRange], BatchChange] | None:
@@ -61,12 +59,12 @@ def _insert_new_items(context: RunContext, base: BaseRun, catalogue: Catalogue) 
     folder = context.put_folder("changed", lambda target: pq.write_table(seen, target / "seen.parquet"))
     return NewItems(
         codes=catalogue.codes(base.new_items),
-        catalogue_dir=context.artifacts.catalogue_dir,
+        catalogue_dir=context.run_artifacts.catalogue_dir,
         cosine=context.config.retrieval.metric == "cosine",
         n_candidates=_n_candidates(context.config, catalogue),
         seen=join(folder, "seen.parquet"),
         embeddings=context.slice_files("user_embeddings"),
-        cache=context.artifacts.cache,
+        cache=context.run_artifacts.cache,
     ).insert_into
 
 
@@ -84,8 +82,7 @@ def _find_shortfalls(context: RunContext) -> DataFrame:
     """Find the users who got fewer candidates than wanted, and why."""
     retrieval = context.config.retrieval
     short = context.read_slice("candidates").where(F.size("items") < _n_required(context.config))
-    short = short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items"))
-    short = join_segments(short, context, "left")
+    short = join_segments(short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items")), context, "left")
     named = [segment for segment in retrieval.eligibility if segment != ALL_SEGMENTS]
     ruled = F.lit(True) if ALL_SEGMENTS in retrieval.eligibility else F.coalesce(F.col("segment").isin(named), F.lit(False))
     reason = F.when(ruled, "eligible_exhausted").otherwise("catalogue_exhausted")

@@ -9,11 +9,10 @@ import pyarrow.parquet as pq
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.dataset.popularity import COUNTS_FILE_NAME, counts_path, counts_schema, rank_popular_items, sum_counts, users_by_item
 from recsys_batch.dataset.user_events import UserEvents
-from recsys_batch.night.incremental.base_run import BaseRun, FullRunRequired, find_base
-from recsys_batch.night.run_context import CommittedSlice, RunContext
+from recsys_batch.night.incremental import BaseRun, FullRunRequired, find_base
+from recsys_batch.night.run_context import CommittedSlice, RunContext, StepResult
 from recsys_batch.night.steps.gather_events import gather_all, gather_changed
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, range_tasks, task_metrics
-from recsys_batch.night.steps.step_result import StepResult
 from recsys_batch.schemas import spark_ddl
 from recsys_batch.spark import item_catalogue
 from recsys_batch.spark.executors.embed import count_popularity
@@ -34,10 +33,9 @@ def embed_users(context: RunContext) -> StepResult:
     folder = context.put_folder("catalogues", lambda target: write_catalogue(target, catalogue))
     context.set_pointer("catalogue", {"folder": basename(folder)})
     lists = rank_popular_items(counts, items["item_id"].filter(items["is_available"]).combine_chunks(), context.config.tables.popular_items)
+    item_rows = item_catalogue.item_embedding_rows(catalogue, n_events, context.run.run_id, context.ids)
     commits = {
-        "item_embeddings": context.write_driver_rows(
-            "item_embeddings", item_catalogue.item_embedding_rows(catalogue, n_events, context.run.run_id, context.ids)
-        ),
+        "item_embeddings": context.write_driver_rows("item_embeddings", item_rows),
         "popular": context.write_driver_rows("popular", lists),
         "user_embeddings": _write_user_embeddings(context, user_events, base),
     }
@@ -79,7 +77,7 @@ def _write_popularity(context: RunContext, user_events: UserEvents, base: BaseRu
 
 
 def _write_user_embeddings(context: RunContext, user_events: UserEvents, base: BaseRun | None) -> CommittedSlice:
-    task = context.artifacts.make_embed_task(user_events)
+    task = context.run_artifacts.make_embed_task(user_events)
     rows = task.encode_range if user_events.vectors is None else task.copy_imported_range
     tasks = range_tasks(context, rows, user_events.bounds) if base is None else carry_forward_tasks(context, base, "user_embeddings", rows)
     return context.write_slice("user_embeddings", *tasks)

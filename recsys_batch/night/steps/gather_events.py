@@ -13,9 +13,9 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.dataset.user_events import EVENTS, USERS, VECTORS, UserEvents
-from recsys_batch.night.incremental.base_run import BaseRun
+from recsys_batch.night.incremental import BaseRun
 from recsys_batch.night.run_context import RunContext
-from recsys_batch.night.steps.range_tasks import only_changed, read_changed_interactions, repartition_by_range
+from recsys_batch.night.steps.range_tasks import add_range_number, only_changed, read_changed_interactions
 from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
 from recsys_batch.spark import item_catalogue
 from recsys_batch.tables.user_ranges import ranges_from_cuts
@@ -52,14 +52,14 @@ def gather_changed(context: RunContext, base: BaseRun) -> UserEvents:
 def _write_gathered(
     context: RunContext, cuts: list[Any], events: DataFrame, profiles: DataFrame | None, vectors: DataFrame | None
 ) -> UserEvents:
-    bounds, gathered = ranges_from_cuts(cuts), {}
+    bounds, parts = ranges_from_cuts(cuts), dict[str, list[dict[str, Any]] | None]()
     for spec, rows in ((EVENTS, events), (USERS, profiles), (VECTORS, vectors)):
-        gathered[spec.name] = (
-            context.write_gathered(spec, repartition_by_range(rows, bounds).sortWithinPartitions("user_id")) if rows is not None else None
-        )
-    parts = {name: [asdict(part) for part in files.parts] if files is not None else None for name, files in gathered.items()}
+        parts[spec.name] = None
+        if rows is not None:
+            by_range = add_range_number(rows, bounds).repartitionById(len(bounds), "range").sortWithinPartitions("user_id")
+            parts[spec.name] = [asdict(part) for part in context.write_gathered(spec, by_range).parts]
     context.set_pointer("gathered", {"cuts": cuts, **parts})
-    return context.artifacts.load_user_events()
+    return context.run_artifacts.load_user_events()
 
 
 def _choose_cuts(context: RunContext, sources: Sequence[DataFrame]) -> list[Any]:

@@ -6,7 +6,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.dataset.user_events import EVENTS
-from recsys_batch.night.incremental.base_run import BaseRun, changed_users_path, list_event_files
+from recsys_batch.night.incremental import BaseRun, changed_users_path, list_event_files, list_slice_files
 from recsys_batch.night.run_context import CommittedSlice, RunContext
 from recsys_batch.schemas import spark_ddl
 from recsys_batch.spark.executors.carry_forward import BatchChange, carry_forward
@@ -38,28 +38,14 @@ def carry_forward_tasks(
     change: Callable[[UserRange], BatchChange] | None = None,
     n_rows: int = BATCH_ROWS,
 ) -> tuple[DataFrame, BatchFunction]:
-    """Build a task per file of the base run that copies unchanged rows and puts fresh ones in the place of changed users'.
-
-    Returns:
-        (tasks, function for mapInArrow).
-    """
-    carried = base.files(context.table_slice(name))
+    """Build a task per file of the base run that copies unchanged rows and puts fresh ones in the place of changed users'; likewise."""
+    carried = list_slice_files(context.table_slice(name), base.run)
     bounds = ranges_of_files(carried.parts)
     return task_ids(context, len(bounds)), carry_forward(carried, fresh, changed_users_path(context), bounds, change, n_rows)
 
 
-def repartition_by_range(rows: DataFrame, bounds: Sequence[UserRange]) -> DataFrame:
-    """Shuffle rows so that each range is in one task."""
-    return add_range_number(rows, bounds).repartitionById(len(bounds), "range")
-
-
 def add_range_number(rows: DataFrame, bounds: Sequence[UserRange]) -> DataFrame:
-    """Add the number of a row's user range as column "range"."""
-    return rows.withColumn("range", _range_number(bounds))
-
-
-def _range_number(bounds: Sequence[UserRange]) -> Column:
-    """Build the column that finds the number of a user_id's range by bisection."""
+    """Add the number of a row's user range as column "range", found by bisection."""
 
     def within(low: int, high: int) -> Column:
         if low == high:
@@ -67,7 +53,7 @@ def _range_number(bounds: Sequence[UserRange]) -> Column:
         middle = (low + high) // 2
         return F.when(F.col("user_id") <= F.lit(bounds[middle][1]), within(low, middle)).otherwise(within(middle + 1, high))
 
-    return within(0, len(bounds) - 1)
+    return rows.withColumn("range", within(0, len(bounds) - 1))
 
 
 def only_changed(context: RunContext, rows: DataFrame) -> DataFrame:
@@ -78,8 +64,7 @@ def only_changed(context: RunContext, rows: DataFrame) -> DataFrame:
 
 def read_changed_interactions(context: RunContext, base: BaseRun) -> DataFrame:
     """Read rows of EVENTS of an incremental night: those of users who changed, and all that came since the base run."""
-    paths = list_event_files(context, base.run)
-    event_files = EventFiles(*paths, changed_users_path(context))
+    event_files = EventFiles(*list_event_files(context, base.run), changed_users_path(context))
     tasks = task_ids(context, len(event_files.paths))
     return tasks.mapInArrow(read_changed_events(event_files, context.ids), spark_ddl(EVENTS.arrow_schema(context.ids)))
 

@@ -7,10 +7,9 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.config import Rules
-from recsys_batch.night.incremental.base_run import changed_users_path, load_base
-from recsys_batch.night.run_context import RunContext
+from recsys_batch.night.incremental import changed_users_path, load_base
+from recsys_batch.night.run_context import RunContext, StepResult
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, range_tasks, task_metrics
-from recsys_batch.night.steps.step_result import StepResult
 from recsys_batch.spark.executors.carry_forward import restamp
 from recsys_batch.spark.executors.score import SHORT_BY_RULES, ScoringInput, score_range
 from recsys_batch.tables.user_ranges import ranges_of_files
@@ -18,7 +17,7 @@ from recsys_batch.tables.user_ranges import ranges_of_files
 
 def score_candidates(context: RunContext) -> StepResult:
     """Rank every user's candidates, and write the top K of each."""
-    task = context.artifacts.make_score_task()
+    task = context.run_artifacts.make_score_task()
     base, candidates = load_base(context), context.slice_files("candidates")
     lists = ScoringInput(candidates, context.slice_files("user_embeddings"))
     if base is None:

@@ -1,43 +1,63 @@
-"""Output for people: rich tables and a live step list on a terminal, plain log lines everywhere else."""
+"""Output of commands: tables and a live step list for people, plain log lines where there is no terminal, one JSON object for machines."""
 
+import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from recsys_batch.tables.run_manifest import GATE, LIMIT, Run
 
 StepProgress = Callable[[str, str, dict[str, float]], None]
 
 logger = logging.getLogger("recsys_batch")
 
 
-def console() -> Console:
-    """Open standard output as a console, of 80 columns where it is not a terminal."""
-    return Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+def print_json(result: dict[str, Any]) -> None:
+    click.echo(json.dumps(result, default=str, indent=2))
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
-    """Print a table; columns whose index is in ``left`` are text, the others are right-aligned numbers."""
+def print_result(result: dict[str, Any], sentence: str, *, as_json: bool) -> None:
+    """Print a result as JSON, or as a sentence for people."""
+    print_json(result) if as_json else click.echo(sentence)
+
+
+def gates_as_json(run: Run) -> dict[str, dict[str, Any]]:
+    """Read a run's gates from its metrics: name -> value, limit and whether it passed."""
+    metrics, names = run.metrics, [key.removeprefix(GATE) for key in run.metrics if key.startswith(GATE)]
+    figures = {name: (metrics.get(f"audit.{name}", math.nan), metrics.get(LIMIT + name, math.nan)) for name in names}
+    return {name: {"value": value, "limit": limit, "passed": metrics[GATE + name] > 0} for name, (value, limit) in figures.items()}
+
+
+def run_as_json(run: Run) -> dict[str, Any]:
+    """Convert a run to what ``status --json`` prints."""
+    return {**run.row(), "gates": gates_as_json(run)}
+
+
+def print_table(
+    title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,), note: str | None = None
+) -> None:
+    """Print a table, where it has rows, and a note below it; columns whose index is in ``left`` are text, others right-aligned numbers."""
+    # Of 80 columns where it is not a terminal.
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for column, name in enumerate(header):
         table.add_column(name, justify="left" if column in left else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    if rows:
+        console.print(table)
+    if note is not None:
+        console.print(note)
 
 
 def format_count(value: float) -> str:
@@ -58,7 +78,7 @@ def step_progress(title: str, expected: Mapping[str, float] | None = None) -> It
         expected: seconds of each step, in their order; of the last night, say.
     """
     if not sys.stderr.isatty():
-        yield _ignore_progress
+        yield lambda step, event, metrics: None
         return
     left = dict(expected or {})
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), _TimeLeftColumn(), console=Console(stderr=True)) as progress:
@@ -70,7 +90,8 @@ def step_progress(title: str, expected: Mapping[str, float] | None = None) -> It
                 progress.update(task, description=f"{title}: {step}", ends=ends)
             else:
                 left.pop(step, None)
-                progress.console.print(f"  {step:<11}{event:<8}{_format_step(metrics)}")
+                rows_and_time = f"{format_count(metrics.get('rows', 0)):>12} rows {metrics.get('seconds', 0):>8.1f} s" if metrics else ""
+                progress.console.print(f"  {step:<11}{event:<8}{rows_and_time}")
 
         yield show
 
@@ -114,13 +135,3 @@ def training_progress() -> Iterator[Callable[[str, Mapping[str, float]], None]]:
         return
     with live:
         yield show
-
-
-def _ignore_progress(step: str, event: str, metrics: dict[str, float]) -> None:
-    pass
-
-
-def _format_step(metrics: Mapping[str, float]) -> str:
-    if not metrics:
-        return ""
-    return f"{format_count(metrics.get('rows', 0)):>12} rows {metrics.get('seconds', 0):>8.1f} s"

@@ -50,10 +50,6 @@ class BaseRun:
     new_items: pa.Array
     same_items: bool
 
-    def files(self, where: TableSlice) -> UserSortedFiles:
-        """List the base run's files of the table that ``where`` is a slice of."""
-        return list_slice_files(where, self.run)
-
 
 class FullRunRequired(Exception):
     """The night cannot be incremental; the message says why."""
@@ -77,7 +73,7 @@ def find_base(context: RunContext, catalogue: Catalogue) -> BaseRun:
     ):
         if then != now:
             raise FullRunRequired(f"run {run.run_id} has {what} {then}, this one {now}")
-    before = context.artifacts.cache.local_copy(catalogue_folder(context.root, run.run_id))
+    before = context.run_artifacts.cache.local_copy(catalogue_folder(context.root, run.run_id))
     new_items, lost_items = _diff_catalogues(open_catalogue.__wrapped__(str(before)), catalogue, context)
     users, embedded = (
         list_slice_files(context.table_slice(name), run).between(columns=["user_id"])["user_id"].combine_chunks() for name in _USER_TABLES
@@ -126,8 +122,7 @@ def _diff_catalogues(before: Catalogue, now: Catalogue, context: RunContext) -> 
     common_ids = before.item_ids.filter(pc.is_in(before.item_ids, value_set=now.item_ids))
     codes_before, codes_now = before.codes(common_ids), now.codes(common_ids)
     arrays = [("vectors", before.embeddings, now.embeddings), ("history vectors", before.history, now.history)]
-    for segment in now.eligible:
-        arrays.append((f"eligibility for {segment}", before.eligible[segment], now.eligible[segment]))
+    arrays += [(f"eligibility for {segment}", before.eligible[segment], mask) for segment, mask in now.eligible.items()]
     for name in ("boost", "blocked", "stale"):
         if getattr(now.item_rules, name) is not None:
             arrays.append((f"rules ({name})", getattr(before.item_rules, name), getattr(now.item_rules, name)))
