@@ -171,6 +171,9 @@ class Online(Section):
         None, description="folder for what was shown and what POST /v1/feedback brings; ingest --format exposures reads it"
     )
     exposures_max_mb: float = Field(2048.0, gt=0, description="of each kind of file in that folder; the oldest go")
+    live: Literal["off", "table"] = Field(
+        "off", description="table: lists that the stream refreshed since the night are preferred to the snapshot's"
+    )
     page: bool = Field(True, description="the explorer page at /")
     samples: int = Field(1000, ge=0, le=100_000, description="users whose newest items a snapshot keeps for the explorer page")
     batch_rows: int = Field(8, ge=1, description="/v2: most rows of concurrent requests in one run of the model")

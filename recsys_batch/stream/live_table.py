@@ -1,14 +1,16 @@
 """Commits to topk_live, each with the version of interactions that its rows go up to: what a stream has done is read from there alone."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from deltalake.transaction import Transaction
 
 from recsys_batch.errors import Busy
 from recsys_batch.tables.delta_log import append_files, open_delta_table
+from recsys_batch.tables.live_records import LiveBatch
 from recsys_batch.tables.slice_writer import DataFile, TableSlice
+
+WrittenFiles = dict[str, list[DataFile]]
+"""Files by table, of topk_live and of RECORD_TABLES."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ class LiveTable:
         version = open_delta_table(self.where.root).transaction_version(self._application)
         return None if version is None else int(version)
 
-    def commit(self, files: Sequence[DataFile], version: int, metadata: dict[str, Any]) -> None:
+    def commit(self, files: WrittenFiles, version: int) -> None:
         """Add a batch's files, and move the run's version on, in one commit.
 
         Raises:
             Busy: another stream is further already.
         """
-        found = self.version()
+        found, run_id = self.version(), str(self.where.partition["run_id"])
         if found is not None and found > version:
-            raise Busy(f"another stream has refreshed run {self.where.partition['run_id']} up to version {found}: end one of the two")
-        append_files(self.where, files, metadata, [Transaction(self._application, version)])
+            raise Busy(f"another stream has refreshed run {run_id} up to version {found}: end one of the two")
+        batch = LiveBatch(run_id, version, files)
+        append_files(self.where, files.get("topk_live", []), batch.to_metadata(), [Transaction(self._application, version)])

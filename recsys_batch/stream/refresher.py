@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,10 +26,11 @@ from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.stream.event_store import EventStore
-from recsys_batch.stream.live_table import LiveTable
+from recsys_batch.stream.live_table import LiveTable, WrittenFiles
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.appended_files import AppendedFiles, NotAppendOnly, list_appended_versions
 from recsys_batch.tables.delta_log import open_delta_table
+from recsys_batch.tables.live_records import live_record_slices
 from recsys_batch.tables.slice_writer import DataFile, TableSlice
 
 logger = logging.getLogger("recsys_batch.stream")
@@ -119,7 +120,7 @@ class Refresher:
 
 @dataclass(frozen=True)
 class _JobResult:
-    files: list[DataFile]
+    files: WrittenFiles
     counts: pa.Table
     without_embedding: pa.Array
 
@@ -144,6 +145,7 @@ class _RunRefresher:
             score=artifacts.make_score_task(),
             layers=layers_of_events,
             target=where,
+            records=live_record_slices(artifacts.root, artifacts.run.run_id, where) if artifacts.config.online.live != "off" else (),
             batch_id=0,
             purpose="modelled",
         )
@@ -164,19 +166,19 @@ class _RunRefresher:
             return None
         version, events = appended[-1].version, self._read_events(appended)
         users = pc.unique(events["user_id"]).sort()
-        files: list[DataFile] = []
+        files: WrittenFiles = {}
         for first in range(0, len(users), _USERS_PER_JOB):
             some = users[first : first + _USERS_PER_JOB]
             lists = self._run_job("modelled", some, self._recent_events(some, events), version)
             self._store.prepare(lists.counts, some, lists.without_embedding, version)
-            files += lists.files
+            _add_files(files, lists.files)
             if len(lists.without_embedding):
                 popular = self._run_job("popular", lists.without_embedding, self._recent_events(lists.without_embedding, events), version)
-                files += popular.files
+                _add_files(files, popular.files)
         self._store.add_events(events, version)
-        self._live.commit(files, version, {"run_id": self.artifacts.run.run_id, "version": version})
+        self._live.commit(files, version)
         self._store.confirm(version)
-        n_rows, lag = sum(file.n_rows for file in files), max(time.time() - appended[0].committed_ms / 1000, 0.0)
+        n_rows, lag = sum(file.n_rows for file in files.get("topk_live", [])), max(time.time() - appended[0].committed_ms / 1000, 0.0)
         seconds = time.monotonic() - started
         return RefreshedBatch(self.artifacts.run.run_id, version, len(events), len(users), n_rows, seconds, lag)
 
@@ -186,7 +188,7 @@ class _RunRefresher:
         for first in range(0, len(users), _USERS_PER_JOB):
             some = users[first : first + _USERS_PER_JOB]
             lists = self._run_job("popular", some, self._store.read_events(some), version)
-            self._live.commit(lists.files, version, {"run_id": self.artifacts.run.run_id, "version": version, "popular": len(some)})
+            self._live.commit(lists.files, version)
             self._store.mark_listed(some, version)
         return len(users)
 
@@ -256,10 +258,17 @@ class _RunRefresher:
         function = make_refresher(task, RecentEvents(users, events.sort_by("user_id")), cuts)
         parts = self._spark.range(0, n_tasks, 1, n_tasks).mapInArrow(function, spark_ddl(REFRESH_SCHEMA)).toArrow()
         ids = self.artifacts.ids
-        files = [DataFile(**file) for text in parts["files"].to_pylist() for file in json.loads(text)]
+        files: WrittenFiles = {}
+        for text in parts["files"].to_pylist():
+            _add_files(files, {name: [DataFile(**file) for file in written] for name, written in json.loads(text).items()})
         counts = sum_counts([_from_ipc(part) for part in parts["counts"].to_pylist()], ids)
         without = [_from_ipc(part)["user_id"].combine_chunks() for part in parts["without_embedding"].to_pylist()]
         return _JobResult(files, counts, pa.concat_arrays([pa.array([], ids.user_arrow), *without]).sort())
+
+
+def _add_files(files: WrittenFiles, more: Mapping[str, list[DataFile]]) -> None:
+    for name, written in more.items():
+        files.setdefault(name, []).extend(written)
 
 
 def _from_ipc(content: bytes) -> pa.Table:

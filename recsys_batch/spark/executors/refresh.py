@@ -28,7 +28,7 @@ _EVERYBODY = (None, None)
 
 Purpose = Literal["modelled", "popular", "counts"]
 REFRESH_SCHEMA = pa.schema([("files", pa.string()), ("counts", pa.binary()), ("without_embedding", pa.binary())])
-"""What a task tells: files that it wrote (JSON), changes of popularity and users without an embedding (Arrow's IPC)."""
+"""What a task tells: files that it wrote (JSON, by table), changes of popularity and users without an embedding (Arrow's IPC)."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class RefreshTask:
     Attributes:
         layers: what nights gathered of users, newest first: a user's events are those of the first layer that has any.
         target: the slice of topk_live that rows go to.
+        records: where candidates and user embeddings go, for servers that rank them again; none where no server reads live lists.
         batch_id: of the micro-batch.
         purpose: lists of users with an embedding ("modelled"), lists of those without one ("popular"), or changes of popularity alone
             ("counts"). All users' changes are counted, and those without an embedding told of, whatever it is.
@@ -48,6 +49,7 @@ class RefreshTask:
     score: ScoreTask
     layers: Sequence[UserEvents]
     target: TableSlice
+    records: Sequence[TableSlice]
     batch_id: int
     purpose: Purpose
 
@@ -71,10 +73,13 @@ def make_refresher(task: RefreshTask, recent: RecentEvents, cuts: Sequence[int])
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for number in (number for batch in batches for number in batch.column(0).to_pylist()):
             part = _Part(task, recent.of_users(cuts[number], cuts[number + 1]))
-            files: list[DataFile] = list(task.target.write(part.rows(), number))
-            told = {"files": [json.dumps([asdict(file) for file in files])], "counts": [_to_ipc(part.counts)]}
+            files: dict[str, list[DataFile]] = {task.target.spec.name: list(task.target.write(part.rows(), number))}
+            for where in task.records:
+                files[where.spec.name] = list(where.write(part.records[where.spec.name], number))
+            listed = json.dumps({name: [asdict(file) for file in written] for name, written in files.items()})
             without = pa.table({"user_id": pa.chunked_array(part.without_embedding, task.target.ids.user_arrow)})
-            yield pa.RecordBatch.from_pydict({**told, "without_embedding": [_to_ipc(without)]}, schema=REFRESH_SCHEMA)
+            told = {"files": [listed], "counts": [_to_ipc(part.counts)], "without_embedding": [_to_ipc(without)]}
+            yield pa.RecordBatch.from_pydict(told, schema=REFRESH_SCHEMA)
 
     return run
 
@@ -86,6 +91,7 @@ class _Part:
         self._task, self._recent = task, recent
         self.counts = counts_schema(task.target.ids).empty_table()
         self.without_embedding: list[pa.Array] = []
+        self.records: dict[str, list[pa.RecordBatch]] = {"candidates": [], "user_embeddings": []}
 
     def rows(self) -> Iterator[pa.RecordBatch]:
         """Make the rows of topk_live, by user_id and rank."""
@@ -99,8 +105,12 @@ class _Part:
             self.without_embedding.append(groups["popular"])
             listed = groups.get(self._task.purpose)
             if listed is not None and len(listed):
-                for batch in refresh_users(self._task, user_events, listed):
+                refreshed = refresh_users(self._task, user_events, listed)
+                for batch in refreshed.topk:
                     yield self._as_live(batch, recent.users, newest_us)
+                if self._task.records:
+                    self.records["candidates"] += refreshed.candidates.to_batches()
+                    self.records["user_embeddings"] += refreshed.embeddings.to_batches()
 
     def _as_live(self, batch: pa.RecordBatch, users: pa.Array, newest_us: pa.Array) -> pa.RecordBatch:
         rows = pc.index_in(batch["user_id"], value_set=users)
@@ -111,8 +121,17 @@ class _Part:
         return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], names=schema.names)
 
 
-def refresh_users(task: RefreshTask, user_events: UserEvents, users: pa.Array) -> Iterator[pa.RecordBatch]:
-    """Make the rows of topk of users: embed, retrieve and score them as a night does.
+@dataclass(frozen=True)
+class RefreshedUsers:
+    """Rows of some users in topk, candidates and user_embeddings; those of topk are made while they are read."""
+
+    topk: Iterator[pa.RecordBatch]
+    candidates: pa.Table
+    embeddings: pa.Table
+
+
+def refresh_users(task: RefreshTask, user_events: UserEvents, users: pa.Array) -> RefreshedUsers:
+    """Embed, retrieve and score users as a night does.
 
     Args:
         user_events: all that is known of these users.
@@ -125,7 +144,8 @@ def refresh_users(task: RefreshTask, user_events: UserEvents, users: pa.Array) -
     embeddings = UserSortedRows(slices["user_embeddings"], _table(rows, slices["user_embeddings"]))
     known = user_events.known_users(embeddings, _EVERYBODY, _USERS, users)
     candidates = UserSortedRows(slices["candidates"], _table(make_retriever(task.retrieve)(known), slices["candidates"]))
-    yield from make_scorer(task.score)(ScoringInput(candidates, embeddings).batches(_EVERYBODY))
+    topk = make_scorer(task.score)(ScoringInput(candidates, embeddings).batches(_EVERYBODY))
+    return RefreshedUsers(topk, candidates.rows, embeddings.rows)
 
 
 def find_users_with_embedding(user_events: UserEvents, min_weight: float) -> pa.Array:
