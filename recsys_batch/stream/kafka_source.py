@@ -113,6 +113,9 @@ class KafkaSource:
             "subscribe": stream.topic,
             "startingOffsets": "earliest",
             "maxOffsetsPerTrigger": str(stream.max_events),
+            # A broker that restarts is waited for, a minute in all.
+            "kafka.default.api.timeout.ms": "20000",
+            "kafka.request.timeout.ms": "15000",
             # What is lost is said, not skipped.
             "failOnDataLoss": "true",
         }

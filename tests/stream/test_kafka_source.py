@@ -174,25 +174,36 @@ def await_users(config: Config, n: int, seconds: float = 120.0) -> None:
         time.sleep(0.2)
 
 
+def await_lines(log: Path, n: int, seconds: float = 120.0) -> None:
+    """Wait until the log says n times that a stream is at work."""
+    until = time.monotonic() + seconds
+    while not log.exists() or log.read_text(errors="replace").count("refreshing lists of run") < n:
+        assert time.monotonic() < until, "the stream did not start"
+        time.sleep(0.2)
+
+
 def test_killed_drivers_and_a_killed_broker_lose_and_double_nothing(
     spark: SparkSession, config: Config, broker: Any, send: Any, options: Any, live_lists: Any, full_night_lists: Any, tmp_path: Path
 ) -> None:
     log, n = tmp_path / "log", 0
     for number in range(3):
         process = started(config, options, log)
+        await_lines(log, number + 1)
         for _ in range(8):
             send(*(event(f"sent {n + k}", 10 * (2 + (n + k) % 80), n + k) for k in range(5)))
             n += 5
             time.sleep(0.3)
-        await_users(config, n - 20)
+        await_users(config, n - 20)  # it is at work on the others
         process.send_signal(signal.SIGKILL)
         process.wait()
         if number == 1:
             broker.stop()
             broker.start()
     process = started(config, options, log)
+    send(*(event(f"sent {n + k}", 10 * (2 + (n + k) % 80), n + k) for k in range(5)))
+    n += 5
     await_users(config, n)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # it is past its start: the new events are there
     assert process.wait(60) == 0, log.read_text(errors="replace")[-3000:]
     available_now(spark, config)
     pairs = sent_pairs(config)
