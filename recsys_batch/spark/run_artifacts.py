@@ -110,7 +110,6 @@ class RunArtifacts:
         """
         pointer: dict[str, Any] = get_pointer(self.root, self.run.run_id, "index")
         catalogue = self.open_catalogue()
-        scores_all = self.config.scoring.candidates == "all"
         return RetrieveTask(
             run_id=self.run.run_id,
             ids=self.ids,
@@ -119,10 +118,14 @@ class RunArtifacts:
             index=pointer["index"],
             nprobe=pointer["tuning"]["nprobe"],
             overfetch=pointer["tuning"]["overfetch"],
-            n_candidates=len(catalogue.retrievable_codes()) if scores_all else self.config.retrieval.n_candidates,
+            n_candidates=self.count_candidates(catalogue),
             popular=group_by_segment(popular, catalogue),
             cache=self.cache,
         )
+
+    def count_candidates(self, catalogue: Catalogue) -> int:
+        """Count the items of the longest list."""
+        return len(catalogue.retrievable_codes()) if self.config.scoring.candidates == "all" else self.config.retrieval.n_candidates
 
     def make_score_task(self) -> ScoreTask:
         return ScoreTask(

@@ -25,6 +25,7 @@ from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root, state_file
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.stream.event_store import EventStore
+from recsys_batch.stream.item_changes import read_current_items
 from recsys_batch.stream.live_table import LiveTable, WrittenFiles
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.appended_files import AppendedFiles, NotAppendOnly, list_appended_versions
@@ -134,14 +135,15 @@ class _RunRefresher:
         self.artifacts = artifacts
         self._spark, self._interactions, self._first_version = spark, tables.folder("interactions"), versions["interactions"]
         self._live = LiveTable(where, str(open_delta_table(self._interactions).metadata().id))
-        available = tables.read("items", versions["items"]).where("is_available").select("item_id").toArrow()
-        self._available_items = available["item_id"].combine_chunks()
+        self._tables, self._items_folder, self._items_version = tables, tables.folder("items"), versions["items"]
+        self._items = read_current_items(artifacts, tables, versions["items"])
         self._counts_at_night = read_parquet(counts_path(artifacts.root, artifacts.run.run_id))
         layers_of_events = [layer.load_user_events() for layer in layers]
         self._task = RefreshTask(
             embed=artifacts.make_embed_task(layers_of_events[0]),
             retrieve=artifacts.make_retrieve_task(self._rank_popular(self._counts_at_night)),
             score=artifacts.make_score_task(),
+            change=None,
             layers=layers_of_events,
             target=where,
             records=live_record_slices(artifacts.root, artifacts.run.run_id, where) if artifacts.config.online.live != "off" else (),
@@ -163,6 +165,7 @@ class _RunRefresher:
         appended = self._list_appended(self.version, max_events)
         if not appended:
             return None
+        self._follow_items()
         version, events = appended[-1].version, self._read_events(appended)
         users = pc.unique(events["user_id"]).sort()
         files: WrittenFiles = {}
@@ -193,6 +196,13 @@ class _RunRefresher:
 
     def close(self) -> None:
         self._store.close()
+
+    def _follow_items(self) -> None:
+        """Turn to the items table as it is now, where it has another version than before."""
+        version = open_delta_table(self._items_folder).version()
+        if version != self._items_version:
+            self._items, self._items_version = read_current_items(self.artifacts, self._tables, version), version
+            self._task = replace(self._task, change=self._items.change)
 
     def _recover(self) -> None:
         """Bring the store to what topk_live says is done: by what it had prepared, or by filling it again."""
@@ -240,14 +250,14 @@ class _RunRefresher:
         return pa.concat_tables(tables).combine_chunks()
 
     def _rank_popular(self, counts: pa.Table) -> pa.Table:
-        return rank_popular_items(counts, self._available_items, self.artifacts.config.tables.popular_items)
+        return rank_popular_items(counts, self._items.available, self.artifacts.config.tables.popular_items)
 
     def _run_job(self, purpose: Purpose, users: pa.Array, events: pa.Table, version: int) -> _JobResult:
         """Refresh users by Spark tasks, as many as are worth it; their files are not in the table yet."""
         task = replace(self._task, purpose=purpose, batch_id=version)
         if purpose == "popular":
             counts = sum_counts([self._counts_at_night, self._store.read_popularity()], self.artifacts.ids)
-            popular = group_by_segment(self._rank_popular(counts), self.artifacts.open_catalogue())
+            popular = group_by_segment(self._rank_popular(counts), self._items.catalogue)
             task = replace(task, retrieve=replace(task.retrieve, popular=popular))
         n_tasks = min(math.ceil(len(users) / _USERS_PER_TASK), 4 * self._spark.sparkContext.defaultParallelism)
         n_tasks = max(n_tasks // self._spark.sparkContext.defaultParallelism, 1) * min(n_tasks, self._spark.sparkContext.defaultParallelism)

@@ -6,6 +6,7 @@ import datetime as dt
 import random
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable
@@ -14,6 +15,7 @@ from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.night.runner import run_night
 from recsys_batch.read import read_table
+from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import state_file
 from recsys_batch.stream import refresher as module
@@ -178,3 +180,29 @@ def test_topk_live_is_read_without_spark_or_new_protocols(spark: SparkSession, f
     table = DeltaTable(f"{fresh_published.paths.warehouse}/topk_live")
     assert table.protocol().min_reader_version == 1
     assert set(table.to_pyarrow_table()["run_id"].to_pylist()) == {"2026-03-01-r1"}
+
+
+ITEMS = [(905, 1, True), (906, 2, True), (600, 0, False), (10, 1, True), (300, 2, True)]
+"""(item_id, genre, available): two are new, one goes, one that was not available comes, one is of another genre now."""
+
+
+def test_items_that_came_went_or_changed_are_in_lists_as_a_full_night_has_them(
+    spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any
+) -> None:
+    append_events(fresh_published, EVENTS[:20])
+    refresher = Refresher(spark, fresh_published)
+    catch_up(refresher)
+    since = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+    rows = [(item, f"Title {item}", [f"genre {genre}"], available, since, [("year", "1991")]) for item, genre, available in ITEMS]
+    columns = zip(*rows, strict=True)
+    schema = TABLES["items"].arrow_schema(IdTypes("STRING", "BIGINT"))
+    table = pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
+    WarehouseTables(spark, fresh_published).upsert("items", spark.createDataFrame(table), "item_id", {"by": "test"})
+    again = [("u003", 905, 1.0), ("u010", 906, 1.0), ("clicked only", 905, -1.0), ("glutton", 905, 1.0), ("u020", 300, 1.0)]
+    append_events(fresh_published, [*again, *EVENTS[20:]])
+    catch_up(refresher)
+    users = {user for user, _, _ in [*again, *EVENTS[20:]]}
+    live = [row for row in live_lists(fresh_published) if row[0] in users]
+    assert {905, 906, 10} <= {row[2] for row in live}
+    assert 600 not in {row[2] for row in live}
+    assert live == full_night_lists(fresh_published, users)

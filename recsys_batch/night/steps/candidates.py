@@ -14,7 +14,8 @@ from recsys_batch.night.incremental import BaseRun, changed_users_path, load_bas
 from recsys_batch.night.run_context import RunContext, StepResult
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, join_segments, range_tasks, task_metrics
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
-from recsys_batch.spark.executors.carry_forward import BatchChange, NewItems
+from recsys_batch.spark.executors.carry_forward import BatchChange
+from recsys_batch.spark.executors.new_items import NewItems
 from recsys_batch.spark.executors.retrieve import SHORT, RetrievalInput, count_short_lists, retrieve_range
 from recsys_batch.storage.filesystems import join, read_parquet
 from recsys_batch.tables.delta_log import list_data_files
@@ -61,16 +62,11 @@ def _insert_new_items(context: RunContext, base: BaseRun, catalogue: Catalogue) 
         codes=catalogue.codes(base.new_items),
         catalogue_dir=context.run_artifacts.catalogue_dir,
         cosine=context.config.retrieval.metric == "cosine",
-        n_candidates=_n_candidates(context.config, catalogue),
+        n_candidates=context.run_artifacts.count_candidates(catalogue),
         seen=join(folder, "seen.parquet"),
         embeddings=context.slice_files("user_embeddings"),
         cache=context.run_artifacts.cache,
     ).insert_into
-
-
-def _n_candidates(config: Config, catalogue: Catalogue) -> int:
-    """Count the items of the longest list."""
-    return len(catalogue.retrievable_codes()) if config.scoring.candidates == "all" else config.retrieval.n_candidates
 
 
 def _n_required(config: Config) -> int:

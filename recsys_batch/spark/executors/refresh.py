@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -17,6 +18,7 @@ from recsys_batch.dataset.user_events import EVENTS, USERS, VECTORS, UserEvents
 from recsys_batch.schemas import TABLES
 from recsys_batch.spark.executors.embed import EmbedTask
 from recsys_batch.spark.executors.functions import BatchFunction
+from recsys_batch.spark.executors.new_items import find_pairs, insert_items
 from recsys_batch.spark.executors.retrieve import RetrieveTask, make_retriever
 from recsys_batch.spark.executors.score import ScoreTask, ScoringInput, make_scorer
 from recsys_batch.tables.slice_writer import DataFile, TableSlice
@@ -32,10 +34,29 @@ REFRESH_SCHEMA = pa.schema([("files", pa.string()), ("counts", pa.binary()), ("w
 
 
 @dataclass(frozen=True)
+class CatalogueChange:
+    """Catalogue of what can be recommended now, where the items table has changed since the run's index was made.
+
+    Attributes:
+        catalogue_dir: location of the catalogue. cosine: whether candidates are scored by cosine.
+        codes: int64, items of it that the index lacks, or has with another vector: searched beside it, exactly.
+        n_withdrawn: items of the index that may come no more: so many more candidates are fetched from it.
+        n_candidates: of a list.
+    """
+
+    catalogue_dir: str
+    codes: np.ndarray
+    n_withdrawn: int
+    n_candidates: int
+    cosine: bool
+
+
+@dataclass(frozen=True)
 class RefreshTask:
     """Settings and locations of a refresh; small, as it travels in the closure.
 
     Attributes:
+        change: None where items are what they were.
         layers: what nights gathered of users, newest first: a user's events are those of the first layer that has any.
         target: the slice of topk_live that rows go to.
         records: where candidates and user embeddings go, for servers that rank them again; none where no server reads live lists.
@@ -47,6 +68,7 @@ class RefreshTask:
     embed: EmbedTask
     retrieve: RetrieveTask
     score: ScoreTask
+    change: CatalogueChange | None
     layers: Sequence[UserEvents]
     target: TableSlice
     records: Sequence[TableSlice]
@@ -137,15 +159,41 @@ def refresh_users(task: RefreshTask, user_events: UserEvents, users: pa.Array) -
         user_events: all that is known of these users.
         users: user_ids, ascending; all with an embedding, or all without.
     """
-    embed = replace(task.embed, user_events=user_events)
+    catalogue_dir = task.score.catalogue_dir if task.change is None else task.change.catalogue_dir
+    embed = replace(task.embed, user_events=user_events, catalogue_dir=catalogue_dir)
     encode = embed.encode_range if user_events.vectors is None else embed.copy_imported_range
     slices = {name: replace(task.target, spec=TABLES[name], partition={}) for name in ("user_embeddings", "candidates")}
     rows = encode(_EVERYBODY) if task.purpose == "modelled" else iter(())
     embeddings = UserSortedRows(slices["user_embeddings"], _table(rows, slices["user_embeddings"]))
     known = user_events.known_users(embeddings, _EVERYBODY, _USERS, users)
-    candidates = UserSortedRows(slices["candidates"], _table(make_retriever(task.retrieve)(known), slices["candidates"]))
-    topk = make_scorer(task.score)(ScoringInput(candidates, embeddings).batches(_EVERYBODY))
+    candidates = UserSortedRows(slices["candidates"], _table(_retrieve(task, known, user_events, embeddings.rows), slices["candidates"]))
+    topk = make_scorer(replace(task.score, catalogue_dir=catalogue_dir))(ScoringInput(candidates, embeddings).batches(_EVERYBODY))
     return RefreshedUsers(topk, candidates.rows, embeddings.rows)
+
+
+def _retrieve(
+    task: RefreshTask, known: Iterator[pa.RecordBatch], user_events: UserEvents, embeddings: pa.Table
+) -> Iterator[pa.RecordBatch]:
+    """Retrieve candidates from the run's index, and beside it where items have changed since."""
+    change = task.change
+    if change is None:
+        yield from make_retriever(task.retrieve)(known)
+        return
+    now = replace(task.retrieve, catalogue_dir=change.catalogue_dir, n_candidates=change.n_candidates)
+    if task.purpose == "popular":  # no index is searched for them
+        yield from make_retriever(now)(known)
+        return
+    catalogue, seen = now.catalogue(), user_events.seen(_EVERYBODY)
+    retriever = make_retriever(replace(task.retrieve, n_candidates=task.retrieve.n_candidates + change.n_withdrawn))
+    for users in known:
+        rules = catalogue.rules_by_segment(users["segment"])
+        allowed = np.stack([catalogue.eligible_mask(int(rule))[change.codes] for rule in rules])
+        seen_users, seen_items = find_pairs(seen, users["user_id"], catalogue.ids(change.codes))
+        allowed[seen_users, seen_items] = False
+        excluded_users, excluded_items = np.nonzero(~allowed)
+        for rows in retriever(iter([users])):
+            excluded = excluded_users, excluded_items
+            yield insert_items(rows, embeddings, change.codes, catalogue, change.cosine, change.n_candidates, excluded)
 
 
 def find_users_with_embedding(user_events: UserEvents, min_weight: float) -> pa.Array:
