@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot bench-digest clean distclean
+.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-refresh bench-online bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -38,7 +38,7 @@ PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
 test: setup ## every behaviour, in WORKERS=2 processes
 	$(BIN)/python $(PYTEST)
 
-test-slow: setup ## what is exhaustive, or starts whole processes: every point of a night where it can die, signals, a browser
+test-slow: setup kafka-jars ## what is exhaustive, or starts whole processes: every point of a night where it can die, signals, a browser
 	$(BIN)/python $(PYTEST) -m slow
 
 coverage: setup ## what `make test` runs, and the lines that it does not reach
@@ -120,6 +120,9 @@ bench-night: setup ## a whole night against MLlib's candidates alone: USERS= ITE
 
 bench-incremental: setup ## a night after 1 % of the users did something, against a full one: USERS= ITEMS= K=
 	$(BIN)/python benchmarks/incremental.py $(bench_options)
+
+bench-refresh: setup ## the stream refreshing 1 % of the users, against a full night: USERS= ITEMS= K=
+	$(BIN)/python benchmarks/refresh.py $(bench_options)
 
 bench-online: setup ## our server beside others on the same work: PEERS=torchserve,triton (each in an environment of its own)
 	$(BIN)/python benchmarks/online.py $(if $(PEERS),--peers $(PEERS)) $(bench_options)

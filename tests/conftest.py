@@ -73,6 +73,8 @@ def spark() -> Iterator[SparkSession]:
     from recsys_batch.spark.session import get_session
 
     settings = [f"paths.jars={ROOT / '.jars'}", *(f"spark.conf.{name}={value}" for name, value in SPARK_SETTINGS.items())]
+    if (ROOT / ".jars-kafka").exists():  # a session gets its jars when it starts: tests of Kafka share this one
+        settings += ["stream.source=kafka", f"paths.kafka_jars={ROOT / '.jars-kafka'}"]
     session = get_session(load_config(ROOT / "conf" / "smoke.toml", settings))
     yield session
     session.stop()

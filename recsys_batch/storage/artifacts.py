@@ -146,6 +146,11 @@ def bundle_folder(root: str, run_id: str) -> str:
     return join(root, "bundles", str(get_pointer(root, run_id, "bundle")["folder"]))
 
 
+def state_file(warehouse: str, state: str, name: str) -> Path:
+    """Locate a file of this host alone that belongs to a warehouse: under ``state``, by the warehouse's name."""
+    return Path(state).absolute() / hashlib.sha256(absolute(warehouse).encode()).hexdigest()[:16] / name
+
+
 def base_chain(root: str, run_id: str) -> list[str]:
     """List a run and the runs that it goes on from, newest first; a full night goes on from none."""
     chain = [run_id]

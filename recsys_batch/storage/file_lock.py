@@ -1,7 +1,6 @@
 """Locks between processes, which their holder's death releases."""
 
 import fcntl
-import hashlib
 import json
 import math
 import os
@@ -12,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recsys_batch.errors import Busy
-from recsys_batch.storage.artifacts import artifact_root
-from recsys_batch.storage.filesystems import absolute, is_remote
+from recsys_batch.storage.artifacts import artifact_root, state_file
+from recsys_batch.storage.filesystems import is_remote
 
 
 def lock_file(warehouse: str, state: str, name: str) -> Path:
@@ -24,7 +23,7 @@ def lock_file(warehouse: str, state: str, name: str) -> Path:
     root = artifact_root(warehouse)
     if not is_remote(root):
         return Path(root) / "locks" / name
-    return Path(state).absolute() / "locks" / hashlib.sha256(absolute(warehouse).encode()).hexdigest()[:16] / name
+    return state_file(warehouse, state, f"locks/{name}")
 
 
 @contextmanager

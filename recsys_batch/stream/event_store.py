@@ -103,13 +103,17 @@ class EventStore:
                 self._database.execute(f"DELETE FROM {table}")
             self._database.execute("UPDATE progress SET version = ?, prepared = ?", (version, version))
 
-    def read_events(self, users: pa.Array) -> pa.Table:
-        """Read the confirmed events of users: rows of EVENTS, ``before`` true."""
+    def read_events(self, users: pa.Array, *, before: bool = True) -> pa.Table:
+        """Read the confirmed events of users: rows of EVENTS, in order of user_id.
+
+        Args:
+            before: whether popularity counts them already.
+        """
         with self._transaction():
             self._database.execute("DELETE FROM wanted")
             self._database.executemany("INSERT INTO wanted VALUES (?)", ((user,) for user in users.to_pylist()))
             rows = self._database.execute("SELECT user_id, item_id, event_us, weight FROM wanted JOIN event USING (user_id)").fetchall()
-        return _to_events(rows, self._ids)
+        return _to_events(rows, before, self._ids)
 
     def users(self) -> pa.Array:
         """List everybody who has events here, ascending."""
@@ -143,8 +147,8 @@ class EventStore:
         self._database.execute("COMMIT")
 
 
-def _to_events(rows: list[tuple[object, ...]], ids: IdTypes) -> pa.Table:
+def _to_events(rows: list[tuple[object, ...]], before: bool, ids: IdTypes) -> pa.Table:
     schema = EVENTS.arrow_schema(ids)
     columns = list(zip(*rows, strict=True)) or [()] * 4
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=False)]
-    return pa.table([*arrays, pa.repeat(True, len(rows))], schema=schema).sort_by("user_id")
+    return pa.table([*arrays, pa.repeat(before, len(rows))], schema=schema).sort_by("user_id")

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ from recsys_batch.spark.executors.changed_events import read_event_file
 from recsys_batch.spark.executors.refresh import REFRESH_SCHEMA, Purpose, RecentEvents, RefreshTask, make_refresher
 from recsys_batch.spark.run_artifacts import RunArtifacts
 from recsys_batch.spark.tables import WarehouseTables
-from recsys_batch.storage.artifacts import artifact_root
+from recsys_batch.storage.artifacts import artifact_root, state_file
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.stream.event_store import EventStore
 from recsys_batch.stream.live_table import LiveTable, WrittenFiles
@@ -149,8 +148,8 @@ class _RunRefresher:
             batch_id=0,
             purpose="modelled",
         )
-        state = Path(artifacts.config.paths.state) / "stream" / f"{artifacts.run.run_id}.sqlite"
-        self._store = EventStore(state, artifacts.ids, self._first_version)
+        paths, name = artifacts.config.paths, f"stream/{artifacts.run.run_id}.sqlite"
+        self._store = EventStore(state_file(paths.warehouse, paths.state, name), artifacts.ids, self._first_version)
         self._recover()
 
     @property
@@ -218,9 +217,7 @@ class _RunRefresher:
         users = self._store.users()
         for first in range(0, len(users), _USERS_PER_JOB):
             some = users[first : first + _USERS_PER_JOB]
-            events = self._store.read_events(some)
-            uncounted = events.set_column(events.schema.get_field_index("before"), "before", pa.repeat(False, len(events)))
-            counted = self._run_job("counts", some, uncounted, done)
+            counted = self._run_job("counts", some, self._store.read_events(some, before=False), done)
             # Nobody remembers how old their popular lists are.
             self._store.prepare(counted.counts, some, counted.without_embedding, done, listed=self._first_version - 1)
         self._store.confirm(done)

@@ -4,56 +4,28 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+from deltalake import DeltaTable
 
 from recsys_batch.config import Config
+from recsys_batch.errors import InputMissing
 from recsys_batch.night.runner import run_night
-from recsys_batch.read import latest_topk, read_table
-from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.read import read_table
 from recsys_batch.spark.tables import WarehouseTables
-from recsys_batch.stream.refresher import Refresher
+from recsys_batch.storage.artifacts import state_file
+from recsys_batch.stream import refresher as module
+from recsys_batch.stream.event_store import EventStore
+from recsys_batch.stream.live_table import LiveTable
+from recsys_batch.stream.refresher import Refresher, _RunRefresher
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-IDS = IdTypes("STRING", "BIGINT")
-NEXT = dt.date(2026, 3, 2)
-NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
-COLUMNS = ["user_id", "rank", "item_id", "score", "candidate_rank", "source", "model_version"]
 Event = tuple[str, int, float]
-
-
-def append_events(spark: SparkSession, config: Config, events: list[Event], start: dt.datetime = NOON) -> None:
-    rows = [(user, item, start + dt.timedelta(seconds=n), "buy", weight, start.date()) for n, (user, item, weight) in enumerate(events)]
-    schema = TABLES["interactions"].arrow_schema(IDS)
-    table = pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
-    WarehouseTables(spark, config).append("interactions", spark.createDataFrame(table), {"by": "test"})
-
-
-def live_lists(config: Config) -> list[tuple[Any, ...]]:
-    """Each refreshed user's newest rows, by user and rank."""
-    rows = read_table(config.paths.warehouse, "topk_live").to_pylist()
-    newest: dict[str, int] = {}
-    for row in rows:
-        newest[row["user_id"]] = max(newest.get(row["user_id"], -1), row["batch_id"])
-    current = [tuple(row[name] for name in COLUMNS) for row in rows if row["batch_id"] == newest[row["user_id"]]]
-    return sorted(current)
-
-
-def lists_of_a_full_night(spark: SparkSession, config: Config, folder: Path, users: set[str]) -> list[tuple[Any, ...]]:
-    """The rows that these users get of a night over what interactions has now, on a copy of the warehouse."""
-    shutil.copytree(config.paths.warehouse, folder)
-    full = config.model_copy(update={"paths": config.paths.model_copy(update={"warehouse": str(folder)})})
-    run_night(spark, full, NEXT)
-    rows = latest_topk(str(folder), columns=COLUMNS)
-    return sorted(tuple(row.values()) for row in rows.filter(pc.is_in(rows["user_id"], value_set=pa.array(sorted(users)))).to_pylist())
-
+Lists = list[tuple[Any, ...]]
 
 EVENTS: list[Event] = [
     ("u003", 450, 1.0),
@@ -71,8 +43,24 @@ EVENTS: list[Event] = [
 ]
 
 
+USERS = {user for user, _, _ in EVENTS}
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def catch_up(refresher: Refresher) -> None:
+    refresher.follow_published_run()
+    while refresher.refresh(10):
+        pass
+    refresher.refresh_popular_lists()
+
+
 @pytest.mark.parametrize("seed", [1, 2])
-def test_refreshed_users_have_the_rows_of_a_full_night(spark: SparkSession, fresh_published: Config, tmp_path: Path, seed: int) -> None:
+def test_refreshed_users_have_the_rows_of_a_full_night(
+    spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any, seed: int
+) -> None:
     events, rng = list(EVENTS), random.Random(seed)
     rng.shuffle(events)
     refresher = Refresher(spark, fresh_published)
@@ -80,14 +68,113 @@ def test_refreshed_users_have_the_rows_of_a_full_night(spark: SparkSession, fres
     assert refresher.refresh(1000) is None
     while events:
         n = rng.randint(1, 40)
-        append_events(spark, fresh_published, events[:n])
+        append_events(fresh_published, events[:n])
         events = events[n:]
         if rng.random() < 0.7:
             refresher.refresh(1000)
-    while refresher.refresh(10):
-        pass
-    refresher.refresh_popular_lists()
-    users = {user for user, _, _ in EVENTS}
+    catch_up(refresher)
     live = live_lists(fresh_published)
-    assert {row[0] for row in live} == users
-    assert live == lists_of_a_full_night(spark, fresh_published, tmp_path / "full", users)
+    assert {row[0] for row in live} == USERS
+    assert live == full_night_lists(fresh_published, USERS)
+
+
+POINTS: dict[str, tuple[Any, str, bool]] = {
+    "while the log is read": (module, "list_appended_versions", False),
+    "before the lists are made": (_RunRefresher, "_run_job", False),
+    "when the lists are made": (_RunRefresher, "_run_job", True),
+    "before counts are kept": (EventStore, "prepare", False),
+    "when counts are kept": (EventStore, "prepare", True),
+    "when events are kept": (EventStore, "add_events", True),
+    "before the commit": (LiveTable, "commit", False),
+    "when it is committed": (LiveTable, "commit", True),
+    "when it is confirmed": (EventStore, "confirm", True),
+    "before popular lists are noted": (EventStore, "mark_listed", False),
+}
+
+
+def test_a_stream_that_dies_at_every_point_in_turn_loses_and_doubles_nothing(
+    spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any
+) -> None:
+    append_events(fresh_published, EVENTS[:30])
+    died = set()
+    for number, (name, (holder, function, after)) in enumerate(POINTS.items()):
+        append_events(fresh_published, EVENTS[30 + 4 * number : 34 + 4 * number])
+        with pytest.MonkeyPatch.context() as patch:
+            real = getattr(holder, function)
+
+            def dying(*arguments: Any, _real: Any = real, _after: bool = after, _name: str = name, **named: Any) -> Any:
+                if _name in died:
+                    return _real(*arguments, **named)
+                died.add(_name)
+                if _after:
+                    _real(*arguments, **named)
+                raise Killed
+
+            patch.setattr(holder, function, dying)
+            with pytest.raises(Killed):
+                catch_up(Refresher(spark, fresh_published))
+    append_events(fresh_published, EVENTS[30 + 4 * len(POINTS) :])
+    catch_up(Refresher(spark, fresh_published))
+    assert died == set(POINTS)
+    rows = read_table(fresh_published.paths.warehouse, "topk_live", columns=["user_id", "batch_id", "rank"])
+    assert rows.num_rows == rows.group_by(["user_id", "batch_id", "rank"]).aggregate([]).num_rows
+    assert live_lists(fresh_published) == full_night_lists(fresh_published, USERS)
+
+
+def test_a_lost_store_is_filled_again(
+    spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any
+) -> None:
+    append_events(fresh_published, EVENTS[:50])
+    refresher = Refresher(spark, fresh_published)
+    catch_up(refresher)
+    refresher.close()
+    for path in state_file(fresh_published.paths.warehouse, fresh_published.paths.state, "stream").iterdir():
+        path.unlink()
+    append_events(fresh_published, EVENTS[50:])
+    catch_up(Refresher(spark, fresh_published))
+    assert live_lists(fresh_published) == full_night_lists(fresh_published, USERS)
+
+
+def test_a_compaction_of_interactions_changes_nothing(spark: SparkSession, fresh_published: Config, append_events: Any) -> None:
+    append_events(fresh_published, EVENTS[:5])
+    append_events(fresh_published, EVENTS[5:10])
+    spark.sql(f"OPTIMIZE delta.`{WarehouseTables(spark, fresh_published).folder('interactions')}` FULL")
+    refresher = Refresher(spark, fresh_published)
+    refresher.follow_published_run()
+    batch = refresher.refresh(1000)
+    assert batch is not None and batch.n_events == 10
+    assert refresher.refresh(1000) is None
+
+
+def test_removed_rows_end_the_stream_with_a_sentence(spark: SparkSession, fresh_published: Config, append_events: Any) -> None:
+    append_events(fresh_published, EVENTS[:5])
+    WarehouseTables(spark, fresh_published).delta("interactions").delete("user_id = 'u001'")
+    refresher = Refresher(spark, fresh_published)
+    refresher.follow_published_run()
+    assert refresher.refresh(1000) is not None
+    with pytest.raises(InputMissing, match=r"rows of interactions were removed or replaced in version \d+. Run `recsys-batch nightly`"):
+        refresher.refresh(1000)
+
+
+def test_a_newly_published_run_is_followed_between_two_batches(
+    spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any
+) -> None:
+    append_events(fresh_published, EVENTS[:40])
+    refresher = Refresher(spark, fresh_published)
+    catch_up(refresher)
+    run = run_night(spark, fresh_published, dt.date(2026, 3, 2), incremental=True)
+    append_events(fresh_published, EVENTS[40:])
+    catch_up(refresher)
+    rows = read_table(fresh_published.paths.warehouse, "topk_live", where=pc.field("run_id") == run.run_id)
+    of_new_run = set(rows["user_id"].to_pylist())
+    assert of_new_run == {user for user, _, _ in EVENTS[40:]}
+    newest = [row for row in live_lists(fresh_published) if row[0] in of_new_run]
+    assert newest == full_night_lists(fresh_published, of_new_run)
+
+
+def test_topk_live_is_read_without_spark_or_new_protocols(spark: SparkSession, fresh_published: Config, append_events: Any) -> None:
+    append_events(fresh_published, EVENTS[:3])
+    catch_up(Refresher(spark, fresh_published))
+    table = DeltaTable(f"{fresh_published.paths.warehouse}/topk_live")
+    assert table.protocol().min_reader_version == 1
+    assert set(table.to_pyarrow_table()["run_id"].to_pylist()) == {"2026-03-01-r1"}
