@@ -6,7 +6,7 @@ IDs are BIGINT or STRING as the source has them, so a schema is complete only fo
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import pyarrow as pa
 
@@ -29,6 +29,12 @@ class IdTypes:
 
     user: IdType
     item: IdType
+
+    @classmethod
+    def from_schema(cls, schema: pa.Schema) -> "IdTypes":
+        """Read the types off a table that has both columns."""
+        user, item = ("BIGINT" if pa.types.is_integer(schema.field(name).type) else "STRING" for name in ("user_id", "item_id"))
+        return cls(cast("IdType", user), cast("IdType", item))
 
     @property
     def user_arrow(self) -> pa.DataType:

@@ -61,6 +61,8 @@ def _refresh_views(context: RunContext) -> None:
     if not context.config.catalog:
         return
     try:
+        # Made empty before any stream: readers name topk_now from the first night on, and no stream has views to see to.
+        context.tables.ensure("topk_live", context.ids)
         create_views(context.spark, context.config.catalog)
     except Exception as error:
         logger.warning("run %s is published, but %s has no views: %s", context.run.run_id, context.config.catalog, _first_line(error))

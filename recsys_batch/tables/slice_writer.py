@@ -191,11 +191,12 @@ def read_counts(batch: pa.RecordBatch) -> dict[str, int]:
 
 
 def data_file_to_batch(part: DataFile) -> pa.RecordBatch:
+    """Describe a file as a row of DATA_FILE_SCHEMA."""
     row = asdict(part)
     row |= {name: json.dumps(row[name]) for name in _JSON}
     return pa.RecordBatch.from_pylist([row], schema=DATA_FILE_SCHEMA)
 
 
 def data_file_from_row(row: Mapping[str, Any]) -> DataFile:
-    """The inverse of ``data_file_to_batch``."""
+    """Read a file's description from a row of DATA_FILE_SCHEMA."""
     return DataFile(**{**row, **{name: json.loads(row[name]) for name in _JSON}})
