@@ -30,12 +30,15 @@ from recsys_batch.stream.live_table import LiveTable, WrittenFiles
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.appended_files import AppendedFiles, NotAppendOnly, list_appended_versions
 from recsys_batch.tables.delta_log import open_delta_table
+from recsys_batch.tables.live_lists import compact_live_lists
 from recsys_batch.tables.live_records import live_record_slices
 from recsys_batch.tables.slice_writer import DataFile, TableSlice
 
 logger = logging.getLogger("recsys_batch.stream")
 
 _USERS_PER_JOB, _EVENTS_PER_FILL = 20_000, 500_000
+_BATCHES_PER_COMPACTION, _COMPACTED_FILE_BYTES = 100, 16 * 2**20
+"""Every so many batches their small files become one, without lists that no longer hold; greater files are left to `maintain`."""
 _USERS_PER_TASK = 64
 """Fewer users than this are not worth another task."""
 
@@ -152,6 +155,7 @@ class _RunRefresher:
         )
         paths, name = artifacts.config.paths, f"stream/{artifacts.run.run_id}.sqlite"
         self._store = EventStore(state_file(paths.warehouse, paths.state, name), artifacts.ids, self._first_version)
+        self._n_batches = 0
         self._recover()
 
     @property
@@ -180,6 +184,9 @@ class _RunRefresher:
         self._store.add_events(events, version)
         self._live.commit(files, version)
         self._store.confirm(version)
+        self._n_batches += 1
+        if self._n_batches % _BATCHES_PER_COMPACTION == 0:
+            compact_live_lists(self._task.target, max_file_bytes=_COMPACTED_FILE_BYTES)
         n_rows, lag = sum(file.n_rows for file in files.get("topk_live", [])), max(time.time() - appended[0].committed_ms / 1000, 0.0)
         seconds = time.monotonic() - started
         return RefreshedBatch(self.artifacts.run.run_id, version, len(events), len(users), n_rows, seconds, lag)
