@@ -138,7 +138,8 @@ def test_a_lost_store_is_filled_again(
 def test_lists_of_the_newest_batch_are_not_written_again_where_the_store_is_lost_or_did_not_note_them(
     spark: SparkSession, fresh_published: Config, append_events: Any
 ) -> None:
-    append_events(fresh_published, EVENTS[:50])
+    append_events(fresh_published, EVENTS[:20])
+    append_events(fresh_published, EVENTS[20:50])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EventStore, "mark_listed", lambda *_: None)  # a stream that is killed right before
         refresher = Refresher(spark, fresh_published)
