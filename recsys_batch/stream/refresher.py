@@ -30,7 +30,7 @@ from recsys_batch.stream.live_table import LiveTable, WrittenFiles
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.appended_files import AppendedFiles, NotAppendOnly, list_appended_versions
 from recsys_batch.tables.delta_log import open_delta_table
-from recsys_batch.tables.live_lists import compact_live_lists
+from recsys_batch.tables.live_lists import compact_live_lists, read_users_of_batch
 from recsys_batch.tables.live_records import live_record_slices
 from recsys_batch.tables.slice_writer import DataFile, TableSlice
 
@@ -216,10 +216,13 @@ class _RunRefresher:
         done = self._live.version()
         if done is None:
             self._store.clear(self._first_version)
-        elif self._store.version <= done <= self._store.prepared:
+            return
+        if self._store.version <= done <= self._store.prepared:
             self._store.confirm(done)
         else:
             self._fill_store(done)
+        # A second list of the same batch_id would not supersede the first: readers would have both.
+        self._store.mark_listed(read_users_of_batch(self._live.where, done), done)
 
     def _fill_store(self, done: int) -> None:
         """Fill the store with everything since the night up to a version whose lists are written."""
@@ -235,7 +238,7 @@ class _RunRefresher:
         for first in range(0, len(users), _USERS_PER_JOB):
             some = users[first : first + _USERS_PER_JOB]
             counted = self._run_job("counts", some, self._store.read_events(some, before=False), done)
-            # Nobody remembers how old their popular lists are.
+            # How old their popular lists are is not looked up, unless they are of the newest batch.
             self._store.prepare(counted.counts, some, counted.without_embedding, done, listed=self._first_version - 1)
         self._store.confirm(done)
 

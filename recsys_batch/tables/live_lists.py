@@ -65,6 +65,12 @@ def read_live_progress(where: TableSlice) -> LiveProgress | None:
     return LiveProgress(pc.count_distinct(lists["user_id"]).as_py(), *newest)
 
 
+def read_users_of_batch(where: TableSlice, batch_id: int) -> pa.Array:
+    """Read the users who have a list of a batch, ascending."""
+    lists = _read_list_facts(where, list_data_files(where))
+    return pc.unique(lists.filter(pc.equal(lists["batch_id"], batch_id))["user_id"]).sort()
+
+
 def compact_live_lists(where: TableSlice, *, max_file_bytes: int | None = None, dry_run: bool = False) -> ListCompaction | None:
     """Write a run's live lists anew into few files, in order of user_id, without superseded ones; None where there is nothing to gain.
 

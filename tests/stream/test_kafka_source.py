@@ -199,15 +199,16 @@ def test_killed_drivers_and_a_killed_broker_lose_and_double_nothing(
         if number == 1:
             broker.stop()
             broker.start()
-    process = started(config, options, log)
+    last = tmp_path / "last"
+    process = started(config, options, last)
     send(*(event(f"sent {n + k}", 10 * (2 + (n + k) % 80), n + k) for k in range(5)))
     n += 5
     await_users(config, n)
     process.send_signal(signal.SIGTERM)  # it is past its start: the new events are there
-    assert process.wait(60) == 0, log.read_text(errors="replace")[-3000:]
+    assert process.wait(60) == 0, last.read_text(errors="replace")[-3000:]
     available_now(spark, config)
     pairs = sent_pairs(config)
     assert pairs == sorted((f"sent {k}", 10 * (2 + k % 80)) for k in range(n))
     users = {user for user, _ in pairs}
     assert live_lists(config) == full_night_lists(config, users)
-    assert "Exception" not in log.read_text(errors="replace")
+    assert "Exception" not in last.read_text(errors="replace")

@@ -137,6 +137,27 @@ def test_a_lost_store_is_filled_again(
     assert live_lists(fresh_published) == full_night_lists(fresh_published, USERS)
 
 
+def test_lists_of_the_newest_batch_are_not_written_again_where_the_store_is_lost_or_did_not_note_them(
+    spark: SparkSession, fresh_published: Config, append_events: Any
+) -> None:
+    append_events(fresh_published, EVENTS[:20])
+    append_events(fresh_published, EVENTS[20:50])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EventStore, "mark_listed", lambda *_: None)  # a stream that is killed right before
+        refresher = Refresher(spark, fresh_published)
+        catch_up(refresher)
+        refresher.close()
+    state = state_file(fresh_published.paths.warehouse, fresh_published.paths.state, "stream")
+    for is_lost in (False, True):
+        for path in state.iterdir() if is_lost else ():
+            path.unlink()
+        refresher = Refresher(spark, fresh_published)
+        catch_up(refresher)
+        refresher.close()
+        rows = read_table(fresh_published.paths.warehouse, "topk_live", columns=["user_id", "batch_id", "rank"])
+        assert rows.num_rows == rows.group_by(["user_id", "batch_id", "rank"]).aggregate([]).num_rows
+
+
 def test_a_compaction_of_interactions_changes_nothing(spark: SparkSession, fresh_published: Config, append_events: Any) -> None:
     append_events(fresh_published, EVENTS[:5])
     append_events(fresh_published, EVENTS[5:10])

@@ -180,21 +180,19 @@ def test_a_stream_and_two_compactions_at_the_same_time_lose_and_double_nothing(t
     python = [sys.executable, "-c"]
     stream = subprocess.Popen([*python, APPENDING, str(tmp_path), str(Path(__file__).parent.parent), str(N_BATCHES)])
     other = subprocess.Popen([*python, COMPACTING, str(tmp_path)])
-    n_compactions = 0
     while stream.poll() is None:
-        n_compactions += compact_live_lists(where) is not None
+        compact_live_lists(where)
     (tmp_path / "end").touch()
     assert (stream.wait(60), other.wait(60)) == (0, 0)
     compact_live_lists(where)
-    n_checked = 0
-    for version in range(1, DeltaTable(where.root).version() + 1):
+    newest = DeltaTable(where.root).version()
+    assert newest > N_BATCHES + 3, "compactions, beside the batches"
+    for version in range(1, newest + 1):
         at_version = DeltaTable(where.root, version=version)
         batch = int(at_version.transaction_version("recsys_batch.stream/r1/interactions of a test") or 0)
         rows = stored(where, version)
         assert len(rows) == len(set(rows))
         assert [row for row in rows if row[0] != "same"] == [(f"user {n:03d}", n, 1, n) for n in range(1, batch + 1)]
         assert rows[: len(rows) - batch][-2:] == [("same", batch, 1, batch), ("same", batch, 2, batch + 1)]
-        n_checked += 1
-    assert n_checked > N_BATCHES and n_compactions > 5
     assert len(stored(where)) == N_BATCHES + 2
     assert len(list_data_files(where)) == 1
