@@ -99,13 +99,20 @@ def test_of_all_batches_in_the_log_the_newest_wins_and_other_runs_are_passed_ove
     assert followed.handled == list(range(1, 8)) and followed.overlays() == ["first"]
 
 
-def test_a_follower_that_is_started_again_handles_only_what_is_new(live_warehouse: Any, followed: Followed) -> None:
+def test_a_follower_that_is_started_again_handles_only_what_is_new(
+    live_warehouse: Any, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, list_commits = [], follower_module._commits_since
+    monkeypatch.setattr(
+        follower_module, "_commits_since", lambda table, version, since: (asked.append(version), list_commits(table, version, since))[1]
+    )
     live_warehouse.refresh(1, {5: [1]})
     followed.follow()
     live_warehouse.refresh(2, {6: [2]})
     live_warehouse.refresh(3, {7: [3]}, run_id="second")
     followed.follow()
     followed.follow()
+    assert asked == [None, 1]  # version 3 is another run's, and known to be
     assert followed.handled == [1, 2] and [followed.list_of(user) for user in (5, 6)] == [[1], [2]]
 
 
