@@ -172,7 +172,12 @@ class Online(Section):
     )
     exposures_max_mb: float = Field(2048.0, gt=0, description="of each kind of file in that folder; the oldest go")
     live: Literal["off", "table"] = Field(
-        "off", description="table: lists that the stream refreshed since the night are preferred to the snapshot's"
+        "off",
+        description="table: lists that the stream refreshed since the night are preferred to the snapshot's; stream and serve read it, "
+        "and serve needs paths.warehouse and the extra read then",
+    )
+    live_max_lag_seconds: float = Field(
+        60.0, gt=0, description="since a server last knew all live lists; past it /readyz says live: behind, and answers stay"
     )
     page: bool = Field(True, description="the explorer page at /")
     samples: int = Field(1000, ge=0, le=100_000, description="users whose newest items a snapshot keeps for the explorer page")

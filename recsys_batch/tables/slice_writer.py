@@ -56,7 +56,7 @@ class TableSlice:
 
     Attributes:
         root: the table's folder, as a location that every node reaches: on a path that all mount, or in a store.
-        partition: partition column -> value, for all of ``spec.partition_by``.
+        partition: partition column -> value, for all of ``spec.partition_by``; empty for files that no table has.
         target_bytes: a task's file is closed at about this size, and another one begun.
     """
 
@@ -83,8 +83,8 @@ class TableSlice:
         return self.spec.key
 
     def file(self, name: str) -> str:
-        """Path within the table's folder of a file of that name."""
-        return "/".join([*(f"{column}={self.partition[column]}" for column in self.spec.partition_by), name])
+        """Path within the table's folder of a file of that name; a slice without a partition lies in the folder itself."""
+        return "/".join([*(f"{column}={self.partition[column]}" for column in self.spec.partition_by if column in self.partition), name])
 
     def write(self, batches: Iterable[pa.RecordBatch], task: int) -> Iterator[DataFile]:
         """Write rows in the order in which they come; the files, each as it is closed.
