@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,10 +21,12 @@ from recsys_batch.read import run_rows, user_segments
 from recsys_batch.schemas import TABLES
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import join
+from recsys_batch.tables.list_columns import flat_positions, flatten_lists, list_column, mask_ragged
 from recsys_batch.tables.live_records import LiveBatch, live_record_slices
 from recsys_batch.tables.run_manifest import latest_state_by_run
 from recsys_batch.tables.slice_writer import TableSlice
-from recsys_batch.tables.user_ranges import UserSortedFiles, group_boundaries
+from recsys_batch.tables.user_ranges import UserSortedFiles, group_boundaries, ranges_of_files
+from recsys_batch.tables.user_rows import UserSortedRows
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,14 @@ class LiveRun:
         files = {name: UserSortedFiles(where, batch.files.get(name, ())) for name, where in self.slices.items()}
         through = _events_through(files["topk_live"])
         segments = self._segments_of(files["candidates"])
-        builder = RecordBuilder(files["candidates"], files["topk_live"], files["user_embeddings"], segments)
-        for user_range in builder.user_ranges:
+        for user_range in ranges_of_files(files["candidates"].parts):
+            lists = (
+                files["candidates"].between(user_range, ["user_id", "items"]),
+                files["topk_live"].between(user_range, ["user_id", "rank", "score", "candidate_rank"]),
+            )
+            candidates, topk = restrict_to_catalogue(*lists, self.catalogue)
+            sources = UserSortedRows(self.slices["candidates"], candidates), UserSortedRows(self.slices["topk_live"], topk)
+            builder = RecordBuilder(*sources, files["user_embeddings"], segments)
             for key, record in builder.records(self.catalogue, user_range):
                 yield key, encode_live_record(LiveOrigin(batch.version, written_at, through.get(key)), record)
 
@@ -59,6 +68,28 @@ class LiveRun:
             return None
         users = candidates.between(columns=["user_id"])["user_id"]
         return self.segments.filter(pc.is_in(self.segments["user_id"], value_set=users.combine_chunks()))
+
+
+def restrict_to_catalogue(candidates: pa.Table, topk: pa.Table, catalogue: Catalogue) -> tuple[pa.Table, pa.Table]:
+    """Drop the items of lists that a catalogue lacks, as the stream lists items that came after the night; ranks close up.
+
+    Args:
+        candidates: user_id, items. topk: user_id, rank, score, candidate_rank; both by user, topk by rank.
+    """
+    pairs, offsets = flatten_lists(candidates["items"].combine_chunks())
+    is_known = catalogue.codes(pairs.field("item_id")) >= 0
+    if is_known.all():
+        return candidates, topk
+    known_offsets = mask_ragged(offsets, is_known)
+    items = list_column(pairs.filter(pa.array(is_known)), known_offsets).cast(candidates.schema.field("items").type)
+    ranks = np.cumsum(is_known) - np.repeat(known_offsets[:-1], np.diff(offsets))
+    places = offsets[flat_positions(topk["user_id"], candidates["user_id"].combine_chunks())] + np.asarray(topk["candidate_rank"]) - 1
+    topk, places = topk.filter(pa.array(is_known[places])), places[is_known[places]]
+    starts = group_boundaries(topk["user_id"].combine_chunks())[1]
+    rank = np.arange(len(topk)) - np.repeat(starts[:-1], np.diff(starts)) + 1
+    for name, values in (("rank", rank), ("candidate_rank", ranks[places])):
+        topk = topk.set_column(topk.schema.get_field_index(name), topk.schema.field(name), pa.array(values.astype(np.int32)))
+    return candidates.set_column(1, candidates.schema.field("items"), items), topk
 
 
 def open_live_run(warehouse: str, snapshot: Path) -> LiveRun:
