@@ -24,6 +24,8 @@ from deltalake import DeltaTable
 from measuring import ROOT, report
 
 from recsys_batch import __version__
+from recsys_batch.ann.index import build_index
+from recsys_batch.config import Retrieval
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
@@ -119,6 +121,8 @@ def artefacts(arguments: argparse.Namespace, warehouse: Path, ids: pa.Array, vec
     catalogue = Catalogue(ids, vectors, np.zeros((n, 0), np.float32), np.zeros(n, np.float32), np.ones(n, bool))
     folder = put_folder(root, "catalogues", lambda target: write_catalogue(target, catalogue))
     set_pointer(root, RUN, "catalogue", {"folder": basename(folder)})
+    index = build_index(vectors, Retrieval(), Path(root) / "indexes", os.cpu_count() or 1)
+    set_pointer(root, RUN, "index", {"index": index.to_dict()})
     spec = FeatureSpec.default()
     ranker = export_ranker_onnx(RankerParameters.initialize(arguments.dim, len(spec.names), 1).to_arrays())
     manifest = {"kind": "embeddings", "embedding_dim": arguments.dim, "features": spec.to_dict()}

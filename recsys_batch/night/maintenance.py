@@ -147,11 +147,11 @@ def _remove_artefacts(
     """Remove what belongs to runs that go: content is named by its hash; pointers, gathered events and a stream's files by run_id.
 
     Args:
-        unfinished: run_ids whose drafts stay. streamed: those whose gathered events stay, too, as a stream reads them.
+        unfinished: run_ids whose drafts stay. streamed: those whose gathered events and pointers stay, too, as a stream reads them.
     """
     named = {location for run_id in kept for location in _named_locations(root, run_id)}
-    stays = {"gathered": {*unfinished, *streamed}, "drafts": unfinished, "downloads": unfinished}
-    for kind in ("bundles", "catalogues", "popularity", "changed", "audits", "indexes", "runs", "live", *stays):
+    stays = {"runs": {*kept, *streamed}, "gathered": {*unfinished, *streamed}, "drafts": unfinished, "downloads": unfinished}
+    for kind in ("bundles", "catalogues", "popularity", "changed", "audits", "indexes", "live", *stays):
         kept_folders = stays.get(kind, kept)
         for entry in list_entries(join(root, kind)):
             if entry.location in named or entry.name in kept_folders:

@@ -10,16 +10,21 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from recsys_batch.config import Config
+from recsys_batch.dataset.user_events import EVENTS
 from recsys_batch.errors import InputMissing, RecsysBatchError
 from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.spark.executors.changed_events import to_events
 from recsys_batch.spark.ingest import validation
 from recsys_batch.spark.ingest.pipeline import ITEMS_DECLARED
 from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW
@@ -27,6 +32,7 @@ from recsys_batch.spark.ingest.validation import REASON
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import join, read_bytes, write_bytes
+from recsys_batch.stream.refresher import RefreshedBatch, Refresher
 from recsys_batch.tables.delta_log import open_delta_table
 
 _FIELDS = ("user_id", "item_id", "event_ts", "event_type", "weight")
@@ -48,15 +54,25 @@ class KafkaSource:
         self._tables.ensure("rejected", self._ids)
         self._checkpoint = join(artifact_root(config.paths.warehouse), "stream", "kafka")
         self._application = self._identify()
-        self._known_items = None
+        self._known_items, self._pool = None, ThreadPoolExecutor(1)
         if self._tables.exists("items") and self._tables.property("items", ITEMS_DECLARED) == "true":
             self._known_items = self._tables.read("items").select("item_id")
 
-    def run(self, after_batch: Callable[[], None], *, available_now: bool, trigger_seconds: float, stop: threading.Event) -> None:
+    def run(
+        self,
+        refresher: Refresher,
+        after_batch: Callable[[RefreshedBatch | None], None],
+        *,
+        available_now: bool,
+        trigger_seconds: float,
+        stop: threading.Event,
+    ) -> None:
         """Append micro-batches until ``stop`` is set, or with ``available_now`` until the topic is read to its end.
 
         Args:
-            after_batch: called after each of them; what it raises ends the stream, and is raised here.
+            refresher: makes the lists of a micro-batch while it is appended.
+            after_batch: called after each micro-batch, with it where its lists are committed; what it raises ends the stream, and is
+                raised here.
 
         Raises:
             InputMissing: the topic is gone, or messages that were not read yet.
@@ -70,8 +86,7 @@ class KafkaSource:
                     # The batch is not done: it is the next stream's first. An interrupt from outside may end in a StackOverflowError.
                     raise RuntimeError("ended")
                 try:
-                    self._append(batch, number)
-                    after_batch()
+                    after_batch(self._handle(batch, number, refresher))
                 except BaseException as error:
                     failures.append(error)
                     raise RuntimeError("failed") from None
@@ -121,32 +136,44 @@ class KafkaSource:
         }
         return self._spark.readStream.format("kafka").options(**options).load()
 
-    def _append(self, batch: DataFrame, number: int) -> None:
-        """Append a batch's usable rows to interactions, the others to rejected."""
+    def _handle(self, batch: DataFrame, number: int, refresher: Refresher) -> RefreshedBatch | None:
+        """Append a batch's usable rows to interactions, the others to rejected, and make the lists of its users meanwhile.
+
+        The rows are on the driver for it, ``stream.max_events`` at most.
+        """
         typed = validation.parse_interactions(parse_messages(batch), self._ids)
         if self._known_items is not None:
             typed = validation.mark_unknown_items(typed, self._known_items)
-        typed = validation.mark_duplicates(typed, None).persist()
+        # In one task, so that duplicates meet without a shuffle.
+        rows = validation.mark_duplicates(typed.coalesce(1), None).toArrow()
+        usable = rows.filter(pc.is_null(rows[REASON])).select([column.name for column in TABLES["interactions"].columns])
+        rejected = rows.filter(pc.is_valid(rows[REASON]))
+        transaction = (self._application, number)
+        if rejected.num_rows:
+            self._append("rejected", self._as_rejected(rejected, number), transaction)
+        if usable.num_rows == 0:
+            return None
+        appending = self._pool.submit(self._append, "interactions", usable, transaction)
         try:
-            transaction = (self._application, number)
-            rows = typed.where(F.col(REASON).isNull()).select(*(column.name for column in TABLES["interactions"].columns))
-            self._tables.append_once("interactions", rows.coalesce(1), transaction)
-            rejected = typed.where(F.col(REASON).isNotNull())
-            if not rejected.isEmpty():
-                self._tables.append_once("rejected", self._as_rejected(rejected, number).coalesce(1), transaction)
+            prepared = refresher.make_lists_ahead(to_events(usable, EVENTS.arrow_schema(self._ids)))
         finally:
-            typed.unpersist()
+            appending.result()
+        return refresher.commit_ahead(prepared, transaction)
 
-    def _as_rejected(self, rows: DataFrame, number: int) -> DataFrame:
-        values = {
-            "ingest_id": F.lit(f"{self._application}/{number}"),
-            "source": F.lit(f"kafka:{self._config.stream.topic}"),
-            "kind": F.lit("interactions"),
-            "reason": F.col(REASON),
-            "row": F.col(RAW_ROW),
-            "rejected_at": F.lit(dt.datetime.now(dt.UTC)),
+    def _append(self, name: str, rows: pa.Table, transaction: tuple[str, int]) -> None:
+        self._tables.append_once(name, self._spark.createDataFrame(rows).coalesce(1), transaction)
+
+    def _as_rejected(self, rows: pa.Table, number: int) -> pa.Table:
+        schema, n = TABLES["rejected"].arrow_schema(self._ids), len(rows)
+        columns = {
+            "ingest_id": pa.repeat(f"{self._application}/{number}", n),
+            "source": pa.repeat(f"kafka:{self._config.stream.topic}", n),
+            "kind": pa.repeat("interactions", n),
+            "reason": rows[REASON],
+            "row": rows[RAW_ROW],
+            "rejected_at": pa.repeat(pa.scalar(dt.datetime.now(dt.UTC), schema.field("rejected_at").type), n),
         }
-        return rows.select(*(values[column.name].alias(column.name) for column in TABLES["rejected"].columns))
+        return pa.table([columns[field.name] for field in schema], schema=schema)
 
 
 def parse_messages(messages: DataFrame) -> DataFrame:

@@ -73,6 +73,8 @@ class Refresher:
         self._ids: IdTypes = self._tables.require_ids()
         self._root = artifact_root(config.paths.warehouse)
         self._tables.ensure("topk_live", self._ids)
+        self._runs_folder = self._tables.folder("runs") if self._tables.exists("runs") else None
+        self._runs_version: int | None = None
         self._run: _RunRefresher | None = None
 
     def follow_published_run(self) -> str:
@@ -81,8 +83,11 @@ class Refresher:
         Raises:
             InputMissing: nothing is published, or it was made with other settings than these.
         """
-        rows = rows_in(self._tables.folder("runs")) if self._tables.exists("runs") else []
-        run = run_manifest.newest_published(rows)
+        version = open_delta_table(self._runs_folder).version() if self._runs_folder else None
+        if self._run is not None and version == self._runs_version:
+            return self._run.artifacts.run.run_id
+        rows = rows_in(self._runs_folder) if self._runs_folder else []
+        self._runs_version, run = version, run_manifest.newest_published(rows)
         if run is None:
             raise InputMissing(f"no night is published yet in {self._config.paths.warehouse}: run `recsys-batch nightly`")
         if self._run is None or self._run.artifacts.run.run_id != run.run_id:
@@ -111,6 +116,16 @@ class Refresher:
         assert self._run is not None
         return self._run.refresh(max_events)
 
+    def make_lists_ahead(self, events: pa.Table) -> "PreparedLists":
+        """Make the lists of rows of EVENTS that are being appended meanwhile; ``commit_ahead`` says whether they hold."""
+        assert self._run is not None
+        return self._run.make_lists_ahead(events)
+
+    def commit_ahead(self, prepared: "PreparedLists", transaction: tuple[str, int]) -> RefreshedBatch | None:
+        """Commit them, if the next version of interactions is what that transaction appended; None, and nothing is done, if it is not."""
+        assert self._run is not None
+        return self._run.commit_ahead(prepared, transaction)
+
     def refresh_popular_lists(self) -> int:
         """Refresh the popular lists of refreshed users without an embedding, where counts have moved since; their number."""
         assert self._run is not None
@@ -119,6 +134,17 @@ class Refresher:
     def close(self) -> None:
         if self._run is not None:
             self._run.close()
+
+
+@dataclass(frozen=True)
+class PreparedLists:
+    """Lists of a batch that are written and not committed: files by table, of users with events up to a version of interactions."""
+
+    started: float
+    version: int
+    n_events: int
+    n_users: int
+    files: WrittenFiles
 
 
 @dataclass(frozen=True)
@@ -170,7 +196,32 @@ class _RunRefresher:
         if not appended:
             return None
         self._follow_items()
-        version, events = appended[-1].version, self._read_events(appended)
+        return self._commit(self._make_lists(started, self._read_events(appended), appended[-1].version), appended)
+
+    def make_lists_ahead(self, events: pa.Table) -> PreparedLists:
+        """Make the lists of a batch whose events are being appended, as if that were the next version of interactions.
+
+        Args:
+            events: rows of EVENTS.
+        """
+        started = time.monotonic()
+        self._follow_items()
+        return self._make_lists(started, events, self.version + 1)
+
+    def commit_ahead(self, prepared: PreparedLists, transaction: tuple[str, int]) -> RefreshedBatch | None:
+        """Commit lists that were made ahead, where it is so; else drop them: None.
+
+        Args:
+            transaction: that the events were appended in.
+        """
+        appended = self._list_appended(self.version, 1)
+        if appended and appended[0].transactions.get(transaction[0]) == transaction[1]:
+            return self._commit(prepared, appended)
+        self._store.confirm(self.version)
+        return None
+
+    def _make_lists(self, started: float, events: pa.Table, version: int) -> PreparedLists:
+        """Write the files of a batch's lists, and prepare the store for them."""
         users = pc.unique(events["user_id"]).sort()
         files: WrittenFiles = {}
         for first in range(0, len(users), _USERS_PER_JOB):
@@ -182,14 +233,18 @@ class _RunRefresher:
                 popular = self._run_job("popular", lists.without_embedding, self._recent_events(lists.without_embedding, events), version)
                 _add_files(files, popular.files)
         self._store.add_events(events, version)
+        return PreparedLists(started, version, len(events), len(users), files)
+
+    def _commit(self, prepared: PreparedLists, appended: Sequence[AppendedFiles]) -> RefreshedBatch:
+        version, files = prepared.version, prepared.files
         self._live.commit(files, version)
         self._store.confirm(version)
         self._n_batches += 1
         if self._n_batches % _BATCHES_PER_COMPACTION == 0:
             compact_live_lists(self._task.target, max_file_bytes=_COMPACTED_FILE_BYTES)
         n_rows, lag = sum(file.n_rows for file in files.get("topk_live", [])), max(time.time() - appended[0].committed_ms / 1000, 0.0)
-        seconds = time.monotonic() - started
-        return RefreshedBatch(self.artifacts.run.run_id, version, len(events), len(users), n_rows, seconds, lag)
+        seconds = time.monotonic() - prepared.started
+        return RefreshedBatch(self.artifacts.run.run_id, version, prepared.n_events, prepared.n_users, n_rows, seconds, lag)
 
     def refresh_popular_lists(self) -> int:
         """Refresh popular lists that are older than the newest counts; the number of users."""

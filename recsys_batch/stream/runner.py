@@ -57,14 +57,23 @@ def run_stream(
         _prepare_session(spark)
         refresher = Refresher(spark, config)
 
-        def catch_up() -> None:
-            while _refresh_next(refresher, config, summary, on_batch) and not stop.is_set():
-                pass
+        def catch_up(last: RefreshedBatch | None = None) -> None:
+            """Report the batch that was refreshed last, and refresh what else has come since."""
+            while True:
+                if last is not None:
+                    logger.info("refreshed users=%d events=%d rows=%d seconds=%.1f", last.n_users, last.n_events, last.n_rows, last.seconds)
+                    summary.add(last)
+                    on_batch(last)
+                refresher.follow_published_run()
+                last = None if stop.is_set() else refresher.refresh(config.stream.max_events)
+                if last is None:
+                    return
 
         try:
             catch_up()
             if config.stream.source == "kafka":
-                KafkaSource(spark, config).run(catch_up, available_now=available_now, trigger_seconds=trigger_seconds, stop=stop)
+                source = KafkaSource(spark, config)
+                source.run(refresher, catch_up, available_now=available_now, trigger_seconds=trigger_seconds, stop=stop)
             while config.stream.source == "delta" and not available_now and not stop.is_set():
                 started = time.monotonic()
                 refresher.refresh_popular_lists()
@@ -80,14 +89,3 @@ def _prepare_session(spark: SparkSession) -> None:
     """Set what makes small jobs cheap: a shuffle, and a look at a table's log, of as many tasks as there are cores."""
     for name in ("spark.sql.shuffle.partitions", "spark.databricks.delta.snapshotPartitions"):
         spark.conf.set(name, spark.sparkContext.defaultParallelism)
-
-
-def _refresh_next(refresher: Refresher, config: Config, summary: StreamSummary, on_batch: BatchCallback) -> bool:
-    refresher.follow_published_run()
-    batch = refresher.refresh(config.stream.max_events)
-    if batch is None:
-        return False
-    logger.info("refreshed users=%d events=%d rows=%d seconds=%.1f", batch.n_users, batch.n_events, batch.n_rows, batch.seconds)
-    summary.add(batch)
-    on_batch(batch)
-    return True

@@ -17,12 +17,14 @@ class AppendedFiles:
 
     Attributes:
         paths: locations. committed_ms: milliseconds since 1970.
+        transactions: versions of applications' own, by application.
     """
 
     version: int
     paths: list[str]
     n_rows: int
     committed_ms: int
+    transactions: dict[str, int]
 
 
 class NotAppendOnly(Exception):
@@ -79,7 +81,9 @@ def list_appended_versions(root: str, then: int, max_rows: int) -> list[Appended
         added = [action["add"] for action in actions if "add" in action and action["add"]["dataChange"]]
         committed = next((int(action["commitInfo"]["timestamp"]) for action in actions if "commitInfo" in action), 0)
         n_rows = sum(int(json.loads(add.get("stats") or "{}").get("numRecords", 0)) for add in added)
-        appended.append(AppendedFiles(version, [join(root, unquote(add["path"])) for add in added], n_rows, committed))
+        paths = [join(root, unquote(add["path"])) for add in added]
+        transactions = {action["txn"]["appId"]: int(action["txn"]["version"]) for action in actions if "txn" in action}
+        appended.append(AppendedFiles(version, paths, n_rows, committed, transactions))
     return appended
 
 

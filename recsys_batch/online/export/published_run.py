@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from safetensors.numpy import load_file
 
 from recsys_batch import __version__
+from recsys_batch.ann.index_files import IndexFile, Verifier
 from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue
 from recsys_batch.dataset.histories import build_histories
 from recsys_batch.dataset.popularity import group_by_segment
@@ -17,11 +19,13 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.online.export.record_builder import RecordBuilder
 from recsys_batch.online.snapshot.contents import PopularLists, SnapshotContents, SnapshotInfo
 from recsys_batch.online.snapshot.item_table import ItemMetadata
+from recsys_batch.online.snapshot.vector_search import EXACT_ITEMS, IvfLists
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice, table_dataset, user_segments
 from recsys_batch.registry.bundle import Bundle, load_bundle
 from recsys_batch.schemas import IdTypes
-from recsys_batch.storage.artifacts import artifact_root, bundle_folder, catalogue_folder
+from recsys_batch.storage.artifacts import artifact_root, bundle_folder, catalogue_folder, get_pointer
+from recsys_batch.storage.filesystems import join
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix
 from recsys_batch.tables.run_manifest import Run
@@ -70,7 +74,20 @@ class PublishedRun:
             ranker=None if ranker is None else ranker.read_bytes(),
             records=records,
             samples=self._samples(catalogue, n_samples),
+            item_lists=self._item_lists(catalogue),
         )
+
+    def _item_lists(self, catalogue: Catalogue) -> IvfLists | None:
+        """Read the inverted lists of the run's index; None where it has none, or where items are few enough to search all of them."""
+        root, codes = artifact_root(self.warehouse), catalogue.retrievable_codes()
+        lists = get_pointer(root, self.run_id, "index")["index"]["lists"]
+        if lists is None or len(codes) <= EXACT_ITEMS:
+            return None
+        file = IndexFile(**lists)
+        folder = self.cache.local_copy_of_files(join(root, "indexes"), {file.name: file.sha256})
+        tensors = load_file(Verifier().check(folder, file)[0])
+        # The index numbers the retrievable items, the snapshot all of them.
+        return IvfLists(tensors["centroids"], codes[tensors["codes"]].astype(np.int32), np.concatenate([[0], tensors["ends"]]))
 
     def _samples(self, catalogue: Catalogue, n: int) -> dict[int | str, list[int]]:
         """Read some users' newest items; none where interactions are gone: only people miss them, so the run is served all the same."""

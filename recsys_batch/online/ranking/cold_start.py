@@ -18,8 +18,8 @@ def candidates_from_session(snapshot: Snapshot, session: np.ndarray, excluded_co
     """
     catalogue, facts = snapshot.items.catalogue, snapshot.facts
     vector = l2_normalise(l2_normalise(catalogue.embeddings[session]).mean(axis=0)) * np.float32(facts.user_norm)
-    wanted, is_cosine = N_SESSION_CANDIDATES + len(excluded_codes), facts.metric == "cosine"
-    codes, scores = search_nearest(vector, catalogue.embeddings, snapshot.default_eligible, snapshot.item_lists, wanted, cosine=is_cosine)
+    wanted, norms = N_SESSION_CANDIDATES + len(excluded_codes), snapshot.items.norms if facts.metric == "cosine" else None
+    codes, scores = search_nearest(vector, catalogue.embeddings, snapshot.default_eligible, snapshot.item_lists, wanted, norms)
     keep = np.isin(codes, excluded_codes, invert=True)
     codes, scores = codes[keep][:N_SESSION_CANDIDATES], scores[keep][:N_SESSION_CANDIDATES]
     return UserRecord(vector, len(session), None, codes, scores, top_places=np.zeros(0, np.int64), top_scores=np.zeros(0, np.float32))

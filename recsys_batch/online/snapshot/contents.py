@@ -11,6 +11,7 @@ import numpy as np
 
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.online.snapshot.item_table import ItemMetadata
+from recsys_batch.online.snapshot.vector_search import IvfLists
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
 
@@ -73,6 +74,7 @@ class SnapshotContents:
         records: (key, record) of every user, best in the order of keys; read once, so that memory stays bounded. None where they
             are in a store beside the snapshot.
         samples: users to look at, with the codes of what they did lately; may be empty.
+        item_lists: to find items near a vector; None where all are searched.
     """
 
     facts: SnapshotInfo
@@ -83,3 +85,4 @@ class SnapshotContents:
     ranker: bytes | None = field(repr=False)
     records: Iterable[tuple[bytes, bytes]] | None = field(repr=False)
     samples: SampleUsers = field(default_factory=dict, repr=False)
+    item_lists: IvfLists | None = field(default=None, repr=False)

@@ -18,8 +18,8 @@ from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, LmdbStore
 from recsys_batch.online.snapshot.manifest import SnapshotManifest, SnapshotRefused, read_manifest, verify_snapshot
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
-from recsys_batch.online.snapshot.vector_search import KMeansLists
-from recsys_batch.online.snapshot.writer import ITEMS, KMEANS_FILES, POPULAR, POPULAR_SEGMENTS, RANKER, SAMPLES_FILE
+from recsys_batch.online.snapshot.vector_search import IvfLists
+from recsys_batch.online.snapshot.writer import ITEMS, LIST_FILES, POPULAR, POPULAR_SEGMENTS, RANKER, SAMPLES_FILE
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
@@ -40,7 +40,7 @@ class Snapshot:
     popular: PopularLists
     ranker: OnnxRanker | None
     store: LmdbStore | None
-    item_lists: KMeansLists | None
+    item_lists: IvfLists | None
     folder: Path = field(repr=False)
     samples: SampleUsers = field(default_factory=dict, repr=False)
 
@@ -115,7 +115,7 @@ def _open_parts(folder: Path, manifest: SnapshotManifest) -> Snapshot:
     ranker = OnnxRanker(folder / RANKER) if RANKER in manifest.files else None
     if ranker is not None:
         _smoke_test_ranker(ranker, manifest)
-    lists = KMeansLists(*(mmap_npy(folder / name) for name in KMEANS_FILES)) if KMEANS_FILES[0] in manifest.files else None
+    lists = IvfLists(*(mmap_npy(folder / name) for name in LIST_FILES)) if LIST_FILES[0] in manifest.files else None
     segments = json.loads((folder / POPULAR_SEGMENTS).read_text(encoding="utf-8"))
     popular = PopularLists.from_arrays(segments, load_file(folder / POPULAR))
     store = LmdbStore(folder / LMDB_FILE) if manifest.store == "lmdb" else None

@@ -13,12 +13,11 @@ from recsys_batch.online.snapshot.item_table import write_items
 from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, write_lmdb
 from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotManifest, StoreKind, file_checksums, mark_verified
 from recsys_batch.online.snapshot.repository import DRAFT_PREFIX, check_name
-from recsys_batch.online.snapshot.vector_search import build_kmeans_lists
 from recsys_batch.storage.atomic import make_draft_folder, publish
 
 ITEMS, POPULAR, POPULAR_SEGMENTS, RANKER = "items", "popular.safetensors", "popular.json", "ranker.onnx"
 SAMPLES_FILE = "samples.json"
-KMEANS_FILES = ("nearest_centroids.npy", "nearest_codes.npy", "nearest_offsets.npy")
+LIST_FILES = ("nearest_centroids.npy", "nearest_codes.npy", "nearest_offsets.npy")
 
 
 def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], int] | None = None) -> SnapshotManifest:
@@ -46,9 +45,8 @@ def _write(draft: Path, contents: SnapshotContents, fill: Callable[[], int] | No
     (draft / POPULAR_SEGMENTS).write_text(json.dumps(list(contents.popular.lists)), encoding="utf-8")
     if contents.samples:
         write_samples(draft / SAMPLES_FILE, contents.samples)
-    lists = build_kmeans_lists(contents.catalogue.embeddings, np.asarray(contents.catalogue.retrievable))
-    if lists is not None:
-        for name, array in zip(KMEANS_FILES, (lists.centroids, lists.codes, lists.offsets), strict=True):
+    if (lists := contents.item_lists) is not None:
+        for name, array in zip(LIST_FILES, (lists.centroids, lists.codes, lists.offsets), strict=True):
             np.save(draft / name, array, allow_pickle=False)
     if contents.ranker is not None:
         (draft / RANKER).write_bytes(contents.ranker)

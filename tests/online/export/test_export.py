@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import redis
 
+from recsys_batch.ann.index import build_index
 from recsys_batch.cli import run
-from recsys_batch.config import Config
+from recsys_batch.config import Config, Retrieval
+from recsys_batch.errors import IndexDamaged
+from recsys_batch.online.export import published_run as published_run_module
 from recsys_batch.online.export.published_run import open_published_run
 from recsys_batch.online.export.snapshot_export import export_snapshot
 from recsys_batch.online.ranking.ladder import rank
@@ -22,7 +25,10 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import completion_key, redis_key
 from recsys_batch.online.snapshot.user_record import decode_record
+from recsys_batch.online.snapshot.vector_search import IvfLists
+from recsys_batch.online.snapshot.writer import write_snapshot
 from recsys_batch.read import latest_topk, published_run, read_table
+from recsys_batch.storage.artifacts import artifact_root, catalogue_folder, set_pointer
 from recsys_batch.storage.node_cache import NodeCache
 
 
@@ -79,6 +85,41 @@ def test_lists_titles_and_popular_items_are_the_runs_own(published: Config, expo
         codes, _ = exported.popular.for_segment(segment)
         listed = sorted((one["rank"], one["item_id"]) for one in popular if one["segment"] == segment)
         assert [exported.items.item_id(int(code)) for code in codes] == [item for _, item in listed]
+
+
+def test_items_of_an_exact_night_are_all_searched(exported: Snapshot) -> None:
+    assert exported.item_lists is None
+
+
+@pytest.mark.parametrize("settings", [{"mode": "ivf"}, {"mode": "ivf", "storage": "int8"}, {"mode": "sharded"}])
+def test_a_snapshot_has_the_lists_of_the_nights_index(
+    fresh_published: Config, tmp_path: Path, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warehouse, cache = fresh_published.paths.warehouse, NodeCache.from_paths(fresh_published.paths)
+    root, run_id = artifact_root(warehouse), published_run(warehouse).run_id
+    location = Path(catalogue_folder(root, run_id))
+    retrievable = np.load(location / "retrievable.npy")
+    retrievable[::7] = False
+    np.save(location / "retrievable.npy", retrievable)
+    codes, vectors = np.flatnonzero(retrievable), np.load(location / "embeddings.npy")
+    index = build_index(vectors[codes], Retrieval(nlist=6, **settings), Path(root) / "indexes", n_threads=1)
+    set_pointer(root, run_id, "index", {"index": index.to_dict()})
+
+    def export(name: str) -> IvfLists | None:
+        contents = open_published_run(warehouse, cache).contents(with_records=True)
+        write_snapshot(tmp_path / name, contents)
+        return open_snapshot(tmp_path / name / run_id).item_lists
+
+    assert export("few items") is None
+    monkeypatch.setattr(published_run_module, "EXACT_ITEMS", len(codes) - 1)
+    lists = export("many items")
+    assert lists is not None and sorted(lists.codes.tolist()) == codes.tolist() and len(lists.centroids) == 6
+    distances = np.linalg.norm(vectors[lists.codes][:, None] - lists.centroids, axis=2)
+    np.testing.assert_array_equal(distances.argmin(axis=1), np.repeat(np.arange(6), np.diff(lists.offsets)))
+    assert index.lists is not None
+    (Path(root) / "indexes" / index.lists.name).write_bytes(b"cut")
+    with pytest.raises(IndexDamaged, match=index.lists.name):
+        export("damaged")
 
 
 def test_the_command_writes_it_once_and_makes_it_current(

@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from recsys_batch.online.ranking.cold_start import candidates_from_session
 from recsys_batch.online.ranking.ladder import RankResult, rank
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
@@ -99,6 +100,20 @@ def test_somebody_unknown_gets_what_is_near_to_the_session_or_what_is_popular(sn
     popular = asked(snapshot, "nobody", 10)
     assert (popular.source, popular.degraded) == ("popular", "unknown_user")
     assert popular.codes.tolist() == snapshot.popular.for_segment(None)[0][:10].tolist()
+
+
+@pytest.mark.parametrize("metric", ["ip", "cosine"])
+def test_candidates_of_a_session_are_the_nearest_by_the_snapshots_metric(snapshot: Snapshot, metric: Literal["ip", "cosine"]) -> None:
+    manifest = replace(snapshot.manifest, facts=replace(snapshot.facts, metric=metric, user_norm=2.5))
+    record = candidates_from_session(replace(snapshot, manifest=manifest), np.array([4, 9]), np.array([4, 9, 20]))
+    vectors = snapshot.items.catalogue.embeddings
+    directions = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    mean = directions[[4, 9]].mean(axis=0)
+    query = mean / np.linalg.norm(mean)
+    scores = directions @ query if metric == "cosine" else vectors @ query * 2.5
+    expected = [code for code in np.argsort(-scores) if code not in (4, 9, 20)][:200]
+    assert record.codes.tolist() == expected
+    np.testing.assert_allclose(record.retrieval, scores[expected], atol=1e-6)
 
 
 def test_somebody_without_an_embedding_gets_the_published_list(snapshot: Snapshot) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.online.snapshot import repository
-from recsys_batch.online.snapshot.manifest import SnapshotRefused, read_manifest, verify_snapshot
+from recsys_batch.online.snapshot.manifest import SnapshotRefused, file_checksums, read_manifest, verify_snapshot
 from recsys_batch.online.snapshot.reader import open_snapshot
 
 
@@ -27,6 +28,20 @@ def test_a_written_snapshot_opens_with_what_it_says_of_itself(make: Callable[...
     }
     found.close()
     assert [path.name for path in folder.iterdir()] == ["first"]
+
+
+def test_lists_of_a_snapshot_of_the_release_before_are_read(make: Callable[..., Path]) -> None:
+    folder = make("first", users=10, items=30) / "first"
+    written = {"centroids": np.eye(2, 16, dtype=np.float32), "codes": np.arange(30, dtype=np.int32), "offsets": np.array([0, 20, 30])}
+    for name, array in written.items():
+        np.save(folder / f"nearest_{name}.npy", array)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"files": file_checksums(folder)}))
+    found = open_snapshot(folder)
+    assert found.item_lists is not None
+    for name, array in written.items():
+        np.testing.assert_array_equal(getattr(found.item_lists, name), array)
+    found.close()
 
 
 def test_a_snapshot_is_never_written_again(make: Callable[..., Path]) -> None:

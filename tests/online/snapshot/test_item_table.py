@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.dataset.catalogue import Catalogue
-from recsys_batch.online.snapshot import vector_search
 from recsys_batch.online.snapshot.item_table import ItemMetadata, ItemTable, open_items, write_items
 
 
@@ -48,32 +47,3 @@ def test_categories_are_any_of_an_items_own(tmp_path: Path) -> None:
     assert items.in_categories(codes, ["a", "unheard of"]).tolist() == [False, False, False, True, False]
     assert not items.in_categories(codes, ["unheard of"]).any()
     assert [items.categories(code) for code in range(4)] == [["a", "b"], [], ["b"], []]
-
-
-def planted(n: int, d: int = 8) -> np.ndarray:
-    rng = np.random.default_rng(3)
-    centres = rng.standard_normal((30, d))
-    return (centres[rng.integers(0, 30, n)] + 0.2 * rng.standard_normal((n, d))).astype(np.float32)
-
-
-def test_few_items_are_searched_exactly_and_only_the_allowed_ones() -> None:
-    vectors, allowed = planted(400), np.arange(400) % 3 != 0
-    codes, scores = vector_search.search_nearest(vectors[1], vectors, allowed, vector_search.build_kmeans_lists(vectors, allowed), 25)
-    expected = sorted(np.flatnonzero(allowed), key=lambda code: (-float(vectors[code] @ vectors[1]), code))[:25]
-    assert codes.tolist() == expected and (np.diff(scores) <= 0).all()
-
-
-def test_lists_find_nearly_what_an_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vector_search, "EXACT_ITEMS", 1000)
-    monkeypatch.setattr(vector_search, "_MIN_SCANNED", 800)
-    vectors, allowed = planted(6000), np.ones(6000, bool)
-    lists = vector_search.build_kmeans_lists(vectors, allowed)
-    assert lists is not None and sorted(lists.codes.tolist()) == list(range(6000))
-    shares = []
-    for query in range(0, 6000, 200):
-        found, _ = vector_search.search_nearest(vectors[query], vectors, allowed, lists, 50, cosine=True)
-        exact, _ = vector_search.search_nearest(vectors[query], vectors, allowed, None, 50, cosine=True)
-        shares.append(len(set(found.tolist()) & set(exact.tolist())) / 50)
-    assert np.mean(shares) > 0.95
-    codes, _ = vector_search.search_nearest(vectors[0], vectors, np.arange(6000) % 2 == 1, lists, 50)
-    assert len(codes) == 50 and (codes % 2 == 1).all()
