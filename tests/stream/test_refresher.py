@@ -12,10 +12,12 @@ import pytest
 from deltalake import DeltaTable
 
 from recsys_batch.config import Config
+from recsys_batch.dataset.user_events import EVENTS as EVENTS_SPEC
 from recsys_batch.errors import InputMissing
 from recsys_batch.night.runner import run_night
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.spark.executors.changed_events import to_events
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import state_file
 from recsys_batch.stream import refresher as module
@@ -227,3 +229,33 @@ def test_items_that_came_went_or_changed_are_in_lists_as_a_full_night_has_them(
     assert {905, 906, 10} <= {row[2] for row in live}
     assert 600 not in {row[2] for row in live}
     assert live == full_night_lists(fresh_published, users)
+
+
+def test_lists_made_ahead_hold_only_for_the_commit_that_they_were_made_for(
+    spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any
+) -> None:
+    tables, refresher = WarehouseTables(spark, fresh_published), Refresher(spark, fresh_published)
+    refresher.follow_published_run()
+    schema = TABLES["interactions"].arrow_schema(IdTypes("STRING", "BIGINT"))
+    when = dt.datetime(2026, 3, 1, 13, tzinfo=dt.UTC)
+
+    def rows_of(user: str, item: int) -> pa.Table:
+        row = {"user_id": user, "item_id": item, "event_ts": when, "event_type": "buy", "weight": 1.0, "event_date": when.date()}
+        return pa.Table.from_pylist([row], schema=schema)
+
+    def append(rows: pa.Table, number: int) -> None:
+        tables.append_once("interactions", spark.createDataFrame(rows), ("test", number))
+
+    events = EVENTS_SPEC.arrow_schema(IdTypes("STRING", "BIGINT"))
+    first, second = rows_of("ahead", 450), rows_of("beaten", 460)
+    prepared = refresher.make_lists_ahead(to_events(first, events))
+    append(first, 1)
+    assert refresher.commit_ahead(prepared, ("test", 1)) is not None
+    prepared = refresher.make_lists_ahead(to_events(second, events))
+    append_events(fresh_published, [("somebody else", 470, 1.0)])
+    append(second, 2)
+    assert refresher.commit_ahead(prepared, ("test", 2)) is None
+    catch_up(refresher)
+    users = {"ahead", "beaten", "somebody else"}
+    assert {row[0] for row in live_lists(fresh_published)} == users
+    assert live_lists(fresh_published) == full_night_lists(fresh_published, users)
