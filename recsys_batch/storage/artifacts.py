@@ -146,9 +146,9 @@ def bundle_folder(root: str, run_id: str) -> str:
     return join(root, "bundles", str(get_pointer(root, run_id, "bundle")["folder"]))
 
 
-def state_file(warehouse: str, state: str, name: str) -> Path:
-    """Locate a file of this host alone that belongs to a warehouse: under ``state``, by the warehouse's name."""
-    return Path(state).absolute() / hashlib.sha256(absolute(warehouse).encode()).hexdigest()[:16] / name
+def state_file(warehouse: str, state: str, kind: str, name: str) -> Path:
+    """Locate a file of this host alone that belongs to a warehouse: under ``state``, by kind and the warehouse's name."""
+    return Path(state).absolute() / kind / hashlib.sha256(absolute(warehouse).encode()).hexdigest()[:16] / name
 
 
 def base_chain(root: str, run_id: str) -> list[str]:

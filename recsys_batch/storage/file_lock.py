@@ -23,7 +23,7 @@ def lock_file(warehouse: str, state: str, name: str) -> Path:
     root = artifact_root(warehouse)
     if not is_remote(root):
         return Path(root) / "locks" / name
-    return state_file(warehouse, state, f"locks/{name}")
+    return state_file(warehouse, state, "locks", name)
 
 
 @contextmanager

@@ -179,8 +179,8 @@ class _RunRefresher:
             batch_id=0,
             purpose="modelled",
         )
-        paths, name = artifacts.config.paths, f"stream/{artifacts.run.run_id}.sqlite"
-        self._store = EventStore(state_file(paths.warehouse, paths.state, name), artifacts.ids, self._first_version)
+        paths, name = artifacts.config.paths, f"{artifacts.run.run_id}.sqlite"
+        self._store = EventStore(state_file(paths.warehouse, paths.state, "stream", name), artifacts.ids, self._first_version)
         self._n_batches = 0
         self._recover()
 

@@ -100,7 +100,7 @@ def test_all_of_it_works_in_s3(bucket: str, tmp_path: Path, monkeypatch: pytest.
     assert (done.runs, done.rows) == (["old"], {"user_embeddings": 1})
     assert left_in(root) == set(found["new"])
     assert read_table(bucket, "user_embeddings")["run_id"].to_pylist() == ["new"]
-    assert list((tmp_path / "state").rglob("locks/current.lock")), "publish and maintain take turns there"
+    assert list((tmp_path / "state" / "locks").rglob("current.lock")), "publish and maintain take turns there"
     again = run_maintenance(config_of(bucket, tmp_path), folders, 1, NOW)
     assert (again.runs, again.artefacts) == ([], [])
 

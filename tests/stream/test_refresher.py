@@ -132,7 +132,7 @@ def test_a_lost_store_is_filled_again(
     refresher = Refresher(spark, fresh_published)
     catch_up(refresher)
     refresher.close()
-    for path in state_file(fresh_published.paths.warehouse, fresh_published.paths.state, "stream").iterdir():
+    for path in state_file(fresh_published.paths.warehouse, fresh_published.paths.state, "stream", "").iterdir():
         path.unlink()
     append_events(fresh_published, EVENTS[50:])
     catch_up(Refresher(spark, fresh_published))
@@ -149,7 +149,7 @@ def test_lists_of_the_newest_batch_are_not_written_again_where_the_store_is_lost
         refresher = Refresher(spark, fresh_published)
         catch_up(refresher)
         refresher.close()
-    state = state_file(fresh_published.paths.warehouse, fresh_published.paths.state, "stream")
+    state = state_file(fresh_published.paths.warehouse, fresh_published.paths.state, "stream", "")
     for is_lost in (False, True):
         for path in state.iterdir() if is_lost else ():
             path.unlink()
