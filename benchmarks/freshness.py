@@ -74,7 +74,7 @@ class Probes:
 
     def _poll(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port)
-        while not self._stop.wait(0.05):
+        while not self._stop.wait(0.1):
             for user, (sent, when) in list(self._pending.items()):
                 connection.request("POST", "/v1/rank", json.dumps({"user_id": user, "k": 10}), {"content-type": "application/json"})
                 answer = json.loads(connection.getresponse().read())
@@ -231,7 +231,7 @@ def measure(arguments: argparse.Namespace, warehouse: Warehouse, folder: Path, b
                 each_second(5, lambda send=send: send(events_of(rng, arguments, [])))  # type: ignore[misc]
                 time.sleep(5)  # what is warm by then is warm in production
                 with Probes(port, first) as probes:
-                    each_second(arguments.seconds, lambda probes=probes, send=send: send(events_of(rng, arguments, probes.new(5))))  # type: ignore[misc]
+                    each_second(arguments.seconds, lambda probes=probes, send=send: send(events_of(rng, arguments, probes.new(2))))  # type: ignore[misc]
             found[name] = [*np.percentile(probes.seconds, [50, 95]).round(2).tolist(), probes.lost]
     for _ in range(arguments.backlog // 1000):
         users, items = rng.integers(1, arguments.users, 1000).tolist(), rng.integers(1, arguments.items, 1000).tolist()
