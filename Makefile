@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-online bench-snapshot bench-digest clean distclean
+.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-freshness bench-refresh bench-online bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -38,7 +38,7 @@ PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
 test: setup ## every behaviour, in WORKERS=2 processes
 	$(BIN)/python $(PYTEST)
 
-test-slow: setup ## what is exhaustive, or starts whole processes: every point of a night where it can die, signals, a browser
+test-slow: setup kafka-jars ## what is exhaustive, or starts whole processes: every point of a night where it can die, signals, a browser
 	$(BIN)/python $(PYTEST) -m slow
 
 coverage: setup ## what `make test` runs, and the lines that it does not reach
@@ -88,7 +88,11 @@ cluster-test: setup package ## a master, two workers, every job by spark-submit,
 
 s3a-jars: .venv/.ready ## what Spark needs for a warehouse in s3a:// (690 MB), into .jars-s3a
 	@$(BIN)/python tools/fetch_java.py
-	@$(BIN)/python tools/fetch_jars.py --s3a
+	@$(BIN)/python tools/fetch_jars.py --of s3a
+
+kafka-jars: .venv/.ready ## what `stream` needs to read Kafka (11 MB) into .jars-kafka, and a broker for tests (44 MB)
+	@$(BIN)/python tools/fetch_java.py
+	@$(BIN)/python tools/fetch_jars.py --of kafka --of kafka-broker
 
 object-store-test: setup s3a-jars ## nights with their warehouse in an S3 server on loopback; tables as on a local path
 	$(BIN)/python tools/object_store_test.py
@@ -116,6 +120,12 @@ bench-night: setup ## a whole night against MLlib's candidates alone: USERS= ITE
 
 bench-incremental: setup ## a night after 1 % of the users did something, against a full one: USERS= ITEMS= K=
 	$(BIN)/python benchmarks/incremental.py $(bench_options)
+
+bench-freshness: setup kafka-jars ## from an event to a changed answer, by Kafka and by Delta, and a backlog: USERS= ITEMS= K=
+	$(BIN)/python benchmarks/freshness.py $(bench_options)
+
+bench-refresh: setup ## the stream refreshing 1 % of the users, against a full night: USERS= ITEMS= K=
+	$(BIN)/python benchmarks/refresh.py $(bench_options)
 
 bench-online: setup ## our server beside others on the same work: PEERS=torchserve,triton (each in an environment of its own)
 	$(BIN)/python benchmarks/online.py $(if $(PEERS),--peers $(PEERS)) $(bench_options)

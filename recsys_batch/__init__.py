@@ -4,6 +4,7 @@ From the top, each importing only what is below it:
 
     cli, commands                     the command line
     night, online, report, digest     one run; the ranker per request; a run as a page; items for e-mails
+    stream                            lists refreshed between two nights
     spark                             session, tables, ingest, what runs on executors
     model, ann                        the reference model; nearest neighbours
     evaluation, read, dataset         metrics and differences; readers without a JVM; catalogue, histories, popularity

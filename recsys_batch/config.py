@@ -37,6 +37,7 @@ class Paths(Section):
     )
     node_cache_mb: int = Field(51_200, ge=1, description="MiB that these copies may take; what nobody uses goes first")
     jars: str = Field(".jars", description="folder with the Delta jars that set-up resolved; read when it exists")
+    kafka_jars: str = Field(".jars-kafka", description="folder with the jars of `make kafka-jars`; read where stream.source is kafka")
     s3a_jars: str = Field(".jars-s3a", description="folder with the jars of `make s3a-jars`; read where the warehouse is in s3a://")
 
 
@@ -170,6 +171,14 @@ class Online(Section):
         None, description="folder for what was shown and what POST /v1/feedback brings; ingest --format exposures reads it"
     )
     exposures_max_mb: float = Field(2048.0, gt=0, description="of each kind of file in that folder; the oldest go")
+    live: Literal["off", "table"] = Field(
+        "off",
+        description="table: lists that the stream refreshed since the night are preferred to the snapshot's; stream and serve read it, "
+        "and serve needs paths.warehouse and the extra read then",
+    )
+    live_max_lag_seconds: float = Field(
+        60.0, gt=0, description="since a server last knew all live lists; past it /readyz says live: behind, and answers stay"
+    )
     page: bool = Field(True, description="the explorer page at /")
     samples: int = Field(1000, ge=0, le=100_000, description="users whose newest items a snapshot keeps for the explorer page")
     batch_rows: int = Field(8, ge=1, description="/v2: most rows of concurrent requests in one run of the model")
@@ -181,6 +190,17 @@ class Digest(Section):
 
     max_age_hours: float = Field(36.0, gt=0, description="since the night began; an older run is refused")
     repeat_days: int = Field(30, ge=0, le=3650, description="days in which nothing is sent to a user twice; 0: as the lists are")
+
+
+class Stream(Section):
+    """Refreshing users between two nights."""
+
+    source: Literal["delta", "kafka"] = Field(
+        "delta", description="delta: whatever is appended to interactions; kafka: a topic, whose events are appended to it first"
+    )
+    max_events: int = Field(50_000, ge=1, description="a micro-batch ends with the commit, or the offset, that reaches so many")
+    bootstrap_servers: str = Field("127.0.0.1:9092", description="Kafka's brokers, HOST:PORT[,HOST:PORT]")
+    topic: str = Field("interactions", description="Kafka's topic of events: JSON with the columns of ingest")
 
 
 class MLflow(Section):
@@ -211,6 +231,7 @@ class Config(Section):
     tables: TablesSection = TablesSection()
     online: Online = Online()
     digest: Digest = Digest()
+    stream: Stream = Stream()
     mlflow: MLflow = MLflow()
 
     @model_validator(mode="after")

@@ -20,18 +20,20 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 from pyarrow import fs
 
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.schemas import TABLES, IdType, IdTypes
+from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.filesystems import absolute, resolve, storage_options
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.delta_log import list_data_files
+from recsys_batch.tables.live_lists import keep_newest_lists
 from recsys_batch.tables.run_manifest import Run
 from recsys_batch.tables.slice_writer import TableSlice
-from recsys_batch.tables.user_ranges import UserSortedFiles
+from recsys_batch.tables.user_ranges import UserSortedFiles, merge_sorted
 
 __all__ = [
     "Run",
     "batches_of",
     "column_type",
+    "current_topk",
     "has_table",
     "id_types",
     "latest_topk",
@@ -166,6 +168,46 @@ def latest_topk(
     return run_slice(warehouse, "topk", published_run(warehouse, run_id), user_ids=user_ids, columns=columns)
 
 
+def current_topk(warehouse: str, *, user_ids: Sequence[Any] | None = None, columns: Sequence[str] | None = None) -> pa.Table:
+    """The newest top-K of each user of the published run, sorted by user_id and rank: refreshed by a stream, or else the night's.
+
+    Args:
+        warehouse: folder (or object store URI) of the tables.
+        user_ids: only these users; an unknown user has no rows.
+        columns: only these columns of topk_live. In the night's rows batch_id and events_through are null.
+
+    Raises:
+        InputMissing: nothing is published.
+    """
+    run = published_run(warehouse)
+    schema = pa.schema([field.with_nullable(True) for field in TABLES["topk_live"].arrow_schema(id_types(warehouse))])
+    wanted = schema.names if columns is None else list(columns)
+    schema = pa.schema([schema.field(name) for name in dict.fromkeys([*wanted, "user_id", "rank", "batch_id"])])
+    live = schema.empty_table()
+    if has_table(warehouse, "topk_live"):
+        live = keep_newest_lists(run_slice(warehouse, "topk_live", run, user_ids=user_ids, columns=schema.names)).cast(schema)
+    of_run = {"run_id": run.run_id, "run_date": run.run_date}
+    if user_ids is None:  # the night's rows are in order, and never twice in memory
+        columns = [column.name for column in TABLES["topk"].columns if column.name in schema.names and column.name not in of_run]
+        night = run_files(warehouse, "topk", run).batches(columns=columns)
+    else:
+        night = iter(run_slice(warehouse, "topk", run, user_ids=user_ids).to_batches())
+    same = (_conform(batch, schema, of_run) for batch in night)
+    merged = [batch for batch, _ in merge_sorted(same, pc.unique(live["user_id"]), live)]
+    return pa.Table.from_batches(merged, schema).select(wanted)
+
+
+def _conform(batch: pa.RecordBatch, schema: pa.Schema, constants: dict[str, Any]) -> pa.RecordBatch:
+    """Give a batch the columns of a schema: those that it lacks have one value in all rows, null where there is none."""
+    columns = [
+        batch[field.name].cast(field.type)
+        if field.name in batch.schema.names
+        else pa.repeat(pa.scalar(constants.get(field.name), field.type), batch.num_rows)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
 def run_slice(
     warehouse: str, name: str, run: Run, *, user_ids: Sequence[Any] | None = None, columns: Sequence[str] | None = None
 ) -> pa.Table:
@@ -195,10 +237,7 @@ def run_files(warehouse: str, name: str, run: Run) -> UserSortedFiles:
 def id_types(warehouse: str) -> IdTypes:
     """Read the types of user and item ids, as topk has them."""
 
-    def of(column: str) -> IdType:
-        return "BIGINT" if pa.types.is_integer(column_type(warehouse, "topk", column)) else "STRING"
-
-    return IdTypes(of("user_id"), of("item_id"))
+    return IdTypes.from_schema(table_dataset(warehouse, "topk").schema)
 
 
 def column_type(warehouse: str, name: str, column: str) -> pa.DataType:

@@ -6,7 +6,7 @@ IDs are BIGINT or STRING as the source has them, so a schema is complete only fo
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 import pyarrow as pa
 
@@ -29,6 +29,12 @@ class IdTypes:
 
     user: IdType
     item: IdType
+
+    @classmethod
+    def from_schema(cls, schema: pa.Schema) -> "IdTypes":
+        """Read the types off a table that has both columns."""
+        user, item = ("BIGINT" if pa.types.is_integer(schema.field(name).type) else "STRING" for name in ("user_id", "item_id"))
+        return cls(cast("IdType", user), cast("IdType", item))
 
     @property
     def user_arrow(self) -> pa.DataType:
@@ -113,6 +119,25 @@ _INTERACTIONS = (
     Column("weight", pa.float32(), "strength of the signal in the source's unit; <= data.min_weight means seen but not liked"),
     Column("event_date", pa.date32(), "UTC date of event_ts"),
 )
+
+_TOPK = (
+    _RUN_ID,
+    Column("run_date", pa.date32(), "the night's date", nullable=False),
+    _user_id(),
+    Column("rank", pa.int32(), "1 is best", nullable=False),
+    _item_id(),
+    Column("score", pa.float32(), "ranker score: comparable within a user and a model version; descending in rank", nullable=False),
+    Column("candidate_rank", pa.int32(), "position in candidates, from 1", nullable=False),
+    Column("source", pa.string(), "model, or popular for users without history", nullable=False),
+    Column("model_version", pa.string(), "registry version of the model"),
+    Column("generated_at", TIMESTAMP, "when the night began, UTC"),
+)
+_TOPK_CHECKS = {
+    "rank_from_one": "rank >= 1",
+    "candidate_rank_from_one": "candidate_rank >= 1",
+    "score_is_finite": "NOT isnan(score) AND abs(score) < 3.0e38",
+    "source_known": f"source IN {SOURCES}",
+}
 
 _SPECS = (
     TableSpec("interactions", "who did what to which item; append-only", _INTERACTIONS, cluster_by=("event_date",)),
@@ -246,26 +271,22 @@ _SPECS = (
     TableSpec(
         "topk",
         "the precomputed recommendations: one row per user and rank",
-        (
-            _RUN_ID,
-            Column("run_date", pa.date32(), "the night's date", nullable=False),
-            _user_id(),
-            Column("rank", pa.int32(), "1 is best", nullable=False),
-            _item_id(),
-            Column("score", pa.float32(), "ranker score: comparable within a user and a model version; descending in rank", nullable=False),
-            Column("candidate_rank", pa.int32(), "position in candidates, from 1", nullable=False),
-            Column("source", pa.string(), "model, or popular for users without history", nullable=False),
-            Column("model_version", pa.string(), "registry version of the model"),
-            Column("generated_at", TIMESTAMP, "when the night began, UTC"),
-        ),
+        _TOPK,
         partition_by=("run_date", "run_id"),
         sort_by=("user_id", "rank"),
-        checks={
-            "rank_from_one": "rank >= 1",
-            "candidate_rank_from_one": "candidate_rank >= 1",
-            "score_is_finite": "NOT isnan(score) AND abs(score) < 3.0e38",
-            "source_known": f"source IN {SOURCES}",
-        },
+        checks=_TOPK_CHECKS,
+    ),
+    TableSpec(
+        "topk_live",
+        "lists of a published run's users that the stream refreshed since: of a user's rows those of the greatest batch_id hold",
+        (
+            *_TOPK,
+            Column("batch_id", pa.int64(), "version of interactions whose events the list knows; greater is newer", nullable=False),
+            Column("events_through", TIMESTAMP, "newest event of the user that the list knows, UTC; null where none has a time"),
+        ),
+        partition_by=("run_id",),
+        sort_by=("user_id", "rank"),
+        checks=_TOPK_CHECKS,
     ),
     TableSpec(
         "popular",

@@ -6,7 +6,7 @@ import datetime as dt
 import runpy
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,14 @@ import hypothesis
 import numpy as np
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 from pyarrow import fs
 
 from recsys_batch.config import Config, load_config
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage import filesystems
+from recsys_batch.stream.live_table import LiveTable
+from recsys_batch.tables.slice_writer import TableSlice
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -70,6 +73,8 @@ def spark() -> Iterator[SparkSession]:
     from recsys_batch.spark.session import get_session
 
     settings = [f"paths.jars={ROOT / '.jars'}", *(f"spark.conf.{name}={value}" for name, value in SPARK_SETTINGS.items())]
+    if (ROOT / ".jars-kafka").exists():  # a session gets its jars when it starts: tests of Kafka share this one
+        settings += ["stream.source=kafka", f"paths.kafka_jars={ROOT / '.jars-kafka'}"]
     session = get_session(load_config(ROOT / "conf" / "smoke.toml", settings))
     yield session
     session.stop()
@@ -191,6 +196,35 @@ def arguments(config: Config) -> list[str]:
 def options() -> Callable[[Config], list[str]]:
     """``arguments``, for tests."""
     return arguments
+
+
+def live_table(warehouse: str, run_id: str) -> LiveTable:
+    """A run's slice of topk_live, the table made where there is none."""
+    spec, folder = TABLES["topk_live"], f"{warehouse}/topk_live"
+    if not DeltaTable.is_deltatable(folder):
+        properties = {"delta.dataSkippingStatsColumns": "user_id"}
+        DeltaTable.create(folder, spec.arrow_schema(IDS), partition_by=list(spec.partition_by), configuration=properties)
+    return LiveTable(TableSlice(folder, spec, IDS, {"run_id": run_id}, 2**26), "interactions of a test")
+
+
+def append_live_lists(warehouse: str, run_id: str, batch_id: int, lists: Mapping[str, Sequence[int]]) -> None:
+    """Append a batch to topk_live as a stream does: users' items, best first, of events until as many minutes after the night."""
+    table, night = live_table(warehouse, run_id), dt.datetime.combine(RUN_DATE, dt.time(), dt.UTC)
+    of_batch = {"run_date": RUN_DATE, "source": "model", "model_version": "1", "generated_at": night, "batch_id": batch_id}
+    of_batch["events_through"] = night + dt.timedelta(minutes=batch_id)
+    rows = [
+        {**of_batch, "user_id": user, "rank": rank, "item_id": item, "score": 1 / rank, "candidate_rank": rank}
+        for user in sorted(lists)
+        for rank, item in enumerate(lists[user], start=1)
+    ]
+    written = table.where.write(pa.Table.from_pylist(rows, schema=table.where.schema).to_batches(), 0)
+    table.commit({"topk_live": list(written)}, batch_id)
+
+
+@pytest.fixture
+def put_live_lists() -> Callable[[str, str, int, Mapping[str, Sequence[int]]], None]:
+    """``append_live_lists``, for tests."""
+    return append_live_lists
 
 
 def _copied(config: Config, folder: Path) -> Config:

@@ -61,6 +61,21 @@ def test_status_as_json(published: Config, options: Options, capsys: pytest.Capt
     assert [(r["status"], r["current"], r["n_users"]) for r in said["runs"]] == [("PUBLISHED", True, 153)]
 
 
+def test_status_says_how_far_the_lists_go_that_a_stream_refreshed(
+    fresh_published: Config, options: Options, put_live_lists: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_live_lists(fresh_published.paths.warehouse, "2026-02-28-r1", 9, {"u004": [590]})
+    assert run(["status", "--json", *options(fresh_published)]) == 0
+    assert "live" not in json.loads(capsys.readouterr().out)
+    put_live_lists(fresh_published.paths.warehouse, "2026-03-01-r1", 4, {"u003": [500, 510], "u020": [540]})
+    put_live_lists(fresh_published.paths.warehouse, "2026-03-01-r1", 6, {"u003": [570, 580]})
+    assert run(["status", "--json", *options(fresh_published)]) == 0
+    assert json.loads(capsys.readouterr().out)["live"] == {"n_users": 2, "batch_id": 6, "events_through": "2026-03-01 00:06:00+00:00"}
+    assert run(["status", *options(fresh_published)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("live")]
+    assert line == "live: 2 users refreshed, to version 6 of interactions, 2026-03-01 00:06:00 UTC"
+
+
 @pytest.mark.usefixtures("spark")
 def test_a_published_date_is_exit_code_0(published: Config, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("nightly", "publish"):

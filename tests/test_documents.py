@@ -5,17 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import duckdb
+import pandas as pd
 import pyarrow as pa
 import pytest
 from deltalake import write_deltalake
 
 from recsys_batch.config import Config
-from recsys_batch.read import latest_topk, published_run, read_table
+from recsys_batch.read import current_topk, latest_topk, published_run, read_table
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -32,10 +34,10 @@ def block(words: str) -> str:
     return found
 
 
-def here(code: str, config: Config) -> str:
+def here(code: str, config: Config, user: str = USER) -> str:
     """On the tables of a test, with a user that they have."""
     code = code.replace("/srv/recsys/warehouse", config.paths.warehouse).replace("data/warehouse", config.paths.warehouse)
-    return code.replace("user_id = 42", f"user_id = '{USER}'").replace("[42]", f"['{USER}']").replace("== 42", f"== '{USER}'")
+    return code.replace("user_id = 42", f"user_id = '{user}'").replace("[42]", f"['{user}']").replace("== 42", f"== '{user}'")
 
 
 @pytest.fixture
@@ -69,6 +71,10 @@ def test_every_example_has_a_test() -> None:
         "DuckDB (`INSTALL delta`",
         "pandas:",
         "Polars:",
+        "lists by Spark SQL",
+        "lists by DuckDB",
+        "lists by pandas",
+        "lists by Polars",
         "touched is a weak no",  # tests/spark/ingest/test_exposure_source.py
         "How the nights went",
         "What changed for a user",
@@ -94,6 +100,38 @@ def test_top_ten_in_python(published: Config, expected: list[Any], engine: str) 
     said = printed(here(block(engine), published))
     places = [said.index(f"{item} ") if f"{item} " in said else said.index(str(item)) for _, item, _ in expected]
     assert places == sorted(places)
+
+
+@pytest.fixture
+def refreshed(fresh_published: Config, put_live_lists: Callable[..., None]) -> Config:
+    """The user's list refreshed twice, another's in a run that nobody reads."""
+    put_live_lists(fresh_published.paths.warehouse, "2026-03-01-r1", 4, {USER: [500, 510, 520]})
+    put_live_lists(fresh_published.paths.warehouse, "2026-03-01-r1", 6, {USER: [530, 540]})
+    put_live_lists(fresh_published.paths.warehouse, "2026-02-28-r1", 9, {"u004": [550]})
+    return fresh_published
+
+
+def rows_now(config: Config, user: str) -> list[tuple[Any, ...]]:
+    rows = current_topk(config.paths.warehouse, user_ids=[user], columns=["rank", "item_id", "score", "batch_id"]).to_pylist()
+    assert [row["item_id"] for row in rows] == [530, 540] if user == USER else len(rows) >= 10
+    return [tuple(row.values()) for row in rows[:10]]
+
+
+@pytest.mark.parametrize("user", [USER, "u004"])
+def test_current_lists_in_sql(spark: SparkSession, duck: duckdb.DuckDBPyConnection, refreshed: Config, user: str) -> None:
+    assert [tuple(row) for row in spark.sql(here(block("lists by Spark SQL"), refreshed, user)).collect()] == rows_now(refreshed, user)
+    assert duck.execute(here(block("lists by DuckDB"), refreshed, user)).fetchall() == rows_now(refreshed, user)
+
+
+@pytest.mark.parametrize("user", [USER, "u004"])
+def test_current_lists_in_python(refreshed: Config, user: str) -> None:
+    variables: dict[str, Any] = {}
+    for engine in ("lists by pandas", "lists by Polars"):
+        with contextlib.redirect_stdout(io.StringIO()):
+            exec(here(block(engine), refreshed, user), variables)
+    found = variables["now"].astype(object).itertuples(index=False, name=None)
+    assert [tuple(None if pd.isna(value) else value for value in row) for row in found] == rows_now(refreshed, user)
+    assert variables["lists"].collect().rows() == rows_now(refreshed, user)
 
 
 def test_how_the_nights_went(duck: duckdb.DuckDBPyConnection, published: Config) -> None:

@@ -1,5 +1,6 @@
 """The published tables are read by engines that are not Spark, and say the same there."""
 
+from collections.abc import Callable
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from deltalake import DeltaTable
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
-from recsys_batch.read import has_table, latest_topk, open_table, published_run, read_table
+from recsys_batch.read import current_topk, has_table, latest_topk, open_table, published_run, read_table
 
 WRITTEN = ("interactions", "items", "users", "user_embeddings", "item_embeddings", "candidates", "shortfalls", "popular", "topk", "runs")
 
@@ -33,6 +34,69 @@ def test_some_users_and_columns(published: Config) -> None:
     assert table.num_rows == published.scoring.top_k
     whole = latest_topk(published.paths.warehouse).to_pandas()
     assert table["item_id"].to_pylist() == whole[whole.user_id == "u003"]["item_id"].tolist()
+
+
+CURRENT = ["user_id", "rank", "item_id", "batch_id"]
+
+
+@pytest.fixture
+def refreshed(fresh_published: Config, put_live_lists: Callable[..., None]) -> Config:
+    """Two users and a new one refreshed, one of them twice, and one in a run that nobody reads."""
+    warehouse = fresh_published.paths.warehouse
+    put_live_lists(warehouse, "2026-03-01-r1", 4, {"u003": [500, 510, 520, 530], "u020": [540], "zoe": [550, 560]})
+    put_live_lists(warehouse, "2026-03-01-r1", 6, {"u003": [570, 580]})
+    put_live_lists(warehouse, "2026-02-28-r1", 9, {"u004": [590]})
+    return fresh_published
+
+
+def test_current_lists_are_the_refreshed_ones_and_for_the_others_the_nights(refreshed: Config) -> None:
+    night = latest_topk(refreshed.paths.warehouse)
+    expected = [
+        ("u003", 1, 570, 6),
+        ("u003", 2, 580, 6),
+        ("u020", 1, 540, 4),
+        ("zoe", 1, 550, 4),
+        ("zoe", 2, 560, 4),
+        *((row["user_id"], row["rank"], row["item_id"], None) for row in night.to_pylist() if row["user_id"] not in ("u003", "u020")),
+    ]
+    now = current_topk(refreshed.paths.warehouse)
+    assert list(zip(*(now[name].to_pylist() for name in CURRENT), strict=True)) == sorted(expected, key=lambda row: row[:2])
+    assert now.schema.names == [*night.schema.names, "batch_id", "events_through"]
+    assert now.schema.types[:-2] == night.schema.types
+    others = now.filter(pc.is_null(now["batch_id"]))
+    assert others.select(night.schema.names).to_pylist() == [row for row in night.to_pylist() if row["user_id"] not in ("u003", "u020")]
+    through = dict(zip(now["user_id"].to_pylist(), map(str, now["events_through"].to_pylist()), strict=True))
+    assert [through[user] for user in ("u003", "zoe", "u004")] == ["2026-03-01 00:06:00+00:00", "2026-03-01 00:04:00+00:00", "None"]
+
+
+def test_some_users_and_columns_of_the_current_lists(refreshed: Config) -> None:
+    users = ["zoe", "u003", "u004", "nobody"]
+    some = current_topk(refreshed.paths.warehouse, user_ids=users, columns=CURRENT)
+    whole = current_topk(refreshed.paths.warehouse, columns=CURRENT)
+    assert some.to_pylist() == [row for row in whole.to_pylist() if row["user_id"] in users]
+    assert len(some) == 2 + 2 + refreshed.scoring.top_k
+    one = current_topk(refreshed.paths.warehouse, user_ids=["zoe"], columns=["item_id"])
+    assert one.schema.names == ["item_id"] and one["item_id"].to_pylist() == [550, 560]
+
+
+def test_files_that_cannot_hold_a_user_are_not_read(refreshed: Config, put_live_lists: Callable[..., None]) -> None:
+    others = [file for name in ("topk", "topk_live") for file in Path(where(refreshed, name)).rglob("part-*.parquet")]
+    put_live_lists(refreshed.paths.warehouse, "2026-03-01-r1", 7, {"aa": [600], "ab": [610]})
+    for file in others:
+        file.unlink()
+    (row,) = current_topk(refreshed.paths.warehouse, user_ids=["ab"], columns=CURRENT).to_pylist()
+    assert row == {"user_id": "ab", "rank": 1, "item_id": 610, "batch_id": 7}
+    with pytest.raises(FileNotFoundError):
+        current_topk(refreshed.paths.warehouse, user_ids=["u003"])
+
+
+def test_without_a_stream_the_current_lists_are_the_nights(published: Config) -> None:
+    night = latest_topk(published.paths.warehouse)
+    for users in (None, ["u003", "u100"]):
+        now = current_topk(published.paths.warehouse, user_ids=users)
+        expected = night if users is None else night.filter(pc.is_in(night["user_id"], pa.array(users)))
+        assert now.select(night.schema.names).to_pylist() == expected.to_pylist()
+        assert now["batch_id"].null_count == now["events_through"].null_count == len(now) > 0
 
 
 @pytest.mark.parametrize("name", WRITTEN)

@@ -18,6 +18,7 @@ CONTRACT = {
     "item_embeddings": "run_id item_id embedding n_events",
     "candidates": "run_id user_id items",
     "topk": "run_id run_date user_id rank item_id score candidate_rank source model_version generated_at",
+    "topk_live": "run_id run_date user_id rank item_id score candidate_rank source model_version generated_at batch_id events_through",
     "popular": "run_id segment rank item_id score",
     "runs": "run_id run_date attempt status published_at table_versions input_versions model_version code_version config_hash "
     "n_users n_rows metrics mlflow_run_id schema_version",

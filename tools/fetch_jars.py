@@ -1,4 +1,4 @@
-"""Resolve the Delta jars once into .jars/, so that every session starts without a network; with --s3a those for s3a:// into .jars-s3a/."""
+"""Resolve jars once into folders of their own, so that every session starts without a network: Delta's into .jars/, others by option."""
 
 import argparse
 import os
@@ -14,7 +14,8 @@ from pathlib import Path
 from recsys_batch.errors import UsageError
 from recsys_batch.spark.java import ensure_java
 
-TARGET, S3A_TARGET = Path(".jars"), Path(".jars-s3a")
+TARGET = Path(".jars")
+KAFKA_RELEASE = "4.3.1"
 TRIES = 3
 PAUSE_S = 5
 TRY_SECONDS = 600
@@ -22,12 +23,12 @@ TRY_SECONDS = 600
 
 @dataclass(frozen=True)
 class Jars:
-    """What is resolved: coordinates, the name of the file that says so, the group whose jars are kept ("" for all)."""
+    """What is resolved: coordinates, the name of the file that says so, the beginnings of the names of jars that are kept ("" for all)."""
 
     what: str
     coordinates: str
     stamp: str
-    group: str
+    group: str | tuple[str, ...]
 
 
 def delta_jars() -> Jars:
@@ -43,6 +44,23 @@ def s3a_jars() -> Jars:
     (client,) = (Path(pyspark.__file__).parent / "jars").glob("hadoop-client-api-*.jar")
     release = client.stem.removeprefix("hadoop-client-api-")
     return Jars("jars for s3a://", f"org.apache.hadoop:hadoop-aws:{release}", f"hadoop-aws-{release}.resolved", "")
+
+
+def kafka_jars() -> Jars:
+    """Spark's Kafka source, of Spark's own release; others that Ivy brings come with pyspark already."""
+    release = version("pyspark")
+    coordinates, stamp = f"org.apache.spark:spark-sql-kafka-0-10_2.13:{release}", f"spark-sql-kafka-{release}.resolved"
+    ours = ("org.apache.spark_spark-sql-kafka", "org.apache.spark_spark-token", "org.apache.kafka_", "org.apache.commons_commons-pool2")
+    return Jars("jars for Kafka", coordinates, stamp, ours)
+
+
+def kafka_broker_jars() -> Jars:
+    """A Kafka broker, which tests start on loopback."""
+    return Jars("Kafka broker", f"org.apache.kafka:kafka_2.13:{KAFKA_RELEASE}", f"kafka-{KAFKA_RELEASE}.resolved", "")
+
+
+OTHERS = {"s3a": s3a_jars, "kafka": kafka_jars, "kafka-broker": kafka_broker_jars}
+"""Option -> jars; they go into .jars-OPTION."""
 
 
 def main(target: Path = TARGET, wanted: Jars | None = None) -> int:
@@ -106,5 +124,6 @@ def _keep(jars: list[Path], target: Path, stamp: Path, what: str) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--s3a", action="store_true", help="The jars for s3a:// (about 690 MB).")
-    sys.exit(main(S3A_TARGET, s3a_jars()) if parser.parse_args().s3a else main())
+    parser.add_argument("--of", choices=OTHERS, action="append", default=[], help="Others than Delta's: for s3a:// about 690 MB.")
+    wanted = parser.parse_args().of
+    sys.exit(max(main(Path(f".jars-{name}"), OTHERS[name]()) for name in wanted) if wanted else main())

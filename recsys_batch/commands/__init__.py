@@ -5,6 +5,7 @@ models        train, register
 night         nightly, its steps, rollback, status
 operations    backfill, maintain
 inspection    evaluate, changes, show
+stream        stream
 report        report
 digest        digest
 online        export-snapshot, serve

@@ -1,7 +1,11 @@
 """nightly, its single steps, rollback and status: what data engineers schedule and look at."""
 
+from __future__ import annotations
+
 import datetime as dt
+from collections.abc import Iterable
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +15,9 @@ from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.run_manifest import STEP_NAMES, Run
+
+if TYPE_CHECKING:
+    from recsys_batch.tables.live_lists import LiveProgress
 
 _STEP_HELP = (
     "Embed users and items.",
@@ -137,13 +144,14 @@ def rollback_command(config: Config, to: str | None, dry_run: bool, as_json: boo
 def status_command(config: Config, as_json: bool, limit: int, run_id: str | None) -> None:
     rows = _read_manifest_rows(config)
     now = run_manifest.newest_published(rows)
+    live = _read_live_progress(config, now) if now else None
     runs = sorted(run_manifest.latest_state_by_run(rows).values(), key=lambda run: run.metrics[run_manifest.STARTED_AT], reverse=True)
     if run_id is not None and run_id not in {run.run_id for run in runs}:
         raise InputMissing(f"there is no run {run_id}: see `recsys-batch status`")
     runs = [run for run in runs if run_id in (None, run.run_id)][:limit]
     if as_json:
         listed = [{**run_as_json(run), "current": now is not None and run.run_id == now.run_id} for run in runs]
-        print_json({"current": now.run_id if now else None, "runs": listed})
+        print_json({"current": now.run_id if now else None, **({"live": asdict(live)} if live else {}), "runs": listed})
         return
     if run_id is not None:
         _print_run(runs[0], now)
@@ -152,7 +160,14 @@ def status_command(config: Config, as_json: bool, limit: int, run_id: str | None
         click.echo("no night has run yet: run `recsys-batch nightly --run-date DATE`")
         return
     header = ("run", "status", "users", "rows", "model", "recall", "refused by")
-    print_table("nights", header, [_format_status_row(run, now) for run in runs], left=(0, 1, 4, 6))
+    print_table("nights", header, [_format_status_row(run, now) for run in runs], left=(0, 1, 4, 6), note=_describe_live_lists(live))
+
+
+def _describe_live_lists(live: LiveProgress | None) -> str | None:
+    if live is None:
+        return None
+    through = f", {live.events_through:%Y-%m-%d %H:%M:%S} UTC" if live.events_through else ""
+    return f"live: {format_count(live.n_users)} users refreshed, to version {live.batch_id} of interactions{through}"
 
 
 def _print_run(run: Run, now: Run | None) -> None:
@@ -199,6 +214,29 @@ def _read_manifest_rows(config: Config) -> list[Run]:
     from recsys_batch.spark.tables import WarehouseTables
 
     return load_run_rows(WarehouseTables(get_session(config), config))
+
+
+def _read_live_progress(config: Config, run: Run) -> LiveProgress | None:
+    """Read how far the lists go that the stream refreshed of a run; None where it refreshed none."""
+    from recsys_batch.tables.live_lists import read_live_progress, topk_live_slice
+
+    folders = find_table_folders(config, ["topk_live"])
+    return read_live_progress(topk_live_slice(folders["topk_live"], run.run_id)) if folders else None
+
+
+def find_table_folders(config: Config, names: Iterable[str]) -> dict[str, str]:
+    """List the folder of each of these tables that exists."""
+    if config.catalog is None:
+        from recsys_batch.read import has_table
+        from recsys_batch.storage.filesystems import absolute, join
+
+        warehouse = config.paths.warehouse
+        return {name: join(absolute(warehouse), name) for name in names if has_table(warehouse, name)}
+    from recsys_batch.spark.session import get_session
+    from recsys_batch.spark.tables import WarehouseTables
+
+    tables = WarehouseTables(get_session(config), config)
+    return {name: tables.folder(name) for name in names if tables.exists(name)}
 
 
 def print_night(run: Run) -> None:

@@ -109,6 +109,6 @@ def serve_command(config: Config, tls_certificate: Path | None, tls_key: Path | 
     from recsys_batch.online.server.supervisor import run_server
     from recsys_batch.online.settings import ServerSettings
 
-    settings = ServerSettings.from_section(config.online, tempfile.mkdtemp(prefix="recsys-batch-serve-"), **options)
+    settings = ServerSettings.from_section(config.online, tempfile.mkdtemp(prefix="recsys-batch-serve-"), config.paths.warehouse, **options)
     click.echo(f"serving {settings.snapshots} on {settings.host}:{settings.port} with {settings.workers} workers", err=True)
     run_server(settings, certificate=tls_certificate, key=tls_key)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from recsys_batch.commands.night import print_night
+from recsys_batch.commands.night import find_table_folders, print_night
 from recsys_batch.commands.options import DATE, json_option, with_config
 from recsys_batch.commands.output import format_count, format_size, print_json, print_result, print_table, run_as_json, step_progress
 from recsys_batch.config import Config
@@ -84,7 +84,7 @@ def maintain_command(config: Config, keep_runs: int | None, dry_run: bool, as_js
 
         get_session(config).sql(f"OPTIMIZE delta.`{folder}`")
 
-    folders, keep_runs, now = _table_folders(config), keep_runs or config.tables.keep_runs, dt.datetime.now(dt.UTC)
+    folders, keep_runs, now = find_table_folders(config, TABLES), keep_runs or config.tables.keep_runs, dt.datetime.now(dt.UTC)
     done = run_maintenance(config, folders, keep_runs, now, optimize=optimize, dry_run=dry_run)
     if as_json:
         print_json({"dry_run": dry_run, **done.__dict__})
@@ -97,18 +97,3 @@ def maintain_command(config: Config, keep_runs: int | None, dry_run: bool, as_js
     click.echo(f"{len(done.artefacts)} artefacts and {sum(done.vacuumed.values())} files {verb} removed, {format_size(done.n_bytes)}")
     for name, n_files in done.compacted.items():
         click.echo(f"{name}: {n_files} small files {verb} made one")
-
-
-def _table_folders(config: Config) -> dict[str, str]:
-    """List the folder of each table that exists."""
-    if config.catalog is None:
-        from recsys_batch.read import has_table
-        from recsys_batch.storage.filesystems import absolute, join
-
-        warehouse = absolute(config.paths.warehouse)
-        return {name: join(warehouse, name) for name in TABLES if has_table(warehouse, name)}
-    from recsys_batch.spark.session import get_session
-    from recsys_batch.spark.tables import WarehouseTables
-
-    tables = WarehouseTables(get_session(config), config)
-    return {name: tables.folder(name) for name in TABLES if tables.exists(name)}

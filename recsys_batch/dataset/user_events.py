@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from recsys_batch.schemas import STRING_MAP, Column, TableSpec
 from recsys_batch.tables.list_columns import flat_positions, list_column
-from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, group_boundaries
+from recsys_batch.tables.user_ranges import UserRange, group_boundaries
+from recsys_batch.tables.user_rows import UserSortedSource
 
 _USER_ID = Column("user_id", "user_id", "user, as the source names it", nullable=False)
 
@@ -55,9 +56,9 @@ class UserEvents:
     """
 
     bounds: Sequence[UserRange]
-    events: UserSortedFiles
-    users: UserSortedFiles | None
-    vectors: UserSortedFiles | None
+    events: UserSortedSource
+    users: UserSortedSource | None
+    vectors: UserSortedSource | None
 
     def positives(self, bounds: UserRange, min_weight: float) -> pa.Table:
         """Read a range's positive events: user_id, item_id, event_us, weight, before."""
@@ -77,7 +78,7 @@ class UserEvents:
         return rows.filter(rows["in_users"]).select(["user_id", "segment", "attributes"]).combine_chunks()
 
     def known_users(
-        self, embeddings: UserSortedFiles, bounds: UserRange, n_rows: int, among: pa.Array | None = None
+        self, embeddings: UserSortedSource, bounds: UserRange, n_rows: int, among: pa.Array | None = None
     ) -> Iterator[pa.RecordBatch]:
         """Join what is known of each user of a range who has an embedding, an event or a row in users.
 

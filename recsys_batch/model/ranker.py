@@ -104,7 +104,10 @@ class Ranker:
             per_user = torch.baddbmm(constant, user[:, None], weights.user.expand(n, -1, -1))
             hidden = torch.baddbmm(per_user.expand(n, c, -1), pair, weights.features[:2].expand(n, -1, -1))
             hidden = hidden.baddbmm_(vectors, weights.item + user[:, :, None] * weights.product).relu_()
-            return (pair[..., 0] + torch.bmm(hidden, weights.output.expand(n, -1, -1))[..., 0]).numpy()
+            if n == 1:  # a batch of one is multiplied by another kernel, with other last bits
+                hidden = hidden.repeat(2, 1, 1)
+            scores = torch.bmm(hidden, weights.output.expand(len(hidden), -1, -1))[:n, :, 0]
+            return (pair[..., 0] + scores).numpy()
 
     def score(self, user_embeddings: np.ndarray, item_embeddings: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Score candidates, float32 [B, C], from float32 [B, d], [B, C, d], [B, C, F]."""

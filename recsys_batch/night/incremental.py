@@ -4,11 +4,8 @@ Everything that a user's rows rest on is compared with the night that readers se
 rows of interactions and users. Popularity and counts that would move every row every night are frozen in the bundle.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +20,10 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.night.run_context import RunContext, partition_values
 from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.storage.artifacts import catalogue_folder
-from recsys_batch.storage.filesystems import basename, file_sizes, join, read_bytes, read_parquet
+from recsys_batch.storage.filesystems import basename, join, read_parquet
 from recsys_batch.tables import run_manifest
-from recsys_batch.tables.delta_log import list_data_files, open_delta_table
+from recsys_batch.tables.appended_files import NotAppendOnly, list_appended_files
+from recsys_batch.tables.delta_log import list_data_files
 from recsys_batch.tables.run_manifest import Run
 from recsys_batch.tables.slice_writer import TableSlice
 from recsys_batch.tables.user_ranges import LIST_ROWS, UserSortedFiles
@@ -75,7 +73,7 @@ def find_base(context: RunContext, catalogue: Catalogue) -> BaseRun:
     ):
         if then != now:
             raise FullRunRequired(f"run {run.run_id} has {what} {then}, this one {now}")
-    before = context.cache.local_copy(catalogue_folder(context.root, run.run_id))
+    before = context.run_artifacts.cache.local_copy(catalogue_folder(context.root, run.run_id))
     new_items, lost_items = _diff_catalogues(open_catalogue.__wrapped__(str(before)), catalogue, context)
     users, embedded = (
         list_slice_files(context.table_slice(name), run).between(columns=["user_id"])["user_id"].combine_chunks() for name in _USER_TABLES
@@ -153,41 +151,10 @@ def list_event_files(context: RunContext, run: Run) -> tuple[list[str], list[str
         FullRunRequired: some are no longer there.
     """
     then, now = (versions["interactions"] for versions in (run.input_versions, context.run.input_versions))
-    return list_appended_files(context.tables.folder("interactions"), then, now)
-
-
-def list_appended_files(root: str, then: int, now: int) -> tuple[list[str], list[str]]:
-    """List (files of version ``then``, files appended up to ``now``) as paths, by the table's log; together they are version ``now``.
-
-    OPTIMIZE replaces files by others with the same rows and marks them so (dataChange = false); the replaced ones stay on the disk for
-    ``tables.retention_days``, and are read for what they are.
-
-    Raises:
-        FullRunRequired: rows were removed since, the log no longer reaches back, or a file is gone.
-    """
-    paths_then = set(pa.table(open_delta_table(root, then).get_add_actions())["path"].to_pylist())
-    paths_since: set[str] = set()
-    for version in range(then + 1, now + 1):
-        for action in _read_log_actions(root, version):
-            if "add" in action and action["add"]["dataChange"]:
-                paths_since.add(unquote(action["add"]["path"]))
-            if "remove" in action and action["remove"]["dataChange"]:
-                raise FullRunRequired("rows of interactions were removed since")
-    names = [sorted(files) for files in (paths_then, paths_since)]
-    sizes = file_sizes(root, [name for files in names for name in files])
-    missing = [name for files in names for name in files if name not in sizes]
-    if missing:
-        raise FullRunRequired(f"{len(missing)} files of interactions were replaced and vacuumed since")
-    files_then, files_since = ([join(root, name) for name in files] for files in names)
-    return files_then, files_since
-
-
-def _read_log_actions(root: str, version: int) -> list[dict[str, Any]]:
     try:
-        text = read_bytes(join(root, "_delta_log", f"{version:020d}.json")).decode()
-        return [json.loads(line) for line in text.splitlines() if line]
-    except FileNotFoundError:
-        raise FullRunRequired(f"the log of interactions no longer has version {version}") from None
+        return list_appended_files(context.tables.folder("interactions"), then, now)
+    except NotAppendOnly as error:
+        raise FullRunRequired(str(error)) from None
 
 
 def _users_with_new_events(context: RunContext, run: Run) -> pa.Array:

@@ -1,13 +1,13 @@
 """Remove what no reader and no unfinished run needs: old runs' rows, their artefacts, files that nothing names. Needs no JVM, unless a
 clustered table has many small files.
 
-Every part can be done again, and is safe beside a night: what a running one has written and not named yet is younger than what is
-removed, and rows go by run.
+Every part can be done again, and is safe beside a night and a stream: what a running one has written and not named yet is younger than
+what is removed, rows go by run, and live lists are compacted by replacing files that were read, whatever is appended meanwhile.
 """
 
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,14 @@ from deltalake.transaction import CommitProperties
 
 from recsys_batch.config import Config
 from recsys_batch.night.run_locks import publish_lock
+from recsys_batch.night.run_store import runs_with_gathered_events
 from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
 from recsys_batch.storage.artifacts import artifact_root, get_pointer, has_pointer, list_pointers, remove_folder
 from recsys_batch.storage.filesystems import Entry, file_sizes, join, list_entries
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.delta_log import open_delta_table
+from recsys_batch.tables.live_lists import compact_live_lists, topk_live_slice
 from recsys_batch.tables.run_manifest import Run
 
 _OUTPUTS = tuple(name for name, spec in TABLES.items() if "run_id" in spec.partition_by)
@@ -43,7 +45,8 @@ class MaintenanceReport:
     """Result of maintenance: what was removed, or would be.
 
     Attributes:
-        runs: run_ids whose rows go; rows by table. artefacts: their paths under the warehouse's artefact folder.
+        runs: run_ids whose rows go. rows: by table, in topk_live superseded ones of the published run, too.
+        artefacts: their paths under the warehouse's artefact folder.
         n_bytes: of artefacts and vacuumed files. vacuumed: files by table. compacted: files before, by table.
     """
 
@@ -81,13 +84,21 @@ def run_maintenance(
     with publish_lock(config):
         rows = rows_in(folders["runs"]) if "runs" in folders else []
         states, root = run_manifest.latest_state_by_run(rows), artifact_root(config.paths.warehouse)
-        kept = runs_to_keep(states, run_manifest.newest_published(rows), keep_runs, unfinished_since)
+        current = run_manifest.newest_published(rows)
+        kept = runs_to_keep(states, current, keep_runs, unfinished_since)
         unfinished = {run_id for run_id in kept if states[run_id].status in _UNFINISHED}
         # What unfinished incremental runs go on from.
         kept |= {str(get_pointer(root, run_id, "base")["run_id"]) for run_id in unfinished if has_pointer(root, run_id, "base")}
         # A run that began after the manifest was read is not known here, and stays.
         _remove_rows(folders, set(states) - kept, report, dry_run)
-        _remove_artefacts(root, kept, unfinished, report, dry_run)
+        _remove_artefacts(root, kept, unfinished, report, dry_run, runs_with_gathered_events(root, rows))
+    if current is not None and "topk_live" in folders:
+        where = topk_live_slice(folders["topk_live"], current.run_id, config.tables.target_file_mb * 2**20)
+        compaction = compact_live_lists(where, dry_run=dry_run)
+        if compaction is not None:
+            report.compacted["topk_live"] = compaction.n_files
+            if compaction.n_superseded:
+                report.rows["topk_live"] = report.rows.get("topk_live", 0) + compaction.n_superseded
     for name, folder in folders.items():
         _compact(name, folder, report, None if dry_run else optimize, dry_run)
         table = open_delta_table(folder)
@@ -130,12 +141,18 @@ def _remove_rows(folders: Mapping[str, str], dropped: set[str], report: Maintena
             table.delete(f"run_id IN ({listed})", commit_properties=commit_properties)
 
 
-def _remove_artefacts(root: str, kept: set[str], unfinished: set[str], report: MaintenanceReport, dry_run: bool) -> None:
-    """Remove what belongs to runs that go: content is named by its hash, pointers and drafts by run_id."""
+def _remove_artefacts(
+    root: str, kept: set[str], unfinished: set[str], report: MaintenanceReport, dry_run: bool, streamed: Collection[str] = ()
+) -> None:
+    """Remove what belongs to runs that go: content is named by its hash; pointers, gathered events and a stream's files by run_id.
+
+    Args:
+        unfinished: run_ids whose drafts stay. streamed: those whose gathered events and pointers stay, too, as a stream reads them.
+    """
     named = {location for run_id in kept for location in _named_locations(root, run_id)}
-    for kind in ("bundles", "catalogues", "popularity", "changed", "audits", "indexes", "runs", "drafts", "downloads"):
-        # Drafts of a published run are of no use to anybody.
-        kept_folders = unfinished if kind in ("drafts", "downloads") else kept
+    stays = {"runs": {*kept, *streamed}, "gathered": {*unfinished, *streamed}, "drafts": unfinished, "downloads": unfinished}
+    for kind in ("bundles", "catalogues", "popularity", "changed", "audits", "indexes", "live", *stays):
+        kept_folders = stays.get(kind, kept)
         for entry in list_entries(join(root, kind)):
             if entry.location in named or entry.name in kept_folders:
                 continue

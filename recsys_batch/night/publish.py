@@ -12,9 +12,10 @@ from recsys_batch.night.incremental import list_slice_files
 from recsys_batch.night.open_run import AlreadyDone
 from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.run_locks import publish_lock
-from recsys_batch.night.run_store import append_runs, load_run_rows, manifest_slice, slice_of_no_run
+from recsys_batch.night.run_store import append_runs, load_run_rows, manifest_slice, runs_with_gathered_events, slice_of_no_run
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.spark.views import create_views
+from recsys_batch.storage.filesystems import join, list_entries, remove
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.run_manifest import Run
 
@@ -35,10 +36,19 @@ def publish_run(context: RunContext, started: float) -> dict[str, float]:
         republished = [_republish(current, now + dt.timedelta(microseconds=1))] if current is not None and keeps_later else []
         metrics = {**prefix_metrics("publish", numbers), run_manifest.BACKFILLED: float(bool(republished))}
         context.append_manifest(status="PUBLISHED", published_at=now, metrics=metrics, other_runs=republished)
-    context.delete_staging()
+    _remove_old_gathered_events(context)
     _refresh_views(context)
     _log_to_mlflow(context)
     return {**numbers, "seconds": time.monotonic() - started}
+
+
+def _remove_old_gathered_events(context: RunContext) -> None:
+    """Remove what nights gathered of users that no stream can go on from; what an unfinished night gathered stays."""
+    rows = load_run_rows(context.tables)
+    states, kept = run_manifest.latest_state_by_run(rows), runs_with_gathered_events(context.root, rows)
+    for entry in list_entries(join(context.root, "gathered")):
+        if entry.name not in kept and entry.name in states and states[entry.name].was_published:
+            remove(entry.location)
 
 
 def prefix_metrics(step: str, numbers: dict[str, float]) -> dict[str, float]:
@@ -51,6 +61,8 @@ def _refresh_views(context: RunContext) -> None:
     if not context.config.catalog:
         return
     try:
+        # Made empty before any stream: readers name topk_now from the first night on, and no stream has views to see to.
+        context.tables.ensure("topk_live", context.ids)
         create_views(context.spark, context.config.catalog)
     except Exception as error:
         logger.warning("run %s is published, but %s has no views: %s", context.run.run_id, context.config.catalog, _first_line(error))

@@ -14,17 +14,16 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from recsys_batch.config import Config
-from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.night.run_store import append_runs, manifest_slice, slice_of_no_run
-from recsys_batch.registry.bundle import Bundle, load_bundle
+from recsys_batch.registry.bundle import Bundle
 from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.schemas import IdTypes, TableSpec, spark_ddl
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.spark.executors.part_writer import make_part_writer, pass_through
+from recsys_batch.spark.run_artifacts import RunArtifacts
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage import artifacts
-from recsys_batch.storage.filesystems import join, remove
-from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.storage.filesystems import remove
 from recsys_batch.tables.delta_log import commit, list_data_files
 from recsys_batch.tables.run_manifest import Run
 from recsys_batch.tables.slice_writer import DATA_FILE_SCHEMA, DataFile, TableSlice, data_file_from_row
@@ -97,7 +96,7 @@ class RunContext:
         """Locate this run's slice of an output table; the table is made if it is missing."""
         self.tables.ensure(name, self.ids)
         target = slice_of_no_run(self.tables, name)
-        return replace(target, partition=partition_values(target.spec, self.run), target_bytes=self._file_bytes)
+        return replace(target, partition=partition_values(target.spec, self.run), target_bytes=self.run_artifacts.file_bytes)
 
     def slice_files(self, name: str) -> UserSortedFiles:
         """List this run's files of an output table."""
@@ -119,26 +118,21 @@ class RunContext:
         counts = sum((Counter(file.counts) for file in files), Counter())
         return CommittedSlice(version, sum(file.n_rows for file in files), sum(file.n_bytes for file in files), dict(counts))
 
-    def staging_slice(self, spec: TableSpec) -> TableSlice:
-        """Locate rows that later steps of the run read and no table has; ``delete_staging`` removes them."""
-        return TableSlice(join(self._staging_folder, spec.name), spec, self.ids, {}, self._file_bytes)
+    @property
+    def run_artifacts(self) -> RunArtifacts:
+        """The run's artefacts, and the tasks that are made of them."""
+        return RunArtifacts(self.config, self.run, self.ids, self.root)
 
-    def write_staging(self, spec: TableSpec, df: DataFrame) -> UserSortedFiles:
-        """Replace staged rows by those of ``df``, each task writing its own files."""
-        target = self.staging_slice(spec)
+    @cached_property
+    def bundle(self) -> Bundle:
+        """The run's model, verified."""
+        return self.run_artifacts.bundle
+
+    def write_gathered(self, spec: TableSpec, df: DataFrame) -> UserSortedFiles:
+        """Replace gathered rows of users by those of ``df``, each task writing its own files; no table has them."""
+        target = self.run_artifacts.gathered_slice(spec)
         remove(target.root)
         return UserSortedFiles(target, sorted(_write_files(target, df, pass_through), key=lambda part: part.first))
-
-    def delete_staging(self) -> None:
-        remove(self._staging_folder)
-
-    @property
-    def _staging_folder(self) -> str:
-        return join(self.root, "drafts", self.run.run_id)
-
-    @property
-    def _file_bytes(self) -> int:
-        return self.config.tables.target_file_mb * 2**20
 
     def set_pointer(self, name: str, value: Mapping[str, Any]) -> None:
         artifacts.set_pointer(self.root, self.run.run_id, name, value)
@@ -160,28 +154,6 @@ class RunContext:
     def stage_files(self, kind: str) -> AbstractContextManager[Path]:
         """Open a local folder for files named by their content, which are artefacts when the block ends."""
         return artifacts.stage_files(self.root, kind, self.config.paths.state)
-
-    @property
-    def cache(self) -> NodeCache:
-        """The node's copies of artefacts."""
-        return NodeCache.from_paths(self.config.paths)
-
-    @property
-    def bundle_dir(self) -> str:
-        return artifacts.bundle_folder(self.root, self.run.run_id)
-
-    @property
-    def catalogue_dir(self) -> str:
-        return artifacts.catalogue_folder(self.root, self.run.run_id)
-
-    def open_catalogue(self) -> Catalogue:
-        """Map the run's catalogue on the driver."""
-        return open_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
-
-    @cached_property
-    def bundle(self) -> Bundle:
-        """The run's model, verified."""
-        return load_bundle(self.cache.local_copy(self.bundle_dir))
 
 
 def partition_values(spec: TableSpec, run: Run) -> dict[str, str | dt.date]:

@@ -5,6 +5,8 @@ import pyarrow as pa
 from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
 from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.storage.artifacts import base_chain
+from recsys_batch.tables import run_manifest
 from recsys_batch.tables.delta_log import append
 from recsys_batch.tables.run_manifest import Run
 from recsys_batch.tables.slice_writer import TableSlice
@@ -18,6 +20,17 @@ def slice_of_no_run(tables: WarehouseTables, name: str) -> TableSlice:
 def load_run_rows(tables: WarehouseTables) -> list[Run]:
     """Read every manifest row of the warehouse; empty before the first night."""
     return rows_in(tables.folder("runs")) if tables.exists("runs") else []
+
+
+def runs_with_gathered_events(root: str, rows: list[Run]) -> set[str]:
+    """Choose the run_ids whose gathered events a stream may read: of the published run and the one before it, with those that they go
+    on from.
+    """
+    current = run_manifest.newest_published(rows)
+    if current is None:
+        return set()
+    runs = [current, run_manifest.rollback_target(rows, current)]
+    return {run_id for run in runs if run is not None for run_id in base_chain(root, run.run_id)}
 
 
 def manifest_slice(tables: WarehouseTables) -> TableSlice:

@@ -3,6 +3,7 @@
 Nothing here loads pyspark, torch, faiss or mlflow, and importing this package loads none of its rooms. From the wire down:
 
     server        the server's processes
+    live          lists that the stream refreshed, on their way to the server's workers
     export        a published run turned into a snapshot
     oip           the Open Inference Protocol, over HTTP and gRPC
     http          the HTTP endpoints, and the explorer page

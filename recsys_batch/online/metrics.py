@@ -1,10 +1,12 @@
 """Prometheus metrics of a server, over all its workers. Import it only where PROMETHEUS_MULTIPROC_DIR is set already."""
 
 from collections.abc import Mapping
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from recsys_batch.online.api.messages import Lists
 from recsys_batch.online.ranking.ladder import ANSWER_SOURCES, REASONS
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
@@ -15,6 +17,7 @@ STAGES = ("wait", "lookup", "features", "model", "select", "total")
 
 _STAGE = Histogram("recsys_rank_stage_seconds", "time of a ranking (total), and of one in eight its stages", ["stage"], buckets=BUCKETS)
 _ANSWERS = Counter("recsys_rank_answers", "ranked answers by source", ["source"])
+_LISTS = Counter("recsys_rank_lists", "ranked answers by the lists that they are from", ["lists"])
 _DEGRADED = Counter("recsys_rank_degraded", "answers that are not all that they could be, by reason", ["reason"])
 REQUESTS = Counter("recsys_http_requests", "HTTP requests by route and status", ["route", "status"])
 BY_SNAPSHOT = Counter("recsys_rank_by_snapshot", "ranked answers by the snapshot's part", ["part"])
@@ -27,12 +30,18 @@ SWAPS = Counter("recsys_snapshot_swaps", "times that a worker went over to anoth
 REFUSED_SNAPSHOTS = Counter("recsys_snapshot_refused", "times that a worker refused a snapshot")
 LOGGED = Counter("recsys_log_rows", "rows of the logs of exposures and feedback, by what became of them", ["log", "outcome"])
 WAITING = Gauge("recsys_waiting", "requests that wait or are worked on", multiprocess_mode="livesum")
+LIVE_BATCHES = Counter("recsys_live_batches", "micro-batches of the stream that the follower has handled")
+LIVE_USERS = Gauge("recsys_live_users", "users with a live list of the snapshot in use", multiprocess_mode="livemax")
+LIVE_LAG = Gauge(
+    "recsys_live_lag_seconds", "time since the follower last had all live lists; 0 where online.live is off", multiprocess_mode="livemax"
+)
 AGE = Gauge("recsys_snapshot_age_seconds", "time since the night of the snapshot in use began", multiprocess_mode="livemax")
 
 observe_stages = {name: _STAGE.labels(name) for name in STAGES}
 """Looked up once: labels() takes as long as the counting."""
 for _counter, _names in (
     (_ANSWERS, ANSWER_SOURCES),
+    (_LISTS, get_args(Lists)),
     (_DEGRADED, REASONS),
     (BY_SNAPSHOT, ("current", "canary")),
     (SHADOW, ("scored", "dropped", "failed")),
@@ -61,7 +70,14 @@ class Tally:
 
 
 tally = Tally()
-_COUNTERS = {"answers": _ANSWERS, "degraded": _DEGRADED, "requests": REQUESTS, "by_snapshot": BY_SNAPSHOT, "shadow": SHADOW}
+_COUNTERS = {
+    "answers": _ANSWERS,
+    "lists": _LISTS,
+    "degraded": _DEGRADED,
+    "requests": REQUESTS,
+    "by_snapshot": BY_SNAPSHOT,
+    "shadow": SHADOW,
+}
 
 
 _counted: dict[tuple[str, str], int] = {}

@@ -13,6 +13,8 @@ ADMIN_TOKEN, CLIENT_TOKEN, REDIS_URL = "RECSYS_BATCH_ADMIN_TOKEN", "RECSYS_BATCH
 """Secrets come from the environment only."""
 LOAD_LOCK = "opening.lock"
 """In the server's folder: who holds it opens a snapshot."""
+LIVE_MARK = "live"
+"""In the server's folder: a file whose mtime says when the follower last had all live lists."""
 
 
 class ServerSettings(Online):
@@ -20,19 +22,22 @@ class ServerSettings(Online):
 
     Attributes:
         state: folder of this server, where its workers tell each other their states and metrics.
+        warehouse: whose live lists are followed; not read where ``live`` is off.
     """
 
     state: str
     workers: int
+    warehouse: str
 
     @classmethod
-    def from_section(cls, section: Online, state: str, **overrides: Any) -> ServerSettings:
+    def from_section(cls, section: Online, state: str, warehouse: str, **overrides: Any) -> ServerSettings:
         """Merge the config's section with what the command line names.
 
         Args:
             overrides: keys of the section; one that is None is not named.
         """
-        values = section.model_dump() | {name: value for name, value in overrides.items() if value is not None} | {"state": state}
+        values = section.model_dump() | {name: value for name, value in overrides.items() if value is not None}
+        values |= {"state": state, "warehouse": warehouse}
         for name in ("snapshots", "exposures"):
             values[name] = str(Path(values[name]).absolute()) if values[name] else None
         values["workers"] = values["workers"] or len(os.sched_getaffinity(0))

@@ -1,10 +1,11 @@
 """The Spark session, the Delta tables read and written through it, ingest, and the code that runs on executors.
 
-With ``night``, the only package that sees pyspark and delta.
+With ``night`` and ``stream``, the only package that sees pyspark and delta.
 
 - training_tables: what training reads. generate: synthetic tables of any size.
 - ingest: sources of events, items and users into the warehouse's tables.
 - register: imported embedding tables as a bundle. item_catalogue: the item side of the embed step. item_rules: configured rules over items.
+- run_artifacts: artefacts of a run, and the executor tasks made of them.
 - executors: functions over record batches that run on executors.
 - tables: reader and writer of the Delta tables. views: views in a catalog of what readers see.
 - session: how a session is made. java: finds the Java that it runs on.

@@ -79,6 +79,14 @@ def _jars(config: Config) -> str:
                 "run `make s3a-jars`, name them in spark.jars or spark.jars.packages, or submit with spark-submit --packages"
             )
         jars += [str(jar.resolve()) for jar in s3a_jars]
+    if config.stream.source == "kafka":
+        kafka_jars = sorted(Path(config.paths.kafka_jars).glob("*.jar"))
+        if not kafka_jars and "spark-sql-kafka" not in configured + config.spark.conf.get("spark.jars.packages", ""):
+            raise UsageError(
+                f"stream.source is kafka, and no jars for it are in {config.paths.kafka_jars} (paths.kafka_jars): "
+                "run `make kafka-jars`, name them in spark.jars or spark.jars.packages, or submit with spark-submit --packages"
+            )
+        jars += [str(jar.resolve()) for jar in kafka_jars]
     return ",".join(jars)
 
 

@@ -119,6 +119,18 @@ class WarehouseTables:
         """Append rows; returns the committed version."""
         return self._write(name, df.write.mode("append"), metadata)
 
+    def append_once(self, name: str, df: DataFrame, transaction: tuple[str, int]) -> None:
+        """Append rows, unless the table has those of this transaction, or of a later one of its application, already.
+
+        Args:
+            transaction: (application, version), the version greater each time.
+        """
+        writer = df.write.mode("append").format("delta").option("txnAppId", transaction[0]).option("txnVersion", transaction[1])
+        if self._config.catalog:
+            writer.saveAsTable(f"{self._config.catalog}.{name}")
+        else:
+            writer.save(self.path(name))
+
     def replace_slice(self, name: str, df: DataFrame, predicate: str, metadata: Mapping[str, Any]) -> int:
         """Replace the rows for which ``predicate`` (SQL over partition columns) holds; the same call again changes nothing."""
         return self._write(name, df.write.mode("overwrite").option("replaceWhere", predicate), metadata)

@@ -2,15 +2,27 @@
 
 from pyspark.sql import SparkSession
 
+from recsys_batch.schemas import TABLES
+
 # run_manifest.newest_published and latest_state_by_run, in SQL: tests/spark/test_views.py holds them to be the same.
 _NEWEST = "attempt DESC, coalesce(metrics['event'], 0) DESC"
 _RUN = f"SELECT run_id, run_date FROM {{runs}} WHERE status = 'PUBLISHED' ORDER BY published_at DESC, {_NEWEST}, run_id DESC LIMIT 1"
+_LIVE_COLUMNS = ", ".join(column.name for column in TABLES["topk_live"].columns)
 _AUDIT_METRICS = ("user_coverage", "catalogue_coverage", "popular_share", "head_share", "overlap", "score_drift")
 
 VIEWS = {
     "topk_latest": (
         "topk of the run that readers see",
         f"SELECT t.* FROM {{topk}} t JOIN ({_RUN}) r ON t.run_id = r.run_id AND t.run_date = r.run_date",
+    ),
+    # read.current_topk in SQL, held to be the same likewise.
+    "topk_now": (
+        "newest lists of the run that readers see: refreshed by the stream, or else of the night",
+        f"WITH published AS ({_RUN}), live AS (SELECT * FROM (SELECT l.*, max(batch_id) OVER (PARTITION BY user_id) AS newest "
+        f"FROM {{topk_live}} l JOIN published p ON l.run_id = p.run_id) WHERE batch_id = newest) "
+        f"SELECT {_LIVE_COLUMNS} FROM live UNION ALL "
+        "SELECT t.*, CAST(NULL AS BIGINT) AS batch_id, CAST(NULL AS TIMESTAMP) AS events_through FROM {topk} t "
+        "JOIN published p ON t.run_id = p.run_id AND t.run_date = p.run_date LEFT ANTI JOIN live ON t.user_id = live.user_id",
     ),
     "candidates_latest": (
         "candidates of the run that readers see, one row per user and candidate",
@@ -33,8 +45,8 @@ VIEWS = {
 def create_views(spark: SparkSession, catalog: str) -> None:
     """Create the catalog's views, or bring those of an earlier release up to date.
 
-    ``catalog``: with the schema, as in the config: its tables are there.
+    ``catalog``: with the schema, as in the config: its tables are there, topk_live too.
     """
-    names = {name: f"{catalog}.{name}" for name in ("topk", "candidates", "runs")}
+    names = {name: f"{catalog}.{name}" for name in ("topk", "topk_live", "candidates", "runs")}
     for name, (comment, query) in VIEWS.items():
         spark.sql(f"CREATE OR REPLACE VIEW {catalog}.{name} COMMENT '{comment}' AS {query.format(**names)}")

@@ -146,6 +146,19 @@ def bundle_folder(root: str, run_id: str) -> str:
     return join(root, "bundles", str(get_pointer(root, run_id, "bundle")["folder"]))
 
 
+def state_file(warehouse: str, state: str, kind: str, name: str) -> Path:
+    """Locate a file of this host alone that belongs to a warehouse: under ``state``, by kind and the warehouse's name."""
+    return Path(state).absolute() / kind / hashlib.sha256(absolute(warehouse).encode()).hexdigest()[:16] / name
+
+
+def base_chain(root: str, run_id: str) -> list[str]:
+    """List a run and the runs that it goes on from, newest first; a full night goes on from none."""
+    chain = [run_id]
+    while has_pointer(root, chain[-1], "base"):
+        chain.append(str(get_pointer(root, chain[-1], "base")["run_id"]))
+    return chain
+
+
 def clear_pointer(root: str, run_id: str, name: str) -> None:
     """Remove a run's pointer."""
     remove(_pointer_location(root, run_id, name))

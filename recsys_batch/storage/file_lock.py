@@ -1,4 +1,4 @@
-"""Lock between processes that its holder's death releases."""
+"""Locks between processes, which their holder's death releases."""
 
 import fcntl
 import json
@@ -11,6 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from recsys_batch.errors import Busy
+from recsys_batch.storage.artifacts import artifact_root, state_file
+from recsys_batch.storage.filesystems import is_remote
+
+
+def lock_file(warehouse: str, state: str, name: str) -> Path:
+    """Name the file of a lock: beside the tables, or for a warehouse in a store under ``state``, by the warehouse's name.
+
+    A store has no flock: there the lock holds between processes that have the same ``state``, so on the one host that starts nights.
+    """
+    root = artifact_root(warehouse)
+    if not is_remote(root):
+        return Path(root) / "locks" / name
+    return state_file(warehouse, state, "locks", name)
 
 
 @contextmanager

@@ -10,12 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction, CommitProperties
+from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
 from recsys_batch.storage.filesystems import storage_options
 from recsys_batch.tables.slice_writer import DataFile, TableSlice
 
 _MAX_COMMITS = 5
+_MAX_REPLACEMENTS = 50
+"""A replacement only looks at the log between two tries, which is soon done, and a stream may append many times a second."""
 
 
 def open_delta_table(location: str, version: int | None = None) -> DeltaTable:
@@ -41,7 +43,47 @@ def append(where: TableSlice, rows: pa.Table, metadata: Mapping[str, Any]) -> in
     return _retry_commit(open_delta_table(where.root), where, list(where.write(rows.to_batches(), 0)), metadata, mode="append")
 
 
-def _retry_commit(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], **options: Any) -> int:
+def append_files(where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], transactions: Sequence[Transaction]) -> int:
+    """Add files of a slice to a table, with versions of an application's own, in one commit; its version."""
+    return _retry_commit(open_delta_table(where.root), where, parts, metadata, transactions, mode="append")
+
+
+def replace_files(where: TableSlice, old: Sequence[DataFile], new: Sequence[DataFile], metadata: Mapping[str, Any]) -> bool:
+    """Replace files of a slice by others that say the same to readers, in one commit; files that are appended meanwhile stay.
+
+    The commit is that which follows the version where all old files were seen, or none: nobody can have removed one of them between.
+
+    Returns:
+        False where nothing was done as one of the old files is gone: somebody else has replaced it.
+    """
+    partition = {name: str(value) for name, value in where.partition.items()}
+    properties = CommitProperties({"userMetadata": json.dumps(metadata, sort_keys=True)}, max_commit_retries=0)
+    for n_tried in range(1, _MAX_REPLACEMENTS + 1):
+        table, now = open_delta_table(where.root), int(time.time() * 1000)
+        if not {part.path for part in old} <= {part.path for part in list_data_files(where, table.version())}:
+            return False
+        # Not a change of data: who follows the table reads no row again.
+        removed = [RemoveAction(part.path, False, now, part.n_bytes, partition) for part in old]
+        added = make_add_actions(where, new, data_change=False)
+        try:
+            table.create_write_transaction(
+                [*removed, *added], "append", table.schema(), list(where.spec.partition_by), commit_properties=properties
+            )
+            break
+        except CommitFailedError:
+            if n_tried == _MAX_REPLACEMENTS:
+                raise
+    return True
+
+
+def _retry_commit(
+    table: DeltaTable,
+    where: TableSlice,
+    parts: Sequence[DataFile],
+    metadata: Mapping[str, Any],
+    transactions: Sequence[Transaction] = (),
+    **options: Any,
+) -> int:
     """Commit, again where another commit came between: slices of other runs share the table, not its rows."""
     token = json.dumps({**metadata, "commit": uuid.uuid4().hex}, sort_keys=True)
     for n_tried in range(1, _MAX_COMMITS + 1):
@@ -50,7 +92,7 @@ def _retry_commit(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile
                 make_add_actions(where, parts),
                 schema=table.schema(),
                 partition_by=list(where.spec.partition_by),
-                commit_properties=CommitProperties(custom_metadata={"userMetadata": token}),
+                commit_properties=CommitProperties({"userMetadata": token}, app_transactions=list(transactions)),
                 **options,
             )
             break
@@ -62,11 +104,11 @@ def _retry_commit(table: DeltaTable, where: TableSlice, parts: Sequence[DataFile
     return int(str(versions[0]))
 
 
-def make_add_actions(where: TableSlice, parts: Sequence[DataFile]) -> list[AddAction]:
+def make_add_actions(where: TableSlice, parts: Sequence[DataFile], *, data_change: bool = True) -> list[AddAction]:
     """Describe written files as a commit's add actions."""
     now = int(time.time() * 1000)
     partition = {name: str(value) for name, value in where.partition.items()}
-    return [AddAction(part.path, part.n_bytes, partition, now, True, _stats_json(part, where.key)) for part in parts]
+    return [AddAction(part.path, part.n_bytes, partition, now, data_change, _stats_json(part, where.key)) for part in parts]
 
 
 def list_data_files(where: TableSlice, version: int | None = None) -> list[DataFile]:

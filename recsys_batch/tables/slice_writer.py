@@ -56,7 +56,7 @@ class TableSlice:
 
     Attributes:
         root: the table's folder, as a location that every node reaches: on a path that all mount, or in a store.
-        partition: partition column -> value, for all of ``spec.partition_by``.
+        partition: partition column -> value, for all of ``spec.partition_by``; empty for files that no table has.
         target_bytes: a task's file is closed at about this size, and another one begun.
     """
 
@@ -83,8 +83,8 @@ class TableSlice:
         return self.spec.key
 
     def file(self, name: str) -> str:
-        """Path within the table's folder of a file of that name."""
-        return "/".join([*(f"{column}={self.partition[column]}" for column in self.spec.partition_by), name])
+        """Path within the table's folder of a file of that name; a slice without a partition lies in the folder itself."""
+        return "/".join([*(f"{column}={self.partition[column]}" for column in self.spec.partition_by if column in self.partition), name])
 
     def write(self, batches: Iterable[pa.RecordBatch], task: int) -> Iterator[DataFile]:
         """Write rows in the order in which they come; the files, each as it is closed.
@@ -191,11 +191,12 @@ def read_counts(batch: pa.RecordBatch) -> dict[str, int]:
 
 
 def data_file_to_batch(part: DataFile) -> pa.RecordBatch:
+    """Describe a file as a row of DATA_FILE_SCHEMA."""
     row = asdict(part)
     row |= {name: json.dumps(row[name]) for name in _JSON}
     return pa.RecordBatch.from_pylist([row], schema=DATA_FILE_SCHEMA)
 
 
 def data_file_from_row(row: Mapping[str, Any]) -> DataFile:
-    """The inverse of ``data_file_to_batch``."""
+    """Read a file's description from a row of DATA_FILE_SCHEMA."""
     return DataFile(**{**row, **{name: json.loads(row[name]) for name in _JSON}})

@@ -116,14 +116,14 @@ def merge_sorted(carried: Iterable[pa.RecordBatch], changed: pa.Array, fresh: pa
         carried, fresh: both in order of user_id, of one schema. changed: user_ids; those in ``fresh`` among them.
     """
     users, starts = group_boundaries(fresh["user_id"].combine_chunks())
-    fresh_keys, rows = _to_numpy(users), fresh.combine_chunks().to_batches()[0] if fresh.num_rows else None
+    fresh_keys, rows = to_numpy_keys(users), fresh.combine_chunks().to_batches()[0] if fresh.num_rows else None
     done = 0
     for batch in carried:
         if batch.num_rows == 0:
             continue
         batch_users, begins = group_boundaries(batch["user_id"])
         is_changed = np.asarray(pc.is_in(batch_users, value_set=changed))
-        batch_keys = _to_numpy(batch_users)
+        batch_keys = to_numpy_keys(batch_users)
         upto = int(np.searchsorted(fresh_keys, batch_keys[-1], side="right")) if len(fresh_keys) else 0
         if not is_changed.any() and upto <= done:
             yield batch, batch.num_rows
@@ -148,7 +148,7 @@ def merge_sorted(carried: Iterable[pa.RecordBatch], changed: pa.Array, fresh: pa
         yield rows.slice(starts[done]), 0
 
 
-def _to_numpy(values: pa.Array) -> np.ndarray:
+def to_numpy_keys(values: pa.Array) -> np.ndarray:
     """Convert ids for numpy's search: numbers, or Python's text, whose order is Arrow's."""
     return np.asarray(values.to_numpy(zero_copy_only=False))
 

@@ -14,7 +14,7 @@ import pytest
 from recsys_batch.ann import index as ann_index
 from recsys_batch.config import Config
 from recsys_batch.errors import EXIT_MISSING, Busy
-from recsys_batch.night import open_run, run_context, steps
+from recsys_batch.night import open_run, publish, run_context, steps
 from recsys_batch.night import runner as night_module
 from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.runner import run_night
@@ -62,11 +62,11 @@ POINTS: dict[str, Point] = {
     "the pointer bundle": (open_run, "set_pointer", pointer("bundle")),
     **{f"the pointer {name}": (artifacts, "set_pointer", pointer(name)) for name in ("gathered", "popularity", "catalogue", "index")},
     **{f"the commit of {name}": (run_context, "commit", table(name)) for name in OUTPUTS},
-    "what is gathered": (gather_events, "_stage_events", any_call),
+    "what is gathered": (gather_events, "_write_gathered", any_call),
     "the index's files": (ann_index, "store_index_file", any_call),
     "the index's tuning": (night_index, "tune", any_call),
     **{f"the row after {step}": (run_context, "append_runs", row(step)) for step in _AFTER},
-    "what publishing tidies up": (RunContext, "delete_staging", any_call),
+    "what publishing tidies up": (publish, "_remove_old_gathered_events", any_call),
     "the metrics in MLflow": (night_module.RunContext, "append_manifest", lambda night, **changes: changes.get("status") == "AUDITED"),
 }
 

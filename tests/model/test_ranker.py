@@ -18,7 +18,7 @@ from recsys_batch.model.ranker_training import RankerStage, _sample_context, fit
 from recsys_batch.model.ranking_samples import RankingData, retrieve_lists
 from recsys_batch.model.tower_parameters import Hyperparameters, TowerParameters, encode_tokens, initialize_parameters
 from recsys_batch.model.training_data import Positives, prepare_training_data, split_training_data
-from recsys_batch.ranking.features import PAIR_FEATURES, FeatureSpec
+from recsys_batch.ranking.features import PAIR_FEATURES, FeatureSpec, PairFeatures
 
 LATER = 1e12
 D, F = 5, len(FeatureSpec.default().names)
@@ -63,6 +63,22 @@ def test_a_score_does_not_depend_on_other_users_or_candidates() -> None:
     together = ranker.score(users, items, features)
     alone = ranker.score(users[2:3], items[2:3, 5:6], features[2:3, 5:6])
     assert alone[0, 0] == pytest.approx(together[2, 5], abs=1e-5)
+
+
+@pytest.mark.parametrize("n_users", [1, 2, 3, 7])
+def test_scores_of_the_night_have_the_same_bits_in_blocks_of_any_size(n_users: int) -> None:
+    rng, n_items, d, n_candidates = np.random.default_rng(3), 500, 64, 200
+    params = replace(RankerParameters.initialize(d, F, seed=4), gate=1.0)
+    params = replace(params, output=torch.randn(params.output.shape, generator=torch.Generator().manual_seed(5)))
+    users, items = (rng.normal(size=(n, d)).astype(np.float32) for n in (64, n_items))
+    codes = rng.integers(0, n_items, (64, n_candidates))
+    pairs = [rng.normal(size=codes.shape).astype(np.float32) for _ in range(2)]
+    events = rng.normal(size=64).astype(np.float32)
+    ranker = Ranker(params.to_arrays())
+    together = ranker.score_without_context(users, items, codes, PairFeatures(*pairs, events))
+    block = slice(5, 5 + n_users)
+    features = PairFeatures(*(values[block] for values in pairs), events[block])
+    np.testing.assert_array_equal(ranker.score_without_context(users[block], items, codes[block], features), together[block])
 
 
 def test_missing_weights_are_named() -> None:

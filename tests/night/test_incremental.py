@@ -15,11 +15,11 @@ from deltalake import DeltaTable
 
 from recsys_batch.config import Config
 from recsys_batch.night import incremental as module
-from recsys_batch.night.incremental import FullRunRequired, list_appended_files
 from recsys_batch.night.runner import run_night
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.tables.appended_files import NotAppendOnly, list_appended_files
 from recsys_batch.tables.run_manifest import Run
 
 if TYPE_CHECKING:
@@ -161,15 +161,15 @@ def test_rows_that_were_removed_or_files_that_are_gone_are_no_appends(spark: Spa
     compact(spark, fresh_published)
     assert list_appended_files(folder, then, DeltaTable(folder).version()) == (before, since)
     Path(before[0]).rename(f"{before[0]}.gone")
-    with pytest.raises(FullRunRequired, match="1 files of interactions were replaced and vacuumed since"):
+    with pytest.raises(NotAppendOnly, match="1 files of interactions were replaced and vacuumed since"):
         list_appended_files(folder, then, DeltaTable(folder).version())
     Path(f"{before[0]}.gone").rename(before[0])
     spark.sql(f"DELETE FROM delta.`{folder}` WHERE user_id = 'u003'")
-    with pytest.raises(FullRunRequired, match="rows of interactions were removed"):
+    with pytest.raises(NotAppendOnly, match="rows of interactions were removed"):
         list_appended_files(folder, then, DeltaTable(folder).version())
     log = Path(folder) / "_delta_log" / f"{then + 1:020d}.json"
     log.unlink()
-    with pytest.raises(FullRunRequired, match=f"no longer has version {then + 1}"):
+    with pytest.raises(NotAppendOnly, match=f"no longer has version {then + 1}"):
         list_appended_files(folder, then, then + 1)
 
 

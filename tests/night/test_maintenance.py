@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from recsys_batch.night import steps
 from recsys_batch.night.maintenance import runs_to_keep
 from recsys_batch.night.publish import roll_back_run
 from recsys_batch.night.runner import run_night
-from recsys_batch.read import latest_topk, published_run, read_table
+from recsys_batch.read import current_topk, latest_topk, published_run, read_table
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.tables.run_manifest import Run
@@ -114,6 +115,38 @@ def test_many_small_files_of_interactions_become_few_of_the_same_rows(
     assert sorted(map(str, read_table(fresh.paths.warehouse, "interactions").to_pylist())) == rows
     assert command(["maintain", "--json", *options(fresh)]) == 0
     assert json.loads(capsys.readouterr().out)["compacted"] == {}
+
+
+def test_live_lists_that_nobody_reads_go_and_the_files_of_the_others_become_one(
+    spark: SparkSession,
+    fresh_published: Config,
+    options: Any,
+    put_live_lists: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    warehouse, first, second = fresh_published.paths.warehouse, "2026-03-01-r1", "2026-03-02-r1"
+    root = Path(artifact_root(warehouse))
+    run_night(spark, fresh_published, dt.date(2026, 3, 2))
+    put_live_lists(warehouse, first, 4, {"u003": [500, 510], "u020": [540]})
+    for batch in range(5, 10):
+        put_live_lists(warehouse, second, batch, {"u003": [10 * batch, 10 * batch + 10], f"user {batch}": [10 * batch]})
+    for run_id in (first, second):
+        (root / "live" / run_id / "candidates").mkdir(parents=True)
+        (root / "live" / run_id / "candidates" / "part-0.parquet").write_bytes(b"rows")
+    age(root)
+    before = current_topk(warehouse).to_pylist()
+    for more in (["--dry-run"], []):
+        assert command(["maintain", "--keep-runs", "1", "--json", *more, *options(fresh_published)]) == 0
+        done = json.loads(capsys.readouterr().out)
+        assert (done["runs"], done["compacted"], done["rows"]["topk_live"]) == ([first], {"topk_live": 5}, 3 + 8)
+        assert "live/2026-03-01-r1" in done["artefacts"] and "live/2026-03-02-r1" not in done["artefacts"]
+    assert read_table(warehouse, "topk_live").num_rows == 2 + 5 and runs_in(fresh_published, "topk_live") == {second}
+    assert len(DeltaTable(f"{warehouse}/topk_live").file_uris()) == 1
+    assert current_topk(warehouse).to_pylist() == before
+    assert [path.name for path in (root / "live").iterdir()] == [second]
+    assert command(["maintain", "--keep-runs", "1", "--json", *options(fresh_published)]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["compacted"], again["rows"]) == ({}, {})
 
 
 def test_nothing_to_maintain_is_no_error(config: Config, options: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime as dt
 import random
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
@@ -16,7 +16,7 @@ from recsys_batch.errors import GateRefused
 from recsys_batch.night.publish import roll_back_run
 from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.night.runner import run_night
-from recsys_batch.read import latest_topk, published_run, read_table, run_rows
+from recsys_batch.read import current_topk, latest_topk, published_run, read_table, run_rows
 from recsys_batch.schemas import STATUSES, TABLES, IdTypes
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.spark.views import VIEWS, create_views
@@ -26,6 +26,7 @@ from recsys_batch.tables.run_manifest import Run
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+IDS = IdTypes("STRING", "BIGINT")
 CATALOG = "spark_catalog.views_of_a_test"
 
 
@@ -33,7 +34,8 @@ CATALOG = "spark_catalog.views_of_a_test"
 def catalog(spark: SparkSession, fresh_published: Config) -> Iterator[str]:
     """A schema of the session's catalog with this warehouse's tables."""
     spark.sql(f"CREATE DATABASE {CATALOG}")
-    for name in ("topk", "candidates", "runs"):
+    WarehouseTables(spark, fresh_published).ensure("topk_live", IDS)
+    for name in ("topk", "topk_live", "candidates", "runs"):
         spark.sql(f"CREATE TABLE {CATALOG}.{name} USING delta LOCATION '{fresh_published.paths.warehouse}/{name}'")
     create_views(spark, CATALOG)
     yield CATALOG
@@ -47,6 +49,23 @@ def test_the_views_show_the_run_that_readers_see(spark: SparkSession, fresh_publ
     mine = spark.sql(f"SELECT candidate_rank, item_id FROM {catalog}.candidates_latest WHERE user_id = 'u003' ORDER BY 1").collect()
     (expected,) = [row["items"] for row in read_table(warehouse, "candidates").to_pylist() if row["user_id"] == "u003"]
     assert [tuple(row) for row in mine] == [(place, item["item_id"]) for place, item in enumerate(expected, start=1)]
+
+
+def test_topk_now_has_the_rows_of_the_reader_before_and_after_the_stream_wrote(
+    spark: SparkSession, fresh_published: Config, catalog: str, put_live_lists: Callable[..., None]
+) -> None:
+    def seen() -> list[dict[str, Any]]:
+        return spark.sql(f"SELECT * FROM {catalog}.topk_now ORDER BY user_id, rank").toArrow().to_pylist()
+
+    warehouse = fresh_published.paths.warehouse
+    n_night = latest_topk(warehouse).num_rows
+    assert seen() == current_topk(warehouse).to_pylist() and len(seen()) == n_night
+    put_live_lists(warehouse, "2026-03-01-r1", 4, {"u003": [500, 510, 520], "u020": [540], "zoe": [550, 560]})
+    put_live_lists(warehouse, "2026-03-01-r1", 6, {"u003": [570, 580]})
+    put_live_lists(warehouse, "2026-02-28-r1", 9, {"u004": [590]})
+    assert seen() == current_topk(warehouse).to_pylist()
+    assert [row["item_id"] for row in seen() if row["batch_id"] is not None] == [570, 580, 540, 550, 560]
+    assert len(seen()) == n_night - 2 * fresh_published.scoring.top_k + 5
 
 
 def test_they_follow_a_new_night_and_a_rollback(spark: SparkSession, fresh_published: Config, catalog: str) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 
 from recsys_batch.errors import EXIT_MISSING, Busy
-from recsys_batch.night.run_locks import lock_file
-from recsys_batch.storage.file_lock import file_lock
+from recsys_batch.storage.file_lock import file_lock, lock_file
 
 HOLDER = """
 import sys, time

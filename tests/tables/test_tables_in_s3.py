@@ -11,10 +11,10 @@ import pytest
 from deltalake import DeltaTable
 
 from recsys_batch.errors import InputMissing
-from recsys_batch.night.incremental import FullRunRequired, list_appended_files
 from recsys_batch.read import has_table, open_table, read_table, rows_in, run_rows
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.storage.filesystems import file_sizes, join, list_entries, storage_options
+from recsys_batch.tables.appended_files import NotAppendOnly, list_appended_files
 from recsys_batch.tables.delta_log import append, commit, list_data_files, open_delta_table
 from recsys_batch.tables.slice_writer import TableSlice
 from recsys_batch.tables.user_ranges import UserSortedFiles, ranges_of_files
@@ -111,5 +111,5 @@ def test_files_that_were_appended_since_are_found_in_the_log(bucket: str) -> Non
     assert [len(before), len(since)] == [1, 1]
     assert before[0].startswith(f"{folder}/run_id=r1/") and since[0].startswith(f"{folder}/run_id=r2/")
     commit(first, [], {})
-    with pytest.raises(FullRunRequired, match="rows of interactions were removed"):
+    with pytest.raises(NotAppendOnly, match="rows of interactions were removed"):
         list_appended_files(folder, 1, 3)

@@ -118,7 +118,7 @@ def _log_choice(info: IndexInfo, tuning: Tuning) -> None:
 
 def index_items(context: RunContext) -> StepResult:
     """Build the run's search index over retrievable items, tuned on sampled users; the run's pointer "index" names its files."""
-    catalogue = context.open_catalogue()
+    catalogue = context.run_artifacts.open_catalogue()
     check_all_candidates(context.config.scoring, len(catalogue.retrievable_codes()))
     base = load_base(context)
     if base is not None and base.same_items:
@@ -135,7 +135,7 @@ def index_items(context: RunContext) -> StepResult:
         )
     queries, segments = (table[name].combine_chunks() for name in ("embedding", "segment"))
     sampled = SampledUsers(column_matrix(queries), catalogue.rules_by_segment(segments))
-    assign_rows = assign_in_tasks(context.spark, context.root, context.cache) if len(catalogue) >= PARALLEL_ITEMS else None
+    assign_rows = assign_in_tasks(context.spark, context.root, context.run_artifacts.cache) if len(catalogue) >= PARALLEL_ITEMS else None
     settings = context.config.retrieval
     if context.config.scoring.candidates == "all":
         settings = settings.model_copy(update={"mode": "exact"})

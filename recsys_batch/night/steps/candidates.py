@@ -10,14 +10,13 @@ from pyspark.sql import functions as F
 
 from recsys_batch.config import Config
 from recsys_batch.dataset.catalogue import Catalogue
-from recsys_batch.dataset.popularity import group_by_segment
 from recsys_batch.night.incremental import BaseRun, changed_users_path, load_base
 from recsys_batch.night.run_context import RunContext, StepResult
-from recsys_batch.night.steps.gather_events import load_user_events
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, join_segments, range_tasks, task_metrics
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
-from recsys_batch.spark.executors.carry_forward import BatchChange, NewItems
-from recsys_batch.spark.executors.retrieve import SHORT, RetrievalInput, RetrieveTask, count_short_lists, retrieve_range
+from recsys_batch.spark.executors.carry_forward import BatchChange
+from recsys_batch.spark.executors.new_items import NewItems
+from recsys_batch.spark.executors.retrieve import SHORT, RetrievalInput, count_short_lists, retrieve_range
 from recsys_batch.storage.filesystems import join, read_parquet
 from recsys_batch.tables.delta_log import list_data_files
 from recsys_batch.tables.user_ranges import LIST_ROWS, UserRange
@@ -25,10 +24,10 @@ from recsys_batch.tables.user_ranges import LIST_ROWS, UserRange
 
 def retrieve_candidates(context: RunContext) -> StepResult:
     """Retrieve every known user's candidates, and list the users who got fewer than wanted."""
-    catalogue = context.open_catalogue()
-    base, user_events = load_base(context), load_user_events(context)
+    catalogue = context.run_artifacts.open_catalogue()
+    base, user_events = load_base(context), context.run_artifacts.load_user_events()
     inputs = RetrievalInput(user_events, context.slice_files("user_embeddings"), None if base is None else changed_users_path(context))
-    rows = partial(retrieve_range, _make_retrieve_task(context, catalogue), inputs)
+    rows = partial(retrieve_range, context.run_artifacts.make_retrieve_task(_read_popular_lists(context)), inputs)
     if base is None:
         tasks, function = range_tasks(context, rows, user_events.bounds)
     else:
@@ -44,23 +43,11 @@ def retrieve_candidates(context: RunContext) -> StepResult:
     return StepResult(versions, rows=users, users=users, metrics=metrics)
 
 
-def _make_retrieve_task(context: RunContext, catalogue: Catalogue) -> RetrieveTask:
-    pointer = context.get_pointer("index")
+def _read_popular_lists(context: RunContext) -> pa.Table:
+    """Read the run's rows of popular, best first within each segment."""
     popular = context.table_slice("popular")
     files = (read_parquet(join(popular.root, part.path)).cast(popular.schema) for part in list_data_files(popular))
-    table = pa.concat_tables([popular.schema.empty_table(), *files]).sort_by([("segment", "ascending"), ("rank", "ascending")])
-    return RetrieveTask(
-        run_id=context.run.run_id,
-        ids=context.ids,
-        catalogue_dir=context.catalogue_dir,
-        index_dir=join(context.root, "indexes"),
-        index=pointer["index"],
-        nprobe=pointer["tuning"]["nprobe"],
-        overfetch=pointer["tuning"]["overfetch"],
-        n_candidates=_n_candidates(context.config, catalogue),
-        popular=group_by_segment(table, catalogue),
-        cache=context.cache,
-    )
+    return pa.concat_tables([popular.schema.empty_table(), *files]).sort_by([("segment", "ascending"), ("rank", "ascending")])
 
 
 def _insert_new_items(context: RunContext, base: BaseRun, catalogue: Catalogue) -> Callable[[UserRange], BatchChange] | None:
@@ -73,18 +60,13 @@ def _insert_new_items(context: RunContext, base: BaseRun, catalogue: Catalogue) 
     folder = context.put_folder("changed", lambda target: pq.write_table(seen, target / "seen.parquet"))
     return NewItems(
         codes=catalogue.codes(base.new_items),
-        catalogue_dir=context.catalogue_dir,
+        catalogue_dir=context.run_artifacts.catalogue_dir,
         cosine=context.config.retrieval.metric == "cosine",
-        n_candidates=_n_candidates(context.config, catalogue),
+        n_candidates=context.run_artifacts.count_candidates(catalogue),
         seen=join(folder, "seen.parquet"),
         embeddings=context.slice_files("user_embeddings"),
-        cache=context.cache,
+        cache=context.run_artifacts.cache,
     ).insert_into
-
-
-def _n_candidates(config: Config, catalogue: Catalogue) -> int:
-    """Count the items of the longest list."""
-    return len(catalogue.retrievable_codes()) if config.scoring.candidates == "all" else config.retrieval.n_candidates
 
 
 def _n_required(config: Config) -> int:

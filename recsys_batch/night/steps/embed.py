@@ -15,7 +15,7 @@ from recsys_batch.night.steps.gather_events import gather_all, gather_changed
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, range_tasks, task_metrics
 from recsys_batch.schemas import spark_ddl
 from recsys_batch.spark import item_catalogue
-from recsys_batch.spark.executors.embed import EmbedTask, count_popularity
+from recsys_batch.spark.executors.embed import count_popularity
 from recsys_batch.storage.filesystems import basename, read_parquet
 
 logger = logging.getLogger("recsys_batch.night")
@@ -77,16 +77,7 @@ def _write_popularity(context: RunContext, user_events: UserEvents, base: BaseRu
 
 
 def _write_user_embeddings(context: RunContext, user_events: UserEvents, base: BaseRun | None) -> CommittedSlice:
-    is_imported = context.bundle.kind == "embeddings"
-    task = EmbedTask(
-        run_id=context.run.run_id,
-        user_events=user_events,
-        min_weight=context.config.data.min_weight,
-        bundle_dir=context.bundle_dir,
-        catalogue_dir=context.catalogue_dir,
-        history_length=0 if is_imported else int(context.bundle.manifest["model"]["history_length"]),
-        cache=context.cache,
-    )
-    rows = task.copy_imported_range if is_imported else task.encode_range
+    task = context.run_artifacts.make_embed_task(user_events)
+    rows = task.encode_range if user_events.vectors is None else task.copy_imported_range
     tasks = range_tasks(context, rows, user_events.bounds) if base is None else carry_forward_tasks(context, base, "user_embeddings", rows)
     return context.write_slice("user_embeddings", *tasks)

@@ -17,10 +17,8 @@ from recsys_batch.night.incremental import BaseRun
 from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.steps.range_tasks import add_range_number, only_changed, read_changed_interactions
 from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
-from recsys_batch.schemas import TableSpec
 from recsys_batch.spark import item_catalogue
-from recsys_batch.tables.slice_writer import DataFile
-from recsys_batch.tables.user_ranges import UserSortedFiles, ranges_from_cuts
+from recsys_batch.tables.user_ranges import ranges_from_cuts
 
 _EVENTS_PER_TASK = 3_000_000  # about 100 MB in a Python worker
 _BYTES_PER_STEP = 8 * 2**20  # of interactions: one user in so many such steps is sampled, which is tens of thousands at any size
@@ -36,7 +34,7 @@ def gather_all(context: RunContext) -> UserEvents:
     if context.bundle.kind == "embeddings":
         vectors = item_catalogue.read_imported_users(context.spark, context.bundle, context.root)
     cuts = _choose_cuts(context, [rows for rows in (events, profiles, vectors) if rows is not None])
-    return _stage_events(context, cuts, events, profiles, vectors)
+    return _write_gathered(context, cuts, events, profiles, vectors)
 
 
 def gather_changed(context: RunContext, base: BaseRun) -> UserEvents:
@@ -48,23 +46,10 @@ def gather_changed(context: RunContext, base: BaseRun) -> UserEvents:
     vectors = None
     if context.bundle.kind == "embeddings":
         vectors = only_changed(context, item_catalogue.read_imported_users(context.spark, context.bundle, context.root))
-    return _stage_events(context, cuts, read_changed_interactions(context, base), _changed_profiles(context, base), vectors)
+    return _write_gathered(context, cuts, read_changed_interactions(context, base), _changed_profiles(context, base), vectors)
 
 
-def load_user_events(context: RunContext) -> UserEvents:
-    """Load what this run has gathered, by its pointer "gathered"."""
-    pointer = context.get_pointer("gathered")
-
-    def files(spec: TableSpec) -> UserSortedFiles | None:
-        parts = pointer[spec.name]
-        return None if parts is None else UserSortedFiles(context.staging_slice(spec), [DataFile(**part) for part in parts])
-
-    events = files(EVENTS)
-    assert events is not None
-    return UserEvents(ranges_from_cuts(pointer["cuts"]), events, files(USERS), files(VECTORS))
-
-
-def _stage_events(
+def _write_gathered(
     context: RunContext, cuts: list[Any], events: DataFrame, profiles: DataFrame | None, vectors: DataFrame | None
 ) -> UserEvents:
     bounds, parts = ranges_from_cuts(cuts), dict[str, list[dict[str, Any]] | None]()
@@ -72,9 +57,9 @@ def _stage_events(
         parts[spec.name] = None
         if rows is not None:
             by_range = add_range_number(rows, bounds).repartitionById(len(bounds), "range").sortWithinPartitions("user_id")
-            parts[spec.name] = [asdict(part) for part in context.write_staging(spec, by_range).parts]
+            parts[spec.name] = [asdict(part) for part in context.write_gathered(spec, by_range).parts]
     context.set_pointer("gathered", {"cuts": cuts, **parts})
-    return load_user_events(context)
+    return context.run_artifacts.load_user_events()
 
 
 def _choose_cuts(context: RunContext, sources: Sequence[DataFrame]) -> list[Any]:

@@ -11,26 +11,13 @@ from recsys_batch.night.incremental import changed_users_path, load_base
 from recsys_batch.night.run_context import RunContext, StepResult
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, range_tasks, task_metrics
 from recsys_batch.spark.executors.carry_forward import restamp
-from recsys_batch.spark.executors.score import SHORT_BY_RULES, ScoreTask, ScoringInput, score_range
+from recsys_batch.spark.executors.score import SHORT_BY_RULES, ScoringInput, score_range
 from recsys_batch.tables.user_ranges import ranges_of_files
 
 
 def score_candidates(context: RunContext) -> StepResult:
     """Rank every user's candidates, and write the top K of each."""
-    run, config = context.run, context.config
-    task = ScoreTask(
-        run_id=run.run_id,
-        run_date=run.run_date,
-        generated_at=run.started_at,
-        model_version=run.model_version,
-        ids=context.ids,
-        bundle_dir=context.bundle_dir,
-        catalogue_dir=context.catalogue_dir,
-        n_candidates=config.retrieval.n_candidates,
-        top_k=config.scoring.top_k,
-        batch_users=config.scoring.batch_users,
-        cache=context.cache,
-    )
+    task = context.run_artifacts.make_score_task()
     base, candidates = load_base(context), context.slice_files("candidates")
     lists = ScoringInput(candidates, context.slice_files("user_embeddings"))
     if base is None:

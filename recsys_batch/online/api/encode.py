@@ -13,6 +13,7 @@ from recsys_batch.online.api.messages import Answer, AnswerItem
 from recsys_batch.online.ranking.ladder import RankResult
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.snapshot.reader import Snapshot
+from recsys_batch.online.snapshot.user_record import LiveOrigin
 
 _ENCODER = msgspec.json.Encoder()
 
@@ -22,12 +23,27 @@ def to_json(value: Any) -> bytes:
     return _ENCODER.encode(value)
 
 
-def encode_answer(result: RankResult, query: RankQuery, snapshot: Snapshot, request_id: str, timings: Mapping[str, float]) -> Answer:
-    """Make the answer of a ranking: item codes become ids and titles of the snapshot. ``timings`` are seconds."""
+def encode_answer(
+    result: RankResult,
+    query: RankQuery,
+    snapshot: Snapshot,
+    request_id: str,
+    timings: Mapping[str, float],
+    live: LiveOrigin | None = None,
+) -> Answer:
+    """Make the answer of a ranking: item codes become ids and titles of the snapshot.
+
+    Args:
+        timings: seconds.
+        live: where the user's lists are from; None for the night's, and for a user without any.
+    """
     items = _items(result, query, snapshot)
     facts = snapshot.facts
     milliseconds = {name: round(1000 * seconds, 3) for name, seconds in timings.items()}
-    return Answer(query.user_id, items, result.source, result.degraded, facts.snapshot_id, facts.model_version, request_id, milliseconds)
+    answer = Answer(query.user_id, items, result.source, result.degraded, facts.snapshot_id, facts.model_version, request_id, milliseconds)
+    if live is not None:
+        answer.lists, answer.events_through = "live", live.events_through
+    return answer
 
 
 def _items(result: RankResult, query: RankQuery, snapshot: Snapshot) -> list[AnswerItem]:

@@ -3,12 +3,15 @@
 Bounds that a schema can state are in the schema only: decode.py checks them, as its sentences say what was found.
 """
 
+import datetime as dt
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 Id = int | str
+Lists = Literal["night", "live"]
+"""Where a user's lists are from: the night, or the stream since."""
 
 MAX_DEADLINE_MS = 60_000
 MAX_REQUEST_ID_LENGTH = 200
@@ -87,7 +90,10 @@ class AnswerItem(Struct):
 
 
 class Answer(Struct):
-    """Answer of POST /v1/rank and GET /v1/users/{user_id}/topk."""
+    """Answer of POST /v1/rank and GET /v1/users/{user_id}/topk.
+
+    ``events_through``, only where ``lists`` is live: the newest event of the user that they know; null where none has a time.
+    """
 
     user_id: Id
     items: list[AnswerItem]
@@ -97,3 +103,5 @@ class Answer(Struct):
     model_version: str
     request_id: str
     timings_ms: dict[str, float]
+    lists: Lists = "night"
+    events_through: dt.datetime | UnsetType | None = UNSET

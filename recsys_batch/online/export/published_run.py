@@ -29,7 +29,7 @@ from recsys_batch.storage.filesystems import join
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix
 from recsys_batch.tables.run_manifest import Run
-from recsys_batch.tables.user_ranges import LIST_ROWS, UserSortedFiles, ranges_of_files
+from recsys_batch.tables.user_ranges import LIST_ROWS, UserSortedFiles
 
 N_HISTORY_ITEMS = 20
 """Newest items that are kept of each user that a snapshot keeps to be looked at."""
@@ -96,7 +96,7 @@ class PublishedRun:
             return {}
         with contextlib.suppress(InputMissing, FileNotFoundError):
             interactions = table_dataset(self.warehouse, "interactions", version)
-            return latest_events(interactions, select_sample_users(self.record_builder.candidates, n), catalogue)
+            return latest_events(interactions, select_sample_users(self.record_builder, n), catalogue)
         return {}
 
     def _snapshot_info(self) -> SnapshotInfo:
@@ -155,9 +155,9 @@ def _read_item_metadata(warehouse: str, version: int, catalogue: Catalogue) -> I
     return ItemMetadata.from_columns(*(rows[name].combine_chunks().take(row_of_item) for name in ("title", "categories")))
 
 
-def select_sample_users(candidates: UserSortedFiles, n: int) -> pa.Array:
+def select_sample_users(builder: RecordBuilder, n: int) -> pa.Array:
     """Select about n users of a run from its candidates, some of each range, without reading more than its first rows."""
-    bounds = ranges_of_files(candidates.parts)
+    candidates, bounds = builder.candidates, builder.user_ranges
     share = -(-n // max(len(bounds), 1))
     sampled = []
     for user_range in bounds:

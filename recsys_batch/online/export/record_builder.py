@@ -15,6 +15,7 @@ from recsys_batch.online.snapshot.user_record import UserRecord, encode_record
 from recsys_batch.schemas import IdType
 from recsys_batch.tables.list_columns import column_matrix, flatten_lists
 from recsys_batch.tables.user_ranges import LIST_ROWS, UserRange, UserSortedFiles, group_boundaries, ranges_of_files
+from recsys_batch.tables.user_rows import UserSortedSource
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,15 @@ class RecordBuilder:
         segments: user_id and place (int32) in the snapshot's segments; None where the run had no users table.
     """
 
-    candidates: UserSortedFiles
-    topk: UserSortedFiles
+    candidates: UserSortedSource
+    topk: UserSortedSource
     embeddings: UserSortedFiles
     segments: pa.Table | None = field(repr=False)
 
     @cached_property
     def user_ranges(self) -> list[UserRange]:
         """Ranges of users, a few tens of megabytes each, which together are everybody in the order of ids."""
+        assert isinstance(self.candidates, UserSortedFiles)
         return ranges_of_files(self.candidates.parts)
 
     def records(self, catalogue: Catalogue, user_range: UserRange) -> Iterator[tuple[bytes, bytes]]:

@@ -14,6 +14,7 @@ from recsys_batch.online.api.messages import Answer, Bounds, Feedback, RankReque
 from recsys_batch.online.http.openapi import build_openapi
 from recsys_batch.online.http.router import RETRY_AFTER, HttpError, QueryNumber, Request, Response, Route, json_response, parse_query
 from recsys_batch.online.serving import activation
+from recsys_batch.online.serving.freshness import LiveLag
 from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserSample
 from recsys_batch.online.serving.ranking_service import RankingService
 from recsys_batch.online.serving.traffic_split import TrafficSplit, parse_traffic_split
@@ -31,10 +32,11 @@ class Endpoints:
     Args:
         bounds: limits of a request.
         snapshots: folder of snapshots. state: folder in which the server's workers tell each other what they answer from.
+        live_lag: None where live lists are not followed.
     """
 
-    def __init__(self, service: RankingService, bounds: Bounds, snapshots: Path, state: Path) -> None:
-        self._service, self._bounds, self._snapshots, self._state = service, bounds, snapshots, state
+    def __init__(self, service: RankingService, bounds: Bounds, snapshots: Path, state: Path, live_lag: LiveLag | None = None) -> None:
+        self._service, self._bounds, self._snapshots, self._state, self._live_lag = service, bounds, snapshots, state, live_lag
         self._topk_k = QueryNumber("k", min(100, bounds.max_k), bounds.max_k, "items of the list")
         self._document = b""
 
@@ -120,7 +122,7 @@ class Endpoints:
         return Response(200, b'{"status":"alive"}')
 
     async def ready(self, request: Request) -> Response:
-        """Answer 200 only with a warm snapshot that is not too old to be shown."""
+        """Answer 200 only with a warm snapshot that is not too old to be shown; live lists that are behind are told, and no reason."""
         current = self._service.manager.current
         if current is None:
             reasons = "; ".join(self._service.manager.refused.values())
@@ -129,7 +131,8 @@ class Endpoints:
         age = self._service.freshness.status(facts.generated_at)
         if age == "too_old":
             raise HttpError(503, f"snapshot {facts.snapshot_id} is of {facts.generated_at.isoformat()}, which is past max_age_hard_hours")
-        return json_response({"status": "ready", "snapshot_id": facts.snapshot_id, "age": age})
+        live = self._live_lag.status() if self._live_lag is not None else "off"
+        return json_response({"status": "ready", "snapshot_id": facts.snapshot_id, "age": age, "live": live})
 
     async def metrics(self, request: Request) -> Response:
         metrics.tally.flush()  # this worker's; the others' come within online.poll_ms

@@ -28,6 +28,7 @@ from recsys_batch.online.oip.tensor_codec import datatype_of, tensor_from_bytes,
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.settings import CLIENT_TOKEN, LOAD_LOCK, ServerSettings, settings_from_environment
+from recsys_batch.online.snapshot.live_overlay import live_opener
 from recsys_batch.online.snapshot.redis_store import open_remote_store
 
 logger = logging.getLogger("recsys_batch.online")
@@ -155,7 +156,8 @@ def _has_token(token: str, metadata: Mapping[str, Any]) -> bool:
 
 async def run_grpc_server(settings: ServerSettings) -> None:
     """Serve until SIGTERM, following snapshots as the HTTP workers do."""
-    manager = SnapshotManager(Path(settings.snapshots), functools.partial(open_remote_store, settings), Path(settings.state) / LOAD_LOCK)
+    open_remote, load_lock = functools.partial(open_remote_store, settings), Path(settings.state) / LOAD_LOCK
+    manager = SnapshotManager(Path(settings.snapshots), open_remote, load_lock, live_opener(settings))
     await manager.poll()
     models = SnapshotModels(manager, settings.max_k, FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours))
     batcher = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting)

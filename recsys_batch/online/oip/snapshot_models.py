@@ -15,6 +15,7 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot, SnapshotManager
 from recsys_batch.online.snapshot.reader import Snapshot
+from recsys_batch.online.snapshot.user_record import UserRecord
 
 RANKER, RECOMMEND = "ranker", "recommend"
 _DEFAULT_K = 10
@@ -60,8 +61,14 @@ class RecommendModel(OipModel):
 
     rows_are_independent = False
 
-    def __init__(self, snapshot: Snapshot, max_k: int, lease: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        self._snapshot, self._max_k, self._lease = snapshot, max_k, lease
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        max_k: int,
+        lease: Callable[[], AbstractContextManager[object]] = nullcontext,
+        lookup: Callable[[int | str], UserRecord | None] | None = None,
+    ) -> None:
+        self._snapshot, self._max_k, self._lease, self._lookup = snapshot, max_k, lease, lookup or snapshot.lookup
         self.name, self.version = RECOMMEND, snapshot.snapshot_id
         self.inputs: Sequence[TensorSpec] = (
             TensorSpec("user_id", "INT64" if snapshot.ids.user == "BIGINT" else "BYTES", (-1,)),
@@ -94,7 +101,7 @@ class RecommendModel(OipModel):
     def _rank_input(self, user_id: int | str, k: int) -> RankInput:
         if self._snapshot.store is None:
             raise InvalidRequest("users' lists are in Redis, which this protocol's recommend does not read: ask POST /v1/rank")
-        return RankInput(RankQuery(user_id, k), self._snapshot.lookup(user_id))
+        return RankInput(RankQuery(user_id, k), self._lookup(user_id))
 
 
 def _user_id(value: int | bytes) -> int | str:
@@ -133,7 +140,7 @@ class SnapshotModels:
         current = self._manager.current
         if current is None or current is self._loaded:  # not by name: one that came back was closed in between and opened anew
             return
-        models: list[OipModel] = [RecommendModel(current.snapshot, self._max_k, current.lease)]
+        models: list[OipModel] = [RecommendModel(current.snapshot, self._max_k, current.lease, current.lookup_here)]
         if current.snapshot.ranker is not None:
             models.insert(0, RankerModel(current.snapshot))
         self._loaded, self._models = current, {model.name: model for model in models}

@@ -1,11 +1,13 @@
 """The server process: starts Granian's workers, and again those that die."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,9 @@ from granian.constants import HTTPModes, Interfaces, Loops
 from granian.log import LogLevels
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.settings import ServerSettings
+from recsys_batch.online.settings import LIVE_MARK, ServerSettings
+
+_LONGEST_PAUSE_SECONDS = 30.0
 
 
 def run_server(settings: ServerSettings, *, certificate: Path | None = None, key: Path | None = None) -> None:
@@ -24,16 +28,20 @@ def run_server(settings: ServerSettings, *, certificate: Path | None = None, key
         certificate, key: PEM files for TLS, both or neither.
 
     Raises:
-        UsageError: one of them alone, or a file that is not there.
+        UsageError: one of them alone, or a file that is not there; live lists are wanted, and nothing here reads tables.
     """
     if (certificate is None) != (key is None):
         raise UsageError("TLS needs --tls-certificate and --tls-key, found one of them")
     for path in (certificate, key):
         if path is not None and not path.is_file():
             raise UsageError(f"{path} is not a file")
+    if settings.live == "table" and importlib.util.find_spec("deltalake") is None:
+        install = "pip install 'recsys-batch[online,read]'"
+        raise UsageError(f"online.live = table reads the warehouse by deltalake, which is not installed: {install}, or set it to off")
     state = Path(settings.state)
     shutil.rmtree(state, ignore_errors=True)
     (state / "metrics").mkdir(parents=True)
+    (state / LIVE_MARK).touch()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(state / "metrics")
     settings.export_to_environment()
     server = Granian(
@@ -57,7 +65,11 @@ def run_server(settings: ServerSettings, *, certificate: Path | None = None, key
         ssl_cert=certificate,
         ssl_key=key,
     )
-    with supervised_process("recsys_batch.online.oip.grpc_server") if settings.grpc_port else contextlib.nullcontext():
+    with contextlib.ExitStack() as processes:
+        if settings.grpc_port:
+            processes.enter_context(supervised_process("recsys_batch.online.oip.grpc_server"))
+        if settings.live == "table":
+            processes.enter_context(supervised_process("recsys_batch.online.live.follower"))
         try:
             server.serve()
         finally:
@@ -66,7 +78,10 @@ def run_server(settings: ServerSettings, *, certificate: Path | None = None, key
 
 @contextlib.contextmanager
 def supervised_process(module: str) -> Iterator[None]:
-    """Keep a process of that module running during the ``with`` block: started again where it dies, ended with the block."""
+    """Keep a process of that module running during the ``with`` block: started again where it dies, ended with the block.
+
+    The sooner it dies again, the longer it is waited for.
+    """
     ending = threading.Event()
 
     def start() -> subprocess.Popen[bytes]:
@@ -74,9 +89,13 @@ def supervised_process(module: str) -> Iterator[None]:
         return subprocess.Popen([sys.executable, "-m", module], close_fds=False)
 
     def keep(process: subprocess.Popen[bytes]) -> None:
+        started, pause = time.monotonic(), 0.0
         while not ending.wait(0.1):
-            if process.poll() is not None:
-                process = start()
+            if process.poll() is None:
+                continue
+            pause = 0.0 if time.monotonic() - started > _LONGEST_PAUSE_SECONDS else min(2 * pause + 0.1, _LONGEST_PAUSE_SECONDS)
+            if not ending.wait(pause):
+                process, started = start(), time.monotonic()
         process.terminate()
         try:
             process.wait(10)

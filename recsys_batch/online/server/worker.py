@@ -21,11 +21,12 @@ from recsys_batch.online.oip.rest import OipRoutes
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
-from recsys_batch.online.serving.freshness import FreshnessPolicy
+from recsys_batch.online.serving.freshness import FreshnessPolicy, LiveLag
 from recsys_batch.online.serving.ranking_service import RankingService
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.serving.worker_state import drop_dead_worker_gauges, write_worker_state
 from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, LOAD_LOCK, ServerSettings, settings_from_environment
+from recsys_batch.online.snapshot.live_overlay import live_opener
 from recsys_batch.online.snapshot.redis_store import open_remote_store
 
 _SWITCH_INTERVAL_SECONDS = 0.0005
@@ -37,13 +38,15 @@ class Worker(App):
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
         snapshots, state = Path(settings.snapshots), Path(settings.state)
-        self._manager = SnapshotManager(snapshots, functools.partial(open_remote_store, settings), state / LOAD_LOCK)
+        open_remote = functools.partial(open_remote_store, settings)
+        self._manager = SnapshotManager(snapshots, open_remote, state / LOAD_LOCK, live_opener(settings))
+        self._live_lag = LiveLag(state, settings.live_max_lag_seconds) if settings.live != "off" else None
         admission = Admission(settings.max_waiting)
         folder, stats = Path(settings.exposures) if settings.exposures else None, state / f"log-{os.getpid()}.json"
         self._exposures = ExposureRecorder(folder, stats, max_mb=settings.exposures_max_mb)
         freshness = FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours)
         service = RankingService(self._manager, freshness, admission, self._exposures)
-        handlers = Endpoints(service, Bounds(settings.max_k, settings.max_ids), snapshots, state)
+        handlers = Endpoints(service, Bounds(settings.max_k, settings.max_ids), snapshots, state, self._live_lag)
         batching = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting)
         protocol = OipRoutes(SnapshotModels(self._manager, settings.max_k, freshness), batching)
         super().__init__(
@@ -92,6 +95,9 @@ class Worker(App):
                 metrics.SWAPS.inc()
         if current is not None:
             metrics.AGE.set(time.time() - current.snapshot.generated_at.timestamp())
+            metrics.LIVE_USERS.set(len(current.live) if current.live is not None else 0)
+        if self._live_lag is not None:
+            metrics.LIVE_LAG.set(self._live_lag.seconds())
         metrics.tally.flush()
         metrics.count_logs(self._exposures.counts())
         metrics.WAITING.set(self._admission.waiting)

@@ -1,8 +1,12 @@
-"""Limits on the age of a snapshot."""
+"""Limits on the age of a snapshot, and on that of what is known of live lists."""
 
 import datetime as dt
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+from recsys_batch.online.settings import LIVE_MARK
 
 Freshness = Literal["fresh", "stale", "too_old"]
 
@@ -19,3 +23,25 @@ class FreshnessPolicy:
         if self.hard is not None and hours > self.hard:
             return "too_old"
         return "stale" if hours > self.stale else "fresh"
+
+
+@dataclass(frozen=True)
+class LiveLag:
+    """Limit on the time since a server's follower last had all live lists, as the mark in the server's folder says.
+
+    Attributes:
+        limit: seconds.
+    """
+
+    state: Path
+    limit: float
+
+    def seconds(self) -> float:
+        """Measure the time since then."""
+        try:
+            return max(time.time() - (self.state / LIVE_MARK).stat().st_mtime, 0.0)
+        except FileNotFoundError:  # the server is ending
+            return 0.0
+
+    def status(self) -> Literal["following", "behind"]:
+        return "behind" if self.seconds() > self.limit else "following"

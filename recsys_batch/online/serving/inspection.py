@@ -1,10 +1,12 @@
 """Contents of a snapshot about a user, in words for people: what was done lately, candidates, the night's order."""
 
+import datetime as dt
+
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
 from recsys_batch.ids import parse_id
-from recsys_batch.online.api.messages import Bounds, Id
+from recsys_batch.online.api.messages import Bounds, Id, Lists
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_key import user_id_from_key
 from recsys_batch.online.snapshot.user_record import UserRecord
@@ -31,7 +33,10 @@ class ItemDetail(Struct):
 
 
 class UserDetail(Struct):
-    """Answer of GET /v1/users/{user_id}. ``history`` is null where the snapshot keeps none of this user; newest first."""
+    """Answer of GET /v1/users/{user_id}. ``history`` is null where the snapshot keeps none of this user; newest first, up to the night.
+
+    ``lists`` and ``events_through`` are as in an answer of POST /v1/rank.
+    """
 
     user_id: Id
     snapshot_id: str
@@ -40,10 +45,15 @@ class UserDetail(Struct):
     modelled: bool
     history: list[ItemSummary] | None
     candidates: list[ItemSummary]
+    lists: Lists = "night"
+    events_through: dt.datetime | UnsetType | None = UNSET
 
 
 class UserSample(Struct):
-    """Answer of GET /v1/users: some users to look at, and what a request for them can say."""
+    """Answer of GET /v1/users: some users to look at, and what a request for them can say.
+
+    ``live``: whether lists may change between two nights.
+    """
 
     snapshot_id: str
     model_version: str
@@ -55,6 +65,7 @@ class UserSample(Struct):
     attributes: list[str]
     categories: list[str]
     max_k: int
+    live: bool = False
 
 
 def describe_user(snapshot: Snapshot, user_id: Id, record: UserRecord) -> UserDetail:
@@ -62,7 +73,7 @@ def describe_user(snapshot: Snapshot, user_id: Id, record: UserRecord) -> UserDe
     candidates = _summarise_items(snapshot, record.codes.astype(np.int64))
     for item, score, rank in zip(candidates, record.retrieval.tolist(), record.batch_ranks().tolist(), strict=True):
         item.score, item.batch_rank = score, rank or None
-    return UserDetail(
+    detail = UserDetail(
         user_id=user_id,
         snapshot_id=snapshot.snapshot_id,
         n_events=record.n_events,
@@ -71,9 +82,12 @@ def describe_user(snapshot: Snapshot, user_id: Id, record: UserRecord) -> UserDe
         history=_history(snapshot, user_id),
         candidates=candidates,
     )
+    if record.live is not None:
+        detail.lists, detail.events_through = "live", record.live.events_through
+    return detail
 
 
-def describe_sample(snapshot: Snapshot, limit: int, bounds: Bounds) -> UserSample:
+def describe_sample(snapshot: Snapshot, limit: int, bounds: Bounds, *, live: bool = False) -> UserSample:
     """List at most ``limit`` users to look at: of the snapshot's samples, or where it has none of the first few thousand in its store."""
     manifest, chosen = snapshot.manifest, list(snapshot.samples)
     if not chosen and snapshot.store is not None:
@@ -91,6 +105,7 @@ def describe_sample(snapshot: Snapshot, limit: int, bounds: Bounds) -> UserSampl
         attributes=list(snapshot.features.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :]),
         categories=sorted(snapshot.items.metadata.categories),
         max_k=bounds.max_k,
+        live=live,
     )
 
 

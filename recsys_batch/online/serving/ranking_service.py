@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from recsys_batch.online import metrics
 from recsys_batch.online.api.encode import encode_answer
-from recsys_batch.online.api.messages import Answer, Bounds
+from recsys_batch.online.api.messages import Answer, Bounds, Lists
 from recsys_batch.online.exposure_log.log_rows import FeedbackEvent
 from recsys_batch.online.ranking.ladder import STALE, RankInput, RankResult, published_order, rank
 from recsys_batch.online.ranking.rank_query import RankQuery
@@ -19,7 +19,7 @@ from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserS
 from recsys_batch.online.serving.micro_batcher import MicroBatcher
 from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot, SnapshotManager
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
-from recsys_batch.online.snapshot.user_record import UserRecord
+from recsys_batch.online.snapshot.user_record import LiveOrigin, UserRecord
 
 
 class NotReady(Exception):
@@ -51,11 +51,12 @@ class RankingService:
             record, store_failed = await _lookup(loaded, query.user_id)
             looked_up = time.perf_counter()
             result = await self._batcher.rank(loaded, RankInput(query, record, store_failed))
-            self._flag_age(loaded, result)
+            live = None if record is None else record.live
+            self._flag_age(loaded, result, live)
             timings = {"wait": began - arrived, "lookup": looked_up - began, **result.stages, "total": time.perf_counter() - arrived}
-            answer = encode_answer(result, query, loaded.snapshot, request_id or secrets.token_hex(16), timings)
+            answer = encode_answer(result, query, loaded.snapshot, request_id or secrets.token_hex(16), timings, live)
         self.exposures.record(query, result, answer)
-        self._count(part, result, timings)
+        self._count(part, result, timings, answer.lists)
         self.manager.recent.append(query)
         self._maybe_shadow(query, result, loaded)
         return answer
@@ -76,9 +77,11 @@ class RankingService:
         loaded, _ = self._route(user_id)
         with loaded.lease():
             query = RankQuery(user_id, k)
-            ranked = published_order(query, await self._require_record(loaded, user_id))
-            self._flag_age(loaded, ranked)
-            return encode_answer(ranked, query, loaded.snapshot, secrets.token_hex(16), {"total": time.perf_counter() - began})
+            record = await self._require_record(loaded, user_id)
+            ranked = published_order(query, record)
+            self._flag_age(loaded, ranked, record.live)
+            timings = {"total": time.perf_counter() - began}
+            return encode_answer(ranked, query, loaded.snapshot, secrets.token_hex(16), timings, record.live)
 
     async def describe_user(self, user_id: int | str) -> UserDetail:
         """Describe what the snapshot holds of a user. Raises as ``published_topk``."""
@@ -88,7 +91,8 @@ class RankingService:
 
     def sample_users(self, limit: int, bounds: Bounds) -> UserSample:
         """List some users to look at. Raises NotReady without a snapshot."""
-        return describe_sample(_require_loaded(self.manager.current).snapshot, limit, bounds)
+        loaded = _require_loaded(self.manager.current)
+        return describe_sample(loaded.snapshot, limit, bounds, live=loaded.live is not None)
 
     def describe_item(self, item_id: int | str) -> ItemDetail:
         """Describe an item. Raises NotReady: no snapshot; UnknownItem: the snapshot does not have it."""
@@ -106,16 +110,17 @@ class RankingService:
             raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {user_id!r}")
         return record
 
-    def _flag_age(self, loaded: LoadedSnapshot, ranked: RankResult) -> None:
-        """An old snapshot is a reason where there is no other."""
-        if ranked.degraded is None and self.freshness.status(loaded.snapshot.generated_at) != "fresh":
+    def _flag_age(self, loaded: LoadedSnapshot, ranked: RankResult, live: LiveOrigin | None) -> None:
+        """An old list, the night's or a live one, is a reason where there is no other."""
+        made_at = loaded.snapshot.generated_at if live is None else live.written_at
+        if ranked.degraded is None and self.freshness.status(made_at) != "fresh":
             ranked.degraded = STALE
 
     def _route(self, user_id: int | str) -> tuple[LoadedSnapshot, str]:
         loaded, part = self.manager.route(user_id)
         return _require_loaded(loaded), part
 
-    def _count(self, part: str, ranked: RankResult, timings: dict[str, float]) -> None:
+    def _count(self, part: str, ranked: RankResult, timings: dict[str, float], lists: Lists) -> None:
         metrics.observe_stages["total"].observe(timings["total"])
         self._n_ranked += 1
         if self._n_ranked % metrics.STAGE_SAMPLE_EVERY == 0:
@@ -123,6 +128,7 @@ class RankingService:
                 if name != "total":
                     metrics.observe_stages[name].observe(seconds)
         metrics.tally.add("answers", ranked.source)
+        metrics.tally.add("lists", lists)
         if ranked.degraded is not None:
             metrics.tally.add("degraded", ranked.degraded)
         metrics.tally.add("by_snapshot", part)

@@ -30,6 +30,7 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving import traffic_split
 from recsys_batch.online.serving.traffic_split import TrafficSplit
 from recsys_batch.online.snapshot import repository
+from recsys_batch.online.snapshot.live_overlay import LiveReader
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import RedisStore
@@ -51,27 +52,42 @@ class LoadedSnapshot:
     Attributes:
         remote: the store beside it, None where lists are in the snapshot.
         unload: called when the last lease is released.
+        live: lists of its run that the stream refreshed since, which are preferred; None where they are not followed.
         latency: of its ranker; every model has its own.
     """
 
     snapshot: Snapshot
     remote: RedisStore | None
     unload: Callable[[LoadedSnapshot], None]
+    live: LiveReader | None = None
     latency: LatencyTracker = field(default_factory=LatencyTracker)
     leases: int = 0
 
     async def lookup(self, user_id: int | str) -> UserRecord | None:
-        """Read a user's record from the snapshot or from Redis beside it; None for a user that it does not have.
+        """Read a user's record: the live one, or that of the snapshot or of Redis beside it; None for a user that none has.
 
         Raises:
             StoreUnavailable: Redis does not answer.
             RecsysBatchError: the record is damaged.
         """
         if self.remote is None:
-            return self.snapshot.lookup(user_id)
+            return self.lookup_here(user_id)
+        live = self._lookup_live(user_id)
+        if live is not None:
+            return live
         key = self.snapshot.key(user_id)
         record = await self.remote.fetch(key) if key is not None else None
         return decode_record(record) if record is not None else None
+
+    def lookup_here(self, user_id: int | str) -> UserRecord | None:
+        """Read a user's record where nothing is asked over a network. Raises RecsysBatchError: the record is damaged."""
+        return self._lookup_live(user_id) or self.snapshot.lookup(user_id)
+
+    def _lookup_live(self, user_id: int | str) -> UserRecord | None:
+        if self.live is None or not self.live.is_open:
+            return None
+        key = self.snapshot.key(user_id)
+        return self.live.get(key) if key is not None else None
 
     def acquire(self) -> LoadedSnapshot:
         """Keep the snapshot open until ``release``."""
@@ -100,6 +116,7 @@ class SnapshotManager:
     Args:
         folder: of snapshots.
         open_remote: opens the store beside a snapshot of that id.
+        open_live: opens the reader of a run's live lists; None where they are not followed.
         load_lock: a file that a server's workers lock in turn, so that they open a snapshot one after the other, not on all cores at once.
 
     Attributes:
@@ -108,7 +125,13 @@ class SnapshotManager:
         recent: the newest queries, to warm the next snapshot with.
     """
 
-    def __init__(self, folder: Path, open_remote: Callable[[str], RedisStore], load_lock: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        open_remote: Callable[[str], RedisStore],
+        load_lock: Path,
+        open_live: Callable[[str], LiveReader] | None = None,
+    ) -> None:
         self.folder = folder
         self.current: LoadedSnapshot | None = None
         self.canary: LoadedSnapshot | None = None
@@ -116,7 +139,7 @@ class SnapshotManager:
         self.routes = TrafficSplit()
         self.refused: dict[str, str] = {}
         self.recent: deque[RankQuery] = deque(maxlen=WARM_REQUESTS)
-        self._open_remote, self._load_lock = open_remote, load_lock
+        self._open_remote, self._load_lock, self._open_live = open_remote, load_lock, open_live
         self._loaded: dict[str, LoadedSnapshot] = {}
         self._closing: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
         self._seen: tuple[object, ...] | None = None
@@ -130,7 +153,10 @@ class SnapshotManager:
         return self.current, "current"
 
     async def poll(self) -> bool:
-        """Look whether other snapshots are wanted, and go over to them; whether anything was looked into."""
+        """Look for live lists, and whether other snapshots are wanted; go over to them; whether any were looked into."""
+        for loaded in self._loaded.values():
+            if loaded.live is not None:
+                loaded.live.poll()
         seen = (*_stamp(self.folder / repository.CURRENT_FILE), *_stamp(self.folder / traffic_split.ROUTES_FILE))
         if seen == self._seen:
             return False
@@ -184,11 +210,14 @@ class SnapshotManager:
             snapshot = open_snapshot(folder)
             remote = self._open_remote(snapshot_id) if snapshot.store is None else None
             warm_up(snapshot, list(self.recent))
-            return LoadedSnapshot(snapshot, remote, self._unload)
+            live = self._open_live(snapshot_id) if self._open_live is not None else None
+            return LoadedSnapshot(snapshot, remote, self._unload, live)
 
     def _unload(self, loaded: LoadedSnapshot) -> None:
         del self._loaded[loaded.snapshot.snapshot_id]
         loaded.snapshot.close()
+        if loaded.live is not None:
+            loaded.live.close()
         if loaded.remote is not None:
             self._closing.add(task := asyncio.get_running_loop().create_task(loaded.remote.close()))
             task.add_done_callback(self._closing.discard)

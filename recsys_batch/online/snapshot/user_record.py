@@ -5,8 +5,10 @@ the user's embedding float32 [d], candidates' codes int32 [C] and retrieval scor
 candidate ranks uint16 [K]. The top-K's items are candidates, so their codes are not repeated.
 """
 
+import datetime as dt
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +22,20 @@ _HEADER = struct.Struct("<BBHIHHHH")
 _HAS_EMBEDDING = 1
 
 
+class LiveOrigin(NamedTuple):
+    """Origin of a list that the stream refreshed since the night.
+
+    Attributes:
+        batch_id: version of interactions that it goes up to; greater is newer.
+        written_at: when its micro-batch was committed, UTC.
+        events_through: newest event of the user that it knows, UTC; None where none has a time.
+    """
+
+    batch_id: int
+    written_at: dt.datetime
+    events_through: dt.datetime | None
+
+
 @dataclass(slots=True)
 class UserRecord:
     """A user's part of a run.
@@ -30,6 +46,7 @@ class UserRecord:
         segment: place in the snapshot's segments; None for none.
         codes: int32 [C], candidates by retrieval rank. retrieval: float32 [C].
         top_places: int [K], places in ``codes`` of the published top-K, best first. top_scores: float32 [K].
+        live: where the lists are from; None for the night's.
     """
 
     embedding: np.ndarray | None
@@ -39,6 +56,7 @@ class UserRecord:
     retrieval: np.ndarray
     top_places: np.ndarray
     top_scores: np.ndarray
+    live: LiveOrigin | None = None
 
     def batch_ranks(self) -> np.ndarray:
         """Rank the candidates as the published top-K does: int64 [C], from 1; 0 where one is not in it."""

@@ -28,7 +28,8 @@ from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix, flatten_lists, pad_lists
 from recsys_batch.tables.slice_writer import attach_counts
-from recsys_batch.tables.user_ranges import UserRange, UserSortedFiles, users_in_range
+from recsys_batch.tables.user_ranges import UserRange, users_in_range
+from recsys_batch.tables.user_rows import UserSortedSource
 
 if TYPE_CHECKING:
     from recsys_batch.model.ranker import Ranker
@@ -119,8 +120,8 @@ class ScoringInput:
         changed, new_items: in an incremental night only lists of these users (location of Parquet of user_id), or with one of these items.
     """
 
-    candidates: UserSortedFiles
-    embeddings: UserSortedFiles
+    candidates: UserSortedSource
+    embeddings: UserSortedSource
     changed: str | None = None
     new_items: pa.Array | None = None
 

@@ -1,13 +1,19 @@
 """The explorer page in a real Chromium, against a real server. Pictures of each state are left in data/screenshots."""
 
 import contextlib
+import datetime as dt
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
+
+from recsys_batch.online.snapshot.live_overlay import encode_live_record, open_overlay, overlays_folder
+from recsys_batch.online.snapshot.user_key import user_key
+from recsys_batch.online.snapshot.user_record import LiveOrigin, UserRecord, encode_record
 
 PICTURES = Path(__file__).parents[3] / "data" / "screenshots"
 WIDE = {"width": 1200, "height": 900}
@@ -333,3 +339,36 @@ def test_large_numbers_and_text_are_the_same_ids_on_the_way_back(visit: Any, ite
     expect(page.locator("#session button")).to_have_text(f"item {plain}")
     page.wait_for_timeout(200)
     here.complaints.clear()  # nobody knows that item: 404
+
+
+def test_a_list_that_the_stream_refreshes_is_shown_while_somebody_looks(
+    visit: Any, make: Any, serve: Any, current: Any, tmp_path: Path
+) -> None:
+    folder = make()
+    current(folder, "first")
+    server = serve(folder, "--set", "online.live=table", "--set", f"paths.warehouse={tmp_path}")
+    overlay = open_overlay(overlays_folder(folder) / "first", "the test")
+
+    def refresh(batch_id: int, through: dt.datetime | None, *codes: int) -> None:
+        n = len(codes)
+        scores = np.linspace(1.0, 0.5, n, dtype=np.float32)
+        record = UserRecord(np.full(16, 0.1, np.float32), 3, None, np.array(codes), scores, np.arange(n), scores)
+        origin = LiveOrigin(batch_id, dt.datetime.now(dt.UTC), through)
+        overlay.add([(user_key(5, "BIGINT") or b"", encode_live_record(origin, encode_record(record)))], batch_id)
+
+    here = visit(server.port)
+    page = here.open("#user=5&session=3")
+    assert len(here.order("batch")) == 20
+    expect(page.locator("#batch-title")).to_have_text("The night's order")
+    expect(page.locator("#lists")).to_be_hidden()
+    refresh(1, dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC), 40, 30, 20)
+    expect(page.locator("#batch-title")).to_have_text("The live order", timeout=15_000)
+    expect(page.locator("#lists")).to_have_text("Live list, with events through 2026-03-01 12:00:00 UTC")
+    expect(page.locator("#online-note")).to_contain_text("the live list")
+    assert here.order("batch") == ["40", "30", "20"] and sorted(here.order()) == ["20", "30", "40"]
+    here.picture("live")
+    refresh(2, None, 7, 8)
+    expect(page.locator("#batch-note")).to_have_text("Refreshed since the night, with events of no known time", timeout=15_000)
+    assert here.order("batch") == ["7", "8"] and page.url.endswith("#user=5&session=3")
+    overlay.close()
+    page.close()  # it would go on asking a server that has ended

@@ -3,10 +3,11 @@
 import { Newest, Problem, ask } from "./api.js";
 import { chips, element, show } from "./lists.js";
 import { emptyContext, rankBody, readHash, writeHash } from "./state.js";
-import { REASONS, SOURCES, movement, problemInWords } from "./words.js";
+import { LISTS, REASONS, SOURCES, movement, problemInWords, throughInWords } from "./words.js";
 
 const SHOWN = 20;
 const WAIT_MS = 120;
+const WATCH_MS = 3000;
 const at = (id) => document.getElementById(id);
 const lists = { history: at("history"), candidates: at("candidates"), batch: at("batch"), online: at("online") };
 const controls = ["weekday", "hour", "device", "category"];
@@ -16,7 +17,7 @@ let about = null; // of state.user; null for nobody or somebody unknown
 let choices = { user_ids: [], max_k: SHOWN };
 let timer = 0;
 const titles = new Map();
-const newest = { user: new Newest(), rank: new Newest() };
+const newest = { user: new Newest(), rank: new Newest(), watch: new Newest() };
 
 const token = () => sessionStorage.getItem("token") ?? "";
 const title = (id) => titles.get(String(id)) ?? `item ${id}`;
@@ -51,7 +52,7 @@ function clear() {
 
 function forgetAnswer() {
   lists.online.replaceChildren();
-  for (const id of ["source", "degraded", "timing"]) at(id).hidden = true;
+  for (const id of ["source", "lists", "degraded", "timing"]) at(id).hidden = true;
 }
 
 async function guarded(work) {
@@ -89,17 +90,33 @@ async function loadUser() {
   about = null;
   const signal = newest.user.signal();
   newest.rank.signal();
+  newest.watch.signal();
   if (!state.user) return tell("Choose a user.");
   tell(`Reading user ${state.user} …`);
   try {
-    about = await ask(`v1/users/${encodeURIComponent(state.user)}`, { token: token(), signal });
+    about = await askUser(signal);
   } catch (error) {
     if (error.status !== 404) throw error;
   }
+  await showAll();
+}
+
+const askUser = (signal) => ask(`v1/users/${encodeURIComponent(state.user)}`, { token: token(), signal });
+
+async function showAll() {
   remember(about?.history);
   remember(about?.candidates);
   showUser();
   await loadRanking();
+}
+
+// Where the stream refreshes lists, a new one is shown while somebody looks; what goes wrong is told when a person asks.
+async function watch() {
+  if (!choices.live || !state.user || document.hidden) return;
+  const told = await askUser(newest.watch.signal()).catch(() => null);
+  if (!told || String(told.user_id) !== state.user || JSON.stringify(told) === JSON.stringify(about)) return;
+  about = told;
+  await showAll();
 }
 
 async function loadRanking() {
@@ -127,6 +144,10 @@ function showUser() {
   const score = (item) => ({ detail: [item.score.toFixed(3), detail(item)].filter(Boolean).join(" · ") });
   show(lists.candidates, candidates.map((item, n) => row(item, n + 1, score(item))), { ...handlers, empty: "No candidates." });
   const batch = candidates.filter((item) => item.batch_rank).sort((a, b) => a.batch_rank - b.batch_rank).slice(0, SHOWN);
+  const from = LISTS[about?.lists ?? "night"];
+  at("batch-title").textContent = from.title;
+  at("batch-note").textContent = from.note(throughInWords(about?.events_through));
+  at("online-note").textContent = `Moves are counted against ${from.name}`;
   show(lists.batch, batch.map((item) => row(item, item.batch_rank)), { ...handlers, empty: "The night has no list of this user." });
   showChips();
 }
@@ -139,11 +160,12 @@ function showAnswer(answer) {
     const own = known.get(String(item.item_id));
     const from = item.candidate_rank ? `candidate ${item.candidate_rank}` : "";
     const detail = [own?.categories.join(", "), from].filter(Boolean).join(" · ");
-    const moved = about ? movement(own?.batch_rank, item.rank) : {};
+    const moved = about ? movement(own?.batch_rank, item.rank, LISTS[about.lists].name) : {};
     return { id: item.item_id, title: title(item.item_id), rank: item.rank, detail, contributions: item.contributions, scale, ...moved };
   });
   show(lists.online, rows, { empty: "Nothing is left: take something out of the filters.", onPick: pick, onDrop: exclude });
   badge("source", SOURCES[answer.source] ?? answer.source);
+  badge("lists", answer.lists === "live" && `Live list, ${throughInWords(answer.events_through)}`);
   badge("degraded", answer.degraded && `Degraded: ${REASONS[answer.degraded] ?? answer.degraded}`);
   at("degraded").dataset.reason = answer.degraded ?? "";
   tell(`User ${answer.user_id}: ${answer.items.length} items, snapshot ${answer.snapshot_id}, model ${answer.model_version}`);
@@ -251,6 +273,7 @@ function start() {
   });
   fromAddress();
   guarded(open);
+  setInterval(() => guarded(watch), WATCH_MS);
 }
 
 async function open() {

@@ -16,6 +16,16 @@ export const REASONS = {
   stale_snapshot: "the snapshot is old",
 };
 
+// Where a user's lists are from.
+export const LISTS = {
+  night: { title: "The night's order", note: () => "Computed once, the same for every request", name: "the night's list" },
+  live: { title: "The live order", note: (through) => `Refreshed since the night, ${through}`, name: "the live list" },
+};
+
+export function throughInWords(time) {
+  return time ? `with events through ${new Date(time).toISOString().slice(0, 19).replace("T", " ")} UTC` : "with events of no known time";
+}
+
 export function problemInWords(problem) {
   if (problem.status === 401) return "This server asks for a token: type it under Token above.";
   if (problem.status === 503) return `Not now: ${problem.message}.`;
@@ -23,10 +33,10 @@ export function problemInWords(problem) {
   return `Refused (${problem.status}): ${problem.message}`;
 }
 
-export function movement(batchRank, rank) {
-  if (!batchRank) return { moved: "new", direction: "up", movedInWords: "not in the night's list" };
+export function movement(batchRank, rank, list) {
+  if (!batchRank) return { moved: "new", direction: "up", movedInWords: `not in ${list}` };
   const steps = batchRank - rank;
-  if (steps === 0) return { moved: "=", movedInWords: "where the night had it" };
+  if (steps === 0) return { moved: "=", movedInWords: `where ${list} has it` };
   const places = `${Math.abs(steps)} ${Math.abs(steps) === 1 ? "place" : "places"}`;
   return steps > 0
     ? { moved: `▲ ${steps}`, direction: "up", movedInWords: `${places} up from ${batchRank}` }

@@ -1,0 +1,171 @@
+"""The process that follows the stream for a server: tails topk_live, and adds each micro-batch to the overlay of its run.
+
+Whatever goes wrong ends it, and server/supervisor.py starts it again: an overlay says how far it goes, so nothing is lost but time.
+"""
+
+import contextlib
+import datetime as dt
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import lmdb
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
+
+from recsys_batch import logs
+from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online import metrics
+from recsys_batch.online.live.batch_records import LiveRun, open_live_run
+from recsys_batch.online.serving.traffic_split import read_traffic_split
+from recsys_batch.online.serving.worker_state import read_worker_states
+from recsys_batch.online.settings import LIVE_MARK, ServerSettings, settings_from_environment
+from recsys_batch.online.snapshot import repository
+from recsys_batch.online.snapshot.live_overlay import LiveOverlay, open_overlay, overlays_folder, remove_overlay
+from recsys_batch.storage.filesystems import absolute, exists, is_remote, join
+from recsys_batch.tables.delta_log import open_delta_table
+from recsys_batch.tables.live_records import LiveBatch, read_batches
+
+logger = logging.getLogger("recsys_batch.online")
+
+_STORE_POLL_SECONDS = 1.0
+"""Least seconds between two looks at a table in an object store: each is a request that is paid for."""
+_FIRST_COMMITS = 1000
+
+
+class Follower:
+    """Keeps the overlays of the runs whose snapshots a server answers from, or is about to.
+
+    Args:
+        state: the server's folder: what its workers have loaded, and the mark that says when all was known.
+    """
+
+    def __init__(self, warehouse: str, snapshots: Path, state: Path) -> None:
+        self._warehouse, self._snapshots, self._state = absolute(warehouse), snapshots, state
+        self._root, self._folder = join(self._warehouse, "topk_live"), overlays_folder(snapshots)
+        self._table: DeltaTable | None = None
+        self._runs: dict[str, LiveRun] = {}
+        self._overlays: dict[str, LiveOverlay] = {}
+
+    def poll(self) -> None:
+        """Bring all overlays up to what topk_live has now, and mark the time."""
+        wanted = self._wanted_runs()
+        if wanted != self._runs.keys():
+            self._turn_to(wanted)
+        if self._table is None:
+            self._table = _open_table(self._root)
+        if self._table is not None:
+            if exists(join(self._root, "_delta_log", f"{self._table.version() + 1:020d}.json")):
+                self._table.update_incremental()
+            for run in self._runs.values():
+                self._catch_up(run, self._table)
+        with contextlib.suppress(FileNotFoundError):  # the server has ended
+            os.utime(self._state / LIVE_MARK)
+
+    def close(self) -> None:
+        for overlay in self._overlays.values():
+            overlay.close()
+
+    def _wanted_runs(self) -> set[str]:
+        roles = [worker[role] for worker in read_worker_states(self._state) for role in ("current", "canary", "shadow")]
+        named = {repository.read_current(self._snapshots), *read_traffic_split(self._snapshots).snapshot_ids, *roles}
+        return named & set(repository.list_snapshots(self._snapshots))
+
+    def _turn_to(self, wanted: set[str]) -> None:
+        """Follow these runs, and remove the overlays of all others."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for path in self._folder.iterdir():
+            if path.name not in wanted:
+                if path.name in self._overlays:
+                    self._overlays.pop(path.name).close()
+                remove_overlay(path)
+        runs = {run_id: self._runs.get(run_id) or open_live_run(self._warehouse, self._snapshots / run_id) for run_id in sorted(wanted)}
+        self._runs, self._table = runs, None  # a new run may be another table's
+
+    def _catch_up(self, run: LiveRun, table: DeltaTable) -> None:
+        overlay = self._overlays.get(run.run_id)
+        if overlay is None or not overlay.is_in_place:
+            if overlay is not None:
+                overlay.close()
+            overlay = self._overlays[run.run_id] = open_overlay(self._folder / run.run_id, str(table.metadata().id))
+        if overlay.version == table.version():
+            return
+        try:
+            for commit in reversed(_commits_since(table, overlay.version, run.generated_at)):
+                _add_batches(run, overlay, commit)
+            overlay.add((), table.version())  # other runs' batches are passed over
+        except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError):
+            remove_overlay(self._folder / run.run_id)
+            raise
+
+
+def _add_batches(run: LiveRun, overlay: LiveOverlay, commit: dict[str, Any]) -> None:
+    written_at = dt.datetime.fromtimestamp(commit["timestamp"] / 1000, dt.UTC)
+    for batch in read_batches([commit]):
+        if batch.run_id != run.run_id or not _has_records(batch):
+            continue
+        try:
+            overlay.add(run.records(batch, written_at), commit["version"])
+        except FileNotFoundError as error:
+            logger.warning("live lists of batch %d are gone, the ones before hold: %s", batch.version, error)
+        metrics.LIVE_BATCHES.inc()
+
+
+def _has_records(batch: LiveBatch) -> bool:
+    if batch.files.get("topk_live") and not batch.files.get("candidates"):
+        logger.warning("live lists of batch %d have no candidates: run the stream with online.live = table", batch.version)
+    return bool(batch.files.get("candidates"))
+
+
+def _open_table(root: str) -> DeltaTable | None:
+    """Open topk_live; None before the first stream of the warehouse."""
+    try:
+        return open_delta_table(root)
+    except TableNotFoundError:
+        return None
+
+
+def _commits_since(table: DeltaTable, version: int | None, since: dt.datetime) -> list[dict[str, Any]]:
+    """List the commits after a version, newest first; where it is None, those after a time."""
+    limit = _FIRST_COMMITS if version is None else table.version() - version
+    while True:
+        history: list[dict[str, Any]] = table.history(limit)
+        if version is not None or len(history) < limit or history[-1]["timestamp"] / 1000 < since.timestamp():
+            return history
+        limit *= 4
+
+
+def run_follower(settings: ServerSettings, stop: threading.Event) -> None:
+    """Follow until ``stop`` is set, or the server is gone."""
+    seconds = settings.poll_ms / 1000
+    if is_remote(absolute(settings.warehouse)):
+        seconds = max(seconds, _STORE_POLL_SECONDS)
+    follower, parent = Follower(settings.warehouse, Path(settings.snapshots), Path(settings.state)), os.getppid()
+    try:
+        while os.getppid() == parent and not stop.is_set():
+            follower.poll()
+            stop.wait(seconds)
+    finally:
+        follower.close()
+
+
+def follower_main() -> None:
+    """Run the process that ``serve`` starts."""
+    logs.configure(os.environ.get("RECSYS_BATCH_LOG_FORMAT", "text"))
+    os.nice(10)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        run_follower(settings_from_environment(), stop)
+    except RecsysBatchError as error:
+        logger.error("live lists are not followed: %s", error)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    follower_main()

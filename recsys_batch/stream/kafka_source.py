@@ -1,0 +1,217 @@
+"""Events of a Kafka topic, appended to interactions exactly once: what the stream then refreshes, it finds there as any other's.
+
+Spark keeps the offsets in a checkpoint beside the tables. A batch that is done again after a crash has the same offsets and the same
+number, by which Delta knows that its rows are there already.
+"""
+
+import datetime as dt
+import json
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.streaming.query import StreamingQuery
+
+from recsys_batch.config import Config
+from recsys_batch.dataset.user_events import EVENTS
+from recsys_batch.errors import InputMissing, RecsysBatchError
+from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.spark.executors.changed_events import to_events
+from recsys_batch.spark.ingest import validation
+from recsys_batch.spark.ingest.pipeline import ITEMS_DECLARED
+from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW
+from recsys_batch.spark.ingest.validation import REASON
+from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.storage.artifacts import artifact_root
+from recsys_batch.storage.filesystems import join, read_bytes, write_bytes
+from recsys_batch.stream.refresher import RefreshedBatch, Refresher
+from recsys_batch.tables.delta_log import open_delta_table
+
+_FIELDS = ("user_id", "item_id", "event_ts", "event_type", "weight")
+_POLL_SECONDS = 0.1
+
+
+class KafkaSource:
+    """The topic of a config, and the checkpoint that says how far it was read."""
+
+    def __init__(self, spark: SparkSession, config: Config) -> None:
+        """Open the checkpoint, or begin one at the oldest message that the topic keeps.
+
+        Raises:
+            InputMissing: the checkpoint is of another topic, or of other tables.
+        """
+        self._spark, self._config = spark, config
+        self._tables = WarehouseTables(spark, config)
+        self._ids: IdTypes = self._tables.require_ids()
+        self._tables.ensure("rejected", self._ids)
+        self._checkpoint = join(artifact_root(config.paths.warehouse), "stream", "kafka")
+        self._application = self._identify()
+        self._known_items, self._pool = None, ThreadPoolExecutor(1)
+        if self._tables.exists("items") and self._tables.property("items", ITEMS_DECLARED) == "true":
+            self._known_items = self._tables.read("items").select("item_id")
+
+    def run(
+        self,
+        refresher: Refresher,
+        after_batch: Callable[[RefreshedBatch | None], None],
+        *,
+        available_now: bool,
+        trigger_seconds: float,
+        stop: threading.Event,
+    ) -> None:
+        """Append micro-batches until ``stop`` is set, or with ``available_now`` until the topic is read to its end.
+
+        Args:
+            refresher: makes the lists of a micro-batch while it is appended.
+            after_batch: called after each micro-batch, with it where its lists are committed; what it raises ends the stream, and is
+                raised here.
+
+        Raises:
+            InputMissing: the topic is gone, or messages that were not read yet.
+            RecsysBatchError: no broker answers.
+        """
+        batch_lock, failures = threading.Lock(), list[BaseException]()
+
+        def handle(batch: DataFrame, number: int) -> None:
+            with batch_lock:
+                if stop.is_set() and not available_now:
+                    # The batch is not done: it is the next stream's first. An interrupt from outside may end in a StackOverflowError.
+                    raise RuntimeError("ended")
+                try:
+                    after_batch(self._handle(batch, number, refresher))
+                except BaseException as error:
+                    failures.append(error)
+                    raise RuntimeError("failed") from None
+
+        trigger = {"availableNow": True} if available_now else {"processingTime": f"{round(1000 * trigger_seconds)} milliseconds"}
+        writer = self._read_topic().writeStream.foreachBatch(handle).option("checkpointLocation", join(self._checkpoint, "spark"))
+        query = writer.trigger(**trigger).start()
+        try:
+            while query.isActive and not stop.wait(_POLL_SECONDS):
+                pass
+            _end_between_batches(query, batch_lock)
+            query.awaitTermination()
+        except PySparkException as error:
+            if failures:
+                raise failures[0] from None
+            if not stop.is_set():
+                raise _explain(error, self._config) from None
+
+    def _identify(self) -> str:
+        """Read the checkpoint's name of its own, which Delta counts its batches by, or give it one."""
+        location = join(self._checkpoint, "source.json")
+        interactions = str(open_delta_table(self._tables.folder("interactions")).metadata().id)
+        ours = {"topic": self._config.stream.topic, "interactions": interactions}
+        try:
+            found: dict[str, Any] = json.loads(read_bytes(location))
+        except FileNotFoundError:
+            found = {**ours, "application": f"recsys_batch.kafka/{uuid.uuid4().hex}"}
+            write_bytes(location, json.dumps(found, indent=2).encode())
+        for key, value in ours.items():
+            if found[key] != value:
+                text = f"{self._checkpoint} is the checkpoint of {key} {found[key]}, and this stream reads {value}"
+                raise InputMissing(f"{text}: name the old one, or remove that folder to read the topic from its beginning")
+        return str(found["application"])
+
+    def _read_topic(self) -> DataFrame:
+        stream = self._config.stream
+        options = {
+            "kafka.bootstrap.servers": stream.bootstrap_servers,
+            "subscribe": stream.topic,
+            "startingOffsets": "earliest",
+            "maxOffsetsPerTrigger": str(stream.max_events),
+            # A broker that restarts is waited for, a minute in all.
+            "kafka.default.api.timeout.ms": "20000",
+            "kafka.request.timeout.ms": "15000",
+            # What is lost is said, not skipped.
+            "failOnDataLoss": "true",
+        }
+        return self._spark.readStream.format("kafka").options(**options).load()
+
+    def _handle(self, batch: DataFrame, number: int, refresher: Refresher) -> RefreshedBatch | None:
+        """Append a batch's usable rows to interactions, the others to rejected, and make the lists of its users meanwhile.
+
+        The rows are on the driver for it, ``stream.max_events`` at most.
+        """
+        typed = validation.parse_interactions(parse_messages(batch), self._ids)
+        if self._known_items is not None:
+            typed = validation.mark_unknown_items(typed, self._known_items)
+        # In one task, so that duplicates meet without a shuffle.
+        rows = validation.mark_duplicates(typed.coalesce(1), None).toArrow()
+        usable = rows.filter(pc.is_null(rows[REASON])).select([column.name for column in TABLES["interactions"].columns])
+        rejected = rows.filter(pc.is_valid(rows[REASON]))
+        transaction = (self._application, number)
+        if rejected.num_rows:
+            self._append("rejected", self._as_rejected(rejected, number), transaction)
+        if usable.num_rows == 0:
+            return None
+        appending = self._pool.submit(self._append, "interactions", usable, transaction)
+        try:
+            prepared = refresher.make_lists_ahead(to_events(usable, EVENTS.arrow_schema(self._ids)))
+        finally:
+            appending.result()
+        return refresher.commit_ahead(prepared, transaction)
+
+    def _append(self, name: str, rows: pa.Table, transaction: tuple[str, int]) -> None:
+        self._tables.append_once(name, self._spark.createDataFrame(rows).coalesce(1), transaction)
+
+    def _as_rejected(self, rows: pa.Table, number: int) -> pa.Table:
+        schema, n = TABLES["rejected"].arrow_schema(self._ids), len(rows)
+        columns = {
+            "ingest_id": pa.repeat(f"{self._application}/{number}", n),
+            "source": pa.repeat(f"kafka:{self._config.stream.topic}", n),
+            "kind": pa.repeat("interactions", n),
+            "reason": rows[REASON],
+            "row": rows[RAW_ROW],
+            "rejected_at": pa.repeat(pa.scalar(dt.datetime.now(dt.UTC), schema.field("rejected_at").type), n),
+        }
+        return pa.table([columns[field.name] for field in schema], schema=schema)
+
+
+def parse_messages(messages: DataFrame) -> DataFrame:
+    """Split messages (topic, partition, offset, value) into the raw columns of ingest.
+
+    ``_row`` is JSON of where the message stands and its text; ``_corrupt`` its text where that is no JSON object. A message without a
+    weight weighs 1.
+    """
+    text = F.col("value").cast("string")
+    schema = ", ".join(f"`{name}` STRING" for name in (*_FIELDS, CORRUPT))
+    parsed = F.from_json(text, schema, {"columnNameOfCorruptRecord": CORRUPT})
+    is_object = F.coalesce(F.ltrim(text).startswith("{"), F.lit(False))
+    position = F.struct("topic", "partition", "offset", text.alias("value"))
+    rows = messages.select(parsed.alias("fields"), F.to_json(position).alias(RAW_ROW), text.alias("text"), is_object.alias("is_object"))
+    corrupt = F.when(~F.col("is_object") | F.col(f"fields.{CORRUPT}").isNotNull(), F.coalesce("text", F.lit(""))).alias(CORRUPT)
+    columns = {name: F.col(f"fields.{name}") for name in _FIELDS}
+    columns["weight"] = F.coalesce(columns["weight"], F.lit("1"))
+    return rows.select(*(column.alias(name) for name, column in columns.items()), corrupt, RAW_ROW)
+
+
+def _end_between_batches(query: StreamingQuery, batch_lock: threading.Lock) -> None:
+    """Stop a query while no batch is at work; a batch that begins meanwhile ends it by itself."""
+    while query.isActive:
+        with batch_lock:
+            if not query.status["isTriggerActive"]:
+                query.stop()
+                return
+        time.sleep(_POLL_SECONDS)
+
+
+def _explain(error: PySparkException, config: Config) -> RecsysBatchError:
+    """Say in a sentence what stopped the query."""
+    text, stream = str(error), config.stream
+    if "UnknownTopicOrPartition" in text:
+        return InputMissing(f"Kafka at {stream.bootstrap_servers} has no topic {stream.topic}: make it, or set stream.topic")
+    if "DATA_LOSS" in text.upper().replace(" ", "_") or "failOnDataLoss" in text:
+        where = f"topic {stream.topic} no longer has messages that were not read yet (retention, or the topic was made anew)"
+        return InputMissing(f"{where}: see docs/streaming.md for what to do")
+    if "Timeout" in text or "TimeoutException" in text:
+        return RecsysBatchError(f"no broker of Kafka answers at {stream.bootstrap_servers}: is it up? The same command goes on")
+    return RecsysBatchError(f"the stream of topic {stream.topic} failed: {text.splitlines()[0]}")
