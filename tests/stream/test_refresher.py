@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -178,6 +179,21 @@ def test_removed_rows_end_the_stream_with_a_sentence(spark: SparkSession, fresh_
     refresher.follow_published_run()
     assert refresher.refresh(1000) is not None
     with pytest.raises(InputMissing, match=r"rows of interactions were removed or replaced in version \d+. Run `recsys-batch nightly`"):
+        refresher.refresh(1000)
+
+
+def test_a_log_that_no_longer_reaches_back_ends_the_stream_with_a_sentence(
+    spark: SparkSession, fresh_published: Config, append_events: Any
+) -> None:
+    append_events(fresh_published, EVENTS[:5])
+    append_events(fresh_published, EVENTS[5:10])
+    refresher = Refresher(spark, fresh_published)
+    refresher.follow_published_run()
+    folder = Path(WarehouseTables(spark, fresh_published).folder("interactions"))
+    DeltaTable(str(folder)).create_checkpoint()
+    for entry in sorted((folder / "_delta_log").glob("*.json"))[:-1]:  # as the table's retention does
+        entry.unlink()
+    with pytest.raises(InputMissing, match=r"the log of interactions no longer has version \d+. Run `recsys-batch nightly`"):
         refresher.refresh(1000)
 
 
