@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -224,14 +224,14 @@ class _RunRefresher:
         """Write the files of a batch's lists, and prepare the store for them."""
         users = pc.unique(events["user_id"]).sort()
         files: WrittenFiles = {}
-        for first in range(0, len(users), _USERS_PER_JOB):
-            some = users[first : first + _USERS_PER_JOB]
+        unknown = [pa.array([], users.type)]
+        for some in _split(users):
             lists = self._run_job("modelled", some, self._recent_events(some, events), version)
             self._store.prepare(lists.counts, some, lists.without_embedding, version)
+            unknown.append(lists.without_embedding)
             _add_files(files, lists.files)
-            if len(lists.without_embedding):
-                popular = self._run_job("popular", lists.without_embedding, self._recent_events(lists.without_embedding, events), version)
-                _add_files(files, popular.files)
+        for some in _split(pa.concat_arrays(unknown)):  # when all that the batch changed of popularity is counted
+            _add_files(files, self._run_job("popular", some, self._recent_events(some, events), version).files)
         self._store.add_events(events, version)
         return PreparedLists(started, version, len(events), len(users), files)
 
@@ -249,8 +249,7 @@ class _RunRefresher:
     def refresh_popular_lists(self) -> int:
         """Refresh popular lists that are older than the newest counts; the number of users."""
         users, version = self._store.outdated_unknown_users(), self.version
-        for first in range(0, len(users), _USERS_PER_JOB):
-            some = users[first : first + _USERS_PER_JOB]
+        for some in _split(users):
             lists = self._run_job("popular", some, self._store.read_events(some), version)
             self._live.commit(lists.files, version)
             self._store.mark_listed(some, version)
@@ -289,9 +288,7 @@ class _RunRefresher:
             version = appended[-1].version
             self._store.add_events(self._read_events(appended), version)
         self._store.confirm(version)
-        users = self._store.users()
-        for first in range(0, len(users), _USERS_PER_JOB):
-            some = users[first : first + _USERS_PER_JOB]
+        for some in _split(self._store.users()):
             counted = self._run_job("counts", some, self._store.read_events(some, before=False), done)
             # How old their popular lists are is not looked up, unless they are of the newest batch.
             self._store.prepare(counted.counts, some, counted.without_embedding, done, listed=self._first_version - 1)
@@ -324,8 +321,7 @@ class _RunRefresher:
             counts = sum_counts([self._counts_at_night, self._store.read_popularity()], self.artifacts.ids)
             popular = group_by_segment(self._rank_popular(counts), self._items.catalogue)
             task = replace(task, retrieve=replace(task.retrieve, popular=popular))
-        n_tasks = min(math.ceil(len(users) / _USERS_PER_TASK), 4 * self._spark.sparkContext.defaultParallelism)
-        n_tasks = max(n_tasks // self._spark.sparkContext.defaultParallelism, 1) * min(n_tasks, self._spark.sparkContext.defaultParallelism)
+        n_tasks = min(math.ceil(len(users) / _USERS_PER_TASK), self._spark.sparkContext.defaultParallelism)
         cuts = [int(cut) for cut in np.linspace(0, len(users), n_tasks + 1)]
         function = make_refresher(task, RecentEvents(users, events.sort_by("user_id")), cuts)
         parts = self._spark.range(0, n_tasks, 1, n_tasks).mapInArrow(function, spark_ddl(REFRESH_SCHEMA)).toArrow()
@@ -336,6 +332,11 @@ class _RunRefresher:
         counts = sum_counts([_from_ipc(part) for part in parts["counts"].to_pylist()], ids)
         without = [_from_ipc(part)["user_id"].combine_chunks() for part in parts["without_embedding"].to_pylist()]
         return _JobResult(files, counts, pa.concat_arrays([pa.array([], ids.user_arrow), *without]).sort())
+
+
+def _split(users: pa.Array) -> Iterator[pa.Array]:
+    """Split users into those of a job each."""
+    return (users[first : first + _USERS_PER_JOB] for first in range(0, len(users), _USERS_PER_JOB))
 
 
 def _add_files(files: WrittenFiles, more: Mapping[str, list[DataFile]]) -> None:
