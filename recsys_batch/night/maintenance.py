@@ -91,7 +91,7 @@ def run_maintenance(
         kept |= {str(get_pointer(root, run_id, "base")["run_id"]) for run_id in unfinished if has_pointer(root, run_id, "base")}
         # A run that began after the manifest was read is not known here, and stays.
         _remove_rows(folders, set(states) - kept, report, dry_run)
-        _remove_artefacts(root, kept, unfinished, report, dry_run, runs_with_gathered_events(root, rows))
+        _remove_artefacts(root, kept, unfinished, report, dry_run, runs_with_gathered_events(root, rows, kept))
     if current is not None and "topk_live" in folders:
         where = topk_live_slice(folders["topk_live"], current.run_id, config.tables.target_file_mb * 2**20)
         compaction = compact_live_lists(where, dry_run=dry_run)

@@ -1,5 +1,7 @@
 """Manifest rows of a warehouse: read and appended."""
 
+from collections.abc import Collection
+
 import pyarrow as pa
 
 from recsys_batch.read import rows_in
@@ -22,15 +24,16 @@ def load_run_rows(tables: WarehouseTables) -> list[Run]:
     return rows_in(tables.folder("runs")) if tables.exists("runs") else []
 
 
-def runs_with_gathered_events(root: str, rows: list[Run]) -> set[str]:
+def runs_with_gathered_events(root: str, rows: list[Run], kept: Collection[str] | None = None) -> set[str]:
     """Choose the run_ids whose gathered events a stream may read: of the published run and the one before it, with those that they go
     on from.
+
+    Args:
+        kept: runs that stay, where not all do.
     """
     current = run_manifest.newest_published(rows)
-    if current is None:
-        return set()
-    runs = [current, run_manifest.rollback_target(rows, current)]
-    return {run_id for run in runs if run is not None for run_id in base_chain(root, run.run_id)}
+    runs = [current, run_manifest.rollback_target(rows, current)] if current is not None else []
+    return {base for run in runs if run is not None and (kept is None or run.run_id in kept) for base in base_chain(root, run.run_id)}
 
 
 def manifest_slice(tables: WarehouseTables) -> TableSlice:
