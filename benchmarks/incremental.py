@@ -5,6 +5,7 @@ make bench-incremental USERS=300000 ITEMS=50000
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,9 @@ def rows_of(warehouse: Path, run_id: str) -> pa.Table:
     return table.sort_by([("user_id", "ascending"), ("rank", "ascending")]).combine_chunks()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run(description: str | None, measure: Callable[[argparse.Namespace, Warehouse], None]) -> None:
+    """Measure on generated tables of the size that the command line says."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=300_000)
     parser.add_argument("--items", type=int, default=50_000)
     parser.add_argument("--k", type=int, default=200)
@@ -96,4 +98,4 @@ def measure(arguments: argparse.Namespace, warehouse: Warehouse) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)

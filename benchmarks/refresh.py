@@ -4,15 +4,14 @@ make bench-refresh USERS=300000 ITEMS=50000
 """
 
 import argparse
-import tempfile
 import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from incremental import NEXT, new_events, rows_of
+from incremental import NEXT, new_events, rows_of, run
 from measuring import report, seconds
-from night import RUN_DATE, Warehouse, trained_bundle
+from night import RUN_DATE, Warehouse
 
 from recsys_batch.config import load_config
 from recsys_batch.dataset.synthetic import World
@@ -28,28 +27,6 @@ def live_rows(warehouse: Path) -> pa.Table:
     return (
         read_table(str(warehouse), "topk_live", columns=names).sort_by([("user_id", "ascending"), ("rank", "ascending")]).combine_chunks()
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--users", type=int, default=300_000)
-    parser.add_argument("--items", type=int, default=50_000)
-    parser.add_argument("--k", type=int, default=200)
-    parser.add_argument("--share", type=float, default=0.01)
-    parser.add_argument("--events-per-user", type=int, default=20)
-    parser.add_argument("--train-seconds", type=float, default=60)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", action="append", default=["model.embedding_dim=64"], metavar="SECTION.KEY=VALUE")
-    arguments = parser.parse_args()
-    arguments.set.append(f"retrieval.n_candidates={arguments.k}")
-    with tempfile.TemporaryDirectory(prefix="bench-bundle-") as folder:
-        bundle = Path(folder) / "bundle"
-        trained_bundle(min(10_000, arguments.users), arguments.items, arguments, bundle)
-        warehouse = Warehouse(arguments.users, arguments.items, arguments.events_per_user, arguments.seed, arguments.set, bundle)
-        try:
-            measure(arguments, warehouse)
-        finally:
-            warehouse.remove()
 
 
 def measure(arguments: argparse.Namespace, warehouse: Warehouse) -> None:
@@ -76,4 +53,4 @@ def measure(arguments: argparse.Namespace, warehouse: Warehouse) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)

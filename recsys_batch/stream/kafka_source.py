@@ -15,14 +15,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.errors import PySparkException
+from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from recsys_batch.config import Config
 from recsys_batch.dataset.user_events import EVENTS
-from recsys_batch.errors import InputMissing, RecsysBatchError
+from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.executors.changed_events import to_events
 from recsys_batch.spark.ingest import validation
@@ -134,7 +134,15 @@ class KafkaSource:
             # What is lost is said, not skipped.
             "failOnDataLoss": "true",
         }
-        return self._spark.readStream.format("kafka").options(**options).load()
+        try:
+            return self._spark.readStream.format("kafka").options(**options).load()
+        except AnalysisException as error:
+            if "kafka" not in str(error).lower():
+                raise
+            raise UsageError(
+                f"this Spark has no source for Kafka, and no jars for it are in {self._config.paths.kafka_jars} (paths.kafka_jars): "
+                "run `make kafka-jars`, name them in spark.jars or spark.jars.packages, or submit with spark-submit --packages"
+            ) from None
 
     def _handle(self, batch: DataFrame, number: int, refresher: Refresher) -> RefreshedBatch | None:
         """Append a batch's usable rows to interactions, the others to rejected, and make the lists of its users meanwhile.
