@@ -20,6 +20,9 @@ CREATE TABLE IF NOT EXISTS event
 CREATE INDEX IF NOT EXISTS event_of_user ON event (user_id);
 CREATE TABLE IF NOT EXISTS popularity (segment TEXT, item_id {item} NOT NULL, n INTEGER NOT NULL, version INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS unknown_user (user_id {user} PRIMARY KEY, version INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS event_of_version ON event (version);
+CREATE INDEX IF NOT EXISTS popularity_of_version ON popularity (version);
+CREATE INDEX IF NOT EXISTS unknown_user_of_version ON unknown_user (version);
 CREATE TABLE IF NOT EXISTS progress (version INTEGER NOT NULL, prepared INTEGER NOT NULL);
 CREATE TEMP TABLE wanted (user_id {user} PRIMARY KEY) WITHOUT ROWID;
 """
@@ -57,10 +60,6 @@ class EventStore:
     def prepared(self) -> int:
         """The version of interactions up to which everything is here, confirmed or not."""
         return int(self._database.execute("SELECT prepared FROM progress").fetchone()[0])
-
-    @property
-    def n_events(self) -> int:
-        return int(self._database.execute("SELECT count(*) FROM event").fetchone()[0])
 
     def add_events(self, events: pa.Table, version: int) -> None:
         """Add the rows of EVENTS that came up to a version, which is prepared with them: the last that a batch adds."""
