@@ -125,11 +125,7 @@ class WarehouseTables:
         Args:
             transaction: (application, version), the version greater each time.
         """
-        writer = df.write.mode("append").format("delta").option("txnAppId", transaction[0]).option("txnVersion", transaction[1])
-        if self._config.catalog:
-            writer.saveAsTable(f"{self._config.catalog}.{name}")
-        else:
-            writer.save(self.path(name))
+        self._save(name, df.write.mode("append").option("txnAppId", transaction[0]).option("txnVersion", transaction[1]))
 
     def replace_slice(self, name: str, df: DataFrame, predicate: str, metadata: Mapping[str, Any]) -> int:
         """Replace the rows for which ``predicate`` (SQL over partition columns) holds; the same call again changes nothing."""
@@ -163,12 +159,14 @@ class WarehouseTables:
 
     def _write(self, name: str, writer: DataFrameWriter, metadata: Mapping[str, Any]) -> int:
         token = self._commit_token(metadata)
-        writer = writer.format("delta").option("userMetadata", token)
-        if self._config.catalog:
-            writer.saveAsTable(self.identifier(name))
-        else:
-            writer.save(self.path(name))
+        self._save(name, writer.option("userMetadata", token))
         return self._committed_version(name, token)
+
+    def _save(self, name: str, writer: DataFrameWriter) -> None:
+        if self._config.catalog:
+            writer.format("delta").saveAsTable(self.identifier(name))
+        else:
+            writer.format("delta").save(self.path(name))
 
     @staticmethod
     def _commit_token(metadata: Mapping[str, Any]) -> str:

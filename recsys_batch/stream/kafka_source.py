@@ -220,6 +220,6 @@ def _explain(error: PySparkException, config: Config) -> RecsysBatchError:
     if "DATA_LOSS" in text.upper().replace(" ", "_") or "failOnDataLoss" in text:
         where = f"topic {stream.topic} no longer has messages that were not read yet (retention, or the topic was made anew)"
         return InputMissing(f"{where}: see docs/streaming.md for what to do")
-    if "Timeout" in text or "TimeoutException" in text:
+    if "Timeout" in text:
         return RecsysBatchError(f"no broker of Kafka answers at {stream.bootstrap_servers}: is it up? The same command goes on")
     return RecsysBatchError(f"the stream of topic {stream.topic} failed: {text.splitlines()[0]}")

@@ -4,8 +4,9 @@ The night's tables are written in order of user_id, so a range of users is a few
 range without a shuffle.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,11 @@ class UserSortedFiles:
         wanted = schema.names if "user_id" in schema.names else ["user_id", *schema.names]
         after, upto = bounds
         for part in self.parts:
-            if (after is not None and part.last <= after) or (upto is not None and part.first > upto):
+            if not _overlaps(bounds, part.first, part.last):
                 continue
             inside = (after is None or part.first > after) and (upto is None or part.last <= upto)
             with parquet_file(join(self.where.root, part.path), read_dictionary=few) as file:
-                groups = None if inside else _row_groups_in_range(file, bounds)
+                groups = None if inside else select_row_groups(file, partial(_overlaps, bounds))
                 for batch in file.iter_batches(n_rows, row_groups=groups, columns=wanted, use_threads=False):
                     rows = batch if inside else slice_to_range(batch, bounds)
                     if rows.num_rows:
@@ -153,14 +154,14 @@ def to_numpy_keys(values: pa.Array) -> np.ndarray:
     return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
-def _row_groups_in_range(file: pq.ParquetFile, bounds: UserRange) -> list[int]:
-    """List the row groups that may have a user of the range, by their statistics."""
-    after, upto = bounds
+def select_row_groups(file: pq.ParquetFile, may_hold: Callable[[Any, Any], bool]) -> list[int]:
+    """List the row groups whose least and greatest user ``may_hold`` accepts, and those that do not say theirs."""
     column = file.schema_arrow.get_field_index("user_id")
-    groups = []
-    for number in range(file.metadata.num_row_groups):
-        statistics = file.metadata.row_group(number).column(column).statistics
-        has_bounds = statistics is not None and statistics.has_min_max
-        if not has_bounds or ((after is None or statistics.max > after) and (upto is None or statistics.min <= upto)):
-            groups.append(number)
-    return groups
+    statistics = [file.metadata.row_group(number).column(column).statistics for number in range(file.metadata.num_row_groups)]
+    return [n for n, group in enumerate(statistics) if group is None or not group.has_min_max or may_hold(group.min, group.max)]
+
+
+def _overlaps(bounds: UserRange, first: Any, last: Any) -> bool:
+    """Say whether users from ``first`` to ``last`` may be in a range."""
+    after, upto = bounds
+    return (after is None or last > after) and (upto is None or first <= upto)

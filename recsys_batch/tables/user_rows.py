@@ -2,16 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from recsys_batch.storage.filesystems import join, parquet_file
 from recsys_batch.tables.slice_writer import TableSlice
-from recsys_batch.tables.user_ranges import BATCH_ROWS, UserRange, UserSortedFiles, slice_to_range, to_numpy_keys
+from recsys_batch.tables.user_ranges import BATCH_ROWS, UserRange, UserSortedFiles, select_row_groups, slice_to_range, to_numpy_keys
 
 
 @dataclass(frozen=True)
@@ -44,28 +44,22 @@ UserSortedSource = UserSortedFiles | UserSortedRows
 """Where rows of users are read from, range by range."""
 
 
-def read_rows_of_users(files: UserSortedFiles, users: pa.Array, columns: Sequence[str] | None = None) -> pa.Table:
+def read_rows_of_users(files: UserSortedFiles, users: pa.Array) -> pa.Table:
     """Read the rows of some users, in order of user_id: only the files and row groups that may hold one of them are decoded.
 
     Args:
         users: user_ids, ascending, without nulls.
     """
-    schema = files.where.file_schema if columns is None else pa.schema([files.where.file_schema.field(name) for name in columns])
-    keys, tables = to_numpy_keys(users), [schema.empty_table()]
+    schema = files.where.file_schema
+    may_hold, tables = partial(_has_key, to_numpy_keys(users)), [schema.empty_table()]
     for part in files.parts:
-        if not _has_key(keys, part.first, part.last):
+        if not may_hold(part.first, part.last):
             continue
         with parquet_file(join(files.where.root, part.path)) as file:
-            groups = [number for number in range(file.metadata.num_row_groups) if _may_hold_user(file, number, keys)]
-            if groups:
+            if groups := select_row_groups(file, may_hold):
                 rows = file.read_row_groups(groups, columns=schema.names, use_threads=False)
                 tables.append(rows.filter(pc.is_in(rows["user_id"], value_set=users)).cast(schema))
     return pa.concat_tables(tables).combine_chunks()
-
-
-def _may_hold_user(file: pq.ParquetFile, number: int, keys: np.ndarray) -> bool:
-    statistics = file.metadata.row_group(number).column(file.schema_arrow.get_field_index("user_id")).statistics
-    return statistics is None or not statistics.has_min_max or _has_key(keys, statistics.min, statistics.max)
 
 
 def _has_key(keys: np.ndarray, first: Any, last: Any) -> bool:

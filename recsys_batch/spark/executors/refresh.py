@@ -191,8 +191,8 @@ def _retrieve(
         seen_users, seen_items = find_pairs(seen, users["user_id"], catalogue.ids(change.codes))
         allowed[seen_users, seen_items] = False
         excluded_users, excluded_items = np.nonzero(~allowed)
+        excluded = excluded_users, excluded_items
         for rows in retriever(iter([users])):
-            excluded = excluded_users, excluded_items
             yield insert_items(rows, embeddings, change.codes, catalogue, change.cosine, change.n_candidates, excluded)
 
 
