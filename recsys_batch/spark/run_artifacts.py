@@ -26,7 +26,7 @@ from recsys_batch.tables.user_ranges import UserSortedFiles, ranges_from_cuts
 
 @dataclass(frozen=True)
 class RunArtifacts:
-    """What a run computes its rows of, beside its tables.
+    """Locates what a run computes its rows of beside its tables, and makes executor tasks of it.
 
     Attributes:
         root: the warehouse's artefact folder.
@@ -90,15 +90,20 @@ class RunArtifacts:
         chain = base_chain(self.root, self.run.run_id)
         return [self, *(RunArtifacts(self.config, states[run_id], self.ids, self.root) for run_id in chain[1:])]
 
-    def make_embed_task(self, user_events: UserEvents) -> EmbedTask:
-        is_imported = self.bundle.kind == "embeddings"
+    def make_embed_task(self, bundle: Bundle, user_events: UserEvents) -> EmbedTask:
+        """Make the task that embeds users.
+
+        Args:
+            bundle: the run's, as ``load_bundle`` reads and verifies all of it each time.
+        """
+        is_imported = bundle.kind == "embeddings"
         return EmbedTask(
             run_id=self.run.run_id,
             user_events=user_events,
             min_weight=self.config.data.min_weight,
             bundle_dir=self.bundle_dir,
             catalogue_dir=self.catalogue_dir,
-            history_length=0 if is_imported else int(self.bundle.manifest["model"]["history_length"]),
+            history_length=0 if is_imported else int(bundle.manifest["model"]["history_length"]),
             cache=self.cache,
         )
 

@@ -169,7 +169,7 @@ class _RunRefresher:
         self._counts_at_night = read_parquet(counts_path(artifacts.root, artifacts.run.run_id))
         layers_of_events = [layer.load_user_events() for layer in layers]
         self._task = RefreshTask(
-            embed=artifacts.make_embed_task(layers_of_events[0]),
+            embed=artifacts.make_embed_task(artifacts.bundle, layers_of_events[0]),
             retrieve=artifacts.make_retrieve_task(self._rank_popular(self._counts_at_night)),
             score=artifacts.make_score_task(),
             change=None,

@@ -77,7 +77,7 @@ def _write_popularity(context: RunContext, user_events: UserEvents, base: BaseRu
 
 
 def _write_user_embeddings(context: RunContext, user_events: UserEvents, base: BaseRun | None) -> CommittedSlice:
-    task = context.run_artifacts.make_embed_task(user_events)
+    task = context.run_artifacts.make_embed_task(context.bundle, user_events)
     rows = task.encode_range if user_events.vectors is None else task.copy_imported_range
     tasks = range_tasks(context, rows, user_events.bounds) if base is None else carry_forward_tasks(context, base, "user_embeddings", rows)
     return context.write_slice("user_embeddings", *tasks)
