@@ -269,7 +269,7 @@ def _dataset_of(path: str, table: DeltaTable) -> ds.Dataset:
 
 
 def _within(schema: pa.Schema, partition: Sequence[str], file: dict[str, Any]) -> pc.Expression | None:
-    """What holds for all rows of a file: values of the partition, and bounds of the ids."""
+    """Build the condition that all rows of a file meet: values of the partition, and bounds of the ids."""
     conditions = []
     for name in partition:
         value = file[f"partition.{name}"]

@@ -161,7 +161,7 @@ def _download(location: str, target: Path, checksum: str) -> None:
 
 @contextmanager
 def _locked(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
-    """One process at a time, whoever dies lets go; a bounded number of lock files, so that some names share one.
+    """Hold a name's lock: one process at a time, whoever dies lets go; a bounded number of lock files, so that some names share one.
 
     Raises BlockingIOError where another process has it, and this one is not to wait.
     """

@@ -20,7 +20,7 @@ BatchCallback = Callable[[RefreshedBatch], None]
 
 @dataclass
 class StreamSummary:
-    """What a stream did until it ended: micro-batches, events that they had, users refreshed (each time that they were), rows written."""
+    """Counts a stream's micro-batches, their events, the users refreshed (each time that they were) and the rows written."""
 
     batches: int = 0
     events: int = 0

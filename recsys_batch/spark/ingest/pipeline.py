@@ -80,7 +80,7 @@ def _profile_rows(spark: SparkSession, df: DataFrame, path: str) -> SourceProfil
 
 
 class _IngestRun:
-    """One run of ``run_ingest``; its steps share the tables, the id types and the summary."""
+    """Carries out one call of ``run_ingest``; its steps share the tables, the id types and the summary."""
 
     def __init__(
         self, spark: SparkSession, config: Config, request: IngestRequest, raw: RawSource, profiles: Mapping[str, SourceProfile]
