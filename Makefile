@@ -64,8 +64,8 @@ demo: setup data ## a whole night on MovieLens-100K: RUN_DATE=YYYY-MM-DD, FORCE=
 	$(CLI) evaluate --conf $(CONF) --holdout --k 10,20
 	$(CLI) show --conf $(CONF) --users 3
 
-fault-test: setup ## SIGKILL for NIGHTS=30 nights at times of their own; the same command again ends with the same tables
-	FAULT_NIGHTS=$(or $(NIGHTS),30) $(BIN)/python -m pytest -m '' tests/faults
+fault-test: setup kafka-jars ## SIGKILL for NIGHTS=30 nights and KILLS=20 streams at times of their own; the same command again ends with the same tables
+	FAULT_NIGHTS=$(or $(NIGHTS),30) STREAM_KILLS=$(or $(KILLS),20) $(BIN)/python -m pytest -m '' tests/faults tests/stream/test_kills.py
 
 airflow-test: setup ## the DAG in a real Airflow, in a virtual environment of its own (.airflow)
 	$(BIN)/python tools/airflow_test.py

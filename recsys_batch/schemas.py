@@ -70,6 +70,7 @@ class TableSpec:
         cluster_by: liquid clustering columns (never together with partition_by).
         sort_by: order of rows inside a file, so that a lookup touches few files.
         checks: CHECK constraints, name -> SQL.
+        checkpoint_interval: commits between two checkpoints of the log, for a table that a stream appends to; None is Delta's 10.
     """
 
     name: str
@@ -79,6 +80,7 @@ class TableSpec:
     cluster_by: tuple[str, ...] = ()
     sort_by: tuple[str, ...] = ()
     checks: Mapping[str, str] = field(default_factory=dict)
+    checkpoint_interval: int | None = None
 
     def arrow_schema(self, ids: IdTypes) -> pa.Schema:
         return pa.schema([column.arrow(ids) for column in self.columns])
@@ -140,7 +142,9 @@ _TOPK_CHECKS = {
 }
 
 _SPECS = (
-    TableSpec("interactions", "who did what to which item; append-only", _INTERACTIONS, cluster_by=("event_date",)),
+    TableSpec(
+        "interactions", "who did what to which item; append-only", _INTERACTIONS, cluster_by=("event_date",), checkpoint_interval=100
+    ),
     TableSpec("holdout", "interactions held out at ingest for evaluation; no model or night reads them", _INTERACTIONS),
     TableSpec(
         "items",

@@ -107,6 +107,7 @@ class WarehouseTables:
             "delta.logRetentionDuration": retention,
             "delta.dataSkippingStatsColumns": ",".join(spec.stats_columns(ids)),
             **{f"delta.constraints.{check}": sql for check, sql in spec.checks.items()},
+            **({"delta.checkpointInterval": str(spec.checkpoint_interval)} if spec.checkpoint_interval else {}),
         }
         property_list = ", ".join(f"{_sql_string(k)} = {_sql_string(v)}" for k, v in properties.items())
         self._spark.sql(
@@ -119,13 +120,16 @@ class WarehouseTables:
         """Append rows; returns the committed version."""
         return self._write(name, df.write.mode("append"), metadata)
 
-    def append_once(self, name: str, df: DataFrame, transaction: tuple[str, int]) -> None:
-        """Append rows, unless the table has those of this transaction, or of a later one of its application, already.
+    def append_batch(self, name: str, df: DataFrame, batch: str) -> None:
+        """Append the rows of a numbered batch, which ``delta_log.find_last_batch`` finds again.
+
+        Delta's own txnAppId and txnVersion would do it, but for their look-up the table's state is read anew in every append: 0.45 s
+        instead of 0.13 on two cores.
 
         Args:
-            transaction: (application, version), the version greater each time.
+            batch: of ``delta_log.batch_metadata``.
         """
-        self._save(name, df.write.mode("append").option("txnAppId", transaction[0]).option("txnVersion", transaction[1]))
+        self._save(name, df.write.mode("append").option("userMetadata", batch))
 
     def replace_slice(self, name: str, df: DataFrame, predicate: str, metadata: Mapping[str, Any]) -> int:
         """Replace the rows for which ``predicate`` (SQL over partition columns) holds; the same call again changes nothing."""

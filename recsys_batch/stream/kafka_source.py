@@ -1,7 +1,7 @@
 """Events of a Kafka topic, appended to interactions exactly once: what the stream then refreshes, it finds there as any other's.
 
 Spark keeps the offsets in a checkpoint beside the tables. A batch that is done again after a crash has the same offsets and the same
-number, by which Delta knows that its rows are there already.
+number, which the commit with its rows names.
 """
 
 import datetime as dt
@@ -14,10 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from pyspark.errors import AnalysisException, PySparkException
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 from pyspark.sql.streaming.query import StreamingQuery
 
 from recsys_batch.config import Config
@@ -25,17 +23,16 @@ from recsys_batch.dataset.user_events import EVENTS
 from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.executors.changed_events import to_events
-from recsys_batch.spark.ingest import validation
 from recsys_batch.spark.ingest.pipeline import ITEMS_DECLARED
-from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW
+from recsys_batch.spark.ingest.raw_source import RAW_ROW
 from recsys_batch.spark.ingest.validation import REASON
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import join, read_bytes, write_bytes
+from recsys_batch.stream.kafka_messages import parse_messages, split_by_validity
 from recsys_batch.stream.refresher import RefreshedBatch, Refresher
-from recsys_batch.tables.delta_log import open_delta_table
+from recsys_batch.tables.delta_log import batch_metadata, find_last_batch, open_delta_table
 
-_FIELDS = ("user_id", "item_id", "event_ts", "event_type", "weight")
 _POLL_SECONDS = 0.1
 
 
@@ -54,9 +51,10 @@ class KafkaSource:
         self._tables.ensure("rejected", self._ids)
         self._checkpoint = join(artifact_root(config.paths.warehouse), "stream", "kafka")
         self._application = self._identify()
-        self._known_items, self._pool = None, ThreadPoolExecutor(1)
-        if self._tables.exists("items") and self._tables.property("items", ITEMS_DECLARED) == "true":
-            self._known_items = self._tables.read("items").select("item_id")
+        self._pool, self._last_batches = ThreadPoolExecutor(1), dict[str, int | None]()
+        declared = self._tables.exists("items") and self._tables.property("items", ITEMS_DECLARED) == "true"
+        self._items_folder = self._tables.folder("items") if declared else None
+        self._items_version, self._item_ids = -1, pa.array([], self._ids.item_arrow)
 
     def run(
         self,
@@ -92,8 +90,8 @@ class KafkaSource:
                     raise RuntimeError("failed") from None
 
         trigger = {"availableNow": True} if available_now else {"processingTime": f"{round(1000 * trigger_seconds)} milliseconds"}
-        writer = self._read_topic().writeStream.foreachBatch(handle).option("checkpointLocation", join(self._checkpoint, "spark"))
-        query = writer.trigger(**trigger).start()
+        writer = parse_messages(self._read_topic(), self._ids).writeStream.foreachBatch(handle).trigger(**trigger)
+        query = writer.option("checkpointLocation", join(self._checkpoint, "spark")).start()
         try:
             while query.isActive and not stop.wait(_POLL_SECONDS):
                 pass
@@ -106,7 +104,7 @@ class KafkaSource:
                 raise _explain(error, self._config) from None
 
     def _identify(self) -> str:
-        """Read the checkpoint's name of its own, which Delta counts its batches by, or give it one."""
+        """Read the checkpoint's name of its own, which the commits with its batches give, or give it one."""
         location = join(self._checkpoint, "source.json")
         interactions = str(open_delta_table(self._tables.folder("interactions")).metadata().id)
         ours = {"topic": self._config.stream.topic, "interactions": interactions}
@@ -149,27 +147,35 @@ class KafkaSource:
 
         The rows are on the driver for it, ``stream.max_events`` at most.
         """
-        typed = validation.parse_interactions(parse_messages(batch), self._ids)
-        if self._known_items is not None:
-            typed = validation.mark_unknown_items(typed, self._known_items)
-        # In one task, so that duplicates meet without a shuffle.
-        rows = validation.mark_duplicates(typed.coalesce(1), None).toArrow()
-        usable = rows.filter(pc.is_null(rows[REASON])).select([column.name for column in TABLES["interactions"].columns])
-        rejected = rows.filter(pc.is_valid(rows[REASON]))
-        transaction = (self._application, number)
+        usable, rejected = split_by_validity(batch.toArrow(), self._known_items())
         if rejected.num_rows:
-            self._append("rejected", self._as_rejected(rejected, number), transaction)
+            self._append("rejected", self._as_rejected(rejected, number), number)
         if usable.num_rows == 0:
             return None
-        appending = self._pool.submit(self._append, "interactions", usable, transaction)
+        appending = self._pool.submit(self._append, "interactions", usable, number)
         try:
             prepared = refresher.make_lists_ahead(to_events(usable, EVENTS.arrow_schema(self._ids)))
         finally:
             appending.result()
-        return refresher.commit_ahead(prepared, transaction)
+        return refresher.commit_ahead(prepared, batch_metadata(self._application, number))
 
-    def _append(self, name: str, rows: pa.Table, transaction: tuple[str, int]) -> None:
-        self._tables.append_once(name, self._spark.createDataFrame(rows).coalesce(1), transaction)
+    def _append(self, name: str, rows: pa.Table, number: int) -> None:
+        """Append a batch's rows, unless a stream before this one did so and ended before Spark noted it."""
+        if name not in self._last_batches:
+            self._last_batches[name] = find_last_batch(self._tables.folder(name), self._application)
+        last = self._last_batches[name]
+        if last is None or last < number:
+            self._tables.append_batch(name, self._spark.createDataFrame(rows).coalesce(1), batch_metadata(self._application, number))
+
+    def _known_items(self) -> pa.Array | None:
+        """Read the item_ids of the items table, where it has another version than before; None where any item may come."""
+        if self._items_folder is None:
+            return None
+        version = open_delta_table(self._items_folder).version()
+        if version != self._items_version:
+            rows = self._tables.read("items").select("item_id").toArrow()
+            self._items_version, self._item_ids = version, rows["item_id"].combine_chunks()
+        return self._item_ids
 
     def _as_rejected(self, rows: pa.Table, number: int) -> pa.Table:
         schema, n = TABLES["rejected"].arrow_schema(self._ids), len(rows)
@@ -182,24 +188,6 @@ class KafkaSource:
             "rejected_at": pa.repeat(pa.scalar(dt.datetime.now(dt.UTC), schema.field("rejected_at").type), n),
         }
         return pa.table([columns[field.name] for field in schema], schema=schema)
-
-
-def parse_messages(messages: DataFrame) -> DataFrame:
-    """Split messages (topic, partition, offset, value) into the raw columns of ingest.
-
-    ``_row`` is JSON of where the message stands and its text; ``_corrupt`` its text where that is no JSON object. A message without a
-    weight weighs 1.
-    """
-    text = F.col("value").cast("string")
-    schema = ", ".join(f"`{name}` STRING" for name in (*_FIELDS, CORRUPT))
-    parsed = F.from_json(text, schema, {"columnNameOfCorruptRecord": CORRUPT})
-    is_object = F.coalesce(F.ltrim(text).startswith("{"), F.lit(False))
-    position = F.struct("topic", "partition", "offset", text.alias("value"))
-    rows = messages.select(parsed.alias("fields"), F.to_json(position).alias(RAW_ROW), text.alias("text"), is_object.alias("is_object"))
-    corrupt = F.when(~F.col("is_object") | F.col(f"fields.{CORRUPT}").isNotNull(), F.coalesce("text", F.lit(""))).alias(CORRUPT)
-    columns = {name: F.col(f"fields.{name}") for name in _FIELDS}
-    columns["weight"] = F.coalesce(columns["weight"], F.lit("1"))
-    return rows.select(*(column.alias(name) for name, column in columns.items()), corrupt, RAW_ROW)
 
 
 def _end_between_batches(query: StreamingQuery, batch_lock: threading.Lock) -> None:

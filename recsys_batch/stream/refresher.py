@@ -121,10 +121,10 @@ class Refresher:
         assert self._run is not None
         return self._run.make_lists_ahead(events)
 
-    def commit_ahead(self, prepared: "PreparedLists", transaction: tuple[str, int]) -> RefreshedBatch | None:
-        """Commit them, if the next version of interactions is what that transaction appended; None, and nothing is done, if it is not."""
+    def commit_ahead(self, prepared: "PreparedLists", batch: str) -> RefreshedBatch | None:
+        """Commit them, if the next version of interactions is what that batch appended; None, and nothing is done, if it is not."""
         assert self._run is not None
-        return self._run.commit_ahead(prepared, transaction)
+        return self._run.commit_ahead(prepared, batch)
 
     def refresh_popular_lists(self) -> int:
         """Refresh the popular lists of refreshed users without an embedding, where counts have moved since; their number."""
@@ -208,14 +208,14 @@ class _RunRefresher:
         self._follow_items()
         return self._make_lists(started, events, self.version + 1)
 
-    def commit_ahead(self, prepared: PreparedLists, transaction: tuple[str, int]) -> RefreshedBatch | None:
+    def commit_ahead(self, prepared: PreparedLists, batch: str) -> RefreshedBatch | None:
         """Commit lists that were made ahead, where it is so; else drop them: None.
 
         Args:
-            transaction: that the events were appended in.
+            batch: that the events were appended as, of ``batch_metadata``.
         """
         appended = self._list_appended(self.version, 1)
-        if appended and appended[0].transactions.get(transaction[0]) == transaction[1]:
+        if appended and appended[0].metadata == batch:
             return self._commit(prepared, appended)
         self._store.confirm(self.version)
         return None

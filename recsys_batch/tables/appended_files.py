@@ -17,14 +17,14 @@ class AppendedFiles:
 
     Attributes:
         paths: locations. committed_ms: milliseconds since 1970.
-        transactions: versions of applications' own, by application.
+        metadata: the commit's userMetadata.
     """
 
     version: int
     paths: list[str]
     n_rows: int
     committed_ms: int
-    transactions: dict[str, int]
+    metadata: str | None
 
 
 class NotAppendOnly(Exception):
@@ -79,11 +79,10 @@ def list_appended_versions(root: str, then: int, max_rows: int) -> list[Appended
                 return appended  # these first
             raise NotAppendOnly(f"rows of interactions were removed or replaced in version {version}")
         added = [action["add"] for action in actions if "add" in action and action["add"]["dataChange"]]
-        committed = next((int(action["commitInfo"]["timestamp"]) for action in actions if "commitInfo" in action), 0)
+        info: dict[str, Any] = next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
         n_rows = sum(int(json.loads(add.get("stats") or "{}").get("numRecords", 0)) for add in added)
         paths = [join(root, unquote(add["path"])) for add in added]
-        transactions = {action["txn"]["appId"]: int(action["txn"]["version"]) for action in actions if "txn" in action}
-        appended.append(AppendedFiles(version, paths, n_rows, committed, transactions))
+        appended.append(AppendedFiles(version, paths, n_rows, int(info.get("timestamp", 0)), info.get("userMetadata")))
     return appended
 
 

@@ -16,6 +16,7 @@ from recsys_batch.storage.filesystems import storage_options
 from recsys_batch.tables.slice_writer import DataFile, TableSlice
 
 _MAX_COMMITS = 5
+_FIRST_COMMITS = 100
 _MAX_REPLACEMENTS = 50
 """A replacement only looks at the log between two tries, which is soon done, and a stream may append many times a second."""
 
@@ -46,6 +47,25 @@ def append(where: TableSlice, rows: pa.Table, metadata: Mapping[str, Any]) -> in
 def append_files(where: TableSlice, parts: Sequence[DataFile], metadata: Mapping[str, Any], transactions: Sequence[Transaction]) -> int:
     """Add files of a slice to a table, with versions of an application's own, in one commit; its version."""
     return _retry_commit(open_delta_table(where.root), where, parts, metadata, transactions, mode="append")
+
+
+def batch_metadata(application: str, number: int) -> str:
+    """Name a batch of an application in its commit's userMetadata."""
+    return json.dumps({"application": application, "batch": number})
+
+
+def find_last_batch(location: str, application: str) -> int | None:
+    """Find the number of the newest batch that an application has appended to a table; None where the log has none of it any more."""
+    table, limit = open_delta_table(location), _FIRST_COMMITS
+    while True:
+        history = table.history(limit)
+        for entry in history:
+            # Of others' commits: any text, or none.
+            if application in (text := entry.get("userMetadata") or ""):
+                return int(json.loads(text)["batch"])
+        if len(history) < limit:
+            return None
+        limit *= 4
 
 
 def replace_files(where: TableSlice, old: Sequence[DataFile], new: Sequence[DataFile], metadata: Mapping[str, Any]) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import runpy
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from recsys_batch.spark.tables import WarehouseTables
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+ROOT = Path(__file__).parent.parent.parent
+TOPIC = "events"
 IDS = IdTypes("STRING", "BIGINT")
 NEXT = dt.date(2026, 3, 3)
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -68,3 +71,26 @@ def live_lists() -> Callable[[Config], list[tuple[Any, ...]]]:
 @pytest.fixture
 def full_night_lists(spark: SparkSession, tmp_path: Path) -> Callable[[Config, set[str]], list[tuple[Any, ...]]]:
     return lambda config, users: _full_night(spark, config, tmp_path / "full", users)
+
+
+@pytest.fixture(scope="session")
+def kafka_broker_class() -> Any:
+    return runpy.run_path(str(ROOT / "tools" / "kafka_broker.py"))["KafkaBroker"]
+
+
+@pytest.fixture
+def kafka_broker(kafka_broker_class: Any, tmp_path: Path) -> Iterator[Any]:
+    """A running broker with the topic "events" of two partitions."""
+    from confluent_kafka.admin import AdminClient, NewTopic
+
+    with kafka_broker_class(tmp_path / "kafka", ROOT / ".jars-kafka-broker") as running:
+        admin = AdminClient({"bootstrap.servers": running.address})
+        admin.create_topics([NewTopic(TOPIC, 2, 1)])[TOPIC].result(30)
+        yield running
+
+
+@pytest.fixture
+def kafka_config(fresh_published: Config, kafka_broker: Any) -> Config:
+    """A published market of this test's own, whose stream reads the broker's topic."""
+    settings = {"source": "kafka", "bootstrap_servers": kafka_broker.address, "topic": TOPIC}
+    return fresh_published.model_copy(update={"stream": fresh_published.stream.model_copy(update=settings)})

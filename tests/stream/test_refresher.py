@@ -25,6 +25,7 @@ from recsys_batch.stream import refresher as module
 from recsys_batch.stream.event_store import EventStore
 from recsys_batch.stream.live_table import LiveTable
 from recsys_batch.stream.refresher import Refresher, _RunRefresher
+from recsys_batch.tables.delta_log import batch_metadata
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -260,17 +261,17 @@ def test_lists_made_ahead_hold_only_for_the_commit_that_they_were_made_for(
         return pa.Table.from_pylist([row], schema=schema)
 
     def append(rows: pa.Table, number: int) -> None:
-        tables.append_once("interactions", spark.createDataFrame(rows), ("test", number))
+        tables.append_batch("interactions", spark.createDataFrame(rows), batch_metadata("test", number))
 
     events = EVENTS_SPEC.arrow_schema(IdTypes("STRING", "BIGINT"))
     first, second = rows_of("ahead", 450), rows_of("beaten", 460)
     prepared = refresher.make_lists_ahead(to_events(first, events))
     append(first, 1)
-    assert refresher.commit_ahead(prepared, ("test", 1)) is not None
+    assert refresher.commit_ahead(prepared, batch_metadata("test", 1)) is not None
     prepared = refresher.make_lists_ahead(to_events(second, events))
     append_events(fresh_published, [("somebody else", 470, 1.0)])
     append(second, 2)
-    assert refresher.commit_ahead(prepared, ("test", 2)) is None
+    assert refresher.commit_ahead(prepared, batch_metadata("test", 2)) is None
     catch_up(refresher)
     users = {"ahead", "beaten", "somebody else"}
     assert {row[0] for row in live_lists(fresh_published)} == users

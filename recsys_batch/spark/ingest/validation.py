@@ -16,6 +16,12 @@ REASON = "_reason"
 ALREADY_PRESENT = "already_present"
 """Value of ``_reason`` for rows that the table already has: neither used nor rejected."""
 
+DUPLICATE = "duplicate"
+"""Value of ``_reason`` for rows that repeat another of the same source."""
+
+UNKNOWN_ITEM = "unknown_item"
+"""Value of ``_reason`` for an interaction with an item that a declared catalogue lacks."""
+
 HELD_OUT = "_held_out"
 MIN_POSITIVES_TO_HOLD_OUT = 5
 
@@ -124,7 +130,7 @@ def mark_repeated_keys(df: DataFrame, key: str, reason: str) -> DataFrame:
 
 
 def mark_duplicates(df: DataFrame, existing: DataFrame | None, key: Sequence[str] = EVENT_KEY) -> DataFrame:
-    """Mark the usable rows that the file repeats (duplicate) and those that are in the tables (already_present).
+    """Mark the usable rows that the file repeats (DUPLICATE) and those that are in the tables (already_present).
 
     One shuffle does both: the tables' rows are unioned with the file's rows in the same window.
 
@@ -140,15 +146,15 @@ def mark_duplicates(df: DataFrame, existing: DataFrame | None, key: Sequence[str
     window = _key_window(key)
     number = F.row_number().over(window.orderBy("_in_table", F.xxhash64(RAW_ROW), RAW_ROW))
     numbered = rows.withColumn("_present", F.max("_in_table").over(window)).withColumn("_n", number)
-    repeated, present = F.when(F.col("_n") > 1, F.lit("duplicate")), F.when(F.col("_present"), F.lit(ALREADY_PRESENT))
+    repeated, present = F.when(F.col("_n") > 1, F.lit(DUPLICATE)), F.when(F.col("_present"), F.lit(ALREADY_PRESENT))
     verdict = F.coalesce(F.col(REASON), repeated, present)
     return numbered.where(~F.col("_in_table")).withColumn(REASON, verdict).drop("_in_table", "_present", "_n")
 
 
 def mark_unknown_items(df: DataFrame, known: DataFrame) -> DataFrame:
-    """Mark usable interactions whose item is not in ``known`` (item_id, distinct) as unknown_item."""
+    """Mark usable interactions whose item is not in ``known`` (item_id, distinct) as UNKNOWN_ITEM."""
     joined = df.join(known.select("item_id", F.lit(True).alias("_known")), "item_id", "left")
-    return joined.withColumn(REASON, F.coalesce(REASON, F.when(F.col("_known").isNull(), F.lit("unknown_item")))).drop("_known")
+    return joined.withColumn(REASON, F.coalesce(REASON, F.when(F.col("_known").isNull(), F.lit(UNKNOWN_ITEM)))).drop("_known")
 
 
 def mark_holdout(df: DataFrame, share: float, min_weight: float) -> DataFrame:
