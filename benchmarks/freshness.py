@@ -191,7 +191,8 @@ def main() -> None:
     ):
         folder = Path(name)
         kafka = [f"stream.bootstrap_servers={broker.address}", f"stream.topic={TOPIC}", f"paths.kafka_jars={ROOT / '.jars-kafka'}"]
-        ours = [*arguments.set, *kafka, "stream.source=kafka", f"online.snapshots={folder / 'snapshots'}", "online.live=table"]
+        arguments.set += [*kafka, "stream.source=kafka"]  # the first session of this process has its jars
+        ours = [*arguments.set, f"online.snapshots={folder / 'snapshots'}", "online.live=table"]
         trained_bundle(min(10_000, arguments.users), arguments.items, arguments, folder / "bundle")
         warehouse = Warehouse(arguments.users, arguments.items, arguments.events_per_user, arguments.seed, ours, folder / "bundle")
         try:
