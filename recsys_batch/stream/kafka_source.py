@@ -30,7 +30,8 @@ from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import join, read_bytes, write_bytes
 from recsys_batch.stream.kafka_messages import parse_messages, split_by_validity
-from recsys_batch.stream.refresher import RefreshedBatch, Refresher
+from recsys_batch.stream.refresher import RefreshedBatch
+from recsys_batch.stream.run_follower import RunFollower
 from recsys_batch.tables.delta_log import batch_metadata, find_last_batch, open_delta_table
 
 _POLL_SECONDS = 0.1
@@ -58,7 +59,7 @@ class KafkaSource:
 
     def run(
         self,
-        refresher: Refresher,
+        follower: RunFollower,
         after_batch: Callable[[RefreshedBatch | None], None],
         *,
         available_now: bool,
@@ -68,7 +69,7 @@ class KafkaSource:
         """Append micro-batches until ``stop`` is set, or with ``available_now`` until the topic is read to its end.
 
         Args:
-            refresher: makes the lists of a micro-batch while it is appended.
+            follower: gives the run whose lists of a micro-batch are made while it is appended.
             after_batch: called after each micro-batch, with it where its lists are committed; what it raises ends the stream, and is
                 raised here.
 
@@ -84,7 +85,7 @@ class KafkaSource:
                     # The batch is not done: it is the next stream's first. An interrupt from outside may end in a StackOverflowError.
                     raise RuntimeError("ended")
                 try:
-                    after_batch(self._handle(batch, number, refresher))
+                    after_batch(self._handle(batch, number, follower))
                 except BaseException as error:
                     failures.append(error)
                     raise RuntimeError("failed") from None
@@ -142,7 +143,7 @@ class KafkaSource:
                 "run `make kafka-jars`, name them in spark.jars or spark.jars.packages, or submit with spark-submit --packages"
             ) from None
 
-    def _handle(self, batch: DataFrame, number: int, refresher: Refresher) -> RefreshedBatch | None:
+    def _handle(self, batch: DataFrame, number: int, follower: RunFollower) -> RefreshedBatch | None:
         """Append a batch's usable rows to interactions, the others to rejected, and make the lists of its users meanwhile.
 
         The rows are on the driver for it, ``stream.max_events`` at most.
@@ -152,6 +153,7 @@ class KafkaSource:
             self._append("rejected", self._as_rejected(rejected, number), number)
         if usable.num_rows == 0:
             return None
+        refresher = follower.follow()
         appending = self._pool.submit(self._append, "interactions", usable, number)
         try:
             prepared = refresher.make_lists_ahead(to_events(usable, EVENTS.arrow_schema(self._ids)))

@@ -12,22 +12,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyspark.sql import SparkSession
 
-from recsys_batch.config import Config
 from recsys_batch.dataset.popularity import counts_path, group_by_segment, rank_popular_items, sum_counts
 from recsys_batch.dataset.user_events import EVENTS
 from recsys_batch.errors import InputMissing
-from recsys_batch.read import rows_in
-from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
+from recsys_batch.schemas import spark_ddl
 from recsys_batch.spark.executors.changed_events import read_event_file
 from recsys_batch.spark.executors.refresh import REFRESH_SCHEMA, Purpose, RecentEvents, RefreshTask, make_refresher
 from recsys_batch.spark.run_artifacts import RunArtifacts
 from recsys_batch.spark.tables import WarehouseTables
-from recsys_batch.storage.artifacts import artifact_root, state_file
+from recsys_batch.storage.artifacts import state_file
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.stream.event_store import EventStore
 from recsys_batch.stream.item_changes import read_current_items
 from recsys_batch.stream.live_table import LiveTable, WrittenFiles
-from recsys_batch.tables import run_manifest
 from recsys_batch.tables.appended_files import AppendedFiles, NotAppendOnly, list_appended_versions
 from recsys_batch.tables.delta_log import open_delta_table
 from recsys_batch.tables.live_lists import compact_live_lists, read_users_of_batch
@@ -61,81 +58,6 @@ class RefreshedBatch:
     lag_seconds: float
 
 
-class Refresher:
-    """Refreshes users of the published run; begins anew with each run that is published.
-
-    Used by one thread. Its state on this machine is a cache: ``LiveTable`` says what is done.
-    """
-
-    def __init__(self, spark: SparkSession, config: Config) -> None:
-        self._spark, self._config = spark, config
-        self._tables = WarehouseTables(spark, config)
-        self._ids: IdTypes = self._tables.require_ids()
-        self._root = artifact_root(config.paths.warehouse)
-        self._tables.ensure("topk_live", self._ids)
-        self._runs_folder = self._tables.folder("runs") if self._tables.exists("runs") else None
-        self._runs_version: int | None = None
-        self._run: _RunRefresher | None = None
-
-    def follow_published_run(self) -> str:
-        """Turn to the run that readers see, where it is another one than before; its run_id.
-
-        Raises:
-            InputMissing: nothing is published, or it was made with other settings than these.
-        """
-        version = open_delta_table(self._runs_folder).version() if self._runs_folder else None
-        if self._run is not None and version == self._runs_version:
-            return self._run.artifacts.run.run_id
-        rows = rows_in(self._runs_folder) if self._runs_folder else []
-        self._runs_version, run = version, run_manifest.newest_published(rows)
-        if run is None:
-            raise InputMissing(f"no night is published yet in {self._config.paths.warehouse}: run `recsys-batch nightly`")
-        if self._run is None or self._run.artifacts.run.run_id != run.run_id:
-            if run.config_hash != self._config.config_hash():
-                hashes = f"config hash {run.config_hash}, now {self._config.config_hash()}"
-                raise InputMissing(f"run {run.run_id} was made with other settings ({hashes}): stream with those, or publish a new run")
-            if self._run is not None:
-                self._run.close()
-            artifacts = RunArtifacts(self._config, run, self._ids, self._root)
-            folder, partition = self._tables.folder("topk_live"), {"run_id": run.run_id}
-            where = TableSlice(folder, TABLES["topk_live"], self._ids, partition, artifacts.file_bytes)
-            layers = artifacts.list_layers(run_manifest.latest_state_by_run(rows))
-            self._run = _RunRefresher(self._spark, artifacts, layers, self._tables, where)
-            logger.info("refreshing lists of run %s, from version %d of interactions", run.run_id, self._run.version)
-        return run.run_id
-
-    def refresh(self, max_events: int) -> RefreshedBatch | None:
-        """Refresh the users of the next appended events; None where nothing was appended.
-
-        Args:
-            max_events: a batch ends with the version that reaches so many.
-
-        Raises:
-            InputMissing: rows of interactions were removed or replaced since the night: its lists, and these, rest on them.
-        """
-        assert self._run is not None
-        return self._run.refresh(max_events)
-
-    def make_lists_ahead(self, events: pa.Table) -> "PreparedLists":
-        """Make the lists of rows of EVENTS that are being appended meanwhile; ``commit_ahead`` says whether they hold."""
-        assert self._run is not None
-        return self._run.make_lists_ahead(events)
-
-    def commit_ahead(self, prepared: "PreparedLists", batch: str) -> RefreshedBatch | None:
-        """Commit them, if the next version of interactions is what that batch appended; None, and nothing is done, if it is not."""
-        assert self._run is not None
-        return self._run.commit_ahead(prepared, batch)
-
-    def refresh_popular_lists(self) -> int:
-        """Refresh the popular lists of refreshed users without an embedding, where counts have moved since; their number."""
-        assert self._run is not None
-        return self._run.refresh_popular_lists()
-
-    def close(self) -> None:
-        if self._run is not None:
-            self._run.close()
-
-
 @dataclass(frozen=True)
 class PreparedLists:
     """Lists of a batch that are written and not committed: files by table, of users with events up to a version of interactions."""
@@ -154,8 +76,8 @@ class _JobResult:
     without_embedding: pa.Array
 
 
-class _RunRefresher:
-    """Refreshes users of one published run."""
+class Refresher:
+    """Refreshes users of one published run. Its state on this machine is a cache: ``LiveTable`` says what is done."""
 
     def __init__(
         self, spark: SparkSession, artifacts: RunArtifacts, layers: Sequence[RunArtifacts], tables: WarehouseTables, where: TableSlice
@@ -190,7 +112,14 @@ class _RunRefresher:
         return self._store.version
 
     def refresh(self, max_events: int) -> RefreshedBatch | None:
-        """Refresh the users of the next appended versions."""
+        """Refresh the users of the next appended events; None where nothing was appended.
+
+        Args:
+            max_events: a batch ends with the version that reaches so many.
+
+        Raises:
+            InputMissing: rows of interactions were removed or replaced since the night: its lists, and these, rest on them.
+        """
         started = time.monotonic()
         appended = self._list_appended(self.version, max_events)
         if not appended:
@@ -209,7 +138,7 @@ class _RunRefresher:
         return self._make_lists(started, events, self.version + 1)
 
     def commit_ahead(self, prepared: PreparedLists, batch: str) -> RefreshedBatch | None:
-        """Commit lists that were made ahead, where it is so; else drop them: None.
+        """Commit lists that were made ahead, if that batch is the next version of interactions; else drop them: None.
 
         Args:
             batch: that the events were appended as, of ``batch_metadata``.
@@ -247,7 +176,7 @@ class _RunRefresher:
         return RefreshedBatch(self.artifacts.run.run_id, version, prepared.n_events, prepared.n_users, n_rows, seconds, lag)
 
     def refresh_popular_lists(self) -> int:
-        """Refresh popular lists that are older than the newest counts; the number of users."""
+        """Refresh popular lists of refreshed users without an embedding, where counts have moved since; the number of users."""
         users, version = self._store.outdated_unknown_users(), self.version
         for some in _split(users):
             lists = self._run_job("popular", some, self._store.read_events(some), version)

@@ -11,9 +11,13 @@ from pyspark.sql import SparkSession
 from recsys_batch.config import Config
 from recsys_batch.storage.file_lock import file_lock, lock_file
 from recsys_batch.stream.kafka_source import KafkaSource
-from recsys_batch.stream.refresher import RefreshedBatch, Refresher
+from recsys_batch.stream.refresher import RefreshedBatch
+from recsys_batch.stream.run_follower import RunFollower
 
 logger = logging.getLogger("recsys_batch.stream")
+
+_POPULAR_SECONDS = 30.0
+"""Popular lists move with everybody's events: least seconds between two times that those of refreshed users are made again."""
 
 BatchCallback = Callable[[RefreshedBatch], None]
 
@@ -55,33 +59,37 @@ def run_stream(
     summary = StreamSummary()
     with file_lock(lock_file(config.paths.warehouse, config.paths.state, "stream.lock"), "a stream of this warehouse", "is at work"):
         _prepare_session(spark)
-        refresher = Refresher(spark, config)
+        follower = RunFollower(spark, config)
+        popular_due = time.monotonic() + _POPULAR_SECONDS
 
         def catch_up(last: RefreshedBatch | None = None) -> None:
             """Report the batch that was refreshed last, and refresh what else has come since."""
+            nonlocal popular_due
             while True:
                 if last is not None:
                     logger.info("refreshed users=%d events=%d rows=%d seconds=%.1f", last.n_users, last.n_events, last.n_rows, last.seconds)
                     summary.add(last)
                     on_batch(last)
-                refresher.follow_published_run()
+                refresher = follower.follow()
                 last = None if stop.is_set() else refresher.refresh(config.stream.max_events)
                 if last is None:
-                    return
+                    break
+            if time.monotonic() > popular_due:
+                refresher.refresh_popular_lists()
+                popular_due = time.monotonic() + _POPULAR_SECONDS
 
         try:
             catch_up()
             if config.stream.source == "kafka":
                 source = KafkaSource(spark, config)
-                source.run(refresher, catch_up, available_now=available_now, trigger_seconds=trigger_seconds, stop=stop)
+                source.run(follower, catch_up, available_now=available_now, trigger_seconds=trigger_seconds, stop=stop)
             while config.stream.source == "delta" and not available_now and not stop.is_set():
                 started = time.monotonic()
-                refresher.refresh_popular_lists()
-                stop.wait(max(trigger_seconds - (time.monotonic() - started), 0.0))
                 catch_up()
-            refresher.refresh_popular_lists()
+                stop.wait(max(trigger_seconds - (time.monotonic() - started), 0.0))
+            follower.follow().refresh_popular_lists()
         finally:
-            refresher.close()
+            follower.close()
     return summary
 
 

@@ -24,7 +24,8 @@ from recsys_batch.storage.artifacts import state_file
 from recsys_batch.stream import refresher as module
 from recsys_batch.stream.event_store import EventStore
 from recsys_batch.stream.live_table import LiveTable
-from recsys_batch.stream.refresher import Refresher, _RunRefresher
+from recsys_batch.stream.refresher import Refresher
+from recsys_batch.stream.run_follower import RunFollower
 from recsys_batch.tables.delta_log import batch_metadata
 
 if TYPE_CHECKING:
@@ -56,8 +57,8 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches SIGKILL."""
 
 
-def catch_up(refresher: Refresher) -> None:
-    refresher.follow_published_run()
+def catch_up(follower: RunFollower) -> None:
+    refresher = follower.follow()
     while refresher.refresh(10):
         pass
     refresher.refresh_popular_lists()
@@ -69,8 +70,8 @@ def test_refreshed_users_have_the_rows_of_a_full_night(
 ) -> None:
     events, rng = list(EVENTS), random.Random(seed)
     rng.shuffle(events)
-    refresher = Refresher(spark, fresh_published)
-    refresher.follow_published_run()
+    follower = RunFollower(spark, fresh_published)
+    refresher = follower.follow()
     assert refresher.refresh(1000) is None
     while events:
         n = rng.randint(1, 40)
@@ -78,7 +79,7 @@ def test_refreshed_users_have_the_rows_of_a_full_night(
         events = events[n:]
         if rng.random() < 0.7:
             refresher.refresh(1000)
-    catch_up(refresher)
+    catch_up(follower)
     live = live_lists(fresh_published)
     assert {row[0] for row in live} == USERS
     assert live == full_night_lists(fresh_published, USERS)
@@ -86,8 +87,8 @@ def test_refreshed_users_have_the_rows_of_a_full_night(
 
 POINTS: dict[str, tuple[Any, str, bool]] = {
     "while the log is read": (module, "list_appended_versions", False),
-    "before the lists are made": (_RunRefresher, "_run_job", False),
-    "when the lists are made": (_RunRefresher, "_run_job", True),
+    "before the lists are made": (Refresher, "_run_job", False),
+    "when the lists are made": (Refresher, "_run_job", True),
     "before counts are kept": (EventStore, "prepare", False),
     "when counts are kept": (EventStore, "prepare", True),
     "when events are kept": (EventStore, "add_events", True),
@@ -118,9 +119,9 @@ def test_a_stream_that_dies_at_every_point_in_turn_loses_and_doubles_nothing(
 
             patch.setattr(holder, function, dying)
             with pytest.raises(Killed):
-                catch_up(Refresher(spark, fresh_published))
+                catch_up(RunFollower(spark, fresh_published))
     append_events(fresh_published, EVENTS[30 + 4 * len(POINTS) :])
-    catch_up(Refresher(spark, fresh_published))
+    catch_up(RunFollower(spark, fresh_published))
     assert died == set(POINTS)
     rows = read_table(fresh_published.paths.warehouse, "topk_live", columns=["user_id", "batch_id", "rank"])
     assert rows.num_rows == rows.group_by(["user_id", "batch_id", "rank"]).aggregate([]).num_rows
@@ -131,13 +132,13 @@ def test_a_lost_store_is_filled_again(
     spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any
 ) -> None:
     append_events(fresh_published, EVENTS[:50])
-    refresher = Refresher(spark, fresh_published)
-    catch_up(refresher)
-    refresher.close()
+    follower = RunFollower(spark, fresh_published)
+    catch_up(follower)
+    follower.close()
     for path in state_file(fresh_published.paths.warehouse, fresh_published.paths.state, "stream", "").iterdir():
         path.unlink()
     append_events(fresh_published, EVENTS[50:])
-    catch_up(Refresher(spark, fresh_published))
+    catch_up(RunFollower(spark, fresh_published))
     assert live_lists(fresh_published) == full_night_lists(fresh_published, USERS)
 
 
@@ -148,16 +149,16 @@ def test_lists_of_the_newest_batch_are_not_written_again_where_the_store_is_lost
     append_events(fresh_published, EVENTS[20:50])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EventStore, "mark_listed", lambda *_: None)  # a stream that is killed right before
-        refresher = Refresher(spark, fresh_published)
-        catch_up(refresher)
-        refresher.close()
+        follower = RunFollower(spark, fresh_published)
+        catch_up(follower)
+        follower.close()
     state = state_file(fresh_published.paths.warehouse, fresh_published.paths.state, "stream", "")
     for is_lost in (False, True):
         for path in state.iterdir() if is_lost else ():
             path.unlink()
-        refresher = Refresher(spark, fresh_published)
-        catch_up(refresher)
-        refresher.close()
+        follower = RunFollower(spark, fresh_published)
+        catch_up(follower)
+        follower.close()
         rows = read_table(fresh_published.paths.warehouse, "topk_live", columns=["user_id", "batch_id", "rank"])
         assert rows.num_rows == rows.group_by(["user_id", "batch_id", "rank"]).aggregate([]).num_rows
 
@@ -166,8 +167,7 @@ def test_a_compaction_of_interactions_changes_nothing(spark: SparkSession, fresh
     append_events(fresh_published, EVENTS[:5])
     append_events(fresh_published, EVENTS[5:10])
     spark.sql(f"OPTIMIZE delta.`{WarehouseTables(spark, fresh_published).folder('interactions')}` FULL")
-    refresher = Refresher(spark, fresh_published)
-    refresher.follow_published_run()
+    refresher = RunFollower(spark, fresh_published).follow()
     batch = refresher.refresh(1000)
     assert batch is not None and batch.n_events == 10
     assert refresher.refresh(1000) is None
@@ -176,8 +176,7 @@ def test_a_compaction_of_interactions_changes_nothing(spark: SparkSession, fresh
 def test_removed_rows_end_the_stream_with_a_sentence(spark: SparkSession, fresh_published: Config, append_events: Any) -> None:
     append_events(fresh_published, EVENTS[:5])
     WarehouseTables(spark, fresh_published).delta("interactions").delete("user_id = 'u001'")
-    refresher = Refresher(spark, fresh_published)
-    refresher.follow_published_run()
+    refresher = RunFollower(spark, fresh_published).follow()
     assert refresher.refresh(1000) is not None
     with pytest.raises(InputMissing, match=r"rows of interactions were removed or replaced in version \d+. Run `recsys-batch nightly`"):
         refresher.refresh(1000)
@@ -188,8 +187,7 @@ def test_a_log_that_no_longer_reaches_back_ends_the_stream_with_a_sentence(
 ) -> None:
     append_events(fresh_published, EVENTS[:5])
     append_events(fresh_published, EVENTS[5:10])
-    refresher = Refresher(spark, fresh_published)
-    refresher.follow_published_run()
+    refresher = RunFollower(spark, fresh_published).follow()
     folder = Path(WarehouseTables(spark, fresh_published).folder("interactions"))
     DeltaTable(str(folder)).create_checkpoint()
     for entry in sorted((folder / "_delta_log").glob("*.json"))[:-1]:  # as the table's retention does
@@ -202,11 +200,11 @@ def test_a_newly_published_run_is_followed_between_two_batches(
     spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any
 ) -> None:
     append_events(fresh_published, EVENTS[:40])
-    refresher = Refresher(spark, fresh_published)
-    catch_up(refresher)
+    follower = RunFollower(spark, fresh_published)
+    catch_up(follower)
     run = run_night(spark, fresh_published, dt.date(2026, 3, 2), incremental=True)
     append_events(fresh_published, EVENTS[40:])
-    catch_up(refresher)
+    catch_up(follower)
     rows = read_table(fresh_published.paths.warehouse, "topk_live", where=pc.field("run_id") == run.run_id)
     of_new_run = set(rows["user_id"].to_pylist())
     assert of_new_run == {user for user, _, _ in EVENTS[40:]}
@@ -216,7 +214,7 @@ def test_a_newly_published_run_is_followed_between_two_batches(
 
 def test_topk_live_is_read_without_spark_or_new_protocols(spark: SparkSession, fresh_published: Config, append_events: Any) -> None:
     append_events(fresh_published, EVENTS[:3])
-    catch_up(Refresher(spark, fresh_published))
+    catch_up(RunFollower(spark, fresh_published))
     table = DeltaTable(f"{fresh_published.paths.warehouse}/topk_live")
     assert table.protocol().min_reader_version == 1
     assert set(table.to_pyarrow_table()["run_id"].to_pylist()) == {"2026-03-01-r1"}
@@ -230,8 +228,8 @@ def test_items_that_came_went_or_changed_are_in_lists_as_a_full_night_has_them(
     spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any
 ) -> None:
     append_events(fresh_published, EVENTS[:20])
-    refresher = Refresher(spark, fresh_published)
-    catch_up(refresher)
+    follower = RunFollower(spark, fresh_published)
+    catch_up(follower)
     since = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
     rows = [(item, f"Title {item}", [f"genre {genre}"], available, since, [("year", "1991")]) for item, genre, available in ITEMS]
     columns = zip(*rows, strict=True)
@@ -240,7 +238,7 @@ def test_items_that_came_went_or_changed_are_in_lists_as_a_full_night_has_them(
     WarehouseTables(spark, fresh_published).upsert("items", spark.createDataFrame(table), "item_id", {"by": "test"})
     again = [("u003", 905, 1.0), ("u010", 906, 1.0), ("clicked only", 905, -1.0), ("glutton", 905, 1.0), ("u020", 300, 1.0)]
     append_events(fresh_published, [*again, *EVENTS[20:]])
-    catch_up(refresher)
+    catch_up(follower)
     users = {user for user, _, _ in [*again, *EVENTS[20:]]}
     live = [row for row in live_lists(fresh_published) if row[0] in users]
     assert {905, 906, 10} <= {row[2] for row in live}
@@ -251,8 +249,8 @@ def test_items_that_came_went_or_changed_are_in_lists_as_a_full_night_has_them(
 def test_lists_made_ahead_hold_only_for_the_commit_that_they_were_made_for(
     spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any
 ) -> None:
-    tables, refresher = WarehouseTables(spark, fresh_published), Refresher(spark, fresh_published)
-    refresher.follow_published_run()
+    tables, follower = WarehouseTables(spark, fresh_published), RunFollower(spark, fresh_published)
+    refresher = follower.follow()
     schema = TABLES["interactions"].arrow_schema(IdTypes("STRING", "BIGINT"))
     when = dt.datetime(2026, 3, 1, 13, tzinfo=dt.UTC)
 
@@ -272,7 +270,7 @@ def test_lists_made_ahead_hold_only_for_the_commit_that_they_were_made_for(
     append_events(fresh_published, [("somebody else", 470, 1.0)])
     append(second, 2)
     assert refresher.commit_ahead(prepared, batch_metadata("test", 2)) is None
-    catch_up(refresher)
+    catch_up(follower)
     users = {"ahead", "beaten", "somebody else"}
     assert {row[0] for row in live_lists(fresh_published)} == users
     assert live_lists(fresh_published) == full_night_lists(fresh_published, users)

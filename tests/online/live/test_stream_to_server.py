@@ -16,7 +16,7 @@ from recsys_batch.online.snapshot.repository import read_current
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.tables import WarehouseTables
-from recsys_batch.stream.refresher import Refresher
+from recsys_batch.stream.run_follower import RunFollower
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -31,8 +31,8 @@ def test_an_event_changes_the_list_that_a_server_answers_with(
     warehouse = config.paths.warehouse
     assert run(["export-snapshot", *options(config), "--out", str(tmp_path / "snapshots")]) == 0
     server = serve(tmp_path / "snapshots", *options(config), "--set", "online.live=table")
-    refresher = Refresher(spark, config)
-    assert refresher.follow_published_run() == read_current(tmp_path / "snapshots")
+    refresher = RunFollower(spark, config).follow()
+    assert refresher.artifacts.run.run_id == read_current(tmp_path / "snapshots")
 
     def stream(*events: tuple[str, int, float]) -> None:
         rows = [(user, item, NOON + dt.timedelta(seconds=n), "buy", weight, NOON.date()) for n, (user, item, weight) in enumerate(events)]
