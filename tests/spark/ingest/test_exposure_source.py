@@ -167,20 +167,19 @@ EXPLORATION = ("propensity", "ranker_position", "batch_position")
 
 
 def swapped(request_id: str) -> Exposure:
-    return shown(request_id, 1, ["a", "b"])._replace(
-        lists="live", propensities=[0.9, 0.1], ranker_positions=[1, 5], batch_positions=[2, None]
-    )
+    row = shown(request_id, 1, ["a", "b"])
+    return row._replace(lists="live", propensities=[0.9, 0.1], ranker_positions=[1, 5], batch_positions=[2, None])
 
 
 def test_exploration_is_brought_in_from_files_beside_those_of_an_older_release(shop: Shop) -> None:
     shop.folder.mkdir()
-    older = as_an_older_release(encode_exposures([shown("r1", 1, ["a"])], IDS, exposure_schema(IDS)))
-    pq.write_table(older, shop.folder / "exposures-1.parquet")
+    first, last = (
+        as_an_older_release(encode_exposures([shown(*row)], IDS, exposure_schema(IDS))) for row in (("r1", 1, ["a"]), ("r3", 1, ["c"]))
+    )
+    pq.write_table(first, shop.folder / "exposures-1.parquet")
     assert shop.ingest().kinds["exposures"].accepted == 1
     shop.logged([swapped("r2")])
-    pq.write_table(
-        as_an_older_release(encode_exposures([shown("r3", 1, ["c"])], IDS, exposure_schema(IDS))), shop.folder / "exposures-9.parquet"
-    )
+    pq.write_table(last, shop.folder / "exposures-9.parquet")
     assert shop.ingest().kinds["exposures"].accepted == 3
     rows = shop.tables.read("exposures").select("request_id", "item_id", "lists", *EXPLORATION).orderBy("request_id", "item_id").collect()
     assert [tuple(row) for row in rows] == [
