@@ -171,6 +171,12 @@ class Online(Section):
         None, description="folder for what was shown and what POST /v1/feedback brings; ingest --format exposures reads it"
     )
     exposures_max_mb: float = Field(2048.0, gt=0, description="of each kind of file in that folder; the oldest go")
+    explore: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of an answer's places that are filled at random, with logged propensity; 0: none",
+    )
     live: Literal["off", "table"] = Field(
         "off",
         description="table: lists that the stream refreshed since the night are preferred to the snapshot's; stream and serve read it, "

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from recsys_batch.commands.ingest import read_truth, source_options
-from recsys_batch.commands.options import ParsedType, json_option, with_config
+from recsys_batch.commands.options import DATE, ParsedType, json_option, with_config
 from recsys_batch.commands.output import format_count, print_json, print_table
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 
 if TYPE_CHECKING:
     from recsys_batch.evaluation.evaluate import Evaluation
+    from recsys_batch.evaluation.exposure_evaluation import ExposureEvaluation
     from recsys_batch.evaluation.run_diff import ItemChanges, UserChanges
 
 
@@ -28,23 +30,40 @@ def _parse_list_lengths(text: str) -> tuple[int, ...]:
 _LIST_LENGTHS = ParsedType("K[,K...]", _parse_list_lengths, "a list of positive whole numbers like 10,20")
 
 
-@click.command("evaluate", help="Compare the published top-K with true later interactions, beside popularity.")
+@click.command("evaluate", help="Compare the published top-K, or what was shown online, with true later interactions.")
 @click.option("--truth", metavar="PATH", help="Later interactions, in any format that ingest reads.")
 @click.option("--holdout", is_flag=True, help="Interactions that ingest --holdout held out, or that arrived after the run.")
 @click.option("--k", "ks", type=_LIST_LENGTHS, default=(10, 20), show_default="10,20", help="List lengths.")
 @click.option("--run-id", help="A published run other than the current one.")
+@click.option("--exposures", is_flag=True, help="What was shown (table exposures), and where places were swapped SNIPS of both orders.")
+@click.option("--from", "first", type=DATE, help="--exposures: first UTC date of showing.")
+@click.option("--to", "last", type=DATE, help="--exposures: last UTC date of showing.")
+@click.option("--within", type=click.FloatRange(0, 24 * 366, min_open=True), default=24.0, show_default=True, help="--exposures: hours.")
 @json_option
 @source_options(required=False)
 @with_config
 def evaluate_command(
-    config: Config, truth: str | None, holdout: bool, ks: tuple[int, ...], run_id: str | None, as_json: bool, **source: Any
+    config: Config,
+    truth: str | None,
+    holdout: bool,
+    exposures: bool,
+    ks: tuple[int, ...],
+    run_id: str | None,
+    first: dt.date | None,
+    last: dt.date | None,
+    within: float,
+    as_json: bool,
+    **source: Any,
 ) -> None:
     from recsys_batch.evaluation.evaluate import evaluate_run, read_holdout_truth
     from recsys_batch.read import published_run
 
-    if (truth is None) == (not holdout):
-        raise UsageError("pass either --truth PATH or --holdout")
+    if (truth is not None) + holdout + exposures != 1:
+        raise UsageError("pass either --truth PATH or --holdout or --exposures")
     warehouse = config.paths.warehouse
+    if exposures:
+        _evaluate_exposures(config, first, last, within, as_json=as_json)
+        return
     run = published_run(warehouse, run_id)
     if truth is None:
         interactions, origin = read_holdout_truth(warehouse, run)
@@ -52,6 +71,13 @@ def evaluate_command(
         interactions, origin = read_truth(config, truth, **source), truth
     result = evaluate_run(warehouse, run, interactions, origin, ks, config.data.min_weight)
     print_json(asdict(result)) if as_json else _print_evaluation(result)
+
+
+def _evaluate_exposures(config: Config, first: dt.date | None, last: dt.date | None, within: float, *, as_json: bool) -> None:
+    from recsys_batch.evaluation.exposure_evaluation import evaluate_exposures
+
+    result = evaluate_exposures(config.paths.warehouse, first, last, dt.timedelta(hours=within), config.data.min_weight)
+    print_json(asdict(result)) if as_json else _print_exposures(result)
 
 
 @click.command("changes", help="Show what changed for a user or an item between two published nights, and why.")
@@ -109,6 +135,40 @@ def _print_evaluation(result: Evaluation) -> None:
     left_out = f"; {format_count(result.n_users_without_list)} users without a list left out" if result.n_users_without_list else ""
     note = f"{format_count(result.n_users)} users, {format_count(result.n_relevant)} relevant items{left_out}"
     print_table(f"run {result.run_id} against {result.truth}", ("metric", "model", "popularity", "ratio"), rows, note=note)
+
+
+_MAX_PLACES = 20
+
+
+def _print_exposures(result: ExposureEvaluation) -> None:
+    """Print the metrics of all answers, of each group and place, and what SNIPS says of the two orders."""
+    groups = [("all", result.overall), *((f"{name} {value}", of) for name, by in result.by.items() for value, of in by.items())]
+    rows = [
+        (name, *map(format_count, (of.n_answers, of.n_users, of.n_hits)), *map(_format_rate, (of.hit_rate, of.ndcg, of.hits_per_item)))
+        for name, of in groups
+    ]
+    hours = f"{result.within_hours:g} h"
+    newest = f"newest interaction {result.newest_event:%Y-%m-%d %H:%M} UTC"
+    note = f"{newest}; {format_count(result.n_open_answers)} answers left out that were not {hours} old then"
+    title = f"shown {result.first_date} to {result.last_date}, hits within {hours}"
+    print_table(title, ("", "answers", "users", "hits", "hit rate", "NDCG", "hits/item"), rows, note=note)
+    places = [
+        (str(of.position), *map(format_count, (of.n_shown, of.n_hits)), *map(_format_rate, (of.hits_per_item, of.low, of.high)))
+        for of in result.positions
+    ]
+    left_out = f"{len(places) - _MAX_PLACES} more places: --json" if len(places) > _MAX_PLACES else None
+    print_table("by place", ("place", "shown", "hits", "hits/item", "low", "high"), places[:_MAX_PLACES], note=left_out)
+    orders = [
+        (name, *map(_format_rate, (of.value, of.low, of.high)), format_count(of.effective_sample_size or 0))
+        for name, of in result.policies.items()
+    ]
+    orders += [(f"{name} - ranker", *map(_format_rate, (of.value, of.low, of.high)), "") for name, of in result.differences.items()]
+    header = ("order", "hits/item", "low", "high", "effective sample")
+    print_table(f"SNIPS from {format_count(result.n_explored)} shown items with a propensity", header, orders)
+
+
+def _format_rate(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
 
 
 @click.command("show", help="Show some users' history and recommendations, with titles.")

@@ -16,6 +16,9 @@ def exposure_schema(ids: IdTypes) -> pa.Schema:
         pa.field("score", pa.float32()),
         pa.field("batch_score", pa.float32()),
         pa.field("candidate_rank", pa.int32()),
+        pa.field("propensity", pa.float32()),
+        pa.field("ranker_position", pa.int32()),
+        pa.field("batch_position", pa.int32()),
     ]
     return pa.schema(
         [
@@ -31,6 +34,7 @@ def exposure_schema(ids: IdTypes) -> pa.Schema:
             pa.field("device", pa.string()),
             pa.field("session_item_ids", pa.list_(ids.item_arrow), False),
             pa.field("attributes", STRING_MAP, False),
+            pa.field("lists", pa.string()),
         ]
     )
 

@@ -16,7 +16,7 @@ from pyspark.sql.types import StringType
 
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.schemas import TABLES, IdTypes, spark_type
+from recsys_batch.schemas import TABLES, Column, IdTypes, spark_type
 from recsys_batch.storage.filesystems import absolute, join
 from recsys_batch.tables.delta_log import open_delta_table
 
@@ -87,17 +87,17 @@ class WarehouseTables:
         return IdTypes(user="STRING" if text["user_id"] else "BIGINT", item="STRING" if text["item_id"] else "BIGINT")
 
     def ensure(self, name: str, ids: IdTypes) -> bool:
-        """Create the table by the contract if it is missing, and the catalog's schema; whether it was."""
+        """Create the table by the contract if it is missing, and the catalog's schema; whether it was. One that an older release wrote
+        gets the nullable columns that it lacks.
+        """
         if self.exists(name):
+            self._add_missing_columns(name, ids)
             return False
         catalog = self._config.catalog
         if catalog and not self._spark.catalog.databaseExists(catalog):
             self._spark.sql(f"CREATE DATABASE IF NOT EXISTS {catalog}")
         spec = TABLES[name]
-        columns = ", ".join(
-            f"`{c.name}` {spark_type(c.arrow(ids).type)}{'' if c.nullable else ' NOT NULL'} COMMENT {_sql_string(c.comment)}"
-            for c in spec.columns
-        )
+        columns = ", ".join(_column_sql(column, ids) for column in spec.columns)
         layout = f" PARTITIONED BY ({', '.join(spec.partition_by)})" if spec.partition_by else ""
         layout += f" CLUSTER BY ({', '.join(spec.cluster_by)})" if spec.cluster_by else ""
         retention = f"interval {self._config.tables.retention_days} days"
@@ -115,6 +115,12 @@ class WarehouseTables:
             f"COMMENT {_sql_string(spec.comment)} TBLPROPERTIES ({property_list})"
         )
         return True
+
+    def _add_missing_columns(self, name: str, ids: IdTypes) -> None:
+        existing = set(self.read(name).columns)
+        missing = [_column_sql(column, ids) for column in TABLES[name].columns if column.nullable and column.name not in existing]
+        if missing:
+            self._spark.sql(f"ALTER TABLE {self.identifier(name)} ADD COLUMNS ({', '.join(missing)})")
 
     def append(self, name: str, df: DataFrame, metadata: Mapping[str, Any]) -> int:
         """Append rows; returns the committed version."""
@@ -205,6 +211,11 @@ def _command_hint(name: str) -> str:
     if name in ("interactions", "items", "users", "holdout"):
         return "run `recsys-batch ingest` first"
     return "run `recsys-batch nightly` first"
+
+
+def _column_sql(column: Column, ids: IdTypes) -> str:
+    null = "" if column.nullable else " NOT NULL"
+    return f"`{column.name}` {spark_type(column.arrow(ids).type)}{null} COMMENT {_sql_string(column.comment)}"
 
 
 def _sql_string(text: str) -> str:

@@ -43,6 +43,8 @@ def encode_answer(
     answer = Answer(query.user_id, items, result.source, result.degraded, facts.snapshot_id, facts.model_version, request_id, milliseconds)
     if live is not None:
         answer.lists, answer.events_through = "live", live.events_through
+    if result.exploration is not None:
+        answer.explored = result.exploration.n_changed or msgspec.UNSET
     return answer
 
 

@@ -93,6 +93,7 @@ class Answer(Struct):
     """Answer of POST /v1/rank and GET /v1/users/{user_id}/topk.
 
     ``events_through``, only where ``lists`` is live: the newest event of the user that they know; null where none has a time.
+    ``explored``, only where it is not 0: number of places whose item is there for exploration (online.explore).
     """
 
     user_id: Id
@@ -105,3 +106,4 @@ class Answer(Struct):
     timings_ms: dict[str, float]
     lists: Lists = "night"
     events_through: dt.datetime | UnsetType | None = UNSET
+    explored: int | UnsetType = UNSET

@@ -30,6 +30,8 @@ class Exposure(NamedTuple):
         item_ids, scores: plain lists, best first: position is the index in them, from 1.
         batch_scores, candidate_ranks: of the same items; None (or None inside) where there are none.
         context_ts: the context's time, with its time zone.
+        lists: night or live, where the user's lists were from.
+        propensities, ranker_positions, batch_positions: of the same items, as ranking/exploration.py has them; None without exploration.
     """
 
     request_id: str
@@ -47,6 +49,10 @@ class Exposure(NamedTuple):
     device: str | None = None
     session_item_ids: Sequence[LogId] = ()
     attributes: Mapping[str, Any] = _NO_ATTRIBUTES
+    lists: str | None = None
+    propensities: Sequence[float] | None = None
+    ranker_positions: Sequence[int] | None = None
+    batch_positions: Sequence[int | None] | None = None
 
 
 class FeedbackEvent(NamedTuple):
@@ -71,17 +77,33 @@ def encode_exposures(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) 
     Raises:
         ValueError, TypeError, pa.ArrowException: a row does not fit the schema.
     """
-    requests, shown, users, snapshots, models, sources, degraded, items, scores, batch, ranks, when, devices, sessions, more = zip(
-        *rows, strict=True
-    )
+    (
+        requests,
+        shown,
+        users,
+        snapshots,
+        models,
+        sources,
+        degraded,
+        items,
+        scores,
+        batch,
+        ranks,
+        when,
+        devices,
+        sessions,
+        more,
+        lists,
+        *exploration,
+    ) = zip(*rows, strict=True)
     user_ids = [parse_id(user, ids.user) for user in users]
     session = [[item for item in (parse_id(one, ids.item) for one in each) if item is not None] if each else () for each in sessions]
     leading = (requests, shown, user_ids, snapshots, models, sources, degraded)
     arrays = [pa.array(column, schema.field(number).type) for number, column in enumerate(leading)]
-    arrays.append(_items_column(items, scores, batch, ranks, schema.field("items").type))
+    arrays.append(_items_column(items, scores, (batch, ranks, *exploration), schema.field("items").type))
     arrays += [pa.array(when, TIMESTAMP), pa.array(devices, pa.string())]
     arrays.append(pa.ListArray.from_arrays(_offsets_of(list(map(len, session))), _flatten(session, ids.item_arrow)))
-    arrays.append(_string_map_column(more, schema.field("attributes").type))
+    arrays += [_string_map_column(more, schema.field("attributes").type), pa.array(lists, pa.string())]
     return _make_record_batch(arrays, schema)
 
 
@@ -95,13 +117,12 @@ def encode_feedback(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Sche
 def _items_column(
     items: Sequence[Sequence[LogId]],
     scores: Sequence[Sequence[float]],
-    batch_scores: Sequence[Sequence[float | None] | None],
-    ranks: Sequence[Sequence[int | None] | None],
+    optional_columns: Iterable[Sequence[Sequence[float | None] | None]],
     kind: pa.ListType,
 ) -> pa.Array:
     lengths = list(map(len, items))
     positions = [range(1, n + 1) for n in lengths]
-    optional = [[row or [None] * n for row, n in zip(column, lengths, strict=True)] for column in (batch_scores, ranks)]
+    optional = [[row or [None] * n for row, n in zip(column, lengths, strict=True)] for column in optional_columns]
     if any(list(map(len, column)) != lengths for column in (scores, *optional)):
         raise ValueError("an exposure has lists of different lengths")
     fields = list(kind.value_type)

@@ -12,6 +12,7 @@ import numpy as np
 
 from recsys_batch.online.ranking.ablation import group_contributions
 from recsys_batch.online.ranking.cold_start import candidates_from_session
+from recsys_batch.online.ranking.exploration import Exploration, Explorer
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery, build_context
 from recsys_batch.online.ranking.selection import candidate_mask, row_offsets, select_top_k
@@ -44,6 +45,7 @@ class RankResult:
         batch_ranks: places in the published top-K, from 1; 0 where the item is not in it. None where it takes working out, and the
             request did not ask to explain.
         contributions: feature group -> float32 [k'], where the request asked to explain and the ranker ranked.
+        exploration: how likely each place was, where places may have been swapped.
     """
 
     codes: np.ndarray
@@ -55,6 +57,7 @@ class RankResult:
     stages: Mapping[str, float]
     batch_ranks: np.ndarray | None = None
     contributions: dict[str, np.ndarray] | None = None
+    exploration: Exploration | None = None
 
 
 def rank(
@@ -73,12 +76,15 @@ class RankInput:
     store_failed: bool = False
 
 
-def rank_many(snapshot: Snapshot, inputs: Sequence[RankInput], latency: LatencyTracker) -> list[RankResult]:
+def rank_many(
+    snapshot: Snapshot, inputs: Sequence[RankInput], latency: LatencyTracker, explorer: Explorer | None = None
+) -> list[RankResult]:
     """Answer queries that wait at the same time. What numpy and the model cost per call is shared; nobody's answer depends on the others,
     but for rounding.
 
     Args:
         latency: what the ranker took lately; it is skipped where less than its p99 is left of a deadline.
+        explorer: swaps places of what the ranker ranked, but not where a request asks to explain its order; None for no exploration.
     """
     results: dict[int, RankResult] = {}
     by_length: dict[int, dict[int, RankerInput]] = {}
@@ -92,7 +98,7 @@ def rank_many(snapshot: Snapshot, inputs: Sequence[RankInput], latency: LatencyT
         numbers, pairs = list(group), list(group.values())
         for start in range(0, len(group), MAX_RANK_BATCH):
             block = slice(start, start + MAX_RANK_BATCH)
-            results.update(zip(numbers[block], _score_or_fall_back(snapshot, pairs[block], latency), strict=True))
+            results.update(zip(numbers[block], _score_or_fall_back(snapshot, pairs[block], latency, explorer), strict=True))
     return [results[number] for number in range(len(inputs))]
 
 
@@ -141,14 +147,16 @@ def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: Late
     return pair
 
 
-def _score_or_fall_back(snapshot: Snapshot, pairs: list[RankerInput], latency: LatencyTracker) -> list[RankResult]:
+def _score_or_fall_back(
+    snapshot: Snapshot, pairs: list[RankerInput], latency: LatencyTracker, explorer: Explorer | None
+) -> list[RankResult]:
     """Rank queries by the model; where it fails for several, each alone, so that one's fault is its own."""
     started = time.perf_counter()
     try:
-        return _score_batch(snapshot, pairs)
+        return _score_batch(snapshot, pairs, explorer)
     except Exception:  # whatever a model that somebody brought raises, the lists are there
         if len(pairs) > 1:
-            return [one for pair in pairs for one in _score_or_fall_back(snapshot, [pair], latency)]
+            return [one for pair in pairs for one in _score_or_fall_back(snapshot, [pair], latency, explorer)]
         return [_fall_back(snapshot, pairs[0], RANKER_FAILED)]
     finally:
         latency.add(time.perf_counter() - started)
@@ -164,7 +172,7 @@ class _NotFinite(Exception):
     """The ranker gave a score that is not a number."""
 
 
-def _score_batch(snapshot: Snapshot, pairs: list[RankerInput]) -> list[RankResult]:
+def _score_batch(snapshot: Snapshot, pairs: list[RankerInput], explorer: Explorer | None) -> list[RankResult]:
     """Rank queries with equally many candidates in one run of the model; the stages' times are those of all together."""
     assert snapshot.ranker is not None
     began = time.perf_counter()
@@ -187,7 +195,8 @@ def _score_batch(snapshot: Snapshot, pairs: list[RankerInput]) -> list[RankResul
     keep = candidate_mask(items, codes, [pair.excluded_codes for pair in pairs], [pair.query.categories for pair in pairs])
     if keep is not None:
         scores = np.where(keep, scores, np.float32(-np.inf))
-    columns, values = select_top_k(scores, codes, max(pair.query.k for pair in pairs), items.catalogue.item_rules)
+    n_ordered = max(pair.query.k for pair in pairs) if explorer is None else codes.shape[1]
+    columns, values = select_top_k(scores, codes, n_ordered, items.catalogue.item_rules)
     published = np.full(codes.shape, np.nan, np.float32)
     for row, record in enumerate(records):
         published[row, record.top_places] = record.top_scores
@@ -196,9 +205,14 @@ def _score_batch(snapshot: Snapshot, pairs: list[RankerInput]) -> list[RankResul
     stages = {"features": prepared - began, "model": scored - prepared, "select": time.perf_counter() - scored}
     results = []
     for row, (pair, (its_codes, its_values, its_places, before, n)) in enumerate(zip(pairs, shown, strict=True)):
-        top = slice(min(n, pair.query.k))
+        top: slice | np.ndarray = slice(min(n, pair.query.k))
+        exploration = None
+        if explorer is not None and not pair.query.explain:
+            top, propensities = explorer.swap_places(min(n, pair.query.k), n)
+            allowed = None if keep is None else keep[row]
+            exploration = Exploration(propensities, top + 1, _batch_positions(pair.record, allowed)[its_places[top]])
         chosen = its_places[top]
-        ranked = RankResult(its_codes[top], its_values[top], chosen + 1, before[top], "ranker", None, stages)
+        ranked = RankResult(its_codes[top], its_values[top], chosen + 1, before[top], "ranker", None, stages, exploration=exploration)
         if pair.query.explain:
             ranked.batch_ranks = pair.record.batch_ranks()[chosen]
             ranked.contributions = group_contributions(
@@ -206,6 +220,18 @@ def _score_batch(snapshot: Snapshot, pairs: list[RankerInput]) -> list[RankResul
             )
         results.append(ranked)
     return results
+
+
+def _batch_positions(record: UserRecord, keep: np.ndarray | None) -> np.ndarray:
+    """Number the candidates as the published list without what a request rules out has them: int64 [C], from 1; 0 where one is not in it.
+
+    Args:
+        keep: bool [C]; None where all stay.
+    """
+    listed = record.top_places if keep is None else record.top_places[keep[record.top_places]]
+    positions = np.zeros(len(record.codes), dtype=np.int64)
+    positions[listed] = np.arange(1, len(listed) + 1)
+    return positions
 
 
 def published_order(query: RankQuery, record: UserRecord, reason: str | None = None, keep: np.ndarray | None = None) -> RankResult:

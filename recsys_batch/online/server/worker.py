@@ -19,6 +19,7 @@ from recsys_batch.online.http.static_page import page_routes
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.rest import OipRoutes
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
+from recsys_batch.online.ranking.exploration import Explorer
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
 from recsys_batch.online.serving.freshness import FreshnessPolicy, LiveLag
@@ -45,7 +46,8 @@ class Worker(App):
         folder, stats = Path(settings.exposures) if settings.exposures else None, state / f"log-{os.getpid()}.json"
         self._exposures = ExposureRecorder(folder, stats, max_mb=settings.exposures_max_mb)
         freshness = FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours)
-        service = RankingService(self._manager, freshness, admission, self._exposures)
+        explorer = Explorer(settings.explore) if settings.explore else None
+        service = RankingService(self._manager, freshness, admission, self._exposures, explorer)
         handlers = Endpoints(service, Bounds(settings.max_k, settings.max_ids), snapshots, state, self._live_lag)
         batching = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting)
         protocol = OipRoutes(SnapshotModels(self._manager, settings.max_k, freshness), batching)

@@ -41,7 +41,7 @@ class ExposureRecorder:
         """Log an answer that was given."""
         if self._log is None:
             return
-        items = answer.items
+        items, explored = answer.items, ranked.exploration
         self._log.log_exposure(
             Exposure(
                 request_id=answer.request_id,
@@ -59,6 +59,10 @@ class ExposureRecorder:
                 device=query.device,
                 session_item_ids=query.session_item_ids,
                 attributes=query.attributes,
+                lists=answer.lists,
+                propensities=None if explored is None else explored.propensities.tolist(),
+                ranker_positions=None if explored is None else explored.ranker_positions.tolist(),
+                batch_positions=None if explored is None else [place or None for place in explored.batch_positions.tolist()],
             )
         )
 

@@ -6,14 +6,20 @@ arrived by the loop's next turn goes together, which is one request where load i
 
 import asyncio
 
+from recsys_batch.online.ranking.exploration import Explorer
 from recsys_batch.online.ranking.ladder import RankInput, RankResult, rank_many
 from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot
 
 
 class MicroBatcher:
-    """Batches rank calls that arrive in the same turn of the event loop into runs of the model; adds no delay. One per event loop."""
+    """Batches rank calls that arrive in the same turn of the event loop into runs of the model; adds no delay. One per event loop.
 
-    def __init__(self) -> None:
+    Args:
+        explorer: swaps places of the answers; None for no exploration.
+    """
+
+    def __init__(self, explorer: Explorer | None = None) -> None:
+        self._explorer = explorer
         self._waiting: list[tuple[LoadedSnapshot, RankInput, asyncio.Future[RankResult]]] = []
 
     async def rank(self, loaded: LoadedSnapshot, rank_input: RankInput) -> RankResult:
@@ -34,7 +40,7 @@ class MicroBatcher:
         for calls in by_snapshot.values():
             loaded = calls[0][0]
             try:
-                results = rank_many(loaded.snapshot, [rank_input for _, rank_input, _ in calls], loaded.latency)
+                results = rank_many(loaded.snapshot, [rank_input for _, rank_input, _ in calls], loaded.latency, self._explorer)
             except Exception as error:
                 for _, _, future in calls:
                     future.set_exception(error)

@@ -10,6 +10,7 @@ from recsys_batch.online import metrics
 from recsys_batch.online.api.encode import encode_answer
 from recsys_batch.online.api.messages import Answer, Bounds, Lists
 from recsys_batch.online.exposure_log.log_rows import FeedbackEvent
+from recsys_batch.online.ranking.exploration import Explorer
 from recsys_batch.online.ranking.ladder import STALE, RankInput, RankResult, published_order, rank
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving.admission import Admission
@@ -35,12 +36,23 @@ class UnknownItem(Exception):
 
 
 class RankingService:
-    """Answers requests of one worker from the snapshots in use, and logs and counts what it answered."""
+    """Answers requests of one worker from the snapshots in use, and logs and counts what it answered.
 
-    def __init__(self, manager: SnapshotManager, freshness: FreshnessPolicy, admission: Admission, exposures: ExposureRecorder) -> None:
+    Args:
+        explorer: swaps places of the answers of ``rank``; None for no exploration. A shadow's answers are nobody's, so they keep theirs.
+    """
+
+    def __init__(
+        self,
+        manager: SnapshotManager,
+        freshness: FreshnessPolicy,
+        admission: Admission,
+        exposures: ExposureRecorder,
+        explorer: Explorer | None = None,
+    ) -> None:
         self.manager, self.freshness, self.exposures, self._admission = manager, freshness, exposures, admission
         self._n_ranked = 0
-        self._batcher = MicroBatcher()
+        self._batcher = MicroBatcher(explorer)
         self._shadow_tasks: set[asyncio.Task[None]] = set()
 
     async def rank(self, query: RankQuery, request_id: str | None, arrived: float) -> Answer:

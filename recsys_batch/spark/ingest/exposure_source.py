@@ -15,7 +15,9 @@ EXPOSURE_KEY = ("request_id", "user_id", "item_id")
 """A request shows an item once. The key includes the user, as callers choose request ids and two may choose the same one."""
 
 _FEEDBACK_KEY = ("request_id", "user_id", "item_id", "event_ts", "event_type")
-_ITEM_COLUMNS = ("item_id", "position", "score", "batch_score", "candidate_rank")
+_ITEM_COLUMNS = ("item_id", "position", "score", "batch_score", "candidate_rank", "propensity", "ranker_position", "batch_position")
+_LATER_COLUMNS = {"propensity": "float", "ranker_position": "int", "batch_position": "int", "lists": "string"}
+"""Columns that the files of older releases lack."""
 
 
 def read_exposure_files(spark: SparkSession, source: str) -> RawSource:
@@ -85,10 +87,14 @@ def _read_kind(spark: SparkSession, source: str, files: list[SourceFile], kind: 
         return None
     nested = any(file.nested for file in kind_files)
     with translate_spark_errors(spark, source):
-        return spark.read.options(recursiveFileLookup=nested, pathGlobFilter=f"{kind}-*.parquet").parquet(source)
+        # By the columns of all files: older releases logged fewer.
+        return spark.read.options(recursiveFileLookup=nested, pathGlobFilter=f"{kind}-*.parquet", mergeSchema=True).parquet(source)
 
 
 def _explode_items(exposures: DataFrame) -> DataFrame:
-    """Explode requests into one row per shown item; a request without items gives no row."""
+    """Explode requests into one row per shown item; a request without items gives no row, what an older release did not log is null."""
     exploded = exposures.withColumn("_item", F.explode("items")).drop("items")
-    return exploded.select("*", *(F.col(f"_item.{name}").alias(name) for name in _ITEM_COLUMNS)).drop("_item")
+    logged = exploded.select("_item.*").columns
+    items = [(F.col(f"_item.{name}") if name in logged else F.lit(None).cast(_LATER_COLUMNS[name])).alias(name) for name in _ITEM_COLUMNS]
+    others = [] if "lists" in exposures.columns else [F.lit(None).cast(_LATER_COLUMNS["lists"]).alias("lists")]
+    return exploded.select("*", *items, *others).drop("_item")

@@ -54,17 +54,28 @@ def exposures(draw: st.DrawFn, ids: IdTypes) -> Exposure:
         device=draw(st.none() | TEXT),
         session_item_ids=draw(st.lists(item, max_size=3)),
         attributes=draw(st.dictionaries(TEXT, TEXT, max_size=3)),
+        lists=draw(st.none() | TEXT),
+        propensities=of_items(FLOAT) if draw(st.booleans()) else None,
+        ranker_positions=of_items(st.integers(1, 300)) if draw(st.booleans()) else None,
+        batch_positions=of_items(st.none() | st.integers(1, 300)) if draw(st.booleans()) else None,
     )
 
 
 def as_row(one: Exposure) -> dict[str, Any]:
     n = len(one.item_ids)
-    others = [values or [None] * n for values in (one.batch_scores, one.candidate_ranks)]
-    names = ("item_id", "position", "score", "batch_score", "candidate_rank")
+    optional = (one.batch_scores, one.candidate_ranks, one.propensities, one.ranker_positions, one.batch_positions)
+    others = [values or [None] * n for values in optional]
+    names = ("item_id", "position", "score", "batch_score", "candidate_rank", "propensity", "ranker_position", "batch_position")
     items = [dict(zip(names, row, strict=True)) for row in zip(one.item_ids, range(1, n + 1), one.scores, *others, strict=True)]
     same = ("request_id", "shown_at", "user_id", "snapshot_id", "model_version", "source", "degraded")
     context = {"context_ts": one.context_ts, "device": one.device, "session_item_ids": list(one.session_item_ids)}
-    return {**{name: getattr(one, name) for name in same}, "items": items, **context, "attributes": list(one.attributes.items())}
+    return {
+        **{name: getattr(one, name) for name in same},
+        "items": items,
+        **context,
+        "attributes": list(one.attributes.items()),
+        "lists": one.lists,
+    }
 
 
 @pytest.mark.parametrize("ids", [NUMBERS, TEXTS], ids=["BIGINT", "STRING"])
@@ -93,6 +104,9 @@ def test_files_have_exactly_the_schema_that_ingest_reads(tmp_path: Path) -> None
                 pa.field("score", pa.float32()),
                 pa.field("batch_score", pa.float32()),
                 pa.field("candidate_rank", pa.int32()),
+                pa.field("propensity", pa.float32()),
+                pa.field("ranker_position", pa.int32()),
+                pa.field("batch_position", pa.int32()),
             ]
         )
     )

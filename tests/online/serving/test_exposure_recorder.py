@@ -69,3 +69,29 @@ def test_without_a_folder_nothing_is_taken(shared_server: Any) -> None:
     body = {"events": [{"user_id": 5, "item_id": 7, "event_type": "click"}]}
     status, told, _ = shared_server.call("POST", "/v1/feedback", body)
     assert status == 404 and "--exposures" in told["error"]
+
+
+def test_swapped_places_are_logged_with_their_propensity(make: Any, serve: Any, current: Any, tmp_path: Path) -> None:
+    folder = make()
+    current(folder, "first")
+    server = serve(folder, "--exposures", str(tmp_path / "shown"), "--set", "online.explore=0.5")
+    told = {answer["request_id"]: answer for answer in (server.rank(user, k=6, request_id=f"r{user}") for user in range(40))}
+    plain = server.rank(3, k=6, explain=True, request_id="explained")
+    unknown = server.rank(10**6, k=2, request_id="unknown")
+    listed = server.call("GET", "/v1/users/3/topk?k=60")[1]
+    server.process.terminate()
+    server.process.wait(20)
+    logged = {row["request_id"]: row for row in rows(tmp_path / "shown", "exposures")}
+    for request_id, answer in told.items():
+        items = logged[request_id]["items"]
+        assert [item["item_id"] for item in items] == [item["item_id"] for item in answer["items"]]
+        assert answer.get("explored", 0) == sum(item["ranker_position"] != item["position"] for item in items)
+        assert all(0 < item["propensity"] < 1 for item in items)
+        assert logged[request_id]["lists"] == "night"
+    assert any("explored" in answer for answer in told.values())
+    published = {item["item_id"]: item["rank"] for item in listed["items"]}
+    assert [item["batch_position"] for item in logged["r3"]["items"]] == [published.get(item["item_id"]) for item in told["r3"]["items"]]
+    for answer in (plain, unknown):
+        shown = logged[answer["request_id"]]["items"]
+        assert "explored" not in answer
+        assert all(item["propensity"] is None and item["ranker_position"] is None for item in shown)

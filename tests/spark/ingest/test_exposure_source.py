@@ -3,6 +3,7 @@
 import datetime as dt
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from recsys_batch.night import maintenance
 from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent, encode_exposures
 from recsys_batch.online.exposure_log.log_writer import open_log
 from recsys_batch.read import open_table, read_table
-from recsys_batch.schemas import IdTypes
+from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.ingest.pipeline import read_interactions, run_ingest
 from recsys_batch.spark.ingest.sources import IngestRequest
 from recsys_batch.spark.ingest.summary import IngestSummary
@@ -150,6 +151,66 @@ def test_an_ingest_that_died_between_its_tables_is_completed_by_the_next(shop: S
     assert shop.rows("interactions", "item_id") == [("a",)]
     shop.ingest()
     assert shop.rows("interactions", "item_id") == shop.rows("feedback", "item_id") == shop.rows("exposures", "item_id") == [("a",)]
+
+
+def as_an_older_release(batch: pa.RecordBatch) -> pa.Table:
+    """Leave out what the log got later."""
+    table = pa.Table.from_batches([batch]).drop_columns(["lists"])
+    items = table.schema.field("items")
+    older = pa.list_(pa.struct([field for field in items.type.value_type if field.name not in EXPLORATION]))
+    rows = [[{field.name: item[field.name] for field in older.value_type} for item in row] for row in table["items"].to_pylist()]
+    at = table.schema.get_field_index("items")
+    return table.set_column(at, pa.field("items", older, False), pa.array(rows, older))
+
+
+EXPLORATION = ("propensity", "ranker_position", "batch_position")
+
+
+def swapped(request_id: str) -> Exposure:
+    row = shown(request_id, 1, ["a", "b"])
+    return row._replace(lists="live", propensities=[0.9, 0.1], ranker_positions=[1, 5], batch_positions=[2, None])
+
+
+def test_exploration_is_brought_in_from_files_beside_those_of_an_older_release(shop: Shop) -> None:
+    shop.folder.mkdir()
+    first, last = (
+        as_an_older_release(encode_exposures([shown(*row)], IDS, exposure_schema(IDS))) for row in (("r1", 1, ["a"]), ("r3", 1, ["c"]))
+    )
+    pq.write_table(first, shop.folder / "exposures-1.parquet")
+    assert shop.ingest().kinds["exposures"].accepted == 1
+    shop.logged([swapped("r2")])
+    pq.write_table(last, shop.folder / "exposures-9.parquet")
+    assert shop.ingest().kinds["exposures"].accepted == 3
+    rows = shop.tables.read("exposures").select("request_id", "item_id", "lists", *EXPLORATION).orderBy("request_id", "item_id").collect()
+    assert [tuple(row) for row in rows] == [
+        ("r1", "a", None, None, None, None),
+        ("r2", "a", "live", pytest.approx(0.9), 1, 2),
+        ("r2", "b", "live", pytest.approx(0.1), 5, None),
+        ("r3", "c", None, None, None, None),
+    ]
+
+
+def test_a_table_of_an_older_release_gets_the_columns_that_it_lacks(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = TABLES["exposures"]
+    older = replace(spec, columns=tuple(column for column in spec.columns if column.name not in (*EXPLORATION, "lists")))
+    with monkeypatch.context() as patched:
+        patched.setitem(TABLES, "exposures", older)
+        shop.logged([shown("r1", 1, ["a"])])
+        shop.ingest()
+    assert "propensity" not in shop.tables.read("exposures").columns
+    shop.logged([swapped("r2")])
+    shop.ingest()
+    assert shop.rows("exposures", "request_id", "item_id", "lists", "ranker_position") == [
+        ("r1", "a", None, None),
+        ("r2", "a", "live", 1),
+        ("r2", "b", "live", 5),
+    ]
+    comments = {field.name: field.metadata.get("comment") for field in shop.tables.read("exposures").schema}
+    assert comments["propensity"] == next(column.comment for column in spec.columns if column.name == "propensity")
+    assert read_table(shop.config.paths.warehouse, "exposures", columns=["propensity"])["propensity"].null_count == 1
+    version = shop.tables.version("exposures")
+    shop.ingest()
+    assert shop.tables.version("exposures") == version
 
 
 def test_a_folder_without_logs_and_options_that_do_not_go_with_them_are_refused(shop: Shop) -> None:
