@@ -185,6 +185,16 @@ class Online(Section):
     live_max_lag_seconds: float = Field(
         60.0, gt=0, description="since a server last knew all live lists; past it /readyz says live: behind, and answers stay"
     )
+    engine: Literal["onnx", "oip", "torchserve", "tfserving"] = Field(
+        "onnx", description="who runs the ranker: this server, or a model server that has it from export-model"
+    )
+    engine_url: str = Field("http://127.0.0.1:8000", description="that model server's address, for HTTP")
+    engine_model: str = Field("ranker", description="its name for the ranker; the version is the snapshot's model version")
+    engine_timeout_ms: float = Field(20.0, gt=0, description="a later answer counts as none: the night's order is shown")
+    engine_connections: int = Field(8, ge=1, description="of a worker; requests beyond wait, and go out together")
+    engine_retry_share: float = Field(0.1, ge=0, le=1, description="calls of which so many may be tried again, where a connection broke")
+    engine_max_failures: int = Field(5, ge=1, description="in a row, past which it is left alone for a while")
+    engine_rest_seconds: float = Field(1.0, gt=0, description="that while; then one call tries it")
     page: bool = Field(True, description="the explorer page at /")
     samples: int = Field(1000, ge=0, le=100_000, description="users whose newest items a snapshot keeps for the explorer page")
     batch_rows: int = Field(8, ge=1, description="/v2: most rows of concurrent requests in one run of the model")

@@ -8,6 +8,7 @@ Nothing here loads pyspark, torch, faiss or mlflow, and importing this package l
     oip           the Open Inference Protocol, over HTTP and gRPC
     http          the HTTP endpoints, and the explorer page
     serving       the operations of a request, and which snapshots answer
+    engine        the ranker on another team's model server
     metrics       what a server counts and measures
     api           request and answer messages, decoded and encoded
     ranking       one request against one snapshot: the ladder

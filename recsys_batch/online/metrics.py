@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from recsys_batch.online.api.messages import Lists
-from recsys_batch.online.ranking.ladder import ANSWER_SOURCES, REASONS
+from recsys_batch.online.ranking.rank_result import ANSWER_SOURCES, RANKER_FAILED, REASONS, REMOTE_REASONS
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
 """Seconds: 0.5 to 100 ms."""
@@ -35,6 +35,11 @@ LIVE_USERS = Gauge("recsys_live_users", "users with a live list of the snapshot 
 LIVE_LAG = Gauge(
     "recsys_live_lag_seconds", "time since the follower last had all live lists; 0 where online.live is off", multiprocess_mode="livemax"
 )
+ENGINE_CALLS = Counter("recsys_engine_calls", "calls of a model server, by what became of them", ["outcome"])
+ENGINE_SECONDS = Histogram("recsys_engine_seconds", "time of a call of a model server", buckets=BUCKETS)
+ENGINE_BREAKER = Gauge(
+    "recsys_engine_breaker", "whether a model server is left alone: 0 closed, 1 half open, 2 open", multiprocess_mode="livemax"
+)
 AGE = Gauge("recsys_snapshot_age_seconds", "time since the night of the snapshot in use began", multiprocess_mode="livemax")
 
 observe_stages = {name: _STAGE.labels(name) for name in STAGES}
@@ -45,6 +50,7 @@ for _counter, _names in (
     (_DEGRADED, REASONS),
     (BY_SNAPSHOT, ("current", "canary")),
     (SHADOW, ("scored", "dropped", "failed")),
+    (ENGINE_CALLS, ("scored", "refused", RANKER_FAILED, *REMOTE_REASONS)),
 ):
     for _name in _names:
         _counter.labels(_name)  # so that they are on the page from the start, at 0

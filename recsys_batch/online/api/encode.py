@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from recsys_batch.online.api.messages import Answer, AnswerItem
-from recsys_batch.online.ranking.ladder import RankResult
 from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import LiveOrigin
 

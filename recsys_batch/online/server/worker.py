@@ -1,5 +1,7 @@
 """Worker process of a server: what Granian imports and calls."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import functools
@@ -8,6 +10,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recsys_batch import logs
 from recsys_batch.online import metrics
@@ -30,6 +33,9 @@ from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, LOAD_LOCK, S
 from recsys_batch.online.snapshot.live_overlay import live_opener
 from recsys_batch.online.snapshot.redis_store import open_remote_store
 
+if TYPE_CHECKING:
+    from recsys_batch.online.engine.remote_ranker import RemoteRanker
+
 _SWITCH_INTERVAL_SECONDS = 0.0005
 
 
@@ -40,14 +46,16 @@ class Worker(App):
         self._settings = settings
         snapshots, state = Path(settings.snapshots), Path(settings.state)
         open_remote = functools.partial(open_remote_store, settings)
-        self._manager = SnapshotManager(snapshots, open_remote, state / LOAD_LOCK, live_opener(settings))
+        self._remote = _open_remote_ranker(settings)
+        check_model = self._remote.why_not if self._remote is not None else None
+        self._manager = SnapshotManager(snapshots, open_remote, state / LOAD_LOCK, live_opener(settings), check_model)
         self._live_lag = LiveLag(state, settings.live_max_lag_seconds) if settings.live != "off" else None
         admission = Admission(settings.max_waiting)
         folder, stats = Path(settings.exposures) if settings.exposures else None, state / f"log-{os.getpid()}.json"
         self._exposures = ExposureRecorder(folder, stats, max_mb=settings.exposures_max_mb)
         freshness = FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours)
         explorer = Explorer(settings.explore) if settings.explore else None
-        service = RankingService(self._manager, freshness, admission, self._exposures, explorer)
+        service = RankingService(self._manager, freshness, admission, self._exposures, explorer, self._remote)
         handlers = Endpoints(service, Bounds(settings.max_k, settings.max_ids), snapshots, state, self._live_lag)
         batching = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting)
         protocol = OipRoutes(SnapshotModels(self._manager, settings.max_k, freshness), batching)
@@ -76,6 +84,8 @@ class Worker(App):
             self._poll_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 loop.run_until_complete(self._poll_task)
+        if self._remote is not None:
+            loop.run_until_complete(self._remote.close())
         self._exposures.close()
 
     async def _poll_forever(self) -> None:
@@ -100,9 +110,20 @@ class Worker(App):
             metrics.LIVE_USERS.set(len(current.live) if current.live is not None else 0)
         if self._live_lag is not None:
             metrics.LIVE_LAG.set(self._live_lag.seconds())
+        if self._remote is not None:
+            metrics.ENGINE_BREAKER.set(("closed", "half_open", "open").index(self._remote.breaker_state))
         metrics.tally.flush()
         metrics.count_logs(self._exposures.counts())
         metrics.WAITING.set(self._admission.waiting)
+
+
+def _open_remote_ranker(settings: ServerSettings) -> RemoteRanker | None:
+    if settings.engine == "onnx":
+        return None
+    # Here, as its client takes 0.2 s to load.
+    from recsys_batch.online.engine.remote_ranker import RemoteRanker
+
+    return RemoteRanker(settings)
 
 
 def application() -> Worker:

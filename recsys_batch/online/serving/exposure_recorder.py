@@ -8,8 +8,8 @@ import numpy as np
 from recsys_batch.online.api.messages import Answer
 from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent
 from recsys_batch.online.exposure_log.writer_process import LogWriterClient
-from recsys_batch.online.ranking.ladder import RankResult
 from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.schemas import IdTypes
 
 

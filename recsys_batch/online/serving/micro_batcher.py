@@ -1,14 +1,19 @@
 """Requests that wait at the same time are ranked together.
 
 One request costs a few dozen calls of numpy and one of the model whether it is for one user or for sixteen. Nothing is waited for: what has
-arrived by the loop's next turn goes together, which is one request where load is low, and the more the higher it is.
+arrived by the loop's next turn goes together, which is one request where load is low, and the more the higher it is. Where a model server
+runs the model, what arrives while it has as many calls as it may have goes together, too.
 """
 
 import asyncio
 
+from recsys_batch.online.engine.remote_ranking import ScoringClient, rank_many_remotely
 from recsys_batch.online.ranking.exploration import Explorer
-from recsys_batch.online.ranking.ladder import RankInput, RankResult, rank_many
+from recsys_batch.online.ranking.ladder import RankInput, rank_many
+from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot
+
+_Call = tuple[LoadedSnapshot, RankInput, asyncio.Future[RankResult]]
 
 
 class MicroBatcher:
@@ -16,11 +21,13 @@ class MicroBatcher:
 
     Args:
         explorer: swaps places of the answers; None for no exploration.
+        remote: runs the model; None for the snapshot's own ranker.
     """
 
-    def __init__(self, explorer: Explorer | None = None) -> None:
-        self._explorer = explorer
-        self._waiting: list[tuple[LoadedSnapshot, RankInput, asyncio.Future[RankResult]]] = []
+    def __init__(self, explorer: Explorer | None = None, remote: ScoringClient | None = None) -> None:
+        self._explorer, self._remote = explorer, remote
+        self._waiting: list[_Call] = []
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def rank(self, loaded: LoadedSnapshot, rank_input: RankInput) -> RankResult:
         """Rank a query from that snapshot, on which the caller holds a lease until then."""
@@ -32,18 +39,48 @@ class MicroBatcher:
         return await future
 
     def _run(self) -> None:
+        if self._remote is not None and len(self._tasks) >= self._remote.max_calls:
+            return  # the call that ends next takes those who wait
         waiting, self._waiting = self._waiting, []
-        by_snapshot: dict[int, list[tuple[LoadedSnapshot, RankInput, asyncio.Future[RankResult]]]] = {}
+        by_snapshot: dict[int, list[_Call]] = {}
         for call in waiting:
             if not call[2].done():  # who went away needs no answer
                 by_snapshot.setdefault(id(call[0]), []).append(call)
         for calls in by_snapshot.values():
+            if self._remote is not None:
+                self._tasks.add(task := asyncio.get_running_loop().create_task(self._run_remotely(self._remote, calls)))
+                task.add_done_callback(self._end_task)
+                continue
             loaded = calls[0][0]
             try:
                 results = rank_many(loaded.snapshot, [rank_input for _, rank_input, _ in calls], loaded.latency, self._explorer)
             except Exception as error:
-                for _, _, future in calls:
-                    future.set_exception(error)
+                _fail(calls, error)
                 continue
-            for (_, _, future), ranked in zip(calls, results, strict=True):
-                future.set_result(ranked)
+            _settle(calls, results)
+
+    async def _run_remotely(self, remote: ScoringClient, calls: list[_Call]) -> None:
+        loaded = calls[0][0]
+        with loaded.lease():  # all who asked may have gone away
+            try:
+                inputs = [rank_input for _, rank_input, _ in calls]
+                _settle(calls, await rank_many_remotely(loaded.snapshot, inputs, loaded.latency, self._explorer, remote))
+            except Exception as error:
+                _fail(calls, error)
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if self._waiting:
+            self._run()
+
+
+def _settle(calls: list[_Call], results: list[RankResult]) -> None:
+    for (_, _, future), ranked in zip(calls, results, strict=True):
+        if not future.done():
+            future.set_result(ranked)
+
+
+def _fail(calls: list[_Call], error: Exception) -> None:
+    for _, _, future in calls:
+        if not future.done():
+            future.set_exception(error)

@@ -9,10 +9,12 @@ from dataclasses import replace
 from recsys_batch.online import metrics
 from recsys_batch.online.api.encode import encode_answer
 from recsys_batch.online.api.messages import Answer, Bounds, Lists
+from recsys_batch.online.engine.remote_ranking import ScoringClient
 from recsys_batch.online.exposure_log.log_rows import FeedbackEvent
 from recsys_batch.online.ranking.exploration import Explorer
-from recsys_batch.online.ranking.ladder import STALE, RankInput, RankResult, published_order, rank
+from recsys_batch.online.ranking.ladder import RankInput, published_order, rank
 from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.ranking.rank_result import STALE, RankResult
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
 from recsys_batch.online.serving.freshness import FreshnessPolicy
@@ -40,6 +42,7 @@ class RankingService:
 
     Args:
         explorer: swaps places of the answers of ``rank``; None for no exploration. A shadow's answers are nobody's, so they keep theirs.
+        remote: a model server that runs the model for ``rank``; None for the snapshot's own ranker, which the shadow has anyway.
     """
 
     def __init__(
@@ -49,10 +52,11 @@ class RankingService:
         admission: Admission,
         exposures: ExposureRecorder,
         explorer: Explorer | None = None,
+        remote: ScoringClient | None = None,
     ) -> None:
         self.manager, self.freshness, self.exposures, self._admission = manager, freshness, exposures, admission
         self._n_ranked = 0
-        self._batcher = MicroBatcher(explorer)
+        self._batcher = MicroBatcher(explorer, remote)
         self._shadow_tasks: set[asyncio.Task[None]] = set()
 
     async def rank(self, query: RankQuery, request_id: str | None, arrived: float) -> Answer:

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from recsys_batch.online.serving.traffic_split import TrafficSplit
 from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.live_overlay import LiveReader
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
+from recsys_batch.online.snapshot.manifest import SnapshotRefused, read_manifest
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import RedisStore
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
@@ -41,6 +42,7 @@ from recsys_batch.storage.file_lock import acquire_flock
 logger = logging.getLogger("recsys_batch.online")
 
 WARM_REQUESTS = 24
+_MODEL_POLL_SECONDS = 1.0
 _PAUSE_SECONDS = 0.004
 """Seconds between requests that warm a snapshot: they share the interpreter's lock with those that are answered."""
 
@@ -117,6 +119,7 @@ class SnapshotManager:
         folder: of snapshots.
         open_remote: opens the store beside a snapshot of that id.
         open_live: opens the reader of a run's live lists; None where they are not followed.
+        check_model: says why the ranker of a snapshot with that model version cannot be used, or None; for rankers that are elsewhere.
         load_lock: a file that a server's workers lock in turn, so that they open a snapshot one after the other, not on all cores at once.
 
     Attributes:
@@ -131,6 +134,7 @@ class SnapshotManager:
         open_remote: Callable[[str], RedisStore],
         load_lock: Path,
         open_live: Callable[[str], LiveReader] | None = None,
+        check_model: Callable[[str], Awaitable[str | None]] | None = None,
     ) -> None:
         self.folder = folder
         self.current: LoadedSnapshot | None = None
@@ -139,7 +143,8 @@ class SnapshotManager:
         self.routes = TrafficSplit()
         self.refused: dict[str, str] = {}
         self.recent: deque[RankQuery] = deque(maxlen=WARM_REQUESTS)
-        self._open_remote, self._load_lock, self._open_live = open_remote, load_lock, open_live
+        self._open_remote, self._load_lock, self._open_live, self._check_model = open_remote, load_lock, open_live, check_model
+        self._look_again_at = math.inf
         self._loaded: dict[str, LoadedSnapshot] = {}
         self._closing: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
         self._seen: tuple[object, ...] | None = None
@@ -158,9 +163,9 @@ class SnapshotManager:
             if loaded.live is not None:
                 loaded.live.poll()
         seen = (*_stamp(self.folder / repository.CURRENT_FILE), *_stamp(self.folder / traffic_split.ROUTES_FILE))
-        if seen == self._seen:
+        if seen == self._seen and time.monotonic() < self._look_again_at:
             return False
-        self._seen = seen
+        self._seen, self._look_again_at = seen, math.inf
         current_id = repository.read_current(self.folder)
         try:
             routes = traffic_split.read_traffic_split(self.folder)
@@ -184,6 +189,7 @@ class SnapshotManager:
             return None
         try:
             if snapshot_id not in self._loaded:
+                await self._require_model(snapshot_id)
                 self._loaded[snapshot_id] = await asyncio.to_thread(self._load, snapshot_id)
         except Exception as error:  # whatever is wrong with it: what is served stays
             self._refuse(snapshot_id, error)
@@ -196,6 +202,15 @@ class SnapshotManager:
                 return None
             logger.info("snapshot %s is in use", snapshot_id)
         return new
+
+    async def _require_model(self, snapshot_id: str) -> None:
+        """Check that the model server has a snapshot's model. Raises SnapshotRefused: it has another one; it is asked again in a second."""
+        if self._check_model is None:
+            return
+        version = read_manifest(self.folder / repository.check_name(snapshot_id)).facts.model_version
+        if reason := await self._check_model(version):
+            self._look_again_at = time.monotonic() + _MODEL_POLL_SECONDS
+            raise SnapshotRefused(f"it is of model version {version}: {reason}")
 
     def _refuse(self, snapshot_id: str, error: Exception) -> None:
         self.refused[snapshot_id] = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -73,7 +73,7 @@ def test_every_id_that_the_scripts_use_is_in_the_page_once_and_every_field_has_a
 
 
 def test_the_page_has_words_for_every_source_and_reason() -> None:
-    from recsys_batch.online.ranking.ladder import ANSWER_SOURCES, REASONS
+    from recsys_batch.online.ranking.rank_result import ANSWER_SOURCES, REASONS
 
     for code in (*ANSWER_SOURCES, *REASONS):
         assert f"  {code}: " in SCRIPTS["words.js"], code

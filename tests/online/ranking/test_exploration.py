@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.online.ranking.exploration import Exploration, Explorer, propensities_of
-from recsys_batch.online.ranking.ladder import RankInput, RankResult, rank, rank_many
+from recsys_batch.online.ranking.ladder import RankInput, rank, rank_many
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.ranking.business_rules import ItemRules
 from tests.online.ranking.test_ladder import N_ITEMS, lists_of

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.online.ranking.cold_start import candidates_from_session
-from recsys_batch.online.ranking.ladder import RankResult, rank
+from recsys_batch.online.ranking.ladder import rank
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.ranking.business_rules import ItemRules

@@ -14,6 +14,8 @@ export const REASONS = {
   ranker_failed: "the ranker failed",
   store_unavailable: "the store of users' lists does not answer, so popular items stand in",
   stale_snapshot: "the snapshot is old",
+  ranker_unavailable: "the model server does not answer",
+  model_mismatch: "the model server has another model",
 };
 
 // Where a user's lists are from.
