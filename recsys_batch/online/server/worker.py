@@ -40,7 +40,9 @@ class Worker(App):
         self._settings = settings
         snapshots, state = Path(settings.snapshots), Path(settings.state)
         open_remote = functools.partial(open_remote_store, settings)
-        self._manager = SnapshotManager(snapshots, open_remote, state / LOAD_LOCK, live_opener(settings))
+        self._manager = SnapshotManager(
+            snapshots, open_remote, state / LOAD_LOCK, live_opener(settings), live_in_redis=settings.live == "redis"
+        )
         self._live_lag = LiveLag(state, settings.live_max_lag_seconds) if settings.live != "off" else None
         admission = Admission(settings.max_waiting)
         folder, stats = Path(settings.exposures) if settings.exposures else None, state / f"log-{os.getpid()}.json"
