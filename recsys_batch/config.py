@@ -177,10 +177,10 @@ class Online(Section):
         lt=1,
         description="share of an answer's places that are filled at random, with logged propensity; 0: none",
     )
-    live: Literal["off", "table"] = Field(
+    live: Literal["off", "table", "redis"] = Field(
         "off",
-        description="table: lists that the stream refreshed since the night are preferred to the snapshot's; stream and serve read it, "
-        "and serve needs paths.warehouse and the extra read then",
+        description="lists that the stream refreshed since the night are preferred to the snapshot's: each host keeps them in files "
+        "(table), or all share them in Redis; stream and serve read it, and serve needs paths.warehouse and the extra read then",
     )
     live_max_lag_seconds: float = Field(
         60.0, gt=0, description="since a server last knew all live lists; past it /readyz says live: behind, and answers stay"

@@ -10,10 +10,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
-import lmdb
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
@@ -21,11 +21,13 @@ from recsys_batch import logs
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.live.batch_records import LiveRun, open_live_run
+from recsys_batch.online.live.overlay_stores import LocalOverlays, Overlay, OverlayStore, RedisOverlays
 from recsys_batch.online.serving.traffic_split import read_traffic_split
 from recsys_batch.online.serving.worker_state import read_worker_states
-from recsys_batch.online.settings import LIVE_MARK, ServerSettings, settings_from_environment
+from recsys_batch.online.settings import LIVE_MARK, REDIS_URL, ServerSettings, settings_from_environment
 from recsys_batch.online.snapshot import repository
-from recsys_batch.online.snapshot.live_overlay import LiveOverlay, open_overlay, overlays_folder, remove_overlay
+from recsys_batch.online.snapshot.live_overlay import overlays_folder
+from recsys_batch.online.snapshot.redis_store import connect
 from recsys_batch.storage.filesystems import absolute, exists, is_remote, join
 from recsys_batch.tables.delta_log import open_delta_table
 from recsys_batch.tables.live_records import LiveBatch, read_batches
@@ -42,18 +44,23 @@ class Follower:
 
     Args:
         state: the server's folder: what its workers have loaded, and the mark that says when all was known.
+        store: of the overlays.
     """
 
-    def __init__(self, warehouse: str, snapshots: Path, state: Path) -> None:
-        self._warehouse, self._snapshots, self._state = absolute(warehouse), snapshots, state
-        self._root, self._folder = join(self._warehouse, "topk_live"), overlays_folder(snapshots)
+    def __init__(self, warehouse: str, snapshots: Path, state: Path, store: OverlayStore) -> None:
+        self._warehouse, self._snapshots, self._state, self._store = absolute(warehouse), snapshots, state, store
+        self._root = join(self._warehouse, "topk_live")
         self._table: DeltaTable | None = None
         self._runs: dict[str, LiveRun] = {}
-        self._overlays: dict[str, LiveOverlay] = {}
+        self._overlays: dict[str, Overlay] = {}
 
     def poll(self) -> None:
-        """Bring all overlays up to what topk_live has now, and mark the time."""
+        """Bring all overlays up to what topk_live has now, and mark the time; where another follower does it, mark when it last had."""
         wanted = self._wanted_runs()
+        if not self._store.may_write():
+            self._overlays = {}  # they go further when this one has its turn
+            self._mark(self._store.checked_at(wanted))
+            return
         if wanted != self._runs.keys():
             self._turn_to(wanted)
         if self._table is None:
@@ -63,12 +70,16 @@ class Follower:
                 self._table.update_incremental()
             for run in self._runs.values():
                 self._catch_up(run, self._table)
-        with contextlib.suppress(FileNotFoundError):  # the server has ended
-            os.utime(self._state / LIVE_MARK)
+        self._mark(time.time())
 
     def close(self) -> None:
         for overlay in self._overlays.values():
             overlay.close()
+        self._store.close()
+
+    def _mark(self, seconds: float) -> None:
+        with contextlib.suppress(FileNotFoundError):  # the server has ended
+            os.utime(self._state / LIVE_MARK, (seconds, seconds))
 
     def _wanted_runs(self) -> set[str]:
         roles = [worker[role] for worker in read_worker_states(self._state) for role in ("current", "canary", "shadow")]
@@ -77,12 +88,9 @@ class Follower:
 
     def _turn_to(self, wanted: set[str]) -> None:
         """Follow these runs, and remove the overlays of all others."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for path in self._folder.iterdir():
-            if path.name not in wanted:
-                if path.name in self._overlays:
-                    self._overlays.pop(path.name).close()
-                remove_overlay(path)
+        for run_id in self._overlays.keys() - wanted:
+            self._overlays.pop(run_id).close()
+        self._store.keep_only(wanted)
         runs = {run_id: self._runs.get(run_id) or open_live_run(self._warehouse, self._snapshots / run_id) for run_id in sorted(wanted)}
         self._runs, self._table = runs, None  # a new run may be another table's
 
@@ -91,19 +99,15 @@ class Follower:
         if overlay is None or not overlay.is_in_place:
             if overlay is not None:
                 overlay.close()
-            overlay = self._overlays[run.run_id] = open_overlay(self._folder / run.run_id, str(table.metadata().id))
-        if overlay.version == table.version():
-            return
-        try:
+            overlay = self._overlays[run.run_id] = self._store.open(run.run_id, str(table.metadata().id))
+        if overlay.version != table.version():
             for commit in reversed(_commits_since(table, overlay.version, run.generated_at)):
                 _add_batches(run, overlay, commit)
             overlay.add((), table.version())  # other runs' batches are passed over
-        except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError):
-            remove_overlay(self._folder / run.run_id)
-            raise
+        overlay.note_checked()
 
 
-def _add_batches(run: LiveRun, overlay: LiveOverlay, commit: dict[str, Any]) -> None:
+def _add_batches(run: LiveRun, overlay: Overlay, commit: dict[str, Any]) -> None:
     written_at = dt.datetime.fromtimestamp(commit["timestamp"] / 1000, dt.UTC)
     for batch in read_batches([commit]):
         if batch.run_id != run.run_id or not _has_records(batch):
@@ -117,7 +121,7 @@ def _add_batches(run: LiveRun, overlay: LiveOverlay, commit: dict[str, Any]) -> 
 
 def _has_records(batch: LiveBatch) -> bool:
     if batch.files.get("topk_live") and not batch.files.get("candidates"):
-        logger.warning("live lists of batch %d have no candidates: run the stream with online.live = table", batch.version)
+        logger.warning("live lists of batch %d have no candidates: run the stream with online.live = table, or redis", batch.version)
     return bool(batch.files.get("candidates"))
 
 
@@ -144,13 +148,21 @@ def run_follower(settings: ServerSettings, stop: threading.Event) -> None:
     seconds = settings.poll_ms / 1000
     if is_remote(absolute(settings.warehouse)):
         seconds = max(seconds, _STORE_POLL_SECONDS)
-    follower, parent = Follower(settings.warehouse, Path(settings.snapshots), Path(settings.state)), os.getppid()
+    parent, snapshots = os.getppid(), Path(settings.snapshots)
+    follower = Follower(settings.warehouse, snapshots, Path(settings.state), _open_store(settings, snapshots))
     try:
         while os.getppid() == parent and not stop.is_set():
             follower.poll()
             stop.wait(seconds)
     finally:
         follower.close()
+
+
+def _open_store(settings: ServerSettings, snapshots: Path) -> OverlayStore:
+    if settings.live == "table":
+        return LocalOverlays(overlays_folder(snapshots))
+    client = connect(os.environ[REDIS_URL], settings.redis_cluster)
+    return RedisOverlays(client, absolute(settings.warehouse), int(settings.redis_expire_hours * 3600))
 
 
 def follower_main() -> None:

@@ -16,7 +16,7 @@ from granian.constants import HTTPModes, Interfaces, Loops
 from granian.log import LogLevels
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.settings import LIVE_MARK, ServerSettings
+from recsys_batch.online.settings import LIVE_MARK, REDIS_URL, ServerSettings
 
 _LONGEST_PAUSE_SECONDS = 30.0
 
@@ -28,16 +28,21 @@ def run_server(settings: ServerSettings, *, certificate: Path | None = None, key
         certificate, key: PEM files for TLS, both or neither.
 
     Raises:
-        UsageError: one of them alone, or a file that is not there; live lists are wanted, and nothing here reads tables.
+        UsageError: one of them alone, or a file that is not there; live lists are wanted, and nothing here reads tables,
+            or no Redis is named for them.
     """
     if (certificate is None) != (key is None):
         raise UsageError("TLS needs --tls-certificate and --tls-key, found one of them")
     for path in (certificate, key):
         if path is not None and not path.is_file():
             raise UsageError(f"{path} is not a file")
-    if settings.live == "table" and importlib.util.find_spec("deltalake") is None:
+    if settings.live != "off" and importlib.util.find_spec("deltalake") is None:
         install = "pip install 'recsys-batch[online,read]'"
-        raise UsageError(f"online.live = table reads the warehouse by deltalake, which is not installed: {install}, or set it to off")
+        raise UsageError(
+            f"online.live = {settings.live} reads the warehouse by deltalake, which is not installed: {install}, or set it to off"
+        )
+    if settings.live == "redis" and not os.environ.get(REDIS_URL):
+        raise UsageError(f"online.live = redis needs a server: name it in {REDIS_URL}")
     state = Path(settings.state)
     shutil.rmtree(state, ignore_errors=True)
     (state / "metrics").mkdir(parents=True)
@@ -68,7 +73,7 @@ def run_server(settings: ServerSettings, *, certificate: Path | None = None, key
     with contextlib.ExitStack() as processes:
         if settings.grpc_port:
             processes.enter_context(supervised_process("recsys_batch.online.oip.grpc_server"))
-        if settings.live == "table":
+        if settings.live != "off":
             processes.enter_context(supervised_process("recsys_batch.online.live.follower"))
         try:
             server.serve()

@@ -47,8 +47,14 @@ class Worker(App):
         snapshots, state = Path(settings.snapshots), Path(settings.state)
         open_remote = functools.partial(open_remote_store, settings)
         self._remote = _open_remote_ranker(settings)
-        check_model = self._remote.why_not if self._remote is not None else None
-        self._manager = SnapshotManager(snapshots, open_remote, state / LOAD_LOCK, live_opener(settings), check_model)
+        self._manager = SnapshotManager(
+            snapshots,
+            open_remote,
+            state / LOAD_LOCK,
+            live_opener(settings),
+            live_in_redis=settings.live == "redis",
+            check_model=self._remote.why_not if self._remote is not None else None,
+        )
         self._live_lag = LiveLag(state, settings.live_max_lag_seconds) if settings.live != "off" else None
         admission = Admission(settings.max_waiting)
         folder, stats = Path(settings.exposures) if settings.exposures else None, state / f"log-{os.getpid()}.json"

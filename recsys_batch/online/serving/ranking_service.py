@@ -108,7 +108,7 @@ class RankingService:
     def sample_users(self, limit: int, bounds: Bounds) -> UserSample:
         """List some users to look at. Raises NotReady without a snapshot."""
         loaded = _require_loaded(self.manager.current)
-        return describe_sample(loaded.snapshot, limit, bounds, live=loaded.live is not None)
+        return describe_sample(loaded.snapshot, limit, bounds, live=loaded.follows_live)
 
     def describe_item(self, item_id: int | str) -> ItemDetail:
         """Describe an item. Raises NotReady: no snapshot; UnknownItem: the snapshot does not have it."""

@@ -30,7 +30,7 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving import traffic_split
 from recsys_batch.online.serving.traffic_split import TrafficSplit
 from recsys_batch.online.snapshot import repository
-from recsys_batch.online.snapshot.live_overlay import LiveReader
+from recsys_batch.online.snapshot.live_overlay import LiveReader, decode_live_record
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 from recsys_batch.online.snapshot.manifest import SnapshotRefused, read_manifest
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
@@ -54,7 +54,8 @@ class LoadedSnapshot:
     Attributes:
         remote: the store beside it, None where lists are in the snapshot.
         unload: called when the last lease is released.
-        live: lists of its run that the stream refreshed since, which are preferred; None where they are not followed.
+        live: lists of its run that the stream refreshed since, which are preferred; None where they are not followed, or in Redis.
+        live_store: the store that has those lists; None where they are not in Redis.
         latency: of its ranker; every model has its own.
     """
 
@@ -62,6 +63,7 @@ class LoadedSnapshot:
     remote: RedisStore | None
     unload: Callable[[LoadedSnapshot], None]
     live: LiveReader | None = None
+    live_store: RedisStore | None = None
     latency: LatencyTracker = field(default_factory=LatencyTracker)
     leases: int = 0
 
@@ -72,14 +74,30 @@ class LoadedSnapshot:
             StoreUnavailable: Redis does not answer.
             RecsysBatchError: the record is damaged.
         """
-        if self.remote is None:
+        if self.remote is None and self.live_store is None:
             return self.lookup_here(user_id)
         live = self._lookup_live(user_id)
-        if live is not None:
-            return live
         key = self.snapshot.key(user_id)
-        record = await self.remote.fetch(key) if key is not None else None
-        return decode_record(record) if record is not None else None
+        if live is not None or key is None:
+            return live
+        if self.remote is None:
+            return await self._fetch_live(key) or self.snapshot.lookup(user_id)
+        refreshed, record = await self.remote.fetch_both(key) if self.live_store is not None else (None, await self.remote.fetch(key))
+        live = _decode_live(refreshed)
+        return live or (decode_record(record) if record is not None else None)
+
+    async def _fetch_live(self, key: bytes) -> UserRecord | None:
+        """Read a user's live record from Redis; None where there is none, or no answer: the snapshot has the night's."""
+        assert self.live_store is not None
+        try:
+            return _decode_live(await self.live_store.fetch_live(key))
+        except StoreUnavailable:
+            return None
+
+    @property
+    def follows_live(self) -> bool:
+        """Whether live lists are looked for."""
+        return self.live is not None or self.live_store is not None
 
     def lookup_here(self, user_id: int | str) -> UserRecord | None:
         """Read a user's record where nothing is asked over a network. Raises RecsysBatchError: the record is damaged."""
@@ -112,13 +130,23 @@ class LoadedSnapshot:
             self.release()
 
 
+def _decode_live(value: bytes | None) -> UserRecord | None:
+    """Decode a live record; None where there is none, or it cannot be read: the night's holds then."""
+    try:
+        return decode_live_record(value) if value is not None else None
+    except RecsysBatchError as error:
+        logger.error("a live list in Redis is not used: %s", error)
+        return None
+
+
 class SnapshotManager:
     """Keeps a worker's snapshots loaded, each once, and goes over to others without a pause.
 
     Args:
         folder: of snapshots.
         open_remote: opens the store beside a snapshot of that id.
-        open_live: opens the reader of a run's live lists; None where they are not followed.
+        open_live: opens the reader of a run's live lists; None where they are not followed, or in Redis.
+        live_in_redis: whether they are there.
         check_model: says why the ranker of a snapshot with that model version cannot be used, or None; for rankers that are elsewhere.
         load_lock: a file that a server's workers lock in turn, so that they open a snapshot one after the other, not on all cores at once.
 
@@ -134,6 +162,8 @@ class SnapshotManager:
         open_remote: Callable[[str], RedisStore],
         load_lock: Path,
         open_live: Callable[[str], LiveReader] | None = None,
+        *,
+        live_in_redis: bool = False,
         check_model: Callable[[str], Awaitable[str | None]] | None = None,
     ) -> None:
         self.folder = folder
@@ -143,7 +173,8 @@ class SnapshotManager:
         self.routes = TrafficSplit()
         self.refused: dict[str, str] = {}
         self.recent: deque[RankQuery] = deque(maxlen=WARM_REQUESTS)
-        self._open_remote, self._load_lock, self._open_live, self._check_model = open_remote, load_lock, open_live, check_model
+        self._open_remote, self._load_lock, self._open_live = open_remote, load_lock, open_live
+        self._live_in_redis, self._check_model = live_in_redis, check_model
         self._look_again_at = math.inf
         self._loaded: dict[str, LoadedSnapshot] = {}
         self._closing: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
@@ -223,18 +254,20 @@ class SnapshotManager:
             if self.current is not None:  # somebody is being answered
                 verify_in_subprocess(folder)
             snapshot = open_snapshot(folder)
-            remote = self._open_remote(snapshot_id) if snapshot.store is None else None
+            store = self._open_remote(snapshot_id) if snapshot.store is None or self._live_in_redis else None
             warm_up(snapshot, list(self.recent))
             live = self._open_live(snapshot_id) if self._open_live is not None else None
-            return LoadedSnapshot(snapshot, remote, self._unload, live)
+            remote = store if snapshot.store is None else None
+            return LoadedSnapshot(snapshot, remote, self._unload, live, store if self._live_in_redis else None)
 
     def _unload(self, loaded: LoadedSnapshot) -> None:
         del self._loaded[loaded.snapshot.snapshot_id]
         loaded.snapshot.close()
         if loaded.live is not None:
             loaded.live.close()
-        if loaded.remote is not None:
-            self._closing.add(task := asyncio.get_running_loop().create_task(loaded.remote.close()))
+        store = loaded.remote or loaded.live_store
+        if store is not None:
+            self._closing.add(task := asyncio.get_running_loop().create_task(store.close()))
             task.add_done_callback(self._closing.discard)
 
 

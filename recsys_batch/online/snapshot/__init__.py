@@ -11,6 +11,7 @@ user_record     a user's lists as bytes
 lmdb_store      records in a file of the snapshot
 redis_store     records in Redis or Valkey beside it
 live_overlay    records that the stream refreshed, over the snapshot's
+redis_overlay   the same in Redis or Valkey, written by one follower of all hosts
 item_table      item ids, embeddings, titles, categories
 vector_search   items near a vector
 """

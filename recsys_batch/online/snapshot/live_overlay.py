@@ -135,9 +135,9 @@ class LiveReader:
 
 
 def live_opener(settings: ServerSettings) -> Callable[[str], LiveReader] | None:
-    """Make what opens the live lists of a run, by id; None where the server does not follow them."""
+    """Make what opens the live lists of a run, by id; None where they are not in files."""
     folder = overlays_folder(Path(settings.snapshots))
-    return None if settings.live == "off" else lambda run_id: LiveReader(folder / run_id)
+    return None if settings.live != "table" else lambda run_id: LiveReader(folder / run_id)
 
 
 class LiveOverlay:
@@ -178,7 +178,7 @@ class LiveOverlay:
     def add(self, records: Iterable[tuple[bytes, bytes]], version: int) -> None:
         """Put (key, value of ``encode_live_record``) of a batch, and move the version on, in one transaction.
 
-        Of a user's records that of the greatest batch_id stays.
+        Of a user's records that of the greatest batch_id stays. Raises OverlayDamaged, and it is removed.
         """
         batch, about = list(records), {**self._about, "version": version}
         self._env.reader_check()  # readers that were killed would keep old pages from being used again
@@ -194,6 +194,12 @@ class LiveOverlay:
                 return
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
+            except (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError) as error:
+                remove_overlay(self._folder)
+                raise OverlayDamaged(f"{self._folder} is damaged, and is made anew: {error}") from None
+
+    def note_checked(self) -> None:
+        """Do nothing: the one follower of this host says it by a mark."""
 
     def close(self) -> None:
         self._env.close()

@@ -30,6 +30,16 @@ def completion_key(snapshot_id: str) -> str:
     return f"recs:{snapshot_id}:whole"
 
 
+def live_key(run_id: str, key: bytes) -> str:
+    """Name the Redis key of a user's live record."""
+    return f"recs:{run_id}:live:{key.hex()}"
+
+
+def progress_key(run_id: str) -> str:
+    """Name the Redis key that says how far a run's live lists go."""
+    return f"recs:{run_id}:live"
+
+
 def connect(url: str, cluster: bool = False) -> Any:
     """A client; ``redis://[:PASSWORD@]HOST:PORT/DB`` (rediss:// with TLS). Raises RecsysBatchError: not such a URL."""
     try:
@@ -50,7 +60,7 @@ def write_records(client: Any, snapshot_id: str, records: Iterable[tuple[bytes, 
                 pipe.execute()
         pipe.execute()
     except redis.RedisError as error:
-        raise RecsysBatchError(f"the Redis store stopped taking records after {n}: {_first_line(error)}") from None
+        raise RecsysBatchError(f"the Redis store stopped taking records after {n}: {first_line(error)}") from None
     return n
 
 
@@ -59,7 +69,7 @@ def mark_complete(client: Any, snapshot_id: str, n_records: int, expire_seconds:
     try:
         client.set(completion_key(snapshot_id), n_records, ex=expire_seconds)
     except redis.RedisError as error:
-        raise RecsysBatchError(f"the Redis store does not answer: {_first_line(error)}") from None
+        raise RecsysBatchError(f"the Redis store does not answer: {first_line(error)}") from None
 
 
 class RedisStore:
@@ -68,33 +78,53 @@ class RedisStore:
     def __init__(self, url: str, snapshot_id: str, *, cluster: bool = False, timeout: float = 0.02) -> None:
         kind = redis.asyncio.RedisCluster if cluster else redis.asyncio.Redis
         self._client: Any = kind.from_url(url, socket_timeout=timeout, socket_connect_timeout=max(timeout, 0.1))
-        self._snapshot_id = snapshot_id
+        self._snapshot_id, self._is_cluster = snapshot_id, cluster
         self._backoff_until = 0.0
 
     async def fetch(self, key: bytes) -> bytes | None:
         """The record, None where there is none. Raises StoreUnavailable: no answer; at once while the store rests after a failure."""
+        (record,) = await self._get(redis_key(self._snapshot_id, key))
+        return record
+
+    async def fetch_live(self, key: bytes) -> bytes | None:
+        """The live record, None where there is none. Raises as ``fetch``."""
+        (record,) = await self._get(live_key(self._snapshot_id, key))
+        return record
+
+    async def fetch_both(self, key: bytes) -> tuple[bytes | None, bytes | None]:
+        """(live record, the night's) in one round trip. Raises as ``fetch``."""
+        live, night = await self._get(live_key(self._snapshot_id, key), redis_key(self._snapshot_id, key))
+        return live, night
+
+    async def _get(self, *keys: str) -> list[bytes | None]:
         if time.monotonic() < self._backoff_until:
             raise StoreUnavailable("the store failed a moment ago")
         try:
-            record: bytes | None = await self._client.get(redis_key(self._snapshot_id, key))
-            return record
+            if len(keys) == 1:
+                return [await self._client.get(keys[0])]
+            pipe = self._client.pipeline() if self._is_cluster else self._client.pipeline(transaction=False)
+            for key in keys:
+                pipe.get(key)
+            found: list[bytes | None] = await pipe.execute()
+            return found
         except (redis.RedisError, OSError, TimeoutError) as error:
             self._backoff_until = time.monotonic() + _BACKOFF_SECONDS
-            raise StoreUnavailable(_first_line(error)) from None
+            raise StoreUnavailable(first_line(error)) from None
 
     async def record_count(self) -> int | None:
         """Records that were written, None where the writing never ended or has expired. Raises StoreUnavailable: no answer."""
         try:
             n_records = await self._client.get(completion_key(self._snapshot_id))
         except (redis.RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable(_first_line(error)) from None
+            raise StoreUnavailable(first_line(error)) from None
         return None if n_records is None else int(n_records)
 
     async def close(self) -> None:
         await self._client.aclose()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Give the first line of an error's message, or its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -102,5 +132,5 @@ def open_remote_store(settings: ServerSettings, snapshot_id: str) -> RedisStore:
     """The store beside a snapshot. Raises RecsysBatchError: the environment does not name it."""
     url = os.environ.get(REDIS_URL)
     if not url:
-        raise RecsysBatchError(f"snapshot {snapshot_id} has its users' lists in Redis: name the server in {REDIS_URL}")
+        raise RecsysBatchError(f"lists of snapshot {snapshot_id} are in Redis: name the server in {REDIS_URL}")
     return RedisStore(url, snapshot_id, cluster=settings.redis_cluster, timeout=settings.store_timeout_ms / 1000)

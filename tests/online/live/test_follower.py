@@ -16,6 +16,7 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.online.live import follower as follower_module
 from recsys_batch.online.live.batch_records import LiveRun
 from recsys_batch.online.live.follower import Follower
+from recsys_batch.online.live.overlay_stores import LocalOverlays
 from recsys_batch.online.settings import LIVE_MARK
 from recsys_batch.online.snapshot.live_overlay import LiveReader, overlays_folder
 from recsys_batch.online.snapshot.repository import set_current
@@ -37,7 +38,7 @@ class Followed:
 
     def follow(self) -> None:
         """One look by a process that was just started."""
-        follower = Follower(str(self.warehouse), self.snapshots, self.state)
+        follower = Follower(str(self.warehouse), self.snapshots, self.state, LocalOverlays(overlays_folder(self.snapshots)))
         try:
             follower.poll()
         finally:
@@ -117,7 +118,7 @@ def test_a_follower_that_is_started_again_handles_only_what_is_new(
 
 
 def test_one_that_runs_adds_each_batch_as_it_comes(live_warehouse: Any, followed: Followed) -> None:
-    follower = Follower(str(followed.warehouse), followed.snapshots, followed.state)
+    follower = Follower(str(followed.warehouse), followed.snapshots, followed.state, LocalOverlays(overlays_folder(followed.snapshots)))
     follower.poll()
     live_warehouse.create_table()
     follower.poll()
@@ -159,7 +160,7 @@ def test_runs_of_current_and_canary_are_followed_and_one_that_a_worker_still_has
 
 def test_an_overlay_that_somebody_deletes_is_made_anew_by_the_next_look(live_warehouse: Any, followed: Followed) -> None:
     live_warehouse.refresh(1, {5: [1]})
-    follower = Follower(str(followed.warehouse), followed.snapshots, followed.state)
+    follower = Follower(str(followed.warehouse), followed.snapshots, followed.state, LocalOverlays(overlays_folder(followed.snapshots)))
     follower.poll()
     shutil.rmtree(overlays_folder(followed.snapshots) / "first")
     follower.poll()

@@ -1,0 +1,102 @@
+"""Where a follower keeps live lists: in LMDB folders of this host, or in Redis for all hosts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from recsys_batch.online.snapshot.live_overlay import open_overlay, remove_overlay
+from recsys_batch.online.snapshot.redis_overlay import RedisOverlay, WriterLease, read_progress
+
+
+class Overlay(Protocol):
+    """The live lists of a run."""
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether readers find it: nobody has deleted it."""
+
+    @property
+    def version(self) -> int | None:
+        """Version of topk_live that it goes up to; None where it is new."""
+
+    def add(self, records: Iterable[tuple[bytes, bytes]], version: int) -> None:
+        """Put (key, live record) of a batch, and move the version on; of a user's records that of the greatest batch_id stays."""
+
+    def note_checked(self) -> None:
+        """Note that it has all that there is now."""
+
+    def close(self) -> None: ...
+
+
+class OverlayStore(Protocol):
+    """The overlays of the runs that a server answers from."""
+
+    def open(self, run_id: str, source: str) -> Overlay:
+        """Open a run's overlay, or begin one; ``source`` is the table whose versions are counted."""
+
+    def keep_only(self, run_ids: Collection[str]) -> None:
+        """Drop the overlays of other runs."""
+
+    def may_write(self) -> bool:
+        """Tell whether this follower is the one that writes."""
+
+    def checked_at(self, run_ids: Collection[str]) -> float:
+        """Tell when, in seconds since 1970, the follower that writes last had all of these runs' lists."""
+
+    def close(self) -> None: ...
+
+
+class LocalOverlays:
+    """Overlays in LMDB folders, which this follower alone writes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def open(self, run_id: str, source: str) -> Overlay:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return open_overlay(self._folder / run_id, source)
+
+    def keep_only(self, run_ids: Collection[str]) -> None:
+        for path in self._folder.iterdir() if self._folder.exists() else ():
+            if path.name not in run_ids:
+                remove_overlay(path)
+
+    def may_write(self) -> bool:
+        return True
+
+    def checked_at(self, run_ids: Collection[str]) -> float:
+        return time.time()
+
+    def close(self) -> None:
+        pass
+
+
+class RedisOverlays:
+    """Overlays in Redis, of which the followers of all hosts write one at a time: who has the lease.
+
+    What is of runs that are served no more expires by itself.
+    """
+
+    def __init__(self, client: Any, warehouse: str, expire_seconds: int) -> None:
+        self._client, self._expire_seconds = client, expire_seconds
+        self._lease = WriterLease(client, warehouse)
+
+    def open(self, run_id: str, source: str) -> Overlay:
+        return RedisOverlay(self._client, run_id, source, self._expire_seconds, self._lease)
+
+    def keep_only(self, run_ids: Collection[str]) -> None:
+        pass
+
+    def may_write(self) -> bool:
+        return self._lease.renew()
+
+    def checked_at(self, run_ids: Collection[str]) -> float:
+        progress = [read_progress(self._client, run_id) for run_id in run_ids]
+        return min((float(one.get("checked_at", 0.0)) for one in progress), default=0.0)
+
+    def close(self) -> None:
+        self._lease.release()
+        self._client.close()
