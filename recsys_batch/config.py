@@ -185,8 +185,9 @@ class Online(Section):
     live_max_lag_seconds: float = Field(
         60.0, gt=0, description="since a server last knew all live lists; past it /readyz says live: behind, and answers stay"
     )
-    engine: Literal["onnx", "oip", "torchserve", "tfserving"] = Field(
-        "onnx", description="who runs the ranker: this server, or a model server that has it from export-model"
+    engine: Literal["onnx", "oip", "tfserving"] = Field(
+        "onnx",
+        description="who runs the ranker: this server, or a model server by the Open Inference Protocol or TensorFlow Serving's REST",
     )
     engine_url: str = Field("http://127.0.0.1:8000", description="that model server's address, for HTTP")
     engine_model: str = Field("ranker", description="its name for the ranker; the version is the snapshot's model version")

@@ -11,11 +11,11 @@ from recsys_batch.online import metrics
 from recsys_batch.online.engine.circuit_breaker import BreakerState, CircuitBreaker
 from recsys_batch.online.engine.remote_ranking import RemoteFailure
 from recsys_batch.online.engine.retry_budget import RetryBudget
-from recsys_batch.online.engine.wire_formats import BadAnswer, OpenInference, TensorFlowServing, TorchServe, WireFormat
+from recsys_batch.online.engine.wire_formats import BadAnswer, OpenInference, TensorFlowServing, WireFormat
 from recsys_batch.online.ranking.rank_result import MODEL_MISMATCH, RANKER_FAILED, RANKER_UNAVAILABLE
 from recsys_batch.online.settings import ServerSettings
 
-_FORMATS: dict[str, type[WireFormat]] = {"oip": OpenInference, "torchserve": TorchServe, "tfserving": TensorFlowServing}
+_FORMATS: dict[str, type[WireFormat]] = {"oip": OpenInference, "tfserving": TensorFlowServing}
 _RETRIED = (503, 429)
 _CHECK_SECONDS = 2.0
 

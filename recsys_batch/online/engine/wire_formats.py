@@ -8,7 +8,7 @@ import numpy as np
 
 from recsys_batch.ranking.onnx_ranker import INPUTS, OUTPUT
 
-_JSON, _BINARY = {"Content-Type": "application/json"}, {"Content-Type": "application/octet-stream"}
+_JSON = {"Content-Type": "application/json"}
 
 
 class BadAnswer(Exception):
@@ -67,26 +67,6 @@ class OpenInference:
 
     def _path(self, model: str, version: str) -> str:
         return f"/v2/models/{quote(model, safe='')}/versions/{quote(version, safe='')}"
-
-
-class TorchServe:
-    """TorchServe with the handler of ``export-model``: a JSON head behind its length in four bytes, then the tensors."""
-
-    def encode(self, model: str, version: str, arrays: tuple[np.ndarray, ...]) -> WireRequest:
-        head = msgspec.json.encode({"inputs": [{"name": name, "shape": array.shape} for name, array in zip(INPUTS, arrays, strict=True)]})
-        parts = [len(head).to_bytes(4, "little"), head, *(np.ascontiguousarray(array, "<f4").tobytes() for array in arrays)]
-        return WireRequest(f"/predictions/{quote(model, safe='')}/{quote(version, safe='')}", _BINARY, b"".join(parts))
-
-    def decode(self, headers: dict[str, str], body: bytes, version: str) -> np.ndarray:
-        answer = _decode_object(body)
-        try:
-            return np.array(answer["scores"], dtype=np.float32).reshape(answer["shape"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadAnswer(f"no scores: {error}") from None
-
-    def version_path(self, model: str, version: str) -> str:
-        """The readiness of TorchServe's own Open Inference routes."""
-        return f"/v2/models/{quote(model, safe='')}/versions/{quote(version, safe='')}/ready"
 
 
 class TensorFlowServing:

@@ -13,7 +13,8 @@ from recsys_batch.online.ranking.ladder import MAX_RANK_BATCH, RankInput, rank_m
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving.freshness import FreshnessPolicy
-from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot, SnapshotManager
+from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
+from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord
 

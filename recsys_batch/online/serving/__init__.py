@@ -1,6 +1,7 @@
 """Operations of a worker for a request of any protocol, and the snapshots that it answers from.
 
 ranking_service    the operations: rank, published top-K, user and item details, shadow scoring
+loaded_snapshot    a snapshot in use, and where its users' records are read
 snapshot_manager   the snapshots in use, each loaded once and warmed up: current, canary, shadow
 traffic_split      ROUTES.json: which users are the canary's, which requests the shadow scores
 activation         have all workers go over to a snapshot, or none; roll back

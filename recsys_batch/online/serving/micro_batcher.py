@@ -11,7 +11,7 @@ from recsys_batch.online.engine.remote_ranking import ScoringClient, rank_many_r
 from recsys_batch.online.ranking.exploration import Explorer
 from recsys_batch.online.ranking.ladder import RankInput, rank_many
 from recsys_batch.online.ranking.rank_result import RankResult
-from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot
+from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
 
 _Call = tuple[LoadedSnapshot, RankInput, asyncio.Future[RankResult]]
 

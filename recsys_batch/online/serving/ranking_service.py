@@ -19,8 +19,9 @@ from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserSample, describe_item, describe_sample, describe_user
+from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
 from recsys_batch.online.serving.micro_batcher import MicroBatcher
-from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot, SnapshotManager
+from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 from recsys_batch.online.snapshot.user_record import LiveOrigin, UserRecord
 

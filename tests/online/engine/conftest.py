@@ -35,7 +35,6 @@ class FakeModelServer:
         application.router.add_get("/v1/models/ranker/versions/{version}", self._ready)
         application.router.add_post("/v2/models/ranker/versions/{version}/infer", self._oip)
         application.router.add_post("/v1/models/ranker/versions/{version}:predict", self._tfserving)
-        application.router.add_post("/predictions/ranker/{version}", self._torchserve)
         return application
 
     async def _ready(self, request: web.Request) -> web.Response:
@@ -74,17 +73,6 @@ class FakeModelServer:
         inputs = json.loads(await request.read())["inputs"]
         scores = await self._scores(request, [np.array(inputs[name], np.float32) for name in INPUTS])
         return web.Response(body=json.dumps({"outputs": scores.tolist()}), content_type="application/json")
-
-    async def _torchserve(self, request: web.Request) -> web.Response:
-        body = await request.read()
-        at = 4 + int.from_bytes(body[:4], "little")
-        arrays = []
-        for spec in json.loads(body[4:at])["inputs"]:
-            size = 4 * int(np.prod(spec["shape"]))
-            arrays.append(np.frombuffer(body[at : at + size], "<f4").reshape(spec["shape"]))
-            at += size
-        scores = await self._scores(request, arrays)
-        return web.Response(body=json.dumps({"shape": scores.shape, "scores": scores.ravel().tolist(), "model_version": self.version}))
 
 
 @pytest.fixture

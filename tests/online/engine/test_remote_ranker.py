@@ -17,7 +17,7 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving.micro_batcher import MicroBatcher
 from recsys_batch.online.snapshot.reader import Snapshot
 
-ENGINES = ["oip", "torchserve", "tfserving"]
+ENGINES = ["oip", "tfserving"]
 MAYBE_FAILED = pytest.mark.parametrize(
     ("mode", "reason"),
     [

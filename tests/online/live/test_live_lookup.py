@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot, SnapshotManager
+from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
+from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.serving.traffic_split import TrafficSplit, write_traffic_split
 from recsys_batch.online.snapshot.live_overlay import LiveReader, encode_live_record, open_overlay
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable

@@ -16,7 +16,7 @@ import redis
 
 from recsys_batch.online.live.follower import Follower
 from recsys_batch.online.live.overlay_stores import RedisOverlays
-from recsys_batch.online.serving.snapshot_manager import LoadedSnapshot
+from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
 from recsys_batch.online.settings import LIVE_MARK
 from recsys_batch.online.snapshot import redis_overlay
 from recsys_batch.online.snapshot.live_overlay import decode_live_record, encode_live_record
