@@ -187,7 +187,7 @@ class Online(Section):
     )
     engine: Literal["onnx", "oip", "tfserving"] = Field(
         "onnx",
-        description="who runs the ranker: this server, or a model server by the Open Inference Protocol or TensorFlow Serving's REST",
+        description="who runs the ranker: this server, or a model server, by the Open Inference Protocol or TensorFlow Serving's",
     )
     engine_url: str = Field("http://127.0.0.1:8000", description="that model server's address, for HTTP")
     engine_model: str = Field("ranker", description="its name for the ranker; the version is the snapshot's model version")
