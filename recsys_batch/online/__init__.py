@@ -5,6 +5,7 @@ Nothing here loads pyspark, torch, faiss or mlflow, and importing this package l
     server        the server's processes
     live          lists that the stream refreshed, on their way to the server's workers
     export        a published run turned into a snapshot
+    tfserving     TensorFlow Serving's REST API over the same models
     oip           the Open Inference Protocol, over HTTP and gRPC
     http          the HTTP endpoints, and the explorer page
     serving       the operations of a request, and which snapshots answer

@@ -22,7 +22,6 @@ from recsys_batch.online.serving.worker_state import read_worker_states
 from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.manifest import read_manifest
 
-_SWITCH_SECONDS = 120.0
 _USER_LIMIT = QueryNumber("limit", 20, 1000, "most users")
 
 
@@ -106,16 +105,16 @@ class Endpoints:
         return json_response({"current": repository.read_current(self._snapshots), "snapshots": rows, "workers": workers})
 
     async def activate(self, request: Request) -> Response:
-        await activation.activate(self._snapshots, self._state, request.parameters["snapshot_id"], _SWITCH_SECONDS)
+        await activation.activate(self._snapshots, self._state, request.parameters["snapshot_id"], activation.SWITCH_SECONDS)
         return await self.snapshots(request)
 
     async def roll_back(self, request: Request) -> Response:
-        await activation.roll_back(self._snapshots, self._state, _SWITCH_SECONDS)
+        await activation.roll_back(self._snapshots, self._state, activation.SWITCH_SECONDS)
         return await self.snapshots(request)
 
     async def put_routes(self, request: Request) -> Response:
         split = parse_traffic_split(decode_json(request.body))
-        await activation.set_traffic_split(self._snapshots, self._state, split, _SWITCH_SECONDS)
+        await activation.set_traffic_split(self._snapshots, self._state, split, activation.SWITCH_SECONDS)
         return await self.snapshots(request)
 
     async def healthy(self, request: Request) -> Response:

@@ -2,9 +2,11 @@
 
 - model_api: models as named tensors in, named tensors out; no wire
 - snapshot_models: the models of the snapshot in use, ranker and recommend
+- snapshot_repository: snapshots listed, loaded and unloaded as versions of the models
 - dynamic_batcher: rows of requests that wait at the same time go through a model together
 - tensor_codec: tensors as bytes and as JSON values
 - rest: the protocol over HTTP, as routes under /v2; bodies may be compressed
+- repository_rest: that repository over HTTP, for admins
 - grpc_server: the protocol over gRPC, a process of its own
 - grpc_predict_v2_pb2: messages, generated from grpc_predict_v2.proto
 """

@@ -19,15 +19,18 @@ import grpc
 import numpy as np
 
 from recsys_batch import __version__, logs
+from recsys_batch.errors import InputMissing, RecsysBatchError
+from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, ModelUnknown, Overloaded, validate_inputs
+from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, ModelUnknown, Overloaded, conform_inputs, validate_inputs
 from recsys_batch.online.oip.rest import EXTENSIONS, SERVER_NAME
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
+from recsys_batch.online.oip.snapshot_repository import SnapshotRepository
 from recsys_batch.online.oip.tensor_codec import datatype_of, tensor_from_bytes, tensor_from_values, tensor_to_bytes
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
-from recsys_batch.online.settings import CLIENT_TOKEN, LOAD_LOCK, ServerSettings, settings_from_environment
+from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, LOAD_LOCK, ServerSettings, settings_from_environment
 from recsys_batch.online.snapshot.live_overlay import live_opener
 from recsys_batch.online.snapshot.redis_store import open_remote_store
 
@@ -49,8 +52,8 @@ _CONTENTS = {
 class Servicer:
     """Implements inference.GRPCInferenceService: a request message in, an answer message out."""
 
-    def __init__(self, models: ModelRepository, batcher: DynamicBatcher) -> None:
-        self._models, self._batcher = models, batcher
+    def __init__(self, models: ModelRepository, batcher: DynamicBatcher, snapshots: SnapshotRepository) -> None:
+        self._models, self._batcher, self._snapshots = models, batcher, snapshots
 
     async def ServerLive(self, request: Any) -> Any:  # noqa: N802
         return messages.ServerLiveResponse(live=True)
@@ -79,7 +82,7 @@ class Servicer:
     async def ModelInfer(self, request: Any) -> Any:  # noqa: N802
         model = self._models.get(request.model_name, request.model_version or None)
         validate_inputs(model, {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in request.inputs})
-        outputs = await self._batcher.infer(model, _decode_inputs(request))
+        outputs = await self._batcher.infer(model, conform_inputs(model, _decode_inputs(request)))
         answer = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
         for name in [tensor.name for tensor in request.outputs] or outputs:
             if name not in outputs:
@@ -87,6 +90,18 @@ class Servicer:
             answer.outputs.add(name=name, datatype=datatype_of(outputs[name]), shape=outputs[name].shape)
             answer.raw_output_contents.append(tensor_to_bytes(outputs[name]))
         return answer
+
+    async def RepositoryIndex(self, request: Any) -> Any:  # noqa: N802
+        return messages.RepositoryIndexResponse(models=self._snapshots.index(request.ready))
+
+    async def RepositoryModelLoad(self, request: Any) -> Any:  # noqa: N802
+        parameters = {name: getattr(value, value.WhichOneof("parameter_choice") or "", None) for name, value in request.parameters.items()}
+        await self._snapshots.load(request.model_name, parameters)
+        return messages.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(self, request: Any) -> Any:  # noqa: N802
+        await self._snapshots.unload(request.model_name)
+        return messages.RepositoryModelUnloadResponse()
 
 
 def _decode_inputs(request: Any) -> dict[str, np.ndarray]:
@@ -111,37 +126,56 @@ _STATUS = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     ModelUnknown: grpc.StatusCode.NOT_FOUND,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    InputMissing: grpc.StatusCode.NOT_FOUND,
+    RecsysBatchError: grpc.StatusCode.FAILED_PRECONDITION,
 }
 _OPEN_METHODS = ("ServerLive", "ServerReady")
 """Asked without a token, as /v2/health is."""
-_METHODS = (*_OPEN_METHODS, "ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+_CLIENT_METHODS = ("ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
+_ADMIN_METHODS = ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload")
 
 
-def make_handlers(servicer: Servicer, token: str | None) -> grpc.GenericRpcHandler:
+def make_handlers(servicer: Servicer, client_token: str | None, admin_token: str | None) -> grpc.GenericRpcHandler:
     """Make the service's handlers; every error becomes a status with a sentence.
 
     Args:
-        token: what clients must send; None for nothing.
+        client_token: what clients must send; None for nothing.
+        admin_token: what the admin must send, and clients may; None where nobody is admin.
     """
+    accepted = {
+        **dict.fromkeys(_OPEN_METHODS),
+        **dict.fromkeys(_CLIENT_METHODS, [token for token in (client_token, admin_token) if token] if client_token else None),
+        **dict.fromkeys(_ADMIN_METHODS, [admin_token] if admin_token else []),
+    }
     methods = {
         name: grpc.unary_unary_rpc_method_handler(
-            _guard(getattr(servicer, name), None if name in _OPEN_METHODS else token),
+            _guard(getattr(servicer, name), tokens),
             request_deserializer=getattr(messages, f"{name}Request").FromString,
             response_serializer=getattr(messages, f"{name}Response").SerializeToString,
         )
-        for name in _METHODS
+        for name, tokens in accepted.items()
     }
     return grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
 
 
-def _guard(method: Callable[[Any], Any], token: str | None) -> Callable[[Any, Any], Any]:
+def _guard(method: Callable[[Any], Any], tokens: list[str] | None) -> Callable[[Any, Any], Any]:
+    """Wrap a method of the service.
+
+    Args:
+        tokens: one of which is needed; None where everybody may, empty where nobody may.
+    """
+
     async def call(request: Any, context: Any) -> Any:
-        if token is not None and not _has_token(token, dict(context.invocation_metadata() or ())):
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "this needs the client's token as metadata `authorization: Bearer TOKEN`")
+        if tokens == []:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"this server was started without an admin token ({ADMIN_TOKEN})")
+        if tokens is not None and not _has_token(tokens, dict(context.invocation_metadata() or ())):
+            whose = "admin's" if method.__name__ in _ADMIN_METHODS else "client's"
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"this needs the {whose} token as metadata `authorization: Bearer TOKEN`")
         try:
             return await method(request)
         except tuple(_STATUS) as error:
-            await context.abort(_STATUS[type(error)], str(error))
+            await context.abort(next(status for kind, status in _STATUS.items() if isinstance(error, kind)), str(error))
         except Exception:
             logger.exception("%s over gRPC failed", method.__name__)
             await context.abort(grpc.StatusCode.INTERNAL, "something went wrong here; the server's log says what")
@@ -149,9 +183,9 @@ def _guard(method: Callable[[Any], Any], token: str | None) -> Callable[[Any, An
     return call
 
 
-def _has_token(token: str, metadata: Mapping[str, Any]) -> bool:
+def _has_token(tokens: list[str], metadata: Mapping[str, Any]) -> bool:
     scheme, _, sent_token = str(metadata.get("authorization", "")).partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(sent_token.strip().encode(), token.encode())
+    return scheme.lower() == "bearer" and any(hmac.compare_digest(sent_token.strip().encode(), token.encode()) for token in tokens)
 
 
 async def run_grpc_server(settings: ServerSettings) -> None:
@@ -162,7 +196,9 @@ async def run_grpc_server(settings: ServerSettings) -> None:
     models = SnapshotModels(manager, settings.max_k, FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours))
     batcher = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", _MAX_BYTES), ("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers((make_handlers(Servicer(models, batcher), os.environ.get(CLIENT_TOKEN) or None),))
+    servicer = Servicer(models, batcher, SnapshotRepository(manager, Path(settings.state)))
+    tokens = os.environ.get(CLIENT_TOKEN) or None, os.environ.get(ADMIN_TOKEN) or None
+    server.add_generic_rpc_handlers((make_handlers(servicer, *tokens),))
     server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
     await server.start()
     ending = asyncio.Event()

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from recsys_batch.ids import parse_bigint
+
 
 class InvalidRequest(Exception):
     """Tensors that the model does not take; the message says what was found and what is expected."""
@@ -38,21 +40,40 @@ class TensorSpec:
     optional: bool = False
 
     def check(self, datatype: str, shape: Sequence[int]) -> None:
-        """Check a tensor of a request. Raises InvalidRequest: another datatype or shape."""
+        """Check a tensor of a request. A column [n, 1] is taken for [n], BYTES for INT64: codecs of other servers' clients send both.
+
+        Raises:
+            InvalidRequest: another datatype or shape.
+        """
+        if len(self.shape) == 1 and len(shape) == 2 and shape[1] == 1:
+            shape = shape[:1]
         fits = len(shape) == len(self.shape) and all(size in (-1, given) for size, given in zip(self.shape, shape, strict=True))
-        if datatype != self.datatype or not fits:
+        if datatype not in (self.datatype, "BYTES" if self.datatype == "INT64" else None) or not fits:
             raise InvalidRequest(f"input {self.name} is {datatype} {list(shape)}, expected {self.datatype} {list(self.shape)}")
+
+    def conform(self, array: np.ndarray) -> np.ndarray:
+        """Bring a tensor that ``check`` took to the model's datatype and dimensions. Raises InvalidRequest: BYTES that are no INT64."""
+        if len(self.shape) == 1:
+            array = array.ravel()
+        if self.datatype != "INT64" or array.dtype != object:
+            return array
+        numbers = [parse_bigint(element.decode(errors="replace")) for element in array.tolist()]
+        if None in numbers:
+            raise InvalidRequest(f"input {self.name} holds {array[numbers.index(None)][:40]!r}: expected the decimal digits of an INT64")
+        return np.array(numbers, np.int64)
 
 
 class OipModel(Protocol):
     """A model that a request can name.
 
     Attributes:
+        version_number: for clients to whom versions are numbers; the newer model's is greater.
         rows_are_independent: whether the first dimension of every tensor counts independent rows, so that requests can be joined.
     """
 
     name: str
     version: str
+    version_number: int
     inputs: Sequence[TensorSpec]
     outputs: Sequence[TensorSpec]
     rows_are_independent: bool
@@ -84,7 +105,12 @@ class ModelRepository(Protocol):
     """The models that can be asked for now."""
 
     def get(self, name: str, version: str | None) -> OipModel:
-        """Find a model; without a version, the one there is. Raises ModelUnknown: there is none of that name and version."""
+        """Find a model; without a version, the stable one. Raises ModelUnknown: there is none of that name and version, which may be spelt
+        as its number.
+        """
+
+    def labelled(self, name: str) -> Mapping[str, OipModel]:
+        """Find the versions of a model by their labels, the stable one first. Raises ModelUnknown: there is none of that name."""
 
     def ready(self) -> bool:
         """Tell whether models answer."""
@@ -100,3 +126,9 @@ def validate_inputs(model: OipModel, tensors: Mapping[str, tuple[str, Sequence[i
     missing = [spec.name for spec in model.inputs if not spec.optional and spec.name not in tensors]
     if missing:
         raise InvalidRequest(f"model {model.name} lacks the input{'s' if len(missing) > 1 else ''} {', '.join(missing)}")
+
+
+def conform_inputs(model: OipModel, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Bring inputs that ``validate_inputs`` took to what the model declares. Raises InvalidRequest: one of them cannot be."""
+    specs = {spec.name: spec for spec in model.inputs}
+    return {name: specs[name].conform(array) for name, array in arrays.items()}

@@ -4,7 +4,7 @@ server/worker.py puts ``OipRoutes`` among its routes. The models' semantics are 
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -23,13 +23,14 @@ from recsys_batch.online.oip.model_api import (
     OipModel,
     Overloaded,
     TensorSpec,
+    conform_inputs,
     validate_inputs,
 )
 from recsys_batch.online.oip.tensor_codec import datatype_of, tensor_from_bytes, tensor_from_values, tensor_to_bytes, tensor_to_values
 
 JSON_LENGTH_HEADER = "inference-header-content-length"
 SERVER_NAME = "recsys_batch"
-EXTENSIONS = ("binary_tensor_data",)
+EXTENSIONS = ("binary_tensor_data", "model_repository")
 MAX_BODY_BYTES = 16 * 2**20
 """200 candidates of 64 dimensions are 70 kB, and a request may bring a few hundred users' worth."""
 _ZLIB_OR_GZIP = zlib.MAX_WBITS | 32
@@ -50,15 +51,8 @@ class OipRoutes:
         return [*health, *rest]
 
     async def answer(self, request: Request) -> Response:
-        """Answer a request to a path that begins with /v2; errors of the protocol become statuses."""
-        try:
-            return await self._dispatch(request.method, request.path, request.headers, request.body)
-        except (InvalidRequest, BadRequest) as error:
-            return error_response(400, str(error))
-        except ModelUnknown as error:
-            return error_response(404, str(error))
-        except Overloaded as error:
-            return error_response(503, str(error), (RETRY_AFTER,))
+        """Answer a request to a path that begins with /v2."""
+        return await answer_or_error(self._dispatch(request.method, request.path, request.headers, request.body))
 
     async def _dispatch(self, method: str, path: str, headers: Any, body: bytes) -> Response:
         match [unquote(part, errors="replace") for part in path.strip("/").split("/")][1:]:
@@ -87,6 +81,18 @@ class OipRoutes:
                         _require_method("POST", method, path)
                         return await _infer(model, headers, body, self._batcher)
         raise HttpError(404, f"the protocol has no {path[:100]}")
+
+
+async def answer_or_error(answer: Awaitable[Response]) -> Response:
+    """Await an answer; errors of models become statuses."""
+    try:
+        return await answer
+    except (InvalidRequest, BadRequest) as error:
+        return error_response(400, str(error))
+    except ModelUnknown as error:
+        return error_response(404, str(error))
+    except Overloaded as error:
+        return error_response(503, str(error), (RETRY_AFTER,))
 
 
 def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
@@ -134,7 +140,7 @@ async def _infer(model: OipModel, headers: Any, body: bytes, batcher: DynamicBat
         inputs[tensor["name"]], offset = _decode_tensor(tensor, binary, offset)
     if offset != len(binary):
         raise InvalidRequest(f"{len(binary) - offset} bytes follow the last tensor")
-    return _encode_response(request, model, await batcher.infer(model, inputs))
+    return _encode_response(request, model, await batcher.infer(model, conform_inputs(model, inputs)))
 
 
 def _split_body(headers: Any, body: bytes) -> tuple[dict[str, Any], bytes]:

@@ -3,6 +3,7 @@
 Made by server/worker.py and grpc_server.py; no wire is known here.
 """
 
+import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -19,6 +20,7 @@ from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord
 
 RANKER, RECOMMEND = "ranker", "recommend"
+STABLE, CANARY = "stable", "canary"
 _DEFAULT_K = 10
 _MAX_USERS = 1000
 _MAX_RUN_PAIRS = 12_800
@@ -34,7 +36,7 @@ class RankerModel(OipModel):
         d, n_features = snapshot.manifest.embedding_dim, len(snapshot.features.names)
         assert snapshot.ranker is not None
         self._ranker = snapshot.ranker
-        self.name, self.version = RANKER, snapshot.snapshot_id
+        self.name, self.version, self.version_number = RANKER, snapshot.snapshot_id, version_number(snapshot.generated_at)
         self.inputs: Sequence[TensorSpec] = (
             TensorSpec("user_embedding", "FP32", (-1, d)),
             TensorSpec("item_embedding", "FP32", (-1, -1, d)),
@@ -70,7 +72,7 @@ class RecommendModel(OipModel):
         lookup: Callable[[int | str], UserRecord | None] | None = None,
     ) -> None:
         self._snapshot, self._max_k, self._lease, self._lookup = snapshot, max_k, lease, lookup or snapshot.lookup
-        self.name, self.version = RECOMMEND, snapshot.snapshot_id
+        self.name, self.version, self.version_number = RECOMMEND, snapshot.snapshot_id, version_number(snapshot.generated_at)
         self.inputs: Sequence[TensorSpec] = (
             TensorSpec("user_id", "INT64" if snapshot.ids.user == "BIGINT" else "BYTES", (-1,)),
             TensorSpec("k", "INT32", (1,), optional=True),
@@ -114,22 +116,37 @@ def _user_id(value: int | bytes) -> int | str:
         raise InvalidRequest(f"user_id {value[:20]!r} is not UTF-8") from None
 
 
+def version_number(generated_at: dt.datetime) -> int:
+    """Make the number that grows with the time at which a night began: YYYYMMDDhhmmssmmm, UTC."""
+    at = generated_at.astimezone(dt.UTC)
+    return int(f"{at:%Y%m%d%H%M%S}{at.microsecond // 1000:03}")
+
+
 class SnapshotModels:
-    """Serves the models of the snapshot that is in use at the moment of asking."""
+    """Serves the models of the snapshot that is in use at the moment of asking, and those of the canary to who names it."""
 
     def __init__(self, manager: SnapshotManager, max_k: int, freshness: FreshnessPolicy) -> None:
         self._manager, self._max_k, self._freshness = manager, max_k, freshness
-        self._loaded: LoadedSnapshot | None = None
-        self._models: dict[str, OipModel] = {}
+        self._loaded: dict[str, LoadedSnapshot] = {}
+        self._models: dict[str, dict[str, OipModel]] = {}
 
     def get(self, name: str, version: str | None) -> OipModel:
+        labelled = self.labelled(name)
+        if not version and STABLE in labelled:
+            return labelled[STABLE]
+        for model in labelled.values():
+            if version in (model.version, str(model.version_number)):
+                return model
+        known = ", ".join(f"{model.version} ({label})" for label, model in labelled.items())
+        raise ModelUnknown(f"model {name} has no version {version or STABLE!r}; it has {known}")
+
+    def labelled(self, name: str) -> Mapping[str, OipModel]:
         self._follow()
-        model = self._models.get(name)
-        if model is None:
-            raise ModelUnknown(f"there is no model {name!r}; there are: {', '.join(self._models) or 'none yet'}")
-        if version not in (None, "", model.version):
-            raise ModelUnknown(f"model {name} has no version {version!r}; it has {model.version}, that of the snapshot in use")
-        return model
+        found = {label: models[name] for label, models in self._models.items() if name in models}
+        if not found:
+            names = sorted({name for models in self._models.values() for name in models})
+            raise ModelUnknown(f"there is no model {name!r}; there are: {', '.join(names) or 'none yet'}")
+        return found
 
     def ready(self) -> bool:
         """Tell, as /readyz does, whether a snapshot is in use that is not too old to be shown."""
@@ -137,11 +154,14 @@ class SnapshotModels:
         return current is not None and self._freshness.status(current.snapshot.generated_at) != "too_old"
 
     def _follow(self) -> None:
-        """Make the models anew where another snapshot is in use."""
-        current = self._manager.current
-        if current is None or current is self._loaded:  # not by name: one that came back was closed in between and opened anew
-            return
-        models: list[OipModel] = [RecommendModel(current.snapshot, self._max_k, current.lease, current.lookup_here)]
-        if current.snapshot.ranker is not None:
-            models.insert(0, RankerModel(current.snapshot))
-        self._loaded, self._models = current, {model.name: model for model in models}
+        """Make the models anew where other snapshots are in use."""
+        roles = {STABLE: self._manager.current, CANARY: self._manager.canary}
+        loaded = {label: one for label, one in roles.items() if one is not None}
+        if loaded != self._loaded:  # not by name: one that came back was closed in between and opened anew
+            self._loaded, self._models = loaded, {label: self._make_models(one) for label, one in loaded.items()}
+
+    def _make_models(self, loaded: LoadedSnapshot) -> dict[str, OipModel]:
+        models: list[OipModel] = [RecommendModel(loaded.snapshot, self._max_k, loaded.lease, loaded.lookup_here)]
+        if loaded.snapshot.ranker is not None:
+            models.insert(0, RankerModel(loaded.snapshot))
+        return {model.name: model for model in models}

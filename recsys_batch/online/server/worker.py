@@ -20,8 +20,10 @@ from recsys_batch.online.http.endpoints import Endpoints
 from recsys_batch.online.http.router import Router
 from recsys_batch.online.http.static_page import page_routes
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
+from recsys_batch.online.oip.repository_rest import RepositoryRoutes
 from recsys_batch.online.oip.rest import OipRoutes
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
+from recsys_batch.online.oip.snapshot_repository import SnapshotRepository
 from recsys_batch.online.ranking.exploration import Explorer
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
@@ -32,6 +34,7 @@ from recsys_batch.online.serving.worker_state import drop_dead_worker_gauges, wr
 from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, LOAD_LOCK, ServerSettings, settings_from_environment
 from recsys_batch.online.snapshot.live_overlay import live_opener
 from recsys_batch.online.snapshot.redis_store import open_remote_store
+from recsys_batch.online.tfserving.predict_api import TfServingRoutes
 
 if TYPE_CHECKING:
     from recsys_batch.online.engine.remote_ranker import RemoteRanker
@@ -64,9 +67,11 @@ class Worker(App):
         service = RankingService(self._manager, freshness, admission, self._exposures, explorer, self._remote)
         handlers = Endpoints(service, Bounds(settings.max_k, settings.max_ids), snapshots, state, self._live_lag)
         batching = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting)
-        protocol = OipRoutes(SnapshotModels(self._manager, settings.max_k, freshness), batching)
+        models = SnapshotModels(self._manager, settings.max_k, freshness)
+        repository = RepositoryRoutes(SnapshotRepository(self._manager, state))
+        protocols = [*repository.routes(), *OipRoutes(models, batching).routes(), *TfServingRoutes(models, batching).routes()]
         super().__init__(
-            Router([*handlers.routes(), *protocol.routes(), *(page_routes() if settings.page else [])]),
+            Router([*handlers.routes(), *protocols, *(page_routes() if settings.page else [])]),
             admission,
             max_body_bytes=settings.max_body_kb * 1024,
             admin_token=os.environ.get(ADMIN_TOKEN) or None,

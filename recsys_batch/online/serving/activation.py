@@ -12,6 +12,8 @@ from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
 from recsys_batch.storage.atomic import write_file
 
 PREVIOUS_FILE = "PREVIOUS"
+SWITCH_SECONDS = 120.0
+"""That workers are given to go over to another snapshot."""
 _POLL_SECONDS = 0.02
 
 

@@ -16,6 +16,8 @@ from recsys_batch.online.oip.grpc_server import Servicer, make_handlers
 from recsys_batch.online.oip.model_api import ModelUnknown, OipModel, Overloaded, TensorSpec
 from recsys_batch.online.oip.tensor_codec import DTYPES, tensor_from_bytes
 
+NO_SNAPSHOTS: Any = None
+
 
 class Echo(OipModel):
     """Gives back what it is given, one tensor of each datatype; raises what it is told to."""
@@ -52,7 +54,7 @@ def infer(request: Any, model: OipModel | None = None) -> Any:
 
     async def ask() -> Any:
         server = grpc.aio.server()
-        server.add_generic_rpc_handlers((make_handlers(Servicer(OneModel(model or Echo()), DynamicBatcher()), None),))
+        server.add_generic_rpc_handlers((make_handlers(Servicer(OneModel(model or Echo()), DynamicBatcher(), NO_SNAPSHOTS), None, None),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

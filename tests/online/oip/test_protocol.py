@@ -86,7 +86,7 @@ def inputs(kind: Any, tensors: dict[str, np.ndarray], **options: Any) -> list[An
 def test_the_http_client_works_unchanged(server: Any, binary: bool) -> None:
     client = tritonclient.http.InferenceServerClient(server.url)
     assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("ranker") and not client.is_model_ready("x")
-    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert client.get_server_metadata()["extensions"] == ["binary_tensor_data", "model_repository"]
     told = client.get_model_metadata("ranker")
     assert told["versions"] == ["first"] and [one["name"] for one in told["inputs"]] == ["user_embedding", "item_embedding", "features"]
     tensors = pairs()
@@ -162,6 +162,22 @@ def test_recommend_ranks_as_v1_does_under_the_neutral_context(server: Any) -> No
             assert [int(one) for one in ids[row]] == [item["item_id"] for item in server.rank(user, k=4)["items"]]
         with pytest.raises(InferenceServerException, match="k is 0"):
             client.infer("recommend", inputs(kind, {"user_id": users, "k": np.array([0], np.int32)}))
+        client.close()
+
+
+def test_columns_and_digits_are_taken_as_other_servers_codecs_send_them(server: Any) -> None:
+    wanted = [[item["item_id"] for item in server.rank(user, k=4)["items"]] for user in (5, 6)]
+    sent = [np.array([[5], [6]]), np.array([b"5", b"06"], dtype=object), np.array([[b"5"], [b"6"]], dtype=object)]
+    for kind, url in ((tritonclient.http, server.url), (tritonclient.grpc, server.grpc_url)):
+        client = kind.InferenceServerClient(url)
+        for users in sent:
+            result = client.infer("recommend", inputs(kind, {"user_id": users, "k": np.array([[4]], np.int32)}))
+            assert [[int(one) for one in row] for row in result.as_numpy("item_id")] == wanted
+        for digits in (b"+5", b"5.0", b"", b"\xff", b"9" * 20):
+            with pytest.raises(InferenceServerException, match="expected the decimal digits of an INT64"):
+                client.infer("recommend", inputs(kind, {"user_id": np.array([digits], dtype=object)}))
+        with pytest.raises(InferenceServerException, match=r"expected INT64 \[-1\]"):
+            client.infer("recommend", inputs(kind, {"user_id": np.array([[5, 6]])}))
         client.close()
 
 
