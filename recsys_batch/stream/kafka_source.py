@@ -28,7 +28,7 @@ from recsys_batch.spark.ingest.raw_source import RAW_ROW
 from recsys_batch.spark.ingest.validation import REASON
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
-from recsys_batch.storage.filesystems import join, read_bytes, write_bytes
+from recsys_batch.storage.filesystems import join, list_entries, read_bytes, remove, write_bytes
 from recsys_batch.stream.kafka_messages import parse_messages, split_by_validity
 from recsys_batch.stream.refresher import RefreshedBatch
 from recsys_batch.stream.run_follower import RunFollower
@@ -92,7 +92,7 @@ class KafkaSource:
 
         trigger = {"availableNow": True} if available_now else {"processingTime": f"{round(1000 * trigger_seconds)} milliseconds"}
         writer = parse_messages(self._read_topic(), self._ids).writeStream.foreachBatch(handle).trigger(**trigger)
-        query = writer.option("checkpointLocation", join(self._checkpoint, "spark")).start()
+        query = writer.option("checkpointLocation", self._open_checkpoint()).start()
         try:
             while query.isActive and not stop.wait(_POLL_SECONDS):
                 pass
@@ -119,6 +119,16 @@ class KafkaSource:
                 text = f"{self._checkpoint} is the checkpoint of {key} {found[key]}, and this stream reads {value}"
                 raise InputMissing(f"{text}: name the old one, or remove that folder to read the topic from its beginning")
         return str(found["application"])
+
+    def _open_checkpoint(self) -> str:
+        """Give the location of Spark's checkpoint, without what a stream left there that was killed while it wrote its first offsets.
+
+        Spark refuses to begin where half a file of them lies, and no batch has begun before the whole one.
+        """
+        location = join(self._checkpoint, "spark")
+        if not any(entry.name.isdigit() for entry in list_entries(join(location, "offsets"))):
+            remove(location)
+        return location
 
     def _read_topic(self) -> DataFrame:
         stream = self._config.stream

@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,6 +97,18 @@ def test_an_event_that_is_sent_twice_is_told_as_a_duplicate(spark: SparkSession,
     available_now(spark, kafka_config)
     assert sent_pairs(kafka_config) == [("sent", 450)]
     assert read_table(kafka_config.paths.warehouse, "rejected")["reason"].to_pylist() == ["duplicate"]
+
+
+def test_half_a_file_of_first_offsets_is_no_beginning(spark: SparkSession, kafka_config: Config, send: Any) -> None:
+    """As a stream leaves it that is killed in its first moment; Spark by itself refuses to begin there."""
+    offsets = Path(kafka_config.paths.warehouse) / "_artifacts" / "stream" / "kafka" / "spark" / "offsets"
+    offsets.mkdir(parents=True)
+    (offsets / ".0.4f1c.tmp").write_text("v1")
+    send(event("sent", 450))
+    assert available_now(spark, kafka_config).events == 1
+    send(event("sent again", 450))
+    assert available_now(spark, kafka_config).events == 1  # the checkpoint stays now
+    assert sent_pairs(kafka_config) == [("sent", 450), ("sent again", 450)]
 
 
 def test_a_checkpoint_of_another_topic_says_so(spark: SparkSession, kafka_config: Config, send: Any) -> None:

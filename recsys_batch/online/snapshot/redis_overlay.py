@@ -41,6 +41,7 @@ class WriterLease:
 
     def __init__(self, client: Any, warehouse: str) -> None:
         self._client, self._key, self._token = client, f"recs:live:writer:{warehouse}", uuid.uuid4().hex
+        self._renew, self._release = client.register_script(_RENEW), client.register_script(_RELEASE)
         self._until = 0.0
 
     @property
@@ -52,7 +53,7 @@ class WriterLease:
         """Take the lease, or hold it longer; False where another follower has it. Raises RecsysBatchError: no answer."""
         began, milliseconds = time.monotonic(), int(_LEASE_SECONDS * 1000)
         try:
-            held = self._client.eval(_RENEW, 1, self._key, self._token, milliseconds) or self._client.set(
+            held = self._renew([self._key], [self._token, milliseconds]) or self._client.set(
                 self._key, self._token, nx=True, px=milliseconds
             )
         except redis.RedisError as error:
@@ -65,7 +66,7 @@ class WriterLease:
         """Let another follower take it at once."""
         self._until = 0.0
         try:
-            self._client.eval(_RELEASE, 1, self._key, self._token)
+            self._release([self._key], [self._token])
         except redis.RedisError:
             return  # it ends by itself
 
@@ -82,6 +83,7 @@ class RedisOverlay:
 
     def __init__(self, client: Any, run_id: str, source: str, expire_seconds: int, lease: WriterLease) -> None:
         self._client, self._run_id, self._expire_seconds, self._lease = client, run_id, expire_seconds, lease
+        self._put_newer = client.register_script(_PUT_NEWER)
         self._about = {"format": OVERLAY_FORMAT, "source": source}
         self._version: int | None = None
         found = read_progress(client, run_id)
@@ -121,9 +123,8 @@ class RedisOverlay:
         try:
             # A cluster's pipeline takes no scripts: there it is a round trip for each record.
             pipe = None if isinstance(self._client, redis.RedisCluster) else self._client.pipeline(transaction=False)
-            target = self._client if pipe is None else pipe
             for key, value in records:
-                target.eval(_PUT_NEWER, 1, live_key(self._run_id, key), value, self._expire_seconds)
+                self._put_newer([live_key(self._run_id, key)], [value, self._expire_seconds], client=pipe)
             if pipe is not None:
                 pipe.execute()
         except redis.RedisError as error:
