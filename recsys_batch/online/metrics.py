@@ -35,7 +35,7 @@ LIVE_USERS = Gauge("recsys_live_users", "users with a live list of the snapshot 
 LIVE_LAG = Gauge(
     "recsys_live_lag_seconds", "time since the follower last had all live lists; 0 where online.live is off", multiprocess_mode="livemax"
 )
-ENGINE_CALLS = Counter("recsys_engine_calls", "calls of a model server, by what became of them", ["outcome"])
+_ENGINE_CALLS = Counter("recsys_engine_calls", "calls of a model server, by what became of them", ["outcome"])
 ENGINE_SECONDS = Histogram("recsys_engine_seconds", "time of a call of a model server", buckets=BUCKETS)
 ENGINE_BREAKER = Gauge(
     "recsys_engine_breaker", "whether a model server is left alone: 0 closed, 1 half open, 2 open", multiprocess_mode="livemax"
@@ -50,7 +50,7 @@ for _counter, _names in (
     (_DEGRADED, REASONS),
     (BY_SNAPSHOT, ("current", "canary")),
     (SHADOW, ("scored", "dropped", "failed")),
-    (ENGINE_CALLS, ("scored", "refused", RANKER_FAILED, *REMOTE_REASONS)),
+    (_ENGINE_CALLS, ("scored", "refused", RANKER_FAILED, *REMOTE_REASONS)),
 ):
     for _name in _names:
         _counter.labels(_name)  # so that they are on the page from the start, at 0
@@ -83,6 +83,7 @@ _COUNTERS = {
     "requests": REQUESTS,
     "by_snapshot": BY_SNAPSHOT,
     "shadow": SHADOW,
+    "engine_calls": _ENGINE_CALLS,
 }
 
 

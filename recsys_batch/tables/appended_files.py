@@ -7,8 +7,8 @@ from urllib.parse import unquote
 
 import pyarrow as pa
 
-from recsys_batch.storage.filesystems import file_sizes, join, read_bytes
-from recsys_batch.tables.delta_log import open_delta_table
+from recsys_batch.storage.filesystems import file_sizes, join
+from recsys_batch.tables.delta_log import open_delta_table, read_log_actions
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,6 @@ def list_appended_versions(root: str, then: int, max_rows: int) -> list[Appended
 
 def _read_log_actions(root: str, version: int) -> list[dict[str, Any]]:
     try:
-        text = read_bytes(join(root, "_delta_log", f"{version:020d}.json")).decode()
-        return [json.loads(line) for line in text.splitlines() if line]
+        return read_log_actions(root, version)
     except FileNotFoundError:
         raise NotAppendOnly(f"the log of interactions no longer has version {version}") from None

@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,11 +12,10 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, CommitProperties, RemoveAction, Transaction
 
-from recsys_batch.storage.filesystems import storage_options
+from recsys_batch.storage.filesystems import join, read_bytes, storage_options
 from recsys_batch.tables.slice_writer import DataFile, TableSlice
 
 _MAX_COMMITS = 5
-_FIRST_COMMITS = 100
 _MAX_REPLACEMENTS = 50
 """A replacement only looks at the log between two tries, which is soon done, and a stream may append many times a second."""
 
@@ -56,16 +55,31 @@ def batch_metadata(application: str, number: int) -> str:
 
 def find_last_batch(location: str, application: str) -> int | None:
     """Find the number of the newest batch that an application has appended to a table; None where the log has none of it any more."""
-    table, limit = open_delta_table(location), _FIRST_COMMITS
-    while True:
-        history = table.history(limit)
-        for entry in history:
-            # Of others' commits: any text, or none.
-            if application in (text := entry.get("userMetadata") or ""):
-                return int(json.loads(text)["batch"])
-        if len(history) < limit:
-            return None
-        limit *= 4
+    for commit in iterate_commits(location, open_delta_table(location).version()):
+        # Of others' commits: any text, or none.
+        if application in (text := commit.get("userMetadata") or ""):
+            return int(json.loads(text)["batch"])
+    return None
+
+
+def iterate_commits(location: str, newest: int) -> Iterator[dict[str, Any]]:
+    """Iterate over a table's commits from a version back, as far as the log goes: what each says of itself, and its ``version``.
+
+    deltalake's history gives the wrong numbers where another commit came after its table was opened: it reads that one too, and counts
+    from the opened version.
+    """
+    for version in range(newest, -1, -1):
+        try:
+            actions = read_log_actions(location, version)
+        except FileNotFoundError:
+            return
+        yield next((action["commitInfo"] for action in actions if "commitInfo" in action), {}) | {"version": version}
+
+
+def read_log_actions(location: str, version: int) -> list[dict[str, Any]]:
+    """Read the actions of a version from a table's log. Raises FileNotFoundError: there is no such version, or no longer."""
+    text = read_bytes(join(location, "_delta_log", f"{version:020d}.json")).decode()
+    return [json.loads(line) for line in text.splitlines() if line]
 
 
 def replace_files(where: TableSlice, old: Sequence[DataFile], new: Sequence[DataFile], metadata: Mapping[str, Any]) -> bool:
@@ -120,8 +134,8 @@ def _retry_commit(
             if n_tried == _MAX_COMMITS:
                 raise
             table = open_delta_table(where.root)
-    versions = [entry["version"] for entry in open_delta_table(where.root).history(20) if entry.get("userMetadata") == token]
-    return int(str(versions[0]))
+    commits = iterate_commits(where.root, open_delta_table(where.root).version())
+    return next(int(commit["version"]) for commit in commits if commit.get("userMetadata") == token)
 
 
 def make_add_actions(where: TableSlice, parts: Sequence[DataFile], *, data_change: bool = True) -> list[AddAction]:

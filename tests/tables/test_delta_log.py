@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 from deltalake import CommitProperties, write_deltalake
 
-from recsys_batch.tables.delta_log import batch_metadata, find_last_batch
+from recsys_batch.tables.delta_log import batch_metadata, find_last_batch, iterate_commits
 
 
 def append(folder: Path, metadata: str | None) -> None:
@@ -25,3 +25,12 @@ def test_the_newest_batch_of_an_application_is_found_behind_others_commits(tmp_p
     assert find_last_batch(str(tmp_path), "ours") == 7
     assert find_last_batch(str(tmp_path), "theirs") == 9
     assert find_last_batch(str(tmp_path), "nobody's") is None
+
+
+def test_commits_have_their_own_versions_though_others_came_since(tmp_path: Path) -> None:
+    for number in range(6):
+        append(tmp_path, batch_metadata("ours", number))
+    told = [(commit["version"], commit["userMetadata"]) for commit in iterate_commits(str(tmp_path), 3)]
+    assert told == [(version, batch_metadata("ours", version)) for version in (3, 2, 1, 0)]
+    (tmp_path / "_delta_log" / f"{1:020d}.json").unlink()  # as a log is cleaned up
+    assert [commit["version"] for commit in iterate_commits(str(tmp_path), 5)] == [5, 4, 3, 2]

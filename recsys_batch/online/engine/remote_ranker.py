@@ -49,7 +49,7 @@ class RemoteRanker:
     ) -> np.ndarray:
         """Score candidates, as ``ScoringClient``."""
         if not self._breaker.allow():
-            metrics.ENGINE_CALLS.labels("refused").inc()
+            metrics.tally.add("engine_calls", "refused")
             raise RemoteFailure(RANKER_UNAVAILABLE, "the model server failed a moment ago")
         began = time.perf_counter()
         until = min(began + self._timeout, np.inf if deadline is None else deadline)
@@ -59,14 +59,14 @@ class RemoteRanker:
         except RemoteFailure as failure:
             # A remote of another version is well, and soon of ours maybe.
             self._breaker.record(failed=failure.reason != MODEL_MISMATCH)
-            metrics.ENGINE_CALLS.labels(failure.reason).inc()
+            metrics.tally.add("engine_calls", failure.reason)
             raise
         except BaseException:
             self._breaker.abandon()
             raise
         else:
             self._breaker.record(failed=False)
-            metrics.ENGINE_CALLS.labels("scored").inc()
+            metrics.tally.add("engine_calls", "scored")
             return scores
         finally:
             metrics.ENGINE_SECONDS.observe(time.perf_counter() - began)
@@ -117,7 +117,7 @@ class RemoteRanker:
         if status != 200:
             raise RemoteFailure(RANKER_UNAVAILABLE if status in _RETRIED else RANKER_FAILED, f"the model server answers {status}")
         try:
-            scores = self._format.decode(dict(headers), body, version)
+            scores = self._format.decode(dict(headers), body)
         except BadAnswer as error:
             raise RemoteFailure(RANKER_FAILED, str(error)) from None
         expected = arrays[1].shape[:2]

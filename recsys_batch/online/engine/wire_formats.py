@@ -1,4 +1,4 @@
-"""What each kind of model server is sent for a batch of candidates, and what it answers: float32 [B, d], [B, C, d], [B, C, F] -> [B, C]."""
+"""Wire formats of model servers: a batch of candidates in, its scores out, float32 [B, d], [B, C, d], [B, C, F] -> [B, C]."""
 
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import quote
@@ -29,8 +29,8 @@ class WireFormat(Protocol):
     def encode(self, model: str, version: str, arrays: tuple[np.ndarray, ...]) -> WireRequest:
         """Encode the arrays of INPUTS, for one version of a model."""
 
-    def decode(self, headers: dict[str, str], body: bytes, version: str) -> np.ndarray:
-        """Decode scores, of any shape. Raises BadAnswer: none are there, or they are of another version."""
+    def decode(self, headers: dict[str, str], body: bytes) -> np.ndarray:
+        """Decode scores, of any shape. Raises BadAnswer: none are there."""
 
     def version_path(self, model: str, version: str) -> str:
         """Give the path that answers 200 where the server has the version ready."""
@@ -49,7 +49,7 @@ class OpenInference:
         headers = {"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"}
         return WireRequest(f"{self._path(model, version)}/infer", headers, b"".join((head, *raw)))
 
-    def decode(self, headers: dict[str, str], body: bytes, version: str) -> np.ndarray:
+    def decode(self, headers: dict[str, str], body: bytes) -> np.ndarray:
         n_head = headers.get("Inference-Header-Content-Length")
         head = _decode_object(body if n_head is None else body[: int(n_head)])
         try:
@@ -76,7 +76,7 @@ class TensorFlowServing:
         columns = {name: array.tolist() for name, array in zip(INPUTS, arrays, strict=True)}
         return WireRequest(f"{self.version_path(model, version)}:predict", _JSON, msgspec.json.encode({"inputs": columns}))
 
-    def decode(self, headers: dict[str, str], body: bytes, version: str) -> np.ndarray:
+    def decode(self, headers: dict[str, str], body: bytes) -> np.ndarray:
         answer = _decode_object(body)
         try:
             outputs = answer["outputs"]

@@ -49,18 +49,25 @@ class LiveRun:
     def records(self, batch: LiveBatch, written_at: dt.datetime) -> Iterator[tuple[bytes, bytes]]:
         """Build (key, value of an overlay) of a batch's users. Raises as ``RecordBuilder.records``, and FileNotFoundError."""
         files = {name: UserSortedFiles(where, batch.files.get(name, ())) for name, where in self.slices.items()}
-        through = _events_through(files["topk_live"])
         segments = self._segments_of(files["candidates"])
         for user_range in ranges_of_files(files["candidates"].parts):
             lists = (
                 files["candidates"].between(user_range, ["user_id", "items"]),
-                files["topk_live"].between(user_range, ["user_id", "rank", "score", "candidate_rank"]),
+                files["topk_live"].between(user_range, ["user_id", "rank", "score", "candidate_rank", "events_through"]),
             )
+            through = self._events_through(lists[1])
             candidates, topk = restrict_to_catalogue(*lists, self.catalogue)
             sources = UserSortedRows(self.slices["candidates"], candidates), UserSortedRows(self.slices["topk_live"], topk)
             builder = RecordBuilder(*sources, files["user_embeddings"], segments)
             for key, record in builder.records(self.catalogue, user_range):
                 yield key, encode_live_record(LiveOrigin(batch.version, written_at, through.get(key)), record)
+
+    def _events_through(self, topk: pa.Table) -> dict[bytes | None, dt.datetime | None]:
+        """Map the keys of users to the newest event that each list knows."""
+        users, starts = group_boundaries(topk["user_id"].combine_chunks())
+        times = topk["events_through"].take(pa.array(starts[:-1])).to_pylist()
+        kind = self.slices["topk_live"].ids.user
+        return {user_key(user, kind): time for user, time in zip(users.to_pylist(), times, strict=True)}
 
     def _segments_of(self, candidates: UserSortedFiles) -> pa.Table | None:
         """Take the segments of a batch's users: the builder looks users up in all that it is given."""
@@ -111,16 +118,3 @@ def open_live_run(warehouse: str, snapshot: Path) -> LiveRun:
         places = pc.index_in(pa.array(names), value_set=pa.array(facts.segments, pa.string()))
         segments = segments.set_column(1, "place", places.take(segments["place"]))
     return LiveRun(facts.run_id, facts.generated_at, mmap_catalogue(str(snapshot / ITEMS)), slices, segments)
-
-
-def _events_through(topk: UserSortedFiles) -> dict[bytes, dt.datetime | None]:
-    """Read the newest event that each user's list knows, by key."""
-    through: dict[bytes, dt.datetime | None] = {}
-    for rows in topk.batches(columns=["user_id", "events_through"]):
-        users, starts = group_boundaries(rows["user_id"])
-        times = rows["events_through"].take(pa.array(starts[:-1])).to_pylist()
-        for user, time in zip(users.to_pylist(), times, strict=True):
-            key = user_key(user, topk.where.ids.user)
-            assert key is not None  # ids that a table holds all have one
-            through[key] = time
-    return through

@@ -5,7 +5,9 @@ Whatever goes wrong ends it, and server/supervisor.py starts it again: an overla
 
 import contextlib
 import datetime as dt
+import itertools
 import logging
+import math
 import os
 import signal
 import sys
@@ -21,7 +23,7 @@ from recsys_batch import logs
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.live.batch_records import LiveRun, open_live_run
-from recsys_batch.online.live.overlay_stores import LocalOverlays, Overlay, OverlayStore, RedisOverlays
+from recsys_batch.online.live.overlay_stores import LocalOverlays, OtherWriter, Overlay, OverlayStore, RedisOverlays
 from recsys_batch.online.serving.traffic_split import read_traffic_split
 from recsys_batch.online.serving.worker_state import read_worker_states
 from recsys_batch.online.settings import LIVE_MARK, REDIS_URL, ServerSettings, settings_from_environment
@@ -29,14 +31,13 @@ from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.live_overlay import overlays_folder
 from recsys_batch.online.snapshot.redis_store import connect
 from recsys_batch.storage.filesystems import absolute, exists, is_remote, join
-from recsys_batch.tables.delta_log import open_delta_table
+from recsys_batch.tables.delta_log import iterate_commits, open_delta_table
 from recsys_batch.tables.live_records import LiveBatch, read_batches
 
 logger = logging.getLogger("recsys_batch.online")
 
 _STORE_POLL_SECONDS = 1.0
 """Least seconds between two looks at a table in an object store: each is a request that is paid for."""
-_FIRST_COMMITS = 1000
 
 
 class Follower:
@@ -55,22 +56,20 @@ class Follower:
         self._overlays: dict[str, Overlay] = {}
 
     def poll(self) -> None:
-        """Bring all overlays up to what topk_live has now, and mark the time; where another follower does it, mark when it last had."""
+        """Bring the overlays up to what topk_live has now, but those that others write, and mark the time when all runs last had all."""
         wanted = self._wanted_runs()
-        if not self._store.may_write():
-            self._overlays = {}  # they go further when this one has its turn
-            self._mark(self._store.checked_at(wanted))
-            return
         if wanted != self._runs.keys():
             self._turn_to(wanted)
         if self._table is None:
             self._table = _open_table(self._root)
+        times: list[float | None] = []
         if self._table is not None:
             if exists(join(self._root, "_delta_log", f"{self._table.version() + 1:020d}.json")):
                 self._table.update_incremental()
-            for run in self._runs.values():
-                self._catch_up(run, self._table)
-        self._mark(time.time())
+            times = [self._follow(run, self._table) for run in self._runs.values()]
+        known = [moment for moment in times if moment is not None]
+        if len(known) == len(times):  # or else the last mark holds
+            self._mark(min(known, default=time.time()))
 
     def close(self) -> None:
         for overlay in self._overlays.values():
@@ -94,22 +93,28 @@ class Follower:
         runs = {run_id: self._runs.get(run_id) or open_live_run(self._warehouse, self._snapshots / run_id) for run_id in sorted(wanted)}
         self._runs, self._table = runs, None  # a new run may be another table's
 
-    def _catch_up(self, run: LiveRun, table: DeltaTable) -> None:
+    def _follow(self, run: LiveRun, table: DeltaTable) -> float | None:
+        """Bring a run's overlay up to the table; when it, or who writes it, last had all lists, None where that one never had yet."""
         overlay = self._overlays.get(run.run_id)
-        if overlay is None or not overlay.is_in_place:
-            if overlay is not None:
-                overlay.close()
-            overlay = self._overlays[run.run_id] = self._store.open(run.run_id, str(table.metadata().id))
+        if overlay is not None and not overlay.is_in_place:
+            self._overlays.pop(run.run_id).close()
+            overlay = None
+        if overlay is None:
+            opened = self._store.open(run.run_id, str(table.metadata().id))
+            if isinstance(opened, OtherWriter):
+                return opened.checked_at
+            overlay = self._overlays[run.run_id] = opened
         if overlay.version != table.version():
-            for commit in reversed(_commits_since(table, overlay.version, run.generated_at)):
+            for commit in reversed(_commits_since(self._root, table.version(), overlay.version, run.generated_at)):
                 _add_batches(run, overlay, commit)
             overlay.add((), table.version())  # other runs' batches are passed over
         overlay.note_checked()
+        return time.time()
 
 
 def _add_batches(run: LiveRun, overlay: Overlay, commit: dict[str, Any]) -> None:
-    written_at = dt.datetime.fromtimestamp(commit["timestamp"] / 1000, dt.UTC)
     for batch in read_batches([commit]):
+        written_at = dt.datetime.fromtimestamp(commit["timestamp"] / 1000, dt.UTC)
         if batch.run_id != run.run_id or not _has_records(batch):
             continue
         try:
@@ -133,14 +138,13 @@ def _open_table(root: str) -> DeltaTable | None:
         return None
 
 
-def _commits_since(table: DeltaTable, version: int | None, since: dt.datetime) -> list[dict[str, Any]]:
-    """List the commits after a version, newest first; where it is None, those after a time."""
-    limit = _FIRST_COMMITS if version is None else table.version() - version
-    while True:
-        history: list[dict[str, Any]] = table.history(limit)
-        if version is not None or len(history) < limit or history[-1]["timestamp"] / 1000 < since.timestamp():
-            return history
-        limit *= 4
+def _commits_since(root: str, newest: int, version: int | None, since: dt.datetime) -> list[dict[str, Any]]:
+    """List the commits of topk_live after a version, newest first; where it is None, those after a time."""
+    commits = iterate_commits(root, newest)
+    if version is not None:
+        return list(itertools.takewhile(lambda commit: commit["version"] > version, commits))
+    # A commit need not tell its time; the stream's do.
+    return list(itertools.takewhile(lambda commit: commit.get("timestamp", math.inf) / 1000 >= since.timestamp(), commits))
 
 
 def run_follower(settings: ServerSettings, stop: threading.Event) -> None:
@@ -162,7 +166,7 @@ def _open_store(settings: ServerSettings, snapshots: Path) -> OverlayStore:
     if settings.live == "table":
         return LocalOverlays(overlays_folder(snapshots))
     client = connect(os.environ[REDIS_URL], settings.redis_cluster)
-    return RedisOverlays(client, absolute(settings.warehouse), int(settings.redis_expire_hours * 3600))
+    return RedisOverlays(client, int(settings.redis_expire_hours * 3600))
 
 
 def follower_main() -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from recsys_batch.online.snapshot.live_overlay import open_overlay, remove_overlay
 from recsys_batch.online.snapshot.redis_overlay import RedisOverlay, WriterLease, read_progress
@@ -16,7 +15,7 @@ class Overlay(Protocol):
 
     @property
     def is_in_place(self) -> bool:
-        """Whether readers find it: nobody has deleted it."""
+        """Whether it is the one to write on: readers find it, and nobody else writes."""
 
     @property
     def version(self) -> int | None:
@@ -31,20 +30,20 @@ class Overlay(Protocol):
     def close(self) -> None: ...
 
 
+class OtherWriter(NamedTuple):
+    """Another follower writes a run's overlay; ``checked_at``: when, in seconds since 1970, it last had all lists, None if not yet."""
+
+    checked_at: float | None
+
+
 class OverlayStore(Protocol):
     """The overlays of the runs that a server answers from."""
 
-    def open(self, run_id: str, source: str) -> Overlay:
-        """Open a run's overlay, or begin one; ``source`` is the table whose versions are counted."""
+    def open(self, run_id: str, source: str) -> Overlay | OtherWriter:
+        """Open a run's overlay to write, or begin one; ``source`` is the table whose versions are counted."""
 
     def keep_only(self, run_ids: Collection[str]) -> None:
         """Drop the overlays of other runs."""
-
-    def may_write(self) -> bool:
-        """Tell whether this follower is the one that writes."""
-
-    def checked_at(self, run_ids: Collection[str]) -> float:
-        """Tell when, in seconds since 1970, the follower that writes last had all of these runs' lists."""
 
     def close(self) -> None: ...
 
@@ -64,39 +63,27 @@ class LocalOverlays:
             if path.name not in run_ids:
                 remove_overlay(path)
 
-    def may_write(self) -> bool:
-        return True
-
-    def checked_at(self, run_ids: Collection[str]) -> float:
-        return time.time()
-
     def close(self) -> None:
         pass
 
 
 class RedisOverlays:
-    """Overlays in Redis, of which the followers of all hosts write one at a time: who has the lease.
+    """Overlays in Redis, each of which one follower of all hosts writes at a time: who has the run's lease.
 
     What is of runs that are served no more expires by itself.
     """
 
-    def __init__(self, client: Any, warehouse: str, expire_seconds: int) -> None:
+    def __init__(self, client: Any, expire_seconds: int) -> None:
         self._client, self._expire_seconds = client, expire_seconds
-        self._lease = WriterLease(client, warehouse)
 
-    def open(self, run_id: str, source: str) -> Overlay:
-        return RedisOverlay(self._client, run_id, source, self._expire_seconds, self._lease)
+    def open(self, run_id: str, source: str) -> Overlay | OtherWriter:
+        lease = WriterLease(self._client, run_id)
+        if not lease.acquire():
+            return OtherWriter(read_progress(self._client, run_id).get("checked_at"))
+        return RedisOverlay(self._client, run_id, source, self._expire_seconds, lease)
 
     def keep_only(self, run_ids: Collection[str]) -> None:
         pass
 
-    def may_write(self) -> bool:
-        return self._lease.renew()
-
-    def checked_at(self, run_ids: Collection[str]) -> float:
-        progress = [read_progress(self._client, run_id) for run_id in run_ids]
-        return min((float(one.get("checked_at", 0.0)) for one in progress), default=0.0)
-
     def close(self) -> None:
-        self._lease.release()
         self._client.close()

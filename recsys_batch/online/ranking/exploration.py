@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Exploration:
-    """What the log keeps of an answer's places, all of length k.
+    """Odds and orders of an answer's places, for the log, all of length k.
 
     Attributes:
         propensities: float64, the probability that the place showed the item that it shows.

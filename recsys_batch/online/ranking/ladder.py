@@ -38,7 +38,7 @@ def rank(
 
 @dataclass(slots=True)
 class RankInput:
-    """A query with the user's record: None where the snapshot has none (or, with ``store_failed``, where nobody knows)."""
+    """A query with the user's record: None where there is none, or, with ``store_failed``, where nobody knows."""
 
     query: RankQuery
     record: UserRecord | None
@@ -91,7 +91,7 @@ def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: Late
     query, record = rank_input.query, rank_input.record
     session = snapshot.items.codes(query.session_item_ids)
     excluded_codes = [*session, *snapshot.items.codes(query.exclude_item_ids)]
-    if rank_input.store_failed:
+    if record is None and rank_input.store_failed:
         return _popular(snapshot, query, excluded_codes, STORE_UNAVAILABLE)
     personalised = record is not None and record.embedding is not None
     if not personalised and session:

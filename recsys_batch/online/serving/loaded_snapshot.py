@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.ranking.latency import LatencyTracker
@@ -16,6 +17,13 @@ from recsys_batch.online.snapshot.redis_store import RedisStore
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 
 logger = logging.getLogger("recsys_batch.online")
+
+
+class FoundRecord(NamedTuple):
+    """A user's record; with ``store_failed`` a better one may be in Redis, or the only one."""
+
+    record: UserRecord | None
+    store_failed: bool = False
 
 
 @dataclass(eq=False)
@@ -38,32 +46,31 @@ class LoadedSnapshot:
     latency: LatencyTracker = field(default_factory=LatencyTracker)
     leases: int = 0
 
-    async def lookup(self, user_id: int | str) -> UserRecord | None:
-        """Read a user's record: the live one, or that of the snapshot or of Redis beside it; None for a user that none has.
-
-        Raises:
-            StoreUnavailable: Redis does not answer.
-            RecsysBatchError: the record is damaged.
-        """
+    async def lookup(self, user_id: int | str) -> FoundRecord:
+        """Read a user's record: the live one, or that of the snapshot or of Redis beside it. Raises RecsysBatchError: it is damaged."""
         if self.remote is None and self.live_store is None:
-            return self.lookup_here(user_id)
+            return FoundRecord(self.lookup_here(user_id))
         live = self._lookup_live(user_id)
         key = self.snapshot.key(user_id)
         if live is not None or key is None:
-            return live
-        if self.remote is None:
-            return await self._fetch_live(key) or self.snapshot.lookup(user_id)
-        refreshed, record = await self.remote.fetch_both(key) if self.live_store is not None else (None, await self.remote.fetch(key))
-        live = _decode_live(refreshed)
-        return live or (decode_record(record) if record is not None else None)
-
-    async def _fetch_live(self, key: bytes) -> UserRecord | None:
-        """Read a user's live record from Redis; None where there is none, or no answer: the snapshot has the night's."""
-        assert self.live_store is not None
+            return FoundRecord(live)
         try:
-            return _decode_live(await self.live_store.fetch_live(key))
+            live, record = await self._fetch(key)
         except StoreUnavailable:
-            return None
+            return FoundRecord(self.snapshot.lookup(user_id) if self.remote is None else None, store_failed=True)
+        if live is None and self.remote is None:
+            return FoundRecord(self.snapshot.lookup(user_id))
+        return FoundRecord(live or (decode_record(record) if record is not None else None))
+
+    async def _fetch(self, key: bytes) -> tuple[UserRecord | None, bytes | None]:
+        """Fetch (live record, the night's) from Redis, each None where Redis does not have it. Raises StoreUnavailable."""
+        if self.live_store is None:
+            assert self.remote is not None
+            return None, await self.remote.fetch(key)
+        if self.remote is None:
+            return _decode_live(await self.live_store.fetch_live(key)), None
+        live, record = await self.remote.fetch_both(key)
+        return _decode_live(live), record
 
     @property
     def follows_live(self) -> bool:

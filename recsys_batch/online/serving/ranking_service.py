@@ -14,7 +14,7 @@ from recsys_batch.online.exposure_log.log_rows import FeedbackEvent
 from recsys_batch.online.ranking.exploration import Explorer
 from recsys_batch.online.ranking.ladder import RankInput, published_order, rank
 from recsys_batch.online.ranking.rank_query import RankQuery
-from recsys_batch.online.ranking.rank_result import STALE, RankResult
+from recsys_batch.online.ranking.rank_result import STALE, STORE_UNAVAILABLE, RankResult
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
 from recsys_batch.online.serving.freshness import FreshnessPolicy
@@ -65,11 +65,11 @@ class RankingService:
         began = time.perf_counter()
         loaded, part = self._route(query.user_id)
         with loaded.lease():
-            record, store_failed = await _lookup(loaded, query.user_id)
+            found = await loaded.lookup(query.user_id)
             looked_up = time.perf_counter()
-            result = await self._batcher.rank(loaded, RankInput(query, record, store_failed))
-            live = None if record is None else record.live
-            self._flag_age(loaded, result, live)
+            result = await self._batcher.rank(loaded, RankInput(query, *found))
+            live = None if found.record is None else found.record.live
+            self._flag_lists(loaded, result, live, found.store_failed)
             timings = {"wait": began - arrived, "lookup": looked_up - began, **result.stages, "total": time.perf_counter() - arrived}
             answer = encode_answer(result, query, loaded.snapshot, request_id or secrets.token_hex(16), timings, live)
         self.exposures.record(query, result, answer)
@@ -94,9 +94,9 @@ class RankingService:
         loaded, _ = self._route(user_id)
         with loaded.lease():
             query = RankQuery(user_id, k)
-            record = await self._require_record(loaded, user_id)
+            record, store_failed = await _find_record(loaded, user_id)
             ranked = published_order(query, record)
-            self._flag_age(loaded, ranked, record.live)
+            self._flag_lists(loaded, ranked, record.live, store_failed)
             timings = {"total": time.perf_counter() - began}
             return encode_answer(ranked, query, loaded.snapshot, secrets.token_hex(16), timings, record.live)
 
@@ -104,7 +104,8 @@ class RankingService:
         """Describe what the snapshot holds of a user. Raises as ``published_topk``."""
         loaded, _ = self._route(user_id)
         with loaded.lease():
-            return describe_user(loaded.snapshot, user_id, await self._require_record(loaded, user_id))
+            record, _ = await _find_record(loaded, user_id)
+            return describe_user(loaded.snapshot, user_id, record)
 
     def sample_users(self, limit: int, bounds: Bounds) -> UserSample:
         """List some users to look at. Raises NotReady without a snapshot."""
@@ -119,18 +120,14 @@ class RankingService:
             raise UnknownItem(f"snapshot {snapshot.snapshot_id} has no item {item_id!r}")
         return detail
 
-    async def _require_record(self, loaded: LoadedSnapshot, user_id: int | str) -> UserRecord:
-        record, store_failed = await _lookup(loaded, user_id)
-        if store_failed:
-            raise StoreUnavailable("the store of users' lists does not answer")
-        if record is None:
-            raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {user_id!r}")
-        return record
-
-    def _flag_age(self, loaded: LoadedSnapshot, ranked: RankResult, live: LiveOrigin | None) -> None:
-        """An old list, the night's or a live one, is a reason where there is no other."""
+    def _flag_lists(self, loaded: LoadedSnapshot, ranked: RankResult, live: LiveOrigin | None, store_failed: bool) -> None:
+        """Flag an old list, the night's or a live one, and the night's where Redis may have a live one, where there is no other reason."""
+        if ranked.degraded is not None:
+            return
         made_at = loaded.snapshot.generated_at if live is None else live.written_at
-        if ranked.degraded is None and self.freshness.status(made_at) != "fresh":
+        if store_failed:
+            ranked.degraded = STORE_UNAVAILABLE
+        elif self.freshness.status(made_at) != "fresh":
             ranked.degraded = STALE
 
     def _route(self, user_id: int | str) -> tuple[LoadedSnapshot, str]:
@@ -166,7 +163,7 @@ class RankingService:
     async def _score_shadow(self, shadow: LoadedSnapshot, query: RankQuery, shown: set[int | str]) -> None:
         try:
             await asyncio.sleep(0)
-            record, store_failed = await _lookup(shadow, query.user_id)
+            record, store_failed = await shadow.lookup(query.user_id)
             ranked = rank(shadow.snapshot, replace(query, deadline=None), record, shadow.latency, store_failed=store_failed)
             other = {shadow.snapshot.items.item_id(int(code)) for code in ranked.codes}
             metrics.tally.add("shadow", "scored")
@@ -183,9 +180,11 @@ def _require_loaded(loaded: LoadedSnapshot | None) -> LoadedSnapshot:
     return loaded
 
 
-async def _lookup(loaded: LoadedSnapshot, user_id: int | str) -> tuple[UserRecord | None, bool]:
-    """(record, whether the store failed)."""
-    try:
-        return await loaded.lookup(user_id), False
-    except StoreUnavailable:
-        return None, True
+async def _find_record(loaded: LoadedSnapshot, user_id: int | str) -> tuple[UserRecord, bool]:
+    """Find (record, whether a better one may be in Redis). Raises UnknownUser, and StoreUnavailable."""
+    record, store_failed = await loaded.lookup(user_id)
+    if record is not None:
+        return record, store_failed
+    if store_failed:
+        raise StoreUnavailable("the store of users' lists does not answer")
+    raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {user_id!r}")

@@ -7,6 +7,7 @@ so that a batch whose writer died is written again. No command touches two keys,
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Iterable
@@ -16,9 +17,8 @@ import redis
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.live_overlay import OVERLAY_FORMAT
-from recsys_batch.online.snapshot.redis_store import first_line, live_key, progress_key
+from recsys_batch.online.snapshot.redis_store import PIPELINE_RECORDS, first_line, live_key, progress_key, writer_key
 
-_PIPELINE_RECORDS = 500
 _LEASE_SECONDS = 6.0
 
 # A header begins with the batch_id. Two followers may write for a moment, when one was stopped longer than its lease.
@@ -33,49 +33,75 @@ _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL
 
 
 class LeaseLost(RecsysBatchError):
-    """Another follower writes now; this one begins anew."""
+    """Another follower may write now; this one begins anew."""
 
 
 class WriterLease:
-    """Makes one follower of a warehouse the one that writes; another one takes over some seconds after it died."""
+    """Makes one follower the one that writes a run's live lists; another one takes over some seconds after it died.
 
-    def __init__(self, client: Any, warehouse: str) -> None:
-        self._client, self._key, self._token = client, f"recs:live:writer:{warehouse}", uuid.uuid4().hex
+    A thread holds it on beside the work, however long that takes.
+    """
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self._client, self._key, self._token = client, writer_key(run_id), uuid.uuid4().hex
         self._renew, self._release = client.register_script(_RENEW), client.register_script(_RELEASE)
         self._until = 0.0
+        self._released = threading.Event()
+        self._keeper = threading.Thread(target=self._keep, name=self._key, daemon=True)
 
     @property
     def is_held(self) -> bool:
-        """Whether it is held for a moment yet."""
+        """Whether this follower holds it for a moment yet."""
         return time.monotonic() < self._until
 
-    def renew(self) -> bool:
-        """Take the lease, or hold it longer; False where another follower has it. Raises RecsysBatchError: no answer."""
-        began, milliseconds = time.monotonic(), int(_LEASE_SECONDS * 1000)
+    def acquire(self) -> bool:
+        """Take the lease, once; False where another follower has it. Raises RecsysBatchError: no answer."""
+        began = time.monotonic()
         try:
-            held = self._renew([self._key], [self._token, milliseconds]) or self._client.set(
-                self._key, self._token, nx=True, px=milliseconds
-            )
+            taken = self._client.set(self._key, self._token, nx=True, px=int(_LEASE_SECONDS * 1000))
         except redis.RedisError as error:
             raise _no_answer(error) from None
-        # As seen from here it ends sooner than there.
-        self._until = began + _LEASE_SECONDS / 2 if held else 0.0
-        return bool(held)
+        if taken:
+            self._extend(began)
+            self._keeper.start()
+        return bool(taken)
 
     def release(self) -> None:
         """Let another follower take it at once."""
+        self._released.set()
+        if self._keeper.ident is not None:
+            self._keeper.join()
         self._until = 0.0
         try:
             self._release([self._key], [self._token])
         except redis.RedisError:
             return  # it ends by itself
 
+    def _keep(self) -> None:
+        while not self._released.wait(_LEASE_SECONDS / 6):
+            began = time.monotonic()
+            try:
+                held = self._renew([self._key], [self._token, int(_LEASE_SECONDS * 1000)])
+            except redis.RedisError:
+                continue  # it may answer before the lease ends
+            if not held:
+                self._until = 0.0
+                return
+            self._extend(began)
+
+    def _extend(self, began: float) -> None:
+        self._until = began + _LEASE_SECONDS / 2  # as seen from here it ends sooner than there
+
 
 class RedisOverlay:
     """Writes a run's live lists into Redis.
 
+    They go after a time, one by one, as their users' keys expire, or sooner where the server is short of memory. So it is begun anew after
+    half of that time, which puts all of them again.
+
     Args:
         source: whose versions are counted; what goes up to a version of another source is begun anew.
+        lease: held, of this run; ``close`` releases it.
 
     Raises:
         RecsysBatchError: the server does not answer, here and in every method.
@@ -85,39 +111,55 @@ class RedisOverlay:
         self._client, self._run_id, self._expire_seconds, self._lease = client, run_id, expire_seconds, lease
         self._put_newer = client.register_script(_PUT_NEWER)
         self._about = {"format": OVERLAY_FORMAT, "source": source}
-        self._version: int | None = None
         found = read_progress(client, run_id)
-        if found.items() >= self._about.items():
-            self._version = found["version"]
-        else:
+        is_ours = found.items() >= self._about.items()
+        self._progress: dict[str, Any] = {"version": None, "checked_at": None, "began_at": time.time()}
+        if is_ours:
+            kept = self._progress if self._is_young(found) else ("checked_at",)
+            self._progress |= {name: found[name] for name in kept}
+        if self.version is None:
             self._write_progress()
 
     @property
     def is_in_place(self) -> bool:
-        """Whether nobody has deleted what says how far it goes."""
-        return read_progress(self._client, self._run_id).items() >= self._about.items()
+        """Whether it is to be written on: the lease is held, nobody has deleted what says how far it goes, and it is not to begin anew."""
+        if not self._lease.is_held:
+            return False
+        found = read_progress(self._client, self._run_id)
+        return found.items() >= self._about.items() and self._is_young(found)
 
     @property
     def version(self) -> int | None:
         """Version of the source that it goes up to; None where it is new."""
-        return self._version
+        version: int | None = self._progress["version"]
+        return version
 
     def add(self, records: Iterable[tuple[bytes, bytes]], version: int) -> None:
         """Put (key, value of ``encode_live_record``) of a batch, then move the version on. Raises LeaseLost."""
         batch = list(records)
-        for first in range(0, len(batch), _PIPELINE_RECORDS):
-            if not self._lease.is_held and not self._lease.renew():
-                raise LeaseLost("another follower has taken over the live lists in Redis")
-            self._put(batch[first : first + _PIPELINE_RECORDS])
-        self._version = version
+        for first in range(0, len(batch), PIPELINE_RECORDS):
+            self._require_lease()
+            self._put(batch[first : first + PIPELINE_RECORDS])
+        self._require_lease()
+        self._progress["version"] = version
         self._write_progress()
 
     def note_checked(self) -> None:
-        """Note that it has all that there is now."""
+        """Note that it has all that there is now. Raises LeaseLost."""
+        self._require_lease()
+        self._progress["checked_at"] = time.time()
         self._write_progress()
 
     def close(self) -> None:
-        pass
+        """Let another follower write it."""
+        self._lease.release()
+
+    def _is_young(self, progress: dict[str, Any]) -> bool:
+        return time.time() - float(progress["began_at"]) < self._expire_seconds / 2
+
+    def _require_lease(self) -> None:
+        if not self._lease.is_held:
+            raise LeaseLost(f"another follower may have taken over the live lists of {self._run_id} in Redis")
 
     def _put(self, records: list[tuple[bytes, bytes]]) -> None:
         try:
@@ -131,15 +173,14 @@ class RedisOverlay:
             raise _no_answer(error) from None
 
     def _write_progress(self) -> None:
-        about = {**self._about, "version": self._version, "checked_at": time.time()}
         try:
-            self._client.set(progress_key(self._run_id), json.dumps(about), ex=self._expire_seconds)
+            self._client.set(progress_key(self._run_id), json.dumps(self._about | self._progress), ex=self._expire_seconds)
         except redis.RedisError as error:
             raise _no_answer(error) from None
 
 
 def read_progress(client: Any, run_id: str) -> dict[str, Any]:
-    """Read how far a run's live lists go: format, source, version, checked_at; empty where nobody has written any."""
+    """Read how far a run's live lists go: format, source, version, checked_at, began_at; empty where nobody has written any."""
     try:
         progress: dict[str, Any] = json.loads(client.get(progress_key(run_id)) or b"{}")
     except redis.RedisError as error:

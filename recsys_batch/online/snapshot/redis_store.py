@@ -16,7 +16,7 @@ from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.settings import REDIS_URL, ServerSettings
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 
-_PIPELINE_RECORDS = 500  # records sent before their answers are read: about a megabyte
+PIPELINE_RECORDS = 500  # records sent before their answers are read: about a megabyte
 _BACKOFF_SECONDS = 0.25  # seconds that a store is left alone after it failed, so that requests don't all wait for it
 
 
@@ -40,6 +40,11 @@ def progress_key(run_id: str) -> str:
     return f"recs:{run_id}:live"
 
 
+def writer_key(run_id: str) -> str:
+    """Name the Redis key that says which follower writes a run's live lists."""
+    return f"recs:{run_id}:live:writer"
+
+
 def connect(url: str, cluster: bool = False) -> Any:
     """A client; ``redis://[:PASSWORD@]HOST:PORT/DB`` (rediss:// with TLS). Raises RecsysBatchError: not such a URL."""
     try:
@@ -56,7 +61,7 @@ def write_records(client: Any, snapshot_id: str, records: Iterable[tuple[bytes, 
         for key, value in records:
             pipe.set(redis_key(snapshot_id, key), value, ex=expire_seconds)
             n += 1
-            if n % _PIPELINE_RECORDS == 0:
+            if n % PIPELINE_RECORDS == 0:
                 pipe.execute()
         pipe.execute()
     except redis.RedisError as error:
@@ -78,7 +83,7 @@ class RedisStore:
     def __init__(self, url: str, snapshot_id: str, *, cluster: bool = False, timeout: float = 0.02) -> None:
         kind = redis.asyncio.RedisCluster if cluster else redis.asyncio.Redis
         self._client: Any = kind.from_url(url, socket_timeout=timeout, socket_connect_timeout=max(timeout, 0.1))
-        self._snapshot_id, self._is_cluster = snapshot_id, cluster
+        self._snapshot_id = snapshot_id
         self._backoff_until = 0.0
 
     async def fetch(self, key: bytes) -> bytes | None:
@@ -102,7 +107,7 @@ class RedisStore:
         try:
             if len(keys) == 1:
                 return [await self._client.get(keys[0])]
-            pipe = self._client.pipeline() if self._is_cluster else self._client.pipeline(transaction=False)
+            pipe = self._client.pipeline(transaction=False)
             for key in keys:
                 pipe.get(key)
             found: list[bytes | None] = await pipe.execute()

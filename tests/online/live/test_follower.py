@@ -88,10 +88,7 @@ def test_a_batch_becomes_records_with_candidates_embedding_and_where_they_are_fr
     assert popular.live.events_through is None
 
 
-def test_of_all_batches_in_the_log_the_newest_wins_and_other_runs_are_passed_over(
-    live_warehouse: Any, followed: Followed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(follower_module, "_FIRST_COMMITS", 1)
+def test_of_all_batches_in_the_log_the_newest_wins_and_other_runs_are_passed_over(live_warehouse: Any, followed: Followed) -> None:
     for batch_id in range(1, 8):
         live_warehouse.refresh(batch_id, {5: [batch_id], batch_id: [9]})
     live_warehouse.refresh(99, {5: [77], 200: [77]}, run_id="second")
@@ -100,12 +97,32 @@ def test_of_all_batches_in_the_log_the_newest_wins_and_other_runs_are_passed_ove
     assert followed.handled == list(range(1, 8)) and followed.overlays() == ["first"]
 
 
+def test_a_batch_that_comes_while_others_are_read_is_handled_once(
+    live_warehouse: Any, followed: Followed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live_warehouse.refresh(1, {5: [1]})
+    list_commits, late = follower_module._commits_since, iter([2])
+
+    def list_late(*arguments: Any) -> Any:
+        for batch_id in late:
+            live_warehouse.refresh(batch_id, {6: [batch_id]})
+        return list_commits(*arguments)
+
+    monkeypatch.setattr(follower_module, "_commits_since", list_late)
+    followed.follow()
+    assert followed.handled == [1]
+    followed.follow()
+    assert followed.handled == [1, 2] and [followed.list_of(user) for user in (5, 6)] == [[1], [2]]
+
+
 def test_a_follower_that_is_started_again_handles_only_what_is_new(
     live_warehouse: Any, followed: Followed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, list_commits = [], follower_module._commits_since
     monkeypatch.setattr(
-        follower_module, "_commits_since", lambda table, version, since: (asked.append(version), list_commits(table, version, since))[1]
+        follower_module,
+        "_commits_since",
+        lambda root, newest, version, since: (asked.append(version), list_commits(root, newest, version, since))[1],
     )
     live_warehouse.refresh(1, {5: [1]})
     followed.follow()

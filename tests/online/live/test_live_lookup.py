@@ -1,23 +1,20 @@
 """A loaded snapshot answers with its own run's live list where there is one, whatever store the night's lists are in."""
 
 import asyncio
-import datetime as dt
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.serving.traffic_split import TrafficSplit, write_traffic_split
-from recsys_batch.online.snapshot.live_overlay import LiveReader, encode_live_record, open_overlay
+from recsys_batch.online.snapshot.live_overlay import LiveReader, open_overlay
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 from recsys_batch.online.snapshot.reader import open_snapshot
 from recsys_batch.online.snapshot.repository import set_current
-from recsys_batch.online.snapshot.user_key import user_key
-from recsys_batch.online.snapshot.user_record import LiveOrigin, UserRecord, encode_record
+from tests.online.live.overlay_values import key_of, live_value
 
 
 @pytest.fixture
@@ -27,11 +24,7 @@ def overlays(tmp_path: Path) -> Callable[..., LiveReader]:
     def write(run_id: str, **lists: list[int]) -> LiveReader:
         overlay = open_overlay(tmp_path / "overlays" / run_id, "table")
         for name, codes in lists.items():
-            n, key = len(codes), user_key(name.removeprefix("user"), "BIGINT")
-            assert key is not None
-            record = UserRecord(None, 1, None, np.array(codes), np.zeros(n, np.float32), np.arange(n), np.ones(n, np.float32))
-            origin = LiveOrigin(1, dt.datetime(2026, 3, 1, tzinfo=dt.UTC), None)
-            overlay.add([(key, encode_live_record(origin, encode_record(record)))], 1)
+            overlay.add([(key_of(int(name.removeprefix("user"))), live_value(1, codes))], 1)
         overlay.close()
         return LiveReader(tmp_path / "overlays" / run_id)
 
@@ -40,7 +33,7 @@ def overlays(tmp_path: Path) -> Callable[..., LiveReader]:
 
 async def live_codes(loaded: LoadedSnapshot | None, user: int) -> list[int] | None:
     assert loaded is not None
-    record = await loaded.lookup(user)
+    record, _ = await loaded.lookup(user)
     return record.codes.tolist() if record is not None and record.live is not None else None
 
 
@@ -71,8 +64,7 @@ def test_live_lists_are_there_where_redis_has_the_nights_and_does_not_answer(mak
 
     async def steps() -> None:
         assert await live_codes(loaded, 5) == [1]
-        with pytest.raises(StoreUnavailable):
-            await loaded.lookup(6)
+        assert await loaded.lookup(6) == (None, True)
 
     snapshot = open_snapshot(make() / "first")
     loaded = LoadedSnapshot(snapshot, Silent(), lambda _: None, overlays("first", user5=[1]))  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import lmdb
-import numpy as np
 import pytest
 
 from recsys_batch.online.snapshot.live_overlay import (
@@ -15,19 +14,11 @@ from recsys_batch.online.snapshot.live_overlay import (
     LiveReader,
     OverlayDamaged,
     decode_live_record,
-    encode_live_record,
     open_overlay,
     remove_overlay,
 )
-from recsys_batch.online.snapshot.user_record import LiveOrigin, UserRecord, encode_record
-
-WRITTEN = dt.datetime(2026, 3, 1, 12, 0, 0, 5, tzinfo=dt.UTC)
-
-
-def value_of(batch_id: int, codes: list[int], through: dt.datetime | None = None) -> bytes:
-    n = len(codes)
-    lists = UserRecord(None, 3, None, np.array(codes), np.zeros(n, np.float32), np.arange(n), np.ones(n, np.float32))
-    return encode_live_record(LiveOrigin(batch_id, WRITTEN, through), encode_record(lists))
+from recsys_batch.online.snapshot.user_record import LiveOrigin
+from tests.online.live.overlay_values import WRITTEN, live_value
 
 
 def codes_in(folder: Path, key: bytes) -> list[int] | None:
@@ -39,7 +30,7 @@ def codes_in(folder: Path, key: bytes) -> list[int] | None:
 
 def write(folder: Path, batch_id: int, records: dict[bytes, list[int]], source: str = "table") -> None:
     overlay = open_overlay(folder, source)
-    overlay.add([(key, value_of(batch_id, codes)) for key, codes in records.items()], batch_id)
+    overlay.add([(key, live_value(batch_id, codes)) for key, codes in records.items()], batch_id)
     overlay.close()
 
 
@@ -51,27 +42,9 @@ def write_elsewhere(code: str, *arguments: str) -> int:
 
 @pytest.mark.parametrize("through", [None, WRITTEN, dt.datetime(1969, 12, 31, tzinfo=dt.UTC)])
 def test_a_live_record_reads_back_with_where_it_is_from(through: dt.datetime | None) -> None:
-    record = decode_live_record(value_of(41, [5, 3], through))
+    record = decode_live_record(live_value(41, [5, 3], through))
     assert record.live == LiveOrigin(41, WRITTEN, through)
     assert (record.codes.tolist(), record.top_places.tolist(), record.n_events) == ([5, 3], [0, 1], 3)
-
-
-def test_of_a_users_records_that_of_the_greatest_batch_stays_in_whatever_order_they_come(tmp_path: Path) -> None:
-    for batch_id, codes in ((5, [1]), (9, [2]), (7, [3])):
-        write(tmp_path / "run", batch_id, {b"user": codes, b"of %d" % batch_id: codes})
-    assert codes_in(tmp_path / "run", b"user") == [2]
-    assert [codes_in(tmp_path / "run", b"of %d" % batch_id) for batch_id in (5, 7, 9)] == [[1], [3], [2]]
-
-
-def test_a_writer_goes_on_where_it_was_and_begins_anew_over_another_table(tmp_path: Path) -> None:
-    write(tmp_path / "run", 5, {b"user": [1]})
-    same = open_overlay(tmp_path / "run", "table")
-    assert same.version == 5
-    same.close()
-    other = open_overlay(tmp_path / "run", "recreated table")
-    assert other.version is None
-    other.close()
-    assert codes_in(tmp_path / "run", b"user") is None
 
 
 def test_a_reader_finds_an_overlay_that_comes_later_and_reads_a_deleted_one_until_there_is_another(tmp_path: Path) -> None:

@@ -1,16 +1,16 @@
 """Live lists in Redis: one follower of all hosts writes them, every host answers with them, and without Redis the night's hold."""
 
 import asyncio
-import datetime as dt
 import os
+import shutil
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import redis
 
@@ -19,27 +19,14 @@ from recsys_batch.online.live.overlay_stores import RedisOverlays
 from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
 from recsys_batch.online.settings import LIVE_MARK
 from recsys_batch.online.snapshot import redis_overlay
-from recsys_batch.online.snapshot.live_overlay import decode_live_record, encode_live_record
+from recsys_batch.online.snapshot.live_overlay import decode_live_record
 from recsys_batch.online.snapshot.reader import open_snapshot
 from recsys_batch.online.snapshot.redis_overlay import LeaseLost, RedisOverlay, WriterLease, read_progress
-from recsys_batch.online.snapshot.redis_store import RedisStore, live_key, progress_key, redis_key
+from recsys_batch.online.snapshot.redis_store import RedisStore, live_key, progress_key, redis_key, writer_key
 from recsys_batch.online.snapshot.repository import set_current
-from recsys_batch.online.snapshot.user_key import user_key
-from recsys_batch.online.snapshot.user_record import LiveOrigin, UserRecord, encode_record
+from tests.online.live.overlay_values import WRITTEN, key_of, live_value
 
-NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
-
-
-def key_of(user: int) -> bytes:
-    key = user_key(user, "BIGINT")
-    assert key is not None
-    return key
-
-
-def live_value(batch_id: int, *codes: int) -> bytes:
-    n = len(codes)
-    record = UserRecord(None, 1, None, np.array(codes), np.zeros(n, np.float32), np.arange(n), np.ones(n, np.float32))
-    return encode_live_record(LiveOrigin(batch_id, NOON, None), encode_record(record))
+LONG_AGO = 1_000_000_000.0
 
 
 @pytest.fixture
@@ -49,22 +36,26 @@ def client(server: Any) -> Iterator[Any]:
 
 
 @pytest.fixture
-def follower(live_warehouse: Any, snapshots: Path, server: Any, tmp_path: Path) -> Iterator[Callable[[str], Follower]]:
-    """Makes the follower of a host, which has its own folder of a server."""
+def follower(live_warehouse: Any, snapshots: Path, server: Any, tmp_path: Path) -> Iterator[Callable[..., Follower]]:
+    """Makes the follower of a host, which has its own folders."""
     made: list[Follower] = []
-    set_current(snapshots, "first")
 
-    def make(host: str) -> Follower:
-        (tmp_path / host).mkdir()
+    def start(host: str, run_id: str = "first") -> Follower:
+        shutil.copytree(snapshots, own := tmp_path / host / "snapshots")
         (tmp_path / host / LIVE_MARK).touch()
-        os.utime(tmp_path / host / LIVE_MARK, (0, 0))
-        store = RedisOverlays(redis.Redis.from_url(server.url), "warehouse", 3600)
-        made.append(Follower(str(live_warehouse.folder), snapshots, tmp_path / host, store))
+        os.utime(tmp_path / host / LIVE_MARK, (LONG_AGO, LONG_AGO))
+        set_current(own, run_id)
+        store = RedisOverlays(redis.Redis.from_url(server.url), 3600)
+        made.append(Follower(str(live_warehouse.folder), own, tmp_path / host, store))
         return made[-1]
 
-    yield make
+    yield start
     for one in made:
         one.close()
+
+
+def checked_at(host: Path) -> float:
+    return (host / LIVE_MARK).stat().st_mtime
 
 
 def list_in_redis(client: Any, user: int, run_id: str = "first") -> list[int] | None:
@@ -80,8 +71,9 @@ def test_one_follower_writes_and_the_other_stands_by_until_it_ends(live_warehous
     live_warehouse.refresh(2, {5: [50]})
     other.poll()
     assert list_in_redis(client, 5) == [40, 30]  # it is not its turn
-    marks = [(tmp_path / host / LIVE_MARK).stat().st_mtime for host in ("one", "other")]
-    assert marks[0] - 5 < marks[1] <= marks[0]  # and says what the writer knows
+    assert (
+        checked_at(tmp_path / "one") - 5 < checked_at(tmp_path / "other") <= checked_at(tmp_path / "one")
+    )  # and says what the writer knows
     one.close()
     other.poll()
     assert list_in_redis(client, 5) == [50]
@@ -118,34 +110,81 @@ def test_lists_that_somebody_deletes_are_there_again_with_the_next_look(live_war
     assert list_in_redis(client, 5) == [1]
 
 
-def test_an_older_batch_that_comes_late_replaces_nothing(client: Any) -> None:
-    lease = WriterLease(client, "warehouse")
-    overlay = RedisOverlay(client, "first", "table", 3600, lease)
-    overlay.add([(key_of(5), live_value(7, 70))], 1)
-    overlay.add([(key_of(5), live_value(6, 60)), (key_of(6), live_value(6, 60))], 2)
-    assert [list_in_redis(client, user) for user in (5, 6)] == [[70], [60]]
-    assert 0 < client.ttl(live_key("first", key_of(5))) <= 3600
-    assert read_progress(client, "first")["version"] == 2
+def test_hosts_that_serve_different_runs_have_each_its_live_lists(live_warehouse: Any, follower: Any, client: Any, tmp_path: Path) -> None:
+    one, other = follower("one", "first"), follower("other", "second")
+    live_warehouse.refresh(1, {5: [1]}, run_id="first")
+    live_warehouse.refresh(2, {5: [2]}, run_id="second")
+    began = time.time()
+    one.poll()
+    other.poll()
+    assert [list_in_redis(client, 5, run_id) for run_id in ("first", "second")] == [[1], [2]]
+    assert min(checked_at(tmp_path / "one"), checked_at(tmp_path / "other")) >= began
+
+
+def test_a_host_knows_nothing_of_lists_that_another_has_not_read_yet(
+    live_warehouse: Any, follower: Any, client: Any, tmp_path: Path
+) -> None:
+    live_warehouse.refresh(1, {5: [1]})
+    lease = WriterLease(client, "first")
+    assert lease.acquire()
+    other = follower("other")
+    other.poll()
+    assert checked_at(tmp_path / "other") == LONG_AGO
+    overlay = RedisOverlay(client, "first", str(uuid.uuid4()), 3600, lease)
+    other.poll()
+    assert checked_at(tmp_path / "other") == LONG_AGO  # it has begun, no more
+    overlay.note_checked()
+    other.poll()
+    assert checked_at(tmp_path / "other") == pytest.approx(time.time(), abs=60)
+    overlay.close()
+
+
+def leased(client: Any, expire_seconds: int = 3600) -> RedisOverlay:
+    lease = WriterLease(client, "first")
+    assert lease.acquire()
+    return RedisOverlay(client, "first", "table", expire_seconds, lease)
+
+
+def test_lists_expire_and_are_all_put_again_before_they_do(client: Any) -> None:
+    overlay = leased(client, 3)
+    overlay.add([(key_of(5), live_value(7, [70]))], 1)
+    overlay.note_checked()
+    assert 0 < client.ttl(live_key("first", key_of(5))) <= 3
+    assert overlay.is_in_place
+    time.sleep(1.6)
+    overlay.note_checked()
+    assert not overlay.is_in_place
+    overlay.close()
+    again = leased(client, 3)
+    assert again.version is None  # so that a follower reads all batches again
+    assert read_progress(client, "first")["checked_at"]  # and the other hosts still know when all lists were there
+    again.add([(key_of(5), live_value(7, [70]))], 1)
+    assert client.pttl(live_key("first", key_of(5))) > 2_000 and again.is_in_place
+    again.close()
+
+
+def test_a_lease_is_held_beside_work_that_takes_longer(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_overlay, "_LEASE_SECONDS", 0.6)
+    overlay = leased(client)
+    time.sleep(1.5)
+    assert not WriterLease(client, "first").acquire()
+    overlay.add([(key_of(5), live_value(1, [10]))], 1)
+    overlay.close()
+    assert WriterLease(client, "first").acquire()
 
 
 def test_who_lost_the_lease_writes_no_more(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_overlay, "_LEASE_SECONDS", 0.2)
-    stopped, other = WriterLease(client, "warehouse"), WriterLease(client, "warehouse")
-    overlay = RedisOverlay(client, "first", "table", 3600, stopped)
-    overlay.add([(key_of(5), live_value(1, 10))], 1)
-    assert not other.renew()
-    time.sleep(0.3)  # stopped for longer than its lease
-    assert other.renew()
-    with pytest.raises(LeaseLost):
-        overlay.add([(key_of(5), live_value(2, 20))], 2)
-    assert list_in_redis(client, 5) == [10]
-
-
-def test_what_goes_up_to_another_tables_versions_is_begun_anew(client: Any) -> None:
-    lease = WriterLease(client, "warehouse")
-    RedisOverlay(client, "first", "table", 3600, lease).add([], 9)
-    assert RedisOverlay(client, "first", "table", 3600, lease).version == 9
-    assert RedisOverlay(client, "first", "another", 3600, lease).version is None
+    monkeypatch.setattr(redis_overlay, "_LEASE_SECONDS", 0.6)
+    overlay = leased(client)
+    overlay.add([(key_of(5), live_value(1, [10]))], 1)
+    client.set(writer_key("first"), "another's")  # which took it while this one was stopped
+    time.sleep(0.5)
+    for write in (lambda: overlay.add([(key_of(5), live_value(2, [20]))], 2), overlay.note_checked):
+        with pytest.raises(LeaseLost):
+            write()
+    assert not overlay.is_in_place
+    overlay.close()
+    assert list_in_redis(client, 5) == [10] and client.get(writer_key("first")) == b"another's"
 
 
 @pytest.fixture
@@ -169,10 +208,10 @@ def cluster(find_port: Any, wait_for: Any, tmp_path: Path) -> Iterator[int]:
 
 def test_a_cluster_takes_and_gives_them_too(cluster: int) -> None:
     with redis.RedisCluster(host="127.0.0.1", port=cluster) as client:
-        lease = WriterLease(client, "warehouse")
-        RedisOverlay(client, "first", "table", 3600, lease).add([(key_of(user), live_value(user, user)) for user in range(50)], 1)
+        overlay = leased(client)
+        overlay.add([(key_of(user), live_value(user, [user])) for user in range(50)], 1)
         client.set(redis_key("first", key_of(7)), b"the night's")
-        lease.release()
+        overlay.close()
 
     async def read() -> tuple[bytes | None, bytes | None]:
         store = RedisStore(f"redis://127.0.0.1:{cluster}", "first", cluster=True, timeout=2.0)
@@ -188,8 +227,9 @@ def test_a_cluster_takes_and_gives_them_too(cluster: int) -> None:
 
 def test_a_live_list_is_preferred_wherever_the_nights_is(make: Any, client: Any, server: Any) -> None:
     snapshot = open_snapshot(make() / "first")
-    overlay = RedisOverlay(client, "first", "table", 3600, WriterLease(client, "warehouse"))
-    overlay.add([(key_of(5), live_value(1, 9)), (key_of(6), b"no record")], 1)
+    overlay = leased(client)
+    overlay.add([(key_of(5), live_value(1, [9])), (key_of(6), b"no record")], 1)
+    overlay.close()
     night = snapshot.lookup(7)
     assert night is not None and snapshot.store is not None
     for user in (5, 6, 7):
@@ -200,7 +240,7 @@ def test_a_live_list_is_preferred_wherever_the_nights_is(make: Any, client: Any,
     async def codes(in_redis: bool) -> list[tuple[bool, list[int] | None]]:
         store = RedisStore(server.url, "first", timeout=2.0)
         loaded = LoadedSnapshot(snapshot, store if in_redis else None, lambda _: None, live_store=store)
-        found = [await loaded.lookup(user) for user in (5, 6, 7, 10**9)]
+        found = [(await loaded.lookup(user)).record for user in (5, 6, 7, 10**9)]
         await store.close()
         return [(record is not None and record.live is not None, None if record is None else record.codes.tolist()[:1]) for record in found]
 
@@ -212,24 +252,37 @@ def test_a_live_list_is_preferred_wherever_the_nights_is(make: Any, client: Any,
 
 
 @pytest.fixture
-def live_server(live_warehouse: Any, snapshots: Path, serve: Any, current: Any, server: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Answers from the snapshot "first", and follows the warehouse through Redis."""
+def host(
+    live_warehouse: Any, snapshots: Path, serve: Any, current: Any, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Any]:
+    """Starts a server with a folder of snapshots of its own; it answers from "first", and follows the warehouse through Redis."""
     monkeypatch.setenv("RECSYS_BATCH_REDIS_URL", server.url)
-    current(snapshots, "first")
-    options = ("--set", "online.live=redis", "--set", f"paths.warehouse={live_warehouse.folder}", "--set", "online.store_timeout_ms=500")
-    return serve(snapshots, *options, "--set", "online.live_max_lag_seconds=2")
+    warehouse = f"paths.warehouse={live_warehouse.folder}"
+    options = ("online.live=redis", warehouse, "online.store_timeout_ms=500", "online.live_max_lag_seconds=2")
+
+    def start(name: str) -> Any:
+        shutil.copytree(snapshots, own := tmp_path / name)
+        current(own, "first")
+        return serve(own, *(word for option in options for word in ("--set", option)))
+
+    return start
+
+
+@pytest.fixture
+def live_server(host: Any) -> Any:
+    return host("one")
 
 
 def test_a_server_answers_with_live_lists_and_with_the_nights_while_redis_is_away(
     live_server: Any, live_warehouse: Any, server: Any, client: Any, wait_for: Any
 ) -> None:
-    live_warehouse.refresh(1, {5: [40, 30, 20, 10]}, through=NOON)
+    live_warehouse.refresh(1, {5: [40, 30, 20, 10]}, through=WRITTEN)
     wait_for(lambda: live_server.rank(5)["lists"] == "live")
     answer = live_server.rank(5, k=10)
-    assert ({item["item_id"] for item in answer["items"]}, answer["events_through"]) == ({10, 20, 30, 40}, "2026-03-01T12:00:00Z")
-    assert live_server.call("GET", "/readyz")[1]["live"] == "following"
+    assert ({item["item_id"] for item in answer["items"]}, answer["events_through"]) == ({10, 20, 30, 40}, "2026-03-01T12:00:00.000005Z")
+    wait_for(lambda: live_server.call("GET", "/readyz")[1]["live"] == "following")
     server.kill()
-    assert all(live_server.rank(5)["lists"] == "night" for _ in range(20))
+    assert all((answer := live_server.rank(5))["lists"] == "night" and answer["degraded"] == "store_unavailable" for _ in range(20))
     wait_for(lambda: live_server.call("GET", "/readyz")[1]["live"] == "behind")
     server.start()  # with nothing in it
     wait_for(lambda: live_server.rank(5)["lists"] == "live")
@@ -237,12 +290,30 @@ def test_a_server_answers_with_live_lists_and_with_the_nights_while_redis_is_awa
     assert client.get(progress_key("first"))
 
 
+def find_follower(served: Any) -> int:
+    children = Path(f"/proc/{served.process.pid}/task").glob("*/children")
+    pids = {int(pid) for file in children for pid in file.read_text().split()}
+    (pid,) = (pid for pid in pids if b"online.live.follower" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return pid
+
+
 def test_a_follower_that_is_killed_is_followed_by_another_within_seconds(live_server: Any, live_warehouse: Any, wait_for: Any) -> None:
     live_warehouse.refresh(1, {5: [40]})
     wait_for(lambda: live_server.rank(5)["lists"] == "live")
-    children = Path(f"/proc/{live_server.process.pid}/task").glob("*/children")
-    pids = {int(pid) for file in children for pid in file.read_text().split()}
-    (pid,) = (pid for pid in pids if b"online.live.follower" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    os.kill(pid, signal.SIGKILL)
+    os.kill(find_follower(live_server), signal.SIGKILL)
     live_warehouse.refresh(2, {5: [50]})
     wait_for(lambda: [item["item_id"] for item in live_server.rank(5)["items"]] == [50])
+
+
+def test_where_a_host_dies_another_one_writes_within_seconds(host: Any, live_warehouse: Any, client: Any, wait_for: Any) -> None:
+    writer = host("one")
+    live_warehouse.refresh(1, {5: [40]})
+    wait_for(lambda: writer.rank(5)["lists"] == "live")
+    other, written_by = host("other"), client.get(writer_key("first"))
+    follower = find_follower(writer)
+    for pid in (writer.process.pid, follower):
+        os.kill(pid, signal.SIGKILL)
+    live_warehouse.refresh(2, {5: [50]})
+    wait_for(lambda: [item["item_id"] for item in other.rank(5)["items"]] == [50])
+    assert client.get(writer_key("first")) not in (None, written_by)
+    wait_for(lambda: other.call("GET", "/readyz")[1]["live"] == "following")
