@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-freshness bench-refresh bench-online bench-snapshot bench-digest clean distclean
+.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-freshness bench-refresh bench-online servers bench-servers bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -127,6 +127,12 @@ bench-freshness: setup kafka-jars ## from an event to a changed answer, by Kafka
 bench-refresh: setup ## the stream refreshing 1 % of the users, against a full night: USERS= ITEMS= K=
 	$(BIN)/python benchmarks/refresh.py $(bench_options)
 
+servers: setup ## model servers of others, each in an environment of its own: SERVERS=torchserve (all)
+	$(BIN)/python tools/model_servers.py $(SERVERS)
+
+bench-servers: setup servers ## the ranker on other model servers: parity, requests through /v1/rank, what a hop costs, killed in a load
+	$(BIN)/python benchmarks/servers.py $(bench_options)
+
 bench-online: setup ## our server beside others on the same work: PEERS=torchserve,triton (each in an environment of its own)
 	$(BIN)/python benchmarks/online.py $(if $(PEERS),--peers $(PEERS)) $(bench_options)
 
@@ -140,6 +146,6 @@ clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke data/profile .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
 distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
-	rm -rf .venv .airflow .docs site .jars-s3a .audit .jars .java data/ml-100k *.egg-info build dist
+	rm -rf .venv .airflow .docs site .jars-s3a .audit .jars .java .servers data/ml-100k *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rmdir data 2>/dev/null || true

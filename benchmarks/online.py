@@ -29,9 +29,10 @@ from measuring import ROOT, report
 from synthetic_snapshot import make_snapshot
 
 from recsys_batch.model.onnx_export import export_ranker_onnx
-from recsys_batch.model.ranker import TENSOR_PREFIX, RankerParameters
+from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec
+from recsys_batch.registry.bundle import RANKER_PREFIX
 
 CONNECTIONS = (1, 8, 32)
 
@@ -84,7 +85,7 @@ def made(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     params.output += 0.1 * torch.randn(params.output.shape, generator=torch.Generator().manual_seed(1))
     params.gate = 1.0
     arrays = params.to_arrays()
-    np.savez(folder / "weights.npz", **{name.removeprefix(TENSOR_PREFIX): array for name, array in arrays.items()})
+    np.savez(folder / "weights.npz", **{name.removeprefix(RANKER_PREFIX): array for name, array in arrays.items()})
     snapshots, began = folder / "snapshots", time.monotonic()
     sizes = {"users": arguments.users, "items": arguments.items, "dim": arguments.dim, "candidates": arguments.k}
     make_snapshot(snapshots, snapshot_id="one", ranker=export_ranker_onnx(arrays), **sizes)

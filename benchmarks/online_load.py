@@ -13,6 +13,7 @@ import json
 import random
 import time
 from collections import Counter, deque
+from pathlib import Path
 
 import numpy as np
 import uvloop
@@ -34,6 +35,16 @@ def request(kind: str, user: int) -> bytes:
     raw = body(kind, user)
     head = f"POST {PATHS[kind]} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
     return head.encode() + raw
+
+
+def read_requests(path: Path) -> list[bytes]:
+    """Read whole requests, each after its length: eight bytes, little-endian."""
+    content, requests, start = path.read_bytes(), [], 0
+    while start < len(content):
+        length = int.from_bytes(content[start : start + 8], "little")
+        requests.append(content[start + 8 : start + 8 + length])
+        start += 8 + length
+    return requests
 
 
 class Connection(asyncio.Protocol):
@@ -116,10 +127,15 @@ def main() -> None:
     parser.add_argument("--rate", type=float, required=True, help="requests per second")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--connections", type=int, default=64)
-    parser.add_argument("--users", type=int, required=True)
+    parser.add_argument("--users", type=int, default=1)
+    parser.add_argument("--requests", type=Path, help="file of whole requests, a length of eight bytes before each, instead of --kind")
     arguments = parser.parse_args()
     draw = random.Random(7)
-    load = Load([request(arguments.kind, draw.randrange(arguments.users)) for _ in range(20_000)], arguments.rate, arguments.seconds)
+    if arguments.requests is not None:
+        requests = read_requests(arguments.requests)
+    else:
+        requests = [request(arguments.kind, draw.randrange(arguments.users)) for _ in range(20_000)]
+    load = Load(requests, arguments.rate, arguments.seconds)
     gc.disable()
     uvloop.run(load.run(arguments.port, arguments.connections))
     good = np.array([(due, sent) for status, due, sent in load.due if status == 200] or [(np.nan, np.nan)]) * 1000

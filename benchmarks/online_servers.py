@@ -3,9 +3,7 @@
 import http.client
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,40 +15,26 @@ from typing import Any
 from measuring import ROOT
 from online_load import PATHS, body
 
-PEERS = ROOT / "data" / "peers"
+sys.path.insert(0, str(ROOT / "tools"))
+from model_servers import get, install
+
 TOKEN = "for the benchmark only"
-_NEEDS = {
-    "torchserve": (sys.executable, ["torchserve==0.12.0", "torch-model-archiver==0.12.0", "pyyaml", "torch", "lmdb", "setuptools"]),
-    "triton": ("/usr/bin/python3.11", ["nvidia-pytriton==0.7.0", "numpy<2", "lmdb", "onnxruntime"]),
-}
-"""Interpreter and packages of each peer's own environment; pytriton needs the distribution's Python."""
-
-
-def prepare(peer: str) -> Path:
-    """Make the peer's environment where it is missing; return its bin folder."""
-    python, packages = _NEEDS[peer]
-    folder = PEERS / peer
-    if not (folder / ".ready").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([python, "-m", "venv", str(folder)], check=True)
-        subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "-q", *packages], check=True)
-        (folder / ".ready").touch()
-    return folder / "bin"
 
 
 @contextmanager
-def ours(snapshots: Path, scratch: Path, port: int, workers: int = 2) -> Iterator[int]:
-    """Start our server with the exposure log on, as in production."""
+def ours(snapshots: Path, scratch: Path, port: int, workers: int = 2, **settings: str) -> Iterator[int]:
+    """Start our server with the exposure log on, as in production; settings are of [online]."""
     command = [sys.executable, "-c", "from recsys_batch.cli import main; main()", "serve", "--snapshots", str(snapshots)]
     options = ["--port", str(port), "--workers", str(workers), "--exposures", str(scratch / "exposures")]
+    options += [word for name, value in settings.items() for word in ("--set", f"online.{name}={value}")]
     env = {**os.environ, "RECSYS_BATCH_ADMIN_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
-    with _running([*command, *options], env, scratch / "ours.log", lambda: get(port, "/readyz") == 200):
+    with _running([*command, *options], env, scratch / f"ours-{port}.log", lambda: get(port, "/readyz") == 200):
         yield port
 
 
 @contextmanager
 def torchserve(snapshot: Path, weights: Path, scratch: Path, port: int) -> Iterator[int]:
-    bin_folder, peers = prepare("torchserve"), ROOT / "benchmarks" / "peers"
+    bin_folder, peers = install("torchserve").parent, ROOT / "benchmarks" / "peers"
     store = scratch / "model-store"
     store.mkdir()
     archive = ["--model-name", "rerank", "--version", "1", "--handler", str(peers / "torchserve_handler.py")]
@@ -79,17 +63,12 @@ def torchserve(snapshot: Path, weights: Path, scratch: Path, port: int) -> Itera
 
 @contextmanager
 def triton(snapshot: Path, weights: Path, scratch: Path, port: int) -> Iterator[int]:
-    bin_folder, peers = prepare("triton"), ROOT / "benchmarks" / "peers"
+    bin_folder, peers = install("triton").parent, ROOT / "benchmarks" / "peers"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("PYTHONPATH", None)
     command = [str(bin_folder / "python"), str(peers / "triton_server.py"), str(snapshot), str(port)]
     with _running(command, env, scratch / "triton.log", lambda: ask("triton", port, 1) is not None):
         yield port
-
-
-def get(port: int, path: str) -> int | None:
-    """GET a path; return the status, None where no server answers."""
-    return _call(port, "GET", path)[0]
 
 
 def admin(port: int, method: str, path: str) -> int | None:
@@ -145,18 +124,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(10)
-
-
-def free_ports() -> int:
-    """Find the first of three consecutive free ports."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = int(probe.getsockname()[1])
-        if port < 60_000 and all(_is_free(port + n) for n in range(3)):
-            return port
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) != 0

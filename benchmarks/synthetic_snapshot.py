@@ -32,6 +32,7 @@ def make_snapshot(
     candidates: int = 200,
     seed: int = 17,
     ranker: bytes | None = None,
+    model_version: str = "made-up",
 ) -> SnapshotManifest:
     """Write a snapshot into the folder of snapshots.
 
@@ -57,7 +58,7 @@ def make_snapshot(
         snapshot_id=snapshot_id,
         run_id=snapshot_id,
         run_date=dt.datetime.now(dt.UTC).date(),
-        model_version="made-up",
+        model_version=model_version,
         generated_at=dt.datetime.now(dt.UTC),
         ids=IdTypes("BIGINT", "BIGINT"),
         metric="ip",

@@ -42,6 +42,7 @@ for _command in (
     ingest.generate_command,
     models.train_command,
     models.register_command,
+    models.export_model_command,
     *night.step_commands,
     night.nightly_command,
     night.rollback_command,

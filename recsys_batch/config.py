@@ -185,12 +185,14 @@ class Online(Section):
     live_max_lag_seconds: float = Field(
         60.0, gt=0, description="since a server last knew all live lists; past it /readyz says live: behind, and answers stay"
     )
-    engine: Literal["onnx", "oip", "tfserving"] = Field(
+    engine: Literal["onnx", "oip", "torchserve", "tfserving"] = Field(
         "onnx",
-        description="who runs the ranker: this server, or a model server, by the Open Inference Protocol or TensorFlow Serving's",
+        description="who runs the ranker: this server, or one that export-model wrote it for, by its protocol; oip is the Open Inference "
+        "Protocol, of Triton and MLServer",
     )
     engine_url: str = Field("http://127.0.0.1:8000", description="that model server's address, for HTTP")
     engine_model: str = Field("ranker", description="its name for the ranker; the version is the snapshot's model version")
+    engine_binary: bool = Field(True, description="oip: tensors as bytes, a tenth of JSON's cost; MLServer takes JSON only")
     engine_timeout_ms: float = Field(20.0, gt=0, description="a later answer counts as none: the night's order is shown")
     engine_connections: int = Field(8, ge=1, description="of a worker; requests beyond wait, and go out together")
     engine_retry_share: float = Field(0.1, ge=0, le=1, description="calls of which so many may be tried again, where a connection broke")

@@ -192,7 +192,7 @@ def arguments(config: Config) -> list[str]:
     return ["--conf", str(ROOT / "conf" / "smoke.toml"), *(part for setting in settings for part in ("--set", setting))]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def options() -> Callable[[Config], list[str]]:
     """``arguments``, for tests."""
     return arguments

@@ -1,4 +1,4 @@
-"""train and register: how a model becomes the champion that the night uses."""
+"""train, register and export-model: how a model becomes the champion that the night uses, and goes to other servers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recsys_batch.commands.options import json_option, with_config
+from recsys_batch.commands.options import json_option, with_config, with_config_if_any
 from recsys_batch.commands.output import print_result, print_table, training_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import GateRefused, UsageError
+from recsys_batch.model_servers import TARGETS
 from recsys_batch.registry.promotion import Promotion, decide_promotion
 
 if TYPE_CHECKING:
@@ -133,3 +134,55 @@ def _check_bundle(bundle: Bundle, config: Config) -> None:
     towers, _, _ = Towers.from_bundle(bundle), Ranker.from_bundle(bundle), FeatureSpec.from_dict(bundle.manifest["features"])
     if config.catalog is None and has_table(config.paths.warehouse, "items"):
         towers.encode_items(read_table(config.paths.warehouse, "items", columns=["item_id", "categories", "attributes"]).slice(0, 10))
+
+
+@click.command("export-model", help="Write the ranker as a folder that another model server starts from, with a README of the commands.")
+@click.option("--target", type=click.Choice(TARGETS), required=True, help="The server; onnx is the model alone.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to write; empty, or not there yet.")
+@click.option("--bundle", "bundle_dir", type=click.Path(exists=True, file_okay=False), help="Folder with bundle.json, instead of a run.")
+@click.option("--run-id", help="A published run other than the current one.")
+@click.option("--model-version", help="Version on the server, a whole number.  [default: the run's model version; 1 for --bundle]")
+@click.option("--batch-size", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests that the server joins at most.")
+@click.option("--batch-delay-ms", type=click.IntRange(0, 1000), default=1, show_default=True, help="Time that one waits for others.")
+@click.option("--tensorflow-python", metavar="PYTHON", help="Interpreter with TensorFlow, for --target tfserving.")
+@json_option
+@with_config_if_any
+def export_model_command(
+    config: Config,
+    target: str,
+    out: Path,
+    bundle_dir: str | None,
+    run_id: str | None,
+    model_version: str | None,
+    batch_size: int,
+    batch_delay_ms: int,
+    tensorflow_python: str | None,
+    as_json: bool,
+) -> None:
+    from recsys_batch.model_servers.export_folder import ServerBatching, export_model
+    from recsys_batch.model_servers.ranker_model import ranker_of_bundle
+
+    if bundle_dir is not None and run_id is not None:
+        raise UsageError("pass either --bundle DIR or --run-id RUN")
+    bundle, version = _open_bundle(config, bundle_dir, run_id)
+    model = ranker_of_bundle(bundle, config.online.engine_model, model_version or version)
+    files = export_model(model, target, out, ServerBatching(batch_size, batch_delay_ms), tensorflow_python)
+    sentence = f"ranker {model.name}, version {version}, for {target} is in {out}: {out / 'README.md'} has the commands"
+    result = {"target": target, "folder": str(out), "model": model.name, "model_version": version, "files": files}
+    print_result(result, sentence, as_json=as_json)
+
+
+def _open_bundle(config: Config, bundle_dir: str | None, run_id: str | None) -> tuple[Bundle, str]:
+    """Open (bundle, its model version) of a folder or of a published run."""
+    from recsys_batch.registry.bundle import load_bundle
+
+    if bundle_dir is not None:
+        return load_bundle(bundle_dir), "1"
+    from recsys_batch.read import published_run
+    from recsys_batch.storage.artifacts import artifact_root, bundle_folder
+    from recsys_batch.storage.node_cache import NodeCache
+
+    warehouse = config.paths.warehouse
+    run = published_run(warehouse, run_id)
+    cache = NodeCache.from_paths(config.paths)
+    return load_bundle(cache.local_copy(bundle_folder(artifact_root(warehouse), run.run_id))), run.model_version

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from recsys_batch.model.ranker import TENSOR_PREFIX
+from recsys_batch.registry.bundle import RANKER_PREFIX
 
 OPSET = 17
 
@@ -15,7 +15,7 @@ def export_ranker_onnx(arrays: dict[str, np.ndarray]) -> bytes:
     user_embedding [B, d], item_embedding [B, C, d], features [B, C, F] -> score [B, C], all float32.
     """
     weights = {
-        name.removeprefix(TENSOR_PREFIX): np.ascontiguousarray(array) for name, array in arrays.items() if name.startswith(TENSOR_PREFIX)
+        name.removeprefix(RANKER_PREFIX): np.ascontiguousarray(array) for name, array in arrays.items() if name.startswith(RANKER_PREFIX)
     }
     d, n_features = weights["user"].shape[0], weights["features"].shape[0]
     constants = [numpy_helper.from_array(array, f"w_{name}") for name, array in weights.items()]

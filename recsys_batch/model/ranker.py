@@ -15,11 +15,10 @@ import torch
 
 from recsys_batch.errors import BundleError
 from recsys_batch.ranking.features import PairFeatures
-from recsys_batch.registry.bundle import Bundle
+from recsys_batch.registry.bundle import RANKER_PREFIX, Bundle
 
 HIDDEN_DIM = 64
 PARAMETER_NAMES = ("user", "item", "product", "features", "bias", "output")
-TENSOR_PREFIX = "ranker_"
 
 
 @dataclass
@@ -59,8 +58,8 @@ class RankerParameters:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Export the weights for a bundle, with the gate folded into the output layer."""
-        arrays = {TENSOR_PREFIX + name: getattr(self, name).detach().numpy() for name in PARAMETER_NAMES}
-        arrays[TENSOR_PREFIX + "output"] = arrays[TENSOR_PREFIX + "output"] * np.float32(self.gate)
+        arrays = {RANKER_PREFIX + name: getattr(self, name).detach().numpy() for name in PARAMETER_NAMES}
+        arrays[RANKER_PREFIX + "output"] = arrays[RANKER_PREFIX + "output"] * np.float32(self.gate)
         return arrays
 
 
@@ -69,10 +68,10 @@ class Ranker:
 
     def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Load weights exported by ``RankerParameters.to_arrays``; raises BundleError where one is missing."""
-        missing = [name for name in PARAMETER_NAMES if TENSOR_PREFIX + name not in arrays]
+        missing = [name for name in PARAMETER_NAMES if RANKER_PREFIX + name not in arrays]
         if missing:
             raise BundleError(f"the ranker lacks the weights {', '.join(missing)}")
-        weights: dict[str, Any] = {name: torch.from_numpy(np.array(arrays[TENSOR_PREFIX + name])) for name in PARAMETER_NAMES}
+        weights: dict[str, Any] = {name: torch.from_numpy(np.array(arrays[RANKER_PREFIX + name])) for name in PARAMETER_NAMES}
         self._parameters = RankerParameters(**weights)
 
     @classmethod

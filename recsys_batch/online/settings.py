@@ -9,7 +9,8 @@ from typing import Any
 from recsys_batch.config import Online
 
 ENVIRONMENT = "RECSYS_BATCH_SERVE"
-ADMIN_TOKEN, CLIENT_TOKEN, REDIS_URL = "RECSYS_BATCH_ADMIN_TOKEN", "RECSYS_BATCH_CLIENT_TOKEN", "RECSYS_BATCH_REDIS_URL"
+ADMIN_TOKEN, CLIENT_TOKEN, ENGINE_TOKEN = "RECSYS_BATCH_ADMIN_TOKEN", "RECSYS_BATCH_CLIENT_TOKEN", "RECSYS_BATCH_ENGINE_TOKEN"
+REDIS_URL = "RECSYS_BATCH_REDIS_URL"
 """Secrets come from the environment only."""
 LOAD_LOCK = "opening.lock"
 """In the server's folder: who holds it opens a snapshot."""

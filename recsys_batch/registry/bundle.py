@@ -24,6 +24,8 @@ BUNDLE_MANIFEST = "bundle.json"
 WEIGHTS_FILE = "weights.safetensors"
 VOCAB_FILE = "vocab.json"
 RANKER_FILE = "ranker.onnx"
+RANKER_PREFIX = "ranker_"
+"""Of the names of the reference ranker's tensors."""
 KINDS = ("two_tower", "embeddings")
 
 

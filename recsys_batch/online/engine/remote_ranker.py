@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import time
 
 import aiohttp
@@ -11,11 +12,10 @@ from recsys_batch.online import metrics
 from recsys_batch.online.engine.circuit_breaker import BreakerState, CircuitBreaker
 from recsys_batch.online.engine.remote_ranking import RemoteFailure
 from recsys_batch.online.engine.retry_budget import RetryBudget
-from recsys_batch.online.engine.wire_formats import BadAnswer, OpenInference, TensorFlowServing, WireFormat
+from recsys_batch.online.engine.wire_formats import BadAnswer, OpenInference, TensorFlowServing, TorchServe, WireFormat
 from recsys_batch.online.ranking.rank_result import MODEL_MISMATCH, RANKER_FAILED, RANKER_UNAVAILABLE
-from recsys_batch.online.settings import ServerSettings
+from recsys_batch.online.settings import ENGINE_TOKEN, ServerSettings
 
-_FORMATS: dict[str, type[WireFormat]] = {"oip": OpenInference, "tfserving": TensorFlowServing}
 _RETRIED = (503, 429)
 _CHECK_SECONDS = 2.0
 
@@ -34,7 +34,7 @@ class RemoteRanker:
     def __init__(self, settings: ServerSettings) -> None:
         self._address, self._model = settings.engine_url.rstrip("/"), settings.engine_model
         self._timeout = settings.engine_timeout_ms / 1000
-        self._format = _FORMATS[settings.engine]()
+        self._format = make_wire_format(settings)
         self._breaker = CircuitBreaker(settings.engine_max_failures, settings.engine_rest_seconds)
         self._retries = RetryBudget(settings.engine_retry_share)
         self.max_calls = settings.engine_connections
@@ -93,7 +93,9 @@ class RemoteRanker:
         """The pool of connections: opened with the first call, as it belongs to the loop that runs then."""
         if self._opened is None:
             connector = aiohttp.TCPConnector(limit=self.max_calls, keepalive_timeout=60)
-            self._opened = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+            token = os.environ.get(ENGINE_TOKEN)
+            headers = {"Authorization": f"Bearer {token}"} if token else None
+            self._opened = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None), headers=headers)
         return self._opened
 
     async def _call(self, version: str, arrays: tuple[np.ndarray, ...], until: float) -> np.ndarray:
@@ -117,7 +119,7 @@ class RemoteRanker:
         if status != 200:
             raise RemoteFailure(RANKER_UNAVAILABLE if status in _RETRIED else RANKER_FAILED, f"the model server answers {status}")
         try:
-            scores = self._format.decode(dict(headers), body)
+            scores = self._format.decode(headers, body)
         except BadAnswer as error:
             raise RemoteFailure(RANKER_FAILED, str(error)) from None
         expected = arrays[1].shape[:2]
@@ -126,3 +128,10 @@ class RemoteRanker:
                 RANKER_FAILED, f"the model server gave scores of shape {scores.shape} for {expected}, or some that are no numbers"
             )
         return scores
+
+
+def make_wire_format(settings: ServerSettings) -> WireFormat:
+    """Make what speaks to the model server of a server's settings."""
+    if settings.engine == "tfserving":
+        return TensorFlowServing()
+    return TorchServe() if settings.engine == "torchserve" else OpenInference(binary=settings.engine_binary)
