@@ -26,10 +26,10 @@ import numpy as np
 import online_servers as servers
 import torch
 from measuring import ROOT, report
-from synthetic_snapshot import make_snapshot
 
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
+from recsys_batch.online.export.synthetic_snapshot import make_snapshot
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.registry.bundle import RANKER_PREFIX

@@ -1,4 +1,4 @@
-"""Open-loop load generator: requests at fixed times, independent of earlier answers, with latencies counted from those times.
+"""Open-loop load generator: requests at given times, independent of earlier answers, with latencies counted from those times.
 
 A closed loop waits for an answer before it asks again, so a server that stalls is asked less while it does (coordinated omission).
 One process, raw HTTP/1.1 over kept connections on uvloop; prints a JSON object.
@@ -78,8 +78,8 @@ class Connection(asyncio.Protocol):
 
 
 class Load:
-    def __init__(self, requests: list[bytes], rate: float, seconds: float) -> None:
-        self._requests, self._rate, self._seconds = requests, rate, seconds
+    def __init__(self, requests: list[bytes], times: np.ndarray) -> None:
+        self._requests, self._times = requests, times
         # In turn, so that the connections of every worker are used.
         self._free: deque[Connection] = deque()
         self._waiting: deque[tuple[bytes, float]] = deque()
@@ -104,11 +104,11 @@ class Load:
         for _ in range(n_connections):
             _, connection = await loop.create_connection(lambda: Connection(self), "127.0.0.1", port)
             self._free.append(connection)
-        start, n = time.perf_counter() + 0.05, int(self._rate * self._seconds)
+        start, n = time.perf_counter() + 0.05, len(self._times)
         while self.n_sent < n:
             now = time.perf_counter()
-            while self.n_sent < n and start + self.n_sent / self._rate <= now:
-                raw, due = self._requests[self.n_sent % len(self._requests)], start + self.n_sent / self._rate
+            while self.n_sent < n and start + self._times[self.n_sent] <= now:
+                raw, due = self._requests[self.n_sent % len(self._requests)], start + self._times[self.n_sent]
                 self.n_sent += 1
                 if self._free:
                     self._free.popleft().send(raw, due)
@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--rate", type=float, required=True, help="requests per second")
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--poisson", action="store_true", help="at random times, as people come, instead of evenly spaced ones")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--users", type=int, default=1)
     parser.add_argument("--requests", type=Path, help="file of whole requests, a length of eight bytes before each, instead of --kind")
@@ -135,7 +136,9 @@ def main() -> None:
         requests = read_requests(arguments.requests)
     else:
         requests = [request(arguments.kind, draw.randrange(arguments.users)) for _ in range(20_000)]
-    load = Load(requests, arguments.rate, arguments.seconds)
+    n = int(arguments.rate * arguments.seconds)
+    gaps = np.random.default_rng(7).exponential(1.0, n) if arguments.poisson else np.ones(n)
+    load = Load(requests, (np.cumsum(gaps) - gaps[0]) / arguments.rate)
     gc.disable()
     uvloop.run(load.run(arguments.port, arguments.connections))
     good = np.array([(due, sent) for status, due, sent in load.due if status == 200] or [(np.nan, np.nan)]) * 1000

@@ -2,7 +2,7 @@
 
 Each server runs on what ``export-model`` wrote for it, two workers of one thread; ``serve`` has two workers, too. Open loop at 200
 requests/s: the server called directly with the arrays of a request, and /v1/rank with it as the engine; what that adds is the difference of
-the p99. Closed loop by wrk through /v1/rank, rounds of the engines in turn.
+the p99. Closed loop by wrk through /v1/rank. One server runs at a time, as the others would take turns on the cores while they are idle.
 
     make bench-servers
 """
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ import torch
 from measuring import ROOT, report
 from online import closed
 from scoring_calls import ScoringCall, largest_difference, make_calls
-from synthetic_snapshot import make_snapshot
 
 from recsys_batch.config import Online
 from recsys_batch.model.onnx_export import export_ranker_onnx
@@ -35,6 +34,7 @@ from recsys_batch.model_servers.export_folder import ServerBatching, export_mode
 from recsys_batch.model_servers.ranker_model import RankerModel, ranker_of_bundle
 from recsys_batch.online.engine.remote_ranker import make_wire_format
 from recsys_batch.online.engine.wire_formats import WireFormat
+from recsys_batch.online.export.synthetic_snapshot import make_snapshot
 from recsys_batch.online.settings import ServerSettings
 from recsys_batch.online.snapshot.reader import open_snapshot
 from recsys_batch.online.snapshot.repository import set_current
@@ -47,7 +47,7 @@ from model_servers import SERVERS, Started, free_ports, install, running
 VERSION = "1"
 RATE = 200.0
 TIMEOUT_MS = 50
-"""Of the engine: an answer that takes longer is the night's order."""
+"""Of the engine while it is killed; elsewhere it may take a second, so that all answers are the ranker's."""
 ENGINES: dict[str, dict[str, str]] = {
     "torchserve": {"engine": "torchserve"},
     "triton": {"engine": "oip"},
@@ -78,31 +78,42 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     model = make_model(arguments, folder)
     snapshot = open_snapshot(folder / "snapshots" / "one")
     calls = make_calls(snapshot, 1000)
-    whole = [call for call in calls[:-1] if call.items.shape[1] == arguments.k]
-    details: dict[str, Any] = {name: {} for name in ("onnx", *names)}
-    with ExitStack() as stack:
-        started: dict[str, Started] = {}
-        ports = {"onnx": stack.enter_context(servers.ours(folder / "snapshots", folder, free_ports()))}
-        for name in names:
-            install(name)
-            export_model(model, name, folder / name, ServerBatching())
-            started[name] = stack.enter_context(running(name, folder / name, model.name, VERSION, folder / f"{name}-run"))
-            settings = {**ENGINES[name], "engine_url": started[name].address, "engine_timeout_ms": str(TIMEOUT_MS)}
-            ports[name] = stack.enter_context(servers.ours(folder / "snapshots", folder, free_ports(), **settings))
-            wire = make_wire_format(ServerSettings.from_section(Online.model_validate(settings), str(folder), str(folder)))
-            details[name]["start_seconds"] = round(started[name].seconds, 1)
-            details[name]["parity_max"] = check_parity(started[name].port, wire, calls)
-            write_requests(folder / f"{name}.requests", wire, whole[:500])
-        for port in ports.values():
-            closed("ours", port, 8, 3.0, arguments.users)  # warm
-        for round_number in range(arguments.rounds):
-            print(f"round {round_number + 1} of {arguments.rounds}", flush=True)
-            for name, port in ports.items():
-                measure_round(name, port, started.get(name), arguments, folder, details[name])
-        for name in names:
-            details[name]["memory_mb"] = round(started[name].resident_mb())
-            details[name]["killed"] = kill_within_load(ports[name], started[name], arguments)
+    details: dict[str, Any] = {"onnx": {}}
+    with servers.ours(folder / "snapshots", folder, free_ports()) as port:
+        for _ in rounds("onnx", port, arguments):
+            measure_round("onnx", port, None, arguments, folder, details["onnx"])
+    for name in names:
+        install(name)
+        export_model(model, name, folder / name, ServerBatching())
+        details[name] = measure_server(name, arguments, folder, calls)
     report("servers", vars(arguments), details, result_of(details, names))
+
+
+def measure_server(name: str, arguments: argparse.Namespace, folder: Path, calls: list[ScoringCall]) -> dict[str, Any]:
+    """Measure a server that runs alone, but for ours in front of it."""
+    measured: dict[str, Any] = {}
+    with running(name, folder / name, "ranker", VERSION, folder / f"{name}-run") as started:
+        settings = {**ENGINES[name], "engine_url": started.address, "engine_timeout_ms": "1000"}
+        wire = make_wire_format(ServerSettings.from_section(Online.model_validate(settings), str(folder), str(folder)))
+        measured |= {"start_seconds": round(started.seconds, 1), "parity_max": check_parity(started.port, wire, calls)}
+        write_requests(folder / f"{name}.requests", wire, [call for call in calls[:-1] if call.items.shape[1] == arguments.k][:500])
+        with servers.ours(folder / "snapshots", folder, free_ports(), **settings) as port:
+            for _ in rounds(name, port, arguments):
+                measure_round(name, port, started, arguments, folder, measured)
+        measured["memory_mb"] = round(started.resident_mb())
+        settings["engine_timeout_ms"] = str(TIMEOUT_MS)
+        with servers.ours(folder / "snapshots", folder, free_ports(), **settings) as port:
+            closed("ours", port, 8, 3.0, arguments.users)
+            measured["killed"] = kill_within_load(port, started, arguments)
+    return measured
+
+
+def rounds(name: str, port: int, arguments: argparse.Namespace) -> Iterator[int]:
+    """Warm a server of ours, and count the rounds."""
+    closed("ours", port, 8, 3.0, arguments.users)
+    for number in range(1, arguments.rounds + 1):
+        print(f"{name}, round {number} of {arguments.rounds}", flush=True)
+        yield number
 
 
 def make_model(arguments: argparse.Namespace, folder: Path) -> RankerModel:
@@ -162,7 +173,17 @@ def measure_round(
 
 def opened(port: int, arguments: argparse.Namespace, requests: Path | None = None, seconds: float | None = None) -> dict[str, Any]:
     """Run the open loop."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "online_load.py"), "--port", str(port), "--rate", str(RATE), "--connections", "16"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "online_load.py"),
+        "--port",
+        str(port),
+        "--rate",
+        str(RATE),
+        "--connections",
+        "16",
+        "--poisson",
+    ]
     command += ["--seconds", str(seconds or arguments.seconds), "--users", str(arguments.users)]
     command += ["--requests", str(requests)] if requests is not None else []
     measured: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -3,8 +3,9 @@
 From the top, each importing only what is below it:
 
     cli, commands                     the command line
+    plan                              which surface is served how, from what was measured
     night, online, report, digest     one run; the ranker per request; a run as a page; items for e-mails
-    stream                            lists refreshed between two nights
+    stream, model_servers             lists refreshed between two nights; the ranker for other servers
     spark                             session, tables, ingest, what runs on executors
     model, ann                        the reference model; nearest neighbours
     evaluation, read, dataset         metrics and differences; readers without a JVM; catalogue, histories, popularity

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from recsys_batch import __version__, logs
-from recsys_batch.commands import digest, ingest, inspection, models, night, online, operations, report, stream
+from recsys_batch.commands import digest, ingest, inspection, models, night, online, operations, plan, report, stream
 from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError, caused_by_interrupt
 
 EXTRAS = {
@@ -55,6 +55,7 @@ for _command in (
     report.report_command,
     digest.digest_command,
     stream.stream_command,
+    plan.plan_command,
     online.export_snapshot_command,
     online.serve_command,
 ):

@@ -222,6 +222,18 @@ class Stream(Section):
     topic: str = Field("interactions", description="Kafka's topic of events: JSON with the columns of ingest")
 
 
+class Prices(Section):
+    """What things cost where this is run; `plan` computes with them. They are the reader's own: put yours here."""
+
+    currency: str = Field("USD", description="of the prices below")
+    as_of: str = Field("2026-11", description="when they were looked up; shown beside every figure")
+    core_hour: float = Field(0.04, gt=0, description="one core for an hour, with its share of memory")
+    gb_month: float = Field(0.023, ge=0, description="a GB of storage for a month")
+    gb_read: float = Field(0.01, ge=0, description="a GB read from the store of cached lists")
+    node_cores: int = Field(16, ge=1, description="cores of a machine")
+    node_memory_gb: float = Field(64.0, gt=0, description="its memory")
+
+
 class MLflow(Section):
     tracking_uri: str | None = Field(None, description="unset: RECSYS_BATCH_TRACKING_URI, or sqlite in paths.state")
     experiment: str = "recsys_batch"
@@ -251,6 +263,7 @@ class Config(Section):
     online: Online = Online()
     digest: Digest = Digest()
     stream: Stream = Stream()
+    prices: Prices = Prices()
     mlflow: MLflow = MLflow()
 
     @model_validator(mode="after")

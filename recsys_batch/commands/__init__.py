@@ -1,11 +1,12 @@
 """The commands of ``recsys-batch``, by the people who type them; heavy imports happen inside each command.
 
 ingest        ingest, generate
-models        train, register
+models        train, register, export-model
 night         nightly, its steps, rollback, status
 operations    backfill, maintain
 inspection    evaluate, changes, show
 stream        stream
+plan          plan
 report        report
 digest        digest
 online        export-snapshot, serve

@@ -142,7 +142,13 @@ def _check_bundle(bundle: Bundle, config: Config) -> None:
 @click.option("--bundle", "bundle_dir", type=click.Path(exists=True, file_okay=False), help="Folder with bundle.json, instead of a run.")
 @click.option("--run-id", help="A published run other than the current one.")
 @click.option("--model-version", help="Version on the server, a whole number.  [default: the run's model version; 1 for --bundle]")
-@click.option("--batch-size", type=click.IntRange(1, 64), default=8, show_default=True, help="Requests that the server joins at most.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1, 64),
+    default=1,
+    show_default=True,
+    help="Requests that the server joins at most; serve joins its own.",
+)
 @click.option("--batch-delay-ms", type=click.IntRange(0, 1000), default=1, show_default=True, help="Time that one waits for others.")
 @click.option("--tensorflow-python", metavar="PYTHON", help="Interpreter with TensorFlow, for --target tfserving.")
 @json_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import shutil
 import subprocess
@@ -32,7 +33,7 @@ class ServerBatching:
         size: most requests of a batch; 1 for none. delay_ms: how long one waits for others.
     """
 
-    size: int = 8
+    size: int = 1
     delay_ms: int = 1
 
 
@@ -98,8 +99,11 @@ def _write_onnx(model: RankerModel, folder: Path, values: Mapping[str, Any]) -> 
 
 def _write_torchserve(model: RankerModel, folder: Path, values: Mapping[str, Any]) -> None:
     """Write a model store with the archive, a zip of a manifest and what it names."""
+    if values["batch_size"] > 1 and values["delay_ms"] == 0:
+        raise UsageError("TorchServe takes a delay of 0 for its default, 100 ms: pass --batch-delay-ms 1 or more, or --batch-size 1")
     files = _FILES / "torchserve"
     manifest = {
+        "createdOn": dt.datetime.now(dt.UTC).strftime("%d/%m/%Y %H:%M:%S"),
         "runtime": "python",
         "model": {
             "modelName": model.name,

@@ -108,7 +108,11 @@ def _begin_run(context: RunContext, run_date: dt.date, run_id: str, inputs: Mapp
         model_version=champion.version,
         code_version=__version__,
         config_hash=context.config.config_hash(),
-        metrics={run_manifest.STARTED_AT: now.timestamp(), **({} if ndcg is None else {MODEL_METRIC: float(ndcg)})},
+        metrics={
+            run_manifest.STARTED_AT: now.timestamp(),
+            run_manifest.CORES: float(context.spark.sparkContext.defaultParallelism),
+            **({} if ndcg is None else {MODEL_METRIC: float(ndcg)}),
+        },
         mlflow_run_id=context.registry.start_night(run_id, {"run_date": run_date.isoformat(), "model_version": champion.version}),
     )
     context.append_manifest()

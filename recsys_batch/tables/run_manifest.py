@@ -21,6 +21,8 @@ STEP_NAMES = ("embed", "index", "candidates", "score", "audit", "publish")
 """Steps of a night in order: its commands, and the prefixes of its metrics."""
 EVENT = "event"
 STARTED_AT = "started_at"
+CORES = "cores"
+"""Tasks at a time that the session had when the run began."""
 GATE_REFUSED = "gate_refused"
 BACKFILLED = "backfilled"
 """1 for a run of an earlier date than that of the run which readers kept seeing."""

@@ -52,7 +52,7 @@ def test_a_folder_has_the_model_of_the_run_a_readme_and_an_example(
         manifest = json.loads(archive.read("MAR-INF/MANIFEST.json"))["model"]
         assert (manifest["modelName"], manifest["modelVersion"]) == ("ranker", version)
         assert {manifest["handler"], manifest["serializedFile"], manifest["configFile"]} < names
-        assert b"batchSize: 8\nmaxBatchDelay: 1\n" in archive.read("model-config.yaml")
+        assert b"batchSize: 1\nmaxBatchDelay: 1\n" in archive.read("model-config.yaml")
     else:
         (model, *others) = [path.read_bytes() for path in folder.rglob("*.onnx")]
         assert len(others) == (target == "triton") and all(other == model for other in others)
@@ -72,6 +72,14 @@ def test_batching_and_version_are_as_asked(export: Callable[..., Path]) -> None:
     config = (export("triton", *more) / "model-repository" / "re-rank" / "config.pbtxt").read_text()
     assert 'name: "re-rank"' in config and "preferred_batch_size: [ 16 ]" in config and "delay_microseconds: 3000" in config
     assert (export("mlserver", *more) / "re-rank" / "12" / "model-settings.json").exists()
+
+
+def test_a_delay_that_torchserve_takes_for_another_is_refused(bundle: Bundle, tmp_path: Path) -> None:
+    model = ranker_of_bundle(bundle, "ranker", "1")
+    with pytest.raises(UsageError, match="its default, 100 ms"):
+        export_model(model, "torchserve", tmp_path / "out", ServerBatching(8, 0))
+    assert not list(tmp_path.iterdir())
+    export_model(model, "torchserve", tmp_path / "out", ServerBatching(1, 0))
 
 
 def test_a_bundle_is_exported_without_a_warehouse(bundle: Bundle, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import redis
 
-from benchmarks.synthetic_snapshot import make_snapshot
+from recsys_batch.online.export.synthetic_snapshot import make_snapshot
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec

@@ -21,7 +21,7 @@ DIM, TOP_K = 16, 3
 
 
 class LiveWarehouse:
-    """Lists of users 0, 1, ... of snapshots that benchmarks/synthetic_snapshot.py made up."""
+    """Lists of users 0, 1, ... of snapshots that online/export/synthetic_snapshot.py made up."""
 
     def __init__(self, folder: Path, *run_ids: str) -> None:
         self.folder = folder

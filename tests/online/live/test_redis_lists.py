@@ -290,9 +290,13 @@ def test_a_server_answers_with_live_lists_and_with_the_nights_while_redis_is_awa
     assert client.get(progress_key("first"))
 
 
+def list_descendants(pid: int) -> list[int]:
+    children = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+    return [*children, *(grandchild for child in children for grandchild in list_descendants(child))]
+
+
 def find_follower(served: Any) -> int:
-    children = Path(f"/proc/{served.process.pid}/task").glob("*/children")
-    pids = {int(pid) for file in children for pid in file.read_text().split()}
+    pids = list_descendants(served.process.pid)
     (pid,) = (pid for pid in pids if b"online.live.follower" in Path(f"/proc/{pid}/cmdline").read_bytes())
     return pid
 
@@ -310,8 +314,7 @@ def test_where_a_host_dies_another_one_writes_within_seconds(host: Any, live_war
     live_warehouse.refresh(1, {5: [40]})
     wait_for(lambda: writer.rank(5)["lists"] == "live")
     other, written_by = host("other"), client.get(writer_key("first"))
-    follower = find_follower(writer)
-    for pid in (writer.process.pid, follower):
+    for pid in (writer.process.pid, *list_descendants(writer.process.pid)):
         os.kill(pid, signal.SIGKILL)
     live_warehouse.refresh(2, {5: [50]})
     wait_for(lambda: [item["item_id"] for item in other.rank(5)["items"]] == [50])

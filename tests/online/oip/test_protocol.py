@@ -35,7 +35,7 @@ D, F, C = 16, len(FeatureSpec.default().names), 7
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, ranker: bytes, servers: Any, find_port: Any) -> Iterator[Any]:
-    from benchmarks.synthetic_snapshot import make_snapshot
+    from recsys_batch.online.export.synthetic_snapshot import make_snapshot
     from recsys_batch.online.snapshot.repository import set_current
 
     folder = tmp_path_factory.mktemp("protocol")

@@ -143,7 +143,7 @@ _KILLED = """
 import sys, os
 from pathlib import Path
 from recsys_batch.online.snapshot import writer
-from benchmarks.synthetic_snapshot import make_snapshot
+from recsys_batch.online.export.synthetic_snapshot import make_snapshot
 point = sys.argv[2]
 def die(*_, **__):
     os.kill(os.getpid(), 9)
