@@ -50,7 +50,7 @@ RECIPES = {
     ),
     # Its stub needs the distribution's Python.
     "triton": Recipe(SYSTEM_PYTHON, ("nvidia-pytriton==0.7.0", "numpy<2", "onnxruntime", "lmdb"), "nvidia-pytriton"),
-    "mlserver": Recipe(sys.executable, ("mlserver==1.7.1", "onnxruntime", "uvloop<0.22"), "mlserver"),
+    "mlserver": Recipe(sys.executable, ("mlserver==1.7.1", "onnxruntime"), "mlserver"),
     # TensorFlow alone, which writes and loads SavedModels: TensorFlow Serving is in no package index.
     "tensorflow": Recipe(sys.executable, ("tensorflow-cpu==2.21.0",), "tensorflow-cpu"),
 }

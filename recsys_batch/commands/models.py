@@ -173,8 +173,8 @@ def export_model_command(
     bundle, version = _open_bundle(config, bundle_dir, run_id)
     model = ranker_of_bundle(bundle, config.online.engine_model, model_version or version)
     files = export_model(model, target, out, ServerBatching(batch_size, batch_delay_ms), tensorflow_python)
-    sentence = f"ranker {model.name}, version {version}, for {target} is in {out}: {out / 'README.md'} has the commands"
-    result = {"target": target, "folder": str(out), "model": model.name, "model_version": version, "files": files}
+    sentence = f"{model.name}, version {model.version}, for {target} is in {out}: {out / 'README.md'} has the commands"
+    result = {"target": target, "folder": str(out), "model": model.name, "model_version": model.version, "files": files}
     print_result(result, sentence, as_json=as_json)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -15,12 +16,13 @@ from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from recsys_batch.plan.installation import NightSample
     from recsys_batch.plan.recommendation import Recommendation
     from recsys_batch.plan.unit_costs import UnitCosts
-    from recsys_batch.tables.run_manifest import Run
+
+
+_LISTS = ("candidates", "topk", "user_embeddings")
+"""Tables of a night that grow with the users."""
 
 
 @click.command("plan", help="Say which surface should be served how, what it costs, and what would change that.")
@@ -69,7 +71,7 @@ def plan_command(
 def _unit_costs(config: Config, measure: bool, metrics: str | None) -> tuple[UnitCosts, list[NightSample]]:
     """Gather unit costs: a trial's, those of nights that ran here in place of them, and those of a server's metrics."""
     from recsys_batch.plan.cost_book import load_trial, save_trial, this_machine
-    from recsys_batch.plan.installation import costs_of_nights, costs_of_server, fetch_metrics, night_samples
+    from recsys_batch.plan.installation import costs_of_nights, costs_of_server, costs_of_tables, fetch_metrics, night_samples
 
     state = Path(config.paths.state)
     if measure:
@@ -80,22 +82,21 @@ def _unit_costs(config: Config, measure: bool, metrics: str | None) -> tuple[Uni
         trial = load_trial(state)
     if trial.machine != this_machine():
         click.echo(f"unit costs are of another machine ({trial.machine}): plan --measure times this one", err=True)
-    samples = night_samples(_runs(config))
-    units = costs_of_nights(samples, trial.costs)
+    units, samples = trial.costs, []
+    with contextlib.suppress(ModuleNotFoundError):  # without the extra read no table tells more
+        from recsys_batch.read import run_files, run_rows
+        from recsys_batch.tables.run_manifest import latest_state_by_run, newest_published
+
+        warehouse = config.paths.warehouse
+        rows = run_rows(warehouse)
+        samples = night_samples(latest_state_by_run(rows).values())
+        units = costs_of_nights(samples, units)
+        if (published := newest_published(rows)) is not None:
+            files = (part for name in _LISTS for part in run_files(warehouse, name, published).parts)
+            units = costs_of_tables(sum(part.n_bytes for part in files), published, units)
     if metrics is not None:
         units = costs_of_server(fetch_metrics(metrics), metrics, units)
     return units, samples
-
-
-def _runs(config: Config) -> Iterable[Run]:
-    """Read the newest state of every run; none where there is no warehouse yet, or no extra to read it."""
-    try:
-        from recsys_batch.read import run_rows
-    except ModuleNotFoundError:
-        return ()
-    from recsys_batch.tables.run_manifest import latest_state_by_run
-
-    return latest_state_by_run(run_rows(config.paths.warehouse)).values()
 
 
 def _plan_surfaces(config: Config, path: Path, units: UnitCosts, out: Path | None, as_json: bool) -> None:

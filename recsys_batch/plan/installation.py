@@ -78,6 +78,13 @@ def costs_of_nights(samples: list[NightSample], trial: UnitCosts) -> UnitCosts:
     return replace(trial, **changes, night_fixed=fixed, items=newest.items, sources=sources)
 
 
+def costs_of_tables(n_bytes: int, run: Run, trial: UnitCosts) -> UnitCosts:
+    """Replace a trial's bytes per user by those of a run's files; the trial's stay where the run is small."""
+    if not run.n_users or run.n_users < MIN_USERS:
+        return trial
+    return replace(trial, list_bytes=n_bytes / run.n_users, sources={**trial.sources, "list_bytes": f"files of run {run.run_id}"})
+
+
 def _fit(users: list[int], core_seconds: list[float]) -> tuple[float, float]:
     """Fit (fixed, per user), neither below zero, by least squares of relative errors."""
     x, y = np.array(users, float), np.array(core_seconds)

@@ -144,7 +144,7 @@ def _schedule(surface: Surface, units: UnitCosts, limit_hours: float, what: str)
     night = _Night(period, window, units.night_fixed + surface.users * units.night_user(surface.items))
     if period >= MIN_PERIOD_HOURS:
         return night, []
-    return night, [f"{what} may be {limit_hours:g} h old: a night every {60 * period:.0f} minutes is a stream's work"]
+    return night, [f"{what} may be {limit_hours:g} h old: a night about every {60 * period:.0f} min is a stream's work"]
 
 
 def _assemble(

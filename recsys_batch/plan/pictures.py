@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.ticker import NullFormatter
 
 from recsys_batch.config import Prices
 from recsys_batch.plan.modes import MODE_TITLES, MODES, plan_mode
@@ -13,7 +14,7 @@ from recsys_batch.plan.unit_costs import UnitCosts
 from recsys_batch.report.drawing import FIRST, INK, MUTED, SECOND, THIRD, WARN, make_axes, to_svg
 
 _COLOURS = dict(zip(MODES, (FIRST, SECOND, THIRD, INK), strict=True))
-_LABELS = {"requests_per_second": "requests per second (mean)", "active_share": "users who come on a day"}
+_LABELS = {"requests_per_second": "requests per second (mean)", "active_share": "share of users who come on a day"}
 _POINTS = 61
 
 
@@ -30,20 +31,17 @@ def draw_cost(name: str, against: str, recommendation: Recommendation, units: Un
             axes.plot(values, np.where(feasible, costs, np.nan), color=_COLOURS[mode], label=MODE_TITLES[mode])
             axes.plot(values, np.where(feasible, np.nan, costs), color=_COLOURS[mode], linestyle=":", linewidth=1.2)
         axes.axvline(now, color=MUTED, linewidth=1.0)
-        axes.text(now, 1.0, " now", transform=axes.get_xaxis_transform(), color=MUTED, fontsize=8.5, va="top")
+        axes.text(now, 0.97, "  now", transform=axes.get_xaxis_transform(), color=MUTED, fontsize=8.5, va="top")
         for flip in recommendation.flips:
             if flip.name == against and values[0] <= flip.value <= values[-1]:
                 axes.axvline(flip.value, color=WARN, linewidth=1.2, linestyle="--")
-                axes.text(
-                    flip.value,
-                    0.02,
-                    f" {format_input(against, flip.value)}",
-                    transform=axes.get_xaxis_transform(),
-                    color=WARN,
-                    fontsize=8.5,
-                )
+                shown = f"  {format_input(against, flip.value)}"
+                axes.text(flip.value, 0.5, shown, transform=axes.get_xaxis_transform(), color=WARN, fontsize=8.5)
         axes.set_xscale("log")
         axes.set_yscale("log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+            axis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(_LABELS[against])
         axes.set_ylabel(f"{prices.currency} a day")
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 1.32), ncols=2)

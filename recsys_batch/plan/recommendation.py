@@ -12,7 +12,7 @@ from recsys_batch.plan.surfaces import Surface
 from recsys_batch.plan.unit_costs import UnitCosts
 
 TIE = 0.02
-"""Costs that differ by less are a tie."""
+"""Costs that differ by less are a tie, of which the simplest mode is taken: MODES are in that order."""
 _LARGEST_FACTOR, _STEPS = 1000.0, 60
 
 
@@ -36,7 +36,7 @@ class Recommendation:
     """What to do with a surface.
 
     Attributes:
-        plans: of all modes, by mode. mode: the cheapest feasible one, None where there is none. ties: others that cost the same.
+        plans: of all modes, by mode. mode: the one to use, None where none is feasible. ties: others that cost the same.
         flips: of each input that has one, the nearest first. sensitivities: by input, the cost with its double and its half over that of
             now, the greatest first.
     """
@@ -57,11 +57,10 @@ def recommend(surface: Surface, units: UnitCosts, prices: Prices) -> Recommendat
     """Recommend a mode for a surface."""
     case = (surface, prices)
     plans = _plan_all(case, units)
-    mode = _cheapest(plans)
+    mode = choose_mode(plans)
     ties: tuple[str, ...] = ()
     if mode is not None:
-        limit = plans[mode].cost_per_day * (1 + TIE)
-        ties = tuple(other for other, plan in plans.items() if other != mode and plan.is_feasible and plan.cost_per_day <= limit)
+        ties = tuple(other for other in _tied(plans) if other != mode)
     flips = [flip for name in INPUTS for flip in _find_flips(name, case, units, mode)]
     flips.sort(key=lambda flip: abs(math.log(flip.value / flip.now)))
     return Recommendation(surface, plans, mode, ties, tuple(flips), _sensitivities(case, units, mode))
@@ -71,9 +70,15 @@ def _plan_all(case: _Case, units: UnitCosts) -> dict[str, ModePlan]:
     return {mode: plan_mode(mode, *case, units) for mode in MODES}
 
 
-def _cheapest(plans: Mapping[str, ModePlan]) -> str | None:
-    feasible = [plan for plan in plans.values() if plan.is_feasible]
-    return min(feasible, key=lambda plan: plan.cost_per_day).mode if feasible else None
+def choose_mode(plans: Mapping[str, ModePlan]) -> str | None:
+    """Choose the cheapest feasible mode, of a tie the simplest; None where none is feasible."""
+    return next(iter(_tied(plans)), None)
+
+
+def _tied(plans: Mapping[str, ModePlan]) -> list[str]:
+    """List the feasible modes that cost as little as any, the simplest first."""
+    costs = {mode: plans[mode].cost_per_day for mode in MODES if plans[mode].is_feasible}
+    return [mode for mode, cost in costs.items() if cost <= min(costs.values()) * (1 + TIE)]
 
 
 def _scale_surface(name: str) -> _Scale:
@@ -151,7 +156,7 @@ def _mode_at(scale: _Scale, case: _Case, units: UnitCosts, factor: float) -> str
     scaled = scale(*case, factor)
     if scaled is None or scaled[0].network_ms >= scaled[0].p99_ms:
         return None
-    return _cheapest(_plan_all(scaled, units)) or "none"
+    return choose_mode(_plan_all(scaled, units)) or "none"
 
 
 def _search(scale: _Scale, case: _Case, units: UnitCosts, mode: str | None, above: bool) -> float | None:

@@ -15,13 +15,13 @@ from recsys_batch.plan.recommendation import Flip, Recommendation
 _COLUMNS = 80
 _INPUT_TITLES = {
     "active_share": "the share of users who come on a day",
-    "requests_per_second": "requests per second",
-    "users": "users",
-    "items": "items of the catalogue",
-    "staleness_hours": "tolerated staleness in hours",
-    "candidates_change_hours": "hours for a new item to appear",
+    "requests_per_second": "the rate of requests per second",
+    "users": "the number of users",
+    "items": "the number of items",
+    "staleness_hours": "the tolerated staleness in hours",
+    "candidates_change_hours": "the time for a new item to appear, in hours,",
     "p99_ms": "the p99 in ms",
-    "events_per_second": "events per second",
+    "events_per_second": "the rate of events per second",
     "core_hour": "the price of a core-hour",
     "gb_month": "the price of a GB-month",
     "gb_read": "the price of a GB read",
@@ -83,9 +83,9 @@ def describe_flip(recommendation: Recommendation) -> str:
 def format_flip(flip: Flip, mode: str | None) -> str:
     """Say where an input flips the recommendation."""
     before, after = (MODE_TITLES[one] if one else "nothing" for one in (mode, flip.mode))
-    side = "above" if flip.above else "below"
+    change = "rises above" if flip.above else "falls below"
     value, now = format_input(flip.name, flip.value), format_input(flip.name, flip.now)
-    return f"{before[0].upper()}{before[1:]} until {_INPUT_TITLES[flip.name]} is {value} (now {now}); {side} that, {after}."
+    return f"{before[0].upper()}{before[1:]} unless {_INPUT_TITLES[flip.name]} {change} {value} (now {now}): then {after}."
 
 
 def describe_sensitivity(recommendation: Recommendation) -> str:

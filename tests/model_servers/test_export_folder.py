@@ -84,10 +84,11 @@ def test_a_delay_that_torchserve_takes_for_another_is_refused(bundle: Bundle, tm
 
 def test_a_bundle_is_exported_without_a_warehouse(bundle: Bundle, tmp_path: Path) -> None:
     command = ["export-model", "--target", "onnx", "--bundle", str(bundle.path), "--out", str(tmp_path / "out"), "--json"]
+    command += ["--model-version", "4"]
     answer = CliRunner().invoke(group, command)
     assert answer.exit_code == 0, answer.output
     told = json.loads(answer.stdout)
-    assert (told["model"], told["model_version"]) == ("ranker", "1")
+    assert (told["model"], told["model_version"]) == ("ranker", "4")
     assert told["files"] == ["README.md", "example_request.json", "example_response.json", "ranker.onnx"]
 
 

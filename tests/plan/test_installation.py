@@ -1,12 +1,13 @@
 """Unit costs from nights' manifests and a server's metrics, in place of a trial's where they tell enough."""
 
 import datetime as dt
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from recsys_batch.errors import RecsysBatchError, UsageError
-from recsys_batch.plan.installation import costs_of_nights, costs_of_server, fetch_metrics, night_samples
+from recsys_batch.plan.installation import costs_of_nights, costs_of_server, costs_of_tables, fetch_metrics, night_samples
 from recsys_batch.plan.unit_costs import UnitCosts
 from recsys_batch.tables.run_manifest import Run
 
@@ -56,6 +57,13 @@ def test_of_one_size_the_trials_fixed_cost_is_taken_off(units: UnitCosts) -> Non
 @pytest.mark.parametrize("runs", [(), (night(1, 900),), (night(1, 100_000, cores=None),), (night(1, 100_000, incremental=True),)])
 def test_nights_that_tell_nothing_leave_the_trials_costs(units: UnitCosts, runs: Any) -> None:
     assert costs(units, *runs) == units
+
+
+def test_a_runs_files_tell_the_bytes_of_a_user_where_it_is_large_enough(units: UnitCosts) -> None:
+    large, small = (replace(night(1, n), n_users=n) for n in (40_000, 400))
+    assert costs_of_tables(80_000_000, large, units).list_bytes == 2000.0
+    assert costs_of_tables(80_000_000, large, units).sources["list_bytes"] == "files of run night-1"
+    assert costs_of_tables(80_000_000, small, units) == units
 
 
 def page(n: int) -> str:

@@ -57,9 +57,9 @@ def test_each_surface_has_a_mode_the_number_that_flips_it_and_reasons_within_80_
     assert code == 0 and errors == ""
     assert max(len(line) for line in output.splitlines()) <= 80
     assert re.search(r"^feed: two-stage, [\d.,]+ USD a day", output, re.MULTILINE)
-    assert re.search(r"Two-stage until .+ is [\d.,%]+ \(now [\d.,%]+\);\s+(above|below)\s+that,", output)
     assert "search: no mode does this; each says why below." in output
     flat = " ".join(output.split())
+    assert re.search(r"Two-stage unless .+ (rises above|falls below) [\d.,%]+ \(now [\d.,%]+\): then ", flat)
     assert "batch + cache: no, an answer depends on the session, which no night knows" in flat
     assert '"batch saves 99 %": ' in flat and "as of 2026-11" in flat
 

@@ -21,19 +21,22 @@ class FakeModelServer:
 
     Attributes:
         version: that it has. mode: ok, hang, nan, shape, error, busy or close.
-        calls: queries of each call that it got.
+        calls: queries of each call that it got. tokens: what their Authorization said.
     """
 
     def __init__(self, ranker: Path) -> None:
         self._ranker = OnnxRanker(ranker)
         self.version, self.mode = "1", "ok"
         self.calls: list[int] = []
+        self.tokens: set[str | None] = set()
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=2**26)
         application.router.add_get("/v2/models/ranker/versions/{version}/ready", self._ready)
         application.router.add_get("/v1/models/ranker/versions/{version}", self._ready)
         application.router.add_post("/v2/models/ranker/versions/{version}/infer", self._oip)
+        application.router.add_get("/predictions/ranker/{version}", self._ready)
+        application.router.add_post("/predictions/ranker/{version}", self._oip)
         application.router.add_post("/v1/models/ranker/versions/{version}:predict", self._tfserving)
         return application
 
@@ -57,7 +60,14 @@ class FakeModelServer:
         return scores[:, :-1] if self.mode == "shape" else scores
 
     async def _oip(self, request: web.Request) -> web.Response:
-        body, n = await request.read(), int(request.headers["Inference-Header-Content-Length"])
+        self.tokens.add(request.headers.get("Authorization"))
+        body, header = await request.read(), request.headers.get("Inference-Header-Content-Length")
+        if header is None:
+            inputs = [np.array(spec["data"], np.float32).reshape(spec["shape"]) for spec in json.loads(body)["inputs"]]
+            scores = await self._scores(request, inputs)
+            output = {"name": "score", "datatype": "FP32", "shape": scores.shape, "data": scores.ravel().tolist()}
+            return web.Response(text=json.dumps({"outputs": [output]}), content_type="application/json")
+        n = int(header)
         arrays, at = [], n
         for spec in json.loads(body[:n])["inputs"]:
             size = spec["parameters"]["binary_data_size"]
@@ -67,7 +77,7 @@ class FakeModelServer:
         raw = np.ascontiguousarray(scores).tobytes()
         output = {"name": "score", "datatype": "FP32", "shape": scores.shape, "parameters": {"binary_data_size": len(raw)}}
         head = json.dumps({"model_name": "ranker", "model_version": self.version, "outputs": [output]}).encode()
-        return web.Response(body=head + raw, headers={"Inference-Header-Content-Length": str(len(head))})
+        return web.Response(body=head + raw, headers={"inference-header-content-length": str(len(head))})
 
     async def _tfserving(self, request: web.Request) -> web.Response:
         inputs = json.loads(await request.read())["inputs"]

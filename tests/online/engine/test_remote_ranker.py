@@ -17,7 +17,12 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving.micro_batcher import MicroBatcher
 from recsys_batch.online.snapshot.reader import Snapshot
 
-ENGINES = ["oip", "tfserving"]
+ENGINES: dict[str, dict[str, Any]] = {
+    "oip": {"engine": "oip"},
+    "oip as JSON": {"engine": "oip", "engine_binary": False},
+    "torchserve": {"engine": "torchserve"},
+    "tfserving": {"engine": "tfserving"},
+}
 MAYBE_FAILED = pytest.mark.parametrize(
     ("mode", "reason"),
     [
@@ -62,12 +67,27 @@ def test_a_model_server_with_the_snapshots_model_gives_its_own_rankers_answers(
         assert await client.why_not(snapshot.model_version) is None
         return await rank_many_remotely(snapshot, inputs, LatencyTracker(), None, client)
 
-    answered = with_server(model_server, settings_of, use, engine=engine)
+    answered = with_server(model_server, settings_of, use, **ENGINES[engine])
     assert {result.source for result in answered} == {"ranker"}
     for one, other in zip(answered, expected, strict=True):
         np.testing.assert_array_equal(one.codes, other.codes)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-5)
     assert max(model_server.calls) == 16  # together, not one by one
+
+
+@pytest.mark.parametrize("token", [None, "secret"])
+def test_a_token_of_the_environment_goes_with_every_call(
+    snapshot: Snapshot, model_server: Any, settings_of: Any, token: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if token is not None:
+        monkeypatch.setenv("RECSYS_BATCH_ENGINE_TOKEN", token)
+    model_server.version = snapshot.model_version
+
+    async def use(client: RemoteRanker) -> Any:
+        return await rank_many_remotely(snapshot, some_inputs(snapshot, 3), LatencyTracker(), None, client)
+
+    with_server(model_server, settings_of, use)
+    assert model_server.tokens == {None if token is None else "Bearer secret"}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -82,7 +102,7 @@ def test_whatever_the_server_does_the_nights_order_is_the_answer(
         results = await rank_many_remotely(snapshot, some_inputs(snapshot, 3), LatencyTracker(), None, client)
         return results, time.perf_counter() - began
 
-    results, seconds = with_server(model_server, settings_of, use, engine=engine)
+    results, seconds = with_server(model_server, settings_of, use, **ENGINES[engine])
     assert {(result.source, result.degraded) for result in results} == {("batch", reason)}
     assert seconds < 5.0  # and not the server's 30
 
@@ -99,7 +119,7 @@ def test_a_server_that_went_over_to_another_model_is_noticed(snapshot: Snapshot,
         assert client.breaker_state == "closed"
         return results
 
-    (result,) = with_server(model_server, settings_of, use, engine=engine)
+    (result,) = with_server(model_server, settings_of, use, **ENGINES[engine])
     assert (result.source, result.degraded) == ("batch", "model_mismatch")
 
 
