@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from recsys_batch.config import Prices
@@ -39,9 +40,7 @@ def draw_cost(name: str, against: str, recommendation: Recommendation, units: Un
                 axes.text(flip.value, 0.5, shown, transform=axes.get_xaxis_transform(), color=WARN, fontsize=8.5)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-            axis.set_minor_formatter(NullFormatter())
+        _write_plain_numbers(axes)
         axes.set_xlabel(_LABELS[against])
         axes.set_ylabel(f"{prices.currency} a day")
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, 1.32), ncols=2)
@@ -59,7 +58,15 @@ def draw_latency(units: UnitCosts) -> str:
                 times = [1000 * p99_seconds(cores, load * cores / seconds, seconds, alone) for load in loads]
                 axes.plot(100 * loads, times, color=colour, linestyle=style, label=f"{label}, {cores} cores")
         axes.set_yscale("log")
+        _write_plain_numbers(axes)
         axes.set_xlabel("load of the cores, %")
         axes.set_ylabel("p99, ms")
         axes.legend(fontsize=8)
         return to_svg(figure, "latency")
+
+
+def _write_plain_numbers(axes: Axes) -> None:
+    """Write 0.1, 1, 1,000 at the ticks, not powers of ten."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+        axis.set_minor_formatter(NullFormatter())
