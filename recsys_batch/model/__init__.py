@@ -10,4 +10,5 @@ ranker_training      train the ranker and select its gate
 challenger_metrics   popularity and champion baselines on held-out positives
 towers, ranker       inference from a bundle
 onnx_export          the ranker as an ONNX model for the online server
+trial_stages         its stages on made-up users, for a plan to time
 """

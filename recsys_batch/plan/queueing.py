@@ -3,6 +3,7 @@
 import math
 
 _TAIL = 0.01
+_MANY_CORES = 1000
 
 
 def waiting_probability(n_cores: int, load: float) -> float:
@@ -11,10 +12,16 @@ def waiting_probability(n_cores: int, load: float) -> float:
     Args:
         load: offered, in cores: requests per second times core-seconds of one. At n_cores or above it all wait: 1.
 
-    Source: A. K. Erlang, 1917; computed by the recursion of Erlang's B, which does not overflow.
+    Sources: A. K. Erlang, 1917, computed by the recursion of Erlang's B, which does not overflow; above _MANY_CORES, where that takes long,
+    S. Halfin and W. Whitt's limit, 1981.
     """
     if load >= n_cores:
         return 1.0
+    if n_cores > _MANY_CORES:
+        beta = (n_cores - load) / math.sqrt(load)
+        density = math.exp(-beta * beta / 2) / math.sqrt(2 * math.pi)
+        below = (1 + math.erf(beta / math.sqrt(2))) / 2
+        return density / (density + beta * below)
     blocked = 1.0
     for n in range(1, n_cores + 1):
         blocked = load * blocked / (n + load * blocked)

@@ -60,8 +60,9 @@ def _format_surface(name: str, recommendation: Recommendation, prices: Prices) -
 
 
 def _row(plan: ModePlan) -> str:
-    figures = f"{format_money(plan.cost_per_day):>10}{format_money(plan.cost_per_million):>10}{plan.serving_cores:>7,}{plan.nodes:>7,}"
-    return f"{figures}{plan.p99_ms:>8.1f}{format_age(plan.freshness_seconds):>7}"
+    money = f"{format_money(plan.cost_per_day):>10}{format_money(plan.cost_per_million):>10}"
+    machines = f"{format_count(plan.serving_cores):>7}{format_count(plan.nodes):>7}"
+    return f"{money}{machines}{plan.p99_ms:>8.1f}{format_age(plan.freshness_seconds):>7}"
 
 
 def describe_choice(recommendation: Recommendation, prices: Prices) -> str:
@@ -125,6 +126,11 @@ def format_input(name: str, value: float) -> str:
     if name == "active_share":
         return f"{value:.3%}" if value < 0.01 else f"{value:.1%}"
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
+
+
+def format_count(n: int) -> str:
+    """Format a number of cores or machines in six columns: 12,345, 123k, 3.5M."""
+    return f"{n / 1e6:.1f}M" if n >= 1_000_000 else f"{n / 1e3:.0f}k" if n >= 100_000 else f"{n:,}"
 
 
 def format_money(value: float) -> str:

@@ -97,29 +97,10 @@ def _time_search(items: np.ndarray, users: np.ndarray, folder: Path) -> tuple[fl
 
 def _time_model(rng: np.random.Generator, items: np.ndarray, users: np.ndarray) -> tuple[float, float, bytes]:
     """Time core-seconds per user of (embedding N_EVENTS events, scoring N_CANDIDATES candidates), and make a ranker's ONNX file."""
-    import torch
+    from recsys_batch.model.trial_stages import make_trial_stages
 
-    from recsys_batch.model.onnx_export import export_ranker_onnx
-    from recsys_batch.model.ranker import Ranker, RankerParameters
-    from recsys_batch.model.towers import pool_history
-    from recsys_batch.ranking.features import FeatureSpec, PairFeatures
-
-    torch.set_num_threads(1)
-    spec = FeatureSpec.default()
-    arrays = RankerParameters.initialize(DIM, len(spec.names), 0).to_arrays()
-    ranker = Ranker(arrays)
-    codes = rng.integers(0, N_ITEMS, (len(users), N_CANDIDATES))
-    retrieval, popularity = rng.standard_normal(codes.shape, dtype=np.float32), rng.random(codes.shape, dtype=np.float32)
-
-    def score() -> object:
-        n_events = np.full(len(users), N_EVENTS)
-        features = PairFeatures.from_raw(spec, retrieval_score=retrieval, log_popularity=popularity, n_events=n_events)
-        return ranker.score_without_context(users, items, codes, features)
-
-    history, offsets = torch.from_numpy(items), np.arange(len(users) + 1) * N_EVENTS
-    events = rng.integers(0, N_ITEMS, len(users) * N_EVENTS)
-    embed = _per_user(lambda: pool_history(history, events, offsets, 0.9), len(users))
-    return embed, _per_user(score, len(users)), export_ranker_onnx(arrays)
+    embed, score, ranker = make_trial_stages(rng, users, items, N_CANDIDATES, N_EVENTS)
+    return _per_user(embed, len(users)), _per_user(score, len(users)), ranker
 
 
 def _time_writing(rng: np.random.Generator, folder: Path) -> tuple[float, float]:

@@ -126,6 +126,16 @@ def test_another_machines_costs_are_said_to_be_its(plan: Any, monkeypatch: pytes
     assert code == 0 and "unit costs are of another machine" in errors
 
 
+def test_a_surface_beyond_all_measure_is_planned_within_80_columns(plan: Any, tmp_path: Path) -> None:
+    asked = (
+        "users = 900_000_000\nactive_share = 0.5\nrequests_per_second = 1_000_000\nitems = 1_000_000\nstaleness_hours = 24\np99_ms = 8000\n"
+    )
+    (tmp_path / "surfaces.toml").write_text(f"[surface.all]\n{asked}")
+    code, output, _ = plan()
+    assert code == 0 and max(len(line) for line in output.splitlines()) <= 80
+    assert re.search(r"online, full catalogue +[\d.,]+ +[\d.,]+ +[\d.]+M +[\d.]+k", output)
+
+
 @pytest.mark.slow
 def test_a_machine_where_nothing_ever_ran_is_measured(plan: Any, tmp_path: Path) -> None:
     (trial,) = (tmp_path / "state").iterdir()

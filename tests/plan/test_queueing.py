@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from recsys_batch.plan import queueing
 from recsys_batch.plan.queueing import p99_seconds, required_cores, waiting_probability
 
 
@@ -16,6 +17,13 @@ from recsys_batch.plan.queueing import p99_seconds, required_cores, waiting_prob
 )
 def test_the_probability_of_waiting_is_that_of_erlangs_tables(n_cores: int, load: float, expected: float) -> None:
     assert waiting_probability(n_cores, load) == pytest.approx(expected, abs=2e-4)
+
+
+@pytest.mark.parametrize("spare", [0.5, 5, 30, 60, 120, 900])
+def test_for_many_cores_the_limit_is_taken_where_the_recursion_ends(spare: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = waiting_probability(1001, 1001 - spare)
+    monkeypatch.setattr(queueing, "_MANY_CORES", 10_000)
+    assert limit == pytest.approx(waiting_probability(1001, 1001 - spare), rel=0.1, abs=2e-4)
 
 
 def simulate(n_cores: int, rate: float, service: np.ndarray, seed: int) -> float:
