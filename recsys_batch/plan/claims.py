@@ -34,7 +34,7 @@ def check_claims(surface: Surface, name: str, units: UnitCosts, prices: Prices) 
         ),
         Claim(
             "a prediction is 10 to 100 times dearer online",
-            f"{units.rank / prediction:.1f} times, {full / prediction:,.0f} times over the full catalogue",
+            f"{_times(units.rank / prediction)}, {_times(full / prediction)} over the full catalogue",
             "core-seconds of a ranked request against those of a user's night",
         ),
         Claim(
@@ -49,6 +49,10 @@ def check_claims(surface: Surface, name: str, units: UnitCosts, prices: Prices) 
             "of an answer that does not wait",
         ),
     ]
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f} times" if ratio >= 10 else f"{ratio:.2g} times"
 
 
 def _saving(batch: float, online: float) -> str:

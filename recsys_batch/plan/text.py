@@ -70,7 +70,7 @@ def describe_choice(recommendation: Recommendation, prices: Prices) -> str:
     if recommendation.mode is None:
         return "no mode does this; each says why below."
     plan = recommendation.plans[recommendation.mode]
-    tie = "".join(f", a tie with {MODE_TITLES[other]}" for other in recommendation.ties)
+    tie = f", a tie with {' and '.join(MODE_TITLES[other] for other in recommendation.ties)}" if recommendation.ties else ""
     return f"{MODE_TITLES[plan.mode]}, {format_money(plan.cost_per_day)} {prices.currency} a day{tie}."
 
 
