@@ -6,11 +6,16 @@ import datetime as dt
 import json
 import os
 import platform
+import shutil
+import signal
 import statistics
 import subprocess
+import sys
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +72,17 @@ def _descendants(root: int) -> list[int]:
             descendants.append(child)
             queue.append(child)
     return descendants
+
+
+@contextmanager
+def scratch_folder(prefix: str) -> Iterator[Path]:
+    """Make a temporary folder for a benchmark that starts servers: SIGTERM ends its block, too, and with it the servers."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -11,11 +11,9 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -25,7 +23,7 @@ from typing import Any
 import numpy as np
 import online_servers as servers
 import torch
-from measuring import ROOT, report
+from measuring import ROOT, report, scratch_folder
 
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
@@ -47,12 +45,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are ended, too
-    folder = Path(tempfile.mkdtemp(prefix="bench-online-"))
-    try:
+    with scratch_folder("bench-online-") as folder:
         measure(arguments, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:

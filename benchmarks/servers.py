@@ -10,12 +10,9 @@ the p99. Closed loop by wrk through /v1/rank. One server runs at a time, as the 
 import argparse
 import http.client
 import json
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +20,7 @@ from typing import Any
 
 import online_servers as servers
 import torch
-from measuring import ROOT, report
+from measuring import ROOT, report, scratch_folder
 from online import closed
 from scoring_calls import ScoringCall, largest_difference, make_calls
 
@@ -31,7 +28,7 @@ from recsys_batch.config import Online
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.model_servers.export_folder import ServerBatching, export_model
-from recsys_batch.model_servers.ranker_model import RankerModel, ranker_of_bundle
+from recsys_batch.model_servers.ranker_model import ExportableRanker, ranker_of_bundle
 from recsys_batch.online.engine.remote_ranker import make_wire_format
 from recsys_batch.online.engine.wire_formats import WireFormat
 from recsys_batch.online.export.synthetic_snapshot import make_snapshot
@@ -65,12 +62,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers are ended, too
-    folder = Path(tempfile.mkdtemp(prefix="bench-servers-"))
-    try:
+    with scratch_folder("bench-servers-") as folder:
         measure(arguments, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
@@ -116,7 +109,7 @@ def rounds(name: str, port: int, arguments: argparse.Namespace) -> Iterator[int]
         yield number
 
 
-def make_model(arguments: argparse.Namespace, folder: Path) -> RankerModel:
+def make_model(arguments: argparse.Namespace, folder: Path) -> ExportableRanker:
     """Make the snapshot "one", which is current, and the bundle of its ranker."""
     features = FeatureSpec.default()
     params = RankerParameters.initialize(arguments.dim, len(features.names), 1)

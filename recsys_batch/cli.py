@@ -18,7 +18,7 @@ EXTRAS = {
     "read": ("deltalake",),
     "report": ("matplotlib", "cycler", "jinja2"),
     "night": ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl"),
-    "online": ("granian", "lmdb", "redis", "msgspec", "prometheus_client", "grpc", "google", "aiohttp"),
+    "online": ("granian", "lmdb", "redis", "msgspec", "prometheus_client", "grpc", "google", "aiohttp", "uvloop"),
 }
 """Packages that only an extra installs."""
 

@@ -192,7 +192,7 @@ class Online(Section):
     )
     engine_url: str = Field("http://127.0.0.1:8000", description="that model server's address, for HTTP")
     engine_model: str = Field("ranker", description="its name for the ranker; the version is the snapshot's model version")
-    engine_binary: bool = Field(True, description="oip: tensors as bytes, a tenth of JSON's cost; MLServer takes JSON only")
+    engine_binary: bool = Field(True, description="oip: tensors as bytes, a fifth of JSON's; MLServer takes JSON only")
     engine_timeout_ms: float = Field(20.0, gt=0, description="a later answer counts as none: the night's order is shown")
     engine_connections: int = Field(8, ge=1, description="of a worker; requests beyond wait, and go out together")
     engine_retry_share: float = Field(0.1, ge=0, le=1, description="calls of which so many may be tried again, where a connection broke")
@@ -223,7 +223,7 @@ class Stream(Section):
 
 
 class Prices(Section):
-    """What things cost where this is run; `plan` computes with them. They are the reader's own: put yours here."""
+    """Prices that `plan` computes with. They are the reader's own: put yours here."""
 
     currency: str = Field("USD", description="of the prices below")
     as_of: str = Field("2026-11", description="when they were looked up; shown beside every figure")

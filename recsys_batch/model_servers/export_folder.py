@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from recsys_batch.errors import RecsysBatchError, UsageError
-from recsys_batch.model_servers.ranker_model import EXAMPLE_CANDIDATES, RankerModel
+from recsys_batch.model_servers.ranker_model import ExportableRanker
 from recsys_batch.ranking.onnx_ranker import INPUTS, OUTPUT
 from recsys_batch.registry.bundle import RANKER_FILE
 from recsys_batch.storage.atomic import make_draft_folder, publish
 
 _FILES = Path(__file__).parent / "files"
 _TENSORFLOW_SECONDS = 600
+_OPEN_INFERENCE = ("triton", "mlserver")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class ServerBatching:
     delay_ms: int = 1
 
 
-def export_model(model: RankerModel, target: str, out: Path, batching: ServerBatching, tensorflow_python: str | None = None) -> list[str]:
+def export_model(
+    model: ExportableRanker, target: str, out: Path, batching: ServerBatching, tensorflow_python: str | None = None
+) -> list[str]:
     """Write a folder for one of TARGETS; the paths of its files.
 
     Args:
@@ -54,24 +57,32 @@ def export_model(model: RankerModel, target: str, out: Path, batching: ServerBat
             _write_saved_model(model, draft, tensorflow_python)
         else:
             _WRITERS[target](model, draft, values)
-        _fill_template(_FILES / target / "README.md", draft / "README.md", values)
+        _fill_template(_FILES / target / "README.md", draft / "README.md", {**values, "interface": _describe_interface(model, target)})
         _write_json(draft / "example_request.json", _example_request(model, target))
         _write_json(draft / "example_response.json", {OUTPUT: model.example[OUTPUT].tolist()})
         publish(draft, out)
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
-def _template_values(model: RankerModel, batching: ServerBatching) -> dict[str, Any]:
+def _template_values(model: ExportableRanker, batching: ServerBatching) -> dict[str, Any]:
     return {
         "name": model.name,
         "version": model.version,
         "dim": model.dim,
         "n_features": model.n_features,
-        "n_candidates": EXAMPLE_CANDIDATES,
         "batch_size": batching.size,
         "delay_ms": batching.delay_ms,
         "delay_us": 1000 * batching.delay_ms,
     }
+
+
+def _describe_interface(model: ExportableRanker, target: str) -> str:
+    """Describe inputs and outputs as a table, with the types as the target's people call them."""
+    kind = "FP32" if target in _OPEN_INFERENCE else "float32"
+    shapes = dict(zip(INPUTS, (f"[B, {model.dim}]", f"[B, C, {model.dim}]", f"[B, C, {model.n_features}]"), strict=True))
+    rows = [f"| input | `{name}` | {kind} | {shape} |" for name, shape in shapes.items()]
+    rows.append(f"| output | `{OUTPUT}` | {kind} | [B, C], greater is better |")
+    return "\n".join(["| | name | type | shape |", "|---|---|---|---|", *rows])
 
 
 def _fill_template(template: Path, path: Path, values: Mapping[str, Any]) -> None:
@@ -83,21 +94,21 @@ def _write_json(path: Path, document: Any) -> None:
     path.write_text(json.dumps(document) + "\n", encoding="utf-8")
 
 
-def _example_request(model: RankerModel, target: str) -> dict[str, Any]:
+def _example_request(model: ExportableRanker, target: str) -> dict[str, Any]:
     """Build the example in the JSON that a target's server takes."""
     arrays = {name: model.example[name] for name in INPUTS}
-    if target in ("triton", "mlserver"):
+    if target in _OPEN_INFERENCE:
         tensors = [(name, list(array.shape), array.ravel().tolist()) for name, array in arrays.items()]
         return {"inputs": [{"name": name, "datatype": "FP32", "shape": shape, "data": data} for name, shape, data in tensors]}
     columns = {name: array.tolist() for name, array in arrays.items()}
     return {"inputs": columns} if target == "tfserving" else columns
 
 
-def _write_onnx(model: RankerModel, folder: Path, values: Mapping[str, Any]) -> None:
+def _write_onnx(model: ExportableRanker, folder: Path, values: Mapping[str, Any]) -> None:
     shutil.copyfile(model.onnx_path, folder / RANKER_FILE)
 
 
-def _write_torchserve(model: RankerModel, folder: Path, values: Mapping[str, Any]) -> None:
+def _write_torchserve(model: ExportableRanker, folder: Path, values: Mapping[str, Any]) -> None:
     """Write a model store with the archive, a zip of a manifest and what it names."""
     if values["batch_size"] > 1 and values["delay_ms"] == 0:
         raise UsageError("TorchServe takes a delay of 0 for its default, 100 ms: pass --batch-delay-ms 1 or more, or --batch-size 1")
@@ -123,18 +134,20 @@ def _write_torchserve(model: RankerModel, folder: Path, values: Mapping[str, Any
     _fill_template(files / "config.properties", folder / "config.properties", values)
 
 
-def _write_triton(model: RankerModel, folder: Path, values: Mapping[str, Any]) -> None:
+def _write_triton(model: ExportableRanker, folder: Path, values: Mapping[str, Any]) -> None:
     """Write two model repositories: for Triton's ONNX Runtime backend, and for its Python backend."""
-    for repository, config in (("model-repository", "onnx.pbtxt"), ("model-repository-python", "python.pbtxt")):
+    onnx = {"backend": "onnxruntime", "kind": "KIND_AUTO", "n_instances": 1}
+    python = {"backend": "python", "kind": "KIND_CPU", "n_instances": 2}
+    for repository, backend, file in (("model-repository", onnx, "model.onnx"), ("model-repository-python", python, RANKER_FILE)):
         version = folder / repository / model.name / model.version
-        _fill_template(_FILES / "triton" / config, version.parent / "config.pbtxt", values)
+        _fill_template(_FILES / "triton" / "config.pbtxt", version.parent / "config.pbtxt", {**values, **backend})
         version.mkdir()
-        if config == "python.pbtxt":
+        shutil.copyfile(model.onnx_path, version / file)
+        if backend is python:
             shutil.copyfile(_FILES / "triton" / "model.py", version / "model.py")
-        shutil.copyfile(model.onnx_path, version / ("model.onnx" if config == "onnx.pbtxt" else RANKER_FILE))
 
 
-def _write_mlserver(model: RankerModel, folder: Path, values: Mapping[str, Any]) -> None:
+def _write_mlserver(model: ExportableRanker, folder: Path, values: Mapping[str, Any]) -> None:
     version = folder / model.name / model.version
     _fill_template(_FILES / "mlserver" / "model-settings.json", version / "model-settings.json", values)
     shutil.copyfile(_FILES / "mlserver" / "ranker_runtime.py", folder / "ranker_runtime.py")
@@ -142,7 +155,7 @@ def _write_mlserver(model: RankerModel, folder: Path, values: Mapping[str, Any])
     shutil.copyfile(model.onnx_path, version / RANKER_FILE)
 
 
-def _write_saved_model(model: RankerModel, folder: Path, tensorflow_python: str | None) -> None:
+def _write_saved_model(model: ExportableRanker, folder: Path, tensorflow_python: str | None) -> None:
     if tensorflow_python is None:
         raise UsageError(
             "a SavedModel is written by TensorFlow: pass --tensorflow-python, an interpreter that has it (pip install tensorflow)"
@@ -165,7 +178,7 @@ def _write_saved_model(model: RankerModel, folder: Path, tensorflow_python: str 
     weights.unlink()
 
 
-_WRITERS: dict[str, Callable[[RankerModel, Path, Mapping[str, Any]], None]] = {
+_WRITERS: dict[str, Callable[[ExportableRanker, Path, Mapping[str, Any]], None]] = {
     "onnx": _write_onnx,
     "torchserve": _write_torchserve,
     "triton": _write_triton,

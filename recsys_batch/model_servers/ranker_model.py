@@ -15,11 +15,11 @@ from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.ranking.onnx_ranker import INPUTS, OUTPUT, OnnxRanker
 from recsys_batch.registry.bundle import RANKER_FILE, RANKER_PREFIX, Bundle
 
-EXAMPLE_CANDIDATES = 3
+_EXAMPLE_CANDIDATES = 3
 
 
 @dataclass(frozen=True)
-class RankerModel:
+class ExportableRanker:
     """A ranker under the name and version that a model server has it by.
 
     Attributes:
@@ -39,14 +39,14 @@ class RankerModel:
 
     @cached_property
     def example(self) -> dict[str, np.ndarray]:
-        """Arrays of INPUTS for one query of EXAMPLE_CANDIDATES candidates, made up, and the scores of OUTPUT for them."""
+        """Arrays of INPUTS for one query of _EXAMPLE_CANDIDATES candidates, made up, and the scores of OUTPUT for them."""
         rng = np.random.default_rng(0)
-        shapes = (1, self.dim), (1, EXAMPLE_CANDIDATES, self.dim), (1, EXAMPLE_CANDIDATES, self.n_features)
+        shapes = (1, self.dim), (1, _EXAMPLE_CANDIDATES, self.dim), (1, _EXAMPLE_CANDIDATES, self.n_features)
         arrays = [rng.standard_normal(shape).astype(np.float32).round(4) for shape in shapes]
         return dict(zip(INPUTS, arrays, strict=True)) | {OUTPUT: OnnxRanker(self.onnx_path).score(*arrays)}
 
 
-def ranker_of_bundle(bundle: Bundle, name: str, version: str) -> RankerModel:
+def ranker_of_bundle(bundle: Bundle, name: str, version: str) -> ExportableRanker:
     """Take the ranker of a bundle. Raises BundleError: it has none; UsageError: a server cannot have it by that name or version."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
         raise UsageError(f"online.engine_model is {name!r}: a model's name is of letters, digits, ., _ and -, as it names a folder, too")
@@ -58,4 +58,4 @@ def ranker_of_bundle(bundle: Bundle, name: str, version: str) -> RankerModel:
     tensors = bundle.tensors.items() if bundle.kind == "two_tower" else ()
     weights = {key.removeprefix(RANKER_PREFIX): array for key, array in tensors if key.startswith(RANKER_PREFIX)}
     n_features = len(FeatureSpec.from_dict(bundle.manifest["features"]).names)
-    return RankerModel(name, version, onnx_path, weights, bundle.embedding_dim, n_features)
+    return ExportableRanker(name, version, onnx_path, weights, bundle.embedding_dim, n_features)

@@ -1,4 +1,4 @@
-"""What a night and a fleet of servers need: cores, memory, disk, hours, and what they are bound by."""
+"""Capacity of a night and of a fleet of servers: cores, memory, disk, hours, and what bounds them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TRUSTED_RANGE = 10.0
 
 @dataclass(frozen=True)
 class NightCapacity:
-    """What a night needs.
+    """Machines, memory, disk and hours of a night.
 
     Attributes:
         hours: that it takes on ``cores``. executors: machines of the size in [prices]. executor_memory_gb: of each.
@@ -58,7 +58,7 @@ class FleetCapacity:
 def night_core_seconds(users: int, items: int, dim: int, units: UnitCosts, measured_dim: int) -> dict[str, float]:
     """Compute a night's core-seconds by piece of work; search and scoring grow with the embedding's width."""
     wide = dim / measured_dim
-    search = units.search_user * (items / units.items) ** units.search_exponent * wide
+    search = units.search_seconds(items) * wide
     per_user = {"embed": units.embed_user * wide, "search": search, "score": units.score_user * wide, "write": units.write_user}
     return {"fixed": units.night_fixed} | {name: users * seconds for name, seconds in per_user.items()}
 

@@ -15,7 +15,7 @@ _MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Claim:
-    """What is said, what it is here, and what was compared."""
+    """A claim as it is said, its figure here, and what was compared."""
 
     said: str
     here: str

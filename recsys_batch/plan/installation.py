@@ -1,4 +1,4 @@
-"""What this installation has measured itself: its nights' manifests, and the metrics of its servers."""
+"""Unit costs that this installation has measured itself: from nights' manifests, and from the metrics of its servers."""
 
 from __future__ import annotations
 

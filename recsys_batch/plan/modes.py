@@ -27,7 +27,7 @@ _HOUR, _DAY, _GB, _DAYS_PER_MONTH = 3600.0, 86_400.0, 1e9, 30.0
 
 @dataclass(frozen=True)
 class ModePlan:
-    """What a mode takes for a surface.
+    """Cores, memory, money, freshness and p99 of a mode for a surface.
 
     Attributes:
         reasons: why it is not feasible; empty where it is.

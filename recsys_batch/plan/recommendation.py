@@ -33,7 +33,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What to do with a surface.
+    """The mode that a surface should use, and what would change that.
 
     Attributes:
         plans: of all modes, by mode. mode: the one to use, None where none is feasible. ties: others that cost the same.
@@ -78,7 +78,8 @@ def choose_mode(plans: Mapping[str, ModePlan]) -> str | None:
 def _tied(plans: Mapping[str, ModePlan]) -> list[str]:
     """List the feasible modes that cost as little as any, the simplest first."""
     costs = {mode: plans[mode].cost_per_day for mode in MODES if plans[mode].is_feasible}
-    return [mode for mode, cost in costs.items() if cost <= min(costs.values()) * (1 + TIE)]
+    limit = min(costs.values(), default=0.0) * (1 + TIE)
+    return [mode for mode, cost in costs.items() if cost <= limit]
 
 
 def _scale_surface(name: str) -> _Scale:

@@ -16,7 +16,7 @@ _SECONDS_PER_DAY = 86_400
 
 
 class Surface(BaseModel):
-    """What a surface asks for. Times are of a day's mean where nothing else is said."""
+    """Demands of a surface. Rates are a day's mean where nothing else is said."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -61,7 +61,7 @@ def _format_surface(name: str, recommendation: Recommendation, prices: Prices) -
 
 def _row(plan: ModePlan) -> str:
     money = f"{format_money(plan.cost_per_day):>10}{format_money(plan.cost_per_million):>10}"
-    machines = f"{format_count(plan.serving_cores):>7}{format_count(plan.nodes):>7}"
+    machines = f"{shorten_count(plan.serving_cores):>7}{shorten_count(plan.nodes):>7}"
     return f"{money}{machines}{plan.p99_ms:>8.1f}{format_age(plan.freshness_seconds):>7}"
 
 
@@ -128,8 +128,8 @@ def format_input(name: str, value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def format_count(n: int) -> str:
-    """Format a number of cores or machines in six columns: 12,345, 123k, 3.5M."""
+def shorten_count(n: int) -> str:
+    """Shorten a number of cores or machines to six columns: 12,345, 123k, 3.5M."""
     return f"{n / 1e6:.1f}M" if n >= 1_000_000 else f"{n / 1e3:.0f}k" if n >= 100_000 else f"{n:,}"
 
 

@@ -1,4 +1,4 @@
-"""What each piece of work costs on a core of this installation, and what things cost in money."""
+"""Unit costs: seconds of a core, and bytes, of each piece of work in this installation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ class UnitCosts:
     items: int
     sources: Mapping[str, str] = field(default_factory=dict)
 
+    def search_seconds(self, items: int) -> float:
+        """Compute the core-seconds per user of a search over a catalogue."""
+        seconds: float = self.search_user * (items / self.items) ** self.search_exponent
+        return seconds
+
     def night_user(self, items: int) -> float:
         """Compute the core-seconds per user of a night over a catalogue, its snapshot included."""
-        search: float = self.search_user * (items / self.items) ** self.search_exponent
-        return self.embed_user + search + self.score_user + self.write_user + self.snapshot_user
+        return self.embed_user + self.search_seconds(items) + self.score_user + self.write_user + self.snapshot_user

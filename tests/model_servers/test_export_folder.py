@@ -18,7 +18,7 @@ from recsys_batch.config import Config
 from recsys_batch.errors import BundleError, UsageError
 from recsys_batch.model_servers import TARGETS, export_folder
 from recsys_batch.model_servers.export_folder import ServerBatching, export_model
-from recsys_batch.model_servers.ranker_model import RankerModel, ranker_of_bundle
+from recsys_batch.model_servers.ranker_model import ExportableRanker, ranker_of_bundle
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.ranking.onnx_ranker import INPUTS, OnnxRanker
 from recsys_batch.registry.bundle import Bundle, load_bundle, write_bundle
@@ -121,7 +121,7 @@ def test_a_bundle_without_a_ranker_says_so(bundle: Bundle, tmp_path: Path) -> No
 
 def test_a_saved_model_needs_tensorflow_and_the_reference_ranker(bundle: Bundle, tmp_path: Path) -> None:
     model = ranker_of_bundle(bundle, "ranker", "1")
-    brought = RankerModel(model.name, model.version, model.onnx_path, {}, model.dim, model.n_features)
+    brought = ExportableRanker(model.name, model.version, model.onnx_path, {}, model.dim, model.n_features)
     for one, python, words in ((model, None, "--tensorflow-python"), (brought, "python", "server that runs ONNX")):
         with pytest.raises(UsageError, match=words):
             export_model(one, "tfserving", tmp_path / "out", ServerBatching(), python)

@@ -15,7 +15,7 @@ class Overlay(Protocol):
 
     @property
     def is_in_place(self) -> bool:
-        """Whether it is the one to write on: readers find it, and nobody else writes."""
+        """Whether the overlay is the one to write on: readers find it, and nobody else writes."""
 
     @property
     def version(self) -> int | None:

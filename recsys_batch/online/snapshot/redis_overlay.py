@@ -122,7 +122,7 @@ class RedisOverlay:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether it is to be written on: the lease is held, nobody has deleted what says how far it goes, and it is not to begin anew."""
+        """Whether the overlay may be written on: the lease is held, its progress is not deleted, and it is not to begin anew."""
         if not self._lease.is_held:
             return False
         found = read_progress(self._client, self._run_id)

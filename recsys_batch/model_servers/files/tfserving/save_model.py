@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 
-class Ranker(tf.Module):
+class RankerModule(tf.Module):
     """Scores candidates: the scaled retrieval score, feature 0, plus a network over user, item, their product and the features."""
 
     def __init__(self, weights: dict[str, np.ndarray]) -> None:
@@ -27,7 +27,7 @@ class Ranker(tf.Module):
 
 def main() -> None:
     weights, folder = sys.argv[1:]
-    ranker = Ranker(dict(np.load(weights)))
+    ranker = RankerModule(dict(np.load(weights)))
     d, n_features = ranker.weights["user"].shape[0], ranker.weights["features"].shape[0]
     shapes = {"user_embedding": [None, d], "item_embedding": [None, None, d], "features": [None, None, n_features]}
     signature = tf.function(ranker, input_signature=[tf.TensorSpec(shape, tf.float32, name) for name, shape in shapes.items()])
