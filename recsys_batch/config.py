@@ -49,6 +49,10 @@ class SparkSection(Section):
 
 class Data(Section):
     min_weight: float = Field(0.0, description="an interaction is positive when weight > min_weight; others only count as seen")
+    null_values: tuple[str, ...] = Field(
+        ("", "null", "NULL", "nan", "NaN", "None", r"\N", "<NA>", "NaT"), description="texts that mean a missing value in every source"
+    )
+    session_gap: float = Field(30.0, gt=0, description="minutes without an event that end a session; no split cuts through one")
 
 
 class ModelSection(Section):
@@ -281,7 +285,7 @@ class Config(Section):
     def config_hash(self) -> str:
         """Hash the settings that change a night's rows (not where it runs or is logged) to 12 hex digits."""
         night = self.model_dump(
-            include={"data": True, "retrieval": True, "scoring": True, "rules": True, "tables": {"popular_items"}}, mode="json"
+            include={"data": {"min_weight"}, "retrieval": True, "scoring": True, "rules": True, "tables": {"popular_items"}}, mode="json"
         )
         return hashlib.sha256(json.dumps(night, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -2,64 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.options import json_option, parse_mapping, with_config
+from recsys_batch.commands.options import json_option, with_config
 from recsys_batch.commands.output import format_count, print_json, print_result, print_table
+from recsys_batch.commands.source_options import read_formats, source_options
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
+from recsys_batch.sources.source_format import SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from recsys_batch.spark.ingest.summary import IngestSummary
 
-_FORMATS = click.Choice(["movielens", "csv", "parquet", "delta", "exposures"])
-
-
-def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add --format, --columns and --delimiter, which ingest and evaluate --truth share."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        columns = "The files' column names, e.g. user_id=customer,item_id=sku,event_ts=when,weight=amount,event_type=kind."
-        command = click.option("--delimiter", default=",", show_default=True, help="Delimiter of CSV files; $'\\t' is a tab.")(command)
-        command = click.option("--columns", metavar="OURS=THEIRS,...", help=columns)(command)
-        return click.option("--format", "file_format", type=_FORMATS, required=required, help="Format of the files.")(command)
-
-    return add
-
 
 @click.command("ingest", help="Validate and load interactions, items and users; rows that cannot be used go to the table rejected.")
-@click.option("--source", metavar="PATH", help="Interactions: a file, a folder of files, or a glob.")
-@click.option("--items", metavar="PATH", help="Items file; without one the catalogue is derived from interactions.")
-@click.option("--item-columns", metavar="OURS=THEIRS,...", help="item_id, title, categories, is_available, first_seen_ts.")
-@click.option("--users", metavar="PATH", help="Users file (optional).")
-@click.option("--user-columns", metavar="OURS=THEIRS,...", help="user_id, segment.")
-@click.option("--holdout", type=click.FloatRange(0, 0.9), default=0.0, help="Hold out this newest share of each user's positives.")
+@click.option("--source", "sources", multiple=True, metavar="PATH", help="Interactions: a file, a folder of files, or a glob. Repeatable.")
+@click.option("--items", multiple=True, metavar="PATH", help="Items; without any the catalogue is derived from interactions. Repeatable.")
+@click.option("--item-columns", metavar="OURS=THEIRS,...", help="item_id, title, categories, is_available, first_seen_ts, updated_ts.")
+@click.option("--users", multiple=True, metavar="PATH", help="Users (optional). Repeatable.")
+@click.option("--user-columns", metavar="OURS=THEIRS,...", help="user_id, segment, updated_ts.")
+@click.option("--holdout", type=click.FloatRange(0, 0.9), default=0.0, help="Hold out this newest share of the positives.")
+@click.option("--split", type=click.Choice(SPLITS), default="auto", show_default=True, help="How it is chosen.")
+@click.option("--max-rejected-share", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Beyond it nothing is written.")
 @json_option
-@source_options(required=True)
+@source_options
 @with_config
-def ingest_command(config: Config, source: str | None, as_json: bool, holdout: float, **options: Any) -> None:
+def ingest_command(config: Config, sources: tuple[str, ...], as_json: bool, holdout: float, split: str, **options: Any) -> None:
     from recsys_batch.spark.ingest.pipeline import run_ingest
     from recsys_batch.spark.ingest.sources import IngestRequest
     from recsys_batch.spark.session import get_session
 
-    if not (source or options["items"] or options["users"]):
+    if not (sources or options["items"] or options["users"]):
         raise UsageError("pass --source PATH, --items PATH or --users PATH")
+    formats = read_formats(config, options)
     request = IngestRequest(
-        source=source,
-        format=options["file_format"],
-        columns=parse_mapping("--columns", options["columns"]),
-        delimiter=options["delimiter"],
+        sources=sources,
+        format=formats["interactions"],
         items=options["items"],
-        item_columns=parse_mapping("--item-columns", options["item_columns"]),
+        item_format=formats["items"],
         users=options["users"],
-        user_columns=parse_mapping("--user-columns", options["user_columns"]),
+        user_format=formats["users"],
         holdout=holdout,
+        split=split,
+        max_rejected_share=options["max_rejected_share"],
     )
     summary = run_ingest(get_session(config), config, request)
     print_json(asdict(summary)) if as_json else _print_summary(summary)
@@ -67,13 +57,15 @@ def ingest_command(config: Config, source: str | None, as_json: bool, holdout: f
 
 def _print_summary(summary: IngestSummary) -> None:
     rows = [
-        (kind, *map(format_count, (s.read, s.accepted, s.held_out, s.already_present, sum(s.rejected.values()))))
+        (kind, *map(format_count, (s.read, s.accepted, s.held_out, s.already_present, s.superseded, sum(s.rejected.values()))))
         for kind, s in summary.kinds.items()
     ]
-    print_table("ingested", ("rows", "read", "accepted", "held out", "already there", "rejected"), rows)
+    print_table("ingested", ("rows", "read", "accepted", "held out", "already there", "superseded", "rejected"), rows)
     for kind, s in summary.kinds.items():
         for reason, n in sorted(s.rejected.items()):
             click.echo(f"rejected {format_count(n)} {kind}: {reason}")
+    if summary.n_categories:
+        click.echo(f"{format_count(summary.n_categories)} distinct categories")
     for note in summary.notes:
         click.echo(note)
     if summary.first_event and summary.last_event:
@@ -81,15 +73,15 @@ def _print_summary(summary: IngestSummary) -> None:
         click.echo(f"events from {summary.first_event:%Y-%m-%d} to {summary.last_event:%Y-%m-%d}; {ids}")
 
 
-def read_truth(config: Config, truth: str, file_format: str | None, columns: str | None, delimiter: str) -> pa.Table:
-    """Read later interactions from a file, in any format of ingest."""
+def read_truth(config: Config, truth: str, options: dict[str, Any]) -> pa.Table:
+    """Read later interactions from a file, in any format of ingest; ``options`` are those of ``source_options``."""
     from recsys_batch.spark.ingest.pipeline import read_interactions
     from recsys_batch.spark.ingest.sources import IngestRequest
     from recsys_batch.spark.session import get_session
 
-    if file_format is None:
-        raise UsageError("--truth PATH needs --format, as ingest does")
-    request = IngestRequest(source=truth, format=file_format, columns=parse_mapping("--columns", columns), delimiter=delimiter)
+    if options["file_format"] is None and options["preset"] is None:
+        raise UsageError("--truth PATH needs --format or --preset, as ingest does")
+    request = IngestRequest(sources=(truth,), format=read_formats(config, options)["interactions"])
     return read_interactions(get_session(config), config, request)
 
 

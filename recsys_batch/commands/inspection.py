@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recsys_batch.commands.ingest import read_truth, source_options
+from recsys_batch.commands.ingest import read_truth
 from recsys_batch.commands.options import DATE, ParsedType, json_option, with_config
 from recsys_batch.commands.output import format_count, print_json, print_table
+from recsys_batch.commands.source_options import source_options
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 
@@ -40,7 +41,7 @@ _LIST_LENGTHS = ParsedType("K[,K...]", _parse_list_lengths, "a list of positive 
 @click.option("--to", "last", type=DATE, help="--exposures: last UTC date of showing.")
 @click.option("--within", type=click.FloatRange(0, 24 * 366, min_open=True), default=24.0, show_default=True, help="--exposures: hours.")
 @json_option
-@source_options(required=False)
+@source_options
 @with_config
 def evaluate_command(
     config: Config,
@@ -68,7 +69,7 @@ def evaluate_command(
     if truth is None:
         interactions, origin = read_holdout_truth(warehouse, run)
     else:
-        interactions, origin = read_truth(config, truth, **source), truth
+        interactions, origin = read_truth(config, truth, source), truth
     result = evaluate_run(warehouse, run, interactions, origin, ks, config.data.min_weight)
     print_json(asdict(result)) if as_json else _print_evaluation(result)
 

@@ -1,26 +1,40 @@
-"""Messages of a Kafka topic as rows of interactions, validated by ingest's own rules, and as rejected rows with their reason."""
+"""Messages of a Kafka topic as rows of interactions, validated by ingest's own rules, and as rejected rows with their reason. No Spark."""
+
+import json
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.sources.json_rows import spell_value
+from recsys_batch.sources.raw_rows import RawRows
+from recsys_batch.sources.source_format import SourceFormat
+from recsys_batch.sources.typed_rows import REASON, ROW, ParseSettings, parse_rows
 from recsys_batch.spark.ingest import validation
-from recsys_batch.spark.ingest.raw_source import CORRUPT, RAW_ROW
-from recsys_batch.spark.ingest.validation import REASON
 
 _FIELDS = ("user_id", "item_id", "event_ts", "event_type", "weight")
 
 
-def parse_messages(messages: DataFrame, ids: IdTypes) -> DataFrame:
+def parse_messages(messages: pa.Table, ids: IdTypes) -> pa.Table:
     """Parse messages (topic, partition, offset, value) into the columns of interactions, with ``_row`` and ``_reason``.
 
-    ``_row`` is JSON of where the message stands and its text. A message without a weight weighs 1. Applied to the stream once: to build
-    these expressions for each batch takes the driver a quarter of a second.
+    ``_row`` is JSON of where the message stands and its text. A message without a weight weighs 1, and its time is read by itself.
     """
-    return validation.parse_interactions(_split_fields(messages), ids)
+    rows = messages.to_pylist()
+    texts = [(row["value"] or b"").decode("utf-8", errors="replace") for row in rows]
+    objects = [_read_object(row["value"]) for row in rows]
+    fields = {name: pa.array([spell_value((found or {}).get(name)) for found in objects], pa.string()) for name in _FIELDS}
+    fields["weight"] = pc.fill_null(fields["weight"], "1")
+    malformed = pa.array([text if found is None else None for text, found in zip(texts, objects, strict=True)], pa.string())
+    raw = RawRows(np.arange(len(rows)), fields, malformed)
+    parsed = parse_rows(raw, ParseSettings("interactions", SourceFormat(kind="jsonl"), ids))
+    spelt = [
+        json.dumps({**{name: row[name] for name in ("topic", "partition", "offset")}, "value": text}, ensure_ascii=False)
+        for row, text in zip(rows, texts, strict=True)
+    ]
+    return parsed.append_column(ROW, pa.array(spelt, pa.string()))
 
 
 def split_by_validity(rows: pa.Table, known_items: pa.Array | None) -> tuple[pa.Table, pa.Table]:
@@ -51,15 +65,11 @@ def _mark_if(condition: pa.Array, reason: str) -> pa.Array:
     return pc.if_else(condition, pa.scalar(reason), pa.scalar(None, pa.string()))
 
 
-def _split_fields(messages: DataFrame) -> DataFrame:
-    """Split messages into the raw columns of ingest; ``_corrupt`` is the text of one that is no JSON object."""
-    text = F.col("value").cast("string")
-    schema = ", ".join(f"`{name}` STRING" for name in (*_FIELDS, CORRUPT))
-    parsed = F.from_json(text, schema, {"columnNameOfCorruptRecord": CORRUPT})
-    is_object = F.coalesce(F.ltrim(text).startswith("{"), F.lit(False))
-    position = F.struct("topic", "partition", "offset", text.alias("value"))
-    rows = messages.select(parsed.alias("fields"), F.to_json(position).alias(RAW_ROW), text.alias("text"), is_object.alias("is_object"))
-    corrupt = F.when(~F.col("is_object") | F.col(f"fields.{CORRUPT}").isNotNull(), F.coalesce("text", F.lit(""))).alias(CORRUPT)
-    columns = {name: F.col(f"fields.{name}") for name in _FIELDS}
-    columns["weight"] = F.coalesce(columns["weight"], F.lit("1"))
-    return rows.select(*(column.alias(name) for name, column in columns.items()), corrupt, RAW_ROW)
+def _read_object(value: bytes | None) -> dict[str, Any] | None:
+    """Parse a message as a JSON object of text that UTF-8 can hold; None for anything else."""
+    try:
+        found = json.loads((value or b"").decode("utf-8"))
+        json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -22,10 +22,9 @@ from recsys_batch.config import Config
 from recsys_batch.dataset.user_events import EVENTS
 from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
 from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.sources.typed_rows import REASON, ROW
 from recsys_batch.spark.executors.changed_events import to_events
 from recsys_batch.spark.ingest.pipeline import ITEMS_DECLARED
-from recsys_batch.spark.ingest.raw_source import RAW_ROW
-from recsys_batch.spark.ingest.validation import REASON
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import join, list_entries, read_bytes, remove, write_bytes
@@ -91,7 +90,7 @@ class KafkaSource:
                     raise RuntimeError("failed") from None
 
         trigger = {"availableNow": True} if available_now else {"processingTime": f"{round(1000 * trigger_seconds)} milliseconds"}
-        writer = parse_messages(self._read_topic(), self._ids).writeStream.foreachBatch(handle).trigger(**trigger)
+        writer = self._read_topic().select("topic", "partition", "offset", "value").writeStream.foreachBatch(handle).trigger(**trigger)
         query = writer.option("checkpointLocation", self._open_checkpoint()).start()
         try:
             while query.isActive and not stop.wait(_POLL_SECONDS):
@@ -158,7 +157,7 @@ class KafkaSource:
 
         The rows are on the driver for it, ``stream.max_events`` at most.
         """
-        usable, rejected = split_by_validity(batch.toArrow(), self._known_items())
+        usable, rejected = split_by_validity(parse_messages(batch.toArrow(), self._ids), self._known_items())
         if rejected.num_rows:
             self._append("rejected", self._as_rejected(rejected, number), number)
         if usable.num_rows == 0:
@@ -196,7 +195,7 @@ class KafkaSource:
             "source": pa.repeat(f"kafka:{self._config.stream.topic}", n),
             "kind": pa.repeat("interactions", n),
             "reason": rows[REASON],
-            "row": rows[RAW_ROW],
+            "row": rows[ROW],
             "rejected_at": pa.repeat(pa.scalar(dt.datetime.now(dt.UTC), schema.field("rejected_at").type), n),
         }
         return pa.table([columns[field.name] for field in schema], schema=schema)

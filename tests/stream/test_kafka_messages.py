@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -11,17 +11,13 @@ import pytest
 from recsys_batch.schemas import IdTypes
 from recsys_batch.stream.kafka_messages import parse_messages, split_by_validity
 
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
-
 
 @pytest.fixture
-def parsed(spark: SparkSession) -> Any:
+def parsed() -> Any:
     def run(*messages: bytes | None) -> pa.Table:
         n = len(messages)
         columns = {"topic": ["events"] * n, "partition": pa.array([1] * n, pa.int32()), "offset": list(range(n))}
-        rows = pa.table({**columns, "value": pa.array(messages, pa.binary())})
-        return parse_messages(spark.createDataFrame(rows).coalesce(1), IdTypes("STRING", "BIGINT")).toArrow()
+        return parse_messages(pa.table({**columns, "value": pa.array(messages, pa.binary())}), IdTypes("STRING", "BIGINT"))
 
     return run
 

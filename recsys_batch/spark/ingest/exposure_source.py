@@ -1,15 +1,27 @@
 """Exposure logs and feedback of the online server as rows, one per request and item. Only ``read_exposure_files`` reads."""
 
+import datetime as dt
+from collections.abc import Iterator
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 from recsys_batch.errors import SourceError
-from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.ingest import parsing
-from recsys_batch.spark.ingest.raw_source import RAW_ROW, RawSource, add_raw_row
-from recsys_batch.spark.ingest.source_files import SourceFile, list_files, translate_spark_errors
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, HELD_OUT, REASON, SourceProfile, coalesce_reasons, key_reasons
+from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
+from recsys_batch.sources import values
+from recsys_batch.sources.file_tasks import SourceFile
+from recsys_batch.sources.source_format import DEFAULT_NULL_VALUES
+from recsys_batch.sources.timestamps import parse_times
+from recsys_batch.sources.typed_rows import FILE, POSITION, REASON, ROW
+from recsys_batch.spark.ingest.holdout import HELD_OUT
+from recsys_batch.spark.ingest.source_files import list_files, translate_spark_errors
+from recsys_batch.spark.ingest.validation import ALREADY_PRESENT
+from recsys_batch.tables.list_columns import flatten_lists, list_column
 
 EXPOSURE_KEY = ("request_id", "user_id", "item_id")
 """A request shows an item once. The key includes the user, as callers choose request ids and two may choose the same one."""
@@ -20,8 +32,8 @@ _LATER_COLUMNS = {"propensity": "float", "ranker_position": "int", "batch_positi
 """Columns that the files of older releases lack."""
 
 
-def read_exposure_files(spark: SparkSession, source: str) -> RawSource:
-    """Read the complete exposure and feedback files of a folder, by the beginning of their names.
+def read_exposure_files(spark: SparkSession, source: str) -> tuple[DataFrame | None, DataFrame | None]:
+    """Read the complete feedback and exposure files of a folder, by the beginning of their names; None for a kind without files.
 
     Raises SourceError where the folder is missing or holds none of these files.
     """
@@ -29,43 +41,32 @@ def read_exposure_files(spark: SparkSession, source: str) -> RawSource:
     exposures, feedback = (_read_kind(spark, source, files, kind) for kind in (EXPOSURES, FEEDBACK))
     if exposures is None and feedback is None:
         raise SourceError(
-            f"{source} holds no {EXPOSURES}-*.parquet and no {FEEDBACK}-*.parquet, but {files[0].base_name}: is it the log's folder?"
+            f"{source} holds no {EXPOSURES}-*.parquet and no {FEEDBACK}-*.parquet, but {files[0].name}: is it the log's folder?"
         )
-    return RawSource(
-        interactions=None if feedback is None else add_raw_row(feedback),
-        exposures=None if exposures is None else add_raw_row(_explode_items(exposures)),
-    )
+    return feedback, None if exposures is None else _explode_items(exposures)
 
 
 def parse_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
     """Parse exposures into the table's columns with ``_row`` and ``_reason``; duplicates are marked later."""
-    score, shown_at = parsing.parse_number(raw, "score"), parsing.parse_timestamp(raw, "shown_at")
-    malformed, *bad_ids = key_reasons(raw, user_id=ids.user, item_id=ids.item)
-    reasons = [
-        malformed,
-        (parsing.is_blank("request_id"), "null_request_id"),
-        *bad_ids,
-        (F.col("shown_at").isNull(), "null_shown_at"),
-        (shown_at.isNull(), "bad_shown_at"),
-        (F.coalesce(F.col("position") < 1, F.lit(True)), "bad_position"),
-        (F.isnan(score) | (F.abs(score) == float("inf")), "bad_score"),
-    ]
-    parsed = {
-        "user_id": parsing.parse_id_column(raw, "user_id", ids.user),
-        "item_id": parsing.parse_id_column(raw, "item_id", ids.item),
-        "shown_at": shown_at,
-        "shown_date": F.to_date(shown_at),
-        "session_item_ids": F.col("session_item_ids").cast(f"array<{ids.item}>"),
-    }
-    columns = [parsed.get(column.name, F.col(column.name)).alias(column.name) for column in TABLES["exposures"].columns]
-    return raw.select(*columns, RAW_ROW, coalesce_reasons(reasons).alias(REASON))
+    schema = TABLES["exposures"].arrow_schema(ids)
+    for column in (pa.field(REASON, pa.string()), pa.field(ROW, pa.string()), pa.field(FILE, pa.int32()), pa.field(POSITION, pa.int64())):
+        schema = schema.append(column)
+    spelt = raw.withColumns({ROW: F.to_json(F.struct(*raw.columns)), POSITION: F.monotonically_increasing_id()})
+
+    def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield from _parse_batch(batch, ids, schema).to_batches()
+
+    return spelt.mapInArrow(parse, spark_ddl(schema))
 
 
-def exposures_in_span(profile: SourceProfile) -> Column:
-    """Build the filter of exposures that may equal rows of the profiled dates; a request repeated at midnight is on two dates."""
-    if profile.first_date is None:
+def exposures_in_span(raw: DataFrame) -> Column:
+    """Build the filter of exposures that may equal raw ones; a request repeated at midnight is on two dates."""
+    first, last = cast("Any", raw.agg(F.min("shown_at"), F.max("shown_at")).head())
+    if first is None:
         return F.lit(False)
-    return F.col("shown_date").between(F.date_sub(F.lit(profile.first_date), 1), F.date_add(F.lit(profile.last_date), 1))
+    day = dt.timedelta(days=1)
+    return F.col("shown_date").between(F.lit(first.date() - day), F.lit(last.date() + day))
 
 
 def select_new_feedback(validated: DataFrame, existing: DataFrame | None) -> DataFrame:
@@ -77,18 +78,17 @@ def select_new_feedback(validated: DataFrame, existing: DataFrame | None) -> Dat
         validated: interactions with request_id, ``_reason`` and ``_held_out``. existing: the feedback table; None where there is none yet.
     """
     usable = (F.col(REASON).isNull() | (F.col(REASON) == ALREADY_PRESENT)) & ~F.col(HELD_OUT)
-    rows = validated.where(usable & ~parsing.is_blank("request_id")).select(*(column.name for column in TABLES["feedback"].columns))
+    rows = validated.where(usable & F.col("request_id").isNotNull()).select(*(column.name for column in TABLES["feedback"].columns))
     return rows if existing is None else rows.join(existing.select(*_FEEDBACK_KEY), list(_FEEDBACK_KEY), "left_anti")
 
 
 def _read_kind(spark: SparkSession, source: str, files: list[SourceFile], kind: str) -> DataFrame | None:
-    kind_files = [file for file in files if file.base_name.startswith(f"{kind}-") and file.base_name.endswith(".parquet")]
-    if not kind_files:
+    names = [file.location for file in files if file.name.startswith(f"{kind}-") and file.name.endswith(".parquet")]
+    if not names:
         return None
-    nested = any(file.nested for file in kind_files)
     with translate_spark_errors(spark, source):
         # By the columns of all files: older releases logged fewer.
-        return spark.read.options(recursiveFileLookup=nested, pathGlobFilter=f"{kind}-*.parquet", mergeSchema=True).parquet(source)
+        return spark.read.options(recursiveFileLookup=True, pathGlobFilter=f"{kind}-*.parquet", mergeSchema=True).parquet(source)
 
 
 def _explode_items(exposures: DataFrame) -> DataFrame:
@@ -98,3 +98,33 @@ def _explode_items(exposures: DataFrame) -> DataFrame:
     items = [(F.col(f"_item.{name}") if name in logged else F.lit(None).cast(_LATER_COLUMNS[name])).alias(name) for name in _ITEM_COLUMNS]
     others = [] if "lists" in exposures.columns else [F.lit(None).cast(_LATER_COLUMNS["lists"]).alias("lists")]
     return exploded.select("*", *items, *others).drop("_item")
+
+
+def _parse_batch(batch: pa.RecordBatch, ids: IdTypes, schema: pa.Schema) -> pa.Table:
+    columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+    missing = {name: values.is_missing(columns[name], DEFAULT_NULL_VALUES) for name in ("request_id", "user_id", "item_id", "shown_at")}
+    parsed = {name: values.parse_id_column(columns[name], kind) for name, kind in (("user_id", ids.user), ("item_id", ids.item))}
+    shown_at, score = parse_times(columns["shown_at"], None), values.parse_number(columns["score"])
+    sessions = columns["session_item_ids"]
+    session, offsets = flatten_lists(sessions)
+    parsed |= {
+        "shown_at": shown_at,
+        "shown_date": shown_at.cast(pa.timestamp("us")).cast(pa.date32(), safe=False),
+        "session_item_ids": pc.if_else(pc.is_null(sessions), None, list_column(values.parse_id_column(session, ids.item), offsets)),
+    }
+    reasons = [
+        (missing["request_id"], "null_request_id"),
+        (missing["user_id"], "null_user_id"),
+        (missing["item_id"], "null_item_id"),
+        (pc.is_null(parsed["user_id"]), "bad_user_id"),
+        (pc.is_null(parsed["item_id"]), "bad_item_id"),
+        (missing["shown_at"], "null_shown_at"),
+        (pc.is_null(shown_at), "bad_shown_at"),
+        (pc.fill_null(pc.less(columns["position"], 1), True), "bad_position"),
+        (pc.and_(pc.is_valid(score), pc.invert(pc.fill_null(pc.is_finite(score), True))), "bad_score"),
+    ]
+    reason = pa.nulls(len(batch), pa.string())
+    for condition, name in reversed(reasons):
+        reason = pc.if_else(pc.fill_null(condition, False), pa.scalar(name), reason)
+    rows = {**columns, **parsed, REASON: reason, FILE: pa.array(np.zeros(len(batch), dtype=np.int32))}
+    return pa.table({field.name: rows[field.name].cast(field.type) for field in schema}, schema=schema)

@@ -1,11 +1,13 @@
 """Merge new rows with the rows of existing tables. Transforms of DataFrames only: nothing is read or written."""
 
+import datetime as dt
 from functools import reduce
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, REASON, SourceProfile
+from recsys_batch.sources.typed_rows import REASON
+from recsys_batch.spark.ingest.validation import ALREADY_PRESENT
 
 _ITEM_COLUMNS = ("item_id", "title", "categories", "is_available", "first_seen_ts", "attributes")
 
@@ -62,11 +64,11 @@ def select_new_rejections(rejected: DataFrame, recorded: DataFrame) -> DataFrame
     return rejected.select(*columns).exceptAll(recorded.select(*columns))
 
 
-def events_in_span(profile: SourceProfile) -> Column:
-    """Build the filter of events on the profiled dates, so that a file of one day does not read years of a table."""
-    if profile.first_date is None:
+def events_in_span(span: tuple[dt.date, dt.date] | None) -> Column:
+    """Build the filter of events on some dates, so that a file of one day does not read years of a table; None: without a date."""
+    if span is None:
         return F.col("event_date").isNull()
-    return F.col("event_date").between(F.lit(profile.first_date), F.lit(profile.last_date))
+    return F.col("event_date").between(*map(F.lit, span)) | F.col("event_date").isNull()
 
 
 def _first_events(events: DataFrame) -> DataFrame:

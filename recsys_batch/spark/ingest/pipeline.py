@@ -1,95 +1,99 @@
-"""Run an ingest: read and validate a source, then write each of its rows once, however often the same files are ingested."""
+"""Run an ingest: read and validate sources, then write each of their rows once, however often the same files are ingested."""
 
 import datetime as dt
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, cast
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.storagelevel import StorageLevel
 
 from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
+from recsys_batch.sources.column_mapping import map_columns
+from recsys_batch.sources.survey import count_missing, describe_clock
+from recsys_batch.sources.typed_rows import FILE, MAX_FUTURE_DAYS, POSITION, REASON, ROW, ParseSettings
 from recsys_batch.spark.ingest import exposure_source, validation
+from recsys_batch.spark.ingest.holdout import HELD_OUT, MIN_POSITIVES_TO_HOLD_OUT, choose_split, mark_holdout
 from recsys_batch.spark.ingest.merge import add_first_seen, derive_items, events_in_span, merge_with_table, select_new_rejections
-from recsys_batch.spark.ingest.raw_source import RAW_ROW, RawSource
+from recsys_batch.spark.ingest.opened_source import OpenedSource
+from recsys_batch.spark.ingest.rejections import check_rejected_share, spell_rejected
 from recsys_batch.spark.ingest.source_files import translate_spark_errors
-from recsys_batch.spark.ingest.sources import IngestRequest, read_source
+from recsys_batch.spark.ingest.sources import IngestRequest, OpenedSources, open_sources
 from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, EVENT_KEY, HELD_OUT, REASON, SourceProfile
+from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, EVENT_KEY, NOT_REJECTED
 from recsys_batch.spark.tables import WarehouseTables
 
 ITEMS_DECLARED = "recsys_batch.items_declared"
 """Property of the items table: "true" once an items file was ingested; interactions with other items are then rejected."""
 
 _ROWS_PER_FILE = 1_000_000
+_ROWS_PER_SHUFFLE_TASK = 500_000
+_SHUFFLE_PARTITIONS = "spark.sql.shuffle.partitions"
 
 
 def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> IngestSummary:
     """Ingest a request's rows into interactions, holdout, items, users, exposures, feedback and rejected; idempotent.
 
-    Raises SourceError where a file cannot be used at all; no table was changed then.
+    Raises SourceError where a file cannot be used at all, or too many of its rows cannot; no table was changed then.
     """
-    raw = read_source(spark, request)
-    profiles = {kind: _profile_rows(spark, df, path) for kind, (df, path) in _rows_by_kind(raw, request).items()}
-    run = _IngestRun(spark, config, request, raw, profiles)
-    try:
-        return run.run()
-    finally:
-        run.release()
+    opened = open_sources(spark, request)
+    n_rows = sum(source.survey.n_rows for sources in opened.by_kind.values() for source in sources)
+    with _shuffle_partitions(spark, n_rows):
+        run = _IngestRun(spark, config, request, opened)
+        try:
+            return run.run()
+        finally:
+            run.release()
 
 
 def read_interactions(spark: SparkSession, config: Config, request: IngestRequest) -> pa.Table:
-    """Read the usable rows (user_id, item_id, weight) of a file in one of the ingest formats without writing any table.
+    """Read the usable rows (user_id, item_id, weight) of files in one of the ingest formats without writing any table.
 
-    Raises SourceError where the file cannot be used or has no usable row.
+    Raises SourceError where a file cannot be used or there is no usable row.
     """
     ids = WarehouseTables(spark, config).require_ids()
-    raw = read_source(spark, request).interactions
-    if raw is None:
+    sources = open_sources(spark, request).by_kind.get("interactions")
+    if not sources:
         raise SourceError("there are no interactions to read")
-    with translate_spark_errors(spark, str(request.source)):
-        typed = validation.parse_interactions(raw, ids)
+    with translate_spark_errors(spark, sources[0].path):
+        typed = _parse_sources(sources, ids, None)
         usable = typed.where(F.col(REASON).isNull()).select("user_id", "item_id", "weight").toArrow()
     if usable.num_rows == 0:
-        raise SourceError(f"{request.source} has no usable row: ids are {ids.user} (user) and {ids.item} (item) in this warehouse")
+        raise SourceError(f"{sources[0].path} has no usable row: ids are {ids.user} (user) and {ids.item} (item) in this warehouse")
     return usable
 
 
-def _rows_by_kind(raw: RawSource, request: IngestRequest) -> dict[str, tuple[DataFrame, str]]:
-    """Map each kind of the request to its rows and their path."""
-    pairs = {
-        "interactions": (raw.interactions, request.source),
-        "items": (raw.items, request.items),
-        "users": (raw.users, request.users),
-        "exposures": (raw.exposures, request.source),
-    }
-    return {kind: (df, str(path or request.source)) for kind, (df, path) in pairs.items() if df is not None}
+def _parse_sources(sources: Sequence[OpenedSource], ids: IdTypes, newest: dt.datetime | None) -> DataFrame:
+    """Parse the rows of all sources of a kind."""
+    typed = (source.typed(ParseSettings(source.kind, source.how, ids, source.clocks, newest)) for source in sources)
+    return reduce(DataFrame.unionByName, typed)
 
 
-def _profile_rows(spark: SparkSession, df: DataFrame, path: str) -> SourceProfile:
-    with translate_spark_errors(spark, path):
-        profile = validation.profile_source(df, "shown_at" if "shown_at" in df.columns else "event_ts")
-    if profile.n_rows == 0:
-        raise SourceError(f"{path} has no rows: expected at least one below the header")
-    return profile
+@contextmanager
+def _shuffle_partitions(spark: SparkSession, n_rows: int) -> Iterator[None]:
+    """Size shuffles by rows: Spark's 200 partitions make a small ingest wait for tasks that do nothing."""
+    before = spark.conf.get(_SHUFFLE_PARTITIONS)
+    spark.conf.set(_SHUFFLE_PARTITIONS, max(spark.sparkContext.defaultParallelism, -(-n_rows // _ROWS_PER_SHUFFLE_TASK)))
+    try:
+        yield
+    finally:
+        spark.conf.set(_SHUFFLE_PARTITIONS, cast("str", before))
 
 
 class _IngestRun:
     """Carries out one call of ``run_ingest``; its steps share the tables, the id types and the summary."""
 
-    def __init__(
-        self, spark: SparkSession, config: Config, request: IngestRequest, raw: RawSource, profiles: Mapping[str, SourceProfile]
-    ) -> None:
-        self._spark, self._config, self._request, self._profiles = spark, config, request, profiles
-        self._sources = _rows_by_kind(raw, request)
+    def __init__(self, spark: SparkSession, config: Config, request: IngestRequest, opened: OpenedSources) -> None:
+        self._spark, self._config, self._request = spark, config, request
+        self._sources, self._exposures = opened.by_kind, opened.exposures
         self._tables = WarehouseTables(spark, config)
-        users, items = ("interactions", "users", "exposures"), ("interactions", "items", "exposures")
-        self._ids = IdTypes(self._id_type("user_id", users), self._id_type("item_id", items))
+        self._ids = IdTypes(self._id_type("user_id", ("interactions", "users")), self._id_type("item_id", ("interactions", "items")))
         self._now = dt.datetime.now(dt.UTC)
         self._summary = IngestSummary(self._ids, f"{self._now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}")
         self._validated: dict[str, DataFrame] = {}
@@ -99,14 +103,16 @@ class _IngestRun:
 
     def run(self) -> IngestSummary:
         """Validate every kind, then write, rejected rows last: an ingest that dies at any point is simply run again."""
-        for kind, read in (("items", validation.parse_items), ("users", validation.parse_users)):
+        for kind, key in (("items", "item_id"), ("users", "user_id")):
             if kind in self._sources:
-                typed = read(self._sources[kind][0], self._ids)
-                self._record_verdicts(kind, merge_with_table(typed, self._read_snapshot(kind), set(self._sources[kind][0].columns)))
+                typed = validation.mark_repeated_keys(_parse_sources(self._sources[kind], self._ids, None), key)
+                columns = {ours for source in self._sources[kind] for ours in _our_columns(source)}
+                self._record_verdicts(kind, merge_with_table(typed, self._read_snapshot(kind), columns))
         if "interactions" in self._sources:
             self._record_verdicts("interactions", self._validate_interactions())
-        if "exposures" in self._sources:
-            self._record_verdicts("exposures", self._validate_exposures())
+        if self._exposures is not None:
+            self._record_verdicts("exposures", self._validate_exposures(self._exposures))
+        self._note_sources()
         self._write_items()
         if self._summary.kinds.get("users", KindSummary()).accepted:
             self._upsert("users", self._usable_rows("users"))
@@ -124,11 +130,15 @@ class _IngestRun:
 
     def _id_type(self, name: str, tables: tuple[str, ...]) -> IdType:
         """Choose an id type: that of the tables, else the one that the files need; interactions come first."""
-        for table in tables:
+        for table in (*tables, "exposures"):
             if self._tables.exists(table):
                 return "STRING" if dict(self._tables.read(table).dtypes)[name] == "string" else "BIGINT"
-        needed = [getattr(self._profiles[kind], name) for kind in tables if kind in self._profiles]
-        return next((id_type for id_type in needed if id_type is not None), "BIGINT")
+        for kind in tables:
+            needed = {source.survey.id_type(name) for source in self._sources.get(kind, ())} - {None}
+            if needed:
+                return "STRING" if "STRING" in needed else "BIGINT"
+        logged = None if self._exposures is None else dict(self._exposures.dtypes)[name]
+        return "STRING" if logged == "string" else "BIGINT"
 
     def _read_snapshot(self, name: str) -> DataFrame | None:
         """Read a table at the version of this run's first read, so that derived rows stay the same while the run writes."""
@@ -138,30 +148,39 @@ class _IngestRun:
         return self._table_snapshots[name]
 
     def _validate_interactions(self) -> DataFrame:
-        raw, profile = self._sources["interactions"][0], self._profiles["interactions"]
-        typed = validation.parse_interactions(raw, self._ids)
-        snapshots = [self._read_snapshot(name) for name in ("interactions", "holdout")]
-        tables = [table.where(events_in_span(profile)).select(*EVENT_KEY) for table in snapshots if table is not None]
+        sources, data = self._sources["interactions"], self._config.data
+        typed = _parse_sources(sources, self._ids, self._now + dt.timedelta(days=MAX_FUTURE_DAYS))
+        is_near = reduce(lambda one, other: one | other, map(_may_be_present, sources))
+        snapshots = [table for name in ("interactions", "holdout") if (table := self._read_snapshot(name)) is not None]
+        tables = [table.where(is_near).select(*EVENT_KEY) for table in snapshots]
         typed = validation.mark_duplicates(typed, reduce(DataFrame.unionByName, tables) if tables else None)
         if self._are_items_declared:
             item_rows = [self._usable_rows("items", ALREADY_PRESENT)] if "items" in self._sources else []
             item_rows += [table for table in [self._read_snapshot("items")] if table is not None]
             known = reduce(DataFrame.unionByName, (items.select("item_id") for items in item_rows)).distinct()
             typed = validation.mark_unknown_items(typed, known)
-        return validation.mark_holdout(typed, self._request.holdout, self._config.data.min_weight)
+        if not self._request.holdout:
+            return mark_holdout(typed, None, data.min_weight, data.session_gap)
+        typed = typed.persist(StorageLevel.MEMORY_AND_DISK)
+        self._validated["interactions before the split"] = typed
+        split = choose_split(typed, self._request.holdout, self._request.split, data.min_weight, data.session_gap)
+        self._summary.notes.append(split.describe())
+        return mark_holdout(typed, split, data.min_weight, data.session_gap)
 
-    def _validate_exposures(self) -> DataFrame:
-        raw, existing = self._sources["exposures"][0], self._read_snapshot("exposures")
-        known = None if existing is None else existing.where(exposure_source.exposures_in_span(self._profiles["exposures"]))
-        return validation.mark_duplicates(exposure_source.parse_exposures(raw, self._ids), known, exposure_source.EXPOSURE_KEY)
+    def _validate_exposures(self, exposures: DataFrame) -> DataFrame:
+        existing = self._read_snapshot("exposures")
+        known = None if existing is None else existing.where(exposure_source.exposures_in_span(exposures))
+        return validation.mark_duplicates(exposure_source.parse_exposures(exposures, self._ids), known, exposure_source.EXPOSURE_KEY)
 
     def _record_verdicts(self, kind: str, validated: DataFrame) -> None:
-        """Persist validated rows and count them in one pass."""
+        """Persist validated rows, count them in one pass, and refuse a kind of which too many rows were rejected."""
         validated = validated if HELD_OUT in validated.columns else validated.withColumn(HELD_OUT, F.lit(False))
         self._validated[kind] = validated.persist(StorageLevel.MEMORY_AND_DISK)
-        summary = self._summary.count_rows(kind, self._validated[kind])
-        if not (summary.accepted + summary.held_out + summary.already_present):
-            self._summary.notes.append(f"no row of {self._sources[kind][1]} could be used: its {kind} were all rejected")
+        sources = self._sources.get(kind, [])
+        with translate_spark_errors(self._spark, sources[0].path if sources else str(self._request.sources[0])):
+            examples = self._summary.count_rows(kind, self._validated[kind])
+        if sources:
+            check_rejected_share(kind, self._summary.kinds[kind], examples, sources, self._request.max_rejected_share)
 
     def _usable_rows(self, kind: str, *reasons: str) -> DataFrame:
         """Select the usable rows of a kind, and rows whose reason is among ``reasons``."""
@@ -171,6 +190,8 @@ class _IngestRun:
     def _write_items(self) -> None:
         events = self._usable_rows("interactions") if "interactions" in self._sources else None
         if "items" in self._sources:
+            known = self._usable_rows("items", ALREADY_PRESENT).select(F.explode("categories").alias("category"))
+            self._summary.n_categories = known.distinct().count()
             if self._summary.kinds["items"].accepted:
                 self._upsert("items", add_first_seen(self._usable_rows("items"), events))
             if not self._were_items_declared and self._tables.exists("items"):
@@ -192,20 +213,20 @@ class _IngestRun:
         for name, n_rows, rows in (("holdout", summary.held_out, usable.where(HELD_OUT)), ("interactions", summary.accepted, accepted)):
             self._append_sorted(name, rows.select(*_columns(name)), n_rows, ("event_date", "user_id"))
         if summary.accepted:
-            counts = accepted.agg(F.count_distinct("user_id"), F.count_distinct("item_id")).head()
-            self._summary.n_users, self._summary.n_items = cast("Any", counts)
+            self._summary.n_users, self._summary.n_items = (accepted.select(key).distinct().count() for key in ("user_id", "item_id"))
 
     def _write_exposures_and_feedback(self) -> None:
-        outputs: list[tuple[str, DataFrame, tuple[str, ...]]] = []
-        if "exposures" in self._sources:
-            outputs.append(("exposures", self._usable_rows("exposures"), ("shown_date", *TABLES["exposures"].sort_by)))
-        if "interactions" in self._sources and "request_id" in self._validated["interactions"].columns:
+        if self._exposures is not None:
+            order = ("shown_date", *TABLES["exposures"].sort_by)
+            self._append_counted("exposures", self._usable_rows("exposures"), order)
+        if self._request.format.kind == "exposures" and "interactions" in self._sources:
             feedback = exposure_source.select_new_feedback(self._validated["interactions"], self._read_snapshot("feedback"))
-            outputs.append(("feedback", feedback, ("event_date", "request_id")))
-        for name, rows, order in outputs:
-            rows = rows.select(*_columns(name)).persist()
-            self._append_sorted(name, rows, rows.count(), order)
-            rows.unpersist()
+            self._append_counted("feedback", feedback, ("event_date", "request_id"))
+
+    def _append_counted(self, name: str, rows: DataFrame, order: Sequence[str]) -> None:
+        rows = rows.select(*_columns(name)).persist()
+        self._append_sorted(name, rows, rows.count(), order)
+        rows.unpersist()
 
     def _append_sorted(self, name: str, rows: DataFrame, n_rows: int, order: Sequence[str]) -> None:
         """Append rows in files by ``order``, so that a reader of some days skips other files; one file where rows are few."""
@@ -215,17 +236,45 @@ class _IngestRun:
             partitions = rows.repartitionByRange(n_files, *order) if n_files > 1 else rows.coalesce(1)
             self._tables.append(name, partitions.sortWithinPartitions(*order), self._metadata(name))
 
-    def _note_missing_columns(self) -> None:
-        source_columns, notes = self._sources["interactions"][0].columns, self._summary.notes
-        if "event_ts" not in source_columns:
-            notes.append(
-                "event_ts is missing: the order of events is unknown, so validation and hold-out are per user at random instead of by time"
+    def _note_sources(self) -> None:
+        """Say by which clocks sources were read, and which of their files lack a column that others have."""
+        for kind, sources in self._sources.items():
+            for source in sources:
+                prefix = f"{source.path}: " if len(sources) > 1 or kind != "interactions" else ""
+                clocks = [describe_clock(name, clock, source.survey) for name, clock in source.clocks.items()]
+                self._summary.notes += [f"{prefix}{text}" for text in clocks]
+                for name, files in count_missing(source.survey, kind, source.how, source.file_names).items():
+                    shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
+                    self._summary.notes.append(f"{prefix}{name} is missing in {len(files)} of {source.n_files} files, only there: {shown}")
+                unknown = {kind: n for kind, n in source.survey.event_types.items() if kind not in source.how.weights}
+                if unknown:
+                    shown = ", ".join(f"{name} ({n:,})" for name, n in sorted(unknown.items(), key=lambda pair: -pair[1])[:10])
+                    self._summary.notes.append(f"{prefix}event types without a weight in --weights were rejected: {shown}")
+        for name, id_type in (("user_id", self._ids.user), ("item_id", self._ids.item)):
+            surveys = [source.survey for sources in self._sources.values() for source in sources]
+            n_string, n = sum(survey.n_string[name] for survey in surveys), sum(survey.n_present[name] for survey in surveys)
+            if id_type == "STRING" and 0 < n_string < n:
+                self._summary.notes.append(f"{name} is STRING: {n_string:,} of {n:,} values are no BIGINT")
+        malformed = sum(summary.rejected.get("malformed_line", 0) for summary in self._summary.kinds.values())
+        if malformed and self._request.format.kind == "csv":
+            self._summary.notes.append(
+                f"{malformed:,} lines are malformed: they have too few or too many fields, or open a quote that they do not close "
+                "(--multiline where quoted fields hold line ends, --quote none where quotes are ordinary characters)"
             )
-        if "weight" not in source_columns:
+
+    def _note_missing_columns(self) -> None:
+        notes, columns = self._summary.notes, [set(_our_columns(source)) for source in self._sources["interactions"]]
+        if not any("event_ts" in names for names in columns):
+            notes.append("event_ts is missing: the order of events is unknown, so validation and hold-out are at random instead of by time")
+        weights = self._request.format.weights
+        if not weights and not any("weight" in names for names in columns):
             notes.append("weight is missing: every interaction weighs 1")
+        future = self._summary.kinds["interactions"].rejected.get("future_event_ts", 0)
+        if future:
+            notes.append(f"{future:,} events lie more than {MAX_FUTURE_DAYS} day in the future and were rejected: nobody did them yet")
         if self._request.holdout and not self._tables.exists("holdout"):
             notes.append(
-                f"nothing was held out: no user has {validation.MIN_POSITIVES_TO_HOLD_OUT} positive interactions or more, "
+                f"nothing was held out: no user has {MIN_POSITIVES_TO_HOLD_OUT} positive interactions or more in two sessions or more, "
                 "or the rows were ingested before without a hold-out and stay where they are"
             )
 
@@ -239,27 +288,46 @@ class _IngestRun:
     def _write_rejected(self) -> None:
         """Append the rejected rows that no earlier ingest of the same source recorded."""
         created = self._tables.ensure("rejected", self._ids)
-        kinds = [kind for kind, summary in self._summary.kinds.items() if summary.rejected]
-        if not kinds:
+        parts: list[DataFrame] = []
+        for kind, summary in self._summary.kinds.items():
+            n_rejected = sum(summary.rejected.values())
+            if n_rejected:
+                is_rejected = F.col(REASON).isNotNull() & ~F.col(REASON).isin(*NOT_REJECTED)
+                rows = self._validated[kind].where(is_rejected).select(FILE, POSITION, REASON, ROW)
+                named = spell_rejected(rows, n_rejected, self._sources[kind]) if kind in self._sources else self._of_exposures(rows)
+                parts.append(named.select("source", F.lit(kind).alias("kind"), F.col(REASON).alias("reason"), F.col(ROW).alias("row")))
+        if not parts:
             return
-        is_rejected = F.col(REASON).isNotNull() & (F.col(REASON) != ALREADY_PRESENT)
-        sources = {kind: self._sources[kind][1] for kind in kinds}
-        columns = (F.col(REASON).alias("reason"), F.col(RAW_ROW).alias("row"))
-        rejected = (
-            self._validated[kind].where(is_rejected).select(F.lit(source).alias("source"), F.lit(kind).alias("kind"), *columns)
-            for kind, source in sources.items()
-        )
-        rows = reduce(DataFrame.unionByName, rejected)
+        rows = reduce(DataFrame.unionByName, parts)
         if not created:
-            rows = select_new_rejections(rows, self._tables.read("rejected").where(F.col("source").isin(*sources.values())))
+            paths = [row[0] for row in rows.select("source").distinct().collect()]
+            recorded = self._tables.read("rejected").where(F.col("source").isin(paths))
+            rows = select_new_rejections(rows, recorded)
         stamps = {"ingest_id": F.lit(self._summary.ingest_id), "rejected_at": F.lit(self._now)}
         rows = rows.withColumns(stamps).select(*_columns("rejected")).persist()
         if not rows.isEmpty():
             self._tables.append("rejected", rows, self._metadata("rejected"))
         rows.unpersist()
 
+    def _of_exposures(self, rows: DataFrame) -> DataFrame:
+        return rows.withColumn("source", F.lit(self._request.sources[0]))
+
     def _metadata(self, table: str) -> Mapping[str, Any]:
         return {"ingest_id": self._summary.ingest_id, "table": table}
+
+
+def _our_columns(source: OpenedSource) -> list[str]:
+    """List our columns that some file of a source has; unmapped ones of items and users count as attributes."""
+    return [*map_columns(source.survey.columns, source.kind, source.how.columns), "attributes"]
+
+
+def _may_be_present(source: OpenedSource) -> Column:
+    """Build the filter of a table's events that may equal some of a source; any may where its dates are not known before they are parsed."""
+    clock = source.clocks.get("event_ts")
+    if clock is None:
+        return events_in_span(None)
+    span = source.survey.span("event_ts", clock)
+    return F.lit(True) if span is None else events_in_span((span[0].date(), span[1].date()))
 
 
 def _columns(table: str) -> list[str]:

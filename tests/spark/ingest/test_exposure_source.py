@@ -21,6 +21,7 @@ from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent, e
 from recsys_batch.online.exposure_log.log_writer import open_log
 from recsys_batch.read import open_table, read_table
 from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.sources.source_format import SourceFormat
 from recsys_batch.spark.ingest.pipeline import read_interactions, run_ingest
 from recsys_batch.spark.ingest.sources import IngestRequest
 from recsys_batch.spark.ingest.summary import IngestSummary
@@ -29,6 +30,7 @@ from recsys_batch.spark.tables import WarehouseTables
 ROOT = Path(__file__).parents[3]
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 IDS = IdTypes("BIGINT", "STRING")
+EXPOSURE_LOG = SourceFormat(kind="exposures")
 
 
 def shown(request_id: str, user_id: int, items: list[str], hours: float = 0) -> Exposure:
@@ -60,7 +62,7 @@ class Shop:
             assert log.stats().written == len(rows[kind])
 
     def ingest(self, **options: Any) -> IngestSummary:
-        summary = run_ingest(self.spark, self.config, IngestRequest(**{"source": str(self.folder), "format": "exposures", **options}))
+        summary = run_ingest(self.spark, self.config, IngestRequest(**{"sources": (str(self.folder),), "format": EXPOSURE_LOG, **options}))
         for kind, s in summary.kinds.items():
             assert s.read == s.accepted + s.already_present + sum(s.rejected.values()), kind
         return summary
@@ -116,13 +118,13 @@ def test_what_was_only_shown_is_no_interaction(shop: Shop) -> None:
     assert list(shop.versions()) == ["exposures", "rejected"]
     with pytest.raises(SourceError, match="no interactions"):
         shop.tables.ensure("interactions", IDS)
-        read_interactions(shop.spark, shop.config, IngestRequest(str(shop.folder), "exposures"))
+        read_interactions(shop.spark, shop.config, IngestRequest((str(shop.folder),), EXPOSURE_LOG))
 
 
 def test_rows_that_cannot_be_used_are_rejected_with_a_reason(shop: Shop) -> None:
     (shop.folder).mkdir()
     (shop.folder / "items.csv").write_text("item_id\na\nb\n")
-    run_ingest(shop.spark, shop.config, IngestRequest(None, "csv", items=str(shop.folder / "items.csv")))
+    run_ingest(shop.spark, shop.config, IngestRequest(items=(str(shop.folder / "items.csv"),)))
     # The same request again, later and in another order; and somebody else who chose the same request id.
     rows = [shown("", 1, ["a"]), shown("r9", 1, ["a", "gone"]), shown("r9", 1, ["gone", "a"], 1), shown("r9", 2, ["a"])]
     pq.write_table(pa.Table.from_batches([encode_exposures(rows, IDS, exposure_schema(IDS))]), shop.folder / "exposures-1.parquet")
@@ -215,11 +217,11 @@ def test_a_table_of_an_older_release_gets_the_columns_that_it_lacks(shop: Shop, 
 
 def test_a_folder_without_logs_and_options_that_do_not_go_with_them_are_refused(shop: Shop) -> None:
     shop.folder.mkdir()
-    (shop.folder / "other.parquet").write_bytes(b"")
+    (shop.folder / "other.parquet").write_bytes(b"other")
     with pytest.raises(SourceError, match=r"holds no exposures-\*.parquet and no feedback-\*.parquet, but other.parquet"):
         shop.ingest()
     with pytest.raises(SourceError, match="--format exposures reads what the online side logs"):
-        shop.ingest(columns={"user_id": "who"})
+        shop.ingest(format=replace(EXPOSURE_LOG, columns={"user_id": "who"}))
     with pytest.raises(SourceError, match="--holdout"):
         shop.ingest(holdout=0.2)
 

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pyspark.sql import SparkSession
 from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import IdTypes
+from recsys_batch.sources.source_format import SourceFormat
 from recsys_batch.spark.ingest.pipeline import read_interactions, run_ingest
 from recsys_batch.spark.ingest.sources import IngestRequest
 from recsys_batch.spark.ingest.summary import IngestSummary
@@ -34,10 +36,16 @@ class Shop:
         path.write_text(text, encoding="utf-8")
         return str(path)
 
-    def ingest(self, source: str | None = None, **options: Any) -> IngestSummary:
-        summary = run_ingest(self.spark, self.config, IngestRequest(source=source, **{"format": "csv", **options}))
+    def ingest(self, *sources: str, **options: Any) -> IngestSummary:
+        """Ingest CSV files, or others by format=; columns=, items= and users= as the command's options."""
+        formats = {kind: options.pop(f"{kind}format", SourceFormat()) for kind in ("", "item_", "user_")}
+        for kind, how in formats.items():
+            options[f"{kind}format"] = replace(how, columns=options.pop(f"{kind}columns", how.columns))
+        for kind in ("items", "users"):
+            options[kind] = tuple(path for path in [options.get(kind)] if path is not None)
+        summary = run_ingest(self.spark, self.config, IngestRequest(sources=sources, **options))
         for kind, s in summary.kinds.items():
-            assert s.read == s.accepted + s.held_out + s.already_present + sum(s.rejected.values()), kind
+            assert s.read == s.accepted + s.held_out + s.already_present + s.superseded + sum(s.rejected.values()), kind
         return summary
 
     def versions(self, *names: str) -> dict[str, int]:
@@ -64,7 +72,7 @@ anna,A-1,2025-03-01T10:00:00Z,2.5,buy
 anna,A-2,2025-03-02 11:00:00,1,buy
 anna,A-2,2025-03-02 11:00:00,1,buy
 anna,A-2,2025-03-09 09:00:00,-1,return
-bob,A-1,1740909600,1,buy
+bob,A-1,2025-03-02T10:00:00Z,1,buy
 ,A-1,2025-03-02,1,buy
 bob,,2025-03-02,1,buy
 bob,A-1,yesterday,1,buy
@@ -89,6 +97,7 @@ def test_a_messy_shop_is_brought_in_once_and_every_row_is_accounted_for(shop: Sh
             items=shop.file("items.csv", ITEMS),
             item_columns=ITEM_COLUMNS,
             users=shop.file("users.csv", USERS),
+            max_rejected_share=0.7,
         )
 
     summary = again()
@@ -106,6 +115,8 @@ def test_a_messy_shop_is_brought_in_once_and_every_row_is_accounted_for(shop: Sh
         "malformed_line": 2,
     }
     assert summary.kinds["items"].rejected == {"duplicate_item_id": 1, "null_item_id": 1}
+    assert shop.rows("items", "item_id", "title") == [("A-1", "Kettle again"), ("A-2", "Lamp")]
+    assert "event_ts is read as dates in text" in summary.notes
     assert (summary.kinds["items"].accepted, summary.kinds["users"].accepted) == (2, 2)
     assert shop.rows("interactions", "user_id", "item_id", "weight") == [
         ("anna", "A-1", 2.5),
@@ -117,6 +128,7 @@ def test_a_messy_shop_is_brought_in_once_and_every_row_is_accounted_for(shop: Sh
     assert kept["unknown_item"] == [{"customer": "bob", "sku": "A-9", "when": "2025-03-06", "amount": "1", "kind": "buy"}]
     assert kept["bad_event_ts"][0]["when"] == "yesterday"
     assert sorted(len(rows) for rows in kept.values()) == [1] * 6 + [2] * 3
+    assert kept["malformed_line"][0] == {"_line": "bob,A-1"}
     users = {row.user_id: row for row in shop.tables.read("users").collect()}
     assert (users["anna"].segment, users["bob"].segment, users["bob"].attributes) == ("new", None, {"city": "Rome"})
 
@@ -142,9 +154,9 @@ def test_overlapping_daily_files_add_only_new_rows(shop: Shop) -> None:
 
 
 def test_the_tables_decide_the_id_types_once_they_are_there(shop: Shop) -> None:
-    shop.ingest(None, items=shop.file("items.csv", "item_id,title\n10,Ten\n20,Twenty\n"))
+    shop.ingest(items=shop.file("items.csv", "item_id,title\n10,Ten\n20,Twenty\n"))
     assert not shop.tables.exists("interactions")
-    summary = shop.ingest(shop.file("events.csv", "user_id,item_id\nu1,10\nu2,B-7\n,20\n"))
+    summary = shop.ingest(shop.file("events.csv", "user_id,item_id\nu1,10\nu2,B-7\n,20\n"), max_rejected_share=0.7)
     assert summary.ids == IdTypes("STRING", "BIGINT")
     assert summary.kinds["interactions"].rejected == {"bad_item_id": 1, "null_user_id": 1}
     summary = shop.ingest(shop.file("more.csv", "user_id,item_id\n5,20\n"))
@@ -158,16 +170,24 @@ def _events(n_items: dict[str, int], *, timed: bool) -> str:
     return "\n".join([head, *rows]) + "\n"
 
 
-def test_holdout_is_the_newest_share_of_users_with_five_positives(shop: Shop) -> None:
+def test_holdout_is_the_newest_share_by_whole_sessions_and_repeating_changes_nothing(shop: Shop) -> None:
     source = shop.file("events.csv", _events({"a": 10, "b": 5, "c": 4}, timed=True))
     summary = shop.ingest(source, holdout=0.2)
     assert (summary.kinds["interactions"].held_out, summary.kinds["interactions"].accepted) == (3, 16)
+    assert any(note.startswith("held out per user: the newest whole sessions") for note in summary.notes)
     assert shop.rows("holdout", "user_id", "item_id") == [("a", 9), ("a", 10), ("b", 5)]
     assert len(shop.rows("items", "item_id")) == 10
     before = shop.versions("interactions", "holdout", "items")
     repeated = shop.ingest(source, holdout=0.2)
     assert shop.versions("interactions", "holdout", "items") == before
     assert repeated.kinds["interactions"].already_present == 19
+
+
+def test_holdout_by_time_is_everybody_s_future(shop: Shop) -> None:
+    source = shop.file("events.csv", _events({"a": 10, "b": 5, "c": 4}, timed=True))
+    summary = shop.ingest(source, holdout=0.2, split="time")
+    assert shop.rows("holdout", "user_id", "item_id") == [("a", 8), ("a", 9), ("a", 10)]
+    assert any(note.startswith("held out by time: all sessions that begin after 2025-01-07") for note in summary.notes)
 
 
 def test_without_time_a_hash_holds_out_other_items_for_other_users_and_it_is_said_aloud(shop: Shop) -> None:
@@ -201,9 +221,9 @@ def test_an_ingest_that_died_between_its_commits_ends_like_one_that_did_not(shop
 
 def test_an_items_file_updates_what_it_names_and_keeps_the_rest(shop: Shop) -> None:
     shop.ingest(shop.file("events.csv", "user_id,item_id,event_ts\nu,1,2025-01-05\nu,2,2025-01-01\n"))
-    summary = shop.ingest(None, items=shop.file("items.csv", "item_id,title,color\n1,One,red\n2,Two,\n3,Three,blue\n"))
+    summary = shop.ingest(items=shop.file("items.csv", "item_id,title,color\n1,One,red\n2,Two,\n3,Three,blue\n"))
     assert summary.kinds["items"].accepted == 3
-    summary = shop.ingest(None, items=shop.file("stock.csv", "item_id,is_available\n1,no\n2,yes\n"))
+    summary = shop.ingest(items=shop.file("stock.csv", "item_id,is_available\n1,no\n2,yes\n"))
     assert (summary.kinds["items"].accepted, summary.kinds["items"].already_present) == (1, 1)
     items = {row.item_id: row for row in shop.tables.read("items").collect()}
     assert [items[i].is_available for i in (1, 2, 3)] == [False, True, True]
@@ -221,24 +241,34 @@ def test_a_file_without_rows_is_refused_before_any_table_is_touched(shop: Shop) 
         {"source": good, "users": str(shop.folder / "absent.csv")},
     ):
         with pytest.raises(SourceError):
-            shop.ingest(**options)
+            shop.ingest(options.pop("source"), **options)
     assert shop.versions() == {}
 
 
-def test_when_no_row_can_be_used_they_are_all_kept_as_rejected(shop: Shop) -> None:
-    summary = shop.ingest(shop.file("bad.csv", "user_id,item_id\n1,\n,2\n"))
-    assert (summary.kinds["interactions"].accepted, len(shop.rows("rejected", "row"))) == (0, 2)
-    assert any("could be used" in note for note in summary.notes)
-    assert not shop.tables.exists("interactions")
+def test_a_source_that_is_mostly_bad_is_refused_with_examples_and_nothing_is_written(shop: Shop) -> None:
+    bad = shop.file("bad.csv", "user_id,item_id,event_ts\n1,2,2025-01-01\n1,2,24.12.2023\n1,3,25.12.2023\n,4,2025-01-02\n")
+    with pytest.raises(SourceError, match=r"75% of the 4 interactions cannot be used.*bad_event_ts \(2 rows, for example .*24\.12\.2023"):
+        shop.ingest(bad)
+    assert shop.versions() == {}
+    with pytest.raises(SourceError, match="--time-format"):
+        shop.ingest(bad)
+    summary = shop.ingest(bad, max_rejected_share=0.75)
+    assert (summary.kinds["interactions"].accepted, len(shop.rows("rejected", "row"))) == (1, 3)
+    assert shop.ingest(bad, format=SourceFormat(time_format="%d.%m.%Y")).kinds["interactions"].accepted == 2
+
+
+def test_overlapping_rows_say_nothing_against_a_source(shop: Shop) -> None:
+    summary = shop.ingest(shop.file("events.csv", "user_id,item_id\n1,2\n1,2\n1,2\n1,2\n"), max_rejected_share=0.0)
+    assert summary.kinds["interactions"].rejected == {"duplicate": 3}
 
 
 def test_truth_is_read_in_the_warehouse_s_id_types_and_not_written(shop: Shop) -> None:
     shop.ingest(shop.file("events.csv", "user_id,item_id\nu,1\n"))
     before = shop.versions()
-    request = IngestRequest(shop.file("truth.csv", "who,item_id,weight\n7,2,3\n7,x,1\n"), "csv", {"user_id": "who"})
+    request = IngestRequest((shop.file("truth.csv", "who,item_id,weight\n7,2,3\n7,x,1\n"),), SourceFormat(columns={"user_id": "who"}))
     table = read_interactions(shop.spark, shop.config, request)
     assert table.to_pylist() == [{"user_id": "7", "item_id": 2, "weight": 3.0}]
     assert shop.versions() == before
-    request = IngestRequest(shop.file("none.csv", "user_id,item_id\n7,x\n"), "csv")
+    request = IngestRequest((shop.file("none.csv", "user_id,item_id\n7,x\n"),))
     with pytest.raises(SourceError, match="no usable row: ids are STRING"):
         read_interactions(shop.spark, shop.config, request)

@@ -1,16 +1,19 @@
-"""The five layouts of MovieLens, each from a few lines of its own."""
+"""The layouts of MovieLens, each from a few lines of its own."""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pyspark.sql import SparkSession
 
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import IdTypes
-from recsys_batch.spark.ingest.movielens_source import read_movielens
-from recsys_batch.spark.ingest.sources import IngestRequest, read_source
-from recsys_batch.spark.ingest.validation import REASON, parse_interactions, parse_items, parse_users
+from recsys_batch.sources.column_mapping import check_columns
+from recsys_batch.sources.file_tasks import FileTask, SourceFile
+from recsys_batch.sources.movielens import recognise_layout, unknown_layout
+from recsys_batch.sources.reading import read_rows, survey_task
+from recsys_batch.sources.typed_rows import REASON, ParseSettings, parse_rows
 
 IDS = IdTypes("BIGINT", "BIGINT")
 FLAGS = "|".join("1" if place in (1, 3) else "0" for place in range(19))
@@ -40,62 +43,61 @@ LAYOUTS: dict[str, dict[str, str]] = {
 }
 
 
-def put(folder: Path, files: dict[str, str]) -> str:
+def usable(folder: Path, files: dict[str, str], kind: str) -> list[dict[str, Any]]:
+    """Every row must be usable."""
     for name, text in files.items():
         (folder / name).write_text(text, encoding="latin-1", newline="")
-    return str(folder)
-
-
-def usable(df: Any) -> list[dict[str, Any]]:
-    """Every row must be usable; without the columns that only rejections need."""
-    rows = df.toArrow().to_pylist()
+    layout = recognise_layout(sorted(files))
+    assert layout is not None
+    if kind not in layout:
+        return []
+    name, how = layout[kind]
+    task = FileTask(0, SourceFile(str(folder / name), 1), str(folder))
+    survey = survey_task(task, kind, how)
+    check_columns(survey.columns, name, kind, how.columns, "")
+    settings = ParseSettings(kind, how, IDS, survey.choose_clocks(how))
+    rows = [row for raw in read_rows(task, kind, how) for row in parse_rows(raw, settings).to_pylist()]
     assert [row[REASON] for row in rows] == [None] * len(rows)
-    return sorted(rows, key=lambda row: row.get("user_id", row.get("item_id")))
+    return rows
 
 
 @pytest.mark.parametrize("files", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_every_layout_says_the_same(spark: SparkSession, tmp_path: Path, files: dict[str, str]) -> None:
-    raw = read_source(spark, IngestRequest(put(tmp_path, files), "movielens"))
-    assert raw.interactions is not None and raw.items is not None
-    events = usable(parse_interactions(raw.interactions, IDS))
+def test_every_layout_says_the_same(tmp_path: Path, files: dict[str, str]) -> None:
+    events = usable(tmp_path, files, "interactions")
     assert [(e["user_id"], e["item_id"], e["weight"], e["event_type"], e["event_ts"].year) for e in events] == [
         (1, 5, 4.0, "rating", 1997),
         (2, 6, 3.0, "rating", 1997),
     ]
-    items = usable(parse_items(raw.items, IDS))
+    items = usable(tmp_path, files, "items")
     assert [(i["title"], i["categories"], dict(i["attributes"]).get("release_year")) for i in items] == [
         ("Up", ["Action", "Animation"], "2009"),
         ('"Q', [], None),
     ]
-    if raw.users is not None:
-        users = usable(parse_users(raw.users, IDS))
-        assert [(u["segment"], dict(u["attributes"])) for u in users] == [
+    users = usable(tmp_path, files, "users")
+    assert [(u["segment"], dict(u["attributes"])) for u in users] == (
+        []
+        if "ratings.csv" in files
+        else [
             ("under 18", {"gender": "F", "occupation": "artist", "zip_code": "01234"}),
             ("55+", {"gender": "M", "occupation": "none", "zip_code": "T8H1N"}),
         ]
-    assert (raw.users is None) == ("ratings.csv" in files)
+    )
 
 
-def test_latin_letters_survive(spark: SparkSession, tmp_path: Path) -> None:
+def test_latin_letters_survive(tmp_path: Path) -> None:
     files = {**LAYOUTS["ml-1m"], "movies.dat": "5::Misérables, Les (1995)::Drama\n"}
-    items = read_movielens(spark, put(tmp_path, files)).items
-    assert items is not None
-    assert items.collect()[0].title == "Misérables, Les"
+    assert usable(tmp_path, files, "items")[0]["title"] == "Misérables, Les"
 
 
-def test_a_folder_of_another_kind_is_refused_with_what_was_looked_for_and_found(spark: SparkSession, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no MovieLens layout: looked for .*u.data \+ u.item \+ u.user.*; found nothing"):
-        read_movielens(spark, str(tmp_path))
-    put(tmp_path, {"sales.csv": "a,b\n"})
-    with pytest.raises(SourceError, match=r"found sales.csv"):
-        read_movielens(spark, str(tmp_path))
-    with pytest.raises(SourceError, match="is not a folder"):
-        read_movielens(spark, str(tmp_path / "sales.csv"))
-    with pytest.raises(SourceError, match="--source"):
-        read_source(spark, IngestRequest(None, "movielens"))
+def test_a_folder_of_another_kind_is_refused_with_what_was_looked_for_and_found() -> None:
+    assert recognise_layout(["sales.csv"]) is None
+    error = unknown_layout("shop", ["sales.csv"])
+    assert isinstance(error, SourceError)
+    assert "looked for *.inter + *.item + *.user; u.data + u.item + u.user" in str(error)
+    assert str(error).endswith("found sales.csv")
 
 
-def test_a_known_layout_with_another_header_names_the_column(spark: SparkSession, tmp_path: Path) -> None:
+def test_a_known_layout_with_another_header_names_the_column(tmp_path: Path) -> None:
     files = {**LAYOUTS["ml-latest-small, ml-25m"], "movies.csv": "movieId,name,genres\n5,Up,Action\n"}
-    with pytest.raises(SourceError, match=r"movies\.csv has no column title; it has movieId, name, genres"):
-        read_movielens(spark, put(tmp_path, files))
+    with pytest.raises(SourceError, match=r"movies\.csv has no column item_id; it has movieId, name, genres"):
+        usable(tmp_path, files, "items")

@@ -1,0 +1,167 @@
+"""A source of one kind that was opened: its files as tasks for executors, or a table that Spark reads; surveyed, parsed, spelt as JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from zipfile import BadZipFile
+
+import numpy as np
+from delta.tables import DeltaTable
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from recsys_batch.errors import SourceError, UsageError
+from recsys_batch.schemas import spark_ddl
+from recsys_batch.sources.column_mapping import check_columns
+from recsys_batch.sources.file_tasks import FileTask, SourceFile, list_members, pack_tasks, split_tasks
+from recsys_batch.sources.source_format import SourceFormat
+from recsys_batch.sources.survey import Survey, resolve_types
+from recsys_batch.sources.typed_rows import POSITION, ROW, ParseSettings
+from recsys_batch.spark.executors import source_tasks
+from recsys_batch.spark.executors.functions import BatchFunction
+from recsys_batch.spark.ingest.source_files import list_files, translate_spark_errors
+from recsys_batch.spark.tables import parse_identifier
+from recsys_batch.storage.filesystems import resolve
+
+_OPTIONS = {"interactions": "--columns", "items": "--item-columns", "users": "--user-columns"}
+
+
+@dataclass
+class OpenedSource:
+    """Files, or rows, of one kind.
+
+    Attributes:
+        first_number: number of its first file: files of one kind are numbered in the order of their sources.
+        frame: rows with ``_row`` and ``_position`` that Spark reads; None where executors read ``files``.
+        survey, clocks: found by ``take_survey``.
+    """
+
+    spark: SparkSession
+    kind: str
+    path: str
+    how: SourceFormat
+    first_number: int
+    files: Sequence[SourceFile] = ()
+    frame: DataFrame | None = None
+    survey: Survey = field(default_factory=Survey)
+    clocks: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def n_files(self) -> int:
+        """Number of its files; a table counts as one."""
+        return len(self.files) if self.frame is None else 1
+
+    @property
+    def file_names(self) -> dict[int, str]:
+        """Names of its files by their numbers."""
+        names = [file.name for file in self.files] if self.frame is None else [self.path]
+        return {self.first_number + i: name for i, name in enumerate(names)}
+
+    def take_survey(self) -> None:
+        """Read all files once for their columns, id types and clocks.
+
+        Raises SourceError where a file cannot be read, has no rows, lacks a column, or differs from others in a type.
+        """
+        if self.frame is not None:
+            function, tasks = source_tasks.make_frame_surveyor(self.kind, self.how), self.frame
+            tasks = tasks.drop(ROW, POSITION)
+        else:
+            groups = self._groups()
+            function, tasks = source_tasks.make_surveyor(groups, self.kind, self.how), self._task_rows(groups)
+        with translate_spark_errors(self.spark, self.path):
+            parts = tasks.mapInArrow(function, spark_ddl(source_tasks.SURVEY_SCHEMA)).collect()
+        errors = sorted((number or 0, error) for _, error, number in parts if error is not None)
+        if errors:
+            raise SourceError(errors[0][1] if self.path.endswith(errors[0][1].split()[0]) else f"{self.path}: {errors[0][1]}")
+        for text, _, _ in parts:
+            self.survey.add(Survey.from_json(json.loads(text)))
+        columns = self.survey.columns if self.frame is None else [name for name in self.frame.columns if name not in (ROW, POSITION)]
+        if not columns:
+            raise SourceError(f"{self.path} is empty: expected a header line with column names, found no line at all")
+        check_columns(columns, self.path, self.kind, self.how.columns, _OPTIONS[self.kind])
+        resolve_types(self.survey, self.file_names)
+        if self.survey.n_rows == 0:
+            raise SourceError(f"{self.path} has no rows: expected at least one below the header")
+        self.clocks = self.survey.choose_clocks(self.how)
+
+    def typed(self, settings: ParseSettings) -> DataFrame:
+        """Parse all rows, a job that runs when its rows are asked for."""
+        ddl = spark_ddl(source_tasks.located_schema(self.kind, settings.ids))
+        if self.frame is not None:
+            return self.frame.mapInArrow(source_tasks.make_frame_parser(settings, self.first_number), ddl)
+        groups, present = self._groups(), tuple(self.survey.columns) if self.how.kind == "jsonl" else None
+        return self._task_rows(groups).mapInArrow(source_tasks.make_parser(groups, settings, present), ddl)
+
+    def spell_rows(self, numbers: Sequence[int], wanted: Mapping[int, np.ndarray] | None) -> DataFrame | None:
+        """Read rows of the files with these numbers again, as JSON: ``_file``, ``_position``, ``_row``; None where it has none of them.
+
+        Args:
+            wanted: number of a file -> positions of its rows; None: all of them.
+        """
+        groups = self._groups(set(numbers))
+        if self.frame is not None or not groups.groups:
+            return None
+        function: BatchFunction = source_tasks.make_text_reader(groups, self.kind, self.how, wanted)
+        return self._task_rows(groups).mapInArrow(function, spark_ddl(source_tasks.TEXT_SCHEMA))
+
+    def _groups(self, numbers: set[int] | None = None) -> source_tasks.TaskGroups:
+        splittable = self.how.is_text and not self.how.multiline and not self.how.encoding.lower().startswith(("utf-16", "utf-32", "utf16"))
+        tasks = [
+            task
+            for i, file in enumerate(self.files, start=self.first_number)
+            if numbers is None or i in numbers
+            for task in split_tasks(i, file, self.path, splittable=splittable)
+        ]
+        if not tasks:
+            return source_tasks.TaskGroups([])
+        if _is_readable(tasks[0].file.location):
+            return source_tasks.TaskGroups(pack_tasks(tasks, self.spark.sparkContext.defaultParallelism))
+        by_location: dict[str, list[FileTask]] = {}
+        for task in tasks:
+            by_location.setdefault(task.file.location, []).append(task)
+        return source_tasks.TaskGroups([tasks], by_location)
+
+    def _task_rows(self, groups: source_tasks.TaskGroups) -> DataFrame:
+        """Make a partition per group, or, for a file system that executors' Python cannot open, read whole files by Spark."""
+        if groups.by_location:
+            return self.spark.read.format("binaryFile").load(list(groups.by_location)).select("path", "content")
+        n = max(len(groups.groups), 1)
+        return self.spark.range(0, n, 1, n)
+
+
+def open_files(spark: SparkSession, kind: str, path: str, how: SourceFormat, first_number: int) -> OpenedSource:
+    """Open the files of a path. Raises SourceError where there are none, or Parquet files belong to a Delta table."""
+    if how.kind == "delta":
+        return _open_delta(spark, kind, path, how, first_number)
+    files = list_files(spark, path)
+    if how.kind == "parquet" and DeltaTable.isDeltaTable(spark, path):
+        # The folder of a Delta table also has files of deleted or replaced rows.
+        raise SourceError(f"{path} is a Delta table: pass --format delta")
+    try:
+        members = [member for file in files for member in list_members(file)]
+    except (BadZipFile, OSError) as error:
+        raise SourceError(f"{path} holds a .zip that cannot be read: {error}") from None
+    return OpenedSource(spark, kind, path, how, first_number, members)
+
+
+def open_frame(spark: SparkSession, kind: str, path: str, how: SourceFormat, first_number: int, df: DataFrame) -> OpenedSource:
+    """Open rows that Spark reads."""
+    row = F.to_json(F.struct(*(F.col("`" + name.replace("`", "``") + "`") for name in df.columns)))
+    frame = df.withColumn(ROW, row).withColumn(POSITION, F.monotonically_increasing_id())
+    return OpenedSource(spark, kind, path, how, first_number, frame=frame)
+
+
+def _open_delta(spark: SparkSession, kind: str, path: str, how: SourceFormat, first_number: int) -> OpenedSource:
+    if "/" in path and not DeltaTable.isDeltaTable(spark, path):
+        list_files(spark, path)
+        raise SourceError(f"{path} is not a Delta table, it has no _delta_log: pass the --format that its files have")
+    return open_frame(spark, kind, path, how, first_number, parse_identifier(spark, path))
+
+
+def _is_readable(location: str) -> bool:
+    """Whether executors' Python can open a location by itself."""
+    try:
+        resolve(location)
+    except UsageError:
+        return False
+    return True
