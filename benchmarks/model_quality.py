@@ -28,7 +28,8 @@ from recsys_batch.evaluation.metrics import evaluate_lists
 from recsys_batch.model.ranker import Ranker
 from recsys_batch.model.towers import Towers
 from recsys_batch.model.training import train_bundle
-from recsys_batch.model.training_data import Positives, prepare_training_data, split_training_data
+from recsys_batch.model.training_data import Positives, prepare_training_data
+from recsys_batch.model.validation_split import split_positives
 from recsys_batch.ranking.features import FeatureSpec, compute_pair_features
 from recsys_batch.ranking.top_k import select_top_k_per_row
 from recsys_batch.registry.bundle import Bundle
@@ -116,7 +117,7 @@ def quality(problem: Problem, seen: Positives, scorer: Scorer) -> dict[str, floa
 
 def ease(problem: Problem, seen: Positives) -> tuple[Scorer, float]:
     """Fit EASE; return its scorer and lambda."""
-    train_part, held = split_training_data(seen, 0.1)
+    train_part, held, _ = split_positives(seen, 0.1)
     check = Problem("", problem.interactions, problem.items, held.rows, held.codes)
     ndcg_by_ridge = {ridge: quality(check, train_part, _ease(train_part, ridge))["ndcg_at_20"] for ridge in LAMBDAS}
     best = max(ndcg_by_ridge, key=lambda ridge: ndcg_by_ridge[ridge])

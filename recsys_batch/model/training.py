@@ -1,4 +1,4 @@
-"""Train a bundle from Arrow tables: towers, ranker, then the towers again on all data. Evaluated on each user's newest positives."""
+"""Train a bundle from Arrow tables: towers, ranker, then the towers again on all data. Evaluated on what users did later."""
 
 import datetime as dt
 import os
@@ -21,11 +21,19 @@ from recsys_batch.model.ranking_samples import RankingData
 from recsys_batch.model.tower_parameters import ContentTokens, TowerParameters, encode_tokens
 from recsys_batch.model.tower_training import FittedTowers, fit_towers, refit_towers
 from recsys_batch.model.towers import ANY_ITEM_TOKEN
-from recsys_batch.model.training_data import Progress, TrainingData, prepare_training_data, sample_evaluable_users, split_training_data
+from recsys_batch.model.training_data import Progress, TrainingData, prepare_training_data, sample_evaluable_users
+from recsys_batch.model.validation_split import split_positives
 from recsys_batch.registry.bundle import Bundle, write_bundle
 
 _TOWER_DEADLINE, _INNER_DEADLINE, _RANKER_DEADLINE = 0.4, 0.6, 0.8
 """Shares of the time budget after which towers, inner towers and ranker must have ended; the rest is for the refit on all data."""
+
+_SPLITS = {
+    "time": "validation is on what everybody did after one time",
+    "user": "validation is on the newest sessions of each user, as too few users have positives before and after one time",
+    "random": "validation is on a random part of each user's positives, as events have no time or users one session",
+}
+"""Kind of a validation split -> what training says about it."""
 
 _MIN_TOKEN_ROWS = 5
 _CONTENT_RIDGE = 10.0
@@ -54,15 +62,16 @@ def train_bundle(
     torch.manual_seed(config.training.seed)
     started, budget = time.monotonic(), config.training.max_seconds
     data = prepare_training_data(interactions, items, users, config)
-    if not data.has_time:
-        progress("event_ts is missing, so validation is a random part of each user's positives", {})
-    train, held_out = split_training_data(data.positives, config.training.validation_fraction)
+    validation = split_positives(data.positives, config.training.validation_fraction, config.data.session_gap, config.training.seed)
+    train, held_out = validation.train, validation.held_out
+    progress(_SPLITS[validation.kind], {"users": validation.n_users})
     tokens = encode_tokens(data.user_tokens, _MIN_TOKEN_ROWS)
     fitted = fit_towers(train, held_out, tokens, data.has_time, config, started + budget * _TOWER_DEADLINE, progress)
     evaluated = held_out.where(np.isin(held_out.rows, sample_evaluable_users(train, held_out, MAX_EVALUATION_USERS, config.training.seed)))
     outer = RankerStage(fitted.parameters, train, evaluated)
-    older, newer = split_training_data(train, LABEL_SHARE)
-    inner = RankerStage(refit_towers(older, fitted, tokens, data.has_time, config, started + budget * _INNER_DEADLINE), older, newer)
+    labels = split_positives(train, LABEL_SHARE, config.data.session_gap, config.training.seed)
+    older_towers = refit_towers(labels.train, fitted, tokens, data.has_time, config, started + budget * _INNER_DEADLINE)
+    inner = RankerStage(older_towers, labels.train, labels.held_out)
     ranker, ranking, ranker_metrics = fit_ranker(inner, outer, tokens, config.training.seed, started + budget * _RANKER_DEADLINE, progress)
     metrics = {**NO_METRICS, **ranker_metrics, **measure_popularity(train, evaluated), "towers_ndcg_at_20": fitted.curve[fitted.epochs]}
     gate = {"challenger": metrics["ndcg_at_10"], "popularity": metrics["popularity_ndcg_at_10"]}
@@ -75,7 +84,8 @@ def train_bundle(
         ranking = RankingData.from_samples(towers, data.positives, lists)
     tensors, vocab = _bundle_weights(data, towers, ranking, tokens, ranker)
     progress("done", {"seconds": time.monotonic() - started})
-    manifest = {**_bundle_manifest(data, fitted, ranker, ranking, config), "metrics": metrics, "gate": gate}
+    split = {"kind": validation.kind, "users": validation.n_users}
+    manifest = {**_bundle_manifest(data, fitted, ranker, ranking, config), "metrics": metrics, "gate": gate, "validation": split}
     return write_bundle(directory, manifest, tensors=tensors, vocab=vocab, ranker_onnx=export_ranker_onnx(ranker.to_arrays()))
 
 

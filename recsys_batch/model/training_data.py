@@ -1,9 +1,9 @@
-"""Training data as arrays: positives per user newest first, their validation split, and content tokens."""
+"""Training data as arrays: positives per user newest first, and content tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -21,16 +21,27 @@ _BLOCK_SCORES = 20_000_000  # scores of a block of users: 80 MB
 
 
 @dataclass(frozen=True)
+class Repeats:
+    """Events of items that their user has again later, which a history leaves out: user, item code and microseconds, int64 [r] each."""
+
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    codes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    event_us: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+
+@dataclass(frozen=True)
 class Positives:
     """Distinct positive items of each user, newest first (in seeded random order where there is no time).
 
     offsets int64 [n_users + 1]; codes int64 [total], below n_items; event_us int64 [total], microseconds, NO_TIME where unknown.
+    ``repeats`` are of all users, for a split by time; a selection of users or entries has none.
     """
 
     n_items: int
     offsets: np.ndarray
     codes: np.ndarray
     event_us: np.ndarray
+    repeats: Repeats = Repeats()
 
     @property
     def n_users(self) -> int:
@@ -59,7 +70,7 @@ class Positives:
 
     def where(self, keep: np.ndarray) -> Positives:
         """Keep the entries where ``keep`` (bool [total]) is true; users without entries stay."""
-        return replace(self, offsets=mask_ragged(self.offsets, keep), codes=self.codes[keep], event_us=self.event_us[keep])
+        return Positives(self.n_items, mask_ragged(self.offsets, keep), self.codes[keep], self.event_us[keep])
 
     def select_users(self, chosen: np.ndarray) -> Positives:
         """Select the users ``chosen``, in that order."""
@@ -67,7 +78,7 @@ class Positives:
         starts = np.cumsum(counts) - counts
         entries = np.repeat(self.offsets[:-1][chosen] - starts, counts) + np.arange(counts.sum())
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return replace(self, offsets=offsets, codes=self.codes[entries], event_us=self.event_us[entries])
+        return Positives(self.n_items, offsets, self.codes[entries], self.event_us[entries])
 
 
 @dataclass(frozen=True)
@@ -116,11 +127,16 @@ def sample_evaluable_users(inputs: Positives, held_out: Positives, max_users: in
     return np.sort(np.random.default_rng(seed).permutation(evaluable)[:max_users])
 
 
-def split_training_data(positives: Positives, fraction: float) -> tuple[Positives, Positives]:
-    """Split off the newest ``fraction`` of each user's positives, one or more where a user has three: (train, held out)."""
-    n_held = np.maximum(np.floor(positives.counts * fraction), positives.counts >= 3)
-    is_held_out = positives.positions < np.repeat(n_held, positives.counts)
-    return positives.where(~is_held_out), positives.where(is_held_out)
+def group_by_user(rows: np.ndarray, codes: np.ndarray, event_us: np.ndarray, n_users: int, n_items: int) -> Positives:
+    """Group events by user, newest first; an item that a user has several times counts once, at its newest event."""
+    newest_first = np.lexsort((codes, ~event_us, rows))  # ~: negation would turn NO_TIME into itself, the newest
+    rows, codes, event_us = rows[newest_first], codes[newest_first], event_us[newest_first]
+    _, first = np.unique(rows * n_items + codes, return_index=True)
+    is_first = np.zeros(len(rows), dtype=bool)
+    is_first[first] = True
+    offsets = np.searchsorted(rows[is_first], np.arange(n_users + 1)).astype(np.int64)
+    repeats = Repeats(rows[~is_first], codes[~is_first], event_us[~is_first])
+    return Positives(n_items, offsets, codes[is_first], event_us[is_first], repeats)
 
 
 def extract_content_tokens(table: pa.Table, column: str) -> list[list[str]]:
@@ -145,13 +161,10 @@ def _tokens_of_ids(table: pa.Table, key: str, ids: pa.Array, column: str) -> lis
 def _group_by_user(
     rows: np.ndarray, codes: np.ndarray, event_us: np.ndarray, n_users: int, n_items: int, has_time: bool, seed: int
 ) -> Positives:
-    if not has_time:
-        # Arbitrary, but the same however the rows are stored.
-        event_us = np.empty(len(rows), dtype=np.int64)
-        event_us[np.lexsort((codes, rows))] = np.random.default_rng(seed).permutation(len(rows))
-    newest_first = np.lexsort((codes, ~event_us, rows))  # ~: negation would turn NO_TIME into itself, the newest
-    rows, codes, event_us = rows[newest_first], codes[newest_first], event_us[newest_first]
-    _, first = np.unique(rows * n_items + codes, return_index=True)  # a repeated item counts once, at its newest event
-    kept = np.sort(first)
-    offsets = np.searchsorted(rows[kept], np.arange(n_users + 1)).astype(np.int64)
-    return Positives(n_items, offsets, codes[kept], event_us[kept].astype(np.int64) if has_time else np.full(len(kept), NO_TIME))
+    if has_time:
+        return group_by_user(rows, codes, event_us, n_users, n_items)
+    # Arbitrary, but the same however the rows are stored.
+    order = np.empty(len(rows), dtype=np.int64)
+    order[np.lexsort((codes, rows))] = np.random.default_rng(seed).permutation(len(rows))
+    shuffled = group_by_user(rows, codes, order, n_users, n_items)
+    return replace(shuffled, event_us=np.full(len(shuffled.codes), NO_TIME), repeats=Repeats())

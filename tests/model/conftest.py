@@ -78,7 +78,9 @@ def movielens_tables() -> Tables:
 def positives_of(histories: Sequence[Sequence[int]], n_items: int, event_us: Sequence[int] | None = None) -> Positives:
     offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])]).astype(np.int64)
     codes = np.array([code for history in histories for code in history], dtype=np.int64)
-    stamps = np.arange(len(codes), 0, -1, dtype=np.int64) if event_us is None else np.array(event_us, dtype=np.int64)
+    # An hour between a user's events, the newest of all users at one time.
+    hours = np.concatenate([1_000 - np.arange(len(history)) for history in histories]) if histories else np.zeros(0)
+    stamps = (hours * 3_600_000_000).astype(np.int64) if event_us is None else np.array(event_us, dtype=np.int64)
     return Positives(n_items, offsets, codes, stamps)
 
 

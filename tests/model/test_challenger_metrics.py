@@ -13,7 +13,8 @@ import pytest
 from recsys_batch.config import Config
 from recsys_batch.model import challenger_metrics
 from recsys_batch.model.challenger_metrics import measure_bundle_ndcg, measure_popularity, select_events_after_training
-from recsys_batch.model.training_data import prepare_training_data, split_training_data
+from recsys_batch.model.training_data import prepare_training_data
+from recsys_batch.model.validation_split import split_positives
 from recsys_batch.registry.bundle import Bundle
 
 Train = Callable[..., Bundle]
@@ -50,7 +51,7 @@ def test_a_champion_is_judged_only_on_events_that_are_newer_than_its_training(
 ) -> None:
     monkeypatch.setattr(challenger_metrics, "MIN_NEW_EVENTS", 5)
     data = prepare_training_data(planted.interactions, planted.items, planted.users, small)
-    held = split_training_data(data.positives, 0.2)[1]
+    held = split_positives(data.positives, 0.2).held_out
     until = int(np.median(held.event_us))
     fresh = select_events_after_training(champion_until(iso(until)), data, held)
     assert fresh is not None and fresh.n_users == held.n_users
@@ -60,13 +61,13 @@ def test_a_champion_is_judged_only_on_events_that_are_newer_than_its_training(
 @pytest.mark.parametrize("moment", [None, iso(2_000_000_000_000), "2030-01-01T00:00:00+00:00"])
 def test_without_enough_new_events_there_is_nothing_fair_to_compare_on(planted: Any, small: Config, moment: str | None) -> None:
     data = prepare_training_data(planted.interactions, planted.items, planted.users, small)
-    assert select_events_after_training(champion_until(moment), data, split_training_data(data.positives, 0.2)[1]) is None
+    assert select_events_after_training(champion_until(moment), data, split_positives(data.positives, 0.2).held_out) is None
 
 
 def test_without_times_there_is_nothing_fair_to_compare_on(planted: Any, small: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(challenger_metrics, "MIN_NEW_EVENTS", 1)
     data = prepare_training_data(planted.without_time().interactions, planted.items, planted.users, small)
-    assert select_events_after_training(champion_until(iso(0)), data, split_training_data(data.positives, 0.2)[1]) is None
+    assert select_events_after_training(champion_until(iso(0)), data, split_positives(data.positives, 0.2).held_out) is None
 
 
 def test_a_bundle_measured_from_outside_is_as_good_as_its_own_training_said(planted: Any, small: Config, train_on: Train) -> None:
@@ -74,7 +75,7 @@ def test_a_bundle_measured_from_outside_is_as_good_as_its_own_training_said(plan
     config = changed(small, refit=False)
     result = train_on(planted, config)
     data = prepare_training_data(planted.interactions, planted.items, planted.users, config)
-    held_in, held_out = split_training_data(data.positives, config.training.validation_fraction)
+    held_in, held_out, _ = split_positives(data.positives, config.training.validation_fraction)
     got = measure_bundle_ndcg(result, data, planted.items, planted.users, held_in, held_out)
     assert got == pytest.approx(result.manifest["metrics"]["ndcg_at_10"], abs=1e-6)
 
@@ -88,7 +89,7 @@ def test_the_gate_compares_challenger_and_champion_on_the_same_new_events(
     champion = train_on(replace(planted, interactions=older), small)
     result = train_on(planted, changed(small, refit=False), champion=champion)
     data = prepare_training_data(planted.interactions, planted.items, planted.users, small)
-    held_in, held_out = split_training_data(data.positives, small.training.validation_fraction)
+    held_in, held_out, _ = split_positives(data.positives, small.training.validation_fraction)
     fresh = select_events_after_training(champion, data, held_out)
     assert fresh is not None and 0 < len(fresh.codes) < len(held_out.codes)
     gate = result.manifest["gate"]

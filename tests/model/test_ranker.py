@@ -17,7 +17,8 @@ from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.model.ranker_training import RankerStage, _sample_context, fit_ranker, measure_ranker
 from recsys_batch.model.ranking_samples import RankingData, retrieve_lists
 from recsys_batch.model.tower_parameters import Hyperparameters, TowerParameters, encode_tokens, initialize_parameters
-from recsys_batch.model.training_data import Positives, prepare_training_data, split_training_data
+from recsys_batch.model.training_data import Positives, prepare_training_data
+from recsys_batch.model.validation_split import split_positives
 from recsys_batch.ranking.features import PAIR_FEATURES, FeatureSpec, PairFeatures
 
 LATER = 1e12
@@ -96,8 +97,8 @@ def towers_of(data: Positives, seed: int = 1) -> TowerParameters:
 def stages(planted: Any, small: Config) -> tuple[RankerStage, RankerStage]:
     """(inner, outer) on the planted market."""
     positives = prepare_training_data(planted.interactions, planted.items, None, small).positives
-    train, held = split_training_data(positives, 0.1)
-    older, newer = split_training_data(train, 0.2)
+    train, held, _ = split_positives(positives, 0.1)
+    older, newer, _ = split_positives(train, 0.2)
     return RankerStage(towers_of(older), older, newer), RankerStage(towers_of(train), train, held)
 
 
@@ -154,8 +155,8 @@ def test_the_ranker_learns_what_the_towers_cannot_say(make_positives: Any) -> No
         new = 20 + np.minimum((20 * rng.random(4) ** 0.5).astype(int), 19)
         histories.append([*dict.fromkeys(new.tolist()), *old.tolist()])
     everything = make_positives(histories, 40)
-    train, held = split_training_data(everything, 0.15)
-    older, newer = split_training_data(train, 0.15)
+    train, held, _ = split_positives(everything, 0.15)
+    older, newer, _ = split_positives(train, 0.15)
     inner, outer = RankerStage(towers_of(older), older, newer), RankerStage(towers_of(train), train, held)
     params, data, metrics = fit_ranker(inner, outer, NO_TOKENS, 3, LATER, lambda *_: None)
     lists = outer.sample_lists(NO_TOKENS, 3, 1_000)

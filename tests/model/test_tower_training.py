@@ -16,7 +16,8 @@ from recsys_batch.model import tower_training
 from recsys_batch.model.challenger_metrics import measure_popularity
 from recsys_batch.model.tower_parameters import ContentTokens, Hyperparameters, TowerParameters, encode_tokens, initialize_parameters
 from recsys_batch.model.tower_training import _Trainer, fit_towers, make_validator, refit_towers, search_hyperparameters
-from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data, split_training_data
+from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data
+from recsys_batch.model.validation_split import split_positives
 
 LATER = 1e12
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
@@ -30,7 +31,7 @@ def data(planted: Any, small: Config) -> TrainingData:
 
 @pytest.fixture(scope="module")
 def parts(data: TrainingData) -> tuple[Positives, Positives]:
-    return split_training_data(data.positives, 0.2)
+    return split_positives(data.positives, 0.2)[:2]
 
 
 def tokens(data: TrainingData) -> ContentTokens:
@@ -161,7 +162,7 @@ def test_a_recent_change_of_taste_is_answered_by_recency(make_positives: Any, sm
     for user in range(300):
         new, old = (0, 20) if user % 2 else (20, 0)
         histories.append([*(new + rng.permutation(20)[:5]).tolist(), *(old + rng.permutation(20)[:15]).tolist()])
-    train, held = split_training_data(make_positives(histories, 40), 0.1)
+    train, held, _ = split_positives(make_positives(histories, 40), 0.1)
     plan, _ = search_hyperparameters(train, make_validator(train, held, 1), NO_TOKENS, True, small, LATER)
     assert plan.recency > 0
     assert search_hyperparameters(train, make_validator(train, held, 1), NO_TOKENS, False, small, LATER)[0].recency == 0
@@ -175,7 +176,7 @@ def test_the_narrowest_width_that_is_nearly_the_best_is_chosen(make_positives: A
         rng = np.random.default_rng(n_tastes)
         per_taste = 240 // n_tastes
         histories = [(user % n_tastes * per_taste + rng.permutation(per_taste)[:4]).tolist() for user in range(960)]
-        train, held = split_training_data(make_positives(histories, 240), 0.1)
+        train, held, _ = split_positives(make_positives(histories, 240), 0.1)
         plan, params = search_hyperparameters(train, make_validator(train, held, 1), NO_TOKENS, False, load_config(None), LATER)
         assert params.embedding.shape == (240, plan.h)
         chosen[n_tastes] = plan.h
@@ -203,6 +204,6 @@ def test_the_training_on_all_data_lies_near_the_towers_that_the_ranker_saw(
 
 
 def test_users_with_one_interaction_each_leave_the_start_as_it_is(make_positives: Any, small: Config) -> None:
-    train, held = split_training_data(make_positives([[user % 5] for user in range(20)], 5), 0.1)
+    train, held, _ = split_positives(make_positives([[user % 5] for user in range(20)], 5), 0.1)
     fitted = fit_towers(train, held, NO_TOKENS, True, small, LATER, QUIET)
     assert np.isfinite(fitted.parameters.embedding.numpy()).all() and fitted.epochs == 0

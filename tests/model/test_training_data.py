@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from recsys_batch.config import load_config
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import InputMissing
-from recsys_batch.model.training_data import Positives, extract_content_tokens, prepare_training_data, split_training_data
+from recsys_batch.model.training_data import Positives, extract_content_tokens, prepare_training_data
 
 CONFIG = load_config(None)
 
@@ -76,18 +76,6 @@ def test_items_and_users_that_their_tables_lack_have_no_tokens(make_interactions
 def test_nothing_positive_is_an_error_that_says_so(make_interactions: Any, make_items: Any) -> None:
     with pytest.raises(InputMissing, match="none of 2 interactions has weight > 0"):
         prepare_training_data(make_interactions([1, 2], [1, 2], [1, 2], [0.0, -1.0]), make_items([1, 2], [[], []]), None, CONFIG)
-
-
-@given(st.lists(st.integers(0, 30), min_size=1, max_size=12), st.floats(0.01, 0.49))
-def test_what_is_held_out_is_the_newest_and_every_user_keeps_a_history(counts: list[int], fraction: float) -> None:
-    everything = ragged(counts)
-    train, held = split_training_data(everything, fraction)
-    assert (train.counts + held.counts == everything.counts).all()
-    assert (held.counts >= (everything.counts >= 3)).all() and (train.counts[everything.counts > 0] > 0).all()
-    for user in range(len(counts)):
-        mine = slice(*train.offsets[user : user + 2])
-        kept = train.codes[mine]
-        assert (kept >= held.counts[user]).all()  # codes are places here: the first are held out
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=8), st.randoms(use_true_random=False))

@@ -322,7 +322,7 @@ def _our_columns(source: OpenedSource) -> list[str]:
 
 
 def _may_be_present(source: OpenedSource) -> Column:
-    """Build the filter of a table's events that may equal some of a source; any may where its dates are not known before they are parsed."""
+    """Build the filter of a table's events that may equal some of a source; any may where its dates are not known yet."""
     clock = source.clocks.get("event_ts")
     if clock is None:
         return events_in_span(None)
