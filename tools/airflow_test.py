@@ -10,7 +10,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from recsys_batch.tables.run_manifest import STEP_NAMES
 
@@ -36,11 +38,12 @@ from airflow.dag_processing.dagbag import DagBag
 bag = DagBag(sys.argv[1])
 assert not bag.import_errors, bag.import_errors
 dag = bag.dags["recsys_nightly"]
-assert [task.task_id for task in dag.topological_sort()] == json.loads(sys.argv[2])
+assert sorted(task.task_id for task in dag.topological_sort()) == sorted(json.loads(sys.argv[2]))
 for task in dag.tasks:
     assert task.retries == 3 and task.retry_delay == timedelta(minutes=5), task
     task.retry_delay = timedelta(seconds=0)
-run = dag.test(logical_date=datetime(2026, 3, 1, 2, tzinfo=timezone.utc))
+moment = datetime(2026, 3, 1, 2, tzinfo=timezone.utc)
+run = dag.test(run_after=moment, logical_date=None) if sys.argv[3] == "by hand" else dag.test(logical_date=moment)
 print("STATES " + json.dumps({ti.task_id: [str(ti.state), ti.try_number] for ti in run.get_task_instances()}))
 """
 
@@ -66,6 +69,14 @@ def main() -> int:
         if [[step, n] for step, n in found.items()] != expected:
             raise SystemExit(f"{name}: the calls were {found}, expected {expected}")
         print(f"{name}: {', '.join(f'{step} x{n}' if n > 1 else step for step, n in found.items())}", flush=True)
+    after = {"RECSYS_BATCH_AFTER": "report,digest,export-snapshot", "RECSYS_BATCH_REPORT_OPTIONS": "--out {run_date}.html"}
+    calls = run(python, {}, ("report", "digest", "export-snapshot"), "by hand", after)
+    conf, date = ["--conf", "conf/cluster.toml"], ["--run-date", "2026-03-01"]
+    expected_calls = [[step, *conf, *date] for step in STEP_NAMES]
+    expected_calls += [["digest", *conf, *date], ["export-snapshot", *conf], ["report", *conf, "--out", "2026-03-01.html"]]
+    if calls[: len(STEP_NAMES)] + sorted(calls[len(STEP_NAMES) :]) != expected_calls:
+        raise SystemExit(f"a night triggered by hand, and what follows it: called with {calls}")
+    print("a night triggered by hand has the date that it may run after; report, digest and export-snapshot follow it", flush=True)
     print("airflow test passed")
     return 0
 
@@ -83,7 +94,13 @@ def interpreter() -> Path:
     return python
 
 
-def run(python: Path, codes: dict[str, list[int]]) -> list[list[str]]:
+def run(
+    python: Path,
+    codes: dict[str, list[int]],
+    following: tuple[str, ...] = (),
+    how: str = "by schedule",
+    settings: Mapping[str, str] = MappingProxyType({}),
+) -> list[list[str]]:
     """The calls of one run of the DAG, in a fresh Airflow home."""
     with tempfile.TemporaryDirectory(prefix="airflow-test-") as name:
         folder = Path(name)
@@ -98,10 +115,11 @@ def run(python: Path, codes: dict[str, list[int]]) -> list[list[str]]:
             "RECSYS_BATCH": f"{sys.executable} {folder / 'stand_in.py'}",
             "CALLS": str(folder / "calls"),
             "CODES": json.dumps(codes),
+            **settings,
         }
         for command in (
             [str(python.parent / "airflow"), "db", "migrate"],
-            [str(python), "-c", _RUN, str(folder / "dags"), json.dumps(STEP_NAMES)],
+            [str(python), "-c", _RUN, str(folder / "dags"), json.dumps([*STEP_NAMES, *following]), how],
         ):
             done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
             if done.returncode and command[1] == "db":

@@ -1,29 +1,55 @@
-"""Airflow DAG of a night: a task per step, the run date from the logical date. For Airflow 3; put this file into the DAGs folder.
+"""Airflow DAG of a night: a task per step, and what follows a published night. For Airflow 3; put this file into the DAGs folder.
+
+The run date is that of the logical date; a run that was triggered by hand has none, and takes the date that it may run after.
 
 Environment of the workers: RECSYS_BATCH, the command (default "recsys-batch"; or a spark-submit of jobs/, with {step} where the
 step's name goes), and RECSYS_BATCH_CONF, the config file. A step that failed is tried again and goes on where it stopped. Exit code
 3 (a gate refused) and 2 (bad usage or config) are not tried again: the same command would say the same. Exit code 4 (inputs missing
 or stale, or another night of the date at work) is tried again.
+
+RECSYS_BATCH_AFTER names what follows publishing, a task each: any of export-snapshot,report,digest. Their further options, in which
+{run_date} is the night's, are in RECSYS_BATCH_EXPORT_SNAPSHOT_OPTIONS, RECSYS_BATCH_REPORT_OPTIONS (--out /reports/{run_date}.html)
+and RECSYS_BATCH_DIGEST_OPTIONS (--slots 5 --out /digests).
 """
 
 import os
 import shlex
 import subprocess
 from datetime import datetime, timedelta
+from typing import Any
 
 from airflow.sdk import DAG, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
 STEPS = ("embed", "index", "candidates", "score", "audit", "publish")
+FOLLOWING = ("export-snapshot", "report", "digest")
 NOT_TRIED_AGAIN = {2: "bad usage or config", 3: "a gate refused"}
 
 
 def command(step: str, run_date: str) -> list[str]:
-    """The command line of a step."""
+    """The command line of a step, or of what follows."""
     words = shlex.split(os.environ.get("RECSYS_BATCH", "recsys-batch"))
     named = [word.replace("{step}", step) for word in words]
-    options = ["--conf", os.environ.get("RECSYS_BATCH_CONF", "conf/cluster.toml"), "--run-date", run_date]
-    return [*named, *([] if named != words else [step]), *options]
+    options = ["--conf", os.environ.get("RECSYS_BATCH_CONF", "conf/cluster.toml")]
+    if step in STEPS or step == "digest":
+        options += ["--run-date", run_date]
+    own = os.environ.get(f"RECSYS_BATCH_{step.upper().replace('-', '_')}_OPTIONS", "") if step in FOLLOWING else ""
+    return [*named, *([] if named != words else [step]), *options, *shlex.split(own.replace("{run_date}", run_date))]
+
+
+def run_date_of(context: Any) -> str:
+    """The date of a run: Airflow 3 gives a run that was triggered now no logical date."""
+    moment = context.get("logical_date") or context["dag_run"].run_after
+    return str(moment.date().isoformat())
+
+
+def following() -> tuple[str, ...]:
+    """What follows publishing. Raises ValueError for a name that is none of ``FOLLOWING``: the DAG is then broken, and says why."""
+    names = tuple(name.strip() for name in os.environ.get("RECSYS_BATCH_AFTER", "").split(",") if name.strip())
+    unknown = [name for name in names if name not in FOLLOWING]
+    if unknown:
+        raise ValueError(f"RECSYS_BATCH_AFTER names {', '.join(unknown)}; what can follow is {', '.join(FOLLOWING)}")
+    return names
 
 
 def run_step(step: str, run_date: str) -> None:
@@ -49,13 +75,14 @@ with DAG(
     doc_md=__doc__,
 ) as dag:
     previous = None
-    for name in STEPS:
+    for name in (*STEPS, *following()):
 
         @task(task_id=name)
         def step(name: str = name) -> None:
-            run_step(name, get_current_context()["logical_date"].date().isoformat())
+            run_step(name, run_date_of(get_current_context()))
 
         current = step()
         if previous is not None:
             previous >> current
-        previous = current
+        if name in STEPS:
+            previous = current

@@ -1,6 +1,6 @@
 """Row groups of Parquet files to columns, file by file: files of one source may differ in columns and types."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +23,12 @@ def read_parquet_schema(task: FileTask, content: bytes | None = None) -> pa.Sche
     return schema
 
 
-def read_parquet_rows(task: FileTask, names: Sequence[str] | None, content: bytes | None = None) -> Iterator[RawRows]:
+def read_parquet_rows(task: FileTask, paths: Sequence[str], content: bytes | None = None, *, whole: bool = False) -> Iterator[RawRows]:
     """Read the rows of a file.
 
     Args:
-        names: columns to read, paths with dots into structs; None: all of them. A file that lacks one gives rows without it.
+        paths: columns to read, or paths with dots into structs. A file that lacks one gives rows without it.
+        whole: read all other columns, too.
 
     Raises SourceError where the file is damaged, or a text column holds bytes that are no UTF-8.
     """
@@ -35,12 +36,12 @@ def read_parquet_rows(task: FileTask, names: Sequence[str] | None, content: byte
     with open_bytes(task.file, content) as stream:
         file = _open(task, stream)
         present = [field.name for field in file.schema_arrow]
-        heads = present if names is None else [name for name in present if any(_is_under(name, path) for path in names)]
+        heads = [name for name in present if whole or any(_is_under(name, path) for path in paths)]
         start = 0
         try:
             for batch in file.iter_batches(batch_size=_ROWS, columns=heads, use_threads=False):
                 columns = {name: _checked(task, name, column) for name, column in zip(heads, batch.columns, strict=True)}
-                columns |= {path: value for path in names or () for value in [_nested(columns, path)] if value is not None}
+                columns |= nested_columns(columns, paths)
                 for name, value in partition.items():
                     columns[name] = pa.array([value] * len(batch), pa.string())
                 positions = np.arange(start, start + len(batch), dtype=np.int64)
@@ -99,9 +100,13 @@ def _checked(task: FileTask, name: str, column: pa.Array) -> pa.Array:
         ) from None
 
 
-def _nested(columns: dict[str, pa.Array], path: str) -> pa.Array | None:
-    if path in columns or "." not in path:
-        return columns.get(path)
+def nested_columns(columns: Mapping[str, pa.Array], paths: Sequence[str]) -> dict[str, pa.Array]:
+    """Take the values at paths with dots out of columns of structs and of lists of structs, as far as there are such columns."""
+    found = {path: _nested(columns, path) for path in paths if path not in columns and "." in path}
+    return {path: column for path, column in found.items() if column is not None}
+
+
+def _nested(columns: Mapping[str, pa.Array], path: str) -> pa.Array | None:
     for i, character in enumerate(path):
         if character == "." and path[:i] in columns:
             return _field_of(columns[path[:i]], path[i + 1 :])

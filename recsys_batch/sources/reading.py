@@ -73,7 +73,7 @@ def _read_format(task: FileTask, kind: str, how: SourceFormat, content: bytes | 
         return read_csv_rows(task, how, content)
     if how.kind == "jsonl":
         return read_json_rows(task, how, paths, explode=kind == "interactions", content=content)
-    return read_parquet_rows(task, paths if kind == "interactions" and not whole else None, content)
+    return read_parquet_rows(task, paths, content, whole=whole or kind != "interactions")
 
 
 def _transformed(rows: Iterator[RawRows], how: SourceFormat) -> Iterator[RawRows]:

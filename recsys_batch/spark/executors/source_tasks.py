@@ -10,9 +10,10 @@ import pyarrow as pa
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import IdTypes
 from recsys_batch.sources.file_tasks import FileTask, plain_location
+from recsys_batch.sources.parquet_rows import nested_columns, plain
 from recsys_batch.sources.raw_rows import RawRows
 from recsys_batch.sources.reading import keep_columns, read_rows, survey_task
-from recsys_batch.sources.source_format import SourceFormat
+from recsys_batch.sources.source_format import COLUMNS_OF_KIND, SourceFormat
 from recsys_batch.sources.survey import Survey, survey_rows
 from recsys_batch.sources.typed_rows import FILE, POSITION, ROW, ParseSettings, parse_rows, typed_schema
 from recsys_batch.spark.executors.functions import BatchFunction
@@ -61,10 +62,12 @@ def make_frame_surveyor(kind: str, how: SourceFormat) -> BatchFunction:
         whole = Survey()
         for batch in batches:
             try:
-                part = survey_rows(_frame_rows(batch), kind, how)
+                raw = _frame_rows(batch, kind, how)
+                part = survey_rows(raw, kind, how)
             except SourceError as error:
                 yield pa.RecordBatch.from_pylist([{"error": str(error)}], schema=SURVEY_SCHEMA)
                 return
+            part.files = {(tuple(raw.columns), ()): [0]}
             whole.add(part)
         yield pa.RecordBatch.from_pylist([{"survey": json.dumps(whole.to_json())}], schema=SURVEY_SCHEMA)
 
@@ -89,7 +92,7 @@ def make_frame_parser(settings: ParseSettings, file_number: int) -> BatchFunctio
     def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             if batch.num_rows:
-                raw = _frame_rows(batch)
+                raw = _frame_rows(batch, settings.kind, settings.how)
                 yield from _located(parse_rows(raw, settings), file_number, raw.positions, batch[ROW])
 
     return parse
@@ -131,7 +134,8 @@ def _located(rows: pa.Table, file_number: int, positions: np.ndarray, texts: pa.
     yield from rows.to_batches()
 
 
-def _frame_rows(batch: pa.RecordBatch) -> RawRows:
-    columns = {name: column for name, column in zip(batch.schema.names, batch.columns, strict=True) if name not in (ROW, POSITION)}
+def _frame_rows(batch: pa.RecordBatch, kind: str, how: SourceFormat) -> RawRows:
+    columns = {name: plain(column) for name, column in zip(batch.schema.names, batch.columns, strict=True) if name not in (ROW, POSITION)}
+    columns |= nested_columns(columns, [how.columns.get(ours, ours) for ours in COLUMNS_OF_KIND[kind]])
     positions = np.asarray(batch[POSITION]) if POSITION in batch.schema.names else np.arange(batch.num_rows)
     return RawRows(positions, columns, pa.nulls(batch.num_rows, pa.string()))

@@ -6,23 +6,24 @@ from dataclasses import dataclass, field
 from zipfile import BadZipFile
 
 import numpy as np
+import pyarrow as pa
 from delta.tables import DeltaTable
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from recsys_batch.errors import SourceError, UsageError
+from recsys_batch.errors import SourceError
 from recsys_batch.schemas import spark_ddl
 from recsys_batch.sources.column_mapping import check_columns
 from recsys_batch.sources.file_tasks import FileTask, SourceFile, list_members, pack_tasks, split_tasks
 from recsys_batch.sources.source_format import SourceFormat
 from recsys_batch.sources.survey import Survey, resolve_types
-from recsys_batch.sources.typed_rows import POSITION, ROW, ParseSettings
+from recsys_batch.sources.typed_rows import FILE, POSITION, ROW, ParseSettings
 from recsys_batch.spark.executors import source_tasks
 from recsys_batch.spark.executors.functions import BatchFunction
-from recsys_batch.spark.ingest.source_files import list_files, translate_spark_errors
+from recsys_batch.spark.ingest.source_files import is_readable, list_files, translate_spark_errors
 from recsys_batch.spark.tables import parse_identifier
-from recsys_batch.storage.filesystems import resolve
 
+_DRIVER_BYTES = 32 * 2**20
 _OPTIONS = {"interactions": "--columns", "items": "--item-columns", "users": "--user-columns"}
 
 
@@ -62,20 +63,22 @@ class OpenedSource:
 
         Raises SourceError where a file cannot be read, has no rows, lacks a column, or differs from others in a type.
         """
-        if self.frame is not None:
-            function, tasks = source_tasks.make_frame_surveyor(self.kind, self.how), self.frame
-            tasks = tasks.drop(ROW, POSITION)
-        else:
-            groups = self._groups()
-            function, tasks = source_tasks.make_surveyor(groups, self.kind, self.how), self._task_rows(groups)
         with translate_spark_errors(self.spark, self.path):
-            parts = tasks.mapInArrow(function, spark_ddl(source_tasks.SURVEY_SCHEMA)).collect()
-        errors = sorted((number or 0, error) for _, error, number in parts if error is not None)
+            if self.frame is not None:
+                function = source_tasks.make_frame_surveyor(self.kind, self.how)
+                parts = self.frame.drop(ROW, POSITION).mapInArrow(function, spark_ddl(source_tasks.SURVEY_SCHEMA)).toArrow()
+            else:
+                groups = self._groups()
+                parts = self._run(groups, source_tasks.make_surveyor(groups, self.kind, self.how), source_tasks.SURVEY_SCHEMA)
+        rows = parts.to_pylist()
+        errors = sorted((row[FILE] or 0, row["error"]) for row in rows if row["error"] is not None)
         if errors:
             raise SourceError(errors[0][1] if self.path.endswith(errors[0][1].split()[0]) else f"{self.path}: {errors[0][1]}")
-        for text, _, _ in parts:
-            self.survey.add(Survey.from_json(json.loads(text)))
-        columns = self.survey.columns if self.frame is None else [name for name in self.frame.columns if name not in (ROW, POSITION)]
+        for row in rows:
+            self.survey.add(Survey.from_json(json.loads(row["survey"])))
+        columns = self.survey.columns
+        if not columns and self.frame is not None:
+            columns = [name for name in self.frame.columns if name not in (ROW, POSITION)]
         if not columns:
             raise SourceError(f"{self.path} is empty: expected a header line with column names, found no line at all")
         check_columns(columns, self.path, self.kind, self.how.columns, _OPTIONS[self.kind])
@@ -90,7 +93,10 @@ class OpenedSource:
         if self.frame is not None:
             return self.frame.mapInArrow(source_tasks.make_frame_parser(settings, self.first_number), ddl)
         groups, present = self._groups(), tuple(self.survey.columns) if self.how.kind == "jsonl" else None
-        return self._task_rows(groups).mapInArrow(source_tasks.make_parser(groups, settings, present), ddl)
+        parse = source_tasks.make_parser(groups, settings, present)
+        if self._is_small(groups):
+            return self.spark.createDataFrame(self._run(groups, parse, source_tasks.located_schema(self.kind, settings.ids)))
+        return self._task_rows(groups).mapInArrow(parse, ddl)
 
     def spell_rows(self, numbers: Sequence[int], wanted: Mapping[int, np.ndarray] | None) -> DataFrame | None:
         """Read rows of the files with these numbers again, as JSON: ``_file``, ``_position``, ``_row``; None where it has none of them.
@@ -114,12 +120,23 @@ class OpenedSource:
         ]
         if not tasks:
             return source_tasks.TaskGroups([])
-        if _is_readable(tasks[0].file.location):
+        if is_readable(tasks[0].file.location):
             return source_tasks.TaskGroups(pack_tasks(tasks, self.spark.sparkContext.defaultParallelism))
         by_location: dict[str, list[FileTask]] = {}
         for task in tasks:
             by_location.setdefault(task.file.location, []).append(task)
         return source_tasks.TaskGroups([tasks], by_location)
+
+    def _is_small(self, groups: source_tasks.TaskGroups) -> bool:
+        """Whether the driver reads the files faster than executors begin to; compressed ones hold some eight times their bytes."""
+        return not groups.by_location and sum(file.n_bytes * (8 if file.compression else 1) for file in self.files) <= _DRIVER_BYTES
+
+    def _run(self, groups: source_tasks.TaskGroups, function: BatchFunction, schema: pa.Schema) -> pa.Table:
+        """Apply a function to all tasks, on the driver or on executors, and collect what it yields."""
+        if not self._is_small(groups):
+            return self._task_rows(groups).mapInArrow(function, spark_ddl(schema)).toArrow()
+        numbers = pa.record_batch([pa.array(range(len(groups.groups)))], names=["id"])
+        return pa.Table.from_batches(function(iter([numbers])), schema=schema)
 
     def _task_rows(self, groups: source_tasks.TaskGroups) -> DataFrame:
         """Make a partition per group, or, for a file system that executors' Python cannot open, read whole files by Spark."""
@@ -156,12 +173,3 @@ def _open_delta(spark: SparkSession, kind: str, path: str, how: SourceFormat, fi
         list_files(spark, path)
         raise SourceError(f"{path} is not a Delta table, it has no _delta_log: pass the --format that its files have")
     return open_frame(spark, kind, path, how, first_number, parse_identifier(spark, path))
-
-
-def _is_readable(location: str) -> bool:
-    """Whether executors' Python can open a location by itself."""
-    try:
-        resolve(location)
-    except UsageError:
-        return False
-    return True

@@ -34,7 +34,7 @@ ITEMS_DECLARED = "recsys_batch.items_declared"
 
 _ROWS_PER_FILE = 1_000_000
 _ROWS_PER_SHUFFLE_TASK = 500_000
-_SHUFFLE_PARTITIONS = "spark.sql.shuffle.partitions"
+_ROWS_WITHOUT_COMPILATION = 1_000_000
 
 
 def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> IngestSummary:
@@ -44,7 +44,7 @@ def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> I
     """
     opened = open_sources(spark, request)
     n_rows = sum(source.survey.n_rows for sources in opened.by_kind.values() for source in sources)
-    with _shuffle_partitions(spark, n_rows):
+    with _sized_for(spark, n_rows):
         run = _IngestRun(spark, config, request, opened)
         try:
             return run.run()
@@ -76,14 +76,23 @@ def _parse_sources(sources: Sequence[OpenedSource], ids: IdTypes, newest: dt.dat
 
 
 @contextmanager
-def _shuffle_partitions(spark: SparkSession, n_rows: int) -> Iterator[None]:
-    """Size shuffles by rows: Spark's 200 partitions make a small ingest wait for tasks that do nothing."""
-    before = spark.conf.get(_SHUFFLE_PARTITIONS)
-    spark.conf.set(_SHUFFLE_PARTITIONS, max(spark.sparkContext.defaultParallelism, -(-n_rows // _ROWS_PER_SHUFFLE_TASK)))
+def _sized_for(spark: SparkSession, n_rows: int) -> Iterator[None]:
+    """Set the session up for some number of rows.
+
+    Spark's 200 shuffle partitions make a small ingest wait for tasks that do nothing, and compiling its plans takes longer than running
+    them as they are.
+    """
+    settings = {"spark.sql.shuffle.partitions": str(max(spark.sparkContext.defaultParallelism, -(-n_rows // _ROWS_PER_SHUFFLE_TASK)))}
+    if n_rows <= _ROWS_WITHOUT_COMPILATION:
+        settings |= {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+    before = {name: spark.conf.get(name, None) for name in settings}
+    for name, value in settings.items():
+        spark.conf.set(name, value)
     try:
         yield
     finally:
-        spark.conf.set(_SHUFFLE_PARTITIONS, cast("str", before))
+        for name, earlier in before.items():
+            spark.conf.unset(name) if earlier is None else spark.conf.set(name, earlier)
 
 
 class _IngestRun:

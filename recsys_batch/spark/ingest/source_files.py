@@ -1,4 +1,4 @@
-"""Source files of every format, listed through Hadoop's file systems (local, HDFS, S3), and Spark's errors about them as one sentence."""
+"""Source files on any file system that Python or Hadoop reads, and Spark's errors about them as one sentence."""
 
 import re
 from collections.abc import Iterator
@@ -8,14 +8,10 @@ from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from recsys_batch.errors import SourceError
+from recsys_batch.errors import SourceError, UsageError
 from recsys_batch.sources.file_tasks import SourceFile, plain_location
-from recsys_batch.storage.filesystems import local_path
-
-_NO_PATH = "does not exist: expected a file, a folder of files or a glob"
-_NO_FILE = "holds no data file: names that begin with _ or a dot, and empty files, are not read"
-_GLOB = re.compile(r"[*?\[{]")
-_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*:/")
+from recsys_batch.sources.listing import NO_FILE, NO_PATH, list_source_files, listed_folder
+from recsys_batch.storage.filesystems import resolve
 
 
 def list_files(spark: SparkSession, path: str) -> list[SourceFile]:
@@ -23,12 +19,23 @@ def list_files(spark: SparkSession, path: str) -> list[SourceFile]:
 
     Raises SourceError where the path does not exist, cannot be opened or has no data file.
     """
+    if is_readable(path):
+        return list_source_files(path)
     with translate_spark_errors(spark, path):
         found = spark.read.format("binaryFile").option("recursiveFileLookup", True).load(path).select("path", "length").collect()
-    files = [SourceFile(plain_location(location), int(n_bytes), _listed_folder(path)) for location, n_bytes in found]
+    files = [SourceFile(plain_location(location), int(n_bytes), listed_folder(path)) for location, n_bytes in found]
     if not files:
-        raise SourceError(f"{path} {_NO_FILE}")
+        raise SourceError(f"{path} {NO_FILE}")
     return sorted(files, key=lambda file: file.location)
+
+
+def is_readable(location: str) -> bool:
+    """Whether Python can open a location by itself; other file systems are Hadoop's."""
+    try:
+        resolve(location)
+    except UsageError:
+        return False
+    return True
 
 
 @contextmanager
@@ -44,18 +51,12 @@ def translate_spark_errors(spark: SparkSession, path: str) -> Iterator[None]:
         context.setLogLevel("ERROR")
 
 
-def _listed_folder(path: str) -> str:
-    """Name the folder below which names like column=value are columns: the one before the first pattern of a glob."""
-    root = path if not _GLOB.search(path) else path[: _GLOB.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
-    return root.rstrip("/") if _SCHEME.match(root) and not root.startswith("file:") else local_path(root)
-
-
 def _as_source_error(error: PySparkException | Py4JJavaError, path: str) -> SourceError:
     text = str(error)
     if "[PATH_NOT_FOUND]" in text:
-        return SourceError(f"{path} {_NO_PATH}")
+        return SourceError(f"{path} {NO_PATH}")
     if "[UNABLE_TO_INFER_SCHEMA]" in text:
-        return SourceError(f"{path} {_NO_FILE}")
+        return SourceError(f"{path} {NO_FILE}")
     failed = re.search(r"while reading file (\S+?)\.?\s", text)
     file = plain_location(failed.group(1)) if failed else path
     cause = text.splitlines()[0]

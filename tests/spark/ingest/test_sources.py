@@ -14,7 +14,7 @@ from recsys_batch.errors import SourceError, UsageError
 from recsys_batch.schemas import IdTypes
 from recsys_batch.sources.source_format import SourceFormat
 from recsys_batch.sources.typed_rows import REASON, ParseSettings
-from recsys_batch.spark.ingest import opened_source
+from recsys_batch.spark.ingest import opened_source, source_files
 from recsys_batch.spark.ingest.sources import IngestRequest, open_sources
 
 ROWS = [("a", "x", 1.0), ("b", "y", 2.0)]
@@ -116,7 +116,8 @@ def test_parquet_and_delta_keep_their_types_and_rows(spark: SparkSession, tmp_pa
 def test_files_that_python_cannot_open_are_read_by_spark(spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path / "in" / "1 a.csv", TEXT[:29])
     put(tmp_path / "in" / "2.csv.gz", gzip.compress(b"user_id,item_id,weight\nb,y,2\n"))
-    monkeypatch.setattr(opened_source, "_is_readable", lambda location: False)
+    monkeypatch.setattr(opened_source, "is_readable", lambda location: False)
+    monkeypatch.setattr(source_files, "is_readable", lambda location: False)
     assert interactions(spark, str(tmp_path / "in")) == ROWS
 
 
