@@ -1,6 +1,6 @@
 """Ids of users and items as requests, logs and commands spell them: "7" and 7 name the same one, in whichever type the tables have it.
 
-Spark reads ids of whole columns by spark/ingest/parsing.py; whatever names one id after that comes through here.
+Ids of whole columns are parsed by sources/values.py; whatever names one id after that comes through here.
 """
 
 from recsys_batch.schemas import IdType
