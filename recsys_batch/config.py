@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from recsys_batch.errors import ConfigError
 
-SeenRule = str | dict[str, Any]
-"""Says when an item that a user has had may be listed again: "exclude" (never), "allow" (always), or {"after_days": N}."""
+SeenSetting = str | dict[str, Any]
+"""When an item that a user has had may be listed again: "exclude" (never), "allow" (always), {"after_days": N}; or these by segment."""
 _MAX_DAYS = 36_500
 
 
@@ -102,7 +102,7 @@ class Retrieval(Section):
         default_factory=dict,
         description="segment -> boolean SQL over columns of items: only these items for its users; 'all': for segments not named here",
     )
-    seen: SeenRule | dict[str, SeenRule] = Field(
+    seen: SeenSetting = Field(
         "exclude",
         description="items that a user has had: exclude, allow, or {after_days = N}, again N days after the newest event; "
         "or a table segment -> one of these, 'all': for segments not named here",

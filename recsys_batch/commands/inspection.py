@@ -102,7 +102,7 @@ def changes_command(
     later = published_run(warehouse, now)
     earlier = published_run(warehouse, before) if before else published_before(warehouse, later)
     if user_id is not None:
-        changes = diff_user(warehouse, user_id, earlier, later, n)
+        changes = diff_user(warehouse, user_id, earlier, later, n, config.retrieval.seen)
         print_json(asdict(changes)) if as_json else _print_user_changes(changes, n)
         return
     of_item = diff_item(warehouse, item_id, earlier, later)

@@ -3,17 +3,21 @@
 An item is seen where one of the user's events with it counts as seen. Nights, the audit, the stream, digests and evaluation all ask here.
 """
 
+from __future__ import annotations
+
 import datetime as dt
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.config import SeenRule
 from recsys_batch.schemas import ALL_SEGMENTS
+
+if TYPE_CHECKING:
+    from recsys_batch.config import SeenSetting
 
 _DAY_US = 86_400_000_000
 _ALWAYS, _NEVER = int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
@@ -72,16 +76,15 @@ class SeenPolicy:
         return limits[np.asarray(pc.fill_null(rules, -1).to_numpy(zero_copy_only=False), dtype=np.int64)]
 
 
-def make_seen_policy(setting: SeenRule | Mapping[str, SeenRule], run_date: dt.date) -> SeenPolicy:
+def make_seen_policy(setting: SeenSetting, run_date: dt.date) -> SeenPolicy:
     """Resolve ``retrieval.seen`` for the night of a date; ``after_days`` counts back from the end of that date, UTC."""
     midnight = dt.datetime.combine(run_date + dt.timedelta(days=1), dt.time(), dt.UTC)
     end_us = round(midnight.timestamp()) * 1_000_000
-    is_for_everybody = isinstance(setting, str) or "after_days" in setting
-    rules = {ALL_SEGMENTS: setting} if is_for_everybody else {ALL_SEGMENTS: "exclude", **cast("Mapping[str, SeenRule]", setting)}
+    rules = {ALL_SEGMENTS: setting} if isinstance(setting, str) or "after_days" in setting else {ALL_SEGMENTS: "exclude", **setting}
     return SeenPolicy({segment: _find_limit(rule, end_us) for segment, rule in rules.items()})
 
 
-def _find_limit(rule: Any, end_us: int) -> int:
+def _find_limit(rule: SeenSetting, end_us: int) -> int:
     if isinstance(rule, str):
         return _ALWAYS if rule == "exclude" else _NEVER
     return end_us - int(rule["after_days"]) * _DAY_US

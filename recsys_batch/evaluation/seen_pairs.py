@@ -20,10 +20,10 @@ class SeenPairs:
     item_ids: pa.ChunkedArray
 
 
-def read_seen_pairs(warehouse: str, run: Run, users: pa.Array, policy: SeenPolicy) -> SeenPairs:
-    """Read what ``users`` had seen by the interactions that a run read."""
+def read_seen_pairs(warehouse: str, run: Run, users: pa.Array, policy: SeenPolicy, where: pc.Expression | None = None) -> SeenPairs:
+    """Read what ``users`` had seen by the interactions that a run read; ``where`` has to hold for all of theirs."""
     version, times = run.input_versions["interactions"], ["event_ts"] if policy.needs_times else []
-    events = read_table(warehouse, "interactions", columns=["user_id", "item_id", *times], version=version)
+    events = read_table(warehouse, "interactions", columns=["user_id", "item_id", *times], where=where, version=version)
     owner = flat_positions(events["user_id"], users)
     is_seen = owner >= 0
     if not policy.excludes_all:
