@@ -71,9 +71,9 @@ class SeenPolicy:
 
     def _limits_of(self, segments: pa.Array) -> np.ndarray:
         """Look up the limit of each user's segment: int64 [n_users]."""
-        limits = np.array([*self.limits_us.values(), self.limits_us[ALL_SEGMENTS]], dtype=np.int64)
-        rules = pc.index_in(segments, value_set=pa.array(list(self.limits_us), pa.string()))
-        return limits[np.asarray(pc.fill_null(rules, -1).to_numpy(zero_copy_only=False), dtype=np.int64)]
+        names, limits = list(self.limits_us), np.array(list(self.limits_us.values()), dtype=np.int64)
+        rules = pc.fill_null(pc.index_in(segments, value_set=pa.array(names, pa.string())), names.index(ALL_SEGMENTS))
+        return limits[np.asarray(rules.to_numpy(zero_copy_only=False), dtype=np.int64)]
 
 
 def make_seen_policy(setting: SeenSetting, run_date: dt.date) -> SeenPolicy:
