@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from recsys_batch.config import SeenSetting
 from recsys_batch.dataset.seen_policy import make_seen_policy
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.evaluation.seen_pairs import read_seen_pairs
+from recsys_batch.evaluation.seen_pairs import SeenPairs, read_seen_pairs
 from recsys_batch.ids import parse_id
 from recsys_batch.read import column_type, read_table, run_slice
 from recsys_batch.tables.run_manifest import Run
@@ -69,14 +69,15 @@ def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int, seen_
     user = as_id(warehouse, "user_id", user_id)
     lists = [_read_ranks(warehouse, run, user) for run in (before, now)]
     candidates = [_read_candidate_ranks(warehouse, run, user) for run in (before, now)]
-    n_events = [len(_read_event_items(warehouse, run, pc.field("user_id") == user)) for run in (before, now)]
-    seen = [_read_seen_items(warehouse, run, user, seen_setting) for run in (before, now)]
+    pairs = [_read_seen_pairs(warehouse, run, user, seen_setting) for run in (before, now)]
+    seen = [set(one.item_ids.to_pylist()) for one in pairs]
     tops = [[item for item, rank in ranks.items() if rank <= n] for ranks in lists]
     came = [item for item in tops[1] if item not in set(tops[0])]
     went = [item for item in tops[0] if item not in set(tops[1])]
     items = [_read_items(warehouse, run, [*came, *went]) for run in (before, now)]
     title = {item: (items[1].get(item) or items[0].get(item) or (str(item), True))[0] for item in (*came, *went)}
-    models, n_new_events, n_kept = (before.model_version, now.model_version), n_events[1] - n_events[0], len(set(tops[0]) & set(tops[1]))
+    models, n_kept = (before.model_version, now.model_version), len(set(tops[0]) & set(tops[1]))
+    n_new_events = pairs[1].n_events - pairs[0].n_events
     cause = _describe_cause(n_new_events, models)
     reasons = {i: _explain_entered(i, lists, candidates, items, seen, cause) for i in came}
     entered = [ItemChange(i, title[i], lists[0].get(i), lists[1][i], reasons[i]) for i in came]
@@ -131,10 +132,10 @@ def _read_event_items(warehouse: str, run: Run, condition: pc.Expression) -> lis
     return list(read_table(warehouse, "interactions", columns=["item_id"], where=condition, version=version)["item_id"].to_pylist())
 
 
-def _read_seen_items(warehouse: str, run: Run, user: Any, setting: SeenSetting) -> set[Any]:
-    """Read the items that a run could not list for a user who had seen them."""
+def _read_seen_pairs(warehouse: str, run: Run, user: Any, setting: SeenSetting) -> SeenPairs:
+    """Read what a run could not list for a user who had seen it."""
     where, users = pc.field("user_id") == user, pa.array([user], column_type(warehouse, "topk", "user_id"))
-    return set(read_seen_pairs(warehouse, run, users, make_seen_policy(setting, run.run_date), where).item_ids.to_pylist())
+    return read_seen_pairs(warehouse, run, users, make_seen_policy(setting, run.run_date), where)
 
 
 def _read_items(warehouse: str, run: Run, items: list[Any]) -> dict[Any, tuple[str, bool]]:

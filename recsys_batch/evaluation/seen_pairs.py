@@ -14,10 +14,16 @@ from recsys_batch.tables.run_manifest import Run
 
 @dataclass(frozen=True)
 class SeenPairs:
-    """Pairs of users and items that they had seen; ``owner``: int64 [n], places of users; ``item_ids``: [n]. May repeat."""
+    """Pairs of users and items that they had seen; may repeat.
+
+    Attributes:
+        owner: int64 [n], places of users. item_ids: [n].
+        n_events: of these users, whether they count as seen or not.
+    """
 
     owner: np.ndarray
     item_ids: pa.ChunkedArray
+    n_events: int
 
 
 def read_seen_pairs(warehouse: str, run: Run, users: pa.Array, policy: SeenPolicy, where: pc.Expression | None = None) -> SeenPairs:
@@ -26,10 +32,11 @@ def read_seen_pairs(warehouse: str, run: Run, users: pa.Array, policy: SeenPolic
     events = read_table(warehouse, "interactions", columns=["user_id", "item_id", *times], where=where, version=version)
     owner = flat_positions(events["user_id"], users)
     is_seen = owner >= 0
+    n_events = int(np.count_nonzero(is_seen))
     if not policy.excludes_all:
         event_us = pc.cast(pc.cast(events["event_ts"], pa.timestamp("us", "UTC")), pa.int64()).filter(pa.array(is_seen)) if times else None
         is_seen[is_seen] = policy.mark_seen(_read_segments(warehouse, run, users, policy), owner[is_seen], event_us)
-    return SeenPairs(owner[is_seen], events["item_id"].filter(pa.array(is_seen)))
+    return SeenPairs(owner[is_seen], events["item_id"].filter(pa.array(is_seen)), n_events)
 
 
 def _read_segments(warehouse: str, run: Run, users: pa.Array, policy: SeenPolicy) -> pa.Array:

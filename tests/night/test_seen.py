@@ -76,6 +76,7 @@ EDGES: list[Event] = [
     ("u001", 840, BOUNDARY + dt.timedelta(days=9)),  # the newest counts
     ("u002", 810, BOUNDARY),
     ("quiet", 820, None),
+    *((f"u{n:03d}", 890, BOUNDARY + dt.timedelta(days=1)) for n in (3, 5, 7, 9, 11, 13, 15)),  # the last moment that the next night frees
 ]
 
 
@@ -165,13 +166,12 @@ def test_an_incremental_night_gives_back_what_the_days_between_have_freed(nights
     assert (run.status, run.metrics["incremental"]) == ("PUBLISHED", 1.0)
     for table in OUTPUTS:
         assert rows_of(config, run.run_id, table) == rows_of(full_config, full.run_id, table), table
-    freed = {
-        row["user_id"]
-        for row in market.interactions.to_pylist()
-        if segments_of(market).get(row["user_id"]) == "odd" and BOUNDARY < row["event_ts"] <= BOUNDARY + dt.timedelta(days=1)
-    }
-    # u001 had one a microsecond behind the boundary; returner has no embedding.
-    assert run.metrics["incremental.users_changed"] == len(freed | {"u001", "returner"}) > 5
+    events = [*((row["user_id"], row["event_ts"]) for row in market.interactions.to_pylist()), *((user, when) for user, _, when in EDGES)]
+    segment, until = segments_of(market), BOUNDARY + dt.timedelta(days=1)
+    freed = {user for user, when in events if segment.get(user) == "odd" and when is not None and BOUNDARY < when <= until}
+    assert len({user for user, when in events if when == until} - {user for user, when in events if when and BOUNDARY < when < until}) > 0
+    # returner has no embedding
+    assert run.metrics["incremental.users_changed"] == len(freed | {"returner"}) > 5
 
 
 def test_a_new_item_goes_into_carried_lists_where_it_may_come_again(spark: SparkSession, nights: Any) -> None:
