@@ -10,6 +10,7 @@ the tuning did not see, against all products in float64.
 """
 
 import argparse
+import datetime as dt
 import os
 import shutil
 import tempfile
@@ -29,6 +30,7 @@ from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.tuning import Tuning, TuningSample, tune
 from recsys_batch.config import Config, load_config
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
+from recsys_batch.dataset.seen_policy import make_seen_policy
 from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
@@ -105,6 +107,7 @@ class Bench:
             overfetch=self.tuning.overfetch,
             n_candidates=self.k,
             popular={"all": none},
+            seen=make_seen_policy("exclude", dt.date(2026, 3, 1)),
             cache=NodeCache(str(self.folder / "cache")),
         )
         users = self.spark.read.parquet(str(self.folder / "users.parquet")).where(F.col("user_id") < n_users).repartition(self.n_tasks)

@@ -20,6 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from recsys_batch.errors import ConfigError
 
+SeenSetting = str | dict[str, Any]
+"""When an item that a user has had may be listed again: "exclude" (never), "allow" (always), {"after_days": N}; or these by segment."""
+_MAX_DAYS = 36_500
+
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,6 +78,17 @@ class Training(Section):
     validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="newest share of each user's positives kept for validation")
 
 
+def _check_seen_rule(key: str, rule: Any) -> None:
+    """Raise ValueError where ``rule`` is no rule for seen items."""
+    if rule in ("exclude", "allow"):
+        return
+    days = rule.get("after_days") if isinstance(rule, dict) and len(rule) == 1 else None
+    if type(days) is not int:
+        raise ValueError(f'{key} is {rule!r}: expected "exclude", "allow" or {{after_days = N}}, N a whole number of days')
+    if not 0 <= days <= _MAX_DAYS:
+        raise ValueError(f"{key} has after_days = {days}: expected 0 to {_MAX_DAYS:,} days")
+
+
 class Retrieval(Section):
     mode: Literal["exact", "ivf", "sharded", "auto"] = Field("auto", description="how candidates are searched; auto: by size, and says why")
     metric: Literal["ip", "cosine"] = "ip"
@@ -91,6 +106,25 @@ class Retrieval(Section):
         default_factory=dict,
         description="segment -> boolean SQL over columns of items: only these items for its users; 'all': for segments not named here",
     )
+    seen: SeenSetting = Field(
+        "exclude",
+        description="items that a user has had: exclude, allow, or {after_days = N}, again N days after the newest event; "
+        "or a table segment -> one of these, 'all': for segments not named here",
+    )
+
+    @field_validator("seen", mode="before")
+    @classmethod
+    def _check_seen(cls, seen: Any) -> Any:
+        if not isinstance(seen, dict) or list(seen) == ["after_days"]:
+            _check_seen_rule("it", seen)
+        elif not seen:
+            raise ValueError('the table names no segment: write "exclude", or a rule for each segment')
+        elif "after_days" in seen:
+            raise ValueError("after_days stands beside segments: write all = {after_days = N}; no segment can be called after_days")
+        else:
+            for segment, rule in seen.items():
+                _check_seen_rule(f"the rule for {segment}", rule)
+        return seen
 
     @model_validator(mode="after")
     def _check_storage(self) -> Retrieval:
@@ -287,6 +321,8 @@ class Config(Section):
         night = self.model_dump(
             include={"data": {"min_weight"}, "retrieval": True, "scoring": True, "rules": True, "tables": {"popular_items"}}, mode="json"
         )
+        if self.retrieval.seen == "exclude":
+            del night["retrieval"]["seen"]  # as releases without the setting: an upgrade alone makes no full night
         return hashlib.sha256(json.dumps(night, sort_keys=True).encode()).hexdigest()[:12]
 
 

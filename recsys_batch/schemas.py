@@ -252,7 +252,7 @@ _SPECS = (
     ),
     TableSpec(
         "candidates",
-        "retrieved items per user, best first: unseen and available only",
+        "retrieved items per user, best first: available only, and unseen unless retrieval.seen lets them come again",
         (
             _RUN_ID,
             _user_id(),
@@ -270,7 +270,7 @@ _SPECS = (
             Column(
                 "reason",
                 pa.string(),
-                "catalogue_exhausted: every other available item was already seen; "
+                "catalogue_exhausted: every other available item was already seen and may not come again; "
                 "eligible_exhausted: every other that the segment's rule allows; rules: of the candidates the rules left so few",
             ),
         ),

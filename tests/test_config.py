@@ -60,6 +60,51 @@ def test_the_hash_follows_settings_that_change_rows_and_no_others() -> None:
     assert load_config(None, ["scoring.top_k=3"]).config_hash() != base
 
 
+def test_the_hash_is_that_of_earlier_releases_until_seen_items_may_come_again() -> None:
+    assert load_config(None).config_hash() == load_config(None, ["retrieval.seen=exclude"]).config_hash() == "c153807d54b5"
+    others = ["retrieval.seen=allow", "retrieval.seen={after_days = 7}", "retrieval.seen={after_days = 8}", "retrieval.seen.x=allow"]
+    assert len({load_config(None, [other]).config_hash() for other in others} | {"c153807d54b5"}) == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "seen"),
+    [
+        ("allow", "allow"),
+        ("{after_days = 0}", {"after_days": 0}),
+        (
+            '{all = "exclude", grocery = "allow", music = {after_days = 7}}',
+            {"all": "exclude", "grocery": "allow", "music": {"after_days": 7}},
+        ),
+    ],
+)
+def test_seen_items_have_one_rule_or_one_by_segment(value: str, seen: object) -> None:
+    assert load_config(None, [f"retrieval.seen={value}"]).retrieval.seen == seen
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("never", ["retrieval.seen", "it is 'never'", '"exclude", "allow" or {after_days = N}']),
+        ("14", ["it is 14", "{after_days = N}"]),
+        ("{}", ["names no segment"]),
+        ("{after_days = -1}", ["after_days = -1", "0 to 36,500 days"]),
+        ("{after_days = 1.5}", ["{'after_days': 1.5}", "whole number of days"]),
+        ("{after_days = true}", ["whole number of days"]),
+        ('{after_days = "allow"}', ["whole number of days"]),
+        ('{after_days = 7, music = "allow"}', ["after_days stands beside segments", "all = {after_days = N}"]),
+        ('{music = "alow"}', ["the rule for music is 'alow'"]),
+        ("{music = {days = 7}}", ["the rule for music is {'days': 7}"]),
+        ("{music = {after_days = -2}}", ["the rule for music has after_days = -2"]),
+        ('{music = {after_days = 1, books = "allow"}}', ["the rule for music is"]),
+    ],
+)
+def test_a_rule_for_seen_items_that_is_none_is_named_with_what_is_expected(value: str, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [f"retrieval.seen={value}"])
+    for word in words:
+        assert word in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [

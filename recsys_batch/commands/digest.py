@@ -63,6 +63,7 @@ def digest_command(
     dry_run: bool,
     as_json: bool,
 ) -> None:
+    from recsys_batch.dataset.seen_policy import make_seen_policy
     from recsys_batch.digest.builder import make_digest
     from recsys_batch.digest.slot_choosers import DigestRequest
     from recsys_batch.storage.node_cache import NodeCache
@@ -78,6 +79,7 @@ def digest_command(
         form=form,  # type: ignore[arg-type]
         repeat_days=config.digest.repeat_days,
         max_age=dt.timedelta(hours=config.digest.max_age_hours),
+        seen=make_seen_policy(config.retrieval.seen, run_date),
         digest_id=name,
     )
     with progress_bar("digest", quiet=as_json) as progress:

@@ -56,6 +56,7 @@ def evaluate_command(
     as_json: bool,
     **source: Any,
 ) -> None:
+    from recsys_batch.dataset.seen_policy import make_seen_policy
     from recsys_batch.evaluation.evaluate import evaluate_run, read_holdout_truth
     from recsys_batch.read import published_run
 
@@ -70,7 +71,8 @@ def evaluate_command(
         interactions, origin = read_holdout_truth(warehouse, run)
     else:
         interactions, origin = read_truth(config, truth, source), truth
-    result = evaluate_run(warehouse, run, interactions, origin, ks, config.data.min_weight)
+    policy = make_seen_policy(config.retrieval.seen, run.run_date)
+    result = evaluate_run(warehouse, run, interactions, origin, ks, config.data.min_weight, policy)
     print_json(asdict(result)) if as_json else _print_evaluation(result)
 
 
@@ -101,7 +103,7 @@ def changes_command(
     later = published_run(warehouse, now)
     earlier = published_run(warehouse, before) if before else published_before(warehouse, later)
     if user_id is not None:
-        changes = diff_user(warehouse, user_id, earlier, later, n)
+        changes = diff_user(warehouse, user_id, earlier, later, n, config.retrieval.seen)
         print_json(asdict(changes)) if as_json else _print_user_changes(changes, n)
         return
     of_item = diff_item(warehouse, item_id, earlier, later)
@@ -133,8 +135,10 @@ def _print_evaluation(result: Evaluation) -> None:
         (name, f"{value:.4f}", f"{popular:.4f}", f"{value / popular:.2f}x" if popular else "")
         for (name, value), popular in zip(result.model.items(), (result.popularity[name] for name in result.model), strict=True)
     ]
-    left_out = f"; {format_count(result.n_users_without_list)} users without a list left out" if result.n_users_without_list else ""
-    note = f"{format_count(result.n_users)} users, {format_count(result.n_relevant)} relevant items{left_out}"
+    left_out = [f"{format_count(result.n_seen)} relevant items that users had seen before"] if result.n_seen else []
+    left_out += [f"{format_count(result.n_users_without_list)} users without a list"] if result.n_users_without_list else []
+    counts = f"{format_count(result.n_users)} users, {format_count(result.n_relevant)} relevant items"
+    note = f"{counts}; left out: {', '.join(left_out)}" if left_out else counts
     print_table(f"run {result.run_id} against {result.truth}", ("metric", "model", "popularity", "ratio"), rows, note=note)
 
 

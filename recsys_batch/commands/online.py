@@ -40,7 +40,8 @@ def export_snapshot_command(config: Config, run_id: str | None, out: Path | None
 
     online, began = config.online, time.monotonic()
     folder = out or Path(online.snapshots)
-    run = open_published_run(config.paths.warehouse, NodeCache.from_paths(config.paths), run_id, config.retrieval.metric)
+    retrieval, cache = config.retrieval, NodeCache.from_paths(config.paths)
+    run = open_published_run(config.paths.warehouse, cache, run_id, retrieval.metric, retrieval.seen)
     store = functools.partial(_fill_redis, config) if online.store == "redis" else None
     done = export_snapshot(run, folder, store, n_samples=online.samples, activate=activate, keep=online.keep)
     name, written = done.snapshot_id, done.written

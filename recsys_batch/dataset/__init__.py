@@ -1,6 +1,7 @@
 """Data of items and users for nights and requests, as numpy and Arrow: catalogue, histories, popularity, gathered events.
 
 catalogue         everything about a night's items, memory-mapped and shared by the workers of a node
+seen_policy       which of a user's events keep an item out of that user's lists
 user_events       users, their events and registered vectors by ranges of user_id
 histories         each user's newest positive items
 popularity        users per item and segment, and the popular lists that follow

@@ -81,6 +81,8 @@ class SlotBlock:
             segment = self.segments[owner]
             if popular:
                 reasons.append(f"popular in {segment}" if segment and code in in_segment.get(segment, ()) else "popular now")
+            elif self.because[slot] == code:
+                reasons.append("you liked it before")
             elif self.because[slot] >= 0:
                 reasons.append(f"because you liked {titles[slot] or ids[slot]}")
             else:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from recsys_batch.dataset.catalogue import Catalogue
+from recsys_batch.dataset.seen_policy import SeenPolicy
 from recsys_batch.digest.output import OutputFormat
 from recsys_batch.digest.sent_log import SentLog
 from recsys_batch.digest.slot_selection import NO_ITEMS, ChosenSlots, PopularItems, choose_slots, fill_slots
@@ -30,6 +31,7 @@ class DigestRequest:
         out: the file; form: jsonl or parquet.
         repeat_days: an item that a digest sent to a user in these days before is not sent to them again.
         max_age: of the run, since it began.
+        seen: which of a user's events keep an item out, by the night's ``retrieval.seen``.
         digest_id: its name in the log; the same call of the same date has the same.
     """
 
@@ -41,6 +43,7 @@ class DigestRequest:
     form: OutputFormat
     repeat_days: int
     max_age: dt.timedelta
+    seen: SeenPolicy
     digest_id: str
 
 
@@ -78,6 +81,13 @@ class UserLists:
         is_known = (owner >= 0) & (codes >= 0)
         return np.asarray(owner[is_known] * len(catalogue) + codes[is_known])
 
+    def seen_events(self, policy: SeenPolicy) -> pa.Table:
+        """Select the events that count as seen."""
+        if policy.excludes_all or not self.events.num_rows:
+            return self.events
+        owner = flat_positions(self.events["user_id"], self.users)
+        return self.events.filter(pa.array(policy.mark_seen(pa.array(self.segments, pa.string()), owner, self.events["event_us"])))
+
 
 SlotChooser = Callable[[UserLists, DigestRun], ChosenSlots]
 """Chooses the slots of a range's users."""
@@ -96,7 +106,7 @@ class FreshChooser:
             since = request.run_date - dt.timedelta(days=request.repeat_days)
             sent = user_lists.pair_keys(self.log.read_since(since, request.digest_id, user_lists.bounds), run.catalogue)
         chosen = choose_slots(user_lists.lists, len(user_lists.users), request.slots, run.sendable, sent)
-        barred = np.concatenate([sent, user_lists.pair_keys(user_lists.events, run.catalogue)])
+        barred = np.concatenate([sent, user_lists.pair_keys(user_lists.seen_events(request.seen), run.catalogue)])
         return fill_slots(chosen, user_lists.segments, request.slots, run.popular, run.sendable, barred)
 
 

@@ -2,6 +2,7 @@
 
 metrics              recall, NDCG, hit rate, MRR, coverage, novelty and popularity share of top-K lists
 evaluate             a published run against later interactions, beside plain popularity
+seen_pairs           what users had before a run, and its lists could not hold
 exposure_evaluation  what was shown online against later interactions
 exposure_metrics     which showings are hits, and metrics of answers and places
 off_policy           value of an order that was not shown, by SNIPS on explored places

@@ -7,8 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_batch.dataset.seen_policy import SeenPolicy
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.evaluation.metrics import evaluate_lists
+from recsys_batch.evaluation.seen_pairs import SeenPairs, read_seen_pairs
 from recsys_batch.read import has_table, read_table, run_slice
 from recsys_batch.tables.list_columns import flat_positions, sorted_ids
 from recsys_batch.tables.run_manifest import Run
@@ -21,6 +23,8 @@ class Evaluation:
     Attributes:
         n_users: users with a list and at least one relevant item: what the metrics average over.
         n_users_without_list: users of the truth that the run did not know; left out of the averages.
+        n_relevant: relevant items of these users, that a list can hold.
+        n_seen: relevant items that the users had before and no list may hold, by ``retrieval.seen``; left out.
         model, popularity: metric name -> value, for the published lists and for popularity with seen items left out.
     """
 
@@ -30,6 +34,7 @@ class Evaluation:
     n_users: int
     n_users_without_list: int
     n_relevant: int
+    n_seen: int
     model: dict[str, float]
     popularity: dict[str, float]
 
@@ -54,17 +59,20 @@ def read_holdout_truth(warehouse: str, run: Run) -> tuple[pa.Table, str]:
     return later.select(["user_id", "item_id", "weight"]), f"interactions that arrived after run {run.run_id} began"
 
 
-def evaluate_run(warehouse: str, run: Run, truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float) -> Evaluation:
+def evaluate_run(
+    warehouse: str, run: Run, truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float, policy: SeenPolicy
+) -> Evaluation:
     """Compute the metrics of a published run's topk at each k.
 
     Args:
         run: manifest row of the run.
-        truth: user_id, item_id, weight; an item is relevant when one of its rows has weight > min_weight.
+        truth: user_id, item_id, weight; an item is relevant when one of its rows has weight > min_weight, and the user had not seen it.
         origin: where the truth comes from, in words.
         ks: list lengths; a list shorter than k counts as it is.
+        policy: which of a user's events before the run kept an item out of the list.
 
     Raises:
-        InputMissing: no user of the truth has a list.
+        InputMissing: no user of the truth has a list, or all that is relevant had been seen.
         UsageError: a k that no list reaches.
     """
     topk = run_slice(warehouse, "topk", run, columns=["user_id", "rank", "item_id"])
@@ -81,17 +89,21 @@ def evaluate_run(warehouse: str, run: Run, truth: pa.Table, origin: str, ks: Seq
         raise InputMissing(f"no user of {origin} has a list in run {run.run_id}: are the user ids of the same kind?")
     order = np.argsort(row[has_list], kind="stable")
     truth, row = truth.filter(pa.array(has_list)).take(pa.array(order)), row[has_list][order]
-    truth_offsets = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int64)
 
-    catalogue = _load_catalogue(warehouse, run, truth["item_id"], min_weight)
+    catalogue, seen = _load_catalogue(warehouse, run, truth["item_id"], min_weight), read_seen_pairs(warehouse, run, users, policy)
+    truth_codes, n_items = flat_positions(truth["item_id"], catalogue.item_ids), len(catalogue.item_ids)
+    is_new = ~np.isin(row * n_items + truth_codes, _pair_keys(seen, catalogue.item_ids))
+    if not is_new.any():
+        raise InputMissing(f"users had seen all {len(row)} relevant items of {origin} before run {run.run_id}: no list may hold one")
+    n_seen, row, truth_codes = int(np.count_nonzero(~is_new)), row[is_new], truth_codes[is_new]
+    truth_offsets = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int64)
     lists = _codes_by_rank(topk, users, catalogue.item_ids)
-    popular = _make_popularity_lists(warehouse, run, users, catalogue, lists.shape[1])
-    truth_codes = flat_positions(truth["item_id"], catalogue.item_ids)
+    popular = _make_popularity_lists(len(users), seen, catalogue, lists.shape[1])
     model, popularity = (
         evaluate_lists(ranked, truth_offsets, truth_codes, catalogue.counts, ks, available=catalogue.available)
         for ranked in (lists, popular)
     )
-    return Evaluation(run.run_id, run.model_version, origin, len(np.unique(row)), without_list, len(row), model, popularity)
+    return Evaluation(run.run_id, run.model_version, origin, len(np.unique(row)), without_list, len(row), n_seen, model, popularity)
 
 
 @dataclass(frozen=True)
@@ -114,19 +126,23 @@ def _load_catalogue(warehouse: str, run: Run, truth_items: pa.ChunkedArray, min_
     return _Catalogue(item_ids, available, np.bincount(liked_codes[liked_codes >= 0], minlength=len(item_ids)).astype(np.int64))
 
 
-def _make_popularity_lists(warehouse: str, run: Run, users: pa.Array, catalogue: _Catalogue, k: int) -> np.ndarray:
+def _pair_keys(seen: SeenPairs, item_ids: pa.Array) -> np.ndarray:
+    """Encode pairs as int64 owner * n_items + position of the item; those of items that are not among ``item_ids`` are left out."""
+    codes = flat_positions(seen.item_ids, item_ids)
+    return np.asarray(seen.owner[codes >= 0] * len(item_ids) + codes[codes >= 0])
+
+
+def _make_popularity_lists(n_users: int, seen: SeenPairs, catalogue: _Catalogue, k: int) -> np.ndarray:
     """Make each user's popularity list: int64 [n_users, k] available items not seen yet, ties by item_id; -1 behind the end."""
-    version = run.input_versions["interactions"]
-    seen = read_table(warehouse, "interactions", columns=["user_id", "item_id"], version=version)
     order = np.lexsort((np.arange(len(catalogue.counts)), -catalogue.counts))
     order = order[catalogue.available[order]]
     place_of_code = np.full(len(catalogue.counts) + 1, len(order), dtype=np.int64)  # the extra last entry answers code -1
     place_of_code[order] = np.arange(len(order))
-    row, places = flat_positions(seen["user_id"], users), place_of_code[flat_positions(seen["item_id"], catalogue.item_ids)]
-    by_user = np.argsort(row, kind="stable")
-    bounds = np.searchsorted(row[by_user], np.arange(len(users) + 1))
-    lists = np.full((len(users), k), -1, dtype=np.int64)
-    for user in range(len(users)):
+    places = place_of_code[flat_positions(seen.item_ids, catalogue.item_ids)]
+    by_user = np.argsort(seen.owner, kind="stable")
+    bounds = np.searchsorted(seen.owner[by_user], np.arange(n_users + 1))
+    lists = np.full((n_users, k), -1, dtype=np.int64)
+    for user in range(n_users):
         seen_places = places[by_user[bounds[user] : bounds[user + 1]]]
         # The first k unseen are among the first k + len(seen_places) of the common order.
         unseen = np.ones(min(k + len(seen_places), len(order)), dtype=bool)

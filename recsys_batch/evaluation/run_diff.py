@@ -7,7 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_batch.config import SeenSetting
+from recsys_batch.dataset.seen_policy import make_seen_policy
 from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.evaluation.seen_pairs import SeenPairs, read_seen_pairs
 from recsys_batch.ids import parse_id
 from recsys_batch.read import column_type, read_table, run_slice
 from recsys_batch.tables.run_manifest import Run
@@ -58,23 +61,26 @@ class ItemChanges:
     n_new_events: int
 
 
-def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int) -> UserChanges:
-    """Compare a user's top ``n`` of the run ``now`` with that of ``before``.
+def diff_user(warehouse: str, user_id: Any, before: Run, now: Run, n: int, seen_setting: SeenSetting) -> UserChanges:
+    """Compare a user's top ``n`` of the run ``now`` with that of ``before``; ``seen_setting``: ``retrieval.seen`` of both.
 
     Raises InputMissing where the user has no list in one of them, UsageError where it is not an id of the tables' type.
     """
     user = as_id(warehouse, "user_id", user_id)
     lists = [_read_ranks(warehouse, run, user) for run in (before, now)]
     candidates = [_read_candidate_ranks(warehouse, run, user) for run in (before, now)]
-    seen = [_read_event_items(warehouse, run, pc.field("user_id") == user) for run in (before, now)]
+    pairs = [_read_seen_pairs(warehouse, run, user, seen_setting) for run in (before, now)]
+    seen = [set(one.item_ids.to_pylist()) for one in pairs]
     tops = [[item for item, rank in ranks.items() if rank <= n] for ranks in lists]
     came = [item for item in tops[1] if item not in set(tops[0])]
     went = [item for item in tops[0] if item not in set(tops[1])]
     items = [_read_items(warehouse, run, [*came, *went]) for run in (before, now)]
     title = {item: (items[1].get(item) or items[0].get(item) or (str(item), True))[0] for item in (*came, *went)}
-    models, n_new_events, n_kept = (before.model_version, now.model_version), len(seen[1]) - len(seen[0]), len(set(tops[0]) & set(tops[1]))
+    models, n_kept = (before.model_version, now.model_version), len(set(tops[0]) & set(tops[1]))
+    n_new_events = pairs[1].n_events - pairs[0].n_events
     cause = _describe_cause(n_new_events, models)
-    entered = [ItemChange(i, title[i], lists[0].get(i), lists[1][i], _explain_entered(i, lists, candidates, items, cause)) for i in came]
+    reasons = {i: _explain_entered(i, lists, candidates, items, seen, cause) for i in came}
+    entered = [ItemChange(i, title[i], lists[0].get(i), lists[1][i], reasons[i]) for i in came]
     left = [ItemChange(i, title[i], lists[0][i], lists[1].get(i), _explain_left(i, lists, candidates, items, seen)) for i in went]
     return UserChanges(user, before.run_id, now.run_id, models, max(n_new_events, 0), n_kept, tuple(entered), tuple(left))
 
@@ -126,6 +132,12 @@ def _read_event_items(warehouse: str, run: Run, condition: pc.Expression) -> lis
     return list(read_table(warehouse, "interactions", columns=["item_id"], where=condition, version=version)["item_id"].to_pylist())
 
 
+def _read_seen_pairs(warehouse: str, run: Run, user: Any, setting: SeenSetting) -> SeenPairs:
+    """Read what a run could not list for a user who had seen it."""
+    where, users = pc.field("user_id") == user, pa.array([user], column_type(warehouse, "topk", "user_id"))
+    return read_seen_pairs(warehouse, run, users, make_seen_policy(setting, run.run_date), where)
+
+
 def _read_items(warehouse: str, run: Run, items: list[Any]) -> dict[Any, tuple[str, bool]]:
     """Read the items that were in the run's catalogue: item -> (title, available)."""
     columns, version = ["item_id", "title", "is_available"], run.input_versions["items"]
@@ -142,20 +154,24 @@ def _describe_cause(n_new_events: int, models: tuple[str, str]) -> str:
 ItemsOfRuns = list[dict[Any, tuple[str, bool]]]
 
 
-def _explain_entered(item: Any, lists: list[dict[Any, int]], candidates: list[dict[Any, int]], items: ItemsOfRuns, cause: str) -> str:
+def _explain_entered(
+    item: Any, lists: list[dict[Any, int]], candidates: list[dict[Any, int]], items: ItemsOfRuns, seen: list[set[Any]], cause: str
+) -> str:
     if item not in items[0]:
         return "new in the catalogue"
     if not items[0][item][1]:
         return "available again"
+    if item in seen[0] - seen[1]:
+        return "the user had it long enough ago"
     if candidates[1] and item not in candidates[0]:
         return f"retrieved now, as number {candidates[1].get(item, 0)}{cause}"
     return f"rose from rank {lists[0][item]}{cause}" if item in lists[0] else f"ranked into the list{cause}"
 
 
 def _explain_left(
-    item: Any, lists: list[dict[Any, int]], candidates: list[dict[Any, int]], items: ItemsOfRuns, seen: list[list[Any]]
+    item: Any, lists: list[dict[Any, int]], candidates: list[dict[Any, int]], items: ItemsOfRuns, seen: list[set[Any]]
 ) -> str:
-    if item in set(seen[1]) - set(seen[0]):
+    if item in seen[1] - seen[0]:
         return "the user has taken it since"
     if item not in items[1]:
         return "no longer in the catalogue"

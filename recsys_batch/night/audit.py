@@ -59,6 +59,7 @@ def measure_run(context: RunContext) -> dict[str, float]:
         default=segments.index(ALL_SEGMENTS) if ALL_SEGMENTS in segments else -1,
         top_k=context.config.scoring.top_k,
         bounds=bounds,
+        seen=context.run_artifacts.seen_policy,
         base=_base_run_files(context, base),
     )
     ranges_alone = context.spark.range(len(bounds)).select(F.col("id").cast("int").alias("range"))
@@ -124,14 +125,18 @@ def _measure_input_age(context: RunContext) -> dict[str, float]:
 
 
 def _collect_evidence(context: RunContext, base: BaseRun | None) -> DataFrame:
-    """Collect what the inputs say of users: user_id, item_id, segment, now, before; an event or a row in users each."""
+    """Collect what the inputs say of users: user_id, item_id, segment, now, before; an event or a row in users each.
+
+    Also event_us, where the policy of seen items needs times.
+    """
     events, no_segment = context.read_input("interactions"), F.lit(None).cast("string").alias("segment")
-    now = F.lit(True).alias("now")
+    now, times = F.lit(True).alias("now"), ["event_us"] if context.run_artifacts.seen_policy.needs_times else []
     versions = [(context.run.input_versions, True)]
     if base is None:
-        evidence = events.select("user_id", "item_id", no_segment, now, F.lit(False).alias("before"))
+        events = events.withColumn("event_us", F.unix_micros("event_ts"))
+        evidence = events.select("user_id", "item_id", no_segment, now, F.lit(False).alias("before"), *times)
     else:
-        evidence = read_changed_interactions(context, base).select("user_id", "item_id", no_segment, now, "before")
+        evidence = read_changed_interactions(context, base).select("user_id", "item_id", no_segment, now, "before", *times)
         versions.append((base.run.input_versions, False))
     for inputs, is_now in versions:
         if "users" in inputs:
@@ -139,7 +144,7 @@ def _collect_evidence(context: RunContext, base: BaseRun | None) -> DataFrame:
             users = users if base is None else only_changed(context, users)
             no_item = F.lit(None).cast(events.schema["item_id"].dataType).alias("item_id")
             profiles = users.select("user_id", no_item, "segment", F.lit(is_now).alias("now"), F.lit(not is_now).alias("before"))
-            evidence = evidence.unionByName(profiles)
+            evidence = evidence.unionByName(profiles, allowMissingColumns=True)
     return evidence
 
 

@@ -19,6 +19,7 @@ from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.errors import InputMissing
 from recsys_batch.night.run_context import RunContext, partition_values
 from recsys_batch.night.run_store import load_run_rows
+from recsys_batch.night.seen_events import find_users_with_returned_items
 from recsys_batch.storage.artifacts import catalogue_folder
 from recsys_batch.storage.filesystems import basename, join, read_parquet
 from recsys_batch.tables import run_manifest
@@ -81,6 +82,7 @@ def find_base(context: RunContext, catalogue: Catalogue) -> BaseRun:
     parts = [
         _users_with_new_events(context, run),
         _users_with_changed_rows(context, run),
+        find_users_with_returned_items(context, run),
         users.filter(pc.invert(pc.is_in(users, value_set=embedded))),  # their popular lists move every night
         *(_users_with_lost_items(context, run, lost_items) if len(lost_items) else []),
     ]

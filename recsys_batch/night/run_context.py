@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from recsys_batch.config import Config
 from recsys_batch.night.run_store import append_runs, manifest_slice, slice_of_no_run
@@ -87,6 +88,13 @@ class RunContext:
     def users_table(self) -> DataFrame | None:
         """Read the users table at its pinned version; None where there is none."""
         return self.read_input("users") if "users" in self.run.input_versions else None
+
+    def join_segments(self, rows: DataFrame) -> DataFrame:
+        """Join each user's segment to rows with a user_id; null for users without one."""
+        table = self.users_table()
+        if table is None:
+            return rows.withColumn("segment", F.lit(None).cast("string"))
+        return rows.join(table.select("user_id", "segment"), "user_id", "left")
 
     def read_slice(self, name: str) -> DataFrame:
         """Read this run's rows of an output table."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 from recsys_batch.config import Config
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.dataset.popularity import group_by_segment
+from recsys_batch.dataset.seen_policy import SeenPolicy, make_seen_policy
 from recsys_batch.dataset.user_events import EVENTS, USERS, VECTORS, UserEvents
 from recsys_batch.registry.bundle import Bundle, load_bundle
 from recsys_batch.schemas import IdTypes, TableSpec
@@ -54,6 +55,11 @@ class RunArtifacts:
     def bundle(self) -> Bundle:
         """The run's model, verified."""
         return load_bundle(self.cache.local_copy(self.bundle_dir))
+
+    @property
+    def seen_policy(self) -> SeenPolicy:
+        """Which events keep an item out of the run's lists."""
+        return make_seen_policy(self.config.retrieval.seen, self.run.run_date)
 
     def open_catalogue(self) -> Catalogue:
         """Map the run's catalogue on the driver."""
@@ -125,6 +131,7 @@ class RunArtifacts:
             overfetch=pointer["tuning"]["overfetch"],
             n_candidates=self.count_candidates(catalogue),
             popular=group_by_segment(popular, catalogue),
+            seen=self.seen_policy,
             cache=self.cache,
         )
 

@@ -12,6 +12,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
+from recsys_batch.dataset.seen_policy import make_seen_policy
 from recsys_batch.digest.builder import DigestResult, make_digest
 from recsys_batch.digest.slot_choosers import DigestRequest
 from recsys_batch.schemas import TABLES, IdTypes
@@ -102,7 +103,8 @@ class House:
 
     def order(self, **changes: Any) -> DigestRequest:
         given = {"run_date": NIGHT.date(), "slots": 5, "segment": None, "shard": (1, 1), "out": self.folder / "out.jsonl", "form": "jsonl"}
-        given |= {"repeat_days": 30, "max_age": dt.timedelta(hours=36), "digest_id": "digest"} | changes
+        given |= {"repeat_days": 30, "max_age": dt.timedelta(hours=36), "digest_id": "digest", "seen": "exclude"} | changes
+        given["seen"] = make_seen_policy(given["seen"], given["run_date"])  # type: ignore[arg-type]
         return DigestRequest(**given)  # type: ignore[arg-type]
 
     def digest(self, now: dt.datetime | None = None, *, dry_run: bool = False, **changes: Any) -> DigestResult:

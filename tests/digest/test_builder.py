@@ -91,6 +91,31 @@ def test_filling_leaves_out_what_was_seen_or_sent(house: House) -> None:
     assert result.n_short == 9
 
 
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        ("exclude", [4, 28, 32]),
+        ("allow", [4, 26, 27]),
+        ({"all": "exclude", "north": "allow"}, [4, 26, 27]),
+        ({"all": "allow", "north": "exclude"}, [4, 28, 32]),
+        ({"after_days": 90}, [4, 26, 28]),
+    ],
+)
+def test_filling_takes_what_may_come_again(house: House, seen: Any, expected: list[int]) -> None:
+    # Items 26, 27, 31: 90, 89, 88 days before the night, whose date ends 23 hours later.
+    house.inputs({1: [26, 27, 31]}, {1: "north"})
+    house.publish(NIGHT.date(), {1: [4]}, run="r3")
+    house.digest(slots=3, seen=seen)
+    assert items(records(house)[house.user(1)], house) == expected
+
+
+def test_an_item_that_the_user_had_is_not_explained_by_itself(house: House) -> None:
+    house.inputs({1: [4, 20]}, {1: "north"})
+    house.publish(NIGHT.date(), {1: [4, 9]}, run="r3")
+    house.digest(slots=2, seen="allow")
+    assert records(house)[house.user(1)]["slots"][0]["reason"] == "you liked it before"
+
+
 def test_a_user_with_nothing_left_is_counted_and_not_in_the_file(house: House) -> None:
     house.digest(slots=30, digest_id="all of it")
     house.publish(NIGHT.date() + DAY, LISTS)

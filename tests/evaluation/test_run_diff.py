@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from recsys_batch.config import SeenSetting
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.evaluation.run_diff import ItemChange, diff_item, diff_user
 from recsys_batch.read import published_before, published_run
@@ -38,9 +39,9 @@ def house(tmp_path: Path) -> House:
     return found
 
 
-def of_user(house: House, user: str = "1", n: int = 5) -> dict[str, str]:
+def of_user(house: House, user: str = "1", n: int = 5, seen: SeenSetting = "exclude") -> dict[str, str]:
     now = published_run(house.warehouse)
-    found = diff_user(house.warehouse, user, published_before(house.warehouse, now), now, n)
+    found = diff_user(house.warehouse, user, published_before(house.warehouse, now), now, n, seen)
     return {change.item_id: change.why for change in (*found.came, *found.went)}
 
 
@@ -57,9 +58,24 @@ def test_each_item_that_came_or_went_has_its_cause(house: House) -> None:
     }
 
 
+def test_a_repeated_item_is_not_said_to_be_gone_for_being_taken(house: House) -> None:
+    for setting in ("allow", {"north": "allow"}, {"after_days": 1}):  # user 1 took item 1 three months ago
+        assert of_user(house, seen=setting)["i001"] == "no longer retrieved (it was number 1)"
+    assert of_user(house, seen={"all": "allow", "north": "exclude"})["i001"] == "the user has taken it since"
+
+
+def test_an_item_that_may_come_again_is_said_to_be_back_for_that(house: House) -> None:
+    house.inputs({1: [20, 1, 7]}, {1: "north"}, unavailable=[2])  # items 20, 1, 7: 90, 89, 88 days before March 1 at 01:00
+    later = [TOMORROW + dt.timedelta(days=n) for n in (1, 2)]
+    retrieved(house, house.publish(later[0], {1: [8, 9, 10]}), {1: [8, 9, 10]})
+    retrieved(house, house.publish(later[1], {1: [7, 8, 9]}), {1: [7, 8, 9]})
+    assert of_user(house, seen={"after_days": 91})["i007"] == "the user had it long enough ago"
+    assert of_user(house, seen={"after_days": 90})["i007"] == "retrieved now, as number 1"
+
+
 def test_ranks_titles_and_what_stayed_are_told(house: House) -> None:
     now = published_run(house.warehouse)
-    found = diff_user(house.warehouse, 1, published_before(house.warehouse, now), now, 5)
+    found = diff_user(house.warehouse, 1, published_before(house.warehouse, now), now, 5, "exclude")
     assert (found.n_new_events, found.n_kept, found.models) == (1, 1, ("7", "7"))
     assert found.went[3] == ItemChange("i004", "Title 4", 4, 7, "fell to rank 7")
 

@@ -227,23 +227,46 @@ ITEMS = [(905, 1, True), (906, 2, True), (600, 0, False), (10, 1, True), (300, 2
 def test_items_that_came_went_or_changed_are_in_lists_as_a_full_night_has_them(
     spark: SparkSession, fresh_published: Config, append_events: Any, live_lists: Any, full_night_lists: Any
 ) -> None:
-    append_events(fresh_published, EVENTS[:20])
-    follower = RunFollower(spark, fresh_published)
+    change_items(spark, fresh_published, append_events, live_lists, full_night_lists)
+
+
+def test_refreshed_users_get_again_what_their_segment_may_have_again(
+    spark: SparkSession, fresh: Config, market: Any, append_events: Any, live_lists: Any, full_night_lists: Any
+) -> None:
+    seen: dict[str, Any] = {"even": "allow", "odd": {"after_days": 14}, "all": "exclude"}  # nothing happened 14 days before either night
+    config = Config.model_validate({**fresh.model_dump(), "retrieval": {**fresh.retrieval.model_dump(), "seen": seen}})
+    run_night(spark, config, dt.date(2026, 3, 1))
+    live = change_items(spark, config, append_events, live_lists, full_night_lists)
+    segment = dict(zip(market.users["user_id"].to_pylist(), market.users["segment"].to_pylist(), strict=True))
+    just_now = {(user, item) for user, item, _ in [*EVENTS, *AGAIN]}
+    before = set(zip(market.interactions["user_id"].to_pylist(), market.interactions["item_id"].to_pylist(), strict=True))
+    listed = {(row[0], row[2]) for row in live}
+    assert {segment.get(user) for user, item in listed & just_now} == {"even"}
+    assert {segment.get(user) for user, item in listed & before} == {"even", "odd"}
+
+
+AGAIN: list[Event] = [("u003", 905, 1.0), ("u010", 906, 1.0), ("clicked only", 905, -1.0), ("glutton", 905, 1.0), ("u020", 300, 1.0)]
+
+
+def change_items(spark: SparkSession, config: Config, append_events: Any, live_lists: Any, full_night_lists: Any) -> Lists:
+    """Refresh users before and after items changed, and compare with a full night."""
+    append_events(config, EVENTS[:20])
+    follower = RunFollower(spark, config)
     catch_up(follower)
     since = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
     rows = [(item, f"Title {item}", [f"genre {genre}"], available, since, [("year", "1991")]) for item, genre, available in ITEMS]
     columns = zip(*rows, strict=True)
     schema = TABLES["items"].arrow_schema(IdTypes("STRING", "BIGINT"))
     table = pa.table([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema)
-    WarehouseTables(spark, fresh_published).upsert("items", spark.createDataFrame(table), "item_id", {"by": "test"})
-    again = [("u003", 905, 1.0), ("u010", 906, 1.0), ("clicked only", 905, -1.0), ("glutton", 905, 1.0), ("u020", 300, 1.0)]
-    append_events(fresh_published, [*again, *EVENTS[20:]])
+    WarehouseTables(spark, config).upsert("items", spark.createDataFrame(table), "item_id", {"by": "test"})
+    append_events(config, [*AGAIN, *EVENTS[20:]])
     catch_up(follower)
-    users = {user for user, _, _ in [*again, *EVENTS[20:]]}
-    live = [row for row in live_lists(fresh_published) if row[0] in users]
+    users = {user for user, _, _ in [*AGAIN, *EVENTS[20:]]}
+    live = [row for row in live_lists(config) if row[0] in users]
     assert {905, 906, 10} <= {row[2] for row in live}
     assert 600 not in {row[2] for row in live}
-    assert live == full_night_lists(fresh_published, users)
+    assert live == full_night_lists(config, users)
+    return live
 
 
 def test_lists_made_ahead_hold_only_for_the_commit_that_they_were_made_for(

@@ -18,7 +18,6 @@ from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.errors import ConfigError, InputMissing
 from recsys_batch.night.incremental import load_base
 from recsys_batch.night.run_context import RunContext, StepResult
-from recsys_batch.night.steps.range_tasks import join_segments
 from recsys_batch.spark.executors.assign_lists import assign_in_tasks
 from recsys_batch.storage.artifacts import get_pointer
 from recsys_batch.tables.list_columns import column_matrix
@@ -127,7 +126,7 @@ def index_items(context: RunContext) -> StepResult:
         version = context.run.table_versions["item_embeddings"]
         return StepResult({"index": version}, rows=len(catalogue.retrievable_codes()), users=0, metrics=kept)
     sample = context.read_slice("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(context.config.retrieval.tuning_users)
-    table = join_segments(sample, context, "left").orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
+    table = context.join_segments(sample).orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
     if table.num_rows == 0:
         raise InputMissing(
             f"no user has a positive interaction (weight > data.min_weight = {context.config.data.min_weight:g}), or an embedding that was "

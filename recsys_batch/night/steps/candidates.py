@@ -12,7 +12,8 @@ from recsys_batch.config import Config
 from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.night.incremental import BaseRun, changed_users_path, load_base
 from recsys_batch.night.run_context import RunContext, StepResult
-from recsys_batch.night.steps.range_tasks import carry_forward_tasks, join_segments, range_tasks, task_metrics
+from recsys_batch.night.seen_events import collect_seen_pairs
+from recsys_batch.night.steps.range_tasks import carry_forward_tasks, range_tasks, task_metrics
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES
 from recsys_batch.spark.executors.carry_forward import BatchChange
 from recsys_batch.spark.executors.new_items import NewItems
@@ -56,7 +57,7 @@ def _insert_new_items(context: RunContext, base: BaseRun, catalogue: Catalogue) 
         return None
     new_ids = context.spark.createDataFrame(pa.table({"item_id": base.new_items}))
     events = context.read_input("interactions").join(F.broadcast(new_ids), "item_id", "left_semi")
-    seen = events.select("user_id", "item_id").distinct().toArrow()
+    seen = collect_seen_pairs(context, events)
     folder = context.put_folder("changed", lambda target: pq.write_table(seen, target / "seen.parquet"))
     return NewItems(
         codes=catalogue.codes(base.new_items),
@@ -78,7 +79,7 @@ def _find_shortfalls(context: RunContext) -> DataFrame:
     """Find the users who got fewer candidates than wanted, and why."""
     retrieval = context.config.retrieval
     short = context.read_slice("candidates").where(F.size("items") < _n_required(context.config))
-    short = join_segments(short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items")), context, "left")
+    short = context.join_segments(short.select("run_id", "user_id", F.size("items").cast("int").alias("n_items")))
     named = [segment for segment in retrieval.eligibility if segment != ALL_SEGMENTS]
     ruled = F.lit(True) if ALL_SEGMENTS in retrieval.eligibility else F.coalesce(F.col("segment").isin(named), F.lit(False))
     reason = F.when(ruled, "eligible_exhausted").otherwise("catalogue_exhausted")

@@ -16,15 +16,6 @@ from recsys_batch.tables.slice_writer import PYTHON_MS, WRITE_MS
 from recsys_batch.tables.user_ranges import BATCH_ROWS, UserRange, ranges_of_files
 
 
-def join_segments(users: DataFrame, context: RunContext, how: str) -> DataFrame:
-    """Join segment and attributes of the users table to rows of users; nulls where there is no users table."""
-    table = context.users_table()
-    if table is None:
-        null = F.lit(None)
-        return users.withColumn("segment", null.cast("string")).withColumn("attributes", null.cast("map<string,string>"))
-    return users.join(table, "user_id", how)
-
-
 def range_tasks(context: RunContext, rows: RangeFunction, bounds: Sequence[UserRange]) -> tuple[DataFrame, BatchFunction]:
     """Build a task per range, in which ``rows`` makes its rows; returns (tasks, function for mapInArrow)."""
     return task_ids(context, len(bounds)), apply_by_range(rows, bounds)

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from recsys_batch import __version__
 from recsys_batch.ann.index_files import IndexFile, Verifier
+from recsys_batch.config import SeenSetting
 from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue
 from recsys_batch.dataset.histories import build_histories
 from recsys_batch.dataset.popularity import group_by_segment
@@ -48,6 +49,7 @@ class PublishedRun:
     record_builder: RecordBuilder
     segments: tuple[str, ...]
     metric: Literal["ip", "cosine"]
+    seen: SeenSetting
 
     @property
     def run_id(self) -> str:
@@ -111,15 +113,22 @@ class PublishedRun:
             user_norm=_user_norm(self.record_builder.embeddings),
             segments=self.segments,
             code_version=__version__,
+            seen=self.seen,
         )
 
 
-def open_published_run(warehouse: str, cache: NodeCache, run_id: str | None = None, metric: Literal["ip", "cosine"] = "ip") -> PublishedRun:
+def open_published_run(
+    warehouse: str,
+    cache: NodeCache,
+    run_id: str | None = None,
+    metric: Literal["ip", "cosine"] = "ip",
+    seen: SeenSetting = "exclude",
+) -> PublishedRun:
     """Open the newest published run, or the published run of that id, for export.
 
     Args:
         cache: of this machine, for what lies in a store.
-        metric: ``retrieval.metric`` of its config.
+        metric, seen: ``retrieval.metric`` and ``retrieval.seen`` of its config.
 
     Raises:
         InputMissing: nothing (or not that run) is published, or what it wrote was removed since.
@@ -139,6 +148,7 @@ def open_published_run(warehouse: str, cache: NodeCache, run_id: str | None = No
         record_builder=RecordBuilder(candidates, topk, embeddings, segments),
         segments=names,
         metric=metric,
+        seen=seen,
     )
 
 

@@ -90,7 +90,9 @@ def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: Late
     """Decide what the ranker scores for a query, or the answer where there is nothing for it to score."""
     query, record = rank_input.query, rank_input.record
     session = snapshot.items.codes(query.session_item_ids)
-    excluded_codes = [*session, *snapshot.items.codes(query.exclude_item_ids)]
+    excluded_codes = list(snapshot.items.codes(query.exclude_item_ids))
+    if session and not snapshot.seen_policy.allows_all(query.segment if record is None else snapshot.segment(record.segment)):
+        excluded_codes += session
     if record is None and rank_input.store_failed:
         return _popular(snapshot, query, excluded_codes, STORE_UNAVAILABLE)
     personalised = record is not None and record.embedding is not None

@@ -12,7 +12,7 @@ from recsys_batch.online.snapshot.item_table import ItemTable
 from recsys_batch.ranking.features import Context, compute_session_similarity
 
 SESSION_ITEMS = 50
-"""Newest items of a session that the similarity looks at; all of them are kept out of the answer."""
+"""Newest items of a session that the similarity looks at; all of them are kept out of the answer, unless retrieval.seen allows them."""
 
 
 @dataclass(slots=True)

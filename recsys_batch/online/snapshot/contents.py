@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from recsys_batch.online.snapshot.item_table import ItemMetadata
 from recsys_batch.online.snapshot.vector_search import IvfLists
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
+
+if TYPE_CHECKING:
+    from recsys_batch.config import SeenSetting
 
 SampleUsers = Mapping[int | str, Sequence[int]]
 """A few users for people who look at the snapshot, no ranking reads it: user_id -> codes of items, newest first; in the order of ids."""
@@ -29,6 +32,7 @@ class SnapshotInfo:
         metric: what a retrieval score is, "ip" or "cosine".
         user_norm: typical length of a user's embedding; one that is made from a session is brought to it.
         segments: names; records have places in it.
+        seen: ``retrieval.seen`` of the night's config.
     """
 
     snapshot_id: str
@@ -41,6 +45,7 @@ class SnapshotInfo:
     user_norm: float
     segments: tuple[str, ...]
     code_version: str
+    seen: SeenSetting = "exclude"
 
 
 @dataclass(frozen=True)

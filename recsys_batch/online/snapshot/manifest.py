@@ -64,6 +64,7 @@ class SnapshotManifest:
             user_norm=float(values["user_norm"]),
             segments=tuple(values["segments"]),
             code_version=values["code_version"],
+            seen=values.get("seen", "exclude"),  # which snapshots of before the setting do not have
         )
         numbers = {name: int(values[name]) for name in ("embedding_dim", "n_items", "n_users")}
         return cls(facts, FeatureSpec.from_dict(values["features"]), **numbers, store=values["store"], files=values["files"])

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from recsys_batch.dataset.catalogue import mmap_npy
+from recsys_batch.dataset.seen_policy import SeenPolicy, make_seen_policy
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.contents import PopularLists, SampleUsers, SnapshotInfo
 from recsys_batch.online.snapshot.item_table import ItemTable, open_items
@@ -89,6 +90,11 @@ class Snapshot:
         catalogue = self.items.catalogue
         rule = list(catalogue.eligible).index(ALL_SEGMENTS) if ALL_SEGMENTS in catalogue.eligible else -1
         return np.asarray(catalogue.eligible_mask(rule))
+
+    @cached_property
+    def seen_policy(self) -> SeenPolicy:
+        """Who may get again what they just had."""
+        return make_seen_policy(self.facts.seen, self.facts.run_date)
 
     def close(self) -> None:
         if self.store is not None:

@@ -165,7 +165,7 @@ def refresh_users(task: RefreshTask, user_events: UserEvents, users: pa.Array) -
     slices = {name: replace(task.target, spec=TABLES[name], partition={}) for name in ("user_embeddings", "candidates")}
     rows = encode(_EVERYBODY) if task.purpose == "modelled" else iter(())
     embeddings = UserSortedRows(slices["user_embeddings"], _table(rows, slices["user_embeddings"]))
-    known = user_events.known_users(embeddings, _EVERYBODY, _USERS, users)
+    known = user_events.known_users(embeddings, _EVERYBODY, _USERS, task.retrieve.seen, users)
     candidates = UserSortedRows(slices["candidates"], _table(_retrieve(task, known, user_events, embeddings.rows), slices["candidates"]))
     topk = make_scorer(replace(task.score, catalogue_dir=catalogue_dir))(ScoringInput(candidates, embeddings).batches(_EVERYBODY))
     return RefreshedUsers(topk, candidates.rows, embeddings.rows)
@@ -183,7 +183,7 @@ def _retrieve(
     if task.purpose == "popular":  # no index is searched for them
         yield from make_retriever(now)(known)
         return
-    catalogue, seen = now.catalogue(), user_events.seen(_EVERYBODY)
+    catalogue, seen = now.catalogue(), user_events.seen(_EVERYBODY, now.seen)
     retriever = make_retriever(replace(task.retrieve, n_candidates=task.retrieve.n_candidates + change.n_withdrawn))
     for users in known:
         rules = catalogue.rules_by_segment(users["segment"])

@@ -1,4 +1,4 @@
-"""Executor code of the candidates step: user embeddings and seen items in, each user's best unseen items out."""
+"""Executor code of the candidates step: user embeddings and seen items in, each user's best other items out."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from recsys_batch.ann.filtered_search import SearchResult, search_unseen
 from recsys_batch.ann.index import IndexInfo
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
+from recsys_batch.dataset.seen_policy import SeenPolicy
 from recsys_batch.dataset.user_events import UserEvents
 from recsys_batch.ranking.top_k import NO_CODE
 from recsys_batch.schemas import ALL_SEGMENTS, TABLES, IdTypes
@@ -35,6 +36,7 @@ class RetrieveTask:
         catalogue_dir, index_dir: locations; ``cache`` has the node's copies of what is in a store.
         nprobe, overfetch: as tuned.
         popular: segment -> (catalogue codes int64, scores float32), best first; has ALL_SEGMENTS.
+        seen: which events keep an item out of a list.
     """
 
     run_id: str
@@ -46,6 +48,7 @@ class RetrieveTask:
     overfetch: float
     n_candidates: int
     popular: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    seen: SeenPolicy
     cache: NodeCache
 
     def catalogue(self) -> Catalogue:
@@ -91,7 +94,7 @@ class RetrievalInput:
 def retrieve_range(task: RetrieveTask, inputs: RetrievalInput, bounds: UserRange) -> Iterator[pa.RecordBatch]:
     """Make the rows of candidates of a range of users."""
     changed = None if inputs.changed is None else users_in_range(find_changed_users(inputs.changed), bounds)
-    return make_retriever(task)(inputs.user_events.known_users(inputs.embeddings, bounds, _USERS, changed))
+    return make_retriever(task)(inputs.user_events.known_users(inputs.embeddings, bounds, _USERS, task.seen, changed))
 
 
 def count_short_lists(function: BatchFunction, n_wanted: int) -> BatchFunction:

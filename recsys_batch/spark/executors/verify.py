@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from recsys_batch.dataset.seen_policy import SeenPolicy
 from recsys_batch.spark.executors.changed_events import find_changed_users
 from recsys_batch.spark.executors.functions import BatchFunction, profile_batches
 from recsys_batch.storage.filesystems import read_parquet
@@ -53,6 +54,7 @@ class VerifyTask:
     Attributes:
         items: location of Parquet of item_id, is_available, ruled_out, is_head (much taken) and "eligible 0" .., as the items table says.
         segments: the segment of each eligibility column; ``default`` is the place of the one for all others, -1 for none.
+        seen: which events keep an item out of a list.
         base: None where all rows are new.
     """
 
@@ -64,14 +66,16 @@ class VerifyTask:
     default: int
     top_k: int
     bounds: Sequence[UserRange]
+    seen: SeenPolicy
     base: BaseRunFiles | None
 
 
 def make_verifier(task: VerifyTask) -> BatchFunction:
     """Make a function for mapInArrow: (range, user_id, item_id, segment, now, before), a range's rows all in one task -> counts per range.
 
-    A row is something that the inputs say of a user (an event, or a segment), ``now`` or at the time of the night ``before``. Every
-    range comes with a row without a user, so that it is looked at even if nobody in it is known.
+    A row is something that the inputs say of a user (an event, or a segment), ``now`` or at the time of the night ``before``; with
+    event_us, where the policy of seen items needs times. Every range comes with a row without a user, so that it is looked at even if
+    nobody in it is known.
     """
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -123,7 +127,7 @@ def _check_new_rows(
         "n_popular": int(np.count_nonzero(np.bincount(owner[_is_popular(rows["source"])], minlength=len(users)) == n_rows)),
         "lists_broken": int(np.count_nonzero(broken)),
         "rows_not_finite": int(np.count_nonzero(~np.isfinite(score))),
-        "rows_seen": _count_seen(evidence, users, keys, n_names, item_ids),
+        "rows_seen": _count_seen(task.seen, evidence, users, keys, n_names, item_ids),
         "rows_ineligible": _count_ineligible(task, evidence, users, owner, item, items),
         **_count_item_flags(item, items, is_listed),
         "lists_short_unexplained": _count_short(task, bounds, users, n_rows),
@@ -224,23 +228,30 @@ def _item_flags(items: pa.Table, name: str) -> np.ndarray:
     return np.append(np.asarray(items[name].to_numpy(zero_copy_only=False)).astype(bool), False)
 
 
-def _count_seen(evidence: pa.Table, users: pa.Array, keys: np.ndarray, n_names: int, item_ids: pa.Array) -> int:
+def _count_seen(policy: SeenPolicy, evidence: pa.Table, users: pa.Array, keys: np.ndarray, n_names: int, item_ids: pa.Array) -> int:
     """Count listed pairs that the user has seen; ``keys`` are the listed ones, ascending."""
     seen_user, seen_item = flat_positions(evidence["user_id"], users), flat_positions(evidence["item_id"], item_ids)
-    is_known = (seen_item >= 0) & (seen_user >= 0)
-    seen_keys = sorted_unique(seen_user[is_known] * n_names + seen_item[is_known])
+    is_seen = (seen_item >= 0) & (seen_user >= 0)
+    if not policy.excludes_all:
+        event_us = evidence["event_us"].filter(pa.array(is_seen)) if policy.needs_times else None
+        is_seen[is_seen] = policy.mark_seen(_find_segments(evidence, users), seen_user[is_seen], event_us)
+    seen_keys = sorted_unique(seen_user[is_seen] * n_names + seen_item[is_seen])
     if len(keys) == 0:
         return 0
     return int(np.count_nonzero(keys[np.minimum(np.searchsorted(keys, seen_keys), len(keys) - 1)] == seen_keys))
 
 
+def _find_segments(evidence: pa.Table, users: pa.Array) -> pa.Array:
+    """Find the segment that each user has now: string [n_users], null for users without one."""
+    rows = evidence.filter(pc.and_(evidence["now"], evidence["segment"].is_valid()))
+    return rows["segment"].combine_chunks().take(pc.index_in(users, value_set=rows["user_id"].combine_chunks()))
+
+
 def _count_ineligible(task: VerifyTask, evidence: pa.Table, users: pa.Array, owner: np.ndarray, item: np.ndarray, items: pa.Table) -> int:
     if not task.segments:
         return 0
-    segments = evidence.filter(pc.and_(evidence["now"], evidence["segment"].is_valid()))
-    rules = pc.fill_null(pc.index_in(segments["segment"], value_set=pa.array(list(task.segments), pa.string())), task.default)
-    rows = flat_positions(users, segments["user_id"].combine_chunks())
-    rule = np.append(np.asarray(rules.to_numpy(), dtype=np.int64), task.default)[rows][owner]
+    rules = pc.index_in(_find_segments(evidence, users), value_set=pa.array(list(task.segments), pa.string()))
+    rule = np.asarray(pc.fill_null(rules, task.default).to_numpy(zero_copy_only=False), dtype=np.int64)[owner]
     allowed = np.stack([_item_flags(items, f"eligible {number}") for number in range(len(task.segments))])
     return int(np.count_nonzero((rule >= 0) & ~allowed[rule, item]))
 

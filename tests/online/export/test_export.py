@@ -1,5 +1,6 @@
 """A published run as a snapshot: the same lists, the same order, no JVM."""
 
+import datetime as dt
 import json
 import os
 import subprocess
@@ -15,6 +16,7 @@ import redis
 from recsys_batch.ann.index import build_index
 from recsys_batch.cli import run
 from recsys_batch.config import Config, Retrieval
+from recsys_batch.dataset.seen_policy import make_seen_policy
 from recsys_batch.errors import IndexDamaged
 from recsys_batch.online.export import published_run as published_run_module
 from recsys_batch.online.export.published_run import open_published_run
@@ -120,6 +122,20 @@ def test_a_snapshot_has_the_lists_of_the_nights_index(
     (Path(root) / "indexes" / index.lists.name).write_bytes(b"cut")
     with pytest.raises(IndexDamaged, match=index.lists.name):
         export("damaged")
+
+
+def test_a_snapshot_says_who_may_have_things_again(published: Config, options: Any, tmp_path: Path) -> None:
+    setting = 'retrieval.seen={all = "exclude", even = "allow", odd = {after_days = 7}}'
+    command = ["export-snapshot", *options(published), "--set", setting, "--out", str(tmp_path / "snapshots")]
+    assert run(command) == 0
+    (folder,) = (path for path in (tmp_path / "snapshots").iterdir() if path.is_dir())
+    policy = open_snapshot(folder).seen_policy
+    assert [policy.allows_all(segment) for segment in ("even", "odd", None)] == [True, False, False]
+    assert policy == make_seen_policy({"all": "exclude", "even": "allow", "odd": {"after_days": 7}}, dt.date(2026, 3, 1))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["seen"]  # as earlier releases wrote it
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    assert open_snapshot(folder).seen_policy.excludes_all
 
 
 def test_the_command_writes_it_once_and_makes_it_current(

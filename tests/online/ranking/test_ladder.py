@@ -103,6 +103,34 @@ def test_somebody_unknown_gets_what_is_near_to_the_session_or_what_is_popular(sn
     assert popular.codes.tolist() == snapshot.popular.for_segment(None)[0][:10].tolist()
 
 
+@pytest.mark.parametrize(
+    ("seen", "segment", "comes_back"),
+    [
+        ("exclude", None, False),
+        ("allow", None, True),
+        ({"after_days": 0}, None, False),
+        ({"music": "allow"}, "music", True),
+        ({"music": "allow"}, None, False),
+        ({"all": "allow", "books": "exclude"}, "music", True),
+        ({"all": "allow", "music": "exclude"}, "music", False),
+    ],
+)
+def test_items_of_the_session_come_back_where_the_segment_has_things_again(
+    snapshot: Snapshot, seen: Any, segment: str | None, comes_back: bool
+) -> None:
+    facts = replace(snapshot.facts, seen=seen, segments=("books", "music"))
+    allowing = replace(snapshot, manifest=replace(snapshot.manifest, facts=facts))
+    lists = lists_of(snapshot, 5)
+    assert lists is not None
+    known = replace(lists, segment=None if segment is None else facts.segments.index(segment))
+    query = RankQuery(5, 60, session_item_ids=[int(lists.codes[0])], segment="books")
+    shown = rank(allowing, query, known, LatencyTracker()).codes.tolist()
+    assert (int(lists.codes[0]) in shown) == comes_back
+    # Who is unknown is of the segment that the request names; what it excludes stays out.
+    near = rank(allowing, replace(query, session_item_ids=[4, 9], exclude_item_ids=[9], segment=segment), None, LatencyTracker())
+    assert (near.source, 4 in near.codes, 9 in near.codes) == ("ranker", comes_back, False)
+
+
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
 def test_candidates_of_a_session_are_the_nearest_by_the_snapshots_metric(snapshot: Snapshot, metric: Literal["ip", "cosine"]) -> None:
     manifest = replace(snapshot.manifest, facts=replace(snapshot.facts, metric=metric, user_norm=2.5))

@@ -1,5 +1,6 @@
 """Every user gets n unseen retrievable items in order, or all that are left; tested on plain batches, without a session."""
 
+import datetime as dt
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from recsys_batch.ann.index import build_index
 from recsys_batch.config import Retrieval
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
+from recsys_batch.dataset.seen_policy import make_seen_policy
 from recsys_batch.schemas import IdTypes
 from recsys_batch.spark.executors.retrieve import RetrieveTask, make_retriever
 from recsys_batch.storage.node_cache import NodeCache
@@ -45,6 +47,7 @@ def task(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         overfetch=1.0,
         n_candidates=N,
         popular={"all": everybody, "young": (np.array([7, 8], dtype=np.int64), np.array([2, 1], dtype=np.float32))},
+        seen=make_seen_policy("exclude", dt.date(2026, 3, 1)),
         cache=NodeCache(str(folder / "cache")),
     )
 

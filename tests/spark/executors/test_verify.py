@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from recsys_batch.dataset.seen_policy import make_seen_policy
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.executors.verify import LISTED, VERIFY_COUNTS, BaseRunFiles, VerifyTask, find_differing_columns, make_verifier
 from recsys_batch.tables.slice_writer import TableSlice
@@ -70,6 +71,7 @@ def task(tmp_path: Path) -> VerifyTask:
         default=-1,
         top_k=2,
         bounds=[(None, None)],
+        seen=make_seen_policy("exclude", NOW.date()),
         base=BaseRunFiles(topk(tmp_path / "before", LISTS), nobody, str(tmp_path / "changed.parquet")),
     )
 
@@ -149,3 +151,19 @@ def test_streams_are_compared_whatever_their_batches() -> None:
     assert find_differing_columns(stream([1, 2, 3, 4, 5], 2), stream([1, 2, 3, 4, 5], 3)) == 0
     assert find_differing_columns(stream([1, 2, 3, 4, 5], 2), stream([1, 2, 9, 4], 3)) == 2
     assert find_differing_columns(iter([]), stream([1, 2], 1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"), [("exclude", 4), ("allow", 0), ({"after_days": 3}, 3), ({"all": "exclude", "y": "allow"}, 3)]
+)
+def test_seen_items_are_those_that_the_setting_keeps_out(task: VerifyTask, setting: Any, expected: int) -> None:
+    boundary = int(dt.datetime(2026, 2, 27, tzinfo=dt.UTC).timestamp()) * 1_000_000  # three days before the end of March 1
+    events = [(1, 10, boundary + 1), (1, 20, boundary), (2, 20, None), (3, 30, boundary + 1), (3, 40, None)]
+    rows: list[dict[str, Any]] = [{"user_id": user, "item_id": item, "event_us": event_us} for user, item, event_us in events]
+    rows += [{"user_id": 1, "segment": "x"}, {"user_id": 2, "segment": "y"}]
+    columns = {"range": pa.int32(), "user_id": pa.int64(), "item_id": pa.int64(), "event_us": pa.int64(), "segment": pa.string()}
+    schema = pa.schema([*columns.items(), ("now", pa.bool_()), ("before", pa.bool_())])
+    batch = pa.RecordBatch.from_pylist([{"range": 0}, *({"range": 0, "now": True, "before": False, **row} for row in rows)], schema=schema)
+    everybody_is_new = replace(task, base=None, seen=make_seen_policy(setting, NOW.date()))
+    (found,) = make_verifier(everybody_is_new)(iter([batch]))
+    assert found["rows_seen"].to_pylist() == [expected]
