@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
 from dataclasses import asdict
@@ -65,6 +66,7 @@ def digest_command(
 ) -> None:
     from recsys_batch.digest.builder import make_digest
     from recsys_batch.digest.slot_choosers import DigestRequest
+    from recsys_batch.night.run_locks import user_rows_lock
     from recsys_batch.storage.node_cache import NodeCache
 
     segment = None if segment == ALL_SEGMENTS else segment
@@ -80,7 +82,8 @@ def digest_command(
         max_age=dt.timedelta(hours=config.digest.max_age_hours),
         digest_id=name,
     )
-    with progress_bar("digest", quiet=as_json) as progress:
+    lock = contextlib.nullcontext() if dry_run else user_rows_lock(config)
+    with lock, progress_bar("digest", quiet=as_json) as progress:
         now = as_of or dt.datetime.now(dt.UTC)
         cache = NodeCache.from_paths(config.paths)
         result = make_digest(config.paths.warehouse, cache, request, now, config.data.min_weight, dry_run=dry_run, progress=progress)

@@ -44,6 +44,7 @@ def source_options(*, required: bool) -> Callable[[Callable[..., Any]], Callable
 @source_options(required=True)
 @with_config
 def ingest_command(config: Config, source: str | None, as_json: bool, holdout: float, **options: Any) -> None:
+    from recsys_batch.night.run_locks import user_rows_lock
     from recsys_batch.spark.ingest.pipeline import run_ingest
     from recsys_batch.spark.ingest.sources import IngestRequest
     from recsys_batch.spark.session import get_session
@@ -61,7 +62,8 @@ def ingest_command(config: Config, source: str | None, as_json: bool, holdout: f
         user_columns=parse_mapping("--user-columns", options["user_columns"]),
         holdout=holdout,
     )
-    summary = run_ingest(get_session(config), config, request)
+    with user_rows_lock(config):
+        summary = run_ingest(get_session(config), config, request)
     print_json(asdict(summary)) if as_json else _print_summary(summary)
 
 

@@ -3,10 +3,9 @@
 import datetime as dt
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,7 +152,8 @@ class _Draft:
     """A file that has its name once it is whole; in a store it is not there before it is closed."""
 
     def __init__(self, location: str) -> None:
-        self._location, self.sink = location, None
+        self._location = location
+        self.sink: pa.NativeFile | None = None
         self._path: Path | None = None
 
     def open(self) -> None:

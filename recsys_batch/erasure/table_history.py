@@ -10,7 +10,7 @@ changed from the newest down: where a file is removed both names are removed bef
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, unquote
@@ -162,7 +162,8 @@ class _LogRewriter:
         if new is not None:
             if new.path is None:
                 return []
-            return [{"add": add | {"path": _encoded(add["path"], new.path), "size": new.n_bytes, "stats": new_stats(add.get("stats"), new)}}]
+            new_add = {"path": _encoded(add["path"], new.path), "size": new.n_bytes, "stats": new_stats(add.get("stats"), new)}
+            return [{"add": add | new_add}]
         return [{"add": add | {"stats": self.without_names(add["stats"])}}] if add.get("stats") else [action]
 
     def _rewrite_remove(self, action: dict[str, Any]) -> list[dict[str, Any]]:
@@ -186,8 +187,9 @@ class _LogRewriter:
         if not _described_files(metadata):
             is_named = _is_condition_on(info, self.users)
             return info | {"operationParameters": info["operationParameters"] | {"predicate": "erased"}} if is_named else info
-        known = {**self.replacements, **self.described}
-        files = {name: [new for one in written if (new := describe_again(one, known, self.users))] for name, written in metadata["files"].items()}
+        known, files = {**self.replacements, **self.described}, dict[str, list[dict[str, Any]]]()
+        for name, written in metadata["files"].items():
+            files[name] = [new for one in written if (new := describe_again(one, known, self.users)) is not None]
         return info | {"userMetadata": json.dumps(metadata | {"files": files}, sort_keys=True)}
 
 
@@ -293,4 +295,3 @@ def _new_child(column: pa.Array, name: str, values: Mapping[str, list[Any]], cha
         keep = pa.array([row not in changed for row in range(len(column))])
         return pa.compute.if_else(keep, child, pa.scalar(None, child.type))
     return child
-

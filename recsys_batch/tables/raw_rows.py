@@ -37,4 +37,3 @@ def _iterate_json(value: Any) -> Iterator[str]:
             yield from iterate_values(value)
     elif value is not None and not isinstance(value, bool):
         yield str(value)
-

@@ -8,18 +8,21 @@ import hashlib
 import hmac
 import os
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.errors import ConfigError
+from recsys_batch.storage.artifacts import get_pointer, has_pointer
 from recsys_batch.storage.filesystems import absolute, join, read_bytes, replace_bytes
 from recsys_batch.tables.raw_rows import iterate_values
 
 ERASED = "erased"
-"""Reason with which an ingest counts the rows of erased users; they are in no table, also not in rejected."""
+"""Reason with which an ingest counts the rows of erased users, which are in no table, also not in rejected; and a run's pointer:
+``users``, by tombstone those whom it knew and who were erased since, and ``popularity``, why its counts are not those of a new night."""
 
 KEY_VARIABLE = "RECSYS_BATCH_ERASURE_KEY"
 TOMBSTONES_FOLDER = "_erased"
@@ -97,9 +100,13 @@ def keep_living(rows: pa.Table, tombstones: Tombstones | None, raw: str, reason:
     return rows.filter(pc.invert(erased)), int(pc.sum(erased).as_py() or 0)
 
 
-def hash_all(tombstones: Tombstones, user_ids: Collection[int | str]) -> list[str]:
-    """Hash ids to what a JSON file may say of them: hexadecimal, ascending."""
-    return sorted(tombstones.hash(user).hex() for user in user_ids)
+def read_erasure(root: str, run_id: str) -> dict[str, Any]:
+    """Read a run's pointer ``ERASED``; empty where none of its users was erased.
+
+    Args:
+        root: the warehouse's artefact folder.
+    """
+    return get_pointer(root, run_id, ERASED) if has_pointer(root, run_id, ERASED) else {}
 
 
 def _location(warehouse: str, name: str) -> str:
@@ -125,4 +132,3 @@ def _make_key(warehouse: str) -> bytes:
     key = secrets.token_hex(32).encode()
     replace_bytes(_location(warehouse, "key"), key + b"\n")
     return key
-

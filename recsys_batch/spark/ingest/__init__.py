@@ -9,6 +9,7 @@ raw_source         RawSource, which every format's reader returns, and the mappi
 source_files       list files and read their heads on any Hadoop file system; Spark's errors about them as one sentence
 parsing            raw values to ids, numbers, timestamps, flags, lists
 validation         raw rows to typed rows with a rejection reason
+erased_users       rows of erased users, which come into no table
 merge              new rows against the rows of existing tables
 summary            IngestSummary: counts of an ingest
 """

@@ -15,6 +15,7 @@ from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
 from recsys_batch.spark.ingest import exposure_source, validation
+from recsys_batch.spark.ingest.erased_users import mark_erased_users
 from recsys_batch.spark.ingest.merge import add_first_seen, derive_items, events_in_span, merge_with_table, select_new_rejections
 from recsys_batch.spark.ingest.raw_source import RAW_ROW, RawSource
 from recsys_batch.spark.ingest.source_files import translate_spark_errors
@@ -22,6 +23,7 @@ from recsys_batch.spark.ingest.sources import IngestRequest, read_source
 from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
 from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, EVENT_KEY, HELD_OUT, REASON, SourceProfile
 from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.tables.tombstones import ERASED, read_tombstones
 
 ITEMS_DECLARED = "recsys_batch.items_declared"
 """Property of the items table: "true" once an items file was ingested; interactions with other items are then rejected."""
@@ -157,6 +159,7 @@ class _IngestRun:
 
     def _record_verdicts(self, kind: str, validated: DataFrame) -> None:
         """Persist validated rows and count them in one pass."""
+        validated = mark_erased_users(validated, read_tombstones(self._config.paths.warehouse))
         validated = validated if HELD_OUT in validated.columns else validated.withColumn(HELD_OUT, F.lit(False))
         self._validated[kind] = validated.persist(StorageLevel.MEMORY_AND_DISK)
         summary = self._summary.count_rows(kind, self._validated[kind])
@@ -242,7 +245,7 @@ class _IngestRun:
         kinds = [kind for kind, summary in self._summary.kinds.items() if summary.rejected]
         if not kinds:
             return
-        is_rejected = F.col(REASON).isNotNull() & (F.col(REASON) != ALREADY_PRESENT)
+        is_rejected = F.col(REASON).isNotNull() & ~F.col(REASON).isin(ALREADY_PRESENT, ERASED)
         sources = {kind: self._sources[kind][1] for kind in kinds}
         columns = (F.col(REASON).alias("reason"), F.col(RAW_ROW).alias("row"))
         rejected = (
