@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import pyarrow as pa
+
 from recsys_batch.config import Config
 from recsys_batch.erasure import exposure_files, redis_records, snapshots, stream_caches
 from recsys_batch.erasure.data_files import find_rows, list_parquet
@@ -18,12 +20,14 @@ from recsys_batch.erasure.run_artefacts import RunArtefacts
 from recsys_batch.erasure.run_counts import HeldRows, RunCounts
 from recsys_batch.erasure.table_history import erase_from_table, find_in_table
 from recsys_batch.errors import UsageError
+from recsys_batch.ids import parse_bigint
 from recsys_batch.night.run_locks import erasure_lock, publish_lock
 from recsys_batch.online.snapshot import repository
 from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import remove
+from recsys_batch.tables.delta_log import open_delta_table
 from recsys_batch.tables.run_manifest import Run, latest_state_by_run
 from recsys_batch.tables.tombstones import Tombstones, add_tombstones
 
@@ -96,6 +100,15 @@ class Places:
         """List the runs that a store may have records of."""
         return sorted({*self.states, *repository.list_snapshots(self.snapshots)})
 
+    def name_users(self, ids: Collection[str]) -> ErasedUsers:
+        """Give ids the text that the tables' have: where those are BIGINT, "007" names the user 7."""
+        folder = next((folder for name, folder in self.tables.items() if name != "rejected"), None)
+        kind = None if folder is None else pa.schema(open_delta_table(folder).schema().to_arrow()).field("user_id").type
+        if kind is None or not pa.types.is_integer(kind):
+            return ErasedUsers(frozenset(ids))
+        numbers = {text: parse_bigint(text) for text in ids}
+        return ErasedUsers(frozenset(text if number is None else str(number) for text, number in numbers.items()))
+
     def find(self, users: ErasedUsers) -> dict[str, int]:
         """Count what there is of these users, by place."""
         found: dict[str, int] = {}
@@ -123,7 +136,7 @@ def erase_users(places: Places, ids: Collection[str], *, dry_run: bool = False, 
         Busy: somebody writes rows of users, or changes what readers see.
         UsageError: the lists are in Redis, and no server is named.
     """
-    config, users = places.config, ErasedUsers(frozenset(ids))
+    config, users = places.config, places.name_users(ids)
     if places.redis_url is None and (config.online.store == "redis" or config.online.live == "redis"):
         raise UsageError("users' lists are in Redis: name the server in RECSYS_BATCH_REDIS_URL, or their records would stay there")
     report = ErasureReport(len(users.ids), other_files_days=config.tables.retention_days)
