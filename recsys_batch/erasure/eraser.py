@@ -5,6 +5,7 @@ there; then artefacts, tables, streams' caches, snapshots, Redis and logs lose t
 """
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -126,7 +127,11 @@ class Places:
         return found
 
 
-def erase_users(places: Places, ids: Collection[str], *, dry_run: bool = False, progress: Progress = lambda stage: None) -> ErasureReport:
+def _log_stage(stage: str) -> None:
+    logger.info("erasing: %s", stage)
+
+
+def erase_users(places: Places, ids: Collection[str], *, dry_run: bool = False, progress: Progress = _log_stage) -> ErasureReport:
     """Erase users, or say where they are; the same call again goes on where one was killed, and changes nothing once it is done.
 
     Args:
@@ -158,7 +163,7 @@ def erase_users(places: Places, ids: Collection[str], *, dry_run: bool = False, 
 
 def _erase(places: Places, users: ErasedUsers, tombstones: Tombstones, progress: Progress) -> int:
     """Do every stage; returns the log files that are still being written."""
-    artefacts = places.artefacts
+    artefacts, started = places.artefacts, time.monotonic()
     progress("counts")
     held = HeldRows(places.folders, {name: find_rows(folder, list_parquet(folder), users) for name, folder in places.tables.items()})
     RunCounts(artefacts, held, tombstones, places.config.data.min_weight).correct(places.states, users)
@@ -177,5 +182,7 @@ def _erase(places: Places, users: ErasedUsers, tombstones: Tombstones, progress:
     if places.redis_url:
         redis_records.erase_from_redis(places.redis_url, places.run_ids(), users, cluster=places.config.online.redis_cluster)
     snapshots.erase_from_snapshots(places.snapshots, users)
+    if places.exposures is None:
+        return 0
     progress("exposure log")
-    return exposure_files.erase_from_log_files(places.exposures, users, places.wait_seconds) if places.exposures is not None else 0
+    return exposure_files.erase_from_log_files(places.exposures, users, places.wait_seconds, started)
