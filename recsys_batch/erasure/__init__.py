@@ -8,6 +8,7 @@ run_artefacts    gathered events, changed users, registered vectors, live record
 run_counts       popularity and known users that runs have counted
 snapshots        snapshots and live overlays
 stream_caches    events that streams of this host keep
+logged_reports   reports in MLflow that show a user
 redis_records    records in Redis or Valkey
 exposure_files   log files of the online side
 """

@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from recsys_batch.config import Config
-from recsys_batch.erasure import exposure_files, redis_records, snapshots, stream_caches
+from recsys_batch.erasure import exposure_files, logged_reports, redis_records, snapshots, stream_caches
 from recsys_batch.erasure.data_files import find_rows, list_parquet
 from recsys_batch.erasure.erased_users import ErasedUsers
 from recsys_batch.erasure.run_artefacts import RunArtefacts
@@ -124,6 +124,7 @@ class Places:
         if self.exposures is not None:
             found["exposure log"] = sum(exposure_files.find_in_log_files(self.exposures, users).values())
         found["stream caches"] = len(stream_caches.find_stream_caches(self.config, users))
+        found["reports in MLflow"] = len(logged_reports.find_logged_reports(self.config, users))
         return found
 
 
@@ -179,6 +180,7 @@ def _erase(places: Places, users: ErasedUsers, tombstones: Tombstones, progress:
         remove(location)
     progress("snapshots")
     stream_caches.remove_stream_caches(places.config, users)
+    logged_reports.remove_logged_reports(places.config, users)
     if places.redis_url:
         redis_records.erase_from_redis(places.redis_url, places.run_ids(), users, cluster=places.config.online.redis_cluster)
     snapshots.erase_from_snapshots(places.snapshots, users)

@@ -37,7 +37,7 @@ FOUND = {
     "table interactions", "table holdout", "table users", "table rejected", "table exposures", "table feedback", "table sent_log",
     "table user_embeddings", "table candidates", "table shortfalls", "table topk", "table topk_live", "artefacts: gathered",
     "artefacts: changed", "artefacts: embeddings", "artefacts: live", "artefacts: pointers", f"snapshot {RUN}", "live overlays",
-    "exposure log", "stream caches",
+    "exposure log", "stream caches", "reports in MLflow",
 }  # fmt: skip
 
 
@@ -104,6 +104,10 @@ def _put_online(config: Config) -> None:
     for kind in ("exposures", "feedback"):
         pq.write_table(pa.table({"user_id": [GONE, "u001"], "request_id": ["a", "b"]}), log / f"{kind}-1.parquet", compression="zstd")
         pq.write_table(pa.table({"user_id": [GONE]}), log / f"{kind}-2.parquet", compression="zstd")
+    page = Path(config.paths.state) / "mlartifacts" / "report.html"
+    page.parent.mkdir()
+    page.write_text(f"<h3>User u001 </h3><h3>User {GONE} <span>model</span></h3>")
+    (page.parent / "other.html").write_text(f"<h3>User u001 </h3> not {GONE[:-1]}")
     events = EventStore(state_file(config.paths.warehouse, config.paths.state, "stream", f"{RUN}.sqlite"), IDS, 0)
     row = {"user_id": GONE, "item_id": 20, "event_us": 1, "weight": 1.0, "before": False}
     events.add_events(pa.Table.from_pylist([row], schema=EVENTS.arrow_schema(IDS)), 1)
