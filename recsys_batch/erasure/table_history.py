@@ -27,7 +27,7 @@ from recsys_batch.erasure.data_files import (
     write_without,
 )
 from recsys_batch.erasure.erased_users import ErasedUsers
-from recsys_batch.storage.filesystems import Entry, join, list_entries, read_bytes, read_parquet, remove, replace_bytes
+from recsys_batch.storage.filesystems import Entry, basename, join, list_entries, read_bytes, read_parquet, remove, replace_bytes
 
 _LOG = "_delta_log"
 _COMMIT = re.compile(r"\d{20}(\.\d{20}\.compacted)?\.json")
@@ -47,8 +47,7 @@ class ErasedTable:
 def find_in_table(root: str, users: ErasedUsers) -> ErasedTable:
     """Count the rows of these users in all files of a table, old ones among them, and the entries of its log that name one."""
     held = find_rows(root, list_parquet(root), users)
-    entries = sum(_is_named_in(entry, users) for entry in _log_entries(root))
-    return ErasedTable(sum(held.values()), len(held), entries)
+    return ErasedTable(sum(held.values()), len(held), _is_named(root, users))
 
 
 def erase_from_table(root: str, users: ErasedUsers, described: Mapping[str, Replacement] | None = None) -> None:
@@ -59,14 +58,15 @@ def erase_from_table(root: str, users: ErasedUsers, described: Mapping[str, Repl
     """
     for _ in range(_MAX_PASSES):
         held = find_rows(root, list_parquet(root), users)
-        named = any(_is_named_in(entry, users) for entry in _log_entries(root))
-        if not (held or named or described):
+        if not (held or described or _is_named(root, users)):
             return
         known = _referenced(root)
         replacements = {path: write_without(root, path, users, name_replacement(path, users)) for path in held if path in known}
         _rewrite_log(root, replacements, described or {}, users)
         for path in held:
+            folder, slash, name = path.rpartition("/")
             remove(join(root, path))
+            remove(join(root, f"{folder}{slash}.{name}.crc"))
         described = None
 
 
@@ -74,6 +74,18 @@ def _log_entries(root: str) -> list[Entry]:
     """List the commits and checkpoints, newest first; of a version the commit first."""
     entries = [entry for entry in list_entries(join(root, _LOG)) if _COMMIT.fullmatch(entry.name) or _CHECKPOINT.fullmatch(entry.name)]
     return sorted(entries, key=lambda entry: (entry.name[:20], entry.name.endswith(".json")), reverse=True)
+
+
+def _checksums(root: str) -> list[str]:
+    """List the files in which Spark sums up versions, and lists the files of small ones with their bounds; a log is whole without."""
+    return [entry.location for entry in list_entries(join(root, _LOG)) if re.fullmatch(r"\.?\d{20}\.crc(\.crc)?", entry.name)]
+
+
+def _is_named(root: str, users: ErasedUsers) -> int:
+    """Count the files of the log that name one of these users."""
+    sums = (json.loads(read_bytes(location)) for location in _checksums(root) if not basename(location).startswith("."))
+    in_sums = sum(any(_are_named(add.get("stats") or "{}", users) for add in one.get("allFiles") or ()) for one in sums)
+    return sum(_is_named_in(entry, users) for entry in _log_entries(root)) + in_sums
 
 
 def _referenced(root: str) -> set[str]:
@@ -224,7 +236,9 @@ def _encoded(old: str, new: str) -> str:
 
 
 def _rewrite_log(root: str, replacements: Mapping[str, Replacement], described: Mapping[str, Replacement], users: ErasedUsers) -> None:
-    is_checkpoint_new, entries = False, _log_entries(root)
+    for location in _checksums(root):
+        remove(location)
+    entries = _log_entries(root)
     newest = next(entry.name for entry in entries if entry.name.endswith(".json"))
     for entry in entries:
         if entry.name.endswith(".json"):
@@ -246,10 +260,6 @@ def _rewrite_log(root: str, replacements: Mapping[str, Replacement], described: 
                 remove(join(root, _LOG, "_last_checkpoint"))
                 remove(join(root, _LOG, "._last_checkpoint.crc"))
                 _replace_entry(root, entry.name, sink.getvalue().to_pybytes())
-                is_checkpoint_new = True
-    for entry in list_entries(join(root, _LOG)):
-        if (replacements or is_checkpoint_new) and re.fullmatch(r"\.?\d{20}\.crc(\.crc)?", entry.name):
-            remove(entry.location)  # sums of a version's files, which may list them
 
 
 def _replace_entry(root: str, name: str, content: bytes) -> None:

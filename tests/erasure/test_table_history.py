@@ -44,6 +44,9 @@ def make_table(folder: Path, name: Callable[[str], Any] = str, gone: Any = GONE)
         (folder / "_delta_log" / f"{version:020d}.json").unlink()
     write_deltalake(path, rows(name("4"), gone, item=5), mode="append")
     DeltaTable(path).optimize.compact()
+    sums = {"allFiles": [{"path": "one", "stats": json.dumps({"minValues": {"user_id": gone}})}]}
+    (folder / "_delta_log" / f"{6:020d}.crc").write_text(json.dumps(sums))
+    (folder / "_delta_log" / f".{6:020d}.json.crc").write_bytes(b"sums of Hadoop")
     return folder
 
 
