@@ -48,8 +48,9 @@ def erase_command(config: Config, user_ids: tuple[str, ...], file: Path | None, 
 
 
 def _print_report(report: "ErasureReport", dry_run: bool) -> None:
-    found = {place: n for place, n in report.found.items() if n or report.left.get(place)}
-    rows = [(place, format_count(n), "" if dry_run else format_count(report.left.get(place, 0))) for place, n in found.items()]
+    places = [place for place in {**report.found, **report.left} if report.found.get(place) or report.left.get(place)]
+    counts = [(report.found.get(place, 0), report.left.get(place, 0)) for place in places]
+    rows = [(place, format_count(n), "" if dry_run else format_count(left)) for place, (n, left) in zip(places, counts, strict=True)]
     print_table("would be erased" if dry_run else "erased", ("place", "found", "left"), rows)
     if not rows:
         click.echo("nothing was found of " + ("this user" if report.n_users == 1 else f"these {report.n_users} users"))

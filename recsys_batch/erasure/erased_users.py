@@ -12,6 +12,8 @@ from recsys_batch.ids import parse_bigint
 from recsys_batch.schemas import IdType
 from recsys_batch.tables.raw_rows import iterate_values
 
+_FEW = 20
+"""Up to so many ids raw rows are searched for each of them, before any is parsed."""
 _STATS_CHARACTERS = 32
 """Spark's log keeps so many characters of a text's bounds."""
 
@@ -42,10 +44,14 @@ class ErasedUsers:
         return self._mark_raw(rows["row"].combine_chunks())
 
     def _mark_raw(self, rows: pa.Array) -> pa.Array:
-        may_hold = pa.array([False] * len(rows), pa.bool_())
+        texts = rows.to_pylist()
+        if len(self.ids) > _FEW:
+            return pa.array([row is not None and self.names_row(row) for row in texts], pa.bool_())
+        may_hold = [False] * len(rows)
         for text in self.ids:
-            may_hold = pc.or_(may_hold, pc.fill_null(pc.match_substring(rows, text), False))
-        return pa.array([bool(maybe) and self.names_row(row) for maybe, row in zip(may_hold.to_pylist(), rows.to_pylist(), strict=True)])
+            found = pc.fill_null(pc.match_substring(rows, text), False).to_pylist()
+            may_hold = [before or now for before, now in zip(may_hold, found, strict=True)]
+        return pa.array([maybe and self.names_row(row) for maybe, row in zip(may_hold, texts, strict=True)], pa.bool_())
 
     def names_row(self, row: str) -> bool:
         """Say whether a raw row is about one of them."""

@@ -158,7 +158,8 @@ def erase_users(places: Places, ids: Collection[str], *, dry_run: bool = False, 
         progress("looking again")
         report.left = places.find(users)
     if n_open:
-        report.notes.append(f"{n_open} log files are still being written: erase again once `serve` has closed them, within a minute")
+        report.left["exposure log, being written"] = n_open
+        report.notes.append("servers are still writing log files: erase again once they have closed them, within a minute")
     return report
 
 
