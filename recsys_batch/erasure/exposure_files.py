@@ -1,5 +1,7 @@
 """Log files of the online side without erased users: whole ones, and those that a server is still writing, once they are whole."""
 
+import contextlib
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,8 +45,11 @@ def erase_from_log_files(folder: Path, users: ErasedUsers, wait_seconds: float =
         if time.monotonic() >= until:
             break
         time.sleep(_POLL_SECONDS)
-    for path in find_in_log_files(folder, users):
-        replace_in_place(str(folder), path, users)
+    for name in find_in_log_files(folder, users):
+        times = (folder / name).stat()
+        replace_in_place(str(folder), name, users)
+        with contextlib.suppress(FileNotFoundError):  # no row is left
+            os.utime(folder / name, ns=(times.st_atime_ns, times.st_mtime_ns))  # no server wrote it now
     return len(drafts)
 
 

@@ -23,7 +23,7 @@ from recsys_batch.online.snapshot.live_overlay import encode_live_record, open_o
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import LiveOrigin
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.storage.artifacts import artifact_root, put_folder, set_pointer, state_file
+from recsys_batch.storage.artifacts import artifact_root, get_pointer, put_folder, set_pointer, state_file
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.stream.event_store import EventStore
 from recsys_batch.stream.live_table import LiveTable
@@ -85,6 +85,8 @@ def _put_artefacts(config: Config) -> None:
     root, users = artifact_root(config.paths.warehouse), pa.table({"user_id": ["aunt", GONE, "u001"]})
     changed = put_folder(root, "changed", lambda target: pq.write_table(users, target / "changed.parquet")).rpartition("/")[2]
     set_pointer(root, "2026-02-28-r9", "base", {"run_id": "2026-02-27-r1", "changed": changed, "gained": [], "same_items": True})
+    gathered = get_pointer(root, RUN, "gathered")
+    set_pointer(root, RUN, "gathered", gathered | {"cuts": [GONE, *gathered["cuts"]]})
     registered = Path(root) / "embeddings" / "user_id-3-00"
     registered.mkdir(parents=True)
     pq.write_table(users.append_column("embedding", pa.array([[1.0], [2.0], [3.0]])), registered / "part-0.parquet")
