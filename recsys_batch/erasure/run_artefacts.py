@@ -21,7 +21,7 @@ from recsys_batch.erasure.data_files import (
     write_without,
 )
 from recsys_batch.erasure.erased_users import ErasedUsers
-from recsys_batch.erasure.table_history import describe_again
+from recsys_batch.erasure.log_rewriter import describe_again
 from recsys_batch.storage.artifacts import get_pointer, has_pointer, put_folder, remove_folder, run_folder, set_pointer
 from recsys_batch.storage.filesystems import join, list_entries, read_bytes, read_parquet, remove
 
