@@ -4,6 +4,7 @@ From the top, each importing only what is below it:
 
     cli, commands                     the command line
     plan                              which surface is served how, from what was measured
+    erasure                           a user, out of everything
     night, online, report, digest     one run; the ranker per request; a run as a page; items for e-mails
     stream, model_servers             lists refreshed between two nights; the ranker for other servers
     spark                             session, tables, ingest, what runs on executors

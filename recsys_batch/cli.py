@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import click
 
 from recsys_batch import __version__, logs
-from recsys_batch.commands import digest, ingest, inspection, models, night, online, operations, plan, report, stream
+from recsys_batch.commands import digest, erase, ingest, inspection, models, night, online, operations, plan, report, stream
 from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchError, caused_by_interrupt
 
 EXTRAS = {
@@ -49,6 +49,7 @@ for _command in (
     night.status_command,
     operations.backfill_command,
     operations.maintain_command,
+    erase.erase_command,
     inspection.evaluate_command,
     inspection.show_command,
     inspection.changes_command,

@@ -4,6 +4,7 @@ ingest        ingest, generate
 models        train, register, export-model
 night         nightly, its steps, rollback, status
 operations    backfill, maintain
+erase         erase
 inspection    evaluate, changes, show
 stream        stream
 plan          plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import re
 from dataclasses import asdict
@@ -66,6 +67,7 @@ def digest_command(
     from recsys_batch.dataset.seen_policy import make_seen_policy
     from recsys_batch.digest.builder import make_digest
     from recsys_batch.digest.slot_choosers import DigestRequest
+    from recsys_batch.night.run_locks import user_rows_lock
     from recsys_batch.storage.node_cache import NodeCache
 
     segment = None if segment == ALL_SEGMENTS else segment
@@ -82,7 +84,8 @@ def digest_command(
         seen=make_seen_policy(config.retrieval.seen, run_date),
         digest_id=name,
     )
-    with progress_bar("digest", quiet=as_json) as progress:
+    lock = contextlib.nullcontext() if dry_run else user_rows_lock(config)
+    with lock, progress_bar("digest", quiet=as_json) as progress:
         now = as_of or dt.datetime.now(dt.UTC)
         cache = NodeCache.from_paths(config.paths)
         result = make_digest(config.paths.warehouse, cache, request, now, config.data.min_weight, dry_run=dry_run, progress=progress)

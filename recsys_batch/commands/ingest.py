@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 @source_options
 @with_config
 def ingest_command(config: Config, sources: tuple[str, ...], as_json: bool, holdout: float, split: str, **options: Any) -> None:
+    from recsys_batch.night.run_locks import user_rows_lock
     from recsys_batch.spark.ingest.pipeline import run_ingest
     from recsys_batch.spark.ingest.sources import IngestRequest
     from recsys_batch.spark.session import get_session
@@ -51,7 +52,8 @@ def ingest_command(config: Config, sources: tuple[str, ...], as_json: bool, hold
         split=split,
         max_rejected_share=options["max_rejected_share"],
     )
-    summary = run_ingest(get_session(config), config, request)
+    with user_rows_lock(config):
+        summary = run_ingest(get_session(config), config, request)
     print_json(asdict(summary)) if as_json else _print_summary(summary)
 
 

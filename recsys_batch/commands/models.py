@@ -102,11 +102,13 @@ def register_command(
             bundle = load_bundle(bundle_dir)
             _check_bundle(bundle, config)
         else:
+            from recsys_batch.night.run_locks import user_rows_lock
             from recsys_batch.spark.register import bundle_from_tables
             from recsys_batch.spark.session import get_session
 
             tables = str(user_embeddings), str(item_embeddings)
-            bundle = bundle_from_tables(get_session(config), config, *tables, ranker, Path(folder) / "bundle")
+            with user_rows_lock(config):
+                bundle = bundle_from_tables(get_session(config), config, *tables, ranker, Path(folder) / "bundle")
         version = registry.register(bundle, {"kind": bundle.kind, "embedding_dim": bundle.embedding_dim}).version
     if not no_crown:
         registry.set_champion(version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import tempfile
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 @json_option
 @with_config
 def export_snapshot_command(config: Config, run_id: str | None, out: Path | None, activate: bool, as_json: bool) -> None:
+    from recsys_batch.night.run_locks import user_rows_lock
     from recsys_batch.online.export.published_run import open_published_run
     from recsys_batch.online.export.snapshot_export import export_snapshot
     from recsys_batch.online.snapshot import repository
@@ -41,9 +43,12 @@ def export_snapshot_command(config: Config, run_id: str | None, out: Path | None
     online, began = config.online, time.monotonic()
     folder = out or Path(online.snapshots)
     retrieval, cache = config.retrieval, NodeCache.from_paths(config.paths)
-    run = open_published_run(config.paths.warehouse, cache, run_id, retrieval.metric, retrieval.seen)
-    store = functools.partial(_fill_redis, config) if online.store == "redis" else None
-    done = export_snapshot(run, folder, store, n_samples=online.samples, activate=activate, keep=online.keep)
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError):  # a host may only read the warehouse
+            held.enter_context(user_rows_lock(config))
+        run = open_published_run(config.paths.warehouse, cache, run_id, retrieval.metric, retrieval.seen)
+        store = functools.partial(_fill_redis, config) if online.store == "redis" else None
+        done = export_snapshot(run, folder, store, n_samples=online.samples, activate=activate, keep=online.keep)
     name, written = done.snapshot_id, done.written
     if written is None:
         lines = [f"snapshot {name} is in {folder} already"]

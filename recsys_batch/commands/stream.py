@@ -30,6 +30,7 @@ _DURATION = ParsedType("TIME", _parse_duration, "a length of time like 500ms, 1s
 @json_option
 @with_config
 def stream_command(config: Config, available_now: bool, trigger: float, as_json: bool) -> None:
+    from recsys_batch.night.run_locks import user_rows_lock
     from recsys_batch.spark.session import get_session
     from recsys_batch.stream.runner import run_stream
 
@@ -37,6 +38,7 @@ def stream_command(config: Config, available_now: bool, trigger: float, as_json:
     # After the session, which has handlers of its own: the batch at work is finished.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    done = run_stream(session, config, available_now=available_now, trigger_seconds=trigger, stop=stop)
+    with user_rows_lock(config):
+        done = run_stream(session, config, available_now=available_now, trigger_seconds=trigger, stop=stop)
     counts = f"{format_count(done.events)} events, {format_count(done.users)} users refreshed, {format_count(done.rows)} rows"
     print_result(asdict(done), f"{format_count(done.batches)} micro-batches: {counts}", as_json=as_json)

@@ -25,6 +25,7 @@ from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
 from recsys_batch.spark.executors.verify import COUNTS_SCHEMA, LISTED, VERIFY_COUNTS, BaseRunFiles, VerifyTask, make_verifier
 from recsys_batch.storage.filesystems import join, read_parquet
 from recsys_batch.tables import run_manifest
+from recsys_batch.tables.tombstones import read_erasure
 from recsys_batch.tables.user_ranges import UserSortedFiles, ranges_of_files
 
 _HEAD = 0.01
@@ -67,7 +68,8 @@ def measure_run(context: RunContext) -> dict[str, float]:
     counts = evidence.repartitionById(len(bounds), "range").mapInArrow(make_verifier(task), spark_ddl(COUNTS_SCHEMA)).toArrow()
     totals = {name: float(pc.sum(counts[name]).as_py() or 0) for name in VERIFY_COUNTS}
     if base is not None:
-        totals["n_known"] += base.run.metrics["audit.n_known"] - totals["n_known_before"]
+        n_erased = len(read_erasure(context.root, base.run.run_id).get("users", []))
+        totals["n_known"] += base.run.metrics["audit.n_known"] - n_erased - totals["n_known_before"]
     # Who has seen all there is has no rows, and a shortfall that says so.
     n_exhausted = sum(pc.sum(pc.equal(batch["n_items"], 0)).as_py() or 0 for batch in task.shortfalls.batches())
     return {

@@ -27,6 +27,7 @@ from recsys_batch.tables.appended_files import NotAppendOnly, list_appended_file
 from recsys_batch.tables.delta_log import list_data_files
 from recsys_batch.tables.run_manifest import Run
 from recsys_batch.tables.slice_writer import TableSlice
+from recsys_batch.tables.tombstones import read_erasure
 from recsys_batch.tables.user_ranges import LIST_ROWS, UserSortedFiles
 
 _TOO_MANY = 0.3
@@ -74,6 +75,8 @@ def find_base(context: RunContext, catalogue: Catalogue) -> BaseRun:
     ):
         if then != now:
             raise FullRunRequired(f"run {run.run_id} has {what} {then}, this one {now}")
+    if why := read_erasure(context.root, run.run_id).get("popularity"):
+        raise FullRunRequired(f"users were erased since run {run.run_id}, and its popularity {why}")
     before = context.run_artifacts.cache.local_copy(catalogue_folder(context.root, run.run_id))
     new_items, lost_items = _diff_catalogues(open_catalogue.__wrapped__(str(before)), catalogue, context)
     users, embedded = (

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from deltalake.transaction import CommitProperties
 
 from recsys_batch.config import Config
-from recsys_batch.night.run_locks import publish_lock
+from recsys_batch.night.run_locks import publish_lock, user_rows_lock
 from recsys_batch.night.run_store import runs_with_gathered_events
 from recsys_batch.read import rows_in
 from recsys_batch.schemas import TABLES
@@ -76,8 +76,15 @@ def run_maintenance(
         now: UTC; unfinished runs begun within ``tables.retention_days`` stay.
 
     Raises:
-        Busy: another process changes what readers see.
+        Busy: another process changes what readers see, or erases users.
     """
+    with user_rows_lock(config):
+        return _run_maintenance(config, folders, keep_runs, now, optimize, dry_run)
+
+
+def _run_maintenance(
+    config: Config, folders: Mapping[str, str], keep_runs: int, now: dt.datetime, optimize: Callable[[str], None] | None, dry_run: bool
+) -> MaintenanceReport:
     report = MaintenanceReport()
     unfinished_since = now - dt.timedelta(days=config.tables.retention_days)
     # Nobody rolls back to a run between the decision that it goes and its going.

@@ -1,7 +1,7 @@
 """Raw rows to rows of interactions, items and users, each with the first reason why it cannot be used."""
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from recsys_batch.sources.raw_rows import RawRows
 from recsys_batch.sources.source_format import KEY_OF_KIND, SourceFormat
 from recsys_batch.sources.timestamps import parse_times
 from recsys_batch.sources.values import is_missing, null_array, to_text
+from recsys_batch.tables.tombstones import ERASED, Tombstones
 
 REASON = "_reason"
 FILE, POSITION, ROW = "_file", "_position", "_row"
@@ -31,7 +32,7 @@ class ParseSettings:
 
     Attributes:
         kind: interactions, items or users. clocks: our time column -> its clock, see ``timestamps``; a missing one is read value by value.
-        newest: events after it are in the future; None: none is.
+        newest: events after it are in the future; None: none is. tombstones: of erased users; None: nobody was erased.
     """
 
     kind: str
@@ -39,12 +40,29 @@ class ParseSettings:
     ids: IdTypes
     clocks: Mapping[str, str] = field(default_factory=dict)
     newest: dt.datetime | None = None
+    tombstones: Tombstones | None = None
 
 
 def parse_rows(raw: RawRows, settings: ParseSettings) -> pa.Table:
     """Parse raw rows of any kind; the columns are those of ``typed_schema`` without file, position and row."""
     parse = {"interactions": _parse_interactions, "items": _parse_items, "users": _parse_users}[settings.kind]
-    return parse(_OurColumns(raw, settings), settings)
+    rows = parse(_OurColumns(raw, settings), settings)
+    return mark_erased(rows, lambda refused: raw.take(refused).to_json(), settings.tombstones)
+
+
+def mark_erased(rows: pa.Table, spell: Callable[[np.ndarray], pa.Array], tombstones: Tombstones | None) -> pa.Table:
+    """Give the rows of erased users the reason ERASED, also rows that are refused and name one: these would go to ``rejected``.
+
+    Args:
+        spell: gives the raw text of the rows at some places. tombstones: None where nobody was erased.
+    """
+    if tombstones is None or "user_id" not in rows.column_names or rows.num_rows == 0:
+        return rows
+    erased = np.array(tombstones.matches(rows["user_id"].combine_chunks()), dtype=bool)
+    refused = np.flatnonzero(np.asarray(rows[REASON].is_valid()) & ~erased)
+    erased[refused] = np.asarray(tombstones.matches_rows(spell(refused)))
+    reason = pc.if_else(pa.array(erased), pa.scalar(ERASED), rows[REASON].combine_chunks())
+    return rows.set_column(rows.column_names.index(REASON), rows.schema.field(REASON), reason)
 
 
 def typed_schema(kind: str, ids: IdTypes) -> pa.Schema:

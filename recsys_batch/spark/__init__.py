@@ -7,6 +7,7 @@ With ``night`` and ``stream``, the only package that sees pyspark and delta.
 - register: imported embedding tables as a bundle. item_catalogue: the item side of the embed step. item_rules: configured rules over items.
 - run_artifacts: artefacts of a run, and the executor tasks made of them.
 - executors: functions over record batches that run on executors.
+- erased_keys: keys of rows that name erased users.
 - tables: reader and writer of the Delta tables. views: views in a catalog of what readers see.
 - session: how a session is made. java: finds the Java that it runs on.
 """

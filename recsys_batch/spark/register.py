@@ -13,9 +13,11 @@ from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.registry.bundle import Bundle, write_bundle
 from recsys_batch.schemas import IdTypes
+from recsys_batch.spark.erased_keys import drop_erased_users
 from recsys_batch.spark.tables import WarehouseTables, parse_identifier
 from recsys_batch.storage.artifacts import artifact_root
 from recsys_batch.storage.filesystems import exists, join, remove
+from recsys_batch.tables.tombstones import read_tombstones
 
 
 def bundle_from_tables(spark: SparkSession, config: Config, users: str, items: str, ranker: str | None, directory: Path) -> Bundle:
@@ -31,6 +33,8 @@ def bundle_from_tables(spark: SparkSession, config: Config, users: str, items: s
     names: dict[str, str] = {}
     for table, key, source in (("user_embeddings", "user_id", users), ("item_embeddings", "item_id", items)):
         vectors = _read_vectors(parse_identifier(spark, source), source, key, ids)
+        if key == "user_id":
+            vectors = drop_erased_users(vectors, read_tombstones(config.paths.warehouse))
         dims[table], names[table] = _check_vectors(vectors, source, key)
         target = join(root, "embeddings", names[table])
         if not exists(join(target, "_SUCCESS")):

@@ -17,9 +17,14 @@ from pathlib import Path
 
 def write_file(path: Path, text: str, *, durable: bool = True) -> None:
     """Replace a small file, UTF-8: a reader sees the old text or the new."""
+    replace_file(path, text.encode(), durable=durable)
+
+
+def replace_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Replace a small file: a reader sees the old content or the new."""
     draft = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content)
         publish(draft, path, durable=durable)
     finally:
         draft.unlink(missing_ok=True)

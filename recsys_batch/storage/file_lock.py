@@ -27,7 +27,9 @@ def lock_file(warehouse: str, state: str, name: str) -> Path:
 
 
 @contextmanager
-def file_lock(path: Path, what: str, doing: str = "is being computed", wait_seconds: float = 0.0) -> Iterator[None]:
+def file_lock(
+    path: Path, what: str, doing: str = "is being computed", wait_seconds: float = 0.0, *, shared: bool = False
+) -> Iterator[None]:
     """Hold the lock of that file for the ``with`` block, or fail; at once, unless ``wait_seconds`` are given.
 
     By flock, which the system releases when the process ends in whatever way; the file stays, and says who held it last. On a shared
@@ -35,13 +37,14 @@ def file_lock(path: Path, what: str, doing: str = "is being computed", wait_seco
 
     Args:
         what, doing: "a night of 2026-11-24", "is being computed", for the message.
+        shared: against those alone who do not share it.
 
     Raises:
         Busy: somebody else holds it; says who.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
-        if not acquire_flock(file.fileno(), wait_seconds):
+        if not acquire_flock(file.fileno(), wait_seconds, shared=shared):
             file.seek(0)
             raise Busy(f"{what} {doing} already{_by(file.read())}: wait for it, or end that process first")
         file.seek(0)
@@ -51,15 +54,20 @@ def file_lock(path: Path, what: str, doing: str = "is being computed", wait_seco
         yield
 
 
-def acquire_flock(handle: int, wait_seconds: float = 0.0) -> bool:
-    """Lock an open file until it is closed, against every other process; whether that was had in ``wait_seconds`` (also math.inf)."""
+def acquire_flock(handle: int, wait_seconds: float = 0.0, *, shared: bool = False) -> bool:
+    """Lock an open file until it is closed, against every other process; whether that was had in ``wait_seconds`` (also math.inf).
+
+    Args:
+        shared: with others who share it.
+    """
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     if wait_seconds == math.inf:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(handle, kind)
         return True
     until = time.monotonic() + wait_seconds
     while True:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
             return True
         except BlockingIOError:
             if time.monotonic() >= until:

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from recsys_batch.errors import UsageError
+from recsys_batch.storage.atomic import replace_file
 
 _BLOCK = 8 * 2**20
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/)")
@@ -134,6 +135,16 @@ def write_bytes(location: str, content: bytes) -> None:
     """A whole file, in the place of one that was there. In a store it appears at once; for local files that matter see artifacts.py."""
     with open_output(location) as stream:
         stream.write(content)
+
+
+def replace_bytes(location: str, content: bytes) -> None:
+    """Replace a file that matters: a reader sees the old one or the new one, and the new one is on the disk."""
+    if is_remote(location):
+        write_bytes(location, content)
+        return
+    path = Path(local_path(location))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content)
 
 
 def open_output(location: str) -> pa.NativeFile:

@@ -6,6 +6,7 @@ number, which the commit with its rows names.
 
 import datetime as dt
 import json
+import logging
 import threading
 import time
 import uuid
@@ -32,6 +33,9 @@ from recsys_batch.stream.kafka_messages import parse_messages, split_by_validity
 from recsys_batch.stream.refresher import RefreshedBatch
 from recsys_batch.stream.run_follower import RunFollower
 from recsys_batch.tables.delta_log import batch_metadata, find_last_batch, open_delta_table
+from recsys_batch.tables.tombstones import keep_living, read_tombstones
+
+logger = logging.getLogger("recsys_batch.stream")
 
 _POLL_SECONDS = 0.1
 
@@ -49,6 +53,7 @@ class KafkaSource:
         self._tables = WarehouseTables(spark, config)
         self._ids: IdTypes = self._tables.require_ids()
         self._tables.ensure("rejected", self._ids)
+        self._tombstones = read_tombstones(config.paths.warehouse)  # nobody is erased while a stream is at work
         self._checkpoint = join(artifact_root(config.paths.warehouse), "stream", "kafka")
         self._application = self._identify()
         self._pool, self._last_batches = ThreadPoolExecutor(1), dict[str, int | None]()
@@ -157,7 +162,10 @@ class KafkaSource:
 
         The rows are on the driver for it, ``stream.max_events`` at most.
         """
-        usable, rejected = split_by_validity(parse_messages(batch.toArrow(), self._ids), self._known_items())
+        rows, n_erased = keep_living(parse_messages(batch.toArrow(), self._ids), self._tombstones, ROW, REASON)
+        if n_erased:
+            logger.info("left out %d messages of erased users", n_erased)
+        usable, rejected = split_by_validity(rows, self._known_items())
         if rejected.num_rows:
             self._append("rejected", self._as_rejected(rejected, number), number)
         if usable.num_rows == 0:

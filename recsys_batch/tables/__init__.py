@@ -8,5 +8,7 @@ appended_files what a table got since a version, by its log
 live_lists     a run's lists in topk_live: which hold, and their compaction
 live_records   files of a stream's micro-batches that servers read
 list_columns   Arrow list columns as flat values and offsets
+raw_rows       the values of a raw row that may be a user's id
+tombstones     erased users, by keyed hashes of their ids
 run_manifest   the runs table: states of runs, and which one is published
 """

@@ -14,11 +14,13 @@ import pytest
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
+from recsys_batch.erasure.eraser import Places, erase_users
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.night.runner import run_night
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.read import latest_topk
+from recsys_batch.schemas import TABLES
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -92,3 +94,29 @@ def test_the_same_tables_registered_again_are_the_same_version(own: Config, opti
     for _ in range(2):
         assert register(own, options, users, items) == 0
         assert "model version 1 registered" in capsys.readouterr().out
+
+
+def test_an_erased_user_is_in_no_vectors_and_the_next_night_counts_anew(
+    spark: SparkSession, own: Config, market: Any, options: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    items = vectors(tmp_path / "items", "item_id", market.items["item_id"].to_pylist())
+    users = vectors(tmp_path / "users", "user_id", [f"u{user:03d}" for user in range(100)])
+    ranker = tmp_path / "mine.onnx"
+    ranker.write_bytes(export_ranker_onnx(RankerParameters.initialize(DIM, len(FeatureSpec.default().names), 1).to_arrays()))
+    assert register(own, options, users, items, "--ranker", str(ranker)) == 0
+    run_night(spark, own, dt.date(2026, 3, 1))
+    warehouse = Path(own.paths.warehouse)
+    folders = {name: str(warehouse / name) for name in TABLES if (warehouse / name).is_dir()}
+    online = own.online.model_copy(update={"snapshots": str(tmp_path / "snapshots")})
+    report = erase_users(Places(own.model_copy(update={"online": online}), folders), ["u001"])
+    assert report.found["artefacts: embeddings"] == 1 and report.is_done
+    with caplog.at_level("INFO", logger="recsys_batch.night"):
+        done = run_night(spark, own, dt.date(2026, 3, 2), incremental=True)
+    assert done.status == "PUBLISHED" and "is a full night: users were erased since run 2026-03-01-r1, and its popularity" in caplog.text
+    assert latest_topk(own.paths.warehouse, user_ids=["u001"]).num_rows == 0 < latest_topk(own.paths.warehouse, user_ids=["u002"]).num_rows
+    assert register(own, options, users, items) == 0
+    registered = list((warehouse / "_artifacts" / "embeddings").glob("user_id-*"))
+    assert len(registered) == 2  # that of the first time, rewritten, and that of 99 users
+    for folder in registered:
+        found = [user for path in folder.glob("*.parquet") for user in pq.read_table(path)["user_id"].to_pylist()]
+        assert sorted(found) == [f"u{user:03d}" for user in range(100) if user != 1]

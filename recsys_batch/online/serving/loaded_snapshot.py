@@ -36,6 +36,7 @@ class LoadedSnapshot:
         live: lists of its run that the stream refreshed since, which are preferred; None where they are not followed, or in Redis.
         live_store: the store that has those lists; None where they are not in Redis.
         latency: of its ranker; every model has its own.
+        stamp: time and inode of the manifest that it was opened by.
     """
 
     snapshot: Snapshot
@@ -45,6 +46,7 @@ class LoadedSnapshot:
     live_store: RedisStore | None = None
     latency: LatencyTracker = field(default_factory=LatencyTracker)
     leases: int = 0
+    stamp: tuple[int, int] = (0, 0)
 
     async def lookup(self, user_id: int | str) -> FoundRecord:
         """Read a user's record: the live one, or that of the snapshot or of Redis beside it. Raises RecsysBatchError: it is damaged."""

@@ -32,7 +32,7 @@ from recsys_batch.online.serving.traffic_split import TrafficSplit
 from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.live_overlay import LiveReader
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
-from recsys_batch.online.snapshot.manifest import SnapshotRefused, read_manifest
+from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotRefused, read_manifest
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import RedisStore
 from recsys_batch.online.snapshot.user_record import decode_record
@@ -127,7 +127,7 @@ class SnapshotManager:
         if snapshot_id is None or snapshot_id in self.refused:
             return None
         try:
-            if snapshot_id not in self._loaded:
+            if snapshot_id not in self._loaded or self._is_replaced(self._loaded[snapshot_id]):
                 await self._require_model(snapshot_id)
                 self._loaded[snapshot_id] = await asyncio.to_thread(self._load, snapshot_id)
         except Exception as error:  # whatever is wrong with it: what is served stays
@@ -141,6 +141,11 @@ class SnapshotManager:
                 return None
             logger.info("snapshot %s is in use", snapshot_id)
         return new
+
+    def _is_replaced(self, loaded: LoadedSnapshot) -> bool:
+        """Whether the snapshot's files are others than those that are open: an erasure has written it again."""
+        stamp = _stamp(loaded.snapshot.folder / MANIFEST_FILE)
+        return stamp not in (loaded.stamp, (0, 0))  # a folder that was removed is used on
 
     async def _require_model(self, snapshot_id: str) -> None:
         """Check that the model server has a snapshot's model. Raises SnapshotRefused: it has another one; it is asked again in a second."""
@@ -161,15 +166,17 @@ class SnapshotManager:
             acquire_flock(turn.fileno(), math.inf)
             if self.current is not None:  # somebody is being answered
                 verify_in_subprocess(folder)
+            stamp = _stamp(folder / MANIFEST_FILE)
             snapshot = open_snapshot(folder)
             store = self._open_remote(snapshot_id) if snapshot.store is None or self._live_in_redis else None
             warm_up(snapshot, list(self.recent))
             live = self._open_live(snapshot_id) if self._open_live is not None else None
             remote = store if snapshot.store is None else None
-            return LoadedSnapshot(snapshot, remote, self._unload, live, store if self._live_in_redis else None)
+            return LoadedSnapshot(snapshot, remote, self._unload, live, store if self._live_in_redis else None, stamp=stamp)
 
     def _unload(self, loaded: LoadedSnapshot) -> None:
-        del self._loaded[loaded.snapshot.snapshot_id]
+        if self._loaded.get(loaded.snapshot.snapshot_id) is loaded:
+            del self._loaded[loaded.snapshot.snapshot_id]
         loaded.snapshot.close()
         if loaded.live is not None:
             loaded.live.close()

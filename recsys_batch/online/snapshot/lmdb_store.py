@@ -1,6 +1,6 @@
 """Store of users' records in LMDB. LMDB is a file of the snapshot; Redis is a server, and its answers can be late or missing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -12,8 +12,9 @@ from recsys_batch.errors import RecsysBatchError
 LMDB_FILE = "users.lmdb"
 _TXN_RECORDS = 20_000
 _INITIAL_MAP_BYTES = 64 * 2**20
-_OPEN_FILES: WeakValueDictionary[str, lmdb.Environment] = WeakValueDictionary()
-"""LMDB opens a file once per process: who calls ``open_snapshot`` for an open one again shares its environment."""
+_OPEN_FILES: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()
+"""LMDB opens a file once per process: who calls ``open_snapshot`` for an open one again shares its environment. By device and inode, as an
+erasure puts another file under the same name."""
 
 
 class StoreUnavailable(Exception):
@@ -24,19 +25,24 @@ class LmdbStore:
     """A read-only map of a file; several processes share its pages. Raises RecsysBatchError: not a file that LMDB opens."""
 
     def __init__(self, path: Path) -> None:
-        name = str(path.resolve())
-        env = _OPEN_FILES.get(name)
         try:
+            status = path.stat()
+            env = _OPEN_FILES.get((status.st_dev, status.st_ino))
             # The file never changes, so nobody locks it; lookups are at random, so nothing is read ahead.
-            self._env = env or lmdb.open(name, subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=4)
-        except lmdb.Error as error:
+            self._env = env or lmdb.open(str(path.resolve()), subdir=False, readonly=True, lock=False, readahead=False, max_spare_txns=4)
+        except (lmdb.Error, FileNotFoundError) as error:
             raise RecsysBatchError(f"{path} is not an LMDB file that can be read: {error}") from None
-        _OPEN_FILES[name] = self._env
+        _OPEN_FILES[(status.st_dev, status.st_ino)] = self._env
 
     def get(self, key: bytes) -> bytes | None:
         with self._env.begin() as txn:
             record: bytes | None = txn.get(key)
             return record
+
+    def records(self) -> Iterator[tuple[bytes, bytes]]:
+        """Read all records in the order of keys: (key, record)."""
+        with self._env.begin() as txn:
+            yield from ((bytes(key), bytes(record)) for key, record in txn.cursor())
 
     def sample_keys(self, n: int) -> list[bytes]:
         """Read the keys of about n users, evenly by key order of the first few thousand; to warm up with."""

@@ -1,14 +1,13 @@
 """Ingest source files into the warehouse tables. Callers use ``pipeline.run_ingest`` and ``pipeline.read_interactions``.
 
-pipeline           run_ingest, read_interactions: validate, deduplicate, hold out, write
-sources            IngestRequest, read_source: open a source of any format under our column names
-csv_source         CSV files
-movielens_source   the layouts of MovieLens
+pipeline           run_ingest, read_interactions: parse, deduplicate, hold out, write
+sources            IngestRequest, open_sources: the sources of a request, kind by kind
+opened_source      OpenedSource: files as tasks of executors, or a table that Spark reads
 exposure_source    exposure logs and feedback of the online server
-raw_source         RawSource, which every format's reader returns, and the mapping of column names
-source_files       list files and read their heads on any Hadoop file system; Spark's errors about them as one sentence
-parsing            raw values to ids, numbers, timestamps, flags, lists
-validation         raw rows to typed rows with a rejection reason
+source_files       list files on any file system; Spark's errors about them as one sentence
+validation         verdicts on typed rows that need other rows
+holdout            which interactions are held out for evaluation
+rejections         rejected rows with their source's text, and sources of which too many are
 merge              new rows against the rows of existing tables
 summary            IngestSummary: counts of an ingest
 """

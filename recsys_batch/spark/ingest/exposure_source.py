@@ -17,11 +17,12 @@ from recsys_batch.sources import values
 from recsys_batch.sources.file_tasks import SourceFile
 from recsys_batch.sources.source_format import DEFAULT_NULL_VALUES
 from recsys_batch.sources.timestamps import parse_times
-from recsys_batch.sources.typed_rows import FILE, POSITION, REASON, ROW
+from recsys_batch.sources.typed_rows import FILE, POSITION, REASON, ROW, mark_erased
 from recsys_batch.spark.ingest.holdout import HELD_OUT
 from recsys_batch.spark.ingest.source_files import list_files, translate_spark_errors
 from recsys_batch.spark.ingest.validation import ALREADY_PRESENT
 from recsys_batch.tables.list_columns import flatten_lists, list_column
+from recsys_batch.tables.tombstones import Tombstones
 
 EXPOSURE_KEY = ("request_id", "user_id", "item_id")
 """A request shows an item once. The key includes the user, as callers choose request ids and two may choose the same one."""
@@ -46,7 +47,7 @@ def read_exposure_files(spark: SparkSession, source: str) -> tuple[DataFrame | N
     return feedback, None if exposures is None else _explode_items(exposures)
 
 
-def parse_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
+def parse_exposures(raw: DataFrame, ids: IdTypes, tombstones: Tombstones | None = None) -> DataFrame:
     """Parse exposures into the table's columns with ``_row`` and ``_reason``; duplicates are marked later."""
     schema = TABLES["exposures"].arrow_schema(ids)
     for column in (pa.field(REASON, pa.string()), pa.field(ROW, pa.string()), pa.field(FILE, pa.int32()), pa.field(POSITION, pa.int64())):
@@ -55,7 +56,8 @@ def parse_exposures(raw: DataFrame, ids: IdTypes) -> DataFrame:
 
     def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            yield from _parse_batch(batch, ids, schema).to_batches()
+            rows, texts = _parse_batch(batch, ids, schema), batch[ROW]
+            yield from mark_erased(rows, texts.take, tombstones).to_batches()
 
     return spelt.mapInArrow(parse, spark_ddl(schema))
 

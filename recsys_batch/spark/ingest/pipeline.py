@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import reduce
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
@@ -26,8 +26,9 @@ from recsys_batch.spark.ingest.rejections import check_rejected_share, spell_rej
 from recsys_batch.spark.ingest.source_files import translate_spark_errors
 from recsys_batch.spark.ingest.sources import IngestRequest, OpenedSources, open_sources
 from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, EVENT_KEY, NOT_REJECTED
+from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, EVENT_KEY, NOT_KEPT
 from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.tables.tombstones import Tombstones, read_tombstones
 
 ITEMS_DECLARED = "recsys_batch.items_declared"
 """Property of the items table: "true" once an items file was ingested; interactions with other items are then rejected."""
@@ -62,16 +63,18 @@ def read_interactions(spark: SparkSession, config: Config, request: IngestReques
     if not sources:
         raise SourceError("there are no interactions to read")
     with translate_spark_errors(spark, sources[0].path):
-        typed = _parse_sources(sources, ids, None)
+        typed = _parse_sources(sources, ids)
         usable = typed.where(F.col(REASON).isNull()).select("user_id", "item_id", "weight").toArrow()
     if usable.num_rows == 0:
         raise SourceError(f"{sources[0].path} has no usable row: ids are {ids.user} (user) and {ids.item} (item) in this warehouse")
     return usable
 
 
-def _parse_sources(sources: Sequence[OpenedSource], ids: IdTypes, newest: dt.datetime | None) -> DataFrame:
+def _parse_sources(
+    sources: Sequence[OpenedSource], ids: IdTypes, newest: dt.datetime | None = None, tombstones: Tombstones | None = None
+) -> DataFrame:
     """Parse the rows of all sources of a kind."""
-    typed = (source.typed(ParseSettings(source.kind, source.how, ids, source.clocks, newest)) for source in sources)
+    typed = (source.typed(ParseSettings(source.kind, source.how, ids, source.clocks, newest, tombstones)) for source in sources)
     return reduce(DataFrame.unionByName, typed)
 
 
@@ -103,7 +106,7 @@ class _IngestRun:
         self._sources, self._exposures = opened.by_kind, opened.exposures
         self._tables = WarehouseTables(spark, config)
         self._ids = IdTypes(self._id_type("user_id", ("interactions", "users")), self._id_type("item_id", ("interactions", "items")))
-        self._now = dt.datetime.now(dt.UTC)
+        self._now, self._tombstones = dt.datetime.now(dt.UTC), read_tombstones(config.paths.warehouse)
         self._summary = IngestSummary(self._ids, f"{self._now:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}")
         self._validated: dict[str, DataFrame] = {}
         self._table_snapshots: dict[str, DataFrame | None] = {}
@@ -114,7 +117,7 @@ class _IngestRun:
         """Validate every kind, then write, rejected rows last: an ingest that dies at any point is simply run again."""
         for kind, key in (("items", "item_id"), ("users", "user_id")):
             if kind in self._sources:
-                typed = validation.mark_repeated_keys(_parse_sources(self._sources[kind], self._ids, None), key)
+                typed = validation.mark_repeated_keys(_parse_sources(self._sources[kind], self._ids, None, self._tombstones), key)
                 columns = {ours for source in self._sources[kind] for ours in _our_columns(source)}
                 self._record_verdicts(kind, merge_with_table(typed, self._read_snapshot(kind), columns))
         if "interactions" in self._sources:
@@ -158,7 +161,7 @@ class _IngestRun:
 
     def _validate_interactions(self) -> DataFrame:
         sources, data = self._sources["interactions"], self._config.data
-        typed = _parse_sources(sources, self._ids, self._now + dt.timedelta(days=MAX_FUTURE_DAYS))
+        typed = _parse_sources(sources, self._ids, self._now + dt.timedelta(days=MAX_FUTURE_DAYS), self._tombstones)
         is_near = reduce(lambda one, other: one | other, map(_may_be_present, sources))
         snapshots = [table for name in ("interactions", "holdout") if (table := self._read_snapshot(name)) is not None]
         tables = [table.where(is_near).select(*EVENT_KEY) for table in snapshots]
@@ -179,7 +182,9 @@ class _IngestRun:
     def _validate_exposures(self, exposures: DataFrame) -> DataFrame:
         existing = self._read_snapshot("exposures")
         known = None if existing is None else existing.where(exposure_source.exposures_in_span(exposures))
-        return validation.mark_duplicates(exposure_source.parse_exposures(exposures, self._ids), known, exposure_source.EXPOSURE_KEY)
+        return validation.mark_duplicates(
+            exposure_source.parse_exposures(exposures, self._ids, self._tombstones), known, exposure_source.EXPOSURE_KEY
+        )
 
     def _record_verdicts(self, kind: str, validated: DataFrame) -> None:
         """Persist validated rows, count them in one pass, and refuse a kind of which too many rows were rejected."""
@@ -299,9 +304,9 @@ class _IngestRun:
         created = self._tables.ensure("rejected", self._ids)
         parts: list[DataFrame] = []
         for kind, summary in self._summary.kinds.items():
-            n_rejected = sum(summary.rejected.values())
+            n_rejected = sum(n for reason, n in summary.rejected.items() if reason not in NOT_KEPT)
             if n_rejected:
-                is_rejected = F.col(REASON).isNotNull() & ~F.col(REASON).isin(*NOT_REJECTED)
+                is_rejected = F.col(REASON).isNotNull() & ~F.col(REASON).isin(*NOT_KEPT)
                 rows = self._validated[kind].where(is_rejected).select(FILE, POSITION, REASON, ROW)
                 named = spell_rejected(rows, n_rejected, self._sources[kind]) if kind in self._sources else self._of_exposures(rows)
                 parts.append(named.select("source", F.lit(kind).alias("kind"), F.col(REASON).alias("reason"), F.col(ROW).alias("row")))

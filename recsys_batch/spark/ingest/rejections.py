@@ -12,11 +12,12 @@ from recsys_batch.errors import SourceError
 from recsys_batch.sources.typed_rows import FILE, POSITION, ROW
 from recsys_batch.spark.ingest.opened_source import OpenedSource
 from recsys_batch.spark.ingest.summary import KindSummary
+from recsys_batch.tables.tombstones import ERASED
 
 _MAX_SHIPPED = 1_000_000  # positions that travel to executors; more are joined
 _MAX_EXAMPLE = 300
-_REPEATS = ("duplicate", "duplicate_item_id", "duplicate_user_id")
-"""Reasons that say nothing against a source: overlapping files repeat rows."""
+_HARMLESS = ("duplicate", "duplicate_item_id", "duplicate_user_id", ERASED)
+"""Reasons that say nothing against a source: overlapping files repeat rows, old ones have users who were erased since."""
 
 
 def spell_rejected(rejected: DataFrame, n_rejected: int, sources: Sequence[OpenedSource]) -> DataFrame:
@@ -42,7 +43,7 @@ def check_rejected_share(
 
     Raises SourceError with the three commonest reasons and an example of each.
     """
-    reasons = {reason: n for reason, n in summary.rejected.items() if reason not in _REPEATS}
+    reasons = {reason: n for reason, n in summary.rejected.items() if reason not in _HARMLESS}
     share = sum(reasons.values()) / max(summary.read, 1)
     if share <= most:
         return

@@ -6,6 +6,7 @@ from pyspark.sql import DataFrame, Window, WindowSpec
 from pyspark.sql import functions as F
 
 from recsys_batch.sources.typed_rows import FILE, POSITION, REASON, UPDATED
+from recsys_batch.tables.tombstones import ERASED
 
 ALREADY_PRESENT = "already_present"
 """Value of ``_reason`` for rows that the table already has: neither used nor rejected."""
@@ -19,7 +20,8 @@ SUPERSEDED = "superseded"
 UNKNOWN_ITEM = "unknown_item"
 """Value of ``_reason`` for an interaction with an item that a declared catalogue lacks."""
 
-NOT_REJECTED = (ALREADY_PRESENT, SUPERSEDED)
+NOT_KEPT = (ALREADY_PRESENT, SUPERSEDED, ERASED)
+"""Reasons of rows that are counted, and in no table, also not in rejected."""
 
 EVENT_KEY = ("user_id", "item_id", "event_ts", "event_type", "weight")
 """Rows equal in all of these are the same event. Weight is included: a return of -1 may equal the purchase that it undoes in
