@@ -95,7 +95,8 @@ class OpenedSource:
         groups, present = self._groups(), tuple(self.survey.columns) if self.how.kind == "jsonl" else None
         parse = source_tasks.make_parser(groups, settings, present)
         if self._is_small(groups):
-            return self.spark.createDataFrame(self._run(groups, parse, source_tasks.located_schema(self.kind, settings.ids)))
+            # One partition needs no shuffle to find repeated rows.
+            return self.spark.createDataFrame(self._run(groups, parse, source_tasks.located_schema(self.kind, settings.ids))).coalesce(1)
         return self._task_rows(groups).mapInArrow(parse, ddl)
 
     def spell_rows(self, numbers: Sequence[int], wanted: Mapping[int, np.ndarray] | None) -> DataFrame | None:

@@ -35,7 +35,6 @@ ITEMS_DECLARED = "recsys_batch.items_declared"
 
 _ROWS_PER_FILE = 1_000_000
 _ROWS_PER_SHUFFLE_TASK = 500_000
-_ROWS_WITHOUT_COMPILATION = 1_000_000
 
 
 def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> IngestSummary:
@@ -82,12 +81,13 @@ def _parse_sources(
 def _sized_for(spark: SparkSession, n_rows: int) -> Iterator[None]:
     """Set the session up for some number of rows.
 
-    Spark's 200 shuffle partitions make a small ingest wait for tasks that do nothing, and compiling its plans takes longer than running
-    them as they are.
+    Spark's 200 shuffle partitions make a small ingest wait for tasks that do nothing, and to plan its few tasks again while it runs
+    takes longer than they do.
     """
-    settings = {"spark.sql.shuffle.partitions": str(max(spark.sparkContext.defaultParallelism, -(-n_rows // _ROWS_PER_SHUFFLE_TASK)))}
-    if n_rows <= _ROWS_WITHOUT_COMPILATION:
-        settings |= {"spark.sql.codegen.wholeStage": "false", "spark.sql.codegen.factoryMode": "NO_CODEGEN"}
+    n_tasks = -(-n_rows // _ROWS_PER_SHUFFLE_TASK)
+    settings = {"spark.sql.shuffle.partitions": str(max(n_tasks, 1 if n_tasks <= 1 else spark.sparkContext.defaultParallelism))}
+    if n_tasks <= 1:
+        settings["spark.sql.adaptive.enabled"] = "false"
     before = {name: spark.conf.get(name, None) for name in settings}
     for name, value in settings.items():
         spark.conf.set(name, value)
