@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-freshness bench-refresh bench-plan bench-online servers bench-servers bench-snapshot bench-digest clean distclean
+.PHONY: help setup data test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-plan bench-online servers bench-servers bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -120,6 +120,9 @@ bench-night: setup ## a whole night against MLlib's candidates alone: USERS= ITE
 
 bench-incremental: setup ## a night after 1 % of the users did something, against a full one: USERS= ITEMS= K=
 	$(BIN)/python benchmarks/incremental.py $(bench_options)
+
+bench-ingest: setup ## daily files, CSV against the build of another commit, and Parquet: BEFORE=COMMIT
+	$(BIN)/python benchmarks/ingest.py $(if $(BEFORE),--before $(BEFORE))
 
 bench-freshness: setup kafka-jars ## from an event to a changed answer, by Kafka and by Delta, and a backlog: USERS= ITEMS= K=
 	$(BIN)/python benchmarks/freshness.py $(bench_options)

@@ -8,6 +8,7 @@ From the top, each importing only what is below it:
     night, online, report, digest     one run; the ranker per request; a run as a page; items for e-mails
     stream, model_servers             lists refreshed between two nights; the ranker for other servers
     spark                             session, tables, ingest, what runs on executors
+    sources                           source files of any format as Arrow rows
     model, ann                        the reference model; nearest neighbours
     evaluation, read, dataset         metrics and differences; readers without a JVM; catalogue, histories, popularity
     registry, ranking                 bundles and MLflow; features, top-K, business rules

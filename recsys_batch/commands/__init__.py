@@ -12,5 +12,6 @@ report        report
 digest        digest
 online        export-snapshot, serve
 options       options that commands share
+source_options  how source files are written: of ingest and evaluate
 output        tables and progress on a terminal, results as JSON
 """

@@ -1,7 +1,8 @@
 """The reference model: two towers that retrieve and a ranker that re-ranks. The only package that imports torch.
 
 training             train_bundle: from tables to a bundle, with its metrics and the champion comparison
-training_data        positives per user as arrays, validation split, content tokens
+training_data        positives per user as arrays, content tokens
+validation_split     what a model learns from and what it is measured on
 warm_start           closed-form initial towers: EASE-like ridge regression, exact or low-rank
 tower_parameters     weights of the towers in training
 tower_training       hyperparameter search and softmax training of the towers, stopped early by held-out NDCG

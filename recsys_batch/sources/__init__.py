@@ -14,6 +14,7 @@ raw_rows       RawRows: a batch of source rows, in whichever format they were
 values         raw columns to ids, numbers, flags, lists
 timestamps     raw columns to times by one clock per column
 typed_rows     raw rows to rows of interactions, items and users, each with the reason why it cannot be used
+verdicts       verdicts on typed rows that need the other rows of their key
 survey         what a source holds, found in one pass before any row is parsed
 movielens      the layouts of MovieLens
 """

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.schemas import TABLES, IdTypes
+from recsys_batch.sources import verdicts
 from recsys_batch.sources.json_rows import spell_value
 from recsys_batch.sources.raw_rows import RawRows
 from recsys_batch.sources.source_format import SourceFormat
 from recsys_batch.sources.typed_rows import REASON, ROW, ParseSettings, parse_rows
-from recsys_batch.spark.ingest import validation
 
 _FIELDS = ("user_id", "item_id", "event_ts", "event_type", "weight")
 
@@ -43,9 +43,9 @@ def split_by_validity(rows: pa.Table, known_items: pa.Array | None) -> tuple[pa.
     Args:
         known_items: item_ids that may come; None where any may.
     """
-    reasons = pc.coalesce(rows[REASON], _mark_if(_repeats_usable_row(rows), validation.DUPLICATE))
+    reasons = pc.coalesce(rows[REASON], _mark_if(_repeats_usable_row(rows), verdicts.DUPLICATE))
     if known_items is not None:
-        reasons = pc.coalesce(reasons, _mark_if(pc.invert(pc.is_in(rows["item_id"], value_set=known_items)), validation.UNKNOWN_ITEM))
+        reasons = pc.coalesce(reasons, _mark_if(pc.invert(pc.is_in(rows["item_id"], value_set=known_items)), verdicts.UNKNOWN_ITEM))
     rows = rows.set_column(rows.schema.get_field_index(REASON), REASON, reasons)
     usable = rows.filter(pc.is_null(reasons)).select([column.name for column in TABLES["interactions"].columns])
     return usable, rows.filter(pc.is_valid(reasons))
@@ -55,9 +55,9 @@ def _repeats_usable_row(rows: pa.Table) -> pa.Array:
     """Mark the rows whose event a usable row before them is, too."""
     places = pa.array(np.arange(len(rows)))
     weight = pc.add(rows["weight"], pa.scalar(0.0, pa.float32()))  # -0.0 is 0.0
-    keys = rows.select(validation.EVENT_KEY).set_column(validation.EVENT_KEY.index("weight"), "weight", weight)
+    keys = rows.select(verdicts.EVENT_KEY).set_column(verdicts.EVENT_KEY.index("weight"), "weight", weight)
     usable = keys.append_column("place", places).filter(pc.is_null(rows[REASON]))
-    first = usable.group_by(validation.EVENT_KEY).aggregate([("place", "min")])["place_min"]
+    first = usable.group_by(verdicts.EVENT_KEY).aggregate([("place", "min")])["place_min"]
     return pc.invert(pc.is_in(places, value_set=first.combine_chunks()))
 
 

@@ -5,5 +5,6 @@
 - carry_forward, changed_events: an incremental run's unchanged rows, and the events of users who changed.
 - new_items: items that an index lacks, merged into lists of candidates.
 - refresh: users of the stream, by the same functions. assign_lists: items to the lists of an index.
+- source_tasks: source files to surveys, typed rows or JSON, for ingest.
 - daemon: Spark's daemon of Python workers.
 """

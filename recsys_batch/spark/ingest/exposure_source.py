@@ -18,9 +18,9 @@ from recsys_batch.sources.file_tasks import SourceFile
 from recsys_batch.sources.source_format import DEFAULT_NULL_VALUES
 from recsys_batch.sources.timestamps import parse_times
 from recsys_batch.sources.typed_rows import FILE, POSITION, REASON, ROW, mark_erased
+from recsys_batch.sources.verdicts import ALREADY_PRESENT
 from recsys_batch.spark.ingest.holdout import HELD_OUT
 from recsys_batch.spark.ingest.source_files import list_files, translate_spark_errors
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT
 from recsys_batch.tables.list_columns import flatten_lists, list_column
 from recsys_batch.tables.tombstones import Tombstones
 
@@ -49,9 +49,7 @@ def read_exposure_files(spark: SparkSession, source: str) -> tuple[DataFrame | N
 
 def parse_exposures(raw: DataFrame, ids: IdTypes, tombstones: Tombstones | None = None) -> DataFrame:
     """Parse exposures into the table's columns with ``_row`` and ``_reason``; duplicates are marked later."""
-    schema = TABLES["exposures"].arrow_schema(ids)
-    for column in (pa.field(REASON, pa.string()), pa.field(ROW, pa.string()), pa.field(FILE, pa.int32()), pa.field(POSITION, pa.int64())):
-        schema = schema.append(column)
+    schema = typed_schema(ids)
     spelt = raw.withColumns({ROW: F.to_json(F.struct(*raw.columns)), POSITION: F.monotonically_increasing_id()})
 
     def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -60,6 +58,15 @@ def parse_exposures(raw: DataFrame, ids: IdTypes, tombstones: Tombstones | None 
             yield from mark_erased(rows, texts.take, tombstones).to_batches()
 
     return spelt.mapInArrow(parse, spark_ddl(schema))
+
+
+def typed_schema(ids: IdTypes) -> pa.Schema:
+    """Make the schema of parsed exposures."""
+    schema = TABLES["exposures"].arrow_schema(ids)
+    for column in (pa.field(REASON, pa.string()), pa.field(ROW, pa.string()), pa.field(FILE, pa.int32()), pa.field(POSITION, pa.int64())):
+        schema = schema.append(column)
+    # Of a table's rows only the key is known.
+    return pa.schema([field.with_nullable(True) for field in schema])
 
 
 def exposures_in_span(raw: DataFrame) -> Column:

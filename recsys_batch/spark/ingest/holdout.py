@@ -12,7 +12,7 @@ from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
 from recsys_batch.sources.typed_rows import FILE, POSITION, REASON
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT
+from recsys_batch.sources.verdicts import ALREADY_PRESENT
 
 HELD_OUT = "_held_out"
 MIN_POSITIVES_TO_HOLD_OUT = 5

@@ -7,7 +7,7 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
 from recsys_batch.sources.typed_rows import REASON
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT
+from recsys_batch.sources.verdicts import ALREADY_PRESENT
 
 _ITEM_COLUMNS = ("item_id", "title", "categories", "is_available", "first_seen_ts", "attributes")
 

@@ -87,17 +87,18 @@ class OpenedSource:
             raise SourceError(f"{self.path} has no rows: expected at least one below the header")
         self.clocks = self.survey.choose_clocks(self.how)
 
-    def typed(self, settings: ParseSettings) -> DataFrame:
-        """Parse all rows, a job that runs when its rows are asked for."""
+    def parse(self, settings: ParseSettings) -> DataFrame:
+        """Parse all rows, a job that runs when its rows are asked for; the columns are those of ``located_schema``."""
         ddl = spark_ddl(source_tasks.located_schema(self.kind, settings.ids))
         if self.frame is not None:
             return self.frame.mapInArrow(source_tasks.make_frame_parser(settings, self.first_number), ddl)
-        groups, present = self._groups(), tuple(self.survey.columns) if self.how.kind == "jsonl" else None
-        parse = source_tasks.make_parser(groups, settings, present)
-        if self._is_small(groups):
-            # One partition needs no shuffle to find repeated rows.
-            return self.spark.createDataFrame(self._run(groups, parse, source_tasks.located_schema(self.kind, settings.ids))).coalesce(1)
-        return self._task_rows(groups).mapInArrow(parse, ddl)
+        groups = self._groups()
+        return self._task_rows(groups).mapInArrow(self._make_parser(groups, settings), ddl)
+
+    def parse_on_driver(self, settings: ParseSettings) -> pa.Table:
+        """Parse all rows of a small source."""
+        groups = self._groups()
+        return self._run(groups, self._make_parser(groups, settings), source_tasks.located_schema(self.kind, settings.ids))
 
     def spell_rows(self, numbers: Sequence[int], wanted: Mapping[int, np.ndarray] | None) -> DataFrame | None:
         """Read rows of the files with these numbers again, as JSON: ``_file``, ``_position``, ``_row``; None where it has none of them.
@@ -128,13 +129,18 @@ class OpenedSource:
             by_location.setdefault(task.file.location, []).append(task)
         return source_tasks.TaskGroups([tasks], by_location)
 
-    def _is_small(self, groups: source_tasks.TaskGroups) -> bool:
+    @property
+    def is_small(self) -> bool:
         """Whether the driver reads the files faster than executors begin to; compressed ones hold some eight times their bytes."""
-        return not groups.by_location and sum(file.n_bytes * (8 if file.compression else 1) for file in self.files) <= _DRIVER_BYTES
+        n_bytes = sum(file.n_bytes * (8 if file.compression else 1) for file in self.files)
+        return self.frame is None and is_readable(self.files[0].location) and n_bytes <= _DRIVER_BYTES
+
+    def _make_parser(self, groups: source_tasks.TaskGroups, settings: ParseSettings) -> BatchFunction:
+        return source_tasks.make_parser(groups, settings, tuple(self.survey.columns) if self.how.kind == "jsonl" else None)
 
     def _run(self, groups: source_tasks.TaskGroups, function: BatchFunction, schema: pa.Schema) -> pa.Table:
         """Apply a function to all tasks, on the driver or on executors, and collect what it yields."""
-        if not self._is_small(groups):
+        if not self.is_small:
             return self._task_rows(groups).mapInArrow(function, spark_ddl(schema)).toArrow()
         numbers = pa.record_batch([pa.array(range(len(groups.groups)))], names=["id"])
         return pa.Table.from_batches(function(iter([numbers])), schema=schema)

@@ -15,9 +15,12 @@ from pyspark.storagelevel import StorageLevel
 from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
+from recsys_batch.sources import verdicts
 from recsys_batch.sources.column_mapping import map_columns
 from recsys_batch.sources.survey import count_missing, describe_clock
 from recsys_batch.sources.typed_rows import FILE, MAX_FUTURE_DAYS, POSITION, REASON, ROW, ParseSettings
+from recsys_batch.sources.verdicts import ALREADY_PRESENT, EVENT_KEY, NOT_KEPT
+from recsys_batch.spark.executors.source_tasks import located_schema
 from recsys_batch.spark.ingest import exposure_source, validation
 from recsys_batch.spark.ingest.holdout import HELD_OUT, MIN_POSITIVES_TO_HOLD_OUT, choose_split, mark_holdout
 from recsys_batch.spark.ingest.merge import add_first_seen, derive_items, events_in_span, merge_with_table, select_new_rejections
@@ -26,9 +29,8 @@ from recsys_batch.spark.ingest.rejections import check_rejected_share, spell_rej
 from recsys_batch.spark.ingest.source_files import translate_spark_errors
 from recsys_batch.spark.ingest.sources import IngestRequest, OpenedSources, open_sources
 from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, EVENT_KEY, NOT_KEPT
 from recsys_batch.spark.tables import WarehouseTables
-from recsys_batch.tables.tombstones import Tombstones, read_tombstones
+from recsys_batch.tables.tombstones import read_tombstones
 
 ITEMS_DECLARED = "recsys_batch.items_declared"
 """Property of the items table: "true" once an items file was ingested; interactions with other items are then rejected."""
@@ -62,19 +64,12 @@ def read_interactions(spark: SparkSession, config: Config, request: IngestReques
     if not sources:
         raise SourceError("there are no interactions to read")
     with translate_spark_errors(spark, sources[0].path):
-        typed = _parse_sources(sources, ids)
+        parsed = (source.parse(ParseSettings("interactions", source.how, ids, source.clocks)) for source in sources)
+        typed = reduce(DataFrame.unionByName, parsed)
         usable = typed.where(F.col(REASON).isNull()).select("user_id", "item_id", "weight").toArrow()
     if usable.num_rows == 0:
         raise SourceError(f"{sources[0].path} has no usable row: ids are {ids.user} (user) and {ids.item} (item) in this warehouse")
     return usable
-
-
-def _parse_sources(
-    sources: Sequence[OpenedSource], ids: IdTypes, newest: dt.datetime | None = None, tombstones: Tombstones | None = None
-) -> DataFrame:
-    """Parse the rows of all sources of a kind."""
-    typed = (source.typed(ParseSettings(source.kind, source.how, ids, source.clocks, newest, tombstones)) for source in sources)
-    return reduce(DataFrame.unionByName, typed)
 
 
 @contextmanager
@@ -87,7 +82,8 @@ def _sized_for(spark: SparkSession, n_rows: int) -> Iterator[None]:
     n_tasks = -(-n_rows // _ROWS_PER_SHUFFLE_TASK)
     settings = {"spark.sql.shuffle.partitions": str(max(n_tasks, 1 if n_tasks <= 1 else spark.sparkContext.defaultParallelism))}
     if n_tasks <= 1:
-        settings["spark.sql.adaptive.enabled"] = "false"
+        # Rows of the driver go to tasks as Arrow, not one by one in a plan.
+        settings |= {"spark.sql.adaptive.enabled": "false", "spark.sql.execution.arrow.localRelationThreshold": "1MB"}
     before = {name: spark.conf.get(name, None) for name in settings}
     for name, value in settings.items():
         spark.conf.set(name, value)
@@ -117,7 +113,7 @@ class _IngestRun:
         """Validate every kind, then write, rejected rows last: an ingest that dies at any point is simply run again."""
         for kind, key in (("items", "item_id"), ("users", "user_id")):
             if kind in self._sources:
-                typed = validation.mark_repeated_keys(_parse_sources(self._sources[kind], self._ids, None, self._tombstones), key)
+                typed = self._mark_repeated_keys(kind, key)
                 columns = {ours for source in self._sources[kind] for ours in _our_columns(source)}
                 self._record_verdicts(kind, merge_with_table(typed, self._read_snapshot(kind), columns))
         if "interactions" in self._sources:
@@ -160,12 +156,7 @@ class _IngestRun:
         return self._table_snapshots[name]
 
     def _validate_interactions(self) -> DataFrame:
-        sources, data = self._sources["interactions"], self._config.data
-        typed = _parse_sources(sources, self._ids, self._now + dt.timedelta(days=MAX_FUTURE_DAYS), self._tombstones)
-        is_near = reduce(lambda one, other: one | other, map(_may_be_present, sources))
-        snapshots = [table for name in ("interactions", "holdout") if (table := self._read_snapshot(name)) is not None]
-        tables = [table.where(is_near).select(*EVENT_KEY) for table in snapshots]
-        typed = validation.mark_duplicates(typed, reduce(DataFrame.unionByName, tables) if tables else None)
+        data, typed = self._config.data, self._mark_duplicates()
         if self._are_items_declared:
             item_rows = [self._usable_rows("items", ALREADY_PRESENT)] if "items" in self._sources else []
             item_rows += [table for table in [self._read_snapshot("items")] if table is not None]
@@ -179,12 +170,38 @@ class _IngestRun:
         self._summary.notes.append(split.describe())
         return mark_holdout(typed, split, data.min_weight, data.session_gap)
 
+    def _mark_repeated_keys(self, kind: str, key: str) -> DataFrame:
+        """Parse a kind's rows, and mark those of a key of which another says the newest."""
+        sources, settings = self._sources[kind], self._parse_settings(kind)
+        if all(source.is_small for source in sources):
+            rows = pa.concat_tables(map(OpenedSource.parse_on_driver, sources, settings)).combine_chunks()
+            return self._spark.createDataFrame(verdicts.mark_repeated_keys(rows, key)).coalesce(1)
+        typed = reduce(DataFrame.unionByName, map(OpenedSource.parse, sources, settings))
+        return validation.mark_repeated_keys(typed, key, located_schema(kind, self._ids))
+
+    def _mark_duplicates(self) -> DataFrame:
+        """Parse interactions, and mark those that repeat others or are in the tables."""
+        sources, settings = self._sources["interactions"], self._parse_settings("interactions")
+        snapshots = [table for name in ("interactions", "holdout") if (table := self._read_snapshot(name)) is not None]
+        if not snapshots and all(source.is_small for source in sources):
+            rows = pa.concat_tables(map(OpenedSource.parse_on_driver, sources, settings)).combine_chunks()
+            return self._spark.createDataFrame(verdicts.mark_duplicates(rows)).coalesce(1)
+        is_near = reduce(lambda one, other: one | other, map(_may_be_present, sources))
+        tables = [table.where(is_near).select(*EVENT_KEY) for table in snapshots]
+        typed = reduce(DataFrame.unionByName, map(OpenedSource.parse, sources, settings))
+        existing = reduce(DataFrame.unionByName, tables) if tables else None
+        return validation.mark_duplicates(typed, existing, located_schema("interactions", self._ids))
+
+    def _parse_settings(self, kind: str) -> list[ParseSettings]:
+        """Make the settings of each source of a kind."""
+        newest = self._now + dt.timedelta(days=MAX_FUTURE_DAYS) if kind == "interactions" else None
+        return [ParseSettings(kind, source.how, self._ids, source.clocks, newest, self._tombstones) for source in self._sources[kind]]
+
     def _validate_exposures(self, exposures: DataFrame) -> DataFrame:
         existing = self._read_snapshot("exposures")
         known = None if existing is None else existing.where(exposure_source.exposures_in_span(exposures))
-        return validation.mark_duplicates(
-            exposure_source.parse_exposures(exposures, self._ids, self._tombstones), known, exposure_source.EXPOSURE_KEY
-        )
+        typed, schema = exposure_source.parse_exposures(exposures, self._ids, self._tombstones), exposure_source.typed_schema(self._ids)
+        return validation.mark_duplicates(typed, known, schema, exposure_source.EXPOSURE_KEY)
 
     def _record_verdicts(self, kind: str, validated: DataFrame) -> None:
         """Persist validated rows, count them in one pass, and refuse a kind of which too many rows were rejected."""

@@ -8,8 +8,8 @@ from pyspark.sql import functions as F
 
 from recsys_batch.schemas import IdTypes
 from recsys_batch.sources.typed_rows import FILE, POSITION, REASON
+from recsys_batch.sources.verdicts import ALREADY_PRESENT, SUPERSEDED
 from recsys_batch.spark.ingest.holdout import HELD_OUT
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT, SUPERSEDED
 
 
 @dataclass

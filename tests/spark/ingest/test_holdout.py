@@ -9,9 +9,9 @@ from pyspark.sql import DataFrame, SparkSession
 
 from recsys_batch.schemas import TIMESTAMP
 from recsys_batch.sources.typed_rows import FILE, POSITION, REASON
+from recsys_batch.sources.verdicts import ALREADY_PRESENT
 from recsys_batch.spark.ingest import holdout
 from recsys_batch.spark.ingest.holdout import HELD_OUT, HoldoutSplit, choose_split, mark_holdout
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT
 
 START = dt.datetime(2021, 3, 5, tzinfo=dt.UTC)
 GAP = 30.0

@@ -32,7 +32,7 @@ def interactions(spark: SparkSession, *sources: str, how: SourceFormat | None = 
     how = replace(how or SourceFormat(), **options)
     rows: list[tuple[Any, ...]] = []
     for source in open_sources(spark, IngestRequest(sources, how)).by_kind["interactions"]:
-        typed = source.typed(ParseSettings("interactions", how, IdTypes("STRING", "STRING"), source.clocks))
+        typed = source.parse(ParseSettings("interactions", how, IdTypes("STRING", "STRING"), source.clocks))
         rows += [(row.user_id, row.item_id, row[REASON] or row.weight) for row in typed.collect()]
     return sorted(rows, key=str)
 
@@ -91,9 +91,9 @@ def test_items_and_users_are_opened_beside(spark: SparkSession, tmp_path: Path) 
     item_format = SourceFormat(columns={"item_id": "sku", "title": "name"})
     opened = open_sources(spark, IngestRequest(items=(items,), item_format=item_format, users=(users,))).by_kind
     ids = IdTypes("STRING", "BIGINT")
-    item = opened["items"][0].typed(ParseSettings("items", item_format, ids)).collect()[0]
+    item = opened["items"][0].parse(ParseSettings("items", item_format, ids)).collect()[0]
     assert (item.item_id, item.title, item.attributes) == (1, "One", {"a.b": "z"})
-    user = opened["users"][0].typed(ParseSettings("users", SourceFormat(), ids)).collect()[0]
+    user = opened["users"][0].parse(ParseSettings("users", SourceFormat(), ids)).collect()[0]
     assert (user.user_id, user.segment, user.attributes) == ("u", "new", {})
 
 

@@ -1,83 +1,42 @@
-"""Verdicts that need other rows: which of equal rows stays, what a table has already, which file says the newest of an item."""
-
-import datetime as dt
-from typing import Any
+"""Verdicts over a whole source: rows of a key meet wherever they are, and rows of tables with them."""
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
+import pytest
+from pyspark.sql import SparkSession
 
-from recsys_batch.schemas import TIMESTAMP
-from recsys_batch.sources.typed_rows import FILE, POSITION, REASON, UPDATED
+from recsys_batch.schemas import TIMESTAMP, IdTypes
+from recsys_batch.sources.typed_rows import FILE, POSITION, REASON
+from recsys_batch.sources.verdicts import ALREADY_PRESENT, EVENT_KEY
+from recsys_batch.spark.executors.source_tasks import located_schema
 from recsys_batch.spark.ingest import validation
-from recsys_batch.spark.ingest.validation import ALREADY_PRESENT
 
-DAY = dt.datetime(2021, 3, 5, tzinfo=dt.UTC)
-
-
-def frame(spark: SparkSession, **columns: Any) -> DataFrame:
-    return spark.createDataFrame(pa.table(columns))
+IDS = IdTypes("STRING", "STRING")
+SCHEMA = located_schema("interactions", IDS)
 
 
-def _events(spark: SparkSession, rows: list[tuple[Any, ...]]) -> DataFrame:
-    """user_id, item_id, weight, day (or None) per row."""
-    columns = {
-        "user_id": pa.array([row[0] for row in rows]),
-        "item_id": pa.array([row[1] for row in rows]),
-        "weight": pa.array([float(row[2]) for row in rows], pa.float32()),
-        "event_ts": pa.array([row[3] and DAY + dt.timedelta(days=row[3]) for row in rows], pa.timestamp("us", tz="UTC")),
-        "event_type": pa.array(["buy"] * len(rows)),
-        FILE: pa.array([0] * len(rows), pa.int32()),
-        POSITION: pa.array(range(len(rows))),
-        REASON: pa.array([row[4] if len(row) > 4 else None for row in rows], pa.string()),
-    }
-    return frame(spark, **columns)
+def typed(rows: list[tuple[str, str, str | None]]) -> pa.Table:
+    """user_id, item_id, reason per row; its place is its number."""
+    columns = {name: pa.nulls(len(rows), SCHEMA.field(name).type) for name in SCHEMA.names}
+    columns |= {"user_id": pa.array([row[0] for row in rows]), "item_id": pa.array([row[1] for row in rows])}
+    columns |= {FILE: pa.array([0] * len(rows), pa.int32()), POSITION: pa.array(range(len(rows)), pa.int64())}
+    columns |= {"event_type": pa.array(["buy"] * len(rows)), "weight": pa.array([1.0] * len(rows), pa.float32())}
+    columns[REASON] = pa.array([row[2] for row in rows], pa.string())
+    assert columns["event_ts"].type == TIMESTAMP
+    return pa.table(columns, schema=SCHEMA)
 
 
-def test_which_of_equal_rows_stays_does_not_depend_on_their_order(spark: SparkSession) -> None:
-    df = _events(spark, [("u", "i", 1, 1)] * 5 + [("u", "i", -1, 1), ("u", "i", 1, 1, "bad_weight"), ("u", "i", 1, 1, "bad_weight")])
-    verdicts = []
-    for shuffled in (df, df.orderBy(F.desc(POSITION)), df.repartition(3, POSITION)):
-        marked = validation.mark_duplicates(shuffled, None).toArrow()
-        verdicts.append(dict(zip(marked[POSITION].to_pylist(), marked[REASON].to_pylist(), strict=True)))
-    assert verdicts[0] == verdicts[1] == verdicts[2]
-    assert verdicts[0][0] is None, "the first stays"
-    assert sorted(map(str, verdicts[0].values())) == ["None"] * 2 + ["bad_weight"] * 2 + ["duplicate"] * 4
-    assert verdicts[0][5] is None, "a return is not a repetition of its purchase"
+@pytest.mark.parametrize("n_partitions", [1, 5])
+def test_repeats_and_rows_of_tables_are_found_across_partitions(spark: SparkSession, n_partitions: int) -> None:
+    rows = [(f"u{n % 40}", "i", "null_user_id" if n == 79 else None) for n in range(80)]
+    df = spark.createDataFrame(typed(rows)).repartition(n_partitions)
+    existing = spark.createDataFrame(typed([("u3", "i", None), ("u99", "i", None)])).select(*EVENT_KEY)
+    marked = validation.mark_duplicates(df, existing, SCHEMA).select(POSITION, REASON).collect()
+    expected = {n: None if n < 40 else "duplicate" for n in range(80)} | {3: ALREADY_PRESENT, 79: "null_user_id"}
+    assert {row[POSITION]: row[REASON] for row in marked} == expected
+    assert validation.mark_duplicates(df, None, SCHEMA).where(f"{REASON} IS NULL").count() == 40
 
 
-def test_rows_that_the_table_has_are_present_and_only_they(spark: SparkSession) -> None:
-    df = _events(spark, [("u", "i", 1, 1), ("u", "i", 1, 1), ("u", "i", 1, None), ("v", "i", 1, 1), ("u", "i", 1, 2)])
-    there = _events(spark, [("u", "i", 1, 1), ("u", "i", 1, None), ("w", "i", 1, 1)])
-    marked = validation.mark_duplicates(df, there).select("user_id", "event_ts", REASON).toArrow().to_pylist()
-    found = sorted((row["user_id"], str(row["event_ts"])[8:10], str(row[REASON])) for row in marked)
-    assert found == [
-        ("u", "", ALREADY_PRESENT),
-        ("u", "06", ALREADY_PRESENT),
-        ("u", "06", "duplicate"),
-        ("u", "07", "None"),
-        ("v", "06", "None"),
-    ]
-
-
-def _items(spark: SparkSession, rows: list[tuple[str, int, int, int | None]]) -> dict[tuple[int, int], str | None]:
-    """Verdicts by (file, position) of rows of (item_id, file, position, updated on day or None)."""
-    columns = {
-        "item_id": pa.array([row[0] for row in rows]),
-        FILE: pa.array([row[1] for row in rows], pa.int32()),
-        POSITION: pa.array([row[2] for row in rows]),
-        UPDATED: pa.array([None if row[3] is None else DAY + dt.timedelta(days=row[3]) for row in rows], TIMESTAMP),
-        REASON: pa.nulls(len(rows), pa.string()),
-    }
-    marked = validation.mark_repeated_keys(frame(spark, **columns), "item_id").toArrow()
-    return dict(zip(zip(marked[FILE].to_pylist(), marked[POSITION].to_pylist(), strict=True), marked[REASON].to_pylist(), strict=True))
-
-
-def test_the_later_file_says_what_holds_of_an_item(spark: SparkSession) -> None:
-    found = _items(spark, [("a", 0, 0, None), ("a", 1, 0, None), ("a", 1, 5, None), ("b", 0, 1, None)])
-    assert found == {(0, 0): "superseded", (1, 0): "duplicate_item_id", (1, 5): None, (0, 1): None}
-
-
-def test_a_newer_update_wins_over_a_later_file(spark: SparkSession) -> None:
-    found = _items(spark, [("a", 0, 0, 3), ("a", 1, 0, 2), ("a", 2, 0, None), ("b", 1, 1, 1), ("b", 1, 2, 0)])
-    assert found == {(0, 0): None, (1, 0): "superseded", (2, 0): "superseded", (1, 1): None, (1, 2): "superseded"}
+def test_interactions_with_items_that_a_catalogue_lacks_are_marked(spark: SparkSession) -> None:
+    df = spark.createDataFrame(typed([("u", "i", None), ("u", "x", None), ("u", "x", "bad_weight")]))
+    marked = validation.mark_unknown_items(df, spark.createDataFrame([("i",)], "item_id string")).orderBy(POSITION).collect()
+    assert [row[REASON] for row in marked] == [None, "unknown_item", "bad_weight"]
