@@ -58,11 +58,18 @@ def ingest_command(config: Config, sources: tuple[str, ...], as_json: bool, hold
 
 
 def _print_summary(summary: IngestSummary) -> None:
-    rows = [
-        (kind, *map(format_count, (s.read, s.accepted, s.held_out, s.already_present, s.superseded, sum(s.rejected.values()))))
-        for kind, s in summary.kinds.items()
-    ]
-    print_table("ingested", ("rows", "read", "accepted", "held out", "already there", "superseded", "rejected"), rows)
+    counts = {
+        "read": [s.read for s in summary.kinds.values()],
+        "accepted": [s.accepted for s in summary.kinds.values()],
+        "held out": [s.held_out for s in summary.kinds.values()],
+        "already there": [s.already_present for s in summary.kinds.values()],
+        "superseded": [s.superseded for s in summary.kinds.values()],
+        "rejected": [sum(s.rejected.values()) for s in summary.kinds.values()],
+    }
+    if not any(counts["superseded"]):
+        del counts["superseded"]
+    rows = [(kind, *(format_count(column[i]) for column in counts.values())) for i, kind in enumerate(summary.kinds)]
+    print_table("ingested", ("rows", *counts), rows)
     for kind, s in summary.kinds.items():
         for reason, n in sorted(s.rejected.items()):
             click.echo(f"rejected {format_count(n)} {kind}: {reason}")

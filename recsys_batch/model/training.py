@@ -30,7 +30,7 @@ _TOWER_DEADLINE, _INNER_DEADLINE, _RANKER_DEADLINE = 0.4, 0.6, 0.8
 
 _SPLITS = {
     "time": "validation is on what everybody did after one time",
-    "user": "validation is on the newest sessions of each user, as too few users have positives before and after one time",
+    "user": "validation is on the newest sessions of each user, as too little after one time is of users with a history",
     "random": "validation is on a random part of each user's positives, as events have no time or users one session",
 }
 """Kind of a validation split -> what training says about it."""

@@ -15,6 +15,8 @@ from recsys_batch.model.training_data import Positives, group_by_user
 MIN_USERS = 50
 """Fewer users to measure on than these make the split per user."""
 
+_MIN_KNOWN_SHARE = 1 / 3  # of what is held out: of users without a history nothing but popularity can be measured
+_MAX_SESSION_SHARE = 0.5  # of a user's positives, beyond which too little would be left to predict a session from
 _MIN_USER_SHARE = 0.5  # of the users with three positives or more, who must have two sessions for a split per user
 _MICROSECONDS_PER_MINUTE = 60_000_000
 
@@ -35,6 +37,12 @@ class ValidationSplit(NamedTuple):
         """Number of users with both a history and held-out positives."""
         return int(np.count_nonzero((self.train.counts > 0) & (self.held_out.counts > 0)))
 
+    @property
+    def known_share(self) -> float:
+        """Share of the held-out positives whose users have a history."""
+        counts = self.held_out.counts
+        return float(counts[self.train.counts > 0].sum() / max(counts.sum(), 1))
+
 
 def split_positives(positives: Positives, fraction: float, session_gap: float = 30.0, seed: int = 17) -> ValidationSplit:
     """Split off about the newest ``fraction`` of positives.
@@ -52,7 +60,7 @@ def split_positives(positives: Positives, fraction: float, session_gap: float = 
         starts = _session_starts(rows, event_us, session_gap)
         after = np.quantile(event_us[is_known], 1 - fraction, method="lower")
         by_time = _split(positives, rows, codes, event_us, starts > after, "time")
-        if by_time.n_users >= MIN_USERS:
+        if by_time.n_users >= MIN_USERS and by_time.known_share >= _MIN_KNOWN_SHARE:
             return by_time
         by_user = _split(positives, rows, codes, event_us, _newest_sessions(rows, starts, fraction), "user")
         if by_user.n_users >= min(MIN_USERS, _MIN_USER_SHARE * np.count_nonzero(positives.counts >= 3)) > 0:
@@ -71,17 +79,16 @@ def _session_starts(rows: np.ndarray, event_us: np.ndarray, session_gap: float) 
 
 
 def _newest_sessions(rows: np.ndarray, starts: np.ndarray, fraction: float) -> np.ndarray:
-    """Mask the newest sessions of each user that are within ``fraction`` of the events, or the newest one where others remain."""
+    """Mask the newest sessions of each user that are within ``fraction`` of the events, or the newest one of at most half of them."""
     counts = np.bincount(rows, minlength=1)
     ends = np.cumsum(counts)
     newest_start = starts[ends[rows] - 1]
-    oldest_start = starts[(ends - counts)[rows]]
     # Events of the user that began in this session or a later one.
     session = np.concatenate([[0], np.cumsum((np.diff(rows) != 0) | (np.diff(starts) != 0))])
     first_of_session = np.searchsorted(session, session)
     n_newer = ends[rows] - first_of_session
-    is_newest = (starts == newest_start) & (oldest_start < newest_start)
-    return np.asarray(is_newest | ((n_newer <= counts[rows] * fraction) & (starts > oldest_start)))
+    is_newest = (starts == newest_start) & (n_newer <= counts[rows] * _MAX_SESSION_SHARE)
+    return np.asarray(is_newest | (n_newer <= counts[rows] * fraction))
 
 
 def _split(

@@ -19,6 +19,12 @@ MIN_POSITIVES_TO_HOLD_OUT = 5
 MIN_USERS_ON_BOTH_SIDES = 50
 """Fewer users with positives before and after the global time make ``auto`` split per user."""
 
+MIN_KNOWN_SHARE = 1 / 3
+"""So does a future of which less is of users who were there before: of others nothing but popularity can be measured."""
+
+MAX_SESSION_SHARE = 0.5
+"""A newest session with more of its user's positives stays, as too little would be left to predict it from."""
+
 _SESSION_START = "_session_start"
 
 
@@ -39,7 +45,7 @@ class HoldoutSplit:
         if self.kind == "time":
             return f"held out by time: all sessions that begin after {self.after:%Y-%m-%d %H:%M:%S} UTC, newest {self.share:.0%} of events"
         if self.kind == "user":
-            return f"held out per user: the newest whole sessions, at most {self.share:.0%} of a user's positives or one session"
+            return f"held out per user: the newest whole sessions, {self.share:.0%} of a user's positives or one session of at most half"
         return f"held out at random: {self.share:.0%} of each user's positives by a hash, as events have no time"
 
 
@@ -55,9 +61,11 @@ def choose_split(df: DataFrame, share: float, split: str, min_weight: float, ses
     after = dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=micros)
     if split == "auto":
         starts = _with_sessions(positives, session_gap_minutes).groupBy("user_id")
-        sides = starts.agg(F.min(_SESSION_START).alias("first"), F.max(_SESSION_START).alias("last"))
-        n_both = sides.where((F.col("first") <= F.lit(after)) & (F.col("last") > F.lit(after))).count()
-        split = "time" if n_both >= MIN_USERS_ON_BOTH_SIDES else "user"
+        n_later = F.count_if(F.col(_SESSION_START) > F.lit(after)).alias("n_later")
+        users = starts.agg((F.min(_SESSION_START) <= F.lit(after)).alias("is_known"), n_later).where("n_later > 0")
+        known = F.when(F.col("is_known"), F.col("n_later"))
+        n_users, n_known, n_held = cast("Any", users.agg(F.count(known), F.sum(known), F.sum("n_later")).head())
+        split = "time" if n_users >= MIN_USERS_ON_BOTH_SIDES and n_known >= MIN_KNOWN_SHARE * n_held else "user"
     return HoldoutSplit(split, share, after if split == "time" else None)
 
 
@@ -83,10 +91,10 @@ def mark_holdout(df: DataFrame, split: HoldoutSplit | None, min_weight: float, s
         rows = _with_sessions(df, session_gap_minutes)
         newest_first = by_user.orderBy(F.col(_SESSION_START).desc_nulls_last()).rangeBetween(Window.unboundedPreceding, Window.currentRow)
         newest_start = F.max(_SESSION_START).over(by_user)
-        # All sessions down to this one are within the share; the newest may be longer, while another one remains.
-        within = F.count(F.lit(1)).over(newest_first) <= _quota(by_user, split.share)
-        is_newest = (F.col(_SESSION_START) == newest_start) & (F.min(_SESSION_START).over(by_user) < newest_start)
-        fits = F.col(_SESSION_START).isNotNull() & (within | is_newest)
+        # All sessions down to this one are within the share; the newest may be longer.
+        n_newer = F.count(F.lit(1)).over(newest_first)
+        is_newest = (F.col(_SESSION_START) == newest_start) & (n_newer <= _quota(by_user, MAX_SESSION_SHARE))
+        fits = F.col(_SESSION_START).isNotNull() & ((n_newer <= _quota(by_user, split.share)) | is_newest)
     held_out = positive & (F.count(F.lit(1)).over(by_user) >= MIN_POSITIVES_TO_HOLD_OUT) & fits
     return rows.withColumn(HELD_OUT, F.coalesce(held_out, F.lit(False))).drop(_SESSION_START)
 
