@@ -41,19 +41,17 @@ class RawRows:
         columns = {name: to_text(column) if _needs_text(column.type) else column for name, column in self.columns.items()}
         values = zip(*(column.to_pylist() for column in columns.values()), strict=True) if columns else [()] * len(self)
         texts = [None] * len(self) if self.texts is None else self.texts.to_pylist()
-        return pa.array(
-            [
-                json.dumps({"_line": line}, ensure_ascii=False) if line is not None else text or _row_json(tuple(columns), row)
-                for line, text, row in zip(self.malformed.to_pylist(), texts, values, strict=True)
-            ],
-            pa.string(),
+        spelt = (
+            text or _spell({"_line": line} if line is not None else dict(zip(columns, row, strict=True)))
+            for line, text, row in zip(self.malformed.to_pylist(), texts, values, strict=True)
         )
+        return pa.array(spelt, pa.string())
 
 
 def _needs_text(kind: pa.DataType) -> bool:
     return not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_nested(kind))
 
 
-def _row_json(names: tuple[str, ...], row: tuple[object, ...]) -> str:
-    present = {name: value for name, value in zip(names, row, strict=True) if value is not None and value != ""}
-    return json.dumps(present, ensure_ascii=False, default=str)
+def _spell(row: Mapping[str, object]) -> str:
+    present = {name: value for name, value in row.items() if value is not None and value != ""}
+    return json.dumps(present, ensure_ascii=False, default=str, separators=(",", ":"))

@@ -8,6 +8,7 @@ source_files       list files on any file system; Spark's errors about them as o
 validation         verdicts on typed rows that need other rows
 holdout            which interactions are held out for evaluation
 rejections         rejected rows with their source's text, and sources of which too many are
+notes              sentences about an ingest for who runs it
 merge              new rows against the rows of existing tables
 summary            IngestSummary: counts of an ingest
 """

@@ -16,13 +16,11 @@ from recsys_batch.config import Config
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import TABLES, IdType, IdTypes
 from recsys_batch.sources import verdicts
-from recsys_batch.sources.column_mapping import map_columns
-from recsys_batch.sources.survey import count_missing, describe_clock
 from recsys_batch.sources.typed_rows import FILE, MAX_FUTURE_DAYS, POSITION, REASON, ROW, ParseSettings
 from recsys_batch.sources.verdicts import ALREADY_PRESENT, EVENT_KEY, NOT_KEPT
 from recsys_batch.spark.executors.source_tasks import located_schema
-from recsys_batch.spark.ingest import exposure_source, validation
-from recsys_batch.spark.ingest.holdout import HELD_OUT, MIN_POSITIVES_TO_HOLD_OUT, choose_split, mark_holdout
+from recsys_batch.spark.ingest import exposure_source, notes, validation
+from recsys_batch.spark.ingest.holdout import HELD_OUT, choose_split, mark_holdout
 from recsys_batch.spark.ingest.merge import add_first_seen, derive_items, events_in_span, merge_with_table, select_new_rejections
 from recsys_batch.spark.ingest.opened_source import OpenedSource
 from recsys_batch.spark.ingest.rejections import check_rejected_share, spell_rejected
@@ -37,6 +35,9 @@ ITEMS_DECLARED = "recsys_batch.items_declared"
 
 _ROWS_PER_FILE = 1_000_000
 _ROWS_PER_SHUFFLE_TASK = 500_000
+_BYTES_PER_ROW = 8  # at least, of a table's Parquet
+_UNKNOWN_ROWS = 4_000_000  # taken for exposures, which are not counted beforehand
+_TABLES_OF_KIND = {"interactions": ("interactions", "holdout", "items"), "items": ("items",), "users": ("users",)}
 
 
 def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> IngestSummary:
@@ -45,8 +46,7 @@ def run_ingest(spark: SparkSession, config: Config, request: IngestRequest) -> I
     Raises SourceError where a file cannot be used at all, or too many of its rows cannot; no table was changed then.
     """
     opened = open_sources(spark, request)
-    n_rows = sum(source.survey.n_rows for sources in opened.by_kind.values() for source in sources)
-    with _sized_for(spark, n_rows):
+    with _sized_for(spark, _bound_rows(spark, config, opened)):
         run = _IngestRun(spark, config, request, opened)
         try:
             return run.run()
@@ -70,6 +70,15 @@ def read_interactions(spark: SparkSession, config: Config, request: IngestReques
     if usable.num_rows == 0:
         raise SourceError(f"{sources[0].path} has no usable row: ids are {ids.user} (user) and {ids.item} (item) in this warehouse")
     return usable
+
+
+def _bound_rows(spark: SparkSession, config: Config, opened: OpenedSources) -> int:
+    """Bound the rows that meet in an ingest: those of the sources, and those of the tables that they are held against."""
+    tables = WarehouseTables(spark, config)
+    n_rows = sum(source.survey.n_rows for sources in opened.by_kind.values() for source in sources)
+    names = {name for kind in opened.by_kind for name in _TABLES_OF_KIND[kind]} | ({"exposures"} if opened.exposures is not None else set())
+    n_bytes = sum(tables.n_bytes(name) for name in names if tables.exists(name))
+    return n_rows + n_bytes // _BYTES_PER_ROW + (0 if opened.exposures is None else _UNKNOWN_ROWS)
 
 
 @contextmanager
@@ -114,21 +123,23 @@ class _IngestRun:
         for kind, key in (("items", "item_id"), ("users", "user_id")):
             if kind in self._sources:
                 typed = self._mark_repeated_keys(kind, key)
-                columns = {ours for source in self._sources[kind] for ours in _our_columns(source)}
+                columns = {ours for source in self._sources[kind] for ours in notes.list_our_columns(source)}
                 self._record_verdicts(kind, merge_with_table(typed, self._read_snapshot(kind), columns))
         if "interactions" in self._sources:
             self._record_verdicts("interactions", self._validate_interactions())
         if self._exposures is not None:
             self._record_verdicts("exposures", self._validate_exposures(self._exposures))
-        self._note_sources()
+        self._summary.notes += notes.describe_sources(self._sources, self._ids)
         self._write_items()
         if self._summary.kinds.get("users", KindSummary()).accepted:
             self._upsert("users", self._usable_rows("users"))
         if "interactions" in self._sources:
             self._write_interactions()
-            self._note_missing_columns()
         self._write_exposures_and_feedback()
         self._write_rejected()
+        self._summary.notes += notes.describe_outcome(self._summary, self._request, self._sources)
+        if self._request.holdout and not self._tables.exists("holdout"):
+            self._summary.notes.append(notes.NOTHING_HELD_OUT)
         return self._summary
 
     def release(self) -> None:
@@ -267,48 +278,6 @@ class _IngestRun:
             partitions = rows.repartitionByRange(n_files, *order) if n_files > 1 else rows.coalesce(1)
             self._tables.append(name, partitions.sortWithinPartitions(*order), self._metadata(name))
 
-    def _note_sources(self) -> None:
-        """Say by which clocks sources were read, and which of their files lack a column that others have."""
-        for kind, sources in self._sources.items():
-            for source in sources:
-                prefix = f"{source.path}: " if len(sources) > 1 or kind != "interactions" else ""
-                clocks = [describe_clock(name, clock, source.survey) for name, clock in source.clocks.items()]
-                self._summary.notes += [f"{prefix}{text}" for text in clocks]
-                for name, files in count_missing(source.survey, kind, source.how, source.file_names).items():
-                    shown = ", ".join(files[:3]) + (", ..." if len(files) > 3 else "")
-                    self._summary.notes.append(f"{prefix}{name} is missing in {len(files)} of {source.n_files} files, only there: {shown}")
-                unknown = {kind: n for kind, n in source.survey.event_types.items() if kind not in source.how.weights}
-                if unknown:
-                    shown = ", ".join(f"{name} ({n:,})" for name, n in sorted(unknown.items(), key=lambda pair: -pair[1])[:10])
-                    self._summary.notes.append(f"{prefix}event types without a weight in --weights were rejected: {shown}")
-        for name, id_type in (("user_id", self._ids.user), ("item_id", self._ids.item)):
-            surveys = [source.survey for sources in self._sources.values() for source in sources]
-            n_string, n = sum(survey.n_string[name] for survey in surveys), sum(survey.n_present[name] for survey in surveys)
-            if id_type == "STRING" and 0 < n_string < n:
-                self._summary.notes.append(f"{name} is STRING: {n_string:,} of {n:,} values are no BIGINT")
-        malformed = sum(summary.rejected.get("malformed_line", 0) for summary in self._summary.kinds.values())
-        if malformed and self._request.format.kind == "csv":
-            self._summary.notes.append(
-                f"{malformed:,} lines are malformed: they have too few or too many fields, or open a quote that they do not close "
-                "(--multiline where quoted fields hold line ends, --quote none where quotes are ordinary characters)"
-            )
-
-    def _note_missing_columns(self) -> None:
-        notes, columns = self._summary.notes, [set(_our_columns(source)) for source in self._sources["interactions"]]
-        if not any("event_ts" in names for names in columns):
-            notes.append("event_ts is missing: the order of events is unknown, so validation and hold-out are at random instead of by time")
-        weights = self._request.format.weights
-        if not weights and not any("weight" in names for names in columns):
-            notes.append("weight is missing: every interaction weighs 1")
-        future = self._summary.kinds["interactions"].rejected.get("future_event_ts", 0)
-        if future:
-            notes.append(f"{future:,} events lie more than {MAX_FUTURE_DAYS} day in the future and were rejected: nobody did them yet")
-        if self._request.holdout and not self._tables.exists("holdout"):
-            notes.append(
-                f"nothing was held out: no user has {MIN_POSITIVES_TO_HOLD_OUT} positive interactions or more in two sessions or more, "
-                "or the rows were ingested before without a hold-out and stay where they are"
-            )
-
     def _upsert(self, name: str, rows: DataFrame) -> None:
         rows = rows.select(*_columns(name))
         if self._tables.ensure(name, self._ids):
@@ -345,11 +314,6 @@ class _IngestRun:
 
     def _metadata(self, table: str) -> Mapping[str, Any]:
         return {"ingest_id": self._summary.ingest_id, "table": table}
-
-
-def _our_columns(source: OpenedSource) -> list[str]:
-    """List our columns that some file of a source has; unmapped ones of items and users count as attributes."""
-    return [*map_columns(source.survey.columns, source.kind, source.how.columns), "attributes"]
 
 
 def _may_be_present(source: OpenedSource) -> Column:
