@@ -34,7 +34,7 @@ def read_csv_rows(task: FileTask, how: SourceFormat, content: bytes | None = Non
         line = first.lines[0].as_py()
         names = names or parse_header(line, how, task.file.name)
         blocks = _prepend(first.skip_first() if how.header else first, blocks)
-    for block in _join_records(blocks, how) if how.multiline and how.quote else blocks:
+    for block in _join_records(blocks, how, len(names)) if how.multiline and how.quote else blocks:
         yield _parse_block(block, names, how, task.file.partition)
 
 
@@ -90,47 +90,65 @@ def split_fields(line: str, delimiter: str, quote: str, escape: str) -> list[str
 def _patterns(delimiter: str, quote: str, escape: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     d, q, e = re.escape(delimiter), re.escape(quote), re.escape(escape)
     blanks = "[" + "".join(re.escape(blank) for blank in _BLANKS if blank not in delimiter) + "]*"
-    escaped = f"{q}{q}|{e}[\\s\\S]" if escape and escape != quote else f"{q}{q}"
-    ordinary = f"[^{q}{e}]" if escape and escape != quote else f"[^{q}]"
-    inside = f"(?:{ordinary}|{escaped})*+" if re.compile("a*+") else ""
+    has_escape = bool(escape) and escape != quote
+    escaped = f"{q}{q}|{e}[\\s\\S]" if has_escape else f"{q}{q}"
+    not_ordinary = f"{q}{e}" if has_escape else q
+    inside, inside_line = f"(?:[^{not_ordinary}]|{escaped})*+", f"(?:[^{not_ordinary}\\n]|{escaped})*+"
     text = f"(?:(?!{d})[\\s\\S])*"
-    # A quote that closes before other text makes the field plain; one that never closes makes no field at all.
-    plain = f"(?P<plain>(?!{blanks}{q}){text}|{blanks}{q}{inside}{q}(?!{blanks}(?:{d}|\\Z)){text})"
+    # A quote that closes before other text of its line makes the field plain; one that never closes makes no field at all.
+    plain = f"(?P<plain>(?!{blanks}{q}){text}|{blanks}{q}{inside_line}{q}(?!{blanks}(?:{d}|\\Z)){text})"
     field = f"(?:{blanks}{q}(?P<quoted>{inside}){q}{blanks}(?={d}|\\Z)|{plain})"
     return re.compile(field), re.compile(escaped)
 
 
-def _join_records(blocks: Iterator[LineBlock], how: SourceFormat) -> Iterator[LineBlock]:
-    """Join the lines of records whose quoted fields hold line ends; a quote that never closes leaves its line as it is."""
+def _join_records(blocks: Iterator[LineBlock], how: SourceFormat, n_fields: int) -> Iterator[LineBlock]:
+    """Join the lines of records whose quoted fields hold line ends.
+
+    A line that opens a quote which never closes, or closes into a record of another number of fields, stays as it is, and so do the
+    lines behind it.
+    """
     pending: list[tuple[int, str]] = []
     for block in blocks:
         lines = [*pending, *zip(block.positions.tolist(), block.lines.to_pylist(), strict=True)]
-        records, pending = _join_lines(lines, how, is_last=False)
+        records, pending = _join_lines(lines, how, n_fields, is_last=False)
         if records:
             yield _line_block(records)
-    while pending:
-        records, pending = _join_lines(pending, how, is_last=True)
-        if records:
-            yield _line_block(records)
+    records, _ = _join_lines(pending, how, n_fields, is_last=True)
+    if records:
+        yield _line_block(records)
 
 
-def _join_lines(lines: list[tuple[int, str]], how: SourceFormat, *, is_last: bool) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+def _join_lines(
+    lines: list[tuple[int, str]], how: SourceFormat, n_fields: int, *, is_last: bool
+) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
     """Join lines to records; returns them, and the lines of a record that is not complete yet."""
     records: list[tuple[int, str]] = []
     i = 0
     while i < len(lines):
-        position, text = lines[i]
-        end = i + 1
-        while split_fields(text, how.delimiter, how.quote, how.escape) is None:
-            if end >= len(lines) and not is_last and len(text) < _MAX_RECORD:
-                return records, lines[i:]
-            if end >= len(lines) or len(text) >= _MAX_RECORD:
-                text, end = lines[i][1], i + 1
-                break
-            text, end = f"{text}\n{lines[end][1]}", end + 1
-        records.append((position, text))
+        n_lines = _count_lines(lines, i, how, n_fields)
+        if n_lines is None and not is_last and sum(len(text) for _, text in lines[i:]) < _MAX_RECORD:
+            return records, lines[i:]
+        end = i + (n_lines or 1)
+        records.append((lines[i][0], "\n".join(text for _, text in lines[i:end])))
         i = end
     return records, []
+
+
+def _count_lines(lines: Sequence[tuple[int, str]], first: int, how: SourceFormat, n_fields: int) -> int | None:
+    """Count the lines of the record that begins with a line; None where it does not end among the lines, or within ``_MAX_RECORD``."""
+    texts, n_characters = [lines[first][1]], 0
+    if split_fields(texts[0], how.delimiter, how.quote, how.escape) is not None:
+        return 1
+    for _, text in lines[first + 1 :]:
+        texts.append(text)
+        n_characters += len(text) + 1
+        if n_characters > _MAX_RECORD:
+            return None
+        if how.quote in text:  # only a quote can end the field
+            fields = split_fields("\n".join(texts), how.delimiter, how.quote, how.escape)
+            if fields is not None:
+                return len(texts) if len(fields) == n_fields else 1
+    return None
 
 
 def _line_block(records: Sequence[tuple[int, str]]) -> LineBlock:
@@ -146,7 +164,9 @@ def _parse_block(block: LineBlock, names: Sequence[str], how: SourceFormat, part
     columns = [_column_of(fields.filter(pa.array(is_row)), k, n, how.delimiter) for k in range(n)]
     rows = plain[is_row]
     if quotes.any():
-        quoted = [(i, split_fields(lines[i].as_py(), how.delimiter, how.quote, how.escape)) for i in np.flatnonzero(quotes).tolist()]
+        texts = lines.filter(pa.array(quotes)).to_pylist()
+        split = (split_fields(text, how.delimiter, how.quote, how.escape) for text in texts)
+        quoted = list(zip(np.flatnonzero(quotes).tolist(), split, strict=True))
         whole = [(i, parts) for i, parts in quoted if parts is not None and len(parts) == n]
         rows = np.concatenate([rows, np.array([i for i, _ in whole], dtype=np.int64)])
         columns = [pa.concat_arrays([column, pa.array([parts[k] for _, parts in whole], pa.string())]) for k, column in enumerate(columns)]

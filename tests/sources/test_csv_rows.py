@@ -80,6 +80,19 @@ def test_line_ends_in_fields_are_read_where_they_were_declared(task: Task, rows:
     assert [set(row) == {"_line"} for row in rows(task(text))] == [True, True, True, False]
 
 
+def test_a_quote_that_closes_into_another_line_s_fields_takes_its_own_line_only(task: Task, rows: Rows) -> None:
+    lines = ['1,"odd,2', *(f"{n},a,b" for n in range(200)), '7,"odd again,8', "9,c,d"]
+    found = rows(task("\n".join(["u,t,n", *lines])), SourceFormat(multiline=True))
+    assert [row for row in found if "_line" in row] == [{"_line": '1,"odd,2'}, {"_line": '7,"odd again,8'}]
+    assert len(found) == 203 and found[-1] == {"u": "9", "t": "c", "n": "d"}
+
+
+def test_a_quote_that_never_closes_does_not_hold_the_file(task: Task, rows: Rows) -> None:
+    lines = ["u,t,n", '1,"odd,2', *(f"{n},{'a' * 100},b" for n in range(20_000))]
+    found = rows(task("\n".join(lines)), SourceFormat(multiline=True))
+    assert len(found) == 20_001 and [row for row in found if "_line" in row] == [{"_line": '1,"odd,2'}]
+
+
 def test_lines_with_too_few_or_too_many_fields_are_kept_whole(task: Task, rows: Rows) -> None:
     assert rows(task("u,i\na,x\nb\nc,y,z\n\nd,w")) == [{"u": "a", "i": "x"}, {"_line": "b"}, {"_line": "c,y,z"}, {"u": "d", "i": "w"}]
 
