@@ -40,13 +40,15 @@ def read_parquet_rows(task: FileTask, paths: Sequence[str], content: bytes | Non
         start = 0
         try:
             for batch in file.iter_batches(batch_size=_ROWS, columns=heads, use_threads=False):
-                columns = {name: _checked(task, name, column) for name, column in zip(heads, batch.columns, strict=True)}
+                columns = {name: check_text(name, column) for name, column in zip(heads, batch.columns, strict=True)}
                 columns |= nested_columns(columns, paths)
                 for name, value in partition.items():
                     columns[name] = pa.array([value] * len(batch), pa.string())
                 positions = np.arange(start, start + len(batch), dtype=np.int64)
                 yield RawRows(positions, columns, pa.nulls(len(batch), pa.string()))
                 start += len(batch)
+        except SourceError as error:
+            raise SourceError(f"{task.file.name}: {error}") from None
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
             raise SourceError(f"{task.file.name} cannot be read: {' '.join(str(error).split())}") from None
 
@@ -87,17 +89,18 @@ def _open(task: FileTask, stream: pa.NativeFile) -> pq.ParquetFile:
         ) from None
 
 
-def _checked(task: FileTask, name: str, column: pa.Array) -> pa.Array:
-    """Make a column plain; text is checked, as Parquet's readers take a writer's word for UTF-8."""
+def check_text(name: str, column: pa.Array) -> pa.Array:
+    """Make a column plain and check its text, as readers of Parquet take a writer's word for UTF-8.
+
+    Raises SourceError where text holds bytes that are none.
+    """
     column = plain(column)
     if not pa.types.is_string(column.type):
         return column
     try:
         return column.cast(pa.binary()).cast(pa.string())
     except pa.ArrowInvalid:
-        raise SourceError(
-            f"{task.file.name}: column {name} says that it is text, and holds bytes that are no UTF-8: write it again as text"
-        ) from None
+        raise SourceError(f"column {name} says that it is text, and holds bytes that are no UTF-8: write it again as text") from None
 
 
 def nested_columns(columns: Mapping[str, pa.Array], paths: Sequence[str]) -> dict[str, pa.Array]:

@@ -1,7 +1,7 @@
 """Executor code of ingest: numbers of task groups in, surveys, typed rows or rows as JSON out."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import IdTypes
 from recsys_batch.sources.file_tasks import FileTask, plain_location
-from recsys_batch.sources.parquet_rows import nested_columns, plain
+from recsys_batch.sources.parquet_rows import check_text, nested_columns, plain
 from recsys_batch.sources.raw_rows import RawRows
 from recsys_batch.sources.reading import keep_columns, read_rows, survey_task
 from recsys_batch.sources.source_format import COLUMNS_OF_KIND, SourceFormat
@@ -62,7 +62,7 @@ def make_frame_surveyor(kind: str, how: SourceFormat) -> BatchFunction:
         whole = Survey()
         for batch in batches:
             try:
-                raw = _frame_rows(batch, kind, how)
+                raw = _frame_rows(batch, kind, how, check_text)
                 part = survey_rows(raw, kind, how)
             except SourceError as error:
                 yield pa.RecordBatch.from_pylist([{"error": str(error)}], schema=SURVEY_SCHEMA)
@@ -92,7 +92,7 @@ def make_frame_parser(settings: ParseSettings, file_number: int) -> BatchFunctio
     def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             if batch.num_rows:
-                raw = _frame_rows(batch, settings.kind, settings.how)
+                raw = _frame_rows(batch, settings.kind, settings.how, lambda _, column: plain(column))
                 yield from _located(parse_rows(raw, settings), file_number, raw.positions, batch[ROW])
 
     return parse
@@ -134,8 +134,9 @@ def _located(rows: pa.Table, file_number: int, positions: np.ndarray, texts: pa.
     yield from rows.to_batches()
 
 
-def _frame_rows(batch: pa.RecordBatch, kind: str, how: SourceFormat) -> RawRows:
-    columns = {name: plain(column) for name, column in zip(batch.schema.names, batch.columns, strict=True) if name not in (ROW, POSITION)}
+def _frame_rows(batch: pa.RecordBatch, kind: str, how: SourceFormat, prepare: Callable[[str, pa.Array], pa.Array]) -> RawRows:
+    named = zip(batch.schema.names, batch.columns, strict=True)
+    columns = {name: prepare(name, column) for name, column in named if name not in (ROW, POSITION)}
     columns |= nested_columns(columns, [how.columns.get(ours, ours) for ours in COLUMNS_OF_KIND[kind]])
     positions = np.asarray(batch[POSITION]) if POSITION in batch.schema.names else np.arange(batch.num_rows)
     return RawRows(positions, columns, pa.nulls(batch.num_rows, pa.string()))

@@ -174,3 +174,10 @@ def test_items_are_mapped_by_their_own_option_and_a_catalog_table_must_exist(spa
         open_sources(spark, IngestRequest(("nowhere",), DELTA))
     with pytest.raises(SourceError, match="reads a folder: pass it as --source"):
         open_sources(spark, IngestRequest((), SourceFormat(kind="movielens")))
+
+
+def test_text_of_a_table_that_is_no_utf8_is_refused(spark: SparkSession, tmp_path: Path) -> None:
+    delta = str(tmp_path / "delta")
+    spark.sql("SELECT CAST(X'FFFE' AS STRING) AS user_id, 'x' AS item_id").write.format("delta").save(delta)
+    with pytest.raises(SourceError, match="column user_id says that it is text, and holds bytes that are no UTF-8"):
+        interactions(spark, delta, how=DELTA)
