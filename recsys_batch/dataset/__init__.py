@@ -4,6 +4,7 @@ catalogue         everything about a night's items, memory-mapped and shared by 
 seen_policy       which of a user's events keep an item out of that user's lists
 user_events       users, their events and registered vectors by ranges of user_id
 histories         each user's newest positive items
+future_split      limits of splits that hold out the future
 popularity        users per item and segment, and the popular lists that follow
 exposure_schema   columns of the files that the online side logs and ingest reads
 synthetic         made-up users, items and interactions of any size

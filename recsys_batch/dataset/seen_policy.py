@@ -36,12 +36,12 @@ class SeenPolicy:
 
     @property
     def needs_times(self) -> bool:
-        """Whether it depends on an event's time."""
+        """Say whether some rule depends on an event's time."""
         return any(limit not in (_ALWAYS, _NEVER) for limit in self.limits_us.values())
 
     @property
     def needs_segments(self) -> bool:
-        """Whether it depends on a user's segment."""
+        """Say whether rules differ by the user's segment."""
         return len(set(self.limits_us.values())) > 1
 
     @property

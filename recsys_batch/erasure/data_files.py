@@ -26,7 +26,7 @@ _SCANS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Replacement:
-    """What stands in the place of a file that had rows of erased users.
+    """Replacement of a file that had rows of erased users.
 
     Attributes:
         path: within the folder; None where no row is left, and no file.
@@ -63,15 +63,15 @@ def find_rows(root: str, paths: Iterable[str], users: ErasedUsers) -> dict[str, 
 
 def count_rows(location: str, users: ErasedUsers) -> int:
     """Count the rows of these users in a Parquet file; 0 where it is gone, or has no users."""
-    return sum(rows.num_rows for rows in _read_rows(location, users, None))
+    return sum(rows.num_rows for rows in _iterate_user_rows(location, users, None))
 
 
-def read_rows(location: str, users: ErasedUsers, columns: list[str]) -> pa.Table:
+def read_user_rows(location: str, users: ErasedUsers, columns: list[str]) -> pa.Table:
     """Read these users' rows of a Parquet file with a user_id that holds some."""
-    return pa.concat_tables([_plain(rows) for rows in _read_rows(location, users, columns)], promote_options="permissive")
+    return pa.concat_tables([_plain(rows) for rows in _iterate_user_rows(location, users, columns)], promote_options="permissive")
 
 
-def _read_rows(location: str, users: ErasedUsers, columns: list[str] | None) -> Iterator[pa.Table]:
+def _iterate_user_rows(location: str, users: ErasedUsers, columns: list[str] | None) -> Iterator[pa.Table]:
     try:
         with parquet_file(location, coerce_int96_timestamp_unit="us") as file:
             names = file.schema_arrow.names

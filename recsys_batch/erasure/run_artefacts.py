@@ -1,4 +1,4 @@
-"""What runs keep of users beside the tables: gathered events, changed users, counts of popularity, registered vectors, live records.
+"""Artefacts of runs that hold users beside the tables: gathered events, changed users, counts, registered vectors, live records.
 
 Every part can be killed and done again: a pointer is replaced whole, after the file that it names and before the old one goes.
 """

@@ -1,4 +1,4 @@
-"""What runs count of erased users: popularity, and how many users a night knew. Corrected before the rows go, each user once.
+"""Counts of runs that include erased users: popularity, and how many users a night knew. Corrected before the rows go, each user once.
 
 A pointer that names corrected counts also says by tombstones for whom they are: an erasure that was killed subtracts nobody twice.
 """
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.dataset.popularity import COUNTS_FILE_NAME, count_users, negate_counts, sum_counts
-from recsys_batch.erasure.data_files import read_rows
+from recsys_batch.erasure.data_files import read_user_rows
 from recsys_batch.erasure.erased_users import ErasedUsers
 from recsys_batch.erasure.run_artefacts import RunArtefacts
 from recsys_batch.registry.bundle import RANKER_FILE
@@ -46,7 +46,7 @@ class HeldRows:
         known = [unquote(path) for path in listed]
         if len(file_sizes(root, known)) < len(known):
             raise FileNotFoundError(f"files of {root} at version {version} were vacuumed")
-        tables = [read_rows(join(root, path), users, columns) for path in known if path in self.paths[name]]
+        tables = [read_user_rows(join(root, path), users, columns) for path in known if path in self.paths[name]]
         return pa.concat_tables(tables) if tables else None
 
 
@@ -74,7 +74,7 @@ class RunCounts:
         found: dict[str, list[Any]] = {}
         for path in self.held.paths.get("candidates", {}):
             run_id = next((part.removeprefix("run_id=") for part in path.split("/") if part.startswith("run_id=")), "")
-            rows = read_rows(join(self.held.folders["candidates"], path), users, ["user_id"])
+            rows = read_user_rows(join(self.held.folders["candidates"], path), users, ["user_id"])
             found.setdefault(unquote(run_id), []).extend(rows["user_id"].to_pylist())
         return found
 

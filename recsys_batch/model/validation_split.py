@@ -9,14 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from recsys_batch.dataset.future_split import MAX_SESSION_SHARE, MIN_KNOWN_SHARE, MIN_USERS_ON_BOTH_SIDES
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.model.training_data import Positives, group_by_user
 
-MIN_USERS = 50
-"""Fewer users to measure on than these make the split per user."""
-
-_MIN_KNOWN_SHARE = 1 / 3  # of what is held out: of users without a history nothing but popularity can be measured
-_MAX_SESSION_SHARE = 0.5  # of a user's positives, beyond which too little would be left to predict a session from
 _MIN_USER_SHARE = 0.5  # of the users with three positives or more, who must have two sessions for a split per user
 _MICROSECONDS_PER_MINUTE = 60_000_000
 
@@ -60,10 +56,10 @@ def split_positives(positives: Positives, fraction: float, session_gap: float = 
         starts = _session_starts(rows, event_us, session_gap)
         after = np.quantile(event_us[is_known], 1 - fraction, method="lower")
         by_time = _split(positives, rows, codes, event_us, starts > after, "time")
-        if by_time.n_users >= MIN_USERS and by_time.known_share >= _MIN_KNOWN_SHARE:
+        if by_time.n_users >= MIN_USERS_ON_BOTH_SIDES and by_time.known_share >= MIN_KNOWN_SHARE:
             return by_time
         by_user = _split(positives, rows, codes, event_us, _newest_sessions(rows, starts, fraction), "user")
-        if by_user.n_users >= min(MIN_USERS, _MIN_USER_SHARE * np.count_nonzero(positives.counts >= 3)) > 0:
+        if by_user.n_users >= min(MIN_USERS_ON_BOTH_SIDES, _MIN_USER_SHARE * np.count_nonzero(positives.counts >= 3)) > 0:
             return by_user
     return _split_at_random(positives, fraction, seed, is_ordered=not is_known.any())
 
@@ -87,7 +83,7 @@ def _newest_sessions(rows: np.ndarray, starts: np.ndarray, fraction: float) -> n
     session = np.concatenate([[0], np.cumsum((np.diff(rows) != 0) | (np.diff(starts) != 0))])
     first_of_session = np.searchsorted(session, session)
     n_newer = ends[rows] - first_of_session
-    is_newest = (starts == newest_start) & (n_newer <= counts[rows] * _MAX_SESSION_SHARE)
+    is_newest = (starts == newest_start) & (n_newer <= counts[rows] * MAX_SESSION_SHARE)
     return np.asarray(is_newest | (n_newer <= counts[rows] * fraction))
 
 

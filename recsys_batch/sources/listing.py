@@ -18,11 +18,11 @@ def list_source_files(path: str) -> list[SourceFile]:
 
     Raises SourceError where the path does not exist, cannot be opened or has no data file; UsageError where its scheme is unknown.
     """
-    filesystem, _ = resolve(path)
     root = absolute(path)
-    prefix = root[: len(root) - len(resolve(root)[1])]
+    filesystem, inside = resolve(root)
+    prefix = root[: len(root) - len(inside)]
     try:
-        matches = _expand(filesystem, resolve(root)[1])
+        matches = _expand(filesystem, inside)
         infos = [info for match in matches for info in _list_below(filesystem, match)]
     except OSError as error:
         raise SourceError(f"{path} cannot be opened: {error}") from None

@@ -53,14 +53,14 @@ def read_parquet_rows(task: FileTask, paths: Sequence[str], content: bytes | Non
             raise SourceError(f"{task.file.name} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def column_type(schema: pa.Schema, path: str) -> pa.DataType | None:
+def find_column_type(schema: pa.Schema, path: str) -> pa.DataType | None:
     """Find the type of a column or of a path with dots into structs and lists of structs; None where the schema lacks it."""
     if path in schema.names:
         return schema.field(path).type
     for i, character in enumerate(path):
         if character == "." and path[:i] in schema.names:
             kind = _element(schema.field(path[:i]).type)
-            return column_type(pa.schema(list(kind)), path[i + 1 :]) if pa.types.is_struct(kind) else None
+            return find_column_type(pa.schema(list(kind)), path[i + 1 :]) if pa.types.is_struct(kind) else None
     return None
 
 

@@ -9,7 +9,7 @@ from recsys_batch.sources import movielens
 from recsys_batch.sources.csv_rows import read_csv_rows, read_header
 from recsys_batch.sources.file_tasks import FileTask
 from recsys_batch.sources.json_rows import read_first_paths, read_json_rows
-from recsys_batch.sources.parquet_rows import column_type, read_parquet_rows, read_parquet_schema
+from recsys_batch.sources.parquet_rows import find_column_type, read_parquet_rows, read_parquet_schema
 from recsys_batch.sources.raw_rows import RawRows
 from recsys_batch.sources.source_format import COLUMNS_OF_KIND, SourceFormat
 from recsys_batch.sources.survey import Survey, column_types, merge_surveys, survey_rows
@@ -48,7 +48,7 @@ def survey_task(task: FileTask, kind: str, how: SourceFormat, content: bytes | N
     if how.kind == "parquet":
         schema = read_parquet_schema(task, content)
         paths = dict.fromkeys([*schema.names, *(how.columns.values())])
-        found = {path: column_type(schema, path) for path in paths}
+        found = {path: find_column_type(schema, path) for path in paths}
         kinds = {path: kind_of_path for path, kind_of_path in found.items() if kind_of_path is not None}
         columns, types = dict.fromkeys(kinds), column_types(kind, how, kinds)
     elif how.kind == "jsonl":

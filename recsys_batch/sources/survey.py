@@ -1,4 +1,4 @@
-"""What a source holds, found in one pass over all its files before any row is parsed: columns, id types, clocks, what cannot be read."""
+"""Survey of a source in one pass over all its files, before any row is parsed: columns, id types, clocks, what cannot be read."""
 
 import datetime as dt
 from collections import Counter

@@ -187,6 +187,11 @@ def parse_times(column: pa.Array, clock: str | None) -> pa.Array:
     return pc.if_else(in_range, micros, None).cast(TIMESTAMP)
 
 
+def to_utc_dates(times: pa.Array) -> pa.Array:
+    """Convert UTC timestamps to their dates."""
+    return times.cast(pa.timestamp("us")).cast(pa.date32(), safe=False)
+
+
 def _typed_us(column: pa.Array) -> pa.Array:
     """Convert timestamps and dates to microseconds since 1970; nanoseconds are cut, times without a zone are UTC."""
     kind = column.type

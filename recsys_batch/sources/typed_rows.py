@@ -1,7 +1,7 @@
 """Raw rows to rows of interactions, items and users, each with the first reason why it cannot be used."""
 
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +14,7 @@ from recsys_batch.sources.column_mapping import map_columns
 from recsys_batch.sources.parquet_rows import plain
 from recsys_batch.sources.raw_rows import RawRows
 from recsys_batch.sources.source_format import KEY_OF_KIND, SourceFormat
-from recsys_batch.sources.timestamps import parse_times
+from recsys_batch.sources.timestamps import parse_times, to_utc_dates
 from recsys_batch.sources.values import is_missing, null_array, to_text
 from recsys_batch.tables.tombstones import ERASED, Tombstones
 
@@ -28,7 +28,7 @@ MAX_FUTURE_DAYS = 1
 
 @dataclass(frozen=True)
 class ParseSettings:
-    """What turns raw rows of one source into typed rows.
+    """Settings with which raw rows of one source become typed rows.
 
     Attributes:
         kind: interactions, items or users. clocks: our time column -> its clock, see ``timestamps``; a missing one is read value by value.
@@ -63,6 +63,14 @@ def mark_erased(rows: pa.Table, spell: Callable[[np.ndarray], pa.Array], tombsto
     erased[refused] = np.asarray(tombstones.matches_rows(spell(refused)))
     reason = pc.if_else(pa.array(erased), pa.scalar(ERASED), rows[REASON].combine_chunks())
     return rows.set_column(rows.column_names.index(REASON), rows.schema.field(REASON), reason)
+
+
+def first_reason(reasons: Sequence[tuple[pa.Array, str]]) -> pa.Array:
+    """Select the first reason whose condition (bool [n], null is false) holds of each row; null where none does."""
+    first = null_array(len(reasons[0][0]), pa.string())
+    for condition, name in reversed(reasons):
+        first = pc.if_else(pc.fill_null(condition, False), pa.scalar(name), first)
+    return first
 
 
 def typed_schema(kind: str, ids: IdTypes) -> pa.Schema:
@@ -158,10 +166,7 @@ class _OurColumns:
 
     def reason(self) -> pa.Array:
         """Select the first reason that holds of each row; null where none does."""
-        first = null_array(self.n, pa.string())
-        for condition, name in reversed(self.reasons):
-            first = pc.if_else(pc.fill_null(condition, False), pa.scalar(name), first)
-        return first
+        return first_reason(self.reasons)
 
     def _holds(self, name: str) -> bool:
         """Whether a column that is not ours holds one that is, by a path."""
@@ -190,7 +195,7 @@ def _parse_interactions(ours: _OurColumns, settings: ParseSettings) -> pa.Table:
             "event_ts": event_ts,
             "event_type": pc.fill_null(event_type, "event"),
             "weight": weight,
-            "event_date": event_ts.cast(pa.timestamp("us")).cast(pa.date32(), safe=False),
+            "event_date": to_utc_dates(event_ts),
             "request_id": ours.text("request_id"),
             REASON: ours.reason(),
         },

@@ -12,7 +12,7 @@ from recsys_batch.sources import verdicts
 from recsys_batch.sources.json_rows import spell_value
 from recsys_batch.sources.raw_rows import RawRows
 from recsys_batch.sources.source_format import SourceFormat
-from recsys_batch.sources.typed_rows import REASON, ROW, ParseSettings, parse_rows
+from recsys_batch.sources.typed_rows import FILE, POSITION, REASON, ROW, ParseSettings, parse_rows
 
 _FIELDS = ("user_id", "item_id", "event_ts", "event_type", "weight")
 
@@ -34,7 +34,12 @@ def parse_messages(messages: pa.Table, ids: IdTypes) -> pa.Table:
         json.dumps({**{name: row[name] for name in ("topic", "partition", "offset")}, "value": text}, ensure_ascii=False)
         for row, text in zip(rows, texts, strict=True)
     ]
-    return parsed.append_column(ROW, pa.array(spelt, pa.string()))
+    numbers = pa.repeat(pa.scalar(0, pa.int32()), len(rows))
+    return (
+        parsed.append_column(FILE, numbers)
+        .append_column(POSITION, pa.array(raw.positions))
+        .append_column(ROW, pa.array(spelt, pa.string()))
+    )
 
 
 def split_by_validity(rows: pa.Table, known_items: pa.Array | None) -> tuple[pa.Table, pa.Table]:
@@ -43,26 +48,14 @@ def split_by_validity(rows: pa.Table, known_items: pa.Array | None) -> tuple[pa.
     Args:
         known_items: item_ids that may come; None where any may.
     """
-    reasons = pc.coalesce(rows[REASON], _mark_if(_repeats_usable_row(rows), verdicts.DUPLICATE))
+    rows = verdicts.mark_duplicates(rows)
+    reasons = rows[REASON]
     if known_items is not None:
-        reasons = pc.coalesce(reasons, _mark_if(pc.invert(pc.is_in(rows["item_id"], value_set=known_items)), verdicts.UNKNOWN_ITEM))
-    rows = rows.set_column(rows.schema.get_field_index(REASON), REASON, reasons)
+        is_unknown = pc.invert(pc.is_in(rows["item_id"], value_set=known_items))
+        reasons = pc.coalesce(reasons, pc.if_else(is_unknown, verdicts.UNKNOWN_ITEM, pa.scalar(None, pa.string())))
+        rows = rows.set_column(rows.column_names.index(REASON), REASON, reasons)
     usable = rows.filter(pc.is_null(reasons)).select([column.name for column in TABLES["interactions"].columns])
     return usable, rows.filter(pc.is_valid(reasons))
-
-
-def _repeats_usable_row(rows: pa.Table) -> pa.Array:
-    """Mark the rows whose event a usable row before them is, too."""
-    places = pa.array(np.arange(len(rows)))
-    weight = pc.add(rows["weight"], pa.scalar(0.0, pa.float32()))  # -0.0 is 0.0
-    keys = rows.select(verdicts.EVENT_KEY).set_column(verdicts.EVENT_KEY.index("weight"), "weight", weight)
-    usable = keys.append_column("place", places).filter(pc.is_null(rows[REASON]))
-    first = usable.group_by(verdicts.EVENT_KEY).aggregate([("place", "min")])["place_min"]
-    return pc.invert(pc.is_in(places, value_set=first.combine_chunks()))
-
-
-def _mark_if(condition: pa.Array, reason: str) -> pa.Array:
-    return pc.if_else(condition, pa.scalar(reason), pa.scalar(None, pa.string()))
 
 
 def _read_object(value: bytes | None) -> dict[str, Any] | None:

@@ -31,7 +31,7 @@ def pairs(positives: Positives) -> set[tuple[int, int]]:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two users are enough to measure on."""
-    monkeypatch.setattr(validation_split, "MIN_USERS", 2)
+    monkeypatch.setattr(validation_split, "MIN_USERS_ON_BOTH_SIDES", 2)
 
 
 def test_everything_after_one_time_is_held_out_whole_baskets_and_new_items_only(few: None) -> None:

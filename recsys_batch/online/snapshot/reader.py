@@ -93,7 +93,7 @@ class Snapshot:
 
     @cached_property
     def seen_policy(self) -> SeenPolicy:
-        """Who may get again what they just had."""
+        """Read the policy that says who may get again what they just had."""
         return make_seen_policy(self.facts.seen, self.facts.run_date)
 
     def close(self) -> None:

@@ -16,9 +16,10 @@ from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
 from recsys_batch.sources import values
 from recsys_batch.sources.file_tasks import SourceFile
 from recsys_batch.sources.source_format import DEFAULT_NULL_VALUES
-from recsys_batch.sources.timestamps import parse_times
-from recsys_batch.sources.typed_rows import FILE, POSITION, REASON, ROW, mark_erased
+from recsys_batch.sources.timestamps import parse_times, to_utc_dates
+from recsys_batch.sources.typed_rows import FILE, POSITION, REASON, ROW, first_reason, mark_erased
 from recsys_batch.sources.verdicts import ALREADY_PRESENT
+from recsys_batch.spark.executors.source_tasks import TEXT_SCHEMA
 from recsys_batch.spark.ingest.holdout import HELD_OUT
 from recsys_batch.spark.ingest.source_files import list_files, translate_spark_errors
 from recsys_batch.tables.list_columns import flatten_lists, list_column
@@ -49,7 +50,7 @@ def read_exposure_files(spark: SparkSession, source: str) -> tuple[DataFrame | N
 
 def parse_exposures(raw: DataFrame, ids: IdTypes, tombstones: Tombstones | None = None) -> DataFrame:
     """Parse exposures into the table's columns with ``_row`` and ``_reason``; duplicates are marked later."""
-    schema = typed_schema(ids)
+    schema = parsed_exposure_schema(ids)
     spelt = raw.withColumns({ROW: F.to_json(F.struct(*raw.columns)), POSITION: F.monotonically_increasing_id()})
 
     def parse(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -60,13 +61,11 @@ def parse_exposures(raw: DataFrame, ids: IdTypes, tombstones: Tombstones | None 
     return spelt.mapInArrow(parse, spark_ddl(schema))
 
 
-def typed_schema(ids: IdTypes) -> pa.Schema:
+def parsed_exposure_schema(ids: IdTypes) -> pa.Schema:
     """Make the schema of parsed exposures."""
-    schema = TABLES["exposures"].arrow_schema(ids)
-    for column in (pa.field(REASON, pa.string()), pa.field(ROW, pa.string()), pa.field(FILE, pa.int32()), pa.field(POSITION, pa.int64())):
-        schema = schema.append(column)
+    fields = [*TABLES["exposures"].arrow_schema(ids), pa.field(REASON, pa.string()), *TEXT_SCHEMA]
     # Of a table's rows only the key is known.
-    return pa.schema([field.with_nullable(True) for field in schema])
+    return pa.schema([field.with_nullable(True) for field in fields])
 
 
 def exposures_in_span(raw: DataFrame) -> Column:
@@ -118,7 +117,7 @@ def _parse_batch(batch: pa.RecordBatch, ids: IdTypes, schema: pa.Schema) -> pa.T
     session, offsets = flatten_lists(sessions)
     parsed |= {
         "shown_at": shown_at,
-        "shown_date": shown_at.cast(pa.timestamp("us")).cast(pa.date32(), safe=False),
+        "shown_date": to_utc_dates(shown_at),
         "session_item_ids": pc.if_else(pc.is_null(sessions), None, list_column(values.parse_id_column(session, ids.item), offsets)),
     }
     reasons = [
@@ -132,8 +131,5 @@ def _parse_batch(batch: pa.RecordBatch, ids: IdTypes, schema: pa.Schema) -> pa.T
         (pc.fill_null(pc.less(columns["position"], 1), True), "bad_position"),
         (pc.and_(pc.is_valid(score), pc.invert(pc.fill_null(pc.is_finite(score), True))), "bad_score"),
     ]
-    reason = pa.nulls(len(batch), pa.string())
-    for condition, name in reversed(reasons):
-        reason = pc.if_else(pc.fill_null(condition, False), pa.scalar(name), reason)
-    rows = {**columns, **parsed, REASON: reason, FILE: pa.array(np.zeros(len(batch), dtype=np.int32))}
+    rows = {**columns, **parsed, REASON: first_reason(reasons), FILE: pa.array(np.zeros(len(batch), dtype=np.int32))}
     return pa.table({field.name: rows[field.name].cast(field.type) for field in schema}, schema=schema)

@@ -11,20 +11,12 @@ from typing import Any, cast
 from pyspark.sql import Column, DataFrame, Window
 from pyspark.sql import functions as F
 
+from recsys_batch.dataset.future_split import MAX_SESSION_SHARE, MIN_KNOWN_SHARE, MIN_USERS_ON_BOTH_SIDES
 from recsys_batch.sources.typed_rows import FILE, POSITION, REASON
 from recsys_batch.sources.verdicts import ALREADY_PRESENT
 
 HELD_OUT = "_held_out"
 MIN_POSITIVES_TO_HOLD_OUT = 5
-MIN_USERS_ON_BOTH_SIDES = 50
-"""Fewer users with positives before and after the global time make ``auto`` split per user."""
-
-MIN_KNOWN_SHARE = 1 / 3
-"""So does a future of which less is of users who were there before: of others nothing but popularity can be measured."""
-
-MAX_SESSION_SHARE = 0.5
-"""A newest session with more of its user's positives stays, as too little would be left to predict it from."""
-
 _SESSION_START = "_session_start"
 
 

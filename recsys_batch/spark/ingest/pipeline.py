@@ -188,7 +188,7 @@ class _IngestRun:
             rows = pa.concat_tables(map(OpenedSource.parse_on_driver, sources, settings)).combine_chunks()
             return self._spark.createDataFrame(verdicts.mark_repeated_keys(rows, key)).coalesce(1)
         typed = reduce(DataFrame.unionByName, map(OpenedSource.parse, sources, settings))
-        return validation.mark_repeated_keys(typed, key, located_schema(kind, self._ids))
+        return validation.mark_repeated_keys_in_source(typed, key, located_schema(kind, self._ids))
 
     def _mark_duplicates(self) -> DataFrame:
         """Parse interactions, and mark those that repeat others or are in the tables."""
@@ -201,7 +201,7 @@ class _IngestRun:
         tables = [table.where(is_near).select(*EVENT_KEY) for table in snapshots]
         typed = reduce(DataFrame.unionByName, map(OpenedSource.parse, sources, settings))
         existing = reduce(DataFrame.unionByName, tables) if tables else None
-        return validation.mark_duplicates(typed, existing, located_schema("interactions", self._ids))
+        return validation.mark_duplicates_in_source(typed, existing, located_schema("interactions", self._ids))
 
     def _parse_settings(self, kind: str) -> list[ParseSettings]:
         """Make the settings of each source of a kind."""
@@ -211,8 +211,9 @@ class _IngestRun:
     def _validate_exposures(self, exposures: DataFrame) -> DataFrame:
         existing = self._read_snapshot("exposures")
         known = None if existing is None else existing.where(exposure_source.exposures_in_span(exposures))
-        typed, schema = exposure_source.parse_exposures(exposures, self._ids, self._tombstones), exposure_source.typed_schema(self._ids)
-        return validation.mark_duplicates(typed, known, schema, exposure_source.EXPOSURE_KEY)
+        typed = exposure_source.parse_exposures(exposures, self._ids, self._tombstones)
+        schema = exposure_source.parsed_exposure_schema(self._ids)
+        return validation.mark_duplicates_in_source(typed, known, schema, exposure_source.EXPOSURE_KEY)
 
     def _record_verdicts(self, kind: str, validated: DataFrame) -> None:
         """Persist validated rows, count them in one pass, and refuse a kind of which too many rows were rejected."""

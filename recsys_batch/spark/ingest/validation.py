@@ -15,12 +15,12 @@ _BATCH = 65_536
 _PARTITIONING = 2  # the first columns of a key spread its rows well enough
 
 
-def mark_repeated_keys(df: DataFrame, key: str, schema: pa.Schema) -> DataFrame:
+def mark_repeated_keys_in_source(df: DataFrame, key: str, schema: pa.Schema) -> DataFrame:
     """Mark all usable rows of a ``key`` but the newest, see ``verdicts.mark_repeated_keys``; ``schema`` is that of the rows."""
     return _by_key(df, [key], schema, lambda rows: verdicts.mark_repeated_keys(rows, key))
 
 
-def mark_duplicates(df: DataFrame, existing: DataFrame | None, schema: pa.Schema, key: Sequence[str] = EVENT_KEY) -> DataFrame:
+def mark_duplicates_in_source(df: DataFrame, existing: DataFrame | None, schema: pa.Schema, key: Sequence[str] = EVENT_KEY) -> DataFrame:
     """Mark the usable rows that the sources repeat and those that are in the tables, see ``verdicts.mark_duplicates``.
 
     One shuffle does both: the tables' rows are unioned with the source's rows.

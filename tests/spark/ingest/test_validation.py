@@ -30,10 +30,10 @@ def test_repeats_and_rows_of_tables_are_found_across_partitions(spark: SparkSess
     rows = [(f"u{n % 40}", "i", "null_user_id" if n == 79 else None) for n in range(80)]
     df = spark.createDataFrame(typed(rows)).repartition(n_partitions)
     existing = spark.createDataFrame(typed([("u3", "i", None), ("u99", "i", None)])).select(*EVENT_KEY)
-    marked = validation.mark_duplicates(df, existing, SCHEMA).select(POSITION, REASON).collect()
+    marked = validation.mark_duplicates_in_source(df, existing, SCHEMA).select(POSITION, REASON).collect()
     expected = {n: None if n < 40 else "duplicate" for n in range(80)} | {3: ALREADY_PRESENT, 79: "null_user_id"}
     assert {row[POSITION]: row[REASON] for row in marked} == expected
-    assert validation.mark_duplicates(df, None, SCHEMA).where(f"{REASON} IS NULL").count() == 40
+    assert validation.mark_duplicates_in_source(df, None, SCHEMA).where(f"{REASON} IS NULL").count() == 40
 
 
 def test_interactions_with_items_that_a_catalogue_lacks_are_marked(spark: SparkSession) -> None:
