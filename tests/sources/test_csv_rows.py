@@ -135,6 +135,7 @@ def _zipped() -> bytes:
         ("a.csv.zst", pa.compress(TEXT.encode(), codec="zstd", asbytes=True)),
         ("a.csv", b"\xef\xbb\xbf" + TEXT.encode()),
     ],
+    ids=["gz of two members", "bz2", "zst", "byte order mark"],
 )
 def test_compressed_files_are_read_by_their_names(task: Task, rows: Rows, name: str, content: bytes) -> None:
     assert rows(task(content, name)) == [{"u": "a", "i": "x"}, {"u": "b", "i": "y"}]
