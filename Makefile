@@ -70,6 +70,9 @@ fault-test: setup kafka-jars ## SIGKILL for NIGHTS=30 nights and KILLS=20 stream
 airflow-test: setup ## the DAG in a real Airflow, in a virtual environment of its own (.airflow)
 	$(BIN)/python tools/airflow_test.py
 
+chaos: setup ## a server under attack for SECONDS=180, with real clients that go on asking: answers by status
+	$(BIN)/python tools/chaos.py $(if $(SECONDS),--seconds $(SECONDS))
+
 audit-deps: setup ## installed packages against known vulnerabilities (pip-audit, in an environment of its own)
 	$(BIN)/python tools/audit_deps.py
 

@@ -62,6 +62,12 @@ def find_last_batch(location: str, application: str) -> int | None:
     return None
 
 
+def find_commit(location: str, metadata: str) -> int | None:
+    """Find the version of the newest commit with that userMetadata; None where the log has none."""
+    commits = iterate_commits(location, open_delta_table(location).version())
+    return next((int(commit["version"]) for commit in commits if commit.get("userMetadata") == metadata), None)
+
+
 def iterate_commits(location: str, newest: int) -> Iterator[dict[str, Any]]:
     """Iterate over a table's commits from a version back, as far as the log goes: what each says of itself, and its ``version``.
 
@@ -134,8 +140,9 @@ def _retry_commit(
             if n_tried == _MAX_COMMITS:
                 raise
             table = open_delta_table(where.root)
-    commits = iterate_commits(where.root, open_delta_table(where.root).version())
-    return next(int(commit["version"]) for commit in commits if commit.get("userMetadata") == token)
+    version = find_commit(where.root, token)
+    assert version is not None, "a commit that was just made is in the log"
+    return version
 
 
 def make_add_actions(where: TableSlice, parts: Sequence[DataFile], *, data_change: bool = True) -> list[AddAction]:

@@ -1,7 +1,7 @@
 """A snapshot of made-up data of any size, without a night: to measure a server with, and to try one."""
 
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ def make_snapshot(
     seed: int = 17,
     ranker: bytes | None = None,
     model_version: str = "made-up",
+    put_records: Callable[[Iterator[tuple[bytes, bytes]]], int] | None = None,
 ) -> SnapshotManifest:
     """Write a snapshot into the folder of snapshots.
 
@@ -41,6 +42,7 @@ def make_snapshot(
 
     Args:
         ranker: an ONNX model for ``dim`` and FeatureSpec.default().
+        put_records: puts users' records into a store beside the snapshot, and returns how many; None for the snapshot's own.
     """
     rng = np.random.default_rng(seed)
     embeddings = rng.standard_normal((items, dim), dtype=np.float32) / np.float32(np.sqrt(dim))
@@ -71,7 +73,9 @@ def make_snapshot(
     samples: dict[int | str, list[int]] = {
         user: ((user * 7 + 13 * np.arange(8)) % items).tolist() for user in range(0, users, max(1, users // 100))
     }
-    return write_snapshot(folder, SnapshotContents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, records, samples))
+    own_records = records if put_records is None else None
+    contents = SnapshotContents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, own_records, samples)
+    return write_snapshot(folder, contents, None if put_records is None else lambda: put_records(records))
 
 
 def _records(rng: np.random.Generator, users: int, embeddings: np.ndarray, candidates: int) -> Iterator[tuple[bytes, bytes]]:
