@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from recsys_batch.errors import quote, shorten
 from recsys_batch.online.api import messages
 from recsys_batch.online.api.messages import BadRequest, Bounds, Feedback, FeedbackBody, Id, RankRequest
 from recsys_batch.online.exposure_log.log_rows import FeedbackEvent
@@ -16,6 +17,8 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 
 _RANK_DECODER = msgspec.json.Decoder(RankRequest)
 _FEEDBACK_DECODER = msgspec.json.Decoder(Feedback)
+_MAX_REASON_LENGTH = 200
+"""Characters: an error of msgspec repeats the name of a field that nobody knows, however long."""
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -27,15 +30,14 @@ def decode_rank_request(body: bytes, bounds: Bounds, arrived: float) -> tuple[Ra
     """
     request = _decode(_RANK_DECODER, body)
     if not 1 <= request.k <= bounds.max_k:
-        raise BadRequest(f"k is {request.k}: expected 1 to {bounds.max_k}")
+        raise BadRequest(f"k is {quote(request.k)}: expected 1 to {bounds.max_k}")
     categories = request.filters.categories if request.filters else []
     if len(categories) > bounds.max_categories:
         raise BadRequest(f"filters.categories has {len(categories)} names, at most {bounds.max_categories} are allowed")
     _check_ids("exclude_item_ids", request.exclude_item_ids, bounds)
     if request.deadline_ms is not None and not 0 < request.deadline_ms <= messages.MAX_DEADLINE_MS:
         raise BadRequest(f"deadline_ms is {request.deadline_ms}: expected more than 0 and at most {messages.MAX_DEADLINE_MS}")
-    if request.request_id is not None and len(request.request_id) > messages.MAX_REQUEST_ID_LENGTH:
-        raise BadRequest(f"request_id has {len(request.request_id)} characters, at most {messages.MAX_REQUEST_ID_LENGTH} are allowed")
+    _check_request_id(request.request_id)
     context = dict(request.context)
     session = _session_items(context.pop("session_item_ids", None), bounds)
     device, segment = _text(context.pop("device", None)), _text(context.pop("segment", None))
@@ -67,6 +69,7 @@ def decode_feedback(body: bytes, bounds: Bounds) -> list[FeedbackEvent]:
 def _event(body: FeedbackBody, now: dt.datetime) -> FeedbackEvent:
     if not 1 <= len(body.event_type) <= messages.MAX_EVENT_TYPE_LENGTH:
         raise BadRequest(f"event_type has {len(body.event_type)} characters: expected 1 to {messages.MAX_EVENT_TYPE_LENGTH}")
+    _check_request_id(body.request_id)
     if not abs(body.weight) < messages.MAX_WEIGHT:
         raise BadRequest(f"weight is {body.weight}: expected a number below 1e30")
     return FeedbackEvent(body.request_id, body.user_id, body.item_id, parse_time(body.timestamp) or now, body.event_type, body.weight)
@@ -84,7 +87,7 @@ def parse_time(value: Any) -> dt.datetime | None:
             return dt.datetime.fromtimestamp(value, dt.UTC)
     except (ValueError, OverflowError, OSError):
         pass
-    raise BadRequest(f"timestamp is {_short(value)}: expected seconds since 1970, or ISO 8601 like 2026-11-24T20:15:00Z")
+    raise BadRequest(f"timestamp is {quote(value)}: expected seconds since 1970, or ISO 8601 like 2026-11-24T20:15:00Z")
 
 
 def decode_json(body: bytes) -> Any:
@@ -92,21 +95,21 @@ def decode_json(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except _DECODE_ERRORS as error:
-        raise BadRequest(f"the body is not JSON: {error}") from None
+        raise BadRequest(f"the body is not JSON: {shorten(str(error), _MAX_REASON_LENGTH)}") from None
 
 
 def _decode(decoder: Any, body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except _DECODE_ERRORS as error:
-        raise BadRequest(f"the body is not as expected: {error}") from None
+        raise BadRequest(f"the body is not as expected: {shorten(str(error), _MAX_REASON_LENGTH)}") from None
 
 
 def _session_items(value: Any, bounds: Bounds) -> list[Id]:
     if value is None:
         return []
     if not isinstance(value, list) or not all(isinstance(item_id, int | str) and not isinstance(item_id, bool) for item_id in value):
-        raise BadRequest(f"context.session_item_ids is {_short(value)}: expected a list of item ids")
+        raise BadRequest(f"context.session_item_ids is {quote(value)}: expected a list of item ids")
     _check_ids("context.session_item_ids", value, bounds)
     return value
 
@@ -116,11 +119,11 @@ def _check_ids(name: str, ids: list[Id], bounds: Bounds) -> None:
         raise BadRequest(f"{name} has {len(ids)} ids, at most {bounds.max_ids} are allowed")
 
 
+def _check_request_id(request_id: str | None) -> None:
+    if request_id is not None and len(request_id) > messages.MAX_REQUEST_ID_LENGTH:
+        raise BadRequest(f"request_id has {len(request_id)} characters, at most {messages.MAX_REQUEST_ID_LENGTH} are allowed")
+
+
 def _text(value: Any) -> str | None:
     """Make a value text: one that is none is an unknown value, not an error."""
-    return value if value is None or isinstance(value, str) else str(value)[:100]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return value if value is None or isinstance(value, str) else quote(value)

@@ -1,6 +1,7 @@
 """Bodies of requests and answers as typed structures: decode.py and encode.py use them, http/openapi.py makes schemas of them.
 
-Bounds that a schema can state are in the schema only: decode.py checks them, as its sentences say what was found.
+Bounds that a schema can state are in the schema only: decode.py checks them, as its sentences say what was found. There a name of
+``Bounds`` stands for the number that the server was given.
 """
 
 import datetime as dt
@@ -41,19 +42,36 @@ class Bounds:
     max_categories: int = 100
 
 
+_Ids = Annotated[list[Id], _schema(maxItems="max_ids")]
+_ID_SCHEMA = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
+_TIME_SCHEMA = {"type": ["number", "string", "null"], "description": "seconds since 1970, or ISO 8601"}
+_Context = Annotated[
+    dict[str, Any],
+    _schema(
+        properties={
+            "timestamp": _TIME_SCHEMA,
+            "session_item_ids": {"type": ["array", "null"], "items": _ID_SCHEMA, "maxItems": "max_ids"},
+            "device": {},
+            "segment": {},
+        },
+        additionalProperties=True,
+    ),
+]
+
+
 class Filters(Struct, forbid_unknown_fields=True):
     """Conditions on the items of an answer."""
 
-    categories: list[str] = []
+    categories: Annotated[list[str], _schema(maxItems="max_categories")] = []
 
 
 class RankRequest(Struct, forbid_unknown_fields=True):
     """Body of POST /v1/rank."""
 
     user_id: Id
-    k: Annotated[int, _schema(minimum=1)] = 10
-    context: dict[str, Any] = {}
-    exclude_item_ids: list[Id] = []
+    k: Annotated[int, _schema(minimum=1, maximum="max_k")] = 10
+    context: _Context = {}
+    exclude_item_ids: _Ids = []
     filters: Filters | None = None
     deadline_ms: Annotated[float, _schema(exclusiveMinimum=0, maximum=MAX_DEADLINE_MS)] | None = None
     explain: bool = False
@@ -66,7 +84,7 @@ class FeedbackBody(Struct, forbid_unknown_fields=True):
     user_id: Id
     item_id: Id
     event_type: Annotated[str, _schema(minLength=1, maxLength=MAX_EVENT_TYPE_LENGTH)]
-    request_id: str | None = None
+    request_id: Annotated[str, _schema(maxLength=MAX_REQUEST_ID_LENGTH)] | None = None
     timestamp: float | str | None = None
     weight: Annotated[float, _schema(exclusiveMinimum=-MAX_WEIGHT, exclusiveMaximum=MAX_WEIGHT)] = 1.0
 
@@ -74,11 +92,11 @@ class FeedbackBody(Struct, forbid_unknown_fields=True):
 class Feedback(Struct, forbid_unknown_fields=True):
     """Body of POST /v1/feedback."""
 
-    events: Annotated[list[FeedbackBody], _schema(minItems=1)]
+    events: Annotated[list[FeedbackBody], _schema(minItems=1, maxItems="max_ids")]
 
 
 class AnswerItem(Struct):
-    """An item of an answer; the last two only where ``explain`` was asked for."""
+    """An item of an answer; the last two only where ``explain`` was asked for. A contribution that is no number is null."""
 
     item_id: Id
     score: float
@@ -86,7 +104,7 @@ class AnswerItem(Struct):
     candidate_rank: int | None
     title: str | None = None
     batch_rank: int | UnsetType | None = UNSET
-    contributions: dict[str, float] | UnsetType = UNSET
+    contributions: dict[str, float | None] | UnsetType = UNSET
 
 
 class Answer(Struct):

@@ -12,13 +12,18 @@ from typing import Any
 from recsys_batch.errors import EXIT_MISSING, EXIT_USAGE, RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.api.messages import BadRequest
-from recsys_batch.online.http.router import RETRY_AFTER, HttpError, Request, Response, Route, Router, error_response
+from recsys_batch.online.http.body_reader import BodyReader, ClientGone
+from recsys_batch.online.http.router import RETRY_AFTER, HttpError, Request, Response, Route, Router, error_response, parse_query
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.ranking_service import NotReady, UnknownItem, UnknownUser
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 
 logger = logging.getLogger("recsys_batch.online")
 
+CLIENT_GONE_STATUS = 499
+"""Counted, as nginx does, where a client did not stay until its request was here: no fault of the server's."""
+_NO_ROUTE_LABELS = {404: "no such path", 405: "no such method"}
+"""In metrics: paths that clients make up are no labels."""
 _BUSY = error_response(503, "too many requests are waiting: try again", (RETRY_AFTER,))
 
 
@@ -26,45 +31,69 @@ class App:
     """The application that Granian calls by RSGI, for one worker.
 
     Args:
-        max_body_bytes: bound on bodies, where a route has none of its own.
+        max_body_bytes: bound on bodies, where a route has none of its own. body_seconds: in which a body has to arrive.
         admin_token: None where nobody is admin. client_token: None where clients need none.
     """
 
     def __init__(
-        self, router: Router, admission: Admission, *, max_body_bytes: int, admin_token: str | None, client_token: str | None
+        self,
+        router: Router,
+        admission: Admission,
+        *,
+        max_body_bytes: int,
+        body_seconds: float,
+        admin_token: str | None,
+        client_token: str | None,
     ) -> None:
         self._router, self._admission, self._max_body_bytes = router, admission, max_body_bytes
+        self._body_reader = BodyReader(body_seconds)
         self._tokens = {"admin": admin_token, "client": client_token}
 
     def __rsgi__(self, scope: Any, proto: Any) -> Awaitable[None]:
-        """Route and admit a request as it arrives; what is returned runs when its turn comes."""
+        """Route a request as it arrives; what is returned runs when its turn comes."""
         arrived = time.perf_counter()
+        method = scope.method
         try:
-            route, parameters = self._router.find(scope.method, scope.path)
+            route, parameters = self._router.find(method, scope.path)
         except HttpError as error:
-            return self._send(proto, "unknown", error_response(error.status, str(error), error.headers))
-        if route.admission_controlled and not self._admission.enter():
+            return self._refuse(proto, _NO_ROUTE_LABELS[error.status], error_response(error.status, str(error), error.headers))
+        if route.admission_controlled and self._admission.is_full:
             metrics.SHED.inc()
-            return self._send(proto, route.path, _BUSY)
-        return self._respond(scope, proto, route, parameters, arrived)
+            return self._refuse(proto, route.path, _BUSY)
+        if method == "HEAD":
+            method = "GET"  # Granian leaves the body out, and keeps its length
+        return self._respond(scope, proto, method, route, parameters, arrived)
 
-    async def _respond(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> None:
+    async def _refuse(self, proto: Any, label: str, response: Response) -> None:
+        self._send(proto, label, response, response.status)
+
+    async def _respond(self, scope: Any, proto: Any, method: str, route: Route, parameters: dict[str, Any], arrived: float) -> None:
         try:
-            response = await self._dispatch(scope, proto, route, parameters, arrived)
-        finally:
-            if route.admission_controlled:
-                self._admission.leave()
-        await self._send(proto, route.path, response)
+            response = await self._dispatch(scope, proto, method, route, parameters, arrived)
+        except ClientGone as gone:
+            logger.debug("a client of %s went away: %s", route.path, gone)
+            self._send(proto, route.path, error_response(gone.status, str(gone), gone.headers), CLIENT_GONE_STATUS)
+        else:
+            self._send(proto, route.path, response, response.status)
 
-    async def _send(self, proto: Any, route: str, response: Response) -> None:
+    def _send(self, proto: Any, label: str, response: Response, counted_status: int) -> None:
+        """Send an answer, and count it. Who has gone away since the request was here is not noticed, and counts as answered."""
         proto.response_bytes(response.status, list(response.headers), response.body)
-        metrics.tally.add("requests", route, str(response.status))
+        metrics.tally.add("requests", label, str(counted_status))
 
-    async def _dispatch(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> Response:
+    async def _dispatch(self, scope: Any, proto: Any, method: str, route: Route, parameters: dict[str, Any], arrived: float) -> Response:
         try:
-            self._check_token(route, scope.headers)
-            body = await self._read_body(scope, proto, route)
-            return await route.handler(Request(scope.method, scope.path, scope.query_string, scope.headers, body, arrived, parameters))
+            headers = scope.headers
+            self._check_token(route, headers)
+            if route.query is not None:
+                parameters |= parse_query(scope.query_string, route.query)
+            body = b""
+            if method != "GET":
+                bound = route.max_body_bytes or self._max_body_bytes
+                body = await self._body_reader.read(headers, scope.http_version, proto, bound, arrived)
+            return await self._handle(route, Request(method, scope.path, headers, body, arrived, parameters))
+        except ClientGone:
+            raise
         except HttpError as error:
             return error_response(error.status, str(error), error.headers)
         except BadRequest as error:
@@ -79,6 +108,18 @@ class App:
             logger.exception("a request to %s failed", route.path)
             return error_response(500, "something went wrong here; the server's log says what")
 
+    async def _handle(self, route: Route, request: Request) -> Response:
+        """Call the handler of a request that is here with its body, in a place of the queue where its route takes one."""
+        if not route.admission_controlled:
+            return await route.handler(request)
+        if not self._admission.enter():
+            metrics.SHED.inc()
+            return _BUSY
+        try:
+            return await route.handler(request)
+        finally:
+            self._admission.leave()
+
     def _check_token(self, route: Route, headers: Any) -> None:
         if route.access == "open":
             return
@@ -92,21 +133,3 @@ class App:
         is_accepted = any(hmac.compare_digest(token.strip().encode(), each.encode()) for each in accepted if each)
         if scheme.lower() != "bearer" or not is_accepted:
             raise HttpError(401, f"this needs the {route.access}'s token as `Authorization: Bearer TOKEN`", ("www-authenticate", "Bearer"))
-
-    async def _read_body(self, scope: Any, proto: Any, route: Route) -> bytes:
-        """Read the body, up to the bound; what says that it is longer is not read at all."""
-        if scope.method in ("GET", "HEAD"):
-            return b""
-        bound = route.max_body_bytes or self._max_body_bytes
-        length = scope.headers.get("content-length")
-        if length is not None and length.isdigit():
-            if int(length) > bound:
-                raise HttpError(413, f"the body has {length} bytes, at most {bound} are taken")
-            return bytes(await proto())
-        chunks, n_bytes = [], 0
-        async for chunk in proto:
-            n_bytes += len(chunk)
-            if n_bytes > bound:
-                raise HttpError(413, f"the body has more than {bound} bytes, which is the most that is taken")
-            chunks.append(bytes(chunk))
-        return b"".join(chunks)

@@ -12,7 +12,7 @@ from recsys_batch.online.api.decode import decode_feedback, decode_json, decode_
 from recsys_batch.online.api.encode import to_json
 from recsys_batch.online.api.messages import Answer, Bounds, Feedback, RankRequest
 from recsys_batch.online.http.openapi import build_openapi
-from recsys_batch.online.http.router import RETRY_AFTER, HttpError, QueryNumber, Request, Response, Route, json_response, parse_query
+from recsys_batch.online.http.router import RETRY_AFTER, HttpError, QueryNumber, QueryText, Request, Response, Route, json_response
 from recsys_batch.online.serving import activation
 from recsys_batch.online.serving.freshness import LiveLag
 from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserSample
@@ -23,6 +23,7 @@ from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.manifest import read_manifest
 
 _USER_LIMIT = QueryNumber("limit", 20, 1000, "most users")
+_USER_ID, _ITEM_ID = QueryText("user_id", "any id, percent-encoded"), QueryText("item_id", "any id, percent-encoded")
 
 
 class Endpoints:
@@ -43,15 +44,19 @@ class Endpoints:
         """Declare every endpoint: its place, who may, what it takes and gives, and which statuses."""
         admin: dict[str, Any] = {"access": "admin", "admission_controlled": False}
         open_: dict[str, Any] = {"access": "open", "admission_controlled": False}
-        return [
+        user: dict[str, Any] = {"summary": "What the snapshot holds of a user", "errors": (400, 404), "response": UserDetail}
+        topk: dict[str, Any] = {"summary": "The published list itself", "errors": (400, 404), "response": Answer}
+        item: dict[str, Any] = {"summary": "What an item is called", "errors": (400, 404), "response": ItemDetail}
+        return [  # ids that hold a "/" have no path of their own, so each path with an id has a twin with a query
             Route("POST", "/v1/rank", self.rank, "Rank a user's candidates for this request", (400,), request=RankRequest, response=Answer),
             Route("POST", "/v1/feedback", self.feedback, "What users did, for the next ingest", (400, 404), request=Feedback, status=202),
-            Route("GET", "/v1/users", self.users, "Some users to look at", (400,), response=UserSample, query=_USER_LIMIT),
-            Route("GET", "/v1/users/{user_id}", self.user, "What the snapshot holds of a user", (400, 404), response=UserDetail),
-            Route(
-                "GET", "/v1/users/{user_id}/topk", self.topk, "The published list itself", (400, 404), response=Answer, query=self._topk_k
-            ),
-            Route("GET", "/v1/items/{item_id}", self.item, "What an item is called", (400, 404), response=ItemDetail),
+            Route("GET", "/v1/users", self.users, "Some users to look at", (400,), response=UserSample, query=(_USER_LIMIT,)),
+            Route("GET", "/v1/users/{user_id}", self.user, **user, query=()),
+            Route("GET", "/v1/user", self.user, **user, query=(_USER_ID,)),
+            Route("GET", "/v1/users/{user_id}/topk", self.topk, **topk, query=(self._topk_k,)),
+            Route("GET", "/v1/user/topk", self.topk, **topk, query=(_USER_ID, self._topk_k)),
+            Route("GET", "/v1/items/{item_id}", self.item, **item, query=()),
+            Route("GET", "/v1/item", self.item, **item, query=(_ITEM_ID,)),
             Route("GET", "/v1/snapshots", self.snapshots, "Snapshots, and what each worker answers from", **admin),
             Route("POST", "/v1/snapshots/rollback", self.roll_back, "Go back to the snapshot before", (404, 409), **admin),
             Route("POST", "/v1/snapshots/{snapshot_id}/activate", self.activate, "Go over to a snapshot", (404, 409), **admin),
@@ -76,18 +81,15 @@ class Endpoints:
         return json_response({"taken": taken}, 202)
 
     async def topk(self, request: Request) -> Response:
-        k = parse_query(request.query, self._topk_k)
-        return json_response(await self._service.published_topk(request.parameters["user_id"], k))
+        return json_response(await self._service.published_topk(request.parameters["user_id"], request.parameters["k"]))
 
     async def users(self, request: Request) -> Response:
-        return json_response(self._service.sample_users(parse_query(request.query, _USER_LIMIT), self._bounds))
+        return json_response(self._service.sample_users(request.parameters["limit"], self._bounds))
 
     async def user(self, request: Request) -> Response:
-        parse_query(request.query, None)
         return json_response(await self._service.describe_user(request.parameters["user_id"]))
 
     async def item(self, request: Request) -> Response:
-        parse_query(request.query, None)
         return json_response(self._service.describe_item(request.parameters["item_id"]))
 
     async def snapshots(self, request: Request) -> Response:
@@ -139,5 +141,5 @@ class Endpoints:
         return Response(200, text, (("content-type", content_type),))
 
     async def openapi(self, request: Request) -> Response:
-        self._document = self._document or to_json(build_openapi(self.routes()))
+        self._document = self._document or to_json(build_openapi(self.routes(), self._bounds))
         return Response(200, self._document)

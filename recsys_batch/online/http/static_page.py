@@ -21,7 +21,7 @@ _HEADERS = (
 
 
 def page_routes() -> list[Route]:
-    """Make routes for GET and HEAD of each file: the page at /, what it loads at /page/NAME. Nothing else of the disk can be named."""
+    """Make a route for each file: the page at /, what it loads at /page/NAME. Nothing else of the disk can be named."""
     routes = []
     for entry in sorted(files("recsys_batch.online.http").joinpath("page").iterdir(), key=lambda entry: entry.name):
         content_type = _CONTENT_TYPES.get(entry.name.rpartition(".")[2])
@@ -29,7 +29,7 @@ def page_routes() -> list[Route]:
             continue
         path = "/" if entry.name == INDEX else f"/page/{entry.name}"
         handler = _make_handler(entry.read_bytes(), content_type)
-        routes += [Route(method, path, handler, access="open", admission_controlled=False) for method in ("GET", "HEAD")]
+        routes.append(Route("GET", path, handler, access="open", admission_controlled=False))
     return routes
 
 

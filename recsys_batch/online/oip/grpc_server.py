@@ -19,7 +19,7 @@ import grpc
 import numpy as np
 
 from recsys_batch import __version__, logs
-from recsys_batch.errors import InputMissing, RecsysBatchError
+from recsys_batch.errors import InputMissing, RecsysBatchError, quote
 from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
@@ -86,7 +86,7 @@ class Servicer:
         answer = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
         for name in [tensor.name for tensor in request.outputs] or outputs:
             if name not in outputs:
-                raise InvalidRequest(f"model {model.name} has no output {name!r}; it gives {', '.join(outputs)}")
+                raise InvalidRequest(f"model {model.name} has no output {quote(name)}; it gives {', '.join(outputs)}")
             answer.outputs.add(name=name, datatype=datatype_of(outputs[name]), shape=outputs[name].shape)
             answer.raw_output_contents.append(tensor_to_bytes(outputs[name]))
         return answer
@@ -116,7 +116,7 @@ def _decode_inputs(request: Any) -> dict[str, np.ndarray]:
         if raw:
             arrays[name] = tensor_from_bytes(name, datatype, shape, raw[number])
         elif datatype not in _CONTENTS:
-            raise InvalidRequest(f"input {name} is {datatype!r}, which has no typed contents: send raw_input_contents")
+            raise InvalidRequest(f"input {name} is {quote(datatype)}, which has no typed contents: send raw_input_contents")
         else:
             arrays[name] = tensor_from_values(name, datatype, shape, list(getattr(tensor.contents, _CONTENTS[datatype])))
     return arrays

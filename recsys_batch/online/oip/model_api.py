@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from recsys_batch.errors import quote, shorten
 from recsys_batch.ids import parse_bigint
 
 
@@ -49,7 +50,9 @@ class TensorSpec:
             shape = shape[:1]
         fits = len(shape) == len(self.shape) and all(size in (-1, given) for size, given in zip(self.shape, shape, strict=True))
         if datatype not in (self.datatype, "BYTES" if self.datatype == "INT64" else None) or not fits:
-            raise InvalidRequest(f"input {self.name} is {datatype} {list(shape)}, expected {self.datatype} {list(self.shape)}")
+            raise InvalidRequest(
+                f"input {self.name} is {shorten(datatype, 40)} {quote(list(shape))}, expected {self.datatype} {list(self.shape)}"
+            )
 
     def conform(self, array: np.ndarray) -> np.ndarray:
         """Bring a tensor that ``check`` took to the model's datatype and dimensions. Raises InvalidRequest: BYTES that are no INT64."""
@@ -59,7 +62,7 @@ class TensorSpec:
             return array
         numbers = [parse_bigint(element.decode(errors="replace")) for element in array.tolist()]
         if None in numbers:
-            raise InvalidRequest(f"input {self.name} holds {array[numbers.index(None)][:40]!r}: expected the decimal digits of an INT64")
+            raise InvalidRequest(f"input {self.name} holds {quote(array[numbers.index(None)])}: expected the decimal digits of an INT64")
         return np.array(numbers, np.int64)
 
 
@@ -121,7 +124,7 @@ def validate_inputs(model: OipModel, tensors: Mapping[str, tuple[str, Sequence[i
     known = {spec.name: spec for spec in model.inputs}
     for name, (datatype, shape) in tensors.items():
         if name not in known:
-            raise InvalidRequest(f"model {model.name} has no input {name!r}; it takes {', '.join(known)}")
+            raise InvalidRequest(f"model {model.name} has no input {quote(name)}; it takes {', '.join(known)}")
         known[name].check(datatype, shape)
     missing = [spec.name for spec in model.inputs if not spec.optional and spec.name not in tensors]
     if missing:

@@ -6,11 +6,11 @@ server/worker.py puts ``OipRoutes`` among its routes. The models' semantics are 
 import zlib
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import numpy as np
 
 from recsys_batch import __version__
+from recsys_batch.errors import quote
 from recsys_batch.online.api.decode import decode_json
 from recsys_batch.online.api.encode import to_json
 from recsys_batch.online.api.messages import BadRequest
@@ -45,42 +45,49 @@ class OipRoutes:
         self._models, self._batcher = models, batcher
 
     def routes(self) -> list[Route]:
-        """Declare the endpoints; health is open, as /healthz and /readyz are."""
-        health = [Route("GET", f"/v2/health/{name}", self.answer, access="open", admission_controlled=False) for name in ("live", "ready")]
-        rest = [Route("*", path, self.answer, max_body_bytes=MAX_BODY_BYTES) for path in ("/v2", "/v2/{rest*}")]
-        return [*health, *rest]
+        """Declare the endpoints; health is open, as /healthz and /readyz are. Only tensors may be long."""
+        open_: dict[str, Any] = {"access": "open", "admission_controlled": False}
+        models = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
+        return [
+            Route("GET", "/v2", self.describe_server),
+            Route("GET", "/v2/health/live", self.live, **open_),
+            Route("GET", "/v2/health/ready", self.ready, **open_),
+            *(Route("GET", model, self.describe_model) for model in models),
+            *(Route("GET", f"{model}/ready", self.model_ready) for model in models),
+            *(Route("POST", f"{model}/infer", self.infer, max_body_bytes=MAX_BODY_BYTES) for model in models),
+        ]
 
-    async def answer(self, request: Request) -> Response:
-        """Answer a request to a path that begins with /v2."""
-        return await answer_or_error(self._dispatch(request.method, request.path, request.headers, request.body))
+    async def describe_server(self, request: Request) -> Response:
+        return json_response({"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)})
 
-    async def _dispatch(self, method: str, path: str, headers: Any, body: bytes) -> Response:
-        match [unquote(part, errors="replace") for part in path.strip("/").split("/")][1:]:
-            case []:
-                _require_method("GET", method, path)
-                return json_response({"name": SERVER_NAME, "version": __version__, "extensions": list(EXTENSIONS)})
-            case ["health", "live"]:
-                _require_method("GET", method, path)
-                return json_response({"live": True})
-            case ["health", "ready"]:
-                _require_method("GET", method, path)
-                if not self._models.ready():
-                    return error_response(503, "no snapshot is in use that is new enough to be shown")
-                return json_response({"ready": True})
-            case ["models", name, *rest]:
-                version = rest[1] if len(rest) > 1 and rest[0] == "versions" else None
-                model = self._models.get(name, version)
-                match rest[2:] if version is not None else rest:
-                    case []:
-                        _require_method("GET", method, path)
-                        return json_response(_model_metadata(model))
-                    case ["ready"]:
-                        _require_method("GET", method, path)
-                        return json_response({"name": model.name, "ready": True})
-                    case ["infer"]:
-                        _require_method("POST", method, path)
-                        return await _infer(model, headers, body, self._batcher)
-        raise HttpError(404, f"the protocol has no {path[:100]}")
+    async def live(self, request: Request) -> Response:
+        return json_response({"live": True})
+
+    async def ready(self, request: Request) -> Response:
+        if not self._models.ready():
+            return error_response(503, "no snapshot is in use that is new enough to be shown")
+        return json_response({"ready": True})
+
+    async def describe_model(self, request: Request) -> Response:
+        return await answer_or_error(self._describe_model(request))
+
+    async def model_ready(self, request: Request) -> Response:
+        return await answer_or_error(self._model_ready(request))
+
+    async def infer(self, request: Request) -> Response:
+        return await answer_or_error(self._infer(request))
+
+    def _find(self, request: Request) -> OipModel:
+        return self._models.get(request.parameters["name"], request.parameters.get("version"))
+
+    async def _describe_model(self, request: Request) -> Response:
+        return json_response(_model_metadata(self._find(request)))
+
+    async def _model_ready(self, request: Request) -> Response:
+        return json_response({"name": self._find(request).name, "ready": True})
+
+    async def _infer(self, request: Request) -> Response:
+        return await _infer(self._find(request), request.headers, request.body, self._batcher)
 
 
 async def answer_or_error(answer: Awaitable[Response]) -> Response:
@@ -105,7 +112,7 @@ def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
     if name == "identity":
         return body
     if name not in ("gzip", "x-gzip", "deflate"):
-        raise HttpError(415, f"content-encoding is {name[:40]!r}: expected gzip, deflate or none", ("accept-encoding", "gzip, deflate"))
+        raise HttpError(415, f"content-encoding is {quote(name)}: expected gzip, deflate or none", ("accept-encoding", "gzip, deflate"))
     decompressor = zlib.decompressobj(_ZLIB_OR_GZIP)
     try:
         unpacked = decompressor.decompress(body, max_bytes + 1)
@@ -116,11 +123,6 @@ def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
     if not decompressor.eof or decompressor.unused_data:
         raise InvalidRequest(f"the body is not {name}: it {'has bytes behind its end' if decompressor.eof else 'ends early'}")
     return unpacked
-
-
-def _require_method(required: str, method: str, path: str) -> None:
-    if method != required:
-        raise HttpError(405, f"{path[:100]} takes {required}, not {method}", ("allow", required))
 
 
 def _model_metadata(model: OipModel) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def _split_body(headers: Any, body: bytes) -> tuple[dict[str, Any], bytes]:
     length = len(body)
     if header is not None:
         if not (header.isascii() and header.isdigit() and len(header) < 12 and int(header) <= len(body)):
-            raise InvalidRequest(f"{JSON_LENGTH_HEADER} is {header[:40]!r}, but the body has {len(body)} bytes")
+            raise InvalidRequest(f"{JSON_LENGTH_HEADER} is {quote(header)}, but the body has {len(body)} bytes")
         length = int(header)
     request = decode_json(body[:length])
     if not isinstance(request, dict):
@@ -169,8 +171,8 @@ def _tensor_objects(request: Mapping[str, Any], key: str) -> list[dict[str, Any]
 def _field(tensor: Mapping[str, Any], key: str, kind: type[Value]) -> Value:
     value = tensor.get(key)
     if not isinstance(value, kind):
-        what = "a tensor's name" if key == "name" else f"the {key} of {tensor['name']}"
-        raise InvalidRequest(f"{what} is {str(value)[:40]!r}: expected {'text' if kind is str else 'a list'}")
+        what = "a tensor's name" if key == "name" else f"the {key} of {quote(tensor['name'])}"
+        raise InvalidRequest(f"{what} is {quote(value)}: expected {'text' if kind is str else 'a list'}")
     return value
 
 
@@ -181,7 +183,7 @@ def _decode_tensor(tensor: Mapping[str, Any], binary: bytes, offset: int) -> tup
     if size is None:
         return tensor_from_values(name, tensor["datatype"], shape, tensor.get("data")), offset
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary) - offset:
-        raise InvalidRequest(f"binary_data_size of {name} is {str(size)[:40]}, but {len(binary) - offset} bytes are left")
+        raise InvalidRequest(f"binary_data_size of {quote(name)} is {quote(size)}, but {len(binary) - offset} bytes are left")
     return tensor_from_bytes(name, tensor["datatype"], shape, binary[offset : offset + size]), offset + size
 
 
@@ -190,7 +192,7 @@ def _parameters(owner: Mapping[str, Any]) -> Mapping[str, Any]:
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise InvalidRequest(f"parameters are {str(parameters)[:40]!r}: expected an object")
+        raise InvalidRequest(f"parameters are {quote(parameters)}: expected an object")
     return parameters
 
 
@@ -201,7 +203,7 @@ def _encode_response(request: Mapping[str, Any], model: OipModel, outputs: Mappi
         is_binary = {}
         for output in _tensor_objects(request, "outputs"):
             if output["name"] not in outputs:
-                raise InvalidRequest(f"model {model.name} has no output {output['name']!r}; it gives {', '.join(outputs)}")
+                raise InvalidRequest(f"model {model.name} has no output {quote(output['name'])}; it gives {', '.join(outputs)}")
             is_binary[output["name"]] = bool(_parameters(output).get("binary_data", all_binary))
     tensors, buffers = [], []
     for name, binary in is_binary.items():

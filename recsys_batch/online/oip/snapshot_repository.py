@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recsys_batch.errors import RecsysBatchError
+from recsys_batch.errors import RecsysBatchError, quote
 from recsys_batch.online.api.decode import decode_json
 from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown
 from recsys_batch.online.oip.snapshot_models import RANKER, RECOMMEND
@@ -90,7 +90,7 @@ class SnapshotRepository:
 
 def _check_model(name: str) -> None:
     if name not in (RANKER, RECOMMEND):
-        raise ModelUnknown(f"there is no model {name!r}; there are: {RANKER}, {RECOMMEND}")
+        raise ModelUnknown(f"there is no model {quote(name)}; there are: {RANKER}, {RECOMMEND}")
 
 
 def _wanted_snapshot(parameters: Mapping[str, Any]) -> str | None:
@@ -100,11 +100,11 @@ def _wanted_snapshot(parameters: Mapping[str, Any]) -> str | None:
         config = wanted.pop("config")
         found = decode_json(config.encode()) if isinstance(config, str) else None
         if not isinstance(found, dict):
-            raise InvalidRequest(f'config is {str(config)[:100]!r}: expected {{"snapshot_id": ID}} as text')
+            raise InvalidRequest(f'config is {quote(config)}: expected {{"snapshot_id": ID}} as text')
         wanted |= found
     if unknown := sorted(set(wanted) - {"snapshot_id"}):
-        raise InvalidRequest(f"load takes no {unknown[0][:50]!r}: expected snapshot_id, or nothing for the newest snapshot")
+        raise InvalidRequest(f"load takes no {quote(unknown[0])}: expected snapshot_id, or nothing for the newest snapshot")
     snapshot_id = wanted.get("snapshot_id")
     if snapshot_id is not None and not isinstance(snapshot_id, str):
-        raise InvalidRequest(f"snapshot_id is {str(snapshot_id)[:50]!r}: expected text")
+        raise InvalidRequest(f"snapshot_id is {quote(snapshot_id)}: expected text")
     return snapshot_id

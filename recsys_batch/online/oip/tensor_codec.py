@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from recsys_batch.errors import quote
 from recsys_batch.online.oip.model_api import InvalidRequest
 
 DTYPES = {
@@ -26,11 +27,11 @@ _MAX_ELEMENTS = 2**31
 def count_elements(name: str, datatype: str, shape: Sequence[Any]) -> int:
     """Count the elements of a tensor. Raises InvalidRequest: an unknown datatype, or a shape that no tensor of this size has."""
     if datatype not in DTYPES:
-        raise InvalidRequest(f"input {name} has datatype {datatype!r}; known: {', '.join(DTYPES)}")
+        raise InvalidRequest(f"input {name} has datatype {quote(datatype)}; known: {', '.join(DTYPES)}")
     if len(shape) > 8 or not all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _MAX_ELEMENTS for size in shape):
-        raise InvalidRequest(f"input {name} has shape {str(list(shape))[:100]}: expected up to 8 sizes from 0")
+        raise InvalidRequest(f"input {name} has shape {quote(list(shape))}: expected up to 8 sizes from 0")
     if math.prod(max(size, 1) for size in shape) >= _MAX_ELEMENTS:  # numpy refuses such an array even where a size of 0 leaves it empty
-        raise InvalidRequest(f"input {name} has shape {list(shape)}: that is more than a request holds")
+        raise InvalidRequest(f"input {name} has shape {quote(list(shape))}: that is more than a request holds")
     return math.prod(shape)
 
 
@@ -41,7 +42,7 @@ def tensor_from_bytes(name: str, datatype: str, shape: Sequence[int], raw: bytes
         return _object_array(_decode_strings(name, n, raw), shape)
     dtype = DTYPES[datatype]
     if len(raw) != n * dtype.itemsize:
-        raise InvalidRequest(f"input {name} has {len(raw)} bytes, expected {n * dtype.itemsize} for {datatype} {list(shape)}")
+        raise InvalidRequest(f"input {name} has {len(raw)} bytes, expected {n * dtype.itemsize} for {datatype} {quote(list(shape))}")
     return np.frombuffer(raw, dtype).reshape(shape)
 
 
@@ -50,13 +51,13 @@ def tensor_from_values(name: str, datatype: str, shape: Sequence[int], values: A
     n = count_elements(name, datatype, shape)
     flat = _flatten(name, values)
     if len(flat) != n:
-        raise InvalidRequest(f"input {name} has {len(flat)} elements, expected {n} for shape {list(shape)}")
+        raise InvalidRequest(f"input {name} has {len(flat)} elements, expected {n} for shape {quote(list(shape))}")
     if datatype == "BYTES":
         return _object_array([_as_bytes(name, element) for element in flat], shape)
     types = {bool} if datatype == "BOOL" else ({int, float} if datatype.startswith("FP") else {int})
     if set(map(type, flat)) - types:
         wrong = next(element for element in flat if type(element) not in types)
-        raise InvalidRequest(f"input {name} holds {str(wrong)[:40]!r}, which is no {datatype}")
+        raise InvalidRequest(f"input {name} holds {quote(wrong)}, which is no {datatype}")
     try:
         with np.errstate(over="ignore"):
             return np.array(flat, dtype=DTYPES[datatype]).reshape(shape)
@@ -77,12 +78,13 @@ def datatype_of(array: np.ndarray) -> str:
 
 
 def tensor_to_values(array: np.ndarray) -> list[Any]:
-    """Encode a tensor as a flat list for JSON, which has no infinities: they become the largest number of the datatype."""
+    """Encode a tensor as a flat list for JSON, which has no infinities: they become the largest number of the datatype, and NaN null."""
     if array.dtype == object:
         return [element.decode(errors="replace") for element in array.ravel().tolist()]
     if array.dtype.kind == "f":
         largest = float(np.finfo(array.dtype).max)
-        array = np.nan_to_num(array, nan=0.0, posinf=largest, neginf=-largest)
+        numbers = np.nan_to_num(array, nan=np.nan, posinf=largest, neginf=-largest).ravel().tolist()
+        return [None if number != number else number for number in numbers] if np.isnan(array).any() else numbers
     values: list[Any] = array.ravel().tolist()
     return values
 
@@ -109,7 +111,7 @@ def _decode_strings(name: str, n: int, raw: bytes) -> list[bytes]:
 
 def _flatten(name: str, values: Any) -> list[Any]:
     if not isinstance(values, list):
-        raise InvalidRequest(f"the data of input {name} is {str(values)[:40]!r}: expected a list")
+        raise InvalidRequest(f"the data of input {name} is {quote(values)}: expected a list")
     while values and all(isinstance(row, list) for row in values):
         values = [element for row in values for element in row]
     flat: list[Any] = values
@@ -121,4 +123,4 @@ def _as_bytes(name: str, value: Any) -> bytes:
         return value
     if isinstance(value, str):
         return value.encode(errors="surrogatepass")
-    raise InvalidRequest(f"input {name} holds {str(value)[:40]!r}, which is no text")
+    raise InvalidRequest(f"input {name} holds {quote(value)}, which is no text")

@@ -152,12 +152,17 @@ def _score_batch(snapshot: Snapshot, pairs: list[RankerInput], explorer: Explore
 def published_order(query: RankQuery, record: UserRecord, reason: str | None = None, keep: np.ndarray | None = None) -> RankResult:
     """Answer with the first k of the published list itself; source popular where the night had only a popular list for the user.
 
+    A place whose score is no finite number is left out: nothing says that the item belongs there.
+
     Args:
         reason: why it is not ranked for the request.
         keep: bool per row of the published list; None where all stay.
     """
     began = time.perf_counter()
     candidates, scores, ranks = record.top_places.astype(np.int64), record.top_scores, np.arange(1, len(record.top_places) + 1)
+    is_finite = np.isfinite(scores)
+    if not is_finite.all():
+        keep = is_finite if keep is None else keep & is_finite
     if keep is not None:
         candidates, scores, ranks = candidates[keep], scores[keep], ranks[keep]
     candidates, scores, ranks = candidates[: query.k], scores[: query.k], ranks[: query.k]

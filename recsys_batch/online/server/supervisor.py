@@ -13,6 +13,7 @@ from pathlib import Path
 
 from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from recsys_batch.errors import UsageError
@@ -59,6 +60,9 @@ def run_server(settings: ServerSettings, *, certificate: Path | None = None, key
         workers=settings.workers,
         runtime_threads=1,
         http=HTTPModes.auto if certificate else HTTPModes.http1,
+        websockets=False,  # nobody speaks that here: an upgrade that is asked for is a request like any other
+        # An idle connection counts as one whose next headers are late.
+        http1_settings=HTTP1Settings(header_read_timeout=int(1000 * settings.read_timeout_seconds)),
         # Refusing is the application's: Granian's own bound would let requests wait unseen.
         backpressure=max(1024, 4 * settings.max_waiting),
         backlog=2048,

@@ -74,6 +74,7 @@ class Worker(App):
             Router([*handlers.routes(), *protocols, *(page_routes() if settings.page else [])]),
             admission,
             max_body_bytes=settings.max_body_kb * 1024,
+            body_seconds=settings.read_timeout_seconds,
             admin_token=os.environ.get(ADMIN_TOKEN) or None,
             client_token=os.environ.get(CLIENT_TOKEN) or None,
         )

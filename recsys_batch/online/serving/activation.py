@@ -4,7 +4,7 @@ import asyncio
 import time
 from pathlib import Path
 
-from recsys_batch.errors import InputMissing, RecsysBatchError
+from recsys_batch.errors import InputMissing, RecsysBatchError, shorten
 from recsys_batch.online.serving.traffic_split import TrafficSplit, write_traffic_split
 from recsys_batch.online.serving.worker_state import read_worker_states
 from recsys_batch.online.snapshot import repository
@@ -77,7 +77,9 @@ async def set_traffic_split(folder: Path, state: Path, routes: TrafficSplit, sec
 
 async def _verify(folder: Path, snapshot_id: str) -> None:
     if snapshot_id not in repository.list_snapshots(folder):
-        raise InputMissing(f"there is no snapshot {snapshot_id}; there are: {', '.join(repository.list_snapshots(folder)) or 'none'}")
+        raise InputMissing(
+            f"there is no snapshot {shorten(snapshot_id, 60)}; there are: {', '.join(repository.list_snapshots(folder)) or 'none'}"
+        )
     await asyncio.to_thread(verify_in_subprocess, folder / snapshot_id)
 
 

@@ -1,7 +1,7 @@
 """A bounded queue: how many requests of a worker wait or are worked on.
 
-The server takes connections faster than requests are answered, and each waits in the event loop. A request is counted when it arrives,
-not when its turn comes, so past the bound it is refused at once, at the price of a few microseconds.
+The server takes connections faster than requests are answered, and each waits in the event loop. A request is counted when it is here
+with its body, not when its turn comes, so past the bound it is refused at once, at the price of a few microseconds.
 """
 
 
@@ -13,6 +13,11 @@ class Admission:
     def __init__(self, bound: int) -> None:
         self.bound = bound
         self.waiting = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether ``enter`` would say no."""
+        return self.waiting >= self.bound
 
     def enter(self) -> bool:
         """Whether there is room; then ``leave`` has to follow."""

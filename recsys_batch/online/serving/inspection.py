@@ -14,12 +14,14 @@ from recsys_batch.ranking.features import CONTEXT_FEATURES, DEVICES, PAIR_FEATUR
 
 
 class ItemSummary(Struct):
-    """An item; of a candidate also its retrieval score, and its rank in the published list (null where it is not in it)."""
+    """An item; of a candidate also its retrieval score (null where it is no number), and its rank in the published list (null where it is
+    not in it).
+    """
 
     item_id: Id
     title: str | None
     categories: list[str]
-    score: float | UnsetType = UNSET
+    score: float | UnsetType | None = UNSET
     batch_rank: int | UnsetType | None = UNSET
 
 

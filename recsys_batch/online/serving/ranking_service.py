@@ -6,6 +6,7 @@ import secrets
 import time
 from dataclasses import replace
 
+from recsys_batch.errors import quote
 from recsys_batch.online import metrics
 from recsys_batch.online.api.encode import encode_answer
 from recsys_batch.online.api.messages import Answer, Bounds, Lists
@@ -117,7 +118,7 @@ class RankingService:
         snapshot = _require_loaded(self.manager.current).snapshot
         detail = describe_item(snapshot, item_id)
         if detail is None:
-            raise UnknownItem(f"snapshot {snapshot.snapshot_id} has no item {item_id!r}")
+            raise UnknownItem(f"snapshot {snapshot.snapshot_id} has no item {quote(item_id)}")
         return detail
 
     def _flag_lists(self, loaded: LoadedSnapshot, ranked: RankResult, live: LiveOrigin | None, store_failed: bool) -> None:
@@ -187,4 +188,4 @@ async def _find_record(loaded: LoadedSnapshot, user_id: int | str) -> tuple[User
         return record, store_failed
     if store_failed:
         raise StoreUnavailable("the store of users' lists does not answer")
-    raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {user_id!r}")
+    raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {quote(user_id)}")

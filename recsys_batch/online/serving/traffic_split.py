@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from recsys_batch.errors import UsageError
+from recsys_batch.errors import UsageError, quote
 from recsys_batch.storage.atomic import write_file
 
 ROUTES_FILE = "ROUTES.json"
@@ -71,13 +71,13 @@ def parse_traffic_split(values: Any) -> TrafficSplit:
     """
     known = {"canary", "weight", "shadow", "share"}
     if not isinstance(values, dict) or set(values) - known:
-        raise UsageError(f"routes are an object with {', '.join(sorted(known))}, all optional; found {str(values)[:100]}")
+        raise UsageError(f"routes are an object with {', '.join(sorted(known))}, all optional; found {quote(values)}")
     for name, share in (("canary", "weight"), ("shadow", "share")):
         who, part = values.get(name), values.get(share, 0.0)
         if who is not None and not isinstance(who, str):
-            raise UsageError(f"{name} is {who!r}: expected the id of a snapshot, or null")
+            raise UsageError(f"{name} is {quote(who)}: expected the id of a snapshot, or null")
         if isinstance(part, bool) or not isinstance(part, int | float) or not 0 <= part <= 1:
-            raise UsageError(f"{share} is {part!r}: expected a number from 0 to 1")
+            raise UsageError(f"{share} is {quote(part)}: expected a number from 0 to 1")
         if part and who is None:
             raise UsageError(f"{share} is {part}, but there is no {name}")
     return TrafficSplit(values.get("canary"), float(values.get("weight", 0.0)), values.get("shadow"), float(values.get("share", 0.0)))

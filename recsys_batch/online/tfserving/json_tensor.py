@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from recsys_batch.errors import quote, shorten
 from recsys_batch.online.oip.model_api import InvalidRequest
 from recsys_batch.online.oip.tensor_codec import tensor_from_values
 
@@ -22,9 +23,9 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"JSON Parse error: {error}") from None
+        raise InvalidRequest(f"JSON Parse error: {shorten(str(error), 200)}") from None
     if not isinstance(value, dict):
-        raise InvalidRequest(f"the body is {str(value)[:40]!r}: expected a JSON object")
+        raise InvalidRequest(f"the body is {quote(value)}: expected a JSON object")
     return value
 
 
@@ -53,7 +54,7 @@ def tensor_from_json(name: str, datatype: str, value: Any) -> np.ndarray:
         beyond = np.isfinite(wide) & np.isinf(array.ravel())
         lossy = [flat[n] for n in np.flatnonzero(beyond | (np.abs(wide) > _MAX_WHOLE)) if beyond[n] or isinstance(flat[n], int)]
         if lossy:
-            raise InvalidRequest(f"input {name} holds {str(lossy[0])[:40]}, which cannot be cast to float without loss of precision")
+            raise InvalidRequest(f"input {name} holds {quote(lossy[0])}, which cannot be cast to float without loss of precision")
     return array
 
 
@@ -88,4 +89,4 @@ def _decode_base64(name: str, value: dict[str, Any]) -> bytes:
     try:
         return base64.b64decode(value["b64"], validate=True)
     except (TypeError, ValueError, binascii.Error):
-        raise InvalidRequest(f"input {name} holds {str(value)[:40]!r}: expected base64 of the alphabet with + and /") from None
+        raise InvalidRequest(f"input {name} holds {quote(value)}: expected base64 of the alphabet with + and /") from None

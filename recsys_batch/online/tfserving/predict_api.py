@@ -7,10 +7,10 @@ that server's documentation and sources (api_rest.md, http_rest_api_util.cc).
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 
+from recsys_batch.errors import quote, shorten
 from recsys_batch.online.http.router import Request, Response, Route, json_response
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, OipModel, TensorSpec, validate_inputs
@@ -30,14 +30,15 @@ class TfServingRoutes:
 
     def routes(self) -> list[Route]:
         """Declare the endpoints."""
-        return [Route("*", "/v1/models/{rest*}", self.answer, max_body_bytes=MAX_BODY_BYTES)]
+        predict = Route("POST", "/v1/models/{rest*}:predict", self.answer, max_body_bytes=MAX_BODY_BYTES)
+        return [predict, Route("*", "/v1/models/{rest*}", self.answer)]
 
     async def answer(self, request: Request) -> Response:
         """Answer a request to a path that begins with /v1/models."""
         return await answer_or_error(self._dispatch(request))
 
     async def _dispatch(self, request: Request) -> Response:
-        path = _PATH.fullmatch(unquote(request.path, errors="replace"))
+        path = _PATH.fullmatch(request.path)
         match request.method, path and path["action"]:
             case "GET", None if path:
                 return json_response(self._status(path))
@@ -46,14 +47,14 @@ class TfServingRoutes:
             case "POST", ":predict" if path:
                 body = decompress(request.body, request.headers.get("content-encoding"), MAX_BODY_BYTES)
                 return await _predict(self._find(path), parse_json_object(body), self._batcher)
-        raise InvalidRequest(f"Malformed request: {request.method} {request.path[:100]}")
+        raise InvalidRequest(f"Malformed request: {shorten(request.method, 20)} {shorten(request.path, 100)}")
 
     def _find(self, path: re.Match[str]) -> OipModel:
         if path["label"] is None:
             return self._models.get(path["name"], path["version"])
         labelled = self._models.labelled(path["name"])
         if path["label"] not in labelled:
-            raise InvalidRequest(f"Unrecognized servable version label: {path['label'][:100]}")
+            raise InvalidRequest(f"Unrecognized servable version label: {shorten(path['label'], 100)}")
         return labelled[path["label"]]
 
     def _status(self, path: re.Match[str]) -> dict[str, Any]:
@@ -80,9 +81,7 @@ def _tensor_info(spec: TensorSpec) -> dict[str, Any]:
 
 async def _predict(model: OipModel, request: Mapping[str, Any], batcher: DynamicBatcher) -> Response:
     if request.get("signature_name", _SIGNATURE) not in ("", _SIGNATURE):
-        raise InvalidRequest(
-            f"Serving signature name: {str(request['signature_name'])[:100]!r} not found in signature def: use {_SIGNATURE}"
-        )
+        raise InvalidRequest(f"Serving signature name: {quote(request['signature_name'])} not found in signature def: use {_SIGNATURE}")
     if ("instances" in request) == ("inputs" in request):
         raise InvalidRequest("expected either the key instances (row format) or the key inputs (columnar format), and not both")
     is_by_row = "instances" in request
@@ -97,7 +96,7 @@ async def _predict(model: OipModel, request: Mapping[str, Any], batcher: Dynamic
 def _join_rows(model: OipModel, rows: Any) -> dict[str, list[Any]]:
     """Join rows into columns. Raises InvalidRequest: none, or rows that do not name the inputs, all the same ones."""
     if not isinstance(rows, list) or not rows:
-        raise InvalidRequest(f"instances is {str(rows)[:40]!r}: expected a list with one row or more")
+        raise InvalidRequest(f"instances is {quote(rows)}: expected a list with one row or more")
     if not _is_named(rows[0]):
         return {_only_input(model): rows}
     known, required = {spec.name for spec in model.inputs}, {spec.name for spec in model.inputs if not spec.optional}

@@ -5,7 +5,6 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.ranking_service import RankingService
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
+from tests.online.http.fakes import FakeProtocol, fake_scope
 
 ADMIN, CLIENT = {"authorization": "Bearer admins"}, {"authorization": "Bearer clients"}
 EVENT = {"user_id": 5, "item_id": 7, "event_type": "click"}
@@ -31,28 +31,34 @@ EVENT = {"user_id": 5, "item_id": 7, "event_type": "click"}
 class Server:
     """One worker's application without Granian, around a real snapshot."""
 
-    def __init__(self, snapshots: Path, folder: Path, *, max_waiting: int = 8, admin: str | None = "admins", log: bool = True) -> None:
+    def __init__(
+        self,
+        snapshots: Path,
+        folder: Path,
+        *,
+        max_waiting: int = 8,
+        admin: str | None = "admins",
+        log: bool = True,
+        max_body_bytes: int = 1_000,
+    ) -> None:
         self.live = SnapshotManager(snapshots, lambda _: pytest.fail("no remote store"), folder / "lock")
         admission = Admission(max_waiting)
         self.recorder = ExposureRecorder(folder / "exposures" if log else None, folder / "stats.json", max_mb=1)
         service = RankingService(self.live, FreshnessPolicy(1e9, None), admission, self.recorder)
         self.routes = Endpoints(service, Bounds(), snapshots, folder).routes()
-        self.app = App(Router(self.routes), admission, max_body_bytes=1_000, admin_token=admin, client_token="clients")
+        self.app = App(
+            Router(self.routes), admission, max_body_bytes=max_body_bytes, body_seconds=0.04, admin_token=admin, client_token="clients"
+        )
+
+    async def answer(self, method: str, path: str, body: Any = None, headers: dict[str, str] = CLIENT) -> tuple[int, Any]:
+        raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        proto = FakeProtocol([raw])
+        await self.app.__rsgi__(fake_scope(method, path, {**headers, "content-length": str(len(raw))}), proto)
+        ((status, told, answer),) = proto.answers
+        return status, json.loads(answer) if "json" in told.get("content-type", "") else answer
 
     async def status(self, method: str, path: str, body: Any = None, headers: dict[str, str] = CLIENT) -> int:
-        raw, answers = b"" if body is None else json.dumps(body).encode(), []
-
-        class Protocol:
-            async def __call__(self) -> bytes:
-                return raw
-
-            def response_bytes(self, status: int, headers: Any, body: bytes) -> None:
-                answers.append(status)
-
-        headers = {**headers, "content-length": str(len(raw))}
-        target, _, query = path.partition("?")
-        await self.app.__rsgi__(SimpleNamespace(method=method, path=target, query_string=query, headers=headers), Protocol())
-        return int(answers[0])
+        return (await self.answer(method, path, body, headers))[0]
 
 
 async def no_switch(*_: Any) -> list[Any]:
@@ -72,8 +78,11 @@ CALLS: dict[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/v1/feedback"): ("/v1/feedback", {"events": [EVENT]}),
     ("GET", "/v1/users"): ("/v1/users", None),
     ("GET", "/v1/users/{user_id}"): ("/v1/users/5", None),
+    ("GET", "/v1/user"): ("/v1/user?user_id=5", None),
     ("GET", "/v1/users/{user_id}/topk"): ("/v1/users/5/topk", None),
+    ("GET", "/v1/user/topk"): ("/v1/user/topk?user_id=5&k=7", None),
     ("GET", "/v1/items/{item_id}"): ("/v1/items/5", None),
+    ("GET", "/v1/item"): ("/v1/item?item_id=5", None),
     ("GET", "/v1/snapshots"): ("/v1/snapshots", None),
     ("POST", "/v1/snapshots/rollback"): ("/v1/snapshots/rollback", {}),
     ("POST", "/v1/snapshots/{snapshot_id}/activate"): ("/v1/snapshots/first/activate", {}),
@@ -92,6 +101,12 @@ BAD_CALLS: list[tuple[str, str, str, Any]] = [
     ("GET", "/v1/users/{user_id}", "/v1/users/99999", None),
     ("GET", "/v1/users/{user_id}/topk", "/v1/users/5/topk?k=0", None),
     ("GET", "/v1/users/{user_id}/topk", "/v1/users/99999/topk", None),
+    ("GET", "/v1/user", "/v1/user", None),
+    ("GET", "/v1/user", "/v1/user?user_id=99999", None),
+    ("GET", "/v1/user/topk", "/v1/user/topk?k=7", None),
+    ("GET", "/v1/user/topk", "/v1/user/topk?user_id=99999", None),
+    ("GET", "/v1/item", "/v1/item?user_id=5", None),
+    ("GET", "/v1/item", "/v1/item?item_id=99999", None),
     ("GET", "/v1/items/{item_id}", "/v1/items/5?k=1", None),
     ("GET", "/v1/items/{item_id}", "/v1/items/99999", None),
     ("PUT", "/v1/routes", "/v1/routes", {"weight": 2}),
@@ -129,6 +144,9 @@ async def _observe(make_server: Callable[..., Server], monkeypatch: pytest.Monke
         await call(empty, key, path, body, ADMIN)
         if key[0] in ("POST", "PUT"):
             await call(good, key, path, "x" * 2_000, ADMIN)
+            for proto, more in ((FakeProtocol(None), {}), (FakeProtocol([b"{}", b""]), {"http_version": "2"})):
+                await good.app.__rsgi__(fake_scope(*key, ADMIN, **more), proto)
+                observed[key].add(proto.answers[0][0])
     for method, route, path, body in BAD_CALLS:
         await call(good, (method, route), path, body, ADMIN)
     await call(mute, ("POST", "/v1/feedback"), "/v1/feedback", {"events": [EVENT]})
@@ -158,7 +176,7 @@ def test_every_endpoint_gives_the_statuses_that_it_declares_and_no_other(
 
 def test_the_document_is_the_declared_routes_with_statuses_parameters_and_access(tmp_path: Path) -> None:
     routes: list[Route] = Endpoints(None, Bounds(max_k=50), tmp_path, tmp_path).routes()  # type: ignore[arg-type]
-    document = build_openapi(routes)
+    document = build_openapi(routes, Bounds(max_k=50))
     described = {(method.upper(), path): each for path, methods in document["paths"].items() for method, each in methods.items()}
     assert list(described) == [(route.method, route.path) for route in routes] and len(routes) == len(CALLS)
     for route in routes:
@@ -166,7 +184,8 @@ def test_the_document_is_the_declared_routes_with_statuses_parameters_and_access
         assert set(operation["responses"]) == {str(status) for status in (route.status, *route.error_statuses)}
         assert ("security" in operation) == (route.access == "admin") and ("requestBody" in operation) == (route.request is not None)
         for parameter in operation.get("parameters", []):
-            assert (f"{{{parameter['name']}}}" in route.path) == (parameter["in"] == "path") == parameter["required"]
+            assert (f"{{{parameter['name']}}}" in route.path) == (parameter["in"] == "path")
+            assert parameter["required"] == parameter["name"].endswith("_id")
     k = described["GET", "/v1/users/{user_id}/topk"]["parameters"][1]
     assert (k["name"], k["schema"]) == ("k", {"type": "integer", "minimum": 1, "maximum": 50, "default": 50})
     references = set(json.dumps(document).split('"#/components/schemas/')[1:])
@@ -189,7 +208,7 @@ def test_a_bound_of_the_schema_is_refused_with_a_sentence_that_says_what_was_fou
     tmp_path: Path, schema: str, name: str, value: Any, sentence: str
 ) -> None:
     routes = Endpoints(None, Bounds(), tmp_path, tmp_path).routes()  # type: ignore[arg-type]
-    field = build_openapi(routes)["components"]["schemas"][schema]["properties"][name]
+    field = build_openapi(routes, Bounds())["components"]["schemas"][schema]["properties"][name]
     bounds = next(each for each in (field, *field.get("anyOf", [])) if each.get("type") not in (None, "null"))
     if isinstance(value, str):
         assert not bounds.get("minLength", 0) <= len(value) <= bounds["maxLength"]
@@ -202,3 +221,47 @@ def test_a_bound_of_the_schema_is_refused_with_a_sentence_that_says_what_was_fou
         else:
             decode_feedback(json.dumps({"events": [{**EVENT, name: value}]}).encode(), Bounds())
     assert str(refused.value) == sentence
+
+
+def test_the_document_states_every_bound_of_this_server_and_which_further_keys_are_taken(tmp_path: Path) -> None:
+    bounds = Bounds(max_k=50, max_ids=7, max_categories=3)
+    schemas = build_openapi(Endpoints(None, bounds, tmp_path, tmp_path).routes(), bounds)["components"]["schemas"]  # type: ignore[arg-type]
+    rank = schemas["RankRequest"]["properties"]
+    assert (rank["k"]["minimum"], rank["k"]["maximum"]) == (1, 50)
+    assert rank["exclude_item_ids"]["maxItems"] == rank["context"]["properties"]["session_item_ids"]["maxItems"] == 7
+    assert schemas["Filters"]["properties"]["categories"]["maxItems"] == 3
+    events = schemas["Feedback"]["properties"]["events"]
+    assert (events["minItems"], events["maxItems"]) == (1, 7)
+    assert rank["context"]["additionalProperties"] is True
+    assert all(schemas[name]["additionalProperties"] is False for name in ("RankRequest", "Filters", "Feedback", "FeedbackBody"))
+    assert '"maximum": "' not in (text := json.dumps(schemas)) and '"maxItems": "' not in text
+
+
+@pytest.mark.parametrize("log", [True, False], ids=["with a log", "without"])
+def test_ids_beyond_64_bits_are_strangers_and_answers_repeat_them_as_they_were_sent(
+    make: Any, current: Any, tmp_path: Path, log: bool
+) -> None:
+    current(folder := make(), "first")
+    server = Server(folder, tmp_path, log=log, max_body_bytes=100_000)
+
+    async def ask(number: int) -> None:
+        status, answer = await server.answer("POST", "/v1/rank", {"user_id": number, "k": 3})
+        assert status == 200 and answer["user_id"] == number and answer["degraded"] == "unknown_user"
+        known: dict[str, Any] = {"user_id": 5, "k": 3, "exclude_item_ids": [number], "request_id": "x"}
+        context = {"session_item_ids": [number], "a": number, "b": [number], "device": number, "segment": number}
+        assert await server.status("POST", "/v1/rank", {**known, "context": context}) == 200
+        for refused in ({"k": number}, {"deadline_ms": number}, {"context": {"timestamp": number}}):
+            assert await server.status("POST", "/v1/rank", {**known, **refused}) == 400
+        events = [{**EVENT, "item_id": number}, {**EVENT, "user_id": number}]
+        assert await server.status("POST", "/v1/feedback", {"events": events}) == (202 if log else 404)
+        assert await server.status("GET", f"/v1/user/topk?user_id={number}") == 404
+
+    async def ask_all() -> None:
+        await server.live.poll()
+        assert server.live.current is not None
+        server.recorder.open(server.live.current.snapshot.ids)
+        for number in (2**63, -(2**63) - 1, 2**70, 10**400, 10**4299):
+            await ask(number)
+        server.recorder.close()
+
+    asyncio.run(ask_all())

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime as dt
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -206,9 +207,9 @@ def test_an_older_answer_is_never_shown_under_a_newer_users_name(visit: Any) -> 
     page.goto(f"{here.url}#user=5")
     expect(page.locator("#message")).to_contain_text("User 5:")
     held: list[Any] = []
-    page.route("**/v1/users/7", lambda route: held.append(route))
+    page.route(re.compile(r"/v1/user\?user_id=7$"), lambda route: held.append(route))
     page.locator("#user").fill("7")
-    with page.expect_request("**/v1/users/7"):
+    with page.expect_request(re.compile(r"/v1/user\?user_id=7$")):
         page.locator("#user").press("Enter")
     assert page.locator("#online li[data-id]").count() == 0  # the old one's are gone at once
     page.locator("#user").fill("9")

@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
-from recsys_batch.online.http.router import HttpError, Request, Response, error_response
+from recsys_batch.online.http.router import HttpError, Request, Response, Router, error_response
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown
 from recsys_batch.online.oip.rest import JSON_LENGTH_HEADER, OipRoutes
@@ -221,9 +221,9 @@ class OneModel:
 
 
 def answer(method: str, path: str, headers: Any, body: bytes, snapshot: Snapshot) -> Response:
-    routes = OipRoutes(OneModel(snapshot), DynamicBatcher())
     try:
-        return asyncio.run(routes.answer(Request(method, path, "", headers, body, 0.0)))
+        route, parameters = Router(OipRoutes(OneModel(snapshot), DynamicBatcher()).routes()).find(method, path)
+        return asyncio.run(route.handler(Request(method, path, headers, body, 0.0, parameters)))  # type: ignore[arg-type]
     except HttpError as error:
         return error_response(error.status, str(error), error.headers)
 

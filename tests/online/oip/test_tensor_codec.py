@@ -75,7 +75,9 @@ def test_values_of_another_kind_are_refused(datatype: str, shape: list[Any], val
         tensor_from_values("x", datatype, shape, values)
 
 
-def test_nested_values_are_flat_ones_and_infinities_are_json() -> None:
+def test_nested_values_are_flat_ones_infinities_are_json_and_nan_is_null() -> None:
     assert tensor_from_values("x", "INT64", [2, 2], [[1, 2], [3, 4]]).tolist() == [[1, 2], [3, 4]]
     told = tensor_to_values(np.array([np.nan, np.inf, -np.inf, 1.5], np.float32))
-    assert json.loads(json.dumps(told, allow_nan=False))[-1] == 1.5 and told[2] < -3e38
+    assert json.loads(json.dumps(told, allow_nan=False))[-1] == 1.5 and told[2] < -3e38 and told[1] > 3e38
+    assert told[0] is None and np.isnan(np.array(told, np.float32)[0])  # no plausible number, and NaN to who reads it by numpy
+    assert tensor_to_values(np.array([np.inf, 1.5], np.float32))[1] == 1.5

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.online.ranking.cold_start import candidates_from_session
-from recsys_batch.online.ranking.ladder import rank
+from recsys_batch.online.ranking.ladder import published_order, rank
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.ranking.rank_result import RankResult
@@ -184,6 +184,16 @@ def test_a_ranker_that_fails_costs_nobody_the_answer(snapshot: Snapshot, answer:
 
     ranked = rank(replace(snapshot, ranker=Broken()), RankQuery(5, 10), lists_of(snapshot, 5), LatencyTracker())  # type: ignore[arg-type]
     assert (ranked.source, ranked.degraded) == ("batch", "ranker_failed") and len(ranked.codes) == 10
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf], ids=["NaN", "infinity", "-infinity"])
+def test_a_published_place_without_a_finite_score_is_left_out_and_the_others_keep_theirs(snapshot: Snapshot, score: float) -> None:
+    lists = lists_of(snapshot, 5)
+    scores = lists.top_scores.copy()
+    scores[1] = score
+    whole, without = published_order(RankQuery(5, 10), lists), published_order(RankQuery(5, 10), replace(lists, top_scores=scores))
+    np.testing.assert_array_equal(without.codes[:9], np.delete(whole.codes, 1)[:9])
+    assert np.isfinite(without.scores).all() and without.batch_ranks is not None and without.batch_ranks.tolist()[:3] == [1, 3, 4]
 
 
 def test_a_store_that_fails_leaves_what_is_popular(snapshot: Snapshot) -> None:

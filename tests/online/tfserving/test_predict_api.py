@@ -47,7 +47,7 @@ class OneSnapshot:
 def ask(snapshot: Snapshot, path: str, body: Any = None, method: str = "", headers: Any = None) -> tuple[int, Any]:
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
     routes = TfServingRoutes(OneSnapshot(snapshot), DynamicBatcher())
-    request = Request(method or ("GET" if body is None else "POST"), path, "", headers or {}, raw, 0.0)
+    request = Request(method or ("GET" if body is None else "POST"), path, headers or {}, raw, 0.0)
     response = asyncio.run(routes.answer(request))
     return response.status, json.loads(response.body)
 
@@ -106,7 +106,7 @@ def test_values_without_names_are_for_the_one_input_that_is_required(snapshot: S
         (RECOMMEND, {"instances": [{"user_id": 5, "k": 3}, {"user_id": 5}]}, "the same inputs in every row"),
         (RECOMMEND, {"instances": [{"user_id": 5}, 6]}, "the same inputs in every row"),
         (RECOMMEND, {"instances": [{"user_id": 5, "k": 3}, {"user_id": 5, "k": 4}]}, "k differs between rows"),
-        (RECOMMEND, {"instances": [1.0]}, "'1.0', which is no INT64"),
+        (RECOMMEND, {"instances": [1.0]}, "1.0, which is no INT64"),
         (RECOMMEND, {"instances": ["5"]}, "which is no INT64"),
         (RECOMMEND, {"instances": [2**63]}, "beyond INT64"),
         (RECOMMEND, {"inputs": 5}, "expected INT64 [-1]"),
@@ -198,9 +198,9 @@ def test_paths_that_are_not_there(snapshot: Snapshot, method: str, path: str, st
     assert found == status and words in told["error"]
 
 
-def test_a_body_may_be_packed_and_the_colon_percent_encoded(snapshot: Snapshot) -> None:
+def test_a_body_may_be_packed(snapshot: Snapshot) -> None:
     body = gzip.compress(b'{"instances": [5]}')
-    assert ask(snapshot, "/v1/models/recommend%3Apredict", body, headers={"content-encoding": "gzip"})[0] == 200
+    assert ask(snapshot, "/v1/models/recommend:predict", body, headers={"content-encoding": "gzip"})[0] == 200
 
 
 ANY = st.recursive(

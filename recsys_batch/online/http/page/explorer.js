@@ -31,7 +31,7 @@ function nameStrangers() {
   const unnamed = [...state.session, ...state.excluded].filter((id) => !titles.has(id));
   for (const id of unnamed) {
     titles.set(id, `item ${id}`);
-    ask(`v1/items/${encodeURIComponent(id)}`, { token: token() }).then(
+    ask(`v1/item?item_id=${encodeURIComponent(id)}`, { token: token() }).then(
       (item) => (remember([item]), showChips()),
       () => {},
     );
@@ -101,7 +101,7 @@ async function loadUser() {
   await showAll();
 }
 
-const askUser = (signal) => ask(`v1/users/${encodeURIComponent(state.user)}`, { token: token(), signal });
+const askUser = (signal) => ask(`v1/user?user_id=${encodeURIComponent(state.user)}`, { token: token(), signal });
 
 async function showAll() {
   remember(about?.history);
