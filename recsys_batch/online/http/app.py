@@ -13,7 +13,7 @@ from recsys_batch.errors import EXIT_MISSING, EXIT_USAGE, RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.http.router import RETRY_AFTER, HttpError, Request, Response, Route, Router, error_response
-from recsys_batch.online.serving.admission import Admission
+from recsys_batch.online.serving.admission import Admission, Overloaded
 from recsys_batch.online.serving.ranking_service import NotReady, UnknownItem, UnknownUser
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 
@@ -27,13 +27,21 @@ class App:
 
     Args:
         max_body_bytes: bound on bodies, where a route has none of its own.
+        large_bodies: bytes of longer bodies that there is room for.
         admin_token: None where nobody is admin. client_token: None where clients need none.
     """
 
     def __init__(
-        self, router: Router, admission: Admission, *, max_body_bytes: int, admin_token: str | None, client_token: str | None
+        self,
+        router: Router,
+        admission: Admission,
+        *,
+        max_body_bytes: int,
+        large_bodies: Admission,
+        admin_token: str | None,
+        client_token: str | None,
     ) -> None:
-        self._router, self._admission, self._max_body_bytes = router, admission, max_body_bytes
+        self._router, self._admission, self._max_body_bytes, self._large_bodies = router, admission, max_body_bytes, large_bodies
         self._tokens = {"admin": admin_token, "client": client_token}
 
     def __rsgi__(self, scope: Any, proto: Any) -> Awaitable[None]:
@@ -63,6 +71,8 @@ class App:
     async def _dispatch(self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float) -> Response:
         try:
             self._check_token(route, scope.headers)
+            if route.max_body_bytes is not None:
+                return await self._dispatch_long(scope, proto, route, parameters, arrived, route.max_body_bytes)
             body = await self._read_body(scope, proto, route)
             return await route.handler(Request(scope.method, scope.path, scope.query_string, scope.headers, body, arrived, parameters))
         except HttpError as error:
@@ -71,6 +81,9 @@ class App:
             return error_response(400, str(error))
         except (UnknownUser, UnknownItem) as error:
             return error_response(404, str(error))
+        except Overloaded as error:
+            metrics.SHED.inc()
+            return error_response(503, str(error), (RETRY_AFTER,))
         except (NotReady, StoreUnavailable) as error:
             return error_response(503, str(error), (RETRY_AFTER,))
         except RecsysBatchError as error:
@@ -78,6 +91,19 @@ class App:
         except Exception:
             logger.exception("a request to %s failed", route.path)
             return error_response(500, "something went wrong here; the server's log says what")
+
+    async def _dispatch_long(
+        self, scope: Any, proto: Any, route: Route, parameters: dict[str, str], arrived: float, max_bytes: int
+    ) -> Response:
+        """Call the handler of a route with large bodies: there is room for some, and for short ones always."""
+        length = scope.headers.get("content-length") or ""
+        n_bytes = int(length) if length.isdigit() else 0 if scope.method in ("GET", "HEAD") else max_bytes
+        with self._large_bodies.hold(min(n_bytes, max_bytes) if n_bytes > self._max_body_bytes else 0, "bytes of requests"):
+            body = await self._read_body(scope, proto, route)
+            request = Request(
+                scope.method, scope.path, scope.query_string, scope.headers, body, arrived, parameters, proto.client_disconnect
+            )
+            return await route.handler(request)
 
     def _check_token(self, route: Route, headers: Any) -> None:
         if route.access == "open":

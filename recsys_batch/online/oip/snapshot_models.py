@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
+from recsys_batch.online.api.messages import shorten
 from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown, OipModel, TensorSpec, split_rows
 from recsys_batch.online.ranking.ladder import MAX_RANK_BATCH, RankInput, rank_many
 from recsys_batch.online.ranking.latency import LatencyTracker
@@ -74,15 +75,12 @@ class RecommendModel(OipModel):
         self._snapshot, self._max_k, self._lease, self._lookup = snapshot, max_k, lease, lookup or snapshot.lookup
         self.name, self.version, self.version_number = RECOMMEND, snapshot.snapshot_id, version_number(snapshot.generated_at)
         self.inputs: Sequence[TensorSpec] = (
-            TensorSpec("user_id", "INT64" if snapshot.ids.user == "BIGINT" else "BYTES", (-1,)),
+            TensorSpec("user_id", "INT64" if snapshot.ids.user == "BIGINT" else "BYTES", (-1,), max_rows=_MAX_USERS),
             TensorSpec("k", "INT32", (1,), optional=True),
         )
         self.outputs: Sequence[TensorSpec] = (TensorSpec("item_id", "BYTES", (-1, -1)), TensorSpec("score", "FP32", (-1, -1)))
 
     def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
-        n = len(inputs["user_id"])
-        if n > _MAX_USERS:
-            raise InvalidRequest(f"user_id has {n} users: at most {_MAX_USERS} are answered at once")
         return split_rows(inputs, ["user_id"], MAX_RANK_BATCH)
 
     def lease(self) -> AbstractContextManager[object]:
@@ -138,14 +136,14 @@ class SnapshotModels:
             if version in (model.version, str(model.version_number)):
                 return model
         known = ", ".join(f"{model.version} ({label})" for label, model in labelled.items())
-        raise ModelUnknown(f"model {name} has no version {version or STABLE!r}; it has {known}")
+        raise ModelUnknown(f"model {name} has no version {shorten(version or STABLE)!r}; it has {known}")
 
     def labelled(self, name: str) -> Mapping[str, OipModel]:
         self._follow()
         found = {label: models[name] for label, models in self._models.items() if name in models}
         if not found:
             names = sorted({name for models in self._models.values() for name in models})
-            raise ModelUnknown(f"there is no model {name!r}; there are: {', '.join(names) or 'none yet'}")
+            raise ModelUnknown(f"there is no model {shorten(name)!r}; there are: {', '.join(names) or 'none yet'}")
         return found
 
     def ready(self) -> bool:

@@ -37,7 +37,9 @@ class Server:
         self.recorder = ExposureRecorder(folder / "exposures" if log else None, folder / "stats.json", max_mb=1)
         service = RankingService(self.live, FreshnessPolicy(1e9, None), admission, self.recorder)
         self.routes = Endpoints(service, Bounds(), snapshots, folder).routes()
-        self.app = App(Router(self.routes), admission, max_body_bytes=1_000, admin_token=admin, client_token="clients")
+        self.app = App(
+            Router(self.routes), admission, max_body_bytes=1_000, large_bodies=Admission(1), admin_token=admin, client_token="clients"
+        )
 
     async def status(self, method: str, path: str, body: Any = None, headers: dict[str, str] = CLIENT) -> int:
         raw, answers = b"" if body is None else json.dumps(body).encode(), []

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, Overloaded, TensorSpec, split_rows
+from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, TensorSpec, split_rows
+from recsys_batch.online.serving.admission import Overloaded
 
 
 class Doubling(OipModel):

@@ -13,8 +13,9 @@ import tritonclient.grpc
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.grpc_server import Servicer, make_handlers
-from recsys_batch.online.oip.model_api import ModelUnknown, OipModel, Overloaded, TensorSpec
-from recsys_batch.online.oip.tensor_codec import DTYPES, tensor_from_bytes
+from recsys_batch.online.oip.model_api import DTYPES, ModelUnknown, OipModel, TensorSpec
+from recsys_batch.online.oip.tensor_codec import tensor_from_bytes
+from recsys_batch.online.serving.admission import Overloaded
 
 NO_SNAPSHOTS: Any = None
 
@@ -54,7 +55,9 @@ def infer(request: Any, model: OipModel | None = None) -> Any:
 
     async def ask() -> Any:
         server = grpc.aio.server()
-        server.add_generic_rpc_handlers((make_handlers(Servicer(OneModel(model or Echo()), DynamicBatcher(), NO_SNAPSHOTS), None, None),))
+        server.add_generic_rpc_handlers(
+            (make_handlers(Servicer(OneModel(model or Echo()), DynamicBatcher(), NO_SNAPSHOTS, 32), None, None),)
+        )
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

@@ -23,10 +23,13 @@ from hypothesis import strategies as st
 from tritonclient.utils import InferenceServerException
 
 from recsys_batch.online.http.router import HttpError, Request, Response, error_response
+from recsys_batch.online.oip.content_encoding import MAX_BYTES_IN_FLIGHT
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
+from recsys_batch.online.oip.infer_json import JSON_LENGTH_HEADER
 from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown
-from recsys_batch.online.oip.rest import JSON_LENGTH_HEADER, OipRoutes
+from recsys_batch.online.oip.rest import OipRoutes
 from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel
+from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.ranking.features import FeatureSpec
 
@@ -221,7 +224,7 @@ class OneModel:
 
 
 def answer(method: str, path: str, headers: Any, body: bytes, snapshot: Snapshot) -> Response:
-    routes = OipRoutes(OneModel(snapshot), DynamicBatcher())
+    routes = OipRoutes(OneModel(snapshot), DynamicBatcher(), Admission(MAX_BYTES_IN_FLIGHT))
     try:
         return asyncio.run(routes.answer(Request(method, path, "", headers, body, 0.0)))
     except HttpError as error:

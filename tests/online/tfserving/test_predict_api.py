@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.online.http.router import Request
+from recsys_batch.online.oip.content_encoding import MAX_BYTES_IN_FLIGHT
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.model_api import ModelUnknown
 from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel
+from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.tfserving.predict_api import TfServingRoutes
 from recsys_batch.ranking.features import FeatureSpec
@@ -46,7 +48,7 @@ class OneSnapshot:
 
 def ask(snapshot: Snapshot, path: str, body: Any = None, method: str = "", headers: Any = None) -> tuple[int, Any]:
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    routes = TfServingRoutes(OneSnapshot(snapshot), DynamicBatcher())
+    routes = TfServingRoutes(OneSnapshot(snapshot), DynamicBatcher(), Admission(MAX_BYTES_IN_FLIGHT))
     request = Request(method or ("GET" if body is None else "POST"), path, "", headers or {}, raw, 0.0)
     response = asyncio.run(routes.answer(request))
     return response.status, json.loads(response.body)
