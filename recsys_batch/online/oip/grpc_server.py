@@ -216,8 +216,9 @@ def _guard(method: Callable[[Any], Any], tokens: list[str] | None) -> Callable[[
             answer = await method(request)
         except tuple(_STATUS) as error:
             await refuse(context, next(status for kind, status in _STATUS.items() if isinstance(error, kind)), str(error))
-        except asyncio.CancelledError:  # the client left, or its deadline has passed
-            metrics.tally.add("grpc_requests", name, grpc.StatusCode.CANCELLED.name)
+        except asyncio.CancelledError:  # by grpc, where nobody waits any more
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if context.time_remaining() == 0 else grpc.StatusCode.CANCELLED
+            metrics.tally.add("grpc_requests", name, code.name)
             raise
         except Exception:
             logger.exception("%s over gRPC failed", name)
