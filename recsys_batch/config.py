@@ -201,7 +201,9 @@ class Online(Section):
     max_k: int = Field(200, ge=1, le=10_000, description="longest list that a request may ask for")
     max_ids: int = Field(1000, ge=1, description="most ids in session_item_ids, in exclude_item_ids, most events of a feedback")
     max_body_kb: int = Field(256, ge=1, description="KiB of a request's body")
-    max_waiting: int = Field(32, ge=1, description="requests of a worker that may wait; more get 503 and Retry-After")
+    max_waiting: int = Field(
+        32, ge=1, description="requests of a worker that may wait; more get 503 and Retry-After. Of /v2, 256 rows or users for each"
+    )
     max_age_hours: float = Field(36.0, gt=0, description="since the night began; past it answers say degraded: stale_snapshot")
     max_age_hard_hours: float | None = Field(None, gt=0, description="past it the server is not ready any more")
     poll_ms: float = Field(100.0, ge=10, description="how often a worker looks for another snapshot")

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
-import numpy as np
-from google.protobuf.message import DecodeError
 
 from recsys_batch import __version__, logs
 from recsys_batch.errors import InputMissing, RecsysBatchError
@@ -26,21 +24,12 @@ from recsys_batch.online.api.messages import BadRequest, shorten
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip.content_encoding import MAX_BODY_BYTES, MAX_BYTES_IN_FLIGHT
 from recsys_batch.online.oip.dynamic_batcher import ROWS_PER_REQUEST, DynamicBatcher
-from recsys_batch.online.oip.model_api import (
-    InvalidRequest,
-    ModelRepository,
-    ModelUnknown,
-    OipModel,
-    check_outputs,
-    conform_inputs,
-    count_bytes,
-    validate_inputs,
-)
+from recsys_batch.online.oip.infer_protobuf import decode_inputs, encode_outputs, parse_infer_request
+from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, ModelUnknown, count_bytes
 from recsys_batch.online.oip.offload import run_by_size
 from recsys_batch.online.oip.rest import EXTENSIONS, SERVER_NAME
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
 from recsys_batch.online.oip.snapshot_repository import SnapshotRepository
-from recsys_batch.online.oip.tensor_codec import datatype_of, tensor_from_bytes, tensor_from_flat, tensor_to_bytes
 from recsys_batch.online.serving.admission import Admission, Overloaded
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
@@ -52,16 +41,6 @@ logger = logging.getLogger("recsys_batch.online")
 
 _MAX_DETAILS_LENGTH = 500
 """Characters; details travel percent-encoded in a header, and a client takes 8 KiB of headers."""
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
-    "INT64": "int64_contents",
-    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
 
 
 class Servicer:
@@ -101,12 +80,12 @@ class Servicer:
 
     async def ModelInfer(self, raw: bytes) -> Any:  # noqa: N802
         with self._requests.hold(1, "requests"), self._bytes.hold(len(raw), "bytes of requests"):
-            request = await run_by_size(len(raw), _parse_infer_request, raw)
+            request = await run_by_size(len(raw), parse_infer_request, raw)
             model = self._models.get(request.model_name, request.model_version or None)
             with model.lease():
-                inputs = await run_by_size(len(raw), _decode_inputs, model, request)
+                inputs = await run_by_size(len(raw), decode_inputs, model, request)
                 outputs = await self._batcher.infer(model, inputs)
-            return await run_by_size(count_bytes(outputs), _encode_outputs, model, request, outputs)
+            return await run_by_size(count_bytes(outputs), encode_outputs, model, request, outputs)
 
     async def RepositoryIndex(self, request: Any) -> Any:  # noqa: N802
         return messages.RepositoryIndexResponse(models=self._snapshots.index(request.ready))
@@ -119,43 +98,6 @@ class Servicer:
     async def RepositoryModelUnload(self, request: Any) -> Any:  # noqa: N802
         await self._snapshots.unload(request.model_name)
         return messages.RepositoryModelUnloadResponse()
-
-
-def _parse_infer_request(raw: bytes) -> Any:
-    try:
-        return messages.ModelInferRequest.FromString(raw)
-    except DecodeError:
-        raise InvalidRequest("the message is no ModelInferRequest") from None
-
-
-def _decode_inputs(model: OipModel, request: Any) -> dict[str, np.ndarray]:
-    """Decode the tensors of a request to what the model declares. Raises InvalidRequest: they do not fit it."""
-    validate_inputs(model, {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in request.inputs})
-    check_outputs(model, [tensor.name for tensor in request.outputs])
-    if len({tensor.name for tensor in request.inputs}) < len(request.inputs):
-        raise InvalidRequest("inputs name a tensor twice")
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs")
-    arrays = {}
-    for number, tensor in enumerate(request.inputs):
-        name, datatype, shape = tensor.name, tensor.datatype, list(tensor.shape)
-        if raw:
-            arrays[name] = tensor_from_bytes(name, datatype, shape, raw[number])
-        elif datatype not in _CONTENTS:
-            raise InvalidRequest(f"input {name} is {datatype!r}, which has no typed contents: send raw_input_contents")
-        else:
-            arrays[name] = tensor_from_flat(name, datatype, shape, getattr(tensor.contents, _CONTENTS[datatype]))
-    return conform_inputs(model, arrays)
-
-
-def _encode_outputs(model: OipModel, request: Any, outputs: Mapping[str, np.ndarray]) -> Any:
-    """Encode the outputs that are asked for, in that order; all of them where none are named."""
-    answer = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-    for name in [tensor.name for tensor in request.outputs] or outputs:
-        answer.outputs.add(name=name, datatype=datatype_of(outputs[name]), shape=outputs[name].shape)
-        answer.raw_output_contents.append(tensor_to_bytes(outputs[name]))
-    return answer
 
 
 _STATUS = {

@@ -1,6 +1,7 @@
 """The official client against a real server, over HTTP and gRPC, and whatever else may come over the wire."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import os
@@ -209,8 +210,8 @@ def test_a_killed_grpc_process_is_replaced(server: Any, wait_for: Any) -> None:
 class OneModel:
     """The ranker and recommend of a snapshot that stays."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._models = {model.name: model for model in (RankerModel(snapshot), RecommendModel(snapshot, 50))}
+    def __init__(self, snapshot: Snapshot, recommend: RecommendModel | None = None) -> None:
+        self._models = {model.name: model for model in (RankerModel(snapshot), recommend or RecommendModel(snapshot, 50))}
 
     def get(self, name: str, version: str | None) -> Any:
         if name not in self._models:
@@ -358,6 +359,27 @@ def test_what_numpy_makes_of_lists_of_numbers_is_taken_over_both_wires_and_in_bo
             result = client.infer("recommend", inputs(kind, users, **options))
             assert [[int(one) for one in row] for row in result.as_numpy("item_id")] == ranked
         client.close()
+
+
+def test_a_snapshot_stays_open_while_a_request_for_it_is_decoded_in_the_thread(snapshot: Snapshot) -> None:
+    holders = []
+
+    @contextlib.contextmanager
+    def lease() -> Iterator[None]:
+        holders.append(1)
+        yield
+        holders.pop()
+
+    async def ask() -> None:
+        models = OneModel(snapshot, RecommendModel(snapshot, 50, lease))
+        routes = OipRoutes(models, DynamicBatcher(), Admission(MAX_BYTES_IN_FLIGHT))
+        body = json.dumps({"inputs": [{"name": "user_id", "datatype": "INT64", "shape": [1], "data": [5]}]}) + 100_000 * " "
+        answering = asyncio.create_task(routes.answer(Request("POST", "/v2/models/recommend/infer", "", {}, body.encode(), 0.0)))
+        await asyncio.sleep(0)
+        assert holders and not answering.done()
+        assert (await answering).status == 200 and not holders
+
+    asyncio.run(ask())
 
 
 def test_a_long_request_ends_with_its_client(server: Any, wait_for: Any) -> None:
