@@ -1,4 +1,10 @@
-"""The one exception tree. Each class carries the exit code that the command line returns for it."""
+"""The one exception tree. Each class carries the exit code that the command line returns for it.
+
+``quote`` puts what was found into a message, however large it is.
+"""
+
+import reprlib
+from typing import Any
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -51,6 +57,36 @@ class Busy(RecsysBatchError):
 
 class IndexDamaged(RecsysBatchError):
     """An index file is missing, cut short or not the one that was built; building the index again helps."""
+
+
+_QUOTE_LENGTH = 60
+
+
+class _BoundedRepr(reprlib.Repr):
+    """Writes the beginning of a value, whatever its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = _QUOTE_LENGTH
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() <= 1024 else f"a whole number of {x.bit_length()} bits"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x[:_QUOTE_LENGTH])
+
+
+_REPR = _BoundedRepr()
+
+
+def shorten(text: str, length: int) -> str:
+    """Cut a text to at most ``length`` characters, of which the last three say so."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def quote(value: Any) -> str:
+    """Write a value as Python does, in at most 60 characters and at a cost that does not grow with the value."""
+    return shorten(_REPR.repr(value), _QUOTE_LENGTH)
 
 
 def caused_by_interrupt(error: BaseException) -> bool:

@@ -23,12 +23,6 @@ def _schema(**keywords: Any) -> Meta:
     return Meta(extra_json_schema=keywords)
 
 
-def shorten(value: object, length: int = 60) -> str:
-    """Shorten a value's text for a message: its beginning, and how long it is."""
-    text = str(value)
-    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
-
-
 class BadRequest(Exception):
     """A request that cannot be answered as it is; the message says why. Status 400."""
 

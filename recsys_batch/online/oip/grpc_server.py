@@ -18,9 +18,9 @@ from typing import Any, NoReturn
 import grpc
 
 from recsys_batch import __version__, logs
-from recsys_batch.errors import InputMissing, RecsysBatchError
+from recsys_batch.errors import InputMissing, RecsysBatchError, shorten
 from recsys_batch.online import metrics
-from recsys_batch.online.api.messages import BadRequest, shorten
+from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip.content_encoding import MAX_BODY_BYTES, MAX_BYTES_IN_FLIGHT
 from recsys_batch.online.oip.dynamic_batcher import ROWS_PER_REQUEST, DynamicBatcher

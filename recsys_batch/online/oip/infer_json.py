@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from recsys_batch.errors import quote, shorten
 from recsys_batch.online.api.encode import to_json
-from recsys_batch.online.api.messages import shorten
 from recsys_batch.online.http.router import Response
 from recsys_batch.online.oip.bare_json import decode_bare_json
 from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, check_outputs, conform_inputs, validate_inputs
@@ -48,7 +48,7 @@ def decode_infer_request(model: OipModel, json_length: str | None, body: bytes) 
     request, binary = _split_body(json_length, body)
     request_id = request.get("id")
     if request_id is not None and not isinstance(request_id, str):
-        raise InvalidRequest(f"id is {shorten(request_id)}: expected text")
+        raise InvalidRequest(f"id is {quote(request_id)}: expected text")
     is_binary = _outputs_wanted(request, model)
     tensors = _tensor_objects(request, "inputs")
     validate_inputs(model, {tensor["name"]: (_field(tensor, "datatype", str), _field(tensor, "shape", list)) for tensor in tensors})
@@ -86,7 +86,7 @@ def _split_body(json_length: str | None, body: bytes) -> tuple[dict[str, Any], m
     length = len(body)
     if json_length is not None:
         if not (json_length.isascii() and json_length.isdigit() and len(json_length) < 12 and int(json_length) <= len(body)):
-            raise InvalidRequest(f"{JSON_LENGTH_HEADER} is {shorten(json_length, 40)!r}, but the body has {len(body)} bytes")
+            raise InvalidRequest(f"{JSON_LENGTH_HEADER} is {quote(json_length)}, but the body has {len(body)} bytes")
         length = int(json_length)
     request = decode_bare_json(body if length == len(body) else body[:length])
     if not isinstance(request, dict):
@@ -106,8 +106,8 @@ def _tensor_objects(request: Mapping[str, Any], key: str) -> list[dict[str, Any]
 def _field(tensor: Mapping[str, Any], key: str, kind: type[Value]) -> Value:
     value = tensor.get(key)
     if not isinstance(value, kind):
-        what = "a tensor's name" if key == "name" else f"the {key} of {shorten(tensor['name'])}"
-        raise InvalidRequest(f"{what} is {shorten(value, 40)!r}: expected {'text' if kind is str else 'a list'}")
+        what = "a tensor's name" if key == "name" else f"the {key} of {shorten(tensor['name'], 60)}"
+        raise InvalidRequest(f"{what} is {quote(value)}: expected {'text' if kind is str else 'a list'}")
     return value
 
 
@@ -118,7 +118,7 @@ def _decode_tensor(tensor: Mapping[str, Any], binary: memoryview, offset: int) -
     if size is None:
         return tensor_from_values(name, tensor["datatype"], shape, tensor.get("data")), offset
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary) - offset:
-        raise InvalidRequest(f"binary_data_size of {name} is {shorten(size, 40)}, but {len(binary) - offset} bytes are left")
+        raise InvalidRequest(f"binary_data_size of {name} is {quote(size)}, but {len(binary) - offset} bytes are left")
     return tensor_from_bytes(name, tensor["datatype"], shape, binary[offset : offset + size]), offset + size
 
 
@@ -127,7 +127,7 @@ def _parameters(owner: Mapping[str, Any]) -> Mapping[str, Any]:
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise InvalidRequest(f"parameters are {shorten(parameters, 40)!r}: expected an object")
+        raise InvalidRequest(f"parameters are {quote(parameters)}: expected an object")
     return parameters
 
 

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from recsys_batch.errors import quote, shorten
 from recsys_batch.ids import parse_bigint
-from recsys_batch.online.api.messages import shorten
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -61,10 +61,10 @@ class TensorSpec:
         size = shape[:1] if len(self.shape) == 1 and len(shape) == 2 and shape[1] == 1 else shape
         fits = len(size) == len(self.shape) and all(wanted in (-1, given) for wanted, given in zip(self.shape, size, strict=True))
         if datatype not in _TAKEN.get(self.datatype, (self.datatype,)) or not fits:
-            found = f"{shorten(datatype)} {shorten(list(shape))}"
+            found = f"{shorten(datatype, 60)} {quote(list(shape))}"
             raise InvalidRequest(f"input {self.name} is {found}, expected {self.datatype} {list(self.shape)}")
         if self.max_rows is not None and isinstance(size[0], int) and size[0] > self.max_rows:
-            raise InvalidRequest(f"input {self.name} has {shorten(size[0])} rows: at most {self.max_rows} are answered at once")
+            raise InvalidRequest(f"input {self.name} has {quote(size[0])} rows: at most {self.max_rows} are answered at once")
 
     def conform(self, array: np.ndarray) -> np.ndarray:
         """Bring a tensor that ``check`` took to the model's datatype and dimensions. Raises InvalidRequest: a value would be lost."""
@@ -154,7 +154,7 @@ def validate_inputs(model: OipModel, tensors: Mapping[str, tuple[str, Sequence[i
     known = {spec.name: spec for spec in model.inputs}
     for name, (datatype, shape) in tensors.items():
         if name not in known:
-            raise InvalidRequest(f"model {model.name} has no input {shorten(name)!r}; it takes {', '.join(known)}")
+            raise InvalidRequest(f"model {model.name} has no input {quote(name)}; it takes {', '.join(known)}")
         known[name].check(datatype, shape)
     missing = [spec.name for spec in model.inputs if not spec.optional and spec.name not in tensors]
     if missing:
@@ -172,7 +172,7 @@ def check_outputs(model: OipModel, names: Iterable[str]) -> None:
     known = [spec.name for spec in model.outputs]
     for name in names:
         if name not in known:
-            raise InvalidRequest(f"model {model.name} has no output {shorten(name)!r}; it gives {', '.join(known)}")
+            raise InvalidRequest(f"model {model.name} has no output {quote(name)}; it gives {', '.join(known)}")
 
 
 def count_bytes(arrays: Mapping[str, np.ndarray]) -> int:

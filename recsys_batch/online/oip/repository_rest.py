@@ -6,8 +6,8 @@ server/worker.py puts ``RepositoryRoutes`` before the protocol's other routes.
 from collections.abc import Mapping
 from typing import Any
 
+from recsys_batch.errors import quote
 from recsys_batch.online.api.decode import decode_json
-from recsys_batch.online.api.messages import shorten
 from recsys_batch.online.http.router import Request, Response, Route, json_response
 from recsys_batch.online.oip.model_api import InvalidRequest
 from recsys_batch.online.oip.rest import answer_or_error
@@ -44,7 +44,7 @@ class RepositoryRoutes:
     async def _load(self, request: Request) -> Response:
         parameters = _decode_object(request.body).get("parameters") or {}
         if not isinstance(parameters, dict):
-            raise InvalidRequest(f"parameters are {shorten(parameters, 40)!r}: expected an object")
+            raise InvalidRequest(f"parameters are {quote(parameters)}: expected an object")
         await self._snapshots.load(request.parameters["name"], parameters)
         return json_response({})
 

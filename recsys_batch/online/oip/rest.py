@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from recsys_batch import __version__
-from recsys_batch.online.api.messages import BadRequest, shorten
+from recsys_batch.errors import shorten
+from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.http.router import HttpError, Request, Response, Route, error_response, json_response
 from recsys_batch.online.oip.content_encoding import MAX_BODY_BYTES, unpack_body
 from recsys_batch.online.oip.dynamic_batcher import ClientLeft, DynamicBatcher
@@ -88,9 +89,9 @@ async def answer_or_error(answer: Awaitable[Response]) -> Response:
     try:
         return await answer
     except (InvalidRequest, BadRequest) as error:
-        return error_response(400, shorten(error, _MAX_MESSAGE_LENGTH))
+        return error_response(400, shorten(str(error), _MAX_MESSAGE_LENGTH))
     except ModelUnknown as error:
-        return error_response(404, shorten(error, _MAX_MESSAGE_LENGTH))
+        return error_response(404, shorten(str(error), _MAX_MESSAGE_LENGTH))
     except ClientLeft as error:
         return error_response(CLIENT_LEFT, str(error))
 

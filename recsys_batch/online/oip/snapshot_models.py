@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
-from recsys_batch.online.api.messages import shorten
+from recsys_batch.errors import quote
 from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown, OipModel, TensorSpec, split_rows
 from recsys_batch.online.ranking.ladder import MAX_RANK_BATCH, RankInput, rank_many
 from recsys_batch.online.ranking.latency import LatencyTracker
@@ -136,14 +136,14 @@ class SnapshotModels:
             if version in (model.version, str(model.version_number)):
                 return model
         known = ", ".join(f"{model.version} ({label})" for label, model in labelled.items())
-        raise ModelUnknown(f"model {name} has no version {shorten(version or STABLE)!r}; it has {known}")
+        raise ModelUnknown(f"model {name} has no version {quote(version or STABLE)}; it has {known}")
 
     def labelled(self, name: str) -> Mapping[str, OipModel]:
         self._follow()
         found = {label: models[name] for label, models in self._models.items() if name in models}
         if not found:
             names = sorted({name for models in self._models.values() for name in models})
-            raise ModelUnknown(f"there is no model {shorten(name)!r}; there are: {', '.join(names) or 'none yet'}")
+            raise ModelUnknown(f"there is no model {quote(name)}; there are: {', '.join(names) or 'none yet'}")
         return found
 
     def ready(self) -> bool:

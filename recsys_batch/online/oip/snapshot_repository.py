@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from recsys_batch.errors import RecsysBatchError
+from recsys_batch.errors import RecsysBatchError, quote
 from recsys_batch.online.api.decode import decode_json
-from recsys_batch.online.api.messages import shorten
 from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown
 from recsys_batch.online.oip.snapshot_models import RANKER, RECOMMEND
 from recsys_batch.online.serving import activation
@@ -91,7 +90,7 @@ class SnapshotRepository:
 
 def _check_model(name: str) -> None:
     if name not in (RANKER, RECOMMEND):
-        raise ModelUnknown(f"there is no model {shorten(name)!r}; there are: {RANKER}, {RECOMMEND}")
+        raise ModelUnknown(f"there is no model {quote(name)}; there are: {RANKER}, {RECOMMEND}")
 
 
 def _wanted_snapshot(parameters: Mapping[str, Any]) -> str | None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from recsys_batch.errors import quote
 from recsys_batch.online.api.encode import to_json
-from recsys_batch.online.api.messages import shorten
 from recsys_batch.online.oip.model_api import DTYPES, InvalidRequest
 
 _LENGTH = struct.Struct("<I")
@@ -24,9 +24,9 @@ CHUNK = 8192
 def count_elements(name: str, datatype: str, shape: Sequence[Any]) -> int:
     """Count the elements of a tensor. Raises InvalidRequest: an unknown datatype, or a shape that no tensor of this size has."""
     if datatype not in DTYPES:
-        raise InvalidRequest(f"input {name} has datatype {shorten(datatype)!r}; known: {', '.join(DTYPES)}")
+        raise InvalidRequest(f"input {name} has datatype {quote(datatype)}; known: {', '.join(DTYPES)}")
     if len(shape) > 8 or not all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < _MAX_ELEMENTS for size in shape):
-        raise InvalidRequest(f"input {name} has shape {shorten(list(shape))}: expected up to 8 sizes from 0")
+        raise InvalidRequest(f"input {name} has shape {quote(list(shape))}: expected up to 8 sizes from 0")
     if math.prod(max(size, 1) for size in shape) >= _MAX_ELEMENTS:  # numpy refuses such an array even where a size of 0 leaves it empty
         raise InvalidRequest(f"input {name} has shape {list(shape)}: that is more than a request holds")
     return math.prod(shape)
@@ -61,7 +61,7 @@ def tensor_from_flat(name: str, datatype: str, shape: Sequence[int], flat: Seque
         chunk = flat[start : start + CHUNK]
         if set(map(type, chunk)) - types:
             wrong = next(element for element in chunk if type(element) not in types)
-            raise InvalidRequest(f"input {name} holds {shorten(wrong, 40)!r}, which is no {datatype}")
+            raise InvalidRequest(f"input {name} holds {quote(wrong)}, which is no {datatype}")
         try:
             with np.errstate(over="ignore"):
                 array[start : start + CHUNK] = np.array(chunk, dtype=array.dtype)
@@ -118,7 +118,7 @@ def _decode_strings(name: str, n: int, raw: bytes | memoryview) -> list[bytes]:
 
 def _flatten(name: str, values: Any) -> list[Any]:
     if not isinstance(values, list):
-        raise InvalidRequest(f"the data of input {name} is {shorten(values, 40)!r}: expected a list")
+        raise InvalidRequest(f"the data of input {name} is {quote(values)}: expected a list")
     while values and all(isinstance(row, list) for row in values):
         values = [element for row in values for element in row]
     flat: list[Any] = values
@@ -130,4 +130,4 @@ def _as_bytes(name: str, value: Any) -> bytes:
         return value
     if isinstance(value, str):
         return value.encode(errors="surrogatepass")
-    raise InvalidRequest(f"input {name} holds {shorten(value, 40)!r}, which is no text")
+    raise InvalidRequest(f"input {name} holds {quote(value)}, which is no text")

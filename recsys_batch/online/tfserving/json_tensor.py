@@ -10,7 +10,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from recsys_batch.online.api.messages import BadRequest, shorten
+from recsys_batch.errors import quote
+from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.oip.bare_json import decode_bare_json
 from recsys_batch.online.oip.model_api import InvalidRequest
 from recsys_batch.online.oip.tensor_codec import CHUNK, tensor_from_values
@@ -26,7 +27,7 @@ def parse_json_object(body: bytes) -> dict[str, Any]:
     except BadRequest as error:
         raise InvalidRequest(f"JSON Parse error: {error}") from None
     if not isinstance(value, dict):
-        raise InvalidRequest(f"the body is {shorten(value, 40)!r}: expected a JSON object")
+        raise InvalidRequest(f"the body is {quote(value)}: expected a JSON object")
     return value
 
 
@@ -58,7 +59,7 @@ def _refuse_lossy(name: str, flat: list[Any], array: np.ndarray) -> None:
         beyond = np.isfinite(wide) & np.isinf(array[start : start + CHUNK])
         lossy = [chunk[n] for n in np.flatnonzero(beyond | (np.abs(wide) > _MAX_WHOLE)) if beyond[n] or isinstance(chunk[n], int)]
         if lossy:
-            raise InvalidRequest(f"input {name} holds {shorten(lossy[0], 40)}, which cannot be cast to float without loss of precision")
+            raise InvalidRequest(f"input {name} holds {quote(lossy[0])}, which cannot be cast to float without loss of precision")
 
 
 def rows_to_json(array: np.ndarray) -> list[bytes]:
@@ -95,4 +96,4 @@ def _decode_base64(name: str, value: dict[str, Any]) -> bytes:
     try:
         return base64.b64decode(value["b64"], validate=True)
     except (TypeError, ValueError, binascii.Error):
-        raise InvalidRequest(f"input {name} holds {shorten(value, 40)!r}: expected base64 of the alphabet with + and /") from None
+        raise InvalidRequest(f"input {name} holds {quote(value)}: expected base64 of the alphabet with + and /") from None

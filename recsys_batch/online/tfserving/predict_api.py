@@ -11,8 +11,8 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from recsys_batch.errors import quote, shorten
 from recsys_batch.online.api.encode import to_json
-from recsys_batch.online.api.messages import shorten
 from recsys_batch.online.http.router import Request, Response, Route, json_response
 from recsys_batch.online.oip.content_encoding import MAX_BODY_BYTES, unpack_body
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
@@ -106,7 +106,7 @@ def _decode_predict(model: OipModel, body: bytes) -> tuple[bool, dict[str, np.nd
     request = parse_json_object(body)
     signature = request.get("signature_name", _SIGNATURE)
     if signature not in ("", _SIGNATURE):
-        raise InvalidRequest(f"Serving signature name: {shorten(signature)!r} not found in signature def: use {_SIGNATURE}")
+        raise InvalidRequest(f"Serving signature name: {quote(signature)} not found in signature def: use {_SIGNATURE}")
     if ("instances" in request) == ("inputs" in request):
         raise InvalidRequest("expected either the key instances (row format) or the key inputs (columnar format), and not both")
     is_by_row = "instances" in request
@@ -120,13 +120,13 @@ def _decode_predict(model: OipModel, body: bytes) -> tuple[bool, dict[str, np.nd
 def _join_rows(model: OipModel, rows: Any) -> dict[str, list[Any]]:
     """Join rows into columns. Raises InvalidRequest: none, or rows that do not name the inputs, all the same ones."""
     if not isinstance(rows, list) or not rows:
-        raise InvalidRequest(f"instances is {shorten(rows, 40)!r}: expected a list with one row or more")
+        raise InvalidRequest(f"instances is {quote(rows)}: expected a list with one row or more")
     if not _is_named(rows[0]):
         return {_only_input(model): rows}
     known, required = {spec.name for spec in model.inputs}, {spec.name for spec in model.inputs if not spec.optional}
     names = set(rows[0])
     if not required <= names <= known:
-        raise InvalidRequest(f"a row names {shorten(', '.join(sorted(names))) or 'nothing'}; {_inputs(model)}, and nothing else")
+        raise InvalidRequest(f"a row names {shorten(', '.join(sorted(names)), 200) or 'nothing'}; {_inputs(model)}, and nothing else")
     if not all(_is_named(row) and set(row) == names for row in rows):
         raise InvalidRequest(f"the first row names {', '.join(sorted(names))}: expected the same inputs in every row")
     columns = {name: [row[name] for row in rows] for name in sorted(names)}

@@ -65,4 +65,4 @@ def test_a_message_holds_the_beginning_of_what_a_request_brought() -> None:
     for datatype, shape in (("x" * 10**6, [1]), ("INT64", [1] * 10**5), ("FP64", ["y" * 10**6])):
         with pytest.raises(InvalidRequest) as caught:
             USERS.check(datatype, shape)
-        assert len(str(caught.value)) < 300 and "characters)" in str(caught.value)
+        assert len(str(caught.value)) < 300 and "..." in str(caught.value)

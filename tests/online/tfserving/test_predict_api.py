@@ -130,7 +130,7 @@ def test_values_without_names_are_for_the_one_input_that_is_required(snapshot: S
         (RECOMMEND, {"instances": [{"user_id": 5, "k": 3}, {"user_id": 5}]}, "the same inputs in every row"),
         (RECOMMEND, {"instances": [{"user_id": 5}, 6]}, "the same inputs in every row"),
         (RECOMMEND, {"instances": [{"user_id": 5, "k": 3}, {"user_id": 5, "k": 4}]}, "k differs between rows"),
-        (RECOMMEND, {"instances": [1.0]}, "'1.0', which is no INT64"),
+        (RECOMMEND, {"instances": [1.0]}, "1.0, which is no INT64"),
         (RECOMMEND, {"instances": ["5"]}, "which is no INT64"),
         (RECOMMEND, {"instances": [2**63]}, "beyond INT64"),
         (RECOMMEND, {"inputs": 5}, "expected INT64 [-1]"),
