@@ -207,7 +207,9 @@ class Online(Section):
         le=3600,
         description="in which a request's headers, and its body, have to arrive; an idle connection is closed after it",
     )
-    max_waiting: int = Field(32, ge=1, description="requests of a worker that may wait; more get 503 and Retry-After")
+    max_waiting: int = Field(
+        32, ge=1, description="requests of a worker that may wait; more get 503 and Retry-After. Of /v2, 256 rows or users for each"
+    )
     max_age_hours: float = Field(36.0, gt=0, description="since the night began; past it answers say degraded: stale_snapshot")
     max_age_hard_hours: float | None = Field(None, gt=0, description="past it the server is not ready any more")
     poll_ms: float = Field(100.0, ge=10, description="how often a worker looks for another snapshot")

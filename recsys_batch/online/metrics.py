@@ -20,6 +20,7 @@ _ANSWERS = Counter("recsys_rank_answers", "ranked answers by source", ["source"]
 _LISTS = Counter("recsys_rank_lists", "ranked answers by the lists that they are from", ["lists"])
 _DEGRADED = Counter("recsys_rank_degraded", "answers that are not all that they could be, by reason", ["reason"])
 REQUESTS = Counter("recsys_http_requests", "HTTP requests by route and status", ["route", "status"])
+GRPC_REQUESTS = Counter("recsys_grpc_requests", "gRPC calls by method and status code", ["method", "code"])
 BY_SNAPSHOT = Counter("recsys_rank_by_snapshot", "ranked answers by the snapshot's part", ["part"])
 SHED = Counter("recsys_shed", "requests refused because too many waited")
 SHADOW = Counter("recsys_shadow", "requests scored by the shadow as well, and those left out", ["outcome"])
@@ -81,6 +82,7 @@ _COUNTERS = {
     "lists": _LISTS,
     "degraded": _DEGRADED,
     "requests": REQUESTS,
+    "grpc_requests": GRPC_REQUESTS,
     "by_snapshot": BY_SNAPSHOT,
     "shadow": SHADOW,
     "engine_calls": _ENGINE_CALLS,

@@ -13,8 +13,17 @@ from recsys_batch.errors import EXIT_MISSING, EXIT_USAGE, RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.http.body_reader import BodyReader, ClientGone
-from recsys_batch.online.http.router import RETRY_AFTER, HttpError, Request, Response, Route, Router, error_response, parse_query
-from recsys_batch.online.serving.admission import Admission
+from recsys_batch.online.http.router import (
+    RETRY_AFTER,
+    HttpError,
+    Request,
+    Response,
+    Route,
+    Router,
+    error_response,
+    parse_query,
+)
+from recsys_batch.online.serving.admission import Admission, Overloaded
 from recsys_batch.online.serving.ranking_service import NotReady, UnknownItem, UnknownUser
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 
@@ -32,6 +41,7 @@ class App:
 
     Args:
         max_body_bytes: bound on bodies, where a route has none of its own. body_seconds: in which a body has to arrive.
+        large_bodies: bytes of longer bodies that there is room for.
         admin_token: None where nobody is admin. client_token: None where clients need none.
     """
 
@@ -42,10 +52,11 @@ class App:
         *,
         max_body_bytes: int,
         body_seconds: float,
+        large_bodies: Admission,
         admin_token: str | None,
         client_token: str | None,
     ) -> None:
-        self._router, self._admission, self._max_body_bytes = router, admission, max_body_bytes
+        self._router, self._admission, self._max_body_bytes, self._large_bodies = router, admission, max_body_bytes, large_bodies
         self._body_reader = BodyReader(body_seconds)
         self._tokens = {"admin": admin_token, "client": client_token}
 
@@ -87,10 +98,11 @@ class App:
             self._check_token(route, headers)
             if route.query is not None:
                 parameters |= parse_query(scope.query_string, route.query)
+            if route.max_body_bytes is not None:
+                return await self._dispatch_long(scope, proto, route, parameters, arrived)
             body = b""
             if method != "GET":
-                bound = route.max_body_bytes or self._max_body_bytes
-                body = await self._body_reader.read(headers, scope.http_version, proto, bound, arrived)
+                body = await self._body_reader.read(headers, scope.http_version, proto, self._max_body_bytes, arrived)
             return await self._handle(route, Request(method, scope.path, headers, body, arrived, parameters))
         except ClientGone:
             raise
@@ -100,6 +112,9 @@ class App:
             return error_response(400, str(error))
         except (UnknownUser, UnknownItem) as error:
             return error_response(404, str(error))
+        except Overloaded as error:
+            metrics.SHED.inc()
+            return error_response(503, str(error), (RETRY_AFTER,))
         except (NotReady, StoreUnavailable) as error:
             return error_response(503, str(error), (RETRY_AFTER,))
         except RecsysBatchError as error:
@@ -107,6 +122,14 @@ class App:
         except Exception:
             logger.exception("a request to %s failed", route.path)
             return error_response(500, "something went wrong here; the server's log says what")
+
+    async def _dispatch_long(self, scope: Any, proto: Any, route: Route, parameters: dict[str, Any], arrived: float) -> Response:
+        """Call the handler of a route with large bodies: there is room for some that are here, and for short ones always."""
+        headers = scope.headers
+        body = await self._body_reader.read(headers, scope.http_version, proto, route.max_body_bytes or 0, arrived)
+        with self._large_bodies.hold(len(body) if len(body) > self._max_body_bytes else 0, "bytes of requests"):
+            request = Request(scope.method, scope.path, headers, body, arrived, parameters, proto.client_disconnect)
+            return await self._handle(route, request)
 
     async def _handle(self, route: Route, request: Request) -> Response:
         """Call the handler of a request that is here with its body, in a place of the queue where its route takes one."""

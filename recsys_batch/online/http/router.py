@@ -28,6 +28,7 @@ class Request:
         method: GET for HEAD, too. path: decoded.
         arrived: time.perf_counter() when it did.
         parameters: named parts of the path, and what its route's ``query`` declares.
+        client_left: returns once the client has left; None where nobody asks, as the answer is there at once.
     """
 
     method: str
@@ -36,6 +37,7 @@ class Request:
     body: bytes
     arrived: float
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    client_left: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,8 @@ class Route:
         errors: statuses that the handler gives instead of ``status``, besides those in ``error_statuses``.
         access: everybody, those with the client's token (where one is set), or those with the admin's.
         admission_controlled: whether it takes a place in the bounded queue.
-        max_body_bytes: bound on its body; None for the server's.
+        max_body_bytes: bound on its body; None for the server's. With one, the handler may work for long, and is told when the
+            client leaves.
         request, response: types of the JSON bodies; no request for a body that is not read, ``str`` for a response in plain text.
         query: the parameters that its query may have; None where it is not looked at.
         status: of the answer that was asked for.

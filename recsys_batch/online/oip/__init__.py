@@ -5,7 +5,12 @@
 - snapshot_repository: snapshots listed, loaded and unloaded as versions of the models
 - dynamic_batcher: rows of requests that wait at the same time go through a model together
 - tensor_codec: tensors as bytes and as JSON values
-- rest: the protocol over HTTP, as routes under /v2; bodies may be compressed
+- bare_json: JSON with NaN and Infinity, within a bound
+- infer_json: bodies of inference over HTTP, decoded and encoded
+- infer_protobuf: messages of inference over gRPC, decoded and encoded
+- content_encoding: compressed bodies, unpacked within bounds
+- offload: a thread for long conversions
+- rest: the protocol over HTTP, as routes under /v2
 - repository_rest: that repository over HTTP, for admins
 - grpc_server: the protocol over gRPC, a process of its own
 - grpc_predict_v2_pb2: messages, generated from grpc_predict_v2.proto

@@ -2,17 +2,26 @@
 
 Used by both wires, rest.py and grpc_server.py. Models run in the event loop's own thread: a run takes a tenth of a millisecond, handing it
 to another thread about as long again. A long request is split into runs of a few milliseconds: a thousand users' recommendations would hold
-up everybody else for 0.3 s.
+up everybody else for 0.3 s. Long requests take turns, so that between two runs of one nobody waits for those of the others.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from recsys_batch.online.oip.model_api import OipModel, Overloaded
+from recsys_batch.online.oip.model_api import OipModel
+from recsys_batch.online.serving.admission import Admission
+
+Outputs = Mapping[str, np.ndarray]
+ROWS_PER_REQUEST = 256
+"""Rows that may wait for each request that may: users of ``recommend``, of whom a thousand take 0.3 s, and rows of ``ranker``."""
+
+
+class ClientLeft(Exception):
+    """Nobody waits for the answer any more."""
 
 
 @dataclass
@@ -30,31 +39,42 @@ class DynamicBatcher:
     Args:
         max_rows: a run has no more rows, unless a single request has.
         max_delay: seconds that the first request of a run may wait for others; 0 joins what has arrived already.
-        max_waiting: requests that may wait.
+        max_waiting: rows that may wait or be worked on; a request that has more itself is taken where no other waits.
     """
 
-    def __init__(self, max_rows: int = 8, max_delay: float = 0.0, max_waiting: int = 256) -> None:
-        self._max_rows, self._max_delay, self._max_waiting = max_rows, max_delay, max_waiting
+    def __init__(self, max_rows: int = 8, max_delay: float = 0.0, max_waiting: int = 32 * ROWS_PER_REQUEST) -> None:
+        self._max_rows, self._max_delay = max_rows, max_delay
         self._groups: dict[tuple[Any, ...], _Group] = {}
-        self._waiting = 0
+        self._rows = Admission(max_waiting)
+        self._long_request = asyncio.Lock()
 
-    async def infer(self, model: OipModel, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    async def infer(
+        self, model: OipModel, inputs: Mapping[str, np.ndarray], client_left: Callable[[], Awaitable[None]] | None = None
+    ) -> Outputs:
         """Return what ``model.infer`` returns for this request alone.
 
+        Args:
+            client_left: returns when the client has left: a long request is not worked on then. None where the caller is cancelled.
         Raises:
-            Overloaded: too many requests wait. Whatever ``model.infer`` raises for these inputs.
+            Overloaded: too many rows wait. ClientLeft. Whatever ``model.infer`` raises for these inputs.
         """
         runs = model.split(inputs)
         if len(runs) > 1:
-            return await _infer_in_runs(model, runs)
-        n_rows = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
-        if not model.rows_are_independent or len(n_rows) != 1 or self._max_rows <= 1:
+            n_rows = _count_rows(inputs)
+            with self._rows.hold(n_rows, "rows"), model.lease():
+                work = self._infer_in_runs(model, runs, n_rows)
+                return await (work if client_left is None else _await_unless(client_left, work))
+        lengths = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
+        if not model.rows_are_independent or len(lengths) != 1 or self._max_rows <= 1:
             return model.infer(inputs)
-        if self._waiting >= self._max_waiting:
-            raise Overloaded(f"{self._waiting} requests wait for a model: try again")
+        rows = lengths.pop()
+        with self._rows.hold(rows, "rows"):
+            return await self._infer_with_others(model, inputs, rows)
+
+    def _infer_with_others(self, model: OipModel, inputs: Mapping[str, np.ndarray], rows: int) -> asyncio.Future[Outputs]:
+        """Put a request into the next run that has room for it."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Mapping[str, np.ndarray]] = loop.create_future()
-        rows = n_rows.pop()
+        future: asyncio.Future[Outputs] = loop.create_future()
         shapes = tuple(sorted((name, array.dtype.str, array.shape[1:]) for name, array in inputs.items()))
         key = (id(model), shapes)
         group = self._groups.get(key)
@@ -69,13 +89,24 @@ class DynamicBatcher:
                 loop.call_soon(self._run_if, key, group)
         group.requests.append((inputs, future))
         group.rows += rows
-        self._waiting += 1
-        try:
-            if group.rows >= self._max_rows:
-                self._run(key)
-            return await future
-        finally:
-            self._waiting -= 1
+        if group.rows >= self._max_rows:
+            self._run(key)
+        return future
+
+    async def _infer_in_runs(self, model: OipModel, runs: list[Mapping[str, np.ndarray]], n_rows: int) -> Outputs:
+        """Infer a long request run by run, each into its place of the outputs; others are answered in between."""
+        outputs: dict[str, np.ndarray] = {}
+        start = 0
+        async with self._long_request:
+            for inputs in runs:
+                await asyncio.sleep(0)
+                found = model.infer(inputs)
+                for name, array in found.items():
+                    if name not in outputs:
+                        outputs[name] = np.empty((n_rows, *array.shape[1:]), array.dtype)
+                    outputs[name][start : start + len(array)] = array
+                start += _count_rows(found)
+        return outputs
 
     def _run_if(self, key: tuple[Any, ...], group: _Group) -> None:
         """The group's time is up, unless it was full before."""
@@ -101,14 +132,21 @@ class DynamicBatcher:
                 future.set_exception(error)
 
 
-async def _infer_in_runs(model: OipModel, runs: list[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-    """Infer a long request run by run, so that nobody waits for all of it."""
-    with model.lease():
-        outputs = [model.infer(runs[0])]
-        for inputs in runs[1:]:
-            await asyncio.sleep(0)
-            outputs.append(model.infer(inputs))
-    return {name: np.concatenate([each[name] for each in outputs]) for name in outputs[0]}
+def _count_rows(inputs: Mapping[str, np.ndarray]) -> int:
+    return max(len(array) for array in inputs.values())
+
+
+async def _await_unless(left: Callable[[], Awaitable[None]], work: Coroutine[Any, Any, Outputs]) -> Outputs:
+    """Await work that is cancelled when ``left`` returns before it. Raises ClientLeft: then."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(left())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientLeft("the client left")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
 
 
 def _infer_joined(model: OipModel, requests: list[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:

@@ -13,21 +13,24 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
-import numpy as np
 
 from recsys_batch import __version__, logs
-from recsys_batch.errors import InputMissing, RecsysBatchError, quote
+from recsys_batch.errors import InputMissing, RecsysBatchError, shorten
+from recsys_batch.online import metrics
 from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
-from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, ModelUnknown, Overloaded, conform_inputs, validate_inputs
+from recsys_batch.online.oip.content_encoding import MAX_BODY_BYTES, MAX_BYTES_IN_FLIGHT
+from recsys_batch.online.oip.dynamic_batcher import ROWS_PER_REQUEST, DynamicBatcher
+from recsys_batch.online.oip.infer_protobuf import decode_inputs, encode_outputs, parse_infer_request
+from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, ModelUnknown, count_bytes
+from recsys_batch.online.oip.offload import run_by_size
 from recsys_batch.online.oip.rest import EXTENSIONS, SERVER_NAME
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
 from recsys_batch.online.oip.snapshot_repository import SnapshotRepository
-from recsys_batch.online.oip.tensor_codec import datatype_of, tensor_from_bytes, tensor_from_values, tensor_to_bytes
+from recsys_batch.online.serving.admission import Admission, Overloaded
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, LOAD_LOCK, ServerSettings, settings_from_environment
@@ -36,24 +39,20 @@ from recsys_batch.online.snapshot.redis_store import open_remote_store
 
 logger = logging.getLogger("recsys_batch.online")
 
-_MAX_BYTES = 16 * 2**20
-_CONTENTS = {
-    "BOOL": "bool_contents",
-    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
-    "INT64": "int64_contents",
-    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
-    "UINT64": "uint64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
+_MAX_DETAILS_LENGTH = 500
+"""Characters; details travel percent-encoded in a header, and a client takes 8 KiB of headers."""
 
 
 class Servicer:
-    """Implements inference.GRPCInferenceService: a request message in, an answer message out."""
+    """Implements inference.GRPCInferenceService: a request message in, an answer message out; of ModelInfer the message's bytes.
 
-    def __init__(self, models: ModelRepository, batcher: DynamicBatcher, snapshots: SnapshotRepository) -> None:
+    Args:
+        max_waiting: requests for inference that may wait or be worked on.
+    """
+
+    def __init__(self, models: ModelRepository, batcher: DynamicBatcher, snapshots: SnapshotRepository, max_waiting: int) -> None:
         self._models, self._batcher, self._snapshots = models, batcher, snapshots
+        self._requests, self._bytes = Admission(max_waiting), Admission(MAX_BYTES_IN_FLIGHT)
 
     async def ServerLive(self, request: Any) -> Any:  # noqa: N802
         return messages.ServerLiveResponse(live=True)
@@ -79,17 +78,14 @@ class Servicer:
                 field.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
         return metadata
 
-    async def ModelInfer(self, request: Any) -> Any:  # noqa: N802
-        model = self._models.get(request.model_name, request.model_version or None)
-        validate_inputs(model, {tensor.name: (tensor.datatype, list(tensor.shape)) for tensor in request.inputs})
-        outputs = await self._batcher.infer(model, conform_inputs(model, _decode_inputs(request)))
-        answer = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-        for name in [tensor.name for tensor in request.outputs] or outputs:
-            if name not in outputs:
-                raise InvalidRequest(f"model {model.name} has no output {quote(name)}; it gives {', '.join(outputs)}")
-            answer.outputs.add(name=name, datatype=datatype_of(outputs[name]), shape=outputs[name].shape)
-            answer.raw_output_contents.append(tensor_to_bytes(outputs[name]))
-        return answer
+    async def ModelInfer(self, raw: bytes) -> Any:  # noqa: N802
+        with self._requests.hold(1, "requests"), self._bytes.hold(len(raw), "bytes of requests"):
+            request = await run_by_size(len(raw), parse_infer_request, raw)
+            model = self._models.get(request.model_name, request.model_version or None)
+            with model.lease():
+                inputs = await run_by_size(len(raw), decode_inputs, model, request)
+                outputs = await self._batcher.infer(model, inputs)
+            return await run_by_size(count_bytes(outputs), encode_outputs, model, request, outputs)
 
     async def RepositoryIndex(self, request: Any) -> Any:  # noqa: N802
         return messages.RepositoryIndexResponse(models=self._snapshots.index(request.ready))
@@ -104,24 +100,6 @@ class Servicer:
         return messages.RepositoryModelUnloadResponse()
 
 
-def _decode_inputs(request: Any) -> dict[str, np.ndarray]:
-    if len({tensor.name for tensor in request.inputs}) < len(request.inputs):
-        raise InvalidRequest("inputs name a tensor twice")
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise InvalidRequest(f"there are {len(raw)} raw_input_contents for {len(request.inputs)} inputs")
-    arrays = {}
-    for number, tensor in enumerate(request.inputs):
-        name, datatype, shape = tensor.name, tensor.datatype, list(tensor.shape)
-        if raw:
-            arrays[name] = tensor_from_bytes(name, datatype, shape, raw[number])
-        elif datatype not in _CONTENTS:
-            raise InvalidRequest(f"input {name} is {quote(datatype)}, which has no typed contents: send raw_input_contents")
-        else:
-            arrays[name] = tensor_from_values(name, datatype, shape, list(getattr(tensor.contents, _CONTENTS[datatype])))
-    return arrays
-
-
 _STATUS = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     ModelUnknown: grpc.StatusCode.NOT_FOUND,
@@ -130,6 +108,8 @@ _STATUS = {
     InputMissing: grpc.StatusCode.NOT_FOUND,
     RecsysBatchError: grpc.StatusCode.FAILED_PRECONDITION,
 }
+SPARE_RPCS = 32
+"""Calls beyond those for inference that may be under way: health, metadata, and what is about to be refused with a sentence."""
 _OPEN_METHODS = ("ServerLive", "ServerReady")
 """Asked without a token, as /v2/health is."""
 _CLIENT_METHODS = ("ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
@@ -151,7 +131,7 @@ def make_handlers(servicer: Servicer, client_token: str | None, admin_token: str
     methods = {
         name: grpc.unary_unary_rpc_method_handler(
             _guard(getattr(servicer, name), tokens),
-            request_deserializer=getattr(messages, f"{name}Request").FromString,
+            request_deserializer=None if name == "ModelInfer" else getattr(messages, f"{name}Request").FromString,
             response_serializer=getattr(messages, f"{name}Response").SerializeToString,
         )
         for name, tokens in accepted.items()
@@ -168,18 +148,32 @@ def _guard(method: Callable[[Any], Any], tokens: list[str] | None) -> Callable[[
 
     async def call(request: Any, context: Any) -> Any:
         if tokens == []:
-            await context.abort(grpc.StatusCode.PERMISSION_DENIED, f"this server was started without an admin token ({ADMIN_TOKEN})")
+            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, f"this server was started without an admin token ({ADMIN_TOKEN})")
         if tokens is not None and not _has_token(tokens, dict(context.invocation_metadata() or ())):
-            whose = "admin's" if method.__name__ in _ADMIN_METHODS else "client's"
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"this needs the {whose} token as metadata `authorization: Bearer TOKEN`")
+            whose = "admin's" if name in _ADMIN_METHODS else "client's"
+            await refuse(
+                context, grpc.StatusCode.UNAUTHENTICATED, f"this needs the {whose} token as metadata `authorization: Bearer TOKEN`"
+            )
         try:
-            return await method(request)
+            answer = await method(request)
         except tuple(_STATUS) as error:
-            await context.abort(next(status for kind, status in _STATUS.items() if isinstance(error, kind)), str(error))
+            await refuse(context, next(status for kind, status in _STATUS.items() if isinstance(error, kind)), str(error))
+        except asyncio.CancelledError:  # by grpc, where nobody waits any more
+            code = grpc.StatusCode.DEADLINE_EXCEEDED if context.time_remaining() == 0 else grpc.StatusCode.CANCELLED
+            metrics.tally.add("grpc_requests", name, code.name)
+            raise
         except Exception:
-            logger.exception("%s over gRPC failed", method.__name__)
-            await context.abort(grpc.StatusCode.INTERNAL, "something went wrong here; the server's log says what")
+            logger.exception("%s over gRPC failed", name)
+            await refuse(context, grpc.StatusCode.INTERNAL, "something went wrong here; the server's log says what")
+        metrics.tally.add("grpc_requests", name, grpc.StatusCode.OK.name)
+        return answer
 
+    async def refuse(context: Any, code: grpc.StatusCode, message: str) -> NoReturn:
+        metrics.tally.add("grpc_requests", name, code.name)
+        await context.abort(code, shorten(message, _MAX_DETAILS_LENGTH))
+        raise AssertionError("abort raises")
+
+    name = method.__name__
     return call
 
 
@@ -194,9 +188,12 @@ async def run_grpc_server(settings: ServerSettings) -> None:
     manager = SnapshotManager(Path(settings.snapshots), open_remote, load_lock, live_opener(settings))
     await manager.poll()
     models = SnapshotModels(manager, settings.max_k, FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours))
-    batcher = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting)
-    server = grpc.aio.server(options=[("grpc.max_receive_message_length", _MAX_BYTES), ("grpc.so_reuseport", 0)])
-    servicer = Servicer(models, batcher, SnapshotRepository(manager, Path(settings.state)))
+    batcher = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting * ROWS_PER_REQUEST)
+    server = grpc.aio.server(
+        options=[("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 0)],
+        maximum_concurrent_rpcs=settings.max_waiting + SPARE_RPCS,
+    )
+    servicer = Servicer(models, batcher, SnapshotRepository(manager, Path(settings.state)), settings.max_waiting)
     tokens = os.environ.get(CLIENT_TOKEN) or None, os.environ.get(ADMIN_TOKEN) or None
     server.add_generic_rpc_handlers((make_handlers(servicer, *tokens),))
     server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
@@ -208,6 +205,7 @@ async def run_grpc_server(settings: ServerSettings) -> None:
     while not ending.is_set() and os.getppid() == parent:  # nobody would end it after a parent that was killed
         with contextlib.suppress(OSError):
             await manager.poll()
+        metrics.tally.flush()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(ending.wait(), settings.poll_ms / 1000)
     await server.stop(grace=2)

@@ -4,7 +4,7 @@ snapshot_models.py implements ``OipModel`` and ``ModelRepository``; the batcher 
 a snapshot.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +13,20 @@ import numpy as np
 
 from recsys_batch.errors import quote, shorten
 from recsys_batch.ids import parse_bigint
+
+DTYPES = {
+    "BOOL": np.dtype(np.bool_),
+    **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
+    **{f"FP{bits}": np.dtype(f"<f{bits // 8}") for bits in (16, 32, 64)},
+    "BYTES": np.dtype(object),
+}
+"""The protocol's datatypes."""
+_WHOLE = tuple(name for name in DTYPES if "INT" in name)
+_TAKEN = {"INT32": (*_WHOLE, "BYTES"), "INT64": (*_WHOLE, "BYTES"), "FP32": (*_WHOLE, "FP16", "FP32", "FP64")}
+"""Datatypes taken for one that a model declares, where no value is lost: clients' codecs send what numpy makes of Python's lists."""
+_MAX_EXACT = 2**24
+"""Whole numbers up to here are float32s."""
 
 
 class InvalidRequest(Exception):
@@ -23,47 +37,66 @@ class ModelUnknown(Exception):
     """There is no model of that name and version."""
 
 
-class Overloaded(Exception):
-    """Too many requests wait for a model."""
-
-
 @dataclass(frozen=True)
 class TensorSpec:
     """A named input or output of a model.
 
     Attributes:
         datatype: the protocol's name, e.g. FP32. shape: -1 where any size goes. optional: whether a request may leave it out.
+        max_rows: most of the first dimension; None for no bound.
     """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     optional: bool = False
+    max_rows: int | None = None
 
     def check(self, datatype: str, shape: Sequence[int]) -> None:
-        """Check a tensor of a request. A column [n, 1] is taken for [n], BYTES for INT64: codecs of other servers' clients send both.
+        """Check a tensor of a request. A column [n, 1] is taken for [n], and datatypes that ``conform`` converts.
 
         Raises:
-            InvalidRequest: another datatype or shape.
+            InvalidRequest: another datatype or shape, or more rows than are answered at once.
         """
-        if len(self.shape) == 1 and len(shape) == 2 and shape[1] == 1:
-            shape = shape[:1]
-        fits = len(shape) == len(self.shape) and all(size in (-1, given) for size, given in zip(self.shape, shape, strict=True))
-        if datatype not in (self.datatype, "BYTES" if self.datatype == "INT64" else None) or not fits:
-            raise InvalidRequest(
-                f"input {self.name} is {shorten(datatype, 40)} {quote(list(shape))}, expected {self.datatype} {list(self.shape)}"
-            )
+        size = shape[:1] if len(self.shape) == 1 and len(shape) == 2 and shape[1] == 1 else shape
+        fits = len(size) == len(self.shape) and all(wanted in (-1, given) for wanted, given in zip(self.shape, size, strict=True))
+        if datatype not in _TAKEN.get(self.datatype, (self.datatype,)) or not fits:
+            found = f"{shorten(datatype, 60)} {quote(list(shape))}"
+            raise InvalidRequest(f"input {self.name} is {found}, expected {self.datatype} {list(self.shape)}")
+        if self.max_rows is not None and isinstance(size[0], int) and size[0] > self.max_rows:
+            raise InvalidRequest(f"input {self.name} has {quote(size[0])} rows: at most {self.max_rows} are answered at once")
 
     def conform(self, array: np.ndarray) -> np.ndarray:
-        """Bring a tensor that ``check`` took to the model's datatype and dimensions. Raises InvalidRequest: BYTES that are no INT64."""
+        """Bring a tensor that ``check`` took to the model's datatype and dimensions. Raises InvalidRequest: a value would be lost."""
         if len(self.shape) == 1:
             array = array.ravel()
-        if self.datatype != "INT64" or array.dtype != object:
+        wanted = DTYPES[self.datatype]
+        if array.dtype == wanted:
             return array
+        if array.dtype == object:
+            array = self._parse_digits(array)
+        if array.dtype.kind == "f":
+            return self._narrow(array)
+        lowest, highest = (-_MAX_EXACT, _MAX_EXACT) if wanted.kind == "f" else (np.iinfo(wanted).min, np.iinfo(wanted).max)
+        for number in (int(array.min()), int(array.max())) if array.size else ():
+            if not lowest <= number <= highest:
+                raise InvalidRequest(f"input {self.name} holds {number}: expected {self.datatype}, {lowest} to {highest}")
+        return array.astype(wanted)
+
+    def _parse_digits(self, array: np.ndarray) -> np.ndarray:
         numbers = [parse_bigint(element.decode(errors="replace")) for element in array.tolist()]
         if None in numbers:
-            raise InvalidRequest(f"input {self.name} holds {quote(array[numbers.index(None)])}: expected the decimal digits of an INT64")
+            found = array[numbers.index(None)][:40]
+            raise InvalidRequest(f"input {self.name} holds {found!r}: expected the decimal digits of an {self.datatype}")
         return np.array(numbers, np.int64)
+
+    def _narrow(self, array: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            narrow = array.astype(DTYPES[self.datatype])
+        beyond = np.isinf(narrow) & np.isfinite(array)
+        if beyond.any():
+            raise InvalidRequest(f"input {self.name} holds {array[beyond][0]}, which is beyond {self.datatype}")
+        return narrow
 
 
 class OipModel(Protocol):
@@ -87,9 +120,6 @@ class OipModel(Protocol):
     def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
         """Split a request into runs of a few milliseconds each, between which others are answered; their outputs are concatenated along
         the first dimension.
-
-        Raises:
-            InvalidRequest: more than the model answers at once.
         """
         return [inputs]
 
@@ -135,3 +165,16 @@ def conform_inputs(model: OipModel, arrays: Mapping[str, np.ndarray]) -> dict[st
     """Bring inputs that ``validate_inputs`` took to what the model declares. Raises InvalidRequest: one of them cannot be."""
     specs = {spec.name: spec for spec in model.inputs}
     return {name: specs[name].conform(array) for name, array in arrays.items()}
+
+
+def check_outputs(model: OipModel, names: Iterable[str]) -> None:
+    """Check that outputs that a request names are the model's. Raises InvalidRequest: one is not."""
+    known = [spec.name for spec in model.outputs]
+    for name in names:
+        if name not in known:
+            raise InvalidRequest(f"model {model.name} has no output {quote(name)}; it gives {', '.join(known)}")
+
+
+def count_bytes(arrays: Mapping[str, np.ndarray]) -> int:
+    """Count the bytes of tensors, a string as eight."""
+    return sum(array.nbytes for array in arrays.values())

@@ -75,15 +75,12 @@ class RecommendModel(OipModel):
         self._snapshot, self._max_k, self._lease, self._lookup = snapshot, max_k, lease, lookup or snapshot.lookup
         self.name, self.version, self.version_number = RECOMMEND, snapshot.snapshot_id, version_number(snapshot.generated_at)
         self.inputs: Sequence[TensorSpec] = (
-            TensorSpec("user_id", "INT64" if snapshot.ids.user == "BIGINT" else "BYTES", (-1,)),
+            TensorSpec("user_id", "INT64" if snapshot.ids.user == "BIGINT" else "BYTES", (-1,), max_rows=_MAX_USERS),
             TensorSpec("k", "INT32", (1,), optional=True),
         )
         self.outputs: Sequence[TensorSpec] = (TensorSpec("item_id", "BYTES", (-1, -1)), TensorSpec("score", "FP32", (-1, -1)))
 
     def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
-        n = len(inputs["user_id"])
-        if n > _MAX_USERS:
-            raise InvalidRequest(f"user_id has {n} users: at most {_MAX_USERS} are answered at once")
         return split_rows(inputs, ["user_id"], MAX_RANK_BATCH)
 
     def lease(self) -> AbstractContextManager[object]:

@@ -19,7 +19,8 @@ from recsys_batch.online.http.app import App
 from recsys_batch.online.http.endpoints import Endpoints
 from recsys_batch.online.http.router import Router
 from recsys_batch.online.http.static_page import page_routes
-from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
+from recsys_batch.online.oip.content_encoding import MAX_BYTES_IN_FLIGHT
+from recsys_batch.online.oip.dynamic_batcher import ROWS_PER_REQUEST, DynamicBatcher
 from recsys_batch.online.oip.repository_rest import RepositoryRoutes
 from recsys_batch.online.oip.rest import OipRoutes
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
@@ -59,22 +60,24 @@ class Worker(App):
             check_model=self._remote.why_not if self._remote is not None else None,
         )
         self._live_lag = LiveLag(state, settings.live_max_lag_seconds) if settings.live != "off" else None
-        admission = Admission(settings.max_waiting)
+        admission, large_bodies = Admission(settings.max_waiting), Admission(MAX_BYTES_IN_FLIGHT)
         folder, stats = Path(settings.exposures) if settings.exposures else None, state / f"log-{os.getpid()}.json"
         self._exposures = ExposureRecorder(folder, stats, max_mb=settings.exposures_max_mb)
         freshness = FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours)
         explorer = Explorer(settings.explore) if settings.explore else None
         service = RankingService(self._manager, freshness, admission, self._exposures, explorer, self._remote)
         handlers = Endpoints(service, Bounds(settings.max_k, settings.max_ids), snapshots, state, self._live_lag)
-        batching = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting)
+        batching = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting * ROWS_PER_REQUEST)
         models = SnapshotModels(self._manager, settings.max_k, freshness)
         repository = RepositoryRoutes(SnapshotRepository(self._manager, state))
-        protocols = [*repository.routes(), *OipRoutes(models, batching).routes(), *TfServingRoutes(models, batching).routes()]
+        wires = (repository, OipRoutes(models, batching, large_bodies), TfServingRoutes(models, batching, large_bodies))
+        protocols = [route for wire in wires for route in wire.routes()]
         super().__init__(
             Router([*handlers.routes(), *protocols, *(page_routes() if settings.page else [])]),
             admission,
             max_body_bytes=settings.max_body_kb * 1024,
             body_seconds=settings.read_timeout_seconds,
+            large_bodies=large_bodies,
             admin_token=os.environ.get(ADMIN_TOKEN) or None,
             client_token=os.environ.get(CLIENT_TOKEN) or None,
         )

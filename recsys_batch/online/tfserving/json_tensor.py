@@ -10,9 +10,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from recsys_batch.errors import quote, shorten
+from recsys_batch.errors import quote
+from recsys_batch.online.api.messages import BadRequest
+from recsys_batch.online.oip.bare_json import decode_bare_json
 from recsys_batch.online.oip.model_api import InvalidRequest
-from recsys_batch.online.oip.tensor_codec import tensor_from_values
+from recsys_batch.online.oip.tensor_codec import CHUNK, tensor_from_values
 
 _MAX_WHOLE = 2**24 - 1
 """Whole numbers up to here are float32s."""
@@ -21,17 +23,12 @@ _MAX_WHOLE = 2**24 - 1
 def parse_json_object(body: bytes) -> dict[str, Any]:
     """Parse a body; NaN, Infinity and -Infinity may stand bare in it. Raises InvalidRequest: not JSON, or no object."""
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"JSON Parse error: {shorten(str(error), 200)}") from None
+        value = decode_bare_json(body)
+    except BadRequest as error:
+        raise InvalidRequest(f"JSON Parse error: {error}") from None
     if not isinstance(value, dict):
         raise InvalidRequest(f"the body is {quote(value)}: expected a JSON object")
     return value
-
-
-def to_bare_json(value: Any) -> bytes:
-    """Encode a plain value; NaN, Infinity and -Infinity stand bare in it, floats have a point or an exponent."""
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 def is_base64_object(value: Any) -> TypeGuard[dict[str, Any]]:
@@ -50,23 +47,33 @@ def tensor_from_json(name: str, datatype: str, value: Any) -> np.ndarray:
         flat = [_decode_base64(name, element) if is_base64_object(element) else element for element in flat]
     array = tensor_from_values(name, datatype, shape, flat)
     if datatype == "FP32":
-        wide = np.array(flat, np.float64)
-        beyond = np.isfinite(wide) & np.isinf(array.ravel())
-        lossy = [flat[n] for n in np.flatnonzero(beyond | (np.abs(wide) > _MAX_WHOLE)) if beyond[n] or isinstance(flat[n], int)]
-        if lossy:
-            raise InvalidRequest(f"input {name} holds {quote(lossy[0])}, which cannot be cast to float without loss of precision")
+        _refuse_lossy(name, flat, array.ravel())
     return array
 
 
-def tensor_to_json(array: np.ndarray) -> list[Any]:
-    """Encode a tensor as nested lists: text, and floats by the fewest digits that read back."""
+def _refuse_lossy(name: str, flat: list[Any], array: np.ndarray) -> None:
+    """Refuse whole numbers that are no float32s and numbers that become infinite. Raises InvalidRequest: there are some."""
+    for start in range(0, len(flat), CHUNK):
+        chunk = flat[start : start + CHUNK]
+        wide = np.array(chunk, np.float64)
+        beyond = np.isfinite(wide) & np.isinf(array[start : start + CHUNK])
+        lossy = [chunk[n] for n in np.flatnonzero(beyond | (np.abs(wide) > _MAX_WHOLE)) if beyond[n] or isinstance(chunk[n], int)]
+        if lossy:
+            raise InvalidRequest(f"input {name} holds {quote(lossy[0])}, which cannot be cast to float without loss of precision")
+
+
+def rows_to_json(array: np.ndarray) -> list[bytes]:
+    """Encode each row of a tensor as nested lists: text, and floats by the fewest digits that read back, NaN and Infinity bare."""
+    return [_to_json(array[n : n + 1])[1:-1] for n in range(len(array))]
+
+
+def _to_json(array: np.ndarray) -> bytes:
     if array.dtype == object:
         texts = [element.decode(errors="replace") for element in array.ravel().tolist()]
         array = np.array(texts, dtype=object).reshape(array.shape)
     elif array.dtype.kind == "f":
         array = array.astype("U32").astype(np.float64)
-    values: list[Any] = array.tolist()
-    return values
+    return json.dumps(array.tolist(), separators=(",", ":"), ensure_ascii=False).encode(errors="replace")
 
 
 def _flatten_evenly(name: str, value: Any) -> tuple[list[int], list[Any]]:

@@ -11,11 +11,23 @@ from typing import Any
 import numpy as np
 
 from recsys_batch.errors import quote, shorten
+from recsys_batch.online.api.encode import to_json
 from recsys_batch.online.http.router import Request, Response, Route, json_response
+from recsys_batch.online.oip.content_encoding import MAX_BODY_BYTES, unpack_body
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, OipModel, TensorSpec, validate_inputs
-from recsys_batch.online.oip.rest import MAX_BODY_BYTES, answer_or_error, decompress
-from recsys_batch.online.tfserving.json_tensor import is_base64_object, parse_json_object, tensor_from_json, tensor_to_json, to_bare_json
+from recsys_batch.online.oip.model_api import (
+    InvalidRequest,
+    ModelRepository,
+    OipModel,
+    TensorSpec,
+    conform_inputs,
+    count_bytes,
+    validate_inputs,
+)
+from recsys_batch.online.oip.offload import run_by_size
+from recsys_batch.online.oip.rest import answer_or_error
+from recsys_batch.online.serving.admission import Admission
+from recsys_batch.online.tfserving.json_tensor import is_base64_object, parse_json_object, rows_to_json, tensor_from_json
 
 _PATH = re.compile(r"/v1/models/(?P<name>[^/:]+)(/versions/(?P<version>[^/:]+)|/labels/(?P<label>[^/:]+))?(?P<action>/metadata|:predict)?")
 _SIGNATURE = "serving_default"
@@ -23,10 +35,14 @@ _DTYPES = {"FP32": "DT_FLOAT", "INT32": "DT_INT32", "INT64": "DT_INT64", "BYTES"
 
 
 class TfServingRoutes:
-    """The API's endpoints of one worker, all paths under /v1/models."""
+    """The API's endpoints of one worker, all paths under /v1/models.
 
-    def __init__(self, models: ModelRepository, batcher: DynamicBatcher) -> None:
-        self._models, self._batcher = models, batcher
+    Args:
+        large_bodies: bytes of bodies that the worker has room for.
+    """
+
+    def __init__(self, models: ModelRepository, batcher: DynamicBatcher, large_bodies: Admission) -> None:
+        self._models, self._batcher, self._large_bodies = models, batcher, large_bodies
 
     def routes(self) -> list[Route]:
         """Declare the endpoints."""
@@ -45,9 +61,15 @@ class TfServingRoutes:
             case "GET", "/metadata" if path:
                 return json_response(_metadata(self._find(path)))
             case "POST", ":predict" if path:
-                body = decompress(request.body, request.headers.get("content-encoding"), MAX_BODY_BYTES)
-                return await _predict(self._find(path), parse_json_object(body), self._batcher)
+                return await self._predict(self._find(path), request)
         raise InvalidRequest(f"Malformed request: {shorten(request.method, 20)} {shorten(request.path, 100)}")
+
+    async def _predict(self, model: OipModel, request: Request) -> Response:
+        with model.lease():
+            async with unpack_body(request, self._large_bodies) as body:
+                is_by_row, inputs = await run_by_size(len(body), _decode_predict, model, body)
+                outputs = await self._batcher.infer(model, inputs, request.client_left)
+        return Response(200, await run_by_size(count_bytes(outputs), _encode_rows if is_by_row else _encode_columns, outputs))
 
     def _find(self, path: re.Match[str]) -> OipModel:
         if path["label"] is None:
@@ -79,9 +101,12 @@ def _tensor_info(spec: TensorSpec) -> dict[str, Any]:
     return {"dtype": _DTYPES[spec.datatype], "tensor_shape": {"dim": dims, "unknown_rank": False}, "name": f"{spec.name}:0"}
 
 
-async def _predict(model: OipModel, request: Mapping[str, Any], batcher: DynamicBatcher) -> Response:
-    if request.get("signature_name", _SIGNATURE) not in ("", _SIGNATURE):
-        raise InvalidRequest(f"Serving signature name: {quote(request['signature_name'])} not found in signature def: use {_SIGNATURE}")
+def _decode_predict(model: OipModel, body: bytes) -> tuple[bool, dict[str, np.ndarray]]:
+    """Decode a body into (whether by row, inputs). Raises InvalidRequest: it does not fit the API or the model."""
+    request = parse_json_object(body)
+    signature = request.get("signature_name", _SIGNATURE)
+    if signature not in ("", _SIGNATURE):
+        raise InvalidRequest(f"Serving signature name: {quote(signature)} not found in signature def: use {_SIGNATURE}")
     if ("instances" in request) == ("inputs" in request):
         raise InvalidRequest("expected either the key instances (row format) or the key inputs (columnar format), and not both")
     is_by_row = "instances" in request
@@ -89,8 +114,7 @@ async def _predict(model: OipModel, request: Mapping[str, Any], batcher: Dynamic
     datatypes = {spec.name: spec.datatype for spec in model.inputs}
     inputs = {name: tensor_from_json(name, datatypes[name], value) for name, value in values.items()}
     validate_inputs(model, {name: (datatypes[name], array.shape) for name, array in inputs.items()})
-    outputs = await batcher.infer(model, inputs)
-    return Response(200, to_bare_json(_predictions(outputs) if is_by_row else _columns(outputs)))
+    return is_by_row, conform_inputs(model, inputs)
 
 
 def _join_rows(model: OipModel, rows: Any) -> dict[str, list[Any]]:
@@ -102,7 +126,7 @@ def _join_rows(model: OipModel, rows: Any) -> dict[str, list[Any]]:
     known, required = {spec.name for spec in model.inputs}, {spec.name for spec in model.inputs if not spec.optional}
     names = set(rows[0])
     if not required <= names <= known:
-        raise InvalidRequest(f"a row names {', '.join(sorted(names)) or 'nothing'}; {_inputs(model)}, and nothing else")
+        raise InvalidRequest(f"a row names {shorten(', '.join(sorted(names)), 200) or 'nothing'}; {_inputs(model)}, and nothing else")
     if not all(_is_named(row) and set(row) == names for row in rows):
         raise InvalidRequest(f"the first row names {', '.join(sorted(names))}: expected the same inputs in every row")
     columns = {name: [row[name] for row in rows] for name in sorted(names)}
@@ -136,15 +160,22 @@ def _inputs(model: OipModel) -> str:
     return f"model {model.name} takes " + ", ".join(f"{spec.name}{' (optional)' if spec.optional else ''}" for spec in model.inputs)
 
 
-def _predictions(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _encode_rows(outputs: Mapping[str, np.ndarray]) -> bytes:
     """Encode outputs row by row; a single one without its name."""
-    columns = [tensor_to_json(array) for array in outputs.values()]
+    names = [to_json(name) for name in outputs]
+    columns = [rows_to_json(array) for array in outputs.values()]
     if len(columns) == 1:
-        return {"predictions": columns[0]}
-    return {"predictions": [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]}
+        rows = columns[0]
+    else:
+        rows = [b"{" + b",".join(b":".join(field) for field in zip(names, row, strict=True)) + b"}" for row in zip(*columns, strict=True)]
+    return b'{"predictions":[' + b",".join(rows) + b"]}"
 
 
-def _columns(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _encode_columns(outputs: Mapping[str, np.ndarray]) -> bytes:
     """Encode outputs whole; a single one without its name."""
-    columns = {name: tensor_to_json(array) for name, array in outputs.items()}
-    return {"outputs": next(iter(columns.values())) if len(columns) == 1 else columns}
+    columns = {name: b"[" + b",".join(rows_to_json(array)) + b"]" for name, array in outputs.items()}
+    if len(columns) == 1:
+        whole = next(iter(columns.values()))
+    else:
+        whole = b"{" + b",".join(to_json(name) + b":" + column for name, column in columns.items()) + b"}"
+    return b'{"outputs":' + whole + b"}"

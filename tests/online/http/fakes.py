@@ -60,5 +60,8 @@ class FakeProtocol:
             future.set_result(self._chunks.pop(0))
         return future
 
+    async def client_disconnect(self) -> None:
+        await asyncio.get_running_loop().create_future()
+
     def response_bytes(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         self.answers.append((status, dict(headers), body))

@@ -31,7 +31,13 @@ ROUTES = [
 class Edge:
     def __init__(self, *, max_waiting: int = 2) -> None:
         self.admission = Admission(max_waiting)
-        options: dict[str, Any] = {"max_body_bytes": 1000, "body_seconds": 60.0, "admin_token": None, "client_token": None}
+        options: dict[str, Any] = {
+            "max_body_bytes": 1000,
+            "body_seconds": 60.0,
+            "large_bodies": Admission(1),
+            "admin_token": None,
+            "client_token": None,
+        }
         self.app = App(Router(ROUTES), self.admission, **options)
         self.counts = metrics.tally._counts = {}
 

@@ -47,7 +47,13 @@ class Server:
         service = RankingService(self.live, FreshnessPolicy(1e9, None), admission, self.recorder)
         self.routes = Endpoints(service, Bounds(), snapshots, folder).routes()
         self.app = App(
-            Router(self.routes), admission, max_body_bytes=max_body_bytes, body_seconds=0.04, admin_token=admin, client_token="clients"
+            Router(self.routes),
+            admission,
+            max_body_bytes=max_body_bytes,
+            body_seconds=0.04,
+            large_bodies=Admission(1),
+            admin_token=admin,
+            client_token="clients",
         )
 
     async def answer(self, method: str, path: str, body: Any = None, headers: dict[str, str] = CLIENT) -> tuple[int, Any]:

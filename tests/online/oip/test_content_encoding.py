@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.online.http.router import HttpError
+from recsys_batch.online.oip.content_encoding import decompress
 from recsys_batch.online.oip.model_api import InvalidRequest
-from recsys_batch.online.oip.rest import decompress
 
 PACKED = {"gzip": gzip.compress, "deflate": zlib.compress, "Identity": bytes}
 

@@ -1,13 +1,15 @@
 import asyncio
 import contextlib
+import tracemalloc
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
-from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, Overloaded, TensorSpec, split_rows
+from recsys_batch.online.oip.dynamic_batcher import ClientLeft, DynamicBatcher
+from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, TensorSpec, split_rows
+from recsys_batch.online.serving.admission import Overloaded
 
 
 class Doubling(OipModel):
@@ -126,8 +128,10 @@ class InPieces(Doubling):
     @contextlib.contextmanager
     def lease(self) -> Iterator[None]:
         self.holders += 1
-        yield
-        self.holders -= 1
+        try:
+            yield
+        finally:
+            self.holders -= 1
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         assert len(inputs["x"]) <= 2 and (len(inputs["x"]) < 2 or self.holders == 1)
@@ -151,3 +155,68 @@ def test_a_long_request_is_answered_whole_and_others_between_its_pieces() -> Non
 
     order, runs = asyncio.run(both())
     assert order == ["short", "long"] and sorted(runs) == [1, 1, 2, 2, 2, 2]
+
+
+class Slow(InPieces):
+    """Says which request each run was of."""
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        self.runs.append(int(inputs["x"][0, 0]))
+        return {"y": 2 * inputs["x"]}
+
+
+def test_long_requests_take_turns_so_that_one_run_is_between_two_turns_of_the_loop() -> None:
+    async def both() -> list[int]:
+        model, batching = Slow(), DynamicBatcher()
+        asked = [asyncio.create_task(batching.infer(model, of(6, value=value))) for value in (1, 2)]
+        await asyncio.sleep(0)
+        most = 0
+        while not all(one.done() for one in asked):
+            before = len(model.runs)
+            await asyncio.sleep(0)
+            most = max(most, len(model.runs) - before)
+        assert most == 1
+        return model.runs
+
+    assert asyncio.run(both()) == [1, 1, 1, 2, 2, 2]
+
+
+def test_rows_weigh_and_what_is_heavier_than_the_bound_is_answered_where_nothing_waits() -> None:
+    model = InPieces()
+    found = answers(DynamicBatcher(max_waiting=10), model, [of(20), of(4)])
+    assert found[0]["y"].shape == (20, 2) and str(found[1]) == "20 rows wait or are worked on, and 4 more are too many at once: try again"
+    found = answers(DynamicBatcher(max_waiting=10), model, [of(4), of(5), of(2), of(1)])
+    assert [isinstance(one, Overloaded) for one in found] == [False, False, True, False]
+
+
+def test_work_stops_between_two_runs_where_the_client_left_and_its_room_is_free_again() -> None:
+    async def leave() -> tuple[list[int], Any]:
+        model, batching, left = Slow(), DynamicBatcher(max_waiting=20), asyncio.Event()
+
+        async def client_left() -> None:
+            await left.wait()
+
+        leaving = asyncio.create_task(batching.infer(model, of(200, value=1), client_left))
+        while len(model.runs) < 3:
+            await asyncio.sleep(0)
+        left.set()
+        with pytest.raises(ClientLeft):
+            await leaving
+        found = await batching.infer(model, of(20, value=2))
+        assert model.holders == 0
+        return model.runs, found["y"].shape
+
+    runs, shape = asyncio.run(leave())
+    assert runs.count(1) < 20 and runs.count(2) == 10 and shape == (20, 2)
+
+
+def test_the_outputs_of_a_long_request_are_in_memory_once() -> None:
+    class Wide(InPieces):
+        def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            return {"y": np.ones((len(inputs["x"]), 50_000), np.float32)}
+
+    tracemalloc.start()
+    found = asyncio.run(DynamicBatcher().infer(Wide(), of(40)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found["y"].nbytes == 8_000_000 and peak < 10_000_000

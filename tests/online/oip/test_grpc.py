@@ -1,9 +1,12 @@
 """The wire of gRPC by its bare messages: what the official client never sends."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import numpy as np
@@ -11,10 +14,12 @@ import pytest
 import tritonclient.grpc
 
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
+from recsys_batch.online.oip import grpc_server
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.grpc_server import Servicer, make_handlers
-from recsys_batch.online.oip.model_api import ModelUnknown, OipModel, Overloaded, TensorSpec
-from recsys_batch.online.oip.tensor_codec import DTYPES, tensor_from_bytes
+from recsys_batch.online.oip.model_api import DTYPES, InvalidRequest, ModelUnknown, OipModel, TensorSpec
+from recsys_batch.online.oip.tensor_codec import tensor_from_bytes
+from recsys_batch.online.serving.admission import Overloaded
 
 NO_SNAPSHOTS: Any = None
 
@@ -49,26 +54,37 @@ class OneModel:
         return True
 
 
+@asynccontextmanager
+async def serving(model: OipModel, max_waiting: int = 32) -> AsyncIterator[Any]:
+    """A server of its own, by its method ModelInfer."""
+    server = grpc.aio.server()
+    servicer = Servicer(OneModel(model), DynamicBatcher(), NO_SNAPSHOTS, max_waiting)
+    server.add_generic_rpc_handlers((make_handlers(servicer, None, None),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=lambda request: request if isinstance(request, bytes) else request.SerializeToString(),
+            response_deserializer=messages.ModelInferResponse.FromString,
+        )
+    await server.stop(None)
+
+
+async def outcome(call: Awaitable[Any]) -> Any:
+    """The answer, or (status, sentence)."""
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        return error.code(), error.details()
+
+
 def infer(request: Any, model: OipModel | None = None) -> Any:
     """The answer, or (status, sentence), over a real connection."""
 
     async def ask() -> Any:
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((make_handlers(Servicer(OneModel(model or Echo()), DynamicBatcher(), NO_SNAPSHOTS), None, None),))
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary(
-                "/inference.GRPCInferenceService/ModelInfer",
-                request_serializer=messages.ModelInferRequest.SerializeToString,
-                response_deserializer=messages.ModelInferResponse.FromString,
-            )
-            try:
-                return await call(request)
-            except grpc.aio.AioRpcError as error:
-                return error.code(), error.details()
-            finally:
-                await server.stop(None)
+        async with serving(model or Echo()) as model_infer:
+            return await outcome(model_infer(request))
 
     return asyncio.run(ask())
 
@@ -141,6 +157,93 @@ def test_what_nobody_foresaw_is_in_the_log_and_not_in_the_answer(caplog: pytest.
         code, details = infer(asked(typed("INT8")[0]), model)
     assert code is grpc.StatusCode.INTERNAL and "secret" not in details and "the server's log" in details
     assert "a secret of the inside" in caplog.text
+
+
+def test_bytes_that_are_no_message_are_an_invalid_argument() -> None:
+    assert infer(b"\xff") == (grpc.StatusCode.INVALID_ARGUMENT, "the message is no ModelInferRequest")
+
+
+def test_details_fit_the_headers_that_clients_take(caplog: pytest.LogCaptureFixture) -> None:
+    model = Echo()
+    model.error = InvalidRequest("\U0001f600" * 10**5)
+    code, details = infer(asked(typed("INT8")[0]), model)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT and details.endswith("...")
+    assert len(quote(details)) < 8 * 2**10
+
+
+class Endless(Echo):
+    """A request of pieces without end."""
+
+    def __init__(self) -> None:
+        self.pieces = 0
+
+    def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
+        return [inputs] * 10**6
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        self.pieces += 1
+        return {"INT8": inputs["INT8"][:0]}
+
+
+async def has_stopped(model: Endless) -> bool:
+    """Whether no piece is worked on in twenty turns of the loop, sooner or later."""
+    for _ in range(10_000):
+        before = model.pieces
+        for _ in range(20):
+            await asyncio.sleep(0)
+        if model.pieces == before:
+            return True
+    return False
+
+
+def test_work_ends_with_a_call_that_is_cancelled_and_with_its_deadline() -> None:
+    async def leave(deadline: float | None) -> Any:
+        model = Endless()
+        async with serving(model) as model_infer:
+            call = model_infer(asked(typed("INT8")[0]), timeout=deadline)
+            answer = asyncio.ensure_future(outcome(call))
+            while not model.pieces:
+                await asyncio.sleep(0)
+            if deadline is None:
+                call.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await answer
+            else:
+                assert (await answer)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+            return await has_stopped(model)
+
+    assert asyncio.run(leave(None)) and asyncio.run(leave(0.2))
+
+
+def refusals(request: Any, n_calls: int, n_taken: int, max_waiting: int) -> set[Any]:
+    """What so many calls at once end with, but for those that are worked on for ever."""
+
+    async def ask() -> set[Any]:
+        async with serving(Endless(), max_waiting) as model_infer:
+            calls = [model_infer(request) for _ in range(n_calls)]
+            answers = [asyncio.ensure_future(outcome(call)) for call in calls]
+            async with asyncio.timeout(20):
+                while sum(answer.done() for answer in answers) < n_calls - n_taken:
+                    await asyncio.sleep(0.001)
+            found = {answer.result() for answer in answers if answer.done()}
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*answers, return_exceptions=True)
+            return found
+
+    return asyncio.run(ask())
+
+
+def test_calls_past_the_bound_are_refused_with_a_sentence() -> None:
+    sentence = "3 requests wait or are worked on, and 1 more are too many at once: try again"
+    assert refusals(asked(typed("INT8")[0]), 500, 3, max_waiting=3) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)}
+
+
+def test_messages_have_room_for_so_many_bytes_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grpc_server, "MAX_BYTES_IN_FLIGHT", 3000)
+    request = asked({"name": "INT8", "datatype": "INT8", "shape": [1000]}, raw_input_contents=[bytes(1000)])
+    ((code, sentence),) = refusals(request, 5, 2, max_waiting=100)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED and "bytes of requests wait or are worked on" in sentence
 
 
 def test_our_messages_are_the_official_clients_on_the_wire_and_beside_them_in_a_process() -> None:

@@ -1,10 +1,12 @@
 """The official client against a real server, over HTTP and gRPC, and whatever else may come over the wire."""
 
 import asyncio
+import contextlib
 import gzip
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 import zlib
@@ -20,13 +22,16 @@ import tritonclient.http
 import tritonclient.http.aio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tritonclient.utils import InferenceServerException
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from recsys_batch.online.http.router import HttpError, Request, Response, Router, error_response
+from recsys_batch.online.oip.content_encoding import MAX_BYTES_IN_FLIGHT
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
+from recsys_batch.online.oip.infer_json import JSON_LENGTH_HEADER
 from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown
-from recsys_batch.online.oip.rest import JSON_LENGTH_HEADER, OipRoutes
+from recsys_batch.online.oip.rest import OipRoutes
 from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel
+from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.ranking.features import FeatureSpec
 
@@ -75,7 +80,7 @@ def expected(server: Any, tensors: dict[str, np.ndarray]) -> np.ndarray:
 def inputs(kind: Any, tensors: dict[str, np.ndarray], **options: Any) -> list[Any]:
     made = []
     for name, array in tensors.items():
-        datatype = {"f": "FP32", "O": "BYTES", "i": "INT64" if array.dtype.itemsize == 8 else "INT32"}[array.dtype.kind]
+        datatype = np_to_triton_dtype(array.dtype)
         one = kind.InferInput(name, list(array.shape), datatype)
         one.set_data_from_numpy(array, **options)
         made.append(one)
@@ -205,8 +210,8 @@ def test_a_killed_grpc_process_is_replaced(server: Any, wait_for: Any) -> None:
 class OneModel:
     """The ranker and recommend of a snapshot that stays."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._models = {model.name: model for model in (RankerModel(snapshot), RecommendModel(snapshot, 50))}
+    def __init__(self, snapshot: Snapshot, recommend: RecommendModel | None = None) -> None:
+        self._models = {model.name: model for model in (RankerModel(snapshot), recommend or RecommendModel(snapshot, 50))}
 
     def get(self, name: str, version: str | None) -> Any:
         if name not in self._models:
@@ -221,8 +226,9 @@ class OneModel:
 
 
 def answer(method: str, path: str, headers: Any, body: bytes, snapshot: Snapshot) -> Response:
+    routes = OipRoutes(OneModel(snapshot), DynamicBatcher(), Admission(MAX_BYTES_IN_FLIGHT))
     try:
-        route, parameters = Router(OipRoutes(OneModel(snapshot), DynamicBatcher()).routes()).find(method, path)
+        route, parameters = Router(routes.routes()).find(method, path)
         return asyncio.run(route.handler(Request(method, path, headers, body, 0.0, parameters)))  # type: ignore[arg-type]
     except HttpError as error:
         return error_response(error.status, str(error), error.headers)
@@ -270,6 +276,132 @@ def test_no_request_makes_the_protocol_fail(
     assert response.status in (200, 400, 404, 415)
     if response.status != 200:
         assert json.loads(response.body)["error"]
+
+
+def ask(snapshot: Snapshot, model: str, inputs: list[Any], **more: Any) -> tuple[int, Any]:
+    """(status, answer) of a request in JSON; NaN and Infinity go bare, as the official client sends them."""
+    response = answer("POST", f"/v2/models/{model}/infer", {}, json.dumps({"inputs": inputs, **more}).encode(), snapshot)
+    return response.status, json.loads(response.body)
+
+
+def json_tensors(tensors: dict[str, np.ndarray]) -> list[Any]:
+    return [{"name": name, "datatype": "FP32", "shape": list(array.shape), "data": array.tolist()} for name, array in tensors.items()]
+
+
+def test_what_is_no_finite_number_stands_bare_in_json_and_is_never_a_plausible_score(snapshot: Snapshot) -> None:
+    tensors = pairs()
+    tensors["features"][0, 0, 0], tensors["features"][1, 0, 0] = np.nan, np.inf
+    status, told = ask(snapshot, "ranker", json_tensors(tensors))
+    assert status == 200
+    scores = np.array(told["outputs"][0]["data"], np.float32).reshape(told["outputs"][0]["shape"])
+    np.testing.assert_array_equal(scores, RankerModel(snapshot).infer(tensors)["score"])
+    assert np.isnan(scores[0, 0]) and np.isfinite(scores[:, 1:]).all()
+    everybody = [{"name": "user_id", "datatype": "INT64", "shape": [1], "data": [10**12]}]
+    k = {"name": "k", "datatype": "INT32", "shape": [1], "data": [50]}
+    status, told = ask(snapshot, "recommend", [*everybody, k])
+    padded = [item == "" for item in told["outputs"][0]["data"]]
+    assert [score == -np.inf for score in told["outputs"][1]["data"]] == padded
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        pytest.param({"id": 7}, "id is 7: expected text", id="a number as id"),
+        pytest.param({"id": {"a": "b" * 10**6}}, "id is {'a': 'b", id="an object as id"),
+        pytest.param({"inputs": [{"name": "n" * 10**6, "datatype": "INT64", "shape": [1], "data": [1]}]}, "no input 'nnn", id="input"),
+        pytest.param({"inputs": [{"name": "n" * 10**6, "datatype": 1}]}, "the datatype of nnn", id="input without datatype"),
+        pytest.param({"inputs": [{"name": "k", "datatype": "t" * 10**6, "shape": [1]}]}, "input k is ttt", id="datatype"),
+        pytest.param({"inputs": [{"name": "k", "datatype": "INT32", "shape": [1] * 10**5}]}, "input k is INT32 [1, 1", id="shape"),
+        pytest.param({"inputs": [{"name": "k", "datatype": "INT32", "shape": [1], "data": ["d" * 10**6]}]}, "holds 'ddd", id="value"),
+        pytest.param({"inputs": [{"name": "k", "datatype": "INT32", "shape": [1], "data": "d" * 10**6}]}, "k is 'ddd", id="values"),
+        pytest.param({"inputs": [], "outputs": [{"name": "n" * 10**6}]}, "has no output 'nnn", id="output"),
+        pytest.param({"parameters": "p" * 10**6}, "parameters are 'ppp", id="parameters"),
+    ],
+)
+def test_what_is_refused_is_told_by_its_beginning(snapshot: Snapshot, body: Any, words: str) -> None:
+    user = {"name": "user_id", "datatype": "INT64", "shape": [1], "data": [5]}
+    status, told = ask(snapshot, "recommend", [user, *body.pop("inputs", [])], **body)
+    assert status == 400 and words in told["error"] and len(told["error"]) < 300, told["error"][:300]
+
+
+def test_a_model_that_is_not_there_is_told_by_its_beginning_over_both_wires(server: Any) -> None:
+    status, told, _ = server.call("GET", f"/v2/models/{'m' * 30_000}")
+    assert status == 404 and len(told["error"]) < 300
+    client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+    for name in ("m" * 10**6, "\U0001f600" * 10**5):
+        with pytest.raises(InferenceServerException, match="there is no model") as caught:
+            client.infer(name, inputs(tritonclient.grpc, pairs()))
+        assert caught.value.status() == "StatusCode.NOT_FOUND" and len(caught.value.message()) < 300
+    client.close()
+
+
+def test_more_json_than_is_decoded_at_once_is_refused_and_says_what_to_send(snapshot: Snapshot) -> None:
+    users = {"name": "user_id", "datatype": "INT64", "shape": [10**6], "data": [1234] * 10**6}
+    status, told = ask(snapshot, "recommend", [users])
+    assert status == 413 and "at most 4194304 are taken: send fewer rows, or, by /v2, tensors as bytes" in told["error"]
+
+
+def test_too_many_users_are_refused_by_their_number_before_they_are_looked_at(snapshot: Snapshot) -> None:
+    status, told = ask(snapshot, "recommend", [{"name": "user_id", "datatype": "INT64", "shape": [1001], "data": None}])
+    assert status == 400 and told["error"] == "input user_id has 1001 rows: at most 1000 are answered at once"
+
+
+def test_what_numpy_makes_of_lists_of_numbers_is_taken_over_both_wires_and_in_both_forms(server: Any) -> None:
+    tensors = {name: np.round(array, 3) for name, array in pairs().items()}
+    wanted = expected(server, tensors)
+    users = {"user_id": np.array([5, 6], np.int32), "k": np.array([[4]])}
+    ranked = [[item["item_id"] for item in server.rank(user, k=4)["items"]] for user in (5, 6)]
+    for kind, url, forms in ((tritonclient.http, server.url, (True, False)), (tritonclient.grpc, server.grpc_url, (None,))):
+        client = kind.InferenceServerClient(url)
+        for binary in forms:
+            options = {} if binary is None else {"binary_data": binary}
+            doubles = inputs(kind, {name: array.astype(np.float64) for name, array in tensors.items()}, **options)
+            np.testing.assert_allclose(client.infer("ranker", doubles).as_numpy("score"), wanted, atol=1e-5)
+            result = client.infer("recommend", inputs(kind, users, **options))
+            assert [[int(one) for one in row] for row in result.as_numpy("item_id")] == ranked
+        client.close()
+
+
+def test_a_snapshot_stays_open_while_a_request_for_it_is_decoded_in_the_thread(snapshot: Snapshot) -> None:
+    holders = []
+
+    @contextlib.contextmanager
+    def lease() -> Iterator[None]:
+        holders.append(1)
+        yield
+        holders.pop()
+
+    async def ask() -> None:
+        models = OneModel(snapshot, RecommendModel(snapshot, 50, lease))
+        routes = OipRoutes(models, DynamicBatcher(), Admission(MAX_BYTES_IN_FLIGHT))
+        body = json.dumps({"inputs": [{"name": "user_id", "datatype": "INT64", "shape": [1], "data": [5]}]}) + 100_000 * " "
+        request = Request("POST", "/v2/models/recommend/infer", {}, body.encode(), 0.0, {"name": "recommend"})
+        answering = asyncio.create_task(routes.infer(request))
+        await asyncio.sleep(0)
+        assert holders and not answering.done()
+        assert (await answering).status == 200 and not holders
+
+    asyncio.run(ask())
+
+
+def test_a_long_request_ends_with_its_client(server: Any, wait_for: Any) -> None:
+    users = {"name": "user_id", "datatype": "INT64", "shape": [1000], "data": [5] * 1000}
+    body = json.dumps({"inputs": [users]}).encode()
+    connections = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(4)]
+    for connection in connections:
+        connection.sendall(b"POST /v2/models/recommend/infer HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        connection.close()
+    wait_for(lambda: b'recsys_http_requests_total{route="/v2/models/{name}/infer",status="499"} ' in server.call("GET", "/metrics")[1])
+
+
+def test_calls_over_grpc_are_counted_by_method_and_code(server: Any, wait_for: Any) -> None:
+    client = tritonclient.grpc.InferenceServerClient(server.grpc_url)
+    client.infer("ranker", inputs(tritonclient.grpc, pairs()))
+    with pytest.raises(InferenceServerException, match="no model"):
+        client.get_model_metadata("x")
+    client.close()
+    for line in (b'{code="OK",method="ModelInfer"}', b'{code="NOT_FOUND",method="ModelMetadata"}'):
+        wait_for(lambda line=line: b"recsys_grpc_requests_total" + line in server.call("GET", "/metrics")[1])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.model_api import InvalidRequest
+from recsys_batch.online.oip.model_api import InvalidRequest, validate_inputs
 from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel, SnapshotModels
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
@@ -65,7 +65,7 @@ def test_users_asked_for_together_get_what_each_gets_alone(snapshot: Snapshot) -
         np.testing.assert_array_equal(together["item_id"][row], alone["item_id"][0])
         np.testing.assert_allclose(together["score"][row], alone["score"][0], atol=1e-6)
     with pytest.raises(InvalidRequest, match="at most 1000"):
-        asyncio.run(DynamicBatcher().infer(model, {"user_id": np.arange(1001)}))
+        validate_inputs(model, {"user_id": ("INT64", [1001])})
 
 
 def test_rows_that_the_ranker_scored_together_have_the_scores_that_each_has_alone(snapshot: Snapshot) -> None:

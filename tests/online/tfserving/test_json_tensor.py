@@ -7,18 +7,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from recsys_batch.online.oip.model_api import InvalidRequest
-from recsys_batch.online.tfserving.json_tensor import tensor_from_json, tensor_to_json, to_bare_json
+from recsys_batch.online.tfserving.json_tensor import rows_to_json, tensor_from_json
 
 
 @given(arrays.arrays(np.float32, arrays.array_shapes(max_dims=3, max_side=4), elements=st.floats(width=32)))
 def test_floats_read_back_bit_by_bit_whatever_they_are(array: np.ndarray) -> None:
-    written = to_bare_json(tensor_to_json(array))
-    np.testing.assert_array_equal(tensor_from_json("x", "FP32", json.loads(written)), array)
+    written = [json.loads(row) for row in rows_to_json(array)]
+    np.testing.assert_array_equal(tensor_from_json("x", "FP32", written), array)
 
 
 def test_floats_have_few_digits_and_always_say_that_they_are_no_whole_numbers() -> None:
     array = np.array([[0.1, 1.0, -0.0], [1e-7, np.inf, np.nan]], np.float32)
-    assert to_bare_json(tensor_to_json(array)) == b"[[0.1,1.0,-0.0],[1e-07,Infinity,NaN]]"
+    assert rows_to_json(array) == [b"[0.1,1.0,-0.0]", b"[1e-07,Infinity,NaN]"]
+    assert rows_to_json(array[0]) == [b"0.1", b"1.0", b"-0.0"] and rows_to_json(np.array([b"a"], dtype=object)) == [b'"a"']
 
 
 def test_text_may_come_as_base64_in_an_object_with_that_one_key() -> None:

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from recsys_batch.online.http.router import Request
+from recsys_batch.online.http.router import HttpError, Request
+from recsys_batch.online.oip.content_encoding import MAX_BYTES_IN_FLIGHT
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.model_api import ModelUnknown
 from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel
+from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.tfserving.predict_api import TfServingRoutes
 from recsys_batch.ranking.features import FeatureSpec
@@ -46,9 +48,12 @@ class OneSnapshot:
 
 def ask(snapshot: Snapshot, path: str, body: Any = None, method: str = "", headers: Any = None) -> tuple[int, Any]:
     raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    routes = TfServingRoutes(OneSnapshot(snapshot), DynamicBatcher())
+    routes = TfServingRoutes(OneSnapshot(snapshot), DynamicBatcher(), Admission(MAX_BYTES_IN_FLIGHT))
     request = Request(method or ("GET" if body is None else "POST"), path, headers or {}, raw, 0.0)
-    response = asyncio.run(routes.answer(request))
+    try:
+        response = asyncio.run(routes.answer(request))
+    except HttpError as error:
+        return error.status, {"error": str(error)}
     return response.status, json.loads(response.body)
 
 
@@ -82,6 +87,25 @@ def test_recommend_answers_several_outputs_by_name_in_both_forms(snapshot: Snaps
     np.testing.assert_array_equal(np.array([row["score"] for row in by_row["predictions"]], np.float32), wanted["score"])
     status, by_column = ask(snapshot, RECOMMEND, {"inputs": {"user_id": [5, 6], "k": [3]}})
     assert status == 200 and by_column["outputs"]["item_id"] == ids
+
+
+def test_a_column_of_users_is_their_list(snapshot: Snapshot) -> None:
+    assert ask(snapshot, RECOMMEND, {"instances": [[5], [6]]}) == ask(snapshot, RECOMMEND, {"instances": [5, 6]})
+    assert ask(snapshot, RECOMMEND, {"inputs": {"user_id": [[5], [6]], "k": [[3]]}})[0] == 200
+
+
+def test_what_is_refused_is_told_by_its_beginning(snapshot: Snapshot) -> None:
+    long = "x" * 10**6
+    for body in (
+        {"instances": long},
+        {"instances": [long]},
+        {"instances": [{long: 1}]},
+        {"instances": [5], "signature_name": long},
+        [long],
+    ):
+        status, told = ask(snapshot, RECOMMEND, body)
+        assert status == 400 and "xxx" in told["error"] and len(told["error"]) < 300
+    assert ask(snapshot, RECOMMEND, {"instances": [1234] * 10**6})[0] == 413
 
 
 def test_values_without_names_are_for_the_one_input_that_is_required(snapshot: Snapshot) -> None:
