@@ -108,7 +108,7 @@ class _IngestRun:
 
     def __init__(self, spark: SparkSession, config: Config, request: IngestRequest, opened: OpenedSources) -> None:
         self._spark, self._config, self._request = spark, config, request
-        self._sources, self._exposures = opened.by_kind, opened.exposures
+        self._sources, self._exposures, self._log_notes = opened.by_kind, opened.exposures, opened.notes
         self._tables = WarehouseTables(spark, config)
         self._ids = IdTypes(self._id_type("user_id", ("interactions", "users")), self._id_type("item_id", ("interactions", "items")))
         self._now, self._tombstones = dt.datetime.now(dt.UTC), read_tombstones(config.paths.warehouse)
@@ -129,7 +129,7 @@ class _IngestRun:
             self._record_verdicts("interactions", self._validate_interactions())
         if self._exposures is not None:
             self._record_verdicts("exposures", self._validate_exposures(self._exposures))
-        self._summary.notes += notes.describe_sources(self._sources, self._ids)
+        self._summary.notes += [*self._log_notes, *notes.describe_sources(self._sources, self._ids)]
         self._write_items()
         if self._summary.kinds.get("users", KindSummary()).accepted:
             self._upsert("users", self._usable_rows("users"))
@@ -156,8 +156,7 @@ class _IngestRun:
             needed = {source.survey.id_type(name) for source in self._sources.get(kind, ())} - {None}
             if needed:
                 return "STRING" if "STRING" in needed else "BIGINT"
-        logged = None if self._exposures is None else dict(self._exposures.dtypes)[name]
-        return "STRING" if logged == "string" else "BIGINT"
+        return "BIGINT" if self._exposures is None else exposure_source.choose_id_type(self._exposures, name)
 
     def _read_snapshot(self, name: str) -> DataFrame | None:
         """Read a table at the version of this run's first read, so that derived rows stay the same while the run writes."""

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from recsys_batch.online.exposure_log.log_rows import Exposure
+from recsys_batch.online.exposure_log.log_writer import open_log
+from recsys_batch.online.exposure_log.rotating_parquet import RotationPolicy
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES
 from recsys_batch.erasure import exposure_files
 from recsys_batch.erasure.erased_users import ErasedUsers
 from recsys_batch.erasure.exposure_files import erase_from_log_files, find_in_log_files, list_drafts
-from recsys_batch.online.exposure_log.log_rows import Exposure
-from recsys_batch.online.exposure_log.log_writer import open_log
-from recsys_batch.online.exposure_log.rotating_parquet import RotationPolicy
 from recsys_batch.schemas import IdTypes
 
 IDS, USERS = IdTypes("STRING", "STRING"), ErasedUsers(frozenset(["erase-me"]))
