@@ -38,6 +38,8 @@ def read_frames(content: bytes) -> tuple[list[bytes], int]:
     """
     if not content.startswith(MAGIC[: len(content)]):
         raise ValueError(f"it is no segment of a log: it begins with {content[: len(MAGIC)]!r}, expected {MAGIC!r}")
+    if len(content) < len(MAGIC):
+        return [], len(content)
     view, at, arrays = memoryview(content), len(MAGIC), list[bytes]()
     while at + _OVERHEAD <= len(content):
         n_stored, n_bytes, _ = _HEAD.unpack_from(content, at)
@@ -47,7 +49,7 @@ def read_frames(content: bytes) -> tuple[list[bytes], int]:
             break
         arrays.append(_CODEC.decompress(stored, n_bytes, asbytes=True))
         at += _OVERHEAD + n_stored
-    return arrays, max(len(content) - at, 0)
+    return arrays, len(content) - at
 
 
 def split_rows(array: bytes) -> list[msgspec.Raw]:

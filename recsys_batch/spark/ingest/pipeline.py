@@ -23,7 +23,7 @@ from recsys_batch.spark.ingest import exposure_source, notes, validation
 from recsys_batch.spark.ingest.holdout import HELD_OUT, choose_split, mark_holdout
 from recsys_batch.spark.ingest.merge import add_first_seen, derive_items, events_in_span, merge_with_table, select_new_rejections
 from recsys_batch.spark.ingest.opened_source import OpenedSource
-from recsys_batch.spark.ingest.rejections import check_rejected_share, spell_rejected
+from recsys_batch.spark.ingest.rejections import HARMLESS, HARMLESS_IN_LOGS, check_rejected_share, spell_rejected
 from recsys_batch.spark.ingest.source_files import translate_spark_errors
 from recsys_batch.spark.ingest.sources import IngestRequest, OpenedSources, open_sources
 from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
@@ -222,7 +222,8 @@ class _IngestRun:
         with translate_spark_errors(self._spark, sources[0].path if sources else str(self._request.sources[0])):
             examples = self._summary.count_rows(kind, self._validated[kind])
         if sources:
-            check_rejected_share(kind, self._summary.kinds[kind], examples, sources, self._request.max_rejected_share)
+            harmless = HARMLESS_IN_LOGS if self._request.format.kind == "exposures" else HARMLESS
+            check_rejected_share(kind, self._summary.kinds[kind], examples, sources, self._request.max_rejected_share, harmless)
 
     def _usable_rows(self, kind: str, *reasons: str) -> DataFrame:
         """Select the usable rows of a kind, and rows whose reason is among ``reasons``."""

@@ -34,7 +34,7 @@ class Server:
     def __init__(self, snapshots: Path, folder: Path, *, max_waiting: int = 8, admin: str | None = "admins", log: bool = True) -> None:
         self.live = SnapshotManager(snapshots, lambda _: pytest.fail("no remote store"), folder / "lock")
         admission = Admission(max_waiting)
-        self.recorder = ExposureRecorder(folder / "exposures" if log else None, folder / "stats.json", max_mb=1)
+        self.recorder = ExposureRecorder(folder / "exposures" if log else None, max_mb=1)
         service = RankingService(self.live, FreshnessPolicy(1e9, None), admission, self.recorder)
         self.routes = Endpoints(service, Bounds(), snapshots, folder).routes()
         self.app = App(Router(self.routes), admission, max_body_bytes=1_000, admin_token=admin, client_token="clients")
@@ -118,8 +118,7 @@ async def _observe(make_server: Callable[..., Server], monkeypatch: pytest.Monke
     )
     await good.live.poll()
     await mute.live.poll()
-    assert good.live.current is not None
-    good.recorder.open(good.live.current.snapshot.manifest.facts.ids)
+    good.recorder.open()
     replace_switches(no_switch)
     for key, (path, body) in CALLS.items():
         await call(good, key, path, body, ADMIN)
