@@ -13,6 +13,7 @@ from recsys_batch.dataset.log_rows import decode_rows
 from recsys_batch.dataset.log_segments import SUFFIX, pack_segment, read_frames, split_rows
 from recsys_batch.erasure.data_files import find_rows, replace_in_place
 from recsys_batch.erasure.erased_users import ErasedUsers
+from recsys_batch.errors import UsageError
 from recsys_batch.storage.atomic import replace_file
 from recsys_batch.storage.file_lock import acquire_flock
 
@@ -112,7 +113,7 @@ def _erase_from_file(folder: Path, name: str, users: ErasedUsers) -> None:
 
 def _count_in_segment(path: Path, users: ErasedUsers) -> int:
     try:
-        arrays, _ = read_frames(path.read_bytes())
+        arrays, _ = _read_segment(path, path.read_bytes())
     except FileNotFoundError:
         return 0
     return sum(_is_users(bytes(raw), path, users) for array in arrays for raw in split_rows(array))
@@ -123,12 +124,19 @@ def _erase_from_segment(path: Path, users: ErasedUsers) -> None:
     with path.open("rb") as file:
         if not acquire_flock(file.fileno()):  # until this is done, so that no server begins a file of that name
             return
-        arrays, n_torn = read_frames(file.read())
+        arrays, n_torn = _read_segment(path, file.read())
         frames = [[bytes(raw) for raw in split_rows(array)] for array in arrays]
         kept = [[row for row in rows if not _is_users(row, path, users)] for rows in frames]
         if kept == frames and not n_torn:
             return
         replace_file(path, pack_segment(kept)) if any(kept) else path.unlink()
+
+
+def _read_segment(path: Path, content: bytes) -> tuple[list[bytes], int]:
+    try:
+        return read_frames(content)
+    except ValueError as error:
+        raise UsageError(f"{path} cannot be read: {error}. Look at what it is, and move it out of the log's folder") from None
 
 
 def _is_users(row: bytes, path: Path, users: ErasedUsers) -> bool:

@@ -15,6 +15,7 @@ from recsys_batch.dataset.log_segments import read_frames
 from recsys_batch.erasure import exposure_files
 from recsys_batch.erasure.erased_users import ErasedUsers
 from recsys_batch.erasure.exposure_files import erase_from_log_files, find_in_log_files
+from recsys_batch.errors import UsageError
 from recsys_batch.online.exposure_log.segment_writer import SegmentWriter
 
 USERS, NOON = ErasedUsers(frozenset(["erase-me", "7"])), dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
@@ -99,6 +100,12 @@ def test_a_torn_end_goes_as_nobody_can_say_whose_it_is(tmp_path: Path) -> None:
     file.write_bytes(whole[:-1])
     assert erase_from_log_files(tmp_path, USERS) == 0
     assert read_frames(file.read_bytes())[1] == 0 and requests_in(tmp_path) == ["a"]
+
+
+def test_a_file_that_is_no_segment_ends_the_erasure_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "exposures-1.segment").write_bytes(b"PAR1 erase-me")
+    with pytest.raises(UsageError, match=r"exposures-1.segment cannot be read: it is no segment .* move it out of the log's folder"):
+        find_in_log_files(tmp_path, USERS)
 
 
 def test_what_a_dead_writer_of_an_older_release_left_is_removed_once_it_is_old_enough_to_be_its(tmp_path: Path) -> None:

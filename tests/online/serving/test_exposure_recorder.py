@@ -1,10 +1,13 @@
 """What a server shows ends up in files that ingest reads, and so does what users did."""
 
+import asyncio
+import json
 import os
 import re
 import signal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -12,6 +15,10 @@ from recsys_batch.dataset.exposure_schema import FEEDBACK, exposure_schema, feed
 from recsys_batch.dataset.log_columns import encode_exposures, encode_feedback
 from recsys_batch.dataset.log_rows import decode_rows
 from recsys_batch.dataset.log_segments import read_frames
+from recsys_batch.online.api.messages import Bounds
+from recsys_batch.online.http.endpoints import Endpoints
+from recsys_batch.online.http.router import HttpError
+from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
 from recsys_batch.schemas import IdTypes
 
 NUMBERS = IdTypes("BIGINT", "BIGINT")
@@ -118,6 +125,30 @@ def test_swapped_places_are_logged_with_their_propensity(make: Any, serve: Any, 
         shown = logged[answer["request_id"]]["items"]
         assert "explored" not in answer
         assert all(item["propensity"] is None and item["ranker_position"] is None for item in shown)
+
+
+def test_an_answer_of_which_no_row_can_be_made_is_counted_and_raises_nothing(tmp_path: Path) -> None:
+    recorder, nothing = ExposureRecorder(tmp_path, max_mb=1), cast("Any", None)
+    recorder.open()
+    recorder.record(nothing, nothing, nothing)
+    recorder.close()
+    stats = recorder.stats()["exposures"]
+    assert (stats.recorded, stats.invalid, stats.written) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(("n_taken", "status"), [(2, 202), (1, 202), (0, 400)], ids=["all", "some", "none"])
+def test_feedback_says_how_many_events_were_taken_and_why_not_all(n_taken: int, status: int) -> None:
+    recorder = SimpleNamespace(is_enabled=True, record_feedback=lambda _: n_taken)
+    endpoints = Endpoints(cast("Any", SimpleNamespace(exposures=recorder)), Bounds(), Path(), Path())
+    body = {"events": [{"user_id": 1, "item_id": item, "event_type": "click"} for item in (1, 2)]}
+    request = cast("Any", SimpleNamespace(body=json.dumps(body).encode()))
+    if status == 400:
+        with pytest.raises(HttpError, match="none of 2 events was taken: their values cannot be written to a log"):
+            asyncio.run(endpoints.feedback(request))
+        return
+    answer = asyncio.run(endpoints.feedback(request))
+    why = {} if n_taken == 2 else {"refused": 1, "why": "their values cannot be written to a log"}
+    assert (answer.status, json.loads(answer.body)) == (202, {"taken": n_taken} | why)
 
 
 def test_guests_are_logged_as_they_were_named_and_so_is_what_they_did(logging_server: Any, tmp_path: Path, wait_for: Any) -> None:
