@@ -209,3 +209,26 @@ def test_rows_add_up_and_are_in_files_though_the_worker_is_killed(logging_server
     assert found["exposures", "recorded"] == sum(found["exposures", outcome] for outcome in outcomes)
     logged = [row["request_id"] for row in rows(tmp_path / "shown", "exposures")]
     assert logged[:20] == [str(number) for number in range(20)] and set(logged[20:]) == {"after"}
+
+
+BIG = 2**70
+BIG_NUMBERS: dict[str, dict[str, Any]] = {
+    "user_id": {"user_id": BIG},
+    "session": {"user_id": 5, "context": {"session_item_ids": [-BIG, 3]}},
+    "context": {"user_id": 5, "context": {"n": {"m": BIG}}},
+}
+
+
+def test_numbers_beyond_64_bits_fail_no_answer_and_what_was_taken_is_logged(logging_server: Any, tmp_path: Path, wait_for: Any) -> None:
+    bodies = [{**body, "k": 2} for body in BIG_NUMBERS.values()]
+    ranked = [logging_server.call("POST", "/v1/rank", body)[0] for body in bodies]
+    event = {"user_id": BIG, "item_id": -BIG, "event_type": "click"}
+    told = logging_server.call("POST", "/v1/feedback", {"events": [event]})[0]
+    assert {*ranked} <= {200, 400} and told in (202, 400)  # strangers, or refused with a sentence
+    expected = {"exposures": ranked.count(200), "feedback": int(told == 202)}
+
+    def as_expected() -> bool:
+        found = log_metrics(logging_server)
+        return {log: found[log, "written"] for log in expected} == expected and not any(found[log, "invalid"] for log in expected)
+
+    assert wait_for(as_expected)
