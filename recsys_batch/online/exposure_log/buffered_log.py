@@ -75,7 +75,7 @@ class BufferedLog:
         if not self._feedback.has_room(len(events)):
             self._feedback.count_full(len(events))
             return None
-        return sum(map(self._feedback.record, events))
+        return sum(map(self._feedback.take, events))
 
     def stats(self) -> dict[str, LogStats]:
         """Count the rows of each kind up to now."""
@@ -96,7 +96,7 @@ class BufferedLog:
 
 
 class RowLog:
-    """A queue of one kind of rows and the files that they go to: ``record`` is for one thread, ``flush`` and ``close`` for one other."""
+    """A queue of one kind of rows and the files that they go to: ``record`` and ``take`` are for one thread, ``flush`` and ``close`` for one other."""
 
     def __init__(self, files: SegmentWriter, queue_rows: int = QUEUE_ROWS) -> None:
         self._files, self._queue_rows = files, queue_rows
@@ -119,10 +119,14 @@ class RowLog:
         self._invalid += 1
 
     def record(self, row: Exposure | FeedbackEvent) -> bool:
-        """Encode and queue a row; whether it was taken. A row that cannot be is counted, whatever the reason."""
+        """Take a row if there is room for one; whether it was taken."""
         if len(self._queue) >= self._queue_rows:
             self._full += 1
             return False
+        return self.take(row)
+
+    def take(self, row: Exposure | FeedbackEvent) -> bool:
+        """Encode and queue a row; whether it was taken. A row that cannot be encoded is counted, whatever the reason."""
         try:
             self._queue.append(encode_row(row))
         except Exception as error:  # the answer was made: nothing in it may fail for the log's sake

@@ -101,6 +101,12 @@ def test_while_the_disk_does_not_answer_rows_past_the_bound_are_refused_at_once_
     assert all(map(adds_up, log.stats().values())) and log.stats()[FEEDBACK].written == 1
 
 
+def test_more_events_than_may_wait_are_taken_together_by_an_empty_log(log: BufferedLog, tmp_path: Path) -> None:
+    assert log.log_feedback([click(number) for number in range(150)]) == 150
+    assert log.close(20)
+    assert len(rows_in(tmp_path / "log", FEEDBACK)) == log.stats()[FEEDBACK].written == 150
+
+
 def test_events_are_taken_together_or_not_at_all(log: BufferedLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RowLog, "flush", lambda _: None)
     assert log.log_feedback([click(number) for number in range(60)]) == 60
