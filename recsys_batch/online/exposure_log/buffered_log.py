@@ -96,7 +96,7 @@ class BufferedLog:
 
 
 class RowLog:
-    """A queue of one kind of rows and the files that they go to: ``record`` and ``take`` are for one thread, ``flush`` and ``close`` for one other."""
+    """A queue of one kind of rows and the files that they go to. ``flush`` and ``close`` are for one thread, the rest for one other."""
 
     def __init__(self, files: SegmentWriter, queue_rows: int = QUEUE_ROWS) -> None:
         self._files, self._queue_rows = files, queue_rows
