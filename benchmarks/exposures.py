@@ -1,5 +1,6 @@
-"""Measure what the exposure log costs the event loop that records into it: nanoseconds per record, rows that its process writes per second
-and per second of CPU, and how late a ticker of 1 ms comes with and without it, on an idle machine and on one whose cores are all taken.
+"""Measure what the exposure log costs the event loop that records into it: nanoseconds per record, rows that its thread writes per second
+and per second of CPU, bytes of a row, and how late a ticker of 1 ms comes with and without it, on an idle machine and on one whose cores
+are all taken.
 
     python benchmarks/exposures.py [--seconds 10] [--repeats 3]
 """
@@ -8,7 +9,6 @@ import argparse
 import asyncio
 import datetime as dt
 import multiprocessing
-import resource
 import statistics
 import sys
 import tempfile
@@ -18,9 +18,8 @@ from typing import Any
 
 from measuring import report
 
-from recsys_batch.online.exposure_log.log_rows import Exposure
-from recsys_batch.online.exposure_log.writer_process import LogWriterClient
-from recsys_batch.schemas import IdTypes
+from recsys_batch.dataset.log_rows import Exposure
+from recsys_batch.online.exposure_log.buffered_log import BufferedLog
 
 _TICK_SECONDS = 0.001
 _PER_SECOND, _ITEMS = 1_000, 10
@@ -48,50 +47,44 @@ def exposure(number: int) -> Exposure:
     )
 
 
-def open_log(folder: str) -> LogWriterClient:
-    return LogWriterClient(Path(folder), Path(folder) / "stats.json", IdTypes("BIGINT", "STRING"), max_mb=2_048, queue_rows=1_000_000)
+def open_log(folder: str) -> BufferedLog:
+    return BufferedLog(Path(folder), max_mb=2_048, queue_rows=1_000_000)
 
 
-def close_log(log: LogWriterClient, n_rows: int) -> None:
+def close_log(log: BufferedLog, n_rows: int) -> None:
     """Have all rows written; a benchmark that lost some measured nothing."""
-    closed, counts = log.close(120), log.counts()["exposures"]
-    if not closed or counts["written"] != n_rows:
-        raise SystemExit(f"{counts['written']} of {n_rows} rows were written: {counts}")
-
-
-def children_cpu_seconds() -> float:
-    """CPU time of the child processes that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    closed, stats = log.close(120), log.stats()["exposures"]
+    if not closed or stats.written != n_rows:
+        raise SystemExit(f"{stats.written} of {n_rows} rows were written: {stats}")
 
 
 def record_cost(n_rows: int) -> dict[str, float]:
-    """Measure nanoseconds that a record takes on the caller's thread, and the rows per second, from the first record to whole files, and
-    per second of the writer process's CPU; both without the time of a process that writes nothing.
+    """Measure nanoseconds that a record takes on the caller's thread, the rows per second, from the first record to whole files, and per
+    second of CPU of the thread that writes, which is what the process used beyond the recording itself.
     """
     rows = [exposure(number) for number in range(n_rows)]
-    figures = {}
-    for n in (0, n_rows):
-        with tempfile.TemporaryDirectory() as folder:
-            cpu_before, opened = children_cpu_seconds(), time.perf_counter()
-            log = open_log(folder)
-            recording = 0.0
-            for first in range(0, n, 100):
-                begun = time.perf_counter()
-                for row in rows[first : first + 100]:
-                    log.log_exposure(row)
-                recording += time.perf_counter() - begun
-            close_log(log, n)
-            figures[n] = (time.perf_counter() - opened, children_cpu_seconds() - cpu_before, recording)
-    (empty_wall, empty_cpu, _), (wall, cpu, recording) = figures[0], figures[n_rows]
+    with tempfile.TemporaryDirectory() as folder:
+        cpu_before, opened = time.process_time(), time.perf_counter()
+        log = open_log(folder)
+        recording = recording_cpu = 0.0
+        for first in range(0, n_rows, 100):
+            begun, cpu_begun = time.perf_counter(), time.thread_time()
+            for row in rows[first : first + 100]:
+                log.log_exposure(row)
+            recording += time.perf_counter() - begun
+            recording_cpu += time.thread_time() - cpu_begun
+        close_log(log, n_rows)
+        wall, cpu = time.perf_counter() - opened, time.process_time() - cpu_before - recording_cpu
+        n_bytes = sum(path.stat().st_size for path in Path(folder).iterdir())
     return {
         "ns_per_record": round(recording / n_rows * 1e9),
-        "rows_per_s": round(n_rows / (wall - empty_wall)),
-        "rows_per_cpu_s": round(n_rows / (cpu - empty_cpu)),
+        "rows_per_s": round(n_rows / wall),
+        "rows_per_cpu_s": round(n_rows / cpu),
+        "bytes_per_row": round(n_bytes / n_rows),
     }
 
 
-async def lateness(log: LogWriterClient | None, seconds: float) -> list[float]:
+async def lateness(log: BufferedLog | None, seconds: float) -> list[float]:
     """Milliseconds by which each tick came after its time; one record a tick, made in either case, logged where there is a log."""
     late, due, end, number = [], time.perf_counter(), time.perf_counter() + seconds, 0
     while due < end:

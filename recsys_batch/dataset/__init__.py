@@ -7,5 +7,8 @@ histories         each user's newest positive items
 future_split      limits of splits that hold out the future
 popularity        users per item and segment, and the popular lists that follow
 exposure_schema   columns of the files that the online side logs and ingest reads
+log_rows          rows of the online side's log, and their MessagePack
+log_columns       the same rows as Arrow columns
+log_segments      the files of that log: frames of rows, compressed and checksummed
 synthetic         made-up users, items and interactions of any size
 """

@@ -62,6 +62,10 @@ class ErasedUsers:
         keys = self._numbers if isinstance(least, int) else self._texts
         return any(least <= key <= most for key in keys)
 
+    def has_id(self, user_id: int | str) -> bool:
+        """Say whether an id, as a request spelt it, is one of them."""
+        return str(user_id) in self.ids or parse_bigint(user_id) in self._numbers
+
     def is_one(self, value: Any) -> bool:
         """Say whether a JSON value is one of the ids, or what a log keeps of a long one."""
         if isinstance(value, str):

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from recsys_batch.online.api.messages import Lists
+from recsys_batch.online.exposure_log.buffered_log import LogStats
 from recsys_batch.online.ranking.rank_result import ANSWER_SOURCES, RANKER_FAILED, REASONS, REMOTE_REASONS
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
@@ -30,6 +31,9 @@ SHADOW_OVERLAP = Histogram(
 SWAPS = Counter("recsys_snapshot_swaps", "times that a worker went over to another snapshot")
 REFUSED_SNAPSHOTS = Counter("recsys_snapshot_refused", "times that a worker refused a snapshot")
 LOGGED = Counter("recsys_log_rows", "rows of the logs of exposures and feedback, by what became of them", ["log", "outcome"])
+# Not livesum: of a worker that was killed its last count stays, so that rows add up, and as many are in doubt.
+LOG_WAITING = Gauge("recsys_log_waiting_rows", "rows that were taken and are not written yet", ["log"], multiprocess_mode="sum")
+LOG_EVENTS = Counter("recsys_log_events", "old files that were removed, and times that the disk refused", ["log", "event"])
 WAITING = Gauge("recsys_waiting", "requests that wait or are worked on", multiprocess_mode="livesum")
 LIVE_BATCHES = Counter("recsys_live_batches", "micro-batches of the stream that the follower has handled")
 LIVE_USERS = Gauge("recsys_live_users", "users with a live list of the snapshot in use", multiprocess_mode="livemax")
@@ -92,14 +96,19 @@ _COUNTERS = {
 _counted: dict[tuple[str, str], int] = {}
 
 
-def count_logs(counts: Mapping[str, Mapping[str, int]]) -> None:
+def count_logs(stats: Mapping[str, LogStats]) -> None:
     """Bring the counters up to what the logs of this worker count."""
-    for log, stats in counts.items():
-        for outcome in ("recorded", "dropped", "written", "lost", "invalid"):
-            before = _counted.get((log, outcome), 0)
-            # Less than before where the log was opened anew.
-            LOGGED.labels(log, outcome).inc(stats[outcome] - before if stats[outcome] >= before else stats[outcome])
-            _counted[log, outcome] = stats[outcome]
+    for log, rows in stats.items():
+        for outcome in ("recorded", "written", "full", "invalid", "lost"):
+            LOGGED.labels(log, outcome).inc(_gained(log, outcome, getattr(rows, outcome)))
+        for event in ("removed_files", "write_errors"):
+            LOG_EVENTS.labels(log, event).inc(_gained(log, event, getattr(rows, event)))
+        LOG_WAITING.labels(log).set(rows.waiting)
+
+
+def _gained(log: str, name: str, count: int) -> int:
+    before, _counted[log, name] = _counted.get((log, name), 0), count
+    return count - before
 
 
 def render_metrics() -> tuple[bytes, str]:

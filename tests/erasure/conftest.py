@@ -15,6 +15,8 @@ import pytest
 from deltalake import write_deltalake
 
 from recsys_batch.config import Config
+from recsys_batch.dataset.log_rows import Exposure, encode_row
+from recsys_batch.dataset.log_segments import pack_segment
 from recsys_batch.dataset.user_events import EVENTS
 from recsys_batch.erasure.eraser import Places
 from recsys_batch.online.export.published_run import open_published_run
@@ -106,6 +108,8 @@ def _put_online(config: Config) -> None:
     for kind in ("exposures", "feedback"):
         pq.write_table(pa.table({"user_id": [GONE, "u001"], "request_id": ["a", "b"]}), log / f"{kind}-1.parquet", compression="zstd")
         pq.write_table(pa.table({"user_id": [GONE]}), log / f"{kind}-2.parquet", compression="zstd")
+    shown = [Exposure("r", NOON, user, RUN, "7", "ranker", None, ["i"], [1.0]) for user in (GONE, "u001")]
+    (log / "exposures-3.segment").write_bytes(pack_segment([list(map(encode_row, shown))]))
     page = Path(config.paths.state) / "mlartifacts" / "report.html"
     page.parent.mkdir()
     page.write_text(f"<h3>User u001 </h3><h3>User {GONE} <span>model</span></h3>")

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
+from recsys_batch.dataset.log_rows import FeedbackEvent
 from recsys_batch.errors import quote, shorten
 from recsys_batch.online.api import messages
 from recsys_batch.online.api.messages import BadRequest, Bounds, Feedback, FeedbackBody, Id, RankRequest
-from recsys_batch.online.exposure_log.log_rows import FeedbackEvent
 from recsys_batch.online.ranking.rank_query import RankQuery
 
 _RANK_DECODER = msgspec.json.Decoder(RankRequest)

@@ -1,7 +1,5 @@
-"""The log of what was shown and of what users did with it: Parquet files that ingest reads, written by a process beside each worker.
+"""The log of what was shown and of what users did with it: segment files that ingest reads, written by a thread of each worker.
 
-- log_rows: an exposure (an answer that was sent), feedback (an event of a user), and their Arrow columns
-- rotating_parquet: whole files only, rotated by rows and time, bounded in number and size
-- log_writer: a kind of rows, encoded in batches and counted
-- writer_process: the worker's end of the pipe, and the process that writes
+- segment_writer: files of frames, rotated by rows, bytes and time, bounded in number and size
+- buffered_log: rows that wait for a file, encoded, counted, written by the thread
 """

@@ -22,6 +22,7 @@ from recsys_batch.online.serving.worker_state import read_worker_states
 from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.manifest import read_manifest
 
+_UNLOGGABLE = "their values cannot be written to a log"
 _USER_LIMIT = QueryNumber("limit", 20, 1000, "most users")
 _USER_ID, _ITEM_ID = QueryText("user_id", "any id, percent-encoded"), QueryText("item_id", "any id, percent-encoded")
 
@@ -75,10 +76,13 @@ class Endpoints:
         if not self._service.exposures.is_enabled:
             raise HttpError(404, "this server keeps no log: start it with --exposures FOLDER")
         events = decode_feedback(request.body, self._bounds)
-        taken = self._service.record_feedback(events)
-        if taken < len(events):
-            raise HttpError(503, f"{len(events) - taken} of {len(events)} events were not taken: too many wait to be written", RETRY_AFTER)
-        return json_response({"taken": taken}, 202)
+        n_taken = self._service.exposures.record_feedback(events)
+        if n_taken is None:
+            raise HttpError(503, f"none of {len(events)} events was taken: too many wait to be written", RETRY_AFTER)
+        n_refused = len(events) - n_taken
+        if not n_taken:
+            raise HttpError(400, f"none of {n_refused} events was taken: {_UNLOGGABLE}")
+        return json_response({"taken": n_taken} | ({"refused": n_refused, "why": _UNLOGGABLE} if n_refused else {}), 202)
 
     async def topk(self, request: Request) -> Response:
         return json_response(await self._service.published_topk(request.parameters["user_id"], request.parameters["k"]))

@@ -61,8 +61,7 @@ class Worker(App):
         )
         self._live_lag = LiveLag(state, settings.live_max_lag_seconds) if settings.live != "off" else None
         admission, large_bodies = Admission(settings.max_waiting), Admission(MAX_BYTES_IN_FLIGHT)
-        folder, stats = Path(settings.exposures) if settings.exposures else None, state / f"log-{os.getpid()}.json"
-        self._exposures = ExposureRecorder(folder, stats, max_mb=settings.exposures_max_mb)
+        self._exposures = ExposureRecorder(Path(settings.exposures) if settings.exposures else None, max_mb=settings.exposures_max_mb)
         freshness = FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours)
         explorer = Explorer(settings.explore) if settings.explore else None
         service = RankingService(self._manager, freshness, admission, self._exposures, explorer, self._remote)
@@ -88,6 +87,7 @@ class Worker(App):
         # with Python's 5 ms turns a few requests take as long as the opening.
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)
         drop_dead_worker_gauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))  # of whom this one may take the place
+        self._exposures.open()
         # Ready with the first request, not some requests later.
         loop.run_until_complete(self._poll_once())
         gc.collect()
@@ -102,6 +102,7 @@ class Worker(App):
         if self._remote is not None:
             loop.run_until_complete(self._remote.close())
         self._exposures.close()
+        metrics.count_logs(self._exposures.stats())
 
     async def _poll_forever(self) -> None:
         while True:
@@ -116,8 +117,6 @@ class Worker(App):
         if has_looked:
             write_worker_state(Path(self._settings.state), self._manager)
             metrics.REFUSED_SNAPSHOTS.inc(len(self._manager.refused))
-            if current is not None:
-                self._exposures.open(current.snapshot.ids)
             if before is not None and current is not before:
                 metrics.SWAPS.inc()
         if current is not None:
@@ -128,7 +127,7 @@ class Worker(App):
         if self._remote is not None:
             metrics.ENGINE_BREAKER.set(("closed", "half_open", "open").index(self._remote.breaker_state))
         metrics.tally.flush()
-        metrics.count_logs(self._exposures.counts())
+        metrics.count_logs(self._exposures.stats())
         metrics.WAITING.set(self._admission.waiting)
 
 

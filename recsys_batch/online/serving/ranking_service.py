@@ -11,7 +11,6 @@ from recsys_batch.online import metrics
 from recsys_batch.online.api.encode import encode_answer
 from recsys_batch.online.api.messages import Answer, Bounds, Lists
 from recsys_batch.online.engine.remote_ranking import ScoringClient
-from recsys_batch.online.exposure_log.log_rows import FeedbackEvent
 from recsys_batch.online.ranking.exploration import Explorer
 from recsys_batch.online.ranking.ladder import RankInput, published_order, rank
 from recsys_batch.online.ranking.rank_query import RankQuery
@@ -78,12 +77,6 @@ class RankingService:
         self.manager.recent.append(query)
         self._maybe_shadow(query, result, loaded)
         return answer
-
-    def record_feedback(self, events: list[FeedbackEvent]) -> int:
-        """Log events of users; how many were taken. Raises NotReady: no snapshot, so nobody knows what kind of ids there are."""
-        if self.manager.current is None:
-            raise NotReady("no snapshot is in use yet")
-        return self.exposures.record_feedback(events)
 
     async def published_topk(self, user_id: int | str, k: int) -> Answer:
         """Answer with the user's published list itself.

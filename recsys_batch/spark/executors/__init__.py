@@ -6,5 +6,6 @@
 - new_items: items that an index lacks, merged into lists of candidates.
 - refresh: users of the stream, by the same functions. assign_lists: items to the lists of an index.
 - source_tasks: source files to surveys, typed rows or JSON, for ingest.
+- segment_tasks: segment files of the server's log to rows, for ingest.
 - daemon: Spark's daemon of Python workers.
 """

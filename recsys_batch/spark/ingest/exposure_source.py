@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -12,17 +13,17 @@ from pyspark.sql import functions as F
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 from recsys_batch.errors import SourceError
-from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
+from recsys_batch.schemas import TABLES, IdType, IdTypes, spark_ddl
 from recsys_batch.sources import values
-from recsys_batch.sources.file_tasks import SourceFile
 from recsys_batch.sources.source_format import DEFAULT_NULL_VALUES
 from recsys_batch.sources.timestamps import parse_times, to_utc_dates
 from recsys_batch.sources.typed_rows import FILE, POSITION, REASON, ROW, first_reason, mark_erased
 from recsys_batch.sources.verdicts import ALREADY_PRESENT
 from recsys_batch.spark.executors.source_tasks import TEXT_SCHEMA
 from recsys_batch.spark.ingest.holdout import HELD_OUT
+from recsys_batch.spark.ingest.segment_source import open_segments
 from recsys_batch.spark.ingest.source_files import list_files, translate_spark_errors
-from recsys_batch.tables.list_columns import flatten_lists, list_column
+from recsys_batch.tables.list_columns import flatten_lists, list_column, mask_ragged
 from recsys_batch.tables.tombstones import Tombstones
 
 EXPOSURE_KEY = ("request_id", "user_id", "item_id")
@@ -34,18 +35,42 @@ _LATER_COLUMNS = {"propensity": "float", "ranker_position": "int", "batch_positi
 """Columns that the files of older releases lack."""
 
 
-def read_exposure_files(spark: SparkSession, source: str) -> tuple[DataFrame | None, DataFrame | None]:
-    """Read the complete feedback and exposure files of a folder, by the beginning of their names; None for a kind without files.
+@dataclass(frozen=True)
+class LoggedRows:
+    """Rows of a log's folder; None for a kind without files.
+
+    Attributes:
+        feedback: a row per event. exposures: a row per request and item. notes: sentences about files that are torn.
+    """
+
+    feedback: DataFrame | None
+    exposures: DataFrame | None
+    notes: list[str]
+
+
+def read_exposure_files(spark: SparkSession, source: str) -> LoggedRows:
+    """Read the segments of a log's folder, and the whole Parquet files of older releases, by the beginning of their names.
 
     Raises SourceError where the folder is missing or holds none of these files.
     """
     files = list_files(spark, source)
-    exposures, feedback = (_read_kind(spark, source, files, kind) for kind in (EXPOSURES, FEEDBACK))
-    if exposures is None and feedback is None:
-        raise SourceError(
-            f"{source} holds no {EXPOSURES}-*.parquet and no {FEEDBACK}-*.parquet, but {files[0].name}: is it the log's folder?"
-        )
-    return feedback, None if exposures is None else _explode_items(exposures)
+    segments = [opened for kind in (EXPOSURES, FEEDBACK) if (opened := open_segments(spark, source, files, kind)) is not None]
+    parts = {kind: [one.read() for one in segments if one.kind == kind] for kind in (EXPOSURES, FEEDBACK)}
+    for kind, frames in parts.items():
+        if any(file.name.startswith(f"{kind}-") and file.name.endswith(".parquet") for file in files):
+            frames.insert(0, _read_parquet(spark, source, kind))
+    if not any(parts.values()):
+        kinds = f"no {EXPOSURES}-* and no {FEEDBACK}-* file of a log"
+        raise SourceError(f"{source} holds {kinds}, but {files[0].name}: is it the log's folder?")
+    exposures = [_explode_items(frame) for frame in parts[EXPOSURES]]
+    return LoggedRows(_union(parts[FEEDBACK]), _union(exposures), [note for one in segments for note in one.describe_torn()])
+
+
+def choose_id_type(exposures: DataFrame, name: str) -> IdType:
+    """Choose the type of an id where no table decides: BIGINT where every one is an integer."""
+    if dict(exposures.dtypes)[name] != "string":
+        return "BIGINT"
+    return "BIGINT" if exposures.where(F.col(name).isNotNull() & F.expr(f"try_cast({name} AS BIGINT)").isNull()).isEmpty() else "STRING"
 
 
 def parse_exposures(raw: DataFrame, ids: IdTypes, tombstones: Tombstones | None = None) -> DataFrame:
@@ -90,13 +115,19 @@ def select_new_feedback(validated: DataFrame, existing: DataFrame | None) -> Dat
     return rows if existing is None else rows.join(existing.select(*_FEEDBACK_KEY), list(_FEEDBACK_KEY), "left_anti")
 
 
-def _read_kind(spark: SparkSession, source: str, files: list[SourceFile], kind: str) -> DataFrame | None:
-    names = [file.location for file in files if file.name.startswith(f"{kind}-") and file.name.endswith(".parquet")]
-    if not names:
-        return None
+def _read_parquet(spark: SparkSession, source: str, kind: str) -> DataFrame:
     with translate_spark_errors(spark, source):
         # By the columns of all files: older releases logged fewer.
         return spark.read.options(recursiveFileLookup=True, pathGlobFilter=f"{kind}-*.parquet", mergeSchema=True).parquet(source)
+
+
+def _union(frames: list[DataFrame]) -> DataFrame | None:
+    """Append rows of segments, whose ids are text, to those of Parquet files; None where there are neither."""
+    if len(frames) < 2:
+        return frames[0] if frames else None
+    parquet, segments = frames
+    types = dict(segments.dtypes)
+    return parquet.select(*(F.col(name).cast(types[name]).alias(name) for name in segments.columns)).unionByName(segments)
 
 
 def _explode_items(exposures: DataFrame) -> DataFrame:
@@ -115,10 +146,12 @@ def _parse_batch(batch: pa.RecordBatch, ids: IdTypes, schema: pa.Schema) -> pa.T
     shown_at, score = parse_times(columns["shown_at"], None), values.parse_number(columns["score"])
     sessions = columns["session_item_ids"]
     session, offsets = flatten_lists(sessions)
+    session = values.parse_id_column(session, ids.item)
+    is_item = np.asarray(pc.is_valid(session))
     parsed |= {
         "shown_at": shown_at,
         "shown_date": to_utc_dates(shown_at),
-        "session_item_ids": pc.if_else(pc.is_null(sessions), None, list_column(values.parse_id_column(session, ids.item), offsets)),
+        "session_item_ids": pc.if_else(pc.is_null(sessions), None, list_column(session.drop_null(), mask_ragged(offsets, is_item))),
     }
     reasons = [
         (missing["request_id"], "null_request_id"),

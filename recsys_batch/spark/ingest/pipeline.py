@@ -23,7 +23,7 @@ from recsys_batch.spark.ingest import exposure_source, notes, validation
 from recsys_batch.spark.ingest.holdout import HELD_OUT, choose_split, mark_holdout
 from recsys_batch.spark.ingest.merge import add_first_seen, derive_items, events_in_span, merge_with_table, select_new_rejections
 from recsys_batch.spark.ingest.opened_source import OpenedSource
-from recsys_batch.spark.ingest.rejections import check_rejected_share, spell_rejected
+from recsys_batch.spark.ingest.rejections import HARMLESS, HARMLESS_IN_LOGS, check_rejected_share, spell_rejected
 from recsys_batch.spark.ingest.source_files import translate_spark_errors
 from recsys_batch.spark.ingest.sources import IngestRequest, OpenedSources, open_sources
 from recsys_batch.spark.ingest.summary import IngestSummary, KindSummary
@@ -108,7 +108,7 @@ class _IngestRun:
 
     def __init__(self, spark: SparkSession, config: Config, request: IngestRequest, opened: OpenedSources) -> None:
         self._spark, self._config, self._request = spark, config, request
-        self._sources, self._exposures = opened.by_kind, opened.exposures
+        self._sources, self._exposures, self._log_notes = opened.by_kind, opened.exposures, opened.notes
         self._tables = WarehouseTables(spark, config)
         self._ids = IdTypes(self._id_type("user_id", ("interactions", "users")), self._id_type("item_id", ("interactions", "items")))
         self._now, self._tombstones = dt.datetime.now(dt.UTC), read_tombstones(config.paths.warehouse)
@@ -129,7 +129,7 @@ class _IngestRun:
             self._record_verdicts("interactions", self._validate_interactions())
         if self._exposures is not None:
             self._record_verdicts("exposures", self._validate_exposures(self._exposures))
-        self._summary.notes += notes.describe_sources(self._sources, self._ids)
+        self._summary.notes += [*self._log_notes, *notes.describe_sources(self._sources, self._ids)]
         self._write_items()
         if self._summary.kinds.get("users", KindSummary()).accepted:
             self._upsert("users", self._usable_rows("users"))
@@ -156,8 +156,7 @@ class _IngestRun:
             needed = {source.survey.id_type(name) for source in self._sources.get(kind, ())} - {None}
             if needed:
                 return "STRING" if "STRING" in needed else "BIGINT"
-        logged = None if self._exposures is None else dict(self._exposures.dtypes)[name]
-        return "STRING" if logged == "string" else "BIGINT"
+        return "BIGINT" if self._exposures is None else exposure_source.choose_id_type(self._exposures, name)
 
     def _read_snapshot(self, name: str) -> DataFrame | None:
         """Read a table at the version of this run's first read, so that derived rows stay the same while the run writes."""
@@ -223,7 +222,8 @@ class _IngestRun:
         with translate_spark_errors(self._spark, sources[0].path if sources else str(self._request.sources[0])):
             examples = self._summary.count_rows(kind, self._validated[kind])
         if sources:
-            check_rejected_share(kind, self._summary.kinds[kind], examples, sources, self._request.max_rejected_share)
+            harmless = HARMLESS_IN_LOGS if self._request.format.kind == "exposures" else HARMLESS
+            check_rejected_share(kind, self._summary.kinds[kind], examples, sources, self._request.max_rejected_share, harmless)
 
     def _usable_rows(self, kind: str, *reasons: str) -> DataFrame:
         """Select the usable rows of a kind, and rows whose reason is among ``reasons``."""

@@ -1,6 +1,6 @@
 """Rejected rows with their source's text: read again from their files, since rows in work do not carry it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 
 import numpy as np
@@ -16,8 +16,10 @@ from recsys_batch.tables.tombstones import ERASED
 
 _MAX_SHIPPED = 1_000_000  # positions that travel to executors; more are joined
 _MAX_EXAMPLE = 300
-_HARMLESS = ("duplicate", "duplicate_item_id", "duplicate_user_id", ERASED)
+HARMLESS = ("duplicate", "duplicate_item_id", "duplicate_user_id", ERASED)
 """Reasons that say nothing against a source: overlapping files repeat rows, old ones have users who were erased since."""
+HARMLESS_IN_LOGS = (*HARMLESS, "bad_user_id")
+"""Likewise of the online side's log, whose columns are known: guests may have other ids than users, and be many."""
 
 
 def spell_rejected(rejected: DataFrame, n_rejected: int, sources: Sequence[OpenedSource]) -> DataFrame:
@@ -37,13 +39,18 @@ def spell_rejected(rejected: DataFrame, n_rejected: int, sources: Sequence[Opene
 
 
 def check_rejected_share(
-    kind: str, summary: KindSummary, examples: Mapping[str, tuple[int, int]], sources: Sequence[OpenedSource], most: float
+    kind: str,
+    summary: KindSummary,
+    examples: Mapping[str, tuple[int, int]],
+    sources: Sequence[OpenedSource],
+    most: float,
+    harmless: Collection[str] = HARMLESS,
 ) -> None:
-    """Refuse a kind of which too large a share was rejected; rows that only repeat others do not count.
+    """Refuse a kind of which too large a share was rejected; rows with a ``harmless`` reason do not count.
 
     Raises SourceError with the three commonest reasons and an example of each.
     """
-    reasons = {reason: n for reason, n in summary.rejected.items() if reason not in _HARMLESS}
+    reasons = {reason: n for reason, n in summary.rejected.items() if reason not in harmless}
     share = sum(reasons.values()) / max(summary.read, 1)
     if share <= most:
         return

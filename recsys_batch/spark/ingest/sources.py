@@ -37,10 +37,11 @@ class IngestRequest:
 
 @dataclass(frozen=True)
 class OpenedSources:
-    """Sources of a request by kind, surveyed; and what the online side showed, which Spark reads."""
+    """Sources of a request by kind, surveyed; what the online side showed, and sentences about the files of its log."""
 
     by_kind: dict[str, list[OpenedSource]]
     exposures: DataFrame | None = None
+    notes: Sequence[str] = ()
 
 
 def open_sources(spark: SparkSession, request: IngestRequest) -> OpenedSources:
@@ -55,10 +56,10 @@ def open_sources(spark: SparkSession, request: IngestRequest) -> OpenedSources:
         if request.holdout:
             raise SourceError("--format exposures does not go with --holdout: feedback answers what was shown, keep it together")
         folder = _require_folder(request, "reads what the online side logs, whose columns are known")
-        feedback, exposures = read_exposure_files(spark, folder)
+        logged = read_exposure_files(spark, folder)
         how = replace(request.format, kind="delta")
-        kinds = {} if feedback is None else {"interactions": [open_frame(spark, "interactions", folder, how, 0, feedback)]}
-        return _surveyed(OpenedSources(kinds, exposures))
+        kinds = {} if logged.feedback is None else {"interactions": [open_frame(spark, "interactions", folder, how, 0, logged.feedback)]}
+        return _surveyed(OpenedSources(kinds, logged.exposures, logged.notes))
     requested = {
         "interactions": (request.sources, request.format),
         "items": (request.items, request.item_format),

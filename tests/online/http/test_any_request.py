@@ -30,7 +30,7 @@ def ask(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     server = Server(folder / "snapshots", folder, log=request.param, max_body_bytes=10_000_000)
     loop.run_until_complete(server.live.poll())
     assert server.live.current is not None
-    server.recorder.open(server.live.current.snapshot.ids)
+    server.recorder.open()
     yield lambda method, path, body: loop.run_until_complete(server.answer(method, path, body, ADMIN))
     server.recorder.close()
     loop.close()

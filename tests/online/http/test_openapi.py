@@ -43,7 +43,7 @@ class Server:
     ) -> None:
         self.live = SnapshotManager(snapshots, lambda _: pytest.fail("no remote store"), folder / "lock")
         admission = Admission(max_waiting)
-        self.recorder = ExposureRecorder(folder / "exposures" if log else None, folder / "stats.json", max_mb=1)
+        self.recorder = ExposureRecorder(folder / "exposures" if log else None, max_mb=1)
         service = RankingService(self.live, FreshnessPolicy(1e9, None), admission, self.recorder)
         self.routes = Endpoints(service, Bounds(), snapshots, folder).routes()
         self.app = App(
@@ -139,8 +139,7 @@ async def _observe(make_server: Callable[..., Server], monkeypatch: pytest.Monke
     )
     await good.live.poll()
     await mute.live.poll()
-    assert good.live.current is not None
-    good.recorder.open(good.live.current.snapshot.manifest.facts.ids)
+    good.recorder.open()
     replace_switches(no_switch)
     for key, (path, body) in CALLS.items():
         await call(good, key, path, body, ADMIN)
@@ -265,7 +264,7 @@ def test_ids_beyond_64_bits_are_strangers_and_answers_repeat_them_as_they_were_s
     async def ask_all() -> None:
         await server.live.poll()
         assert server.live.current is not None
-        server.recorder.open(server.live.current.snapshot.ids)
+        server.recorder.open()
         for number in (2**63, -(2**63) - 1, 2**70, 10**400, 10**4299):
             await ask(number)
         server.recorder.close()

@@ -149,8 +149,8 @@ def test_only_tensors_may_be_long(one: Any, path: str, is_taken: bool) -> None:
     assert status == (400 if is_taken else 413), told
 
 
-def test_five_megabytes_of_a_wrong_name_are_not_repeated(one: Any) -> None:
-    name = "x" * 5_000_000
+def test_megabytes_of_a_wrong_name_are_not_repeated(one: Any) -> None:
+    name = "x" * 2_000_000  # twice, below what JSON may have
     status, told, _ = one.call("POST", "/v2/models/ranker/infer", {"inputs": [{"name": name, "datatype": name, "shape": [1], "data": [1]}]})
     assert status == 400 and len(told["error"]) < 300
     status, told, _ = one.call("POST", "/v1/rank", {"user_id": 5, name[:200_000]: 1})

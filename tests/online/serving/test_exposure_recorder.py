@@ -1,11 +1,27 @@
 """What a server shows ends up in files that ingest reads, and so does what users did."""
 
+import asyncio
+import json
+import os
 import re
+import signal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
-import pyarrow.parquet as pq
 import pytest
+
+from recsys_batch.dataset.exposure_schema import FEEDBACK, exposure_schema, feedback_schema
+from recsys_batch.dataset.log_columns import encode_exposures, encode_feedback
+from recsys_batch.dataset.log_rows import decode_rows
+from recsys_batch.dataset.log_segments import read_frames
+from recsys_batch.online.api.messages import Bounds
+from recsys_batch.online.http.endpoints import Endpoints
+from recsys_batch.online.http.router import HttpError
+from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
+from recsys_batch.schemas import IdTypes
+
+NUMBERS = IdTypes("BIGINT", "BIGINT")
 
 
 @pytest.fixture
@@ -16,7 +32,22 @@ def logging_server(make: Any, serve: Any, current: Any, tmp_path: Path) -> Any:
 
 
 def rows(folder: Path, kind: str) -> list[dict[str, Any]]:
-    return [row for path in sorted(folder.glob(f"{kind}-*.parquet")) for row in pq.read_table(path).to_pylist()]
+    arrays = [array for path in sorted(folder.glob(f"{kind}-*.segment")) for array in read_frames(path.read_bytes())[0]]
+    logged = [row for array in arrays for row in decode_rows(array, kind)[0]]
+    return as_columns(logged, kind) if logged else []
+
+
+def as_columns(logged: list[Any], kind: str) -> list[dict[str, Any]]:
+    if kind == FEEDBACK:
+        return encode_feedback(logged, NUMBERS, feedback_schema(NUMBERS)).to_pylist()
+    return encode_exposures(logged, NUMBERS, exposure_schema(NUMBERS)).to_pylist()
+
+
+def log_metrics(server: Any) -> dict[tuple[str, str], float]:
+    page = server.call("GET", "/metrics")[1].decode()
+    counts = re.findall(r'recsys_log_rows_total\{log="(\w+)",outcome="(\w+)"\} (\S+)', page)
+    waiting = re.findall(r'recsys_log_waiting_rows\{log="(\w+)"\} (\S+)', page)
+    return {(log, outcome): float(n) for log, outcome, n in [*counts, *((log, "waiting", n) for log, n in waiting)]}
 
 
 def test_every_answer_is_logged_as_it_was_shown(logging_server: Any, tmp_path: Path) -> None:
@@ -51,9 +82,8 @@ def test_feedback_is_taken_checked_and_counted(logging_server: Any, tmp_path: Pa
     logging_server.rank(5)
 
     def recorded() -> bool:
-        page = logging_server.call("GET", "/metrics")[1].decode()
-        found = dict(re.findall(r'recsys_log_rows_total\{log="(\w+)",outcome="recorded"\} (\S+)', page))
-        return found == {"feedback": "2.0", "exposures": "1.0"}
+        found = log_metrics(logging_server)
+        return (found["feedback", "recorded"], found["exposures", "recorded"]) == (2.0, 1.0)
 
     assert wait_for(recorded)
     logging_server.process.terminate()
@@ -95,3 +125,110 @@ def test_swapped_places_are_logged_with_their_propensity(make: Any, serve: Any, 
         shown = logged[answer["request_id"]]["items"]
         assert "explored" not in answer
         assert all(item["propensity"] is None and item["ranker_position"] is None for item in shown)
+
+
+def test_an_answer_of_which_no_row_can_be_made_is_counted_and_raises_nothing(tmp_path: Path) -> None:
+    recorder, nothing = ExposureRecorder(tmp_path, max_mb=1), cast("Any", None)
+    recorder.open()
+    recorder.record(nothing, nothing, nothing)
+    recorder.close()
+    stats = recorder.stats()["exposures"]
+    assert (stats.recorded, stats.invalid, stats.written) == (1, 1, 0)
+
+
+@pytest.mark.parametrize(("n_taken", "status"), [(2, 202), (1, 202), (0, 400)], ids=["all", "some", "none"])
+def test_feedback_says_how_many_events_were_taken_and_why_not_all(n_taken: int, status: int) -> None:
+    recorder = SimpleNamespace(is_enabled=True, record_feedback=lambda _: n_taken)
+    endpoints = Endpoints(cast("Any", SimpleNamespace(exposures=recorder)), Bounds(), Path(), Path())
+    body = {"events": [{"user_id": 1, "item_id": item, "event_type": "click"} for item in (1, 2)]}
+    request = cast("Any", SimpleNamespace(body=json.dumps(body).encode()))
+    if status == 400:
+        with pytest.raises(HttpError, match="none of 2 events was taken: their values cannot be written to a log"):
+            asyncio.run(endpoints.feedback(request))
+        return
+    answer = asyncio.run(endpoints.feedback(request))
+    why = {} if n_taken == 2 else {"refused": 1, "why": "their values cannot be written to a log"}
+    assert (answer.status, json.loads(answer.body)) == (202, {"taken": n_taken} | why)
+
+
+def test_guests_are_logged_as_they_were_named_and_so_is_what_they_did(logging_server: Any, tmp_path: Path, wait_for: Any) -> None:
+    logging_server.rank("guest-1", k=3, request_id="r", context={"session_item_ids": ["no item", 3]})
+    event = {"user_id": "guest-1", "item_id": 7, "event_type": "click", "request_id": "r"}
+    assert logging_server.call("POST", "/v1/feedback", {"events": [event]})[:2] == (202, {"taken": 1})
+
+    def logged() -> list[Any]:
+        files = [(path, path.name.partition("-")[0]) for path in sorted((tmp_path / "shown").glob("*.segment"))]
+        return [row for path, kind in files for array in read_frames(path.read_bytes())[0] for row in decode_rows(array, kind)[0]]
+
+    assert wait_for(lambda: len(logged()) == 2)
+    shown, told = logged()
+    assert (shown.user_id, shown.session_item_ids, len(shown.item_ids)) == ("guest-1", ["no item", 3], 3)
+    assert (told.user_id, told.item_id) == ("guest-1", 7)
+
+
+def test_while_the_disk_refuses_answers_go_on_and_feedback_is_refused_whole_once_too_much_waits(
+    logging_server: Any, tmp_path: Path, wait_for: Any
+) -> None:
+    (tmp_path / "shown").write_text("in the way")
+    events = [{"user_id": 5, "item_id": item, "event_type": "click", "timestamp": item} for item in range(900)]
+    statuses = [logging_server.call("POST", "/v1/feedback", {"events": events})[0] for _ in range(12)]
+    assert statuses == [202] * 11 + [503]
+    status, told, _ = logging_server.call("POST", "/v1/feedback", {"events": events})
+    assert (status, told["error"]) == (503, "none of 900 events was taken: too many wait to be written")
+    assert len(logging_server.rank(5, k=2)["items"]) == 2
+
+    def adds_up() -> bool:
+        found = log_metrics(logging_server)
+        kinds = {log: {outcome: n for (one, outcome), n in found.items() if one == log} for log in ("feedback", "exposures")}
+        assert all(n["recorded"] == sum(n.values()) - n["recorded"] for n in kinds.values())
+        return kinds["feedback"]["full"] == 1_800 and kinds["feedback"]["waiting"] == 9_900 and kinds["exposures"]["waiting"] == 1
+
+    assert wait_for(adds_up)
+    (tmp_path / "shown").unlink()
+    assert wait_for(lambda: len(rows(tmp_path / "shown", "feedback")) == 9_900)
+    assert wait_for(lambda: len(rows(tmp_path / "shown", "exposures")) == 1)
+
+
+def test_rows_add_up_and_are_in_files_though_the_worker_is_killed(logging_server: Any, tmp_path: Path, wait_for: Any) -> None:
+    for number in range(20):
+        logging_server.rank(5, k=2, request_id=str(number))
+    assert wait_for(lambda: log_metrics(logging_server)["exposures", "written"] == 20)
+    (worker,) = {int(path.name.split("-")[-2]) for path in (tmp_path / "shown").iterdir()}
+    os.kill(worker, signal.SIGKILL)
+
+    def answers_again() -> bool:
+        try:
+            return bool(logging_server.rank(5, k=2, request_id="after")["items"])
+        except OSError:
+            return False
+
+    assert wait_for(answers_again)
+    assert wait_for(lambda: log_metrics(logging_server)["exposures", "written"] >= 21)
+    found = log_metrics(logging_server)
+    outcomes = ("written", "waiting", "full", "invalid", "lost")
+    assert found["exposures", "recorded"] == sum(found["exposures", outcome] for outcome in outcomes)
+    logged = [row["request_id"] for row in rows(tmp_path / "shown", "exposures")]
+    assert logged[:20] == [str(number) for number in range(20)] and set(logged[20:]) == {"after"}
+
+
+BIG = 2**70
+BIG_NUMBERS: dict[str, dict[str, Any]] = {
+    "user_id": {"user_id": BIG},
+    "session": {"user_id": 5, "context": {"session_item_ids": [-BIG, 3]}},
+    "context": {"user_id": 5, "context": {"n": {"m": BIG}}},
+}
+
+
+def test_numbers_beyond_64_bits_fail_no_answer_and_what_was_taken_is_logged(logging_server: Any, tmp_path: Path, wait_for: Any) -> None:
+    bodies = [{**body, "k": 2} for body in BIG_NUMBERS.values()]
+    ranked = [logging_server.call("POST", "/v1/rank", body)[0] for body in bodies]
+    event = {"user_id": BIG, "item_id": -BIG, "event_type": "click"}
+    told = logging_server.call("POST", "/v1/feedback", {"events": [event]})[0]
+    assert {*ranked} <= {200, 400} and told in (202, 400)  # strangers, or refused with a sentence
+    expected = {"exposures": ranked.count(200), "feedback": int(told == 202)}
+
+    def as_expected() -> bool:
+        found = log_metrics(logging_server)
+        return {log: found[log, "written"] for log in expected} == expected and not any(found[log, "invalid"] for log in expected)
+
+    assert wait_for(as_expected)

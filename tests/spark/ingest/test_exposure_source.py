@@ -14,11 +14,12 @@ from pyspark.sql import SparkSession
 
 from recsys_batch.cli import run
 from recsys_batch.config import Config
-from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK, exposure_schema
+from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK, exposure_schema, feedback_schema
+from recsys_batch.dataset.log_columns import encode_exposures, encode_feedback
+from recsys_batch.dataset.log_rows import Exposure, FeedbackEvent, encode_row
 from recsys_batch.errors import EXIT_OK, EXIT_USAGE, SourceError
 from recsys_batch.night import maintenance
-from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent, encode_exposures
-from recsys_batch.online.exposure_log.log_writer import open_log
+from recsys_batch.online.exposure_log.segment_writer import SegmentWriter
 from recsys_batch.read import open_table, read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.sources.source_format import SourceFormat
@@ -33,7 +34,7 @@ IDS = IdTypes("BIGINT", "STRING")
 EXPOSURE_LOG = SourceFormat(kind="exposures")
 
 
-def shown(request_id: str, user_id: int, items: list[str], hours: float = 0) -> Exposure:
+def shown(request_id: str, user_id: int | str, items: list[str], hours: float = 0) -> Exposure:
     when = NOON + dt.timedelta(hours=hours)
     scores = [1.0 - place / 10 for place in range(len(items))]
     ranks = list(range(len(items), 0, -1))
@@ -42,7 +43,7 @@ def shown(request_id: str, user_id: int, items: list[str], hours: float = 0) -> 
 
 
 def event(
-    request_id: str | None, user_id: int, item_id: str, hours: float = 0.1, kind: str = "click", weight: float = 1.0
+    request_id: str | None, user_id: int | str, item_id: str, hours: float = 0.1, kind: str = "click", weight: float = 1.0
 ) -> FeedbackEvent:
     return FeedbackEvent(request_id, user_id, item_id, NOON + dt.timedelta(hours=hours), kind, weight)
 
@@ -56,10 +57,10 @@ class Shop:
     def logged(self, exposures: Sequence[Exposure] = (), feedback: Sequence[FeedbackEvent] = ()) -> None:
         rows: dict[str, Sequence[Any]] = {EXPOSURES: exposures, FEEDBACK: feedback}
         for kind in rows:
-            log = open_log(kind, self.folder, IDS, worker=1)
-            log.record(rows[kind])
-            log.close()
-            assert log.stats().written == len(rows[kind])
+            writer = SegmentWriter(self.folder, kind, worker=1)
+            for row in rows[kind]:
+                writer.append([encode_row(row)])
+            writer.rotate()
 
     def ingest(self, **options: Any) -> IngestSummary:
         summary = run_ingest(self.spark, self.config, IngestRequest(**{"sources": (str(self.folder),), "format": EXPOSURE_LOG, **options}))
@@ -84,7 +85,6 @@ def test_what_was_shown_and_what_came_of_it_are_brought_in_once(shop: Shop) -> N
     shop.logged(
         [shown("r1", 1, ["a", "b"]), shown("r2", 2, ["b"], 13)], [event("r1", 1, "b", kind="purchase", weight=3), event(None, 2, "c")]
     )
-    (shop.folder / ".exposures-draft.parquet").write_bytes(b"half a file")
     summary = shop.ingest()
     assert {kind: (s.read, s.accepted) for kind, s in summary.kinds.items()} == {"interactions": (2, 2), "exposures": (3, 3)}
     assert shop.tables.ids() == IDS
@@ -110,6 +110,59 @@ def test_what_was_shown_and_what_came_of_it_are_brought_in_once(shop: Shop) -> N
     shop.logged([shown("r3", 1, ["a"], 14)])
     assert {kind: s.accepted for kind, s in shop.ingest().kinds.items()} == {"interactions": 0, "exposures": 1}
     assert len(shop.rows("exposures", "request_id")) == 4
+
+
+def test_files_of_older_releases_and_segments_are_one_log(shop: Shop) -> None:
+    shop.folder.mkdir()
+    older = encode_exposures([shown("r1", 1, ["a"]), shown("r2", 2, ["b"])], IDS, exposure_schema(IDS))
+    pq.write_table(pa.Table.from_batches([older]), shop.folder / "exposures-1.parquet")
+    pq.write_table(
+        pa.Table.from_batches([encode_feedback([event("r1", 1, "a")], IDS, feedback_schema(IDS))]), shop.folder / "feedback-1.parquet"
+    )
+    shop.logged([shown("r2", "2", ["b"]), shown("r3", 3, ["c"])], [event("r1", "1", "a"), event("r3", 3, "c")])
+    summary = shop.ingest()
+    assert shop.tables.ids() == IDS
+    assert shop.rows("exposures", "request_id", "user_id", "item_id", "session_item_ids") == [
+        ("r1", 1, "a", ["s1"]),
+        ("r2", 2, "b", ["s1"]),
+        ("r3", 3, "c", ["s1"]),
+    ]
+    assert shop.rows("interactions", "user_id", "item_id") == [(1, "a"), (3, "c")]
+    assert summary.kinds["exposures"].rejected == summary.kinds["interactions"].rejected == {"duplicate": 1}
+
+
+def test_rows_that_were_sent_twice_come_in_once(shop: Shop) -> None:
+    for _ in range(2):
+        shop.logged([shown("r1", 1, ["a", "b"])], [event("r1", 1, "b"), event(None, 1, "c")])
+    summary = shop.ingest()
+    assert shop.rows("exposures", "request_id", "item_id") == [("r1", "a"), ("r1", "b")]
+    assert shop.rows("interactions", "item_id") == [("b",), ("c",)] and shop.rows("feedback", "item_id") == [("b",)]
+    assert summary.kinds["exposures"].rejected == {"duplicate": 2} and summary.kinds["interactions"].rejected == {"duplicate": 2}
+
+
+def test_guests_among_users_with_numbers_are_rejected_where_everybody_sees_it(shop: Shop) -> None:
+    shop.logged([shown("r1", 1, ["a"])], [event("r1", 1, "a")])
+    shop.ingest()
+    shop.logged([shown("r2", "guest-1", ["a"]), shown("r3", 2**70, ["a"])], [event("r2", "guest-1", "a"), event("r3", 2**70, "a")])
+    summary = shop.ingest()
+    assert summary.kinds["exposures"].rejected == summary.kinds["interactions"].rejected == {"bad_user_id": 2}
+    rejected = shop.rows("rejected", "kind", "reason", "row")
+    assert [(kind, reason) for kind, reason, _ in rejected] == [("exposures", "bad_user_id")] * 2 + [("interactions", "bad_user_id")] * 2
+    assert all("guest-1" in row or str(2**70) in row for *_, row in rejected)
+
+
+def test_a_torn_end_costs_the_rows_in_it_alone_and_is_told(shop: Shop) -> None:
+    for number in range(2):
+        shop.logged([shown(f"r{number}", 1, ["a"]), shown(f"torn{number}", 1, ["a"])])
+    for file in shop.folder.iterdir():
+        file.write_bytes(file.read_bytes()[:-3])
+    (shop.folder / "exposures-9.segment").write_bytes(b"RECL")
+    summary = shop.ingest()
+    assert shop.rows("exposures", "request_id") == [("r0",), ("r1",)]
+    assert any(re.search(r"3 files of exposures end in rows that were not finished \(\d+ bytes\)", note) for note in summary.notes)
+    (shop.folder / "exposures-9.segment").write_bytes(b"PAR1 and so on")
+    with pytest.raises(SourceError, match=r"exposures-9.segment cannot be read: it is no segment of a log: it begins with b'PAR1"):
+        shop.ingest()
 
 
 def test_what_was_only_shown_is_no_interaction(shop: Shop) -> None:
@@ -218,7 +271,7 @@ def test_a_table_of_an_older_release_gets_the_columns_that_it_lacks(shop: Shop, 
 def test_a_folder_without_logs_and_options_that_do_not_go_with_them_are_refused(shop: Shop) -> None:
     shop.folder.mkdir()
     (shop.folder / "other.parquet").write_bytes(b"other")
-    with pytest.raises(SourceError, match=r"holds no exposures-\*.parquet and no feedback-\*.parquet, but other.parquet"):
+    with pytest.raises(SourceError, match=r"holds no exposures-\* and no feedback-\* file of a log, but other.parquet"):
         shop.ingest()
     with pytest.raises(SourceError, match="--format exposures reads what the online side logs"):
         shop.ingest(format=replace(EXPOSURE_LOG, columns={"user_id": "who"}))

@@ -1,20 +1,16 @@
 """Exposures and feedback become the rows that were recorded, in the warehouse's id types, whatever a request spells."""
 
 import datetime as dt
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK, exposure_schema, feedback_schema
-from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent, encode_exposures, encode_feedback
-from recsys_batch.online.exposure_log.log_writer import open_log
+from recsys_batch.dataset.exposure_schema import exposure_schema, feedback_schema
+from recsys_batch.dataset.log_columns import encode_exposures, encode_feedback
+from recsys_batch.dataset.log_rows import Exposure, FeedbackEvent
 from recsys_batch.schemas import IdTypes
 
 NUMBERS, TEXTS = IdTypes("BIGINT", "BIGINT"), IdTypes("STRING", "STRING")
@@ -88,32 +84,12 @@ def test_every_value_of_every_exposure_comes_back(ids: IdTypes, data: st.DataObj
     assert batch.to_pylist() == list(map(as_row, rows))
 
 
-def test_files_have_exactly_the_schema_that_ingest_reads(tmp_path: Path) -> None:
+def test_columns_are_exactly_those_of_the_schema() -> None:
     ids = IdTypes("BIGINT", "STRING")
-    for kind, row in ((EXPOSURES, exposure(item_ids=["a", "b"])), (FEEDBACK, FeedbackEvent(None, 1, "a", NOON, "click"))):
-        log = open_log(kind, tmp_path, ids, worker=1)
-        log.record([row])
-        log.close()
-    (shown,), (told,) = (list(tmp_path.glob(f"{kind}-*.parquet")) for kind in ("exposures", "feedback"))
-    assert pq.read_schema(shown) == exposure_schema(ids)
-    assert str(pq.read_schema(shown).field("items").type.value_type) == str(
-        pa.struct(
-            [
-                pa.field("item_id", pa.string(), False),
-                pa.field("position", pa.int32(), False),
-                pa.field("score", pa.float32()),
-                pa.field("batch_score", pa.float32()),
-                pa.field("candidate_rank", pa.int32()),
-                pa.field("propensity", pa.float32()),
-                pa.field("ranker_position", pa.int32()),
-                pa.field("batch_position", pa.int32()),
-            ]
-        )
-    )
-    assert pq.read_schema(told) == feedback_schema(ids)
-    assert pq.read_table(told).to_pylist() == [
-        {"request_id": None, "user_id": 1, "item_id": "a", "event_ts": NOON, "event_type": "click", "weight": 1.0}
-    ]
+    told = encode_feedback([FeedbackEvent(None, 1, "a", NOON, "click")], ids, feedback_schema(ids))
+    shown = encode_exposures([exposure(item_ids=["a", "b"])], ids, exposure_schema(ids))
+    assert (shown.schema, told.schema) == (exposure_schema(ids), feedback_schema(ids))
+    assert told.to_pylist() == [{"request_id": None, "user_id": 1, "item_id": "a", "event_ts": NOON, "event_type": "click", "weight": 1.0}]
 
 
 def test_ids_of_the_other_type_are_the_same_ids_and_session_items_that_are_none_are_left_out() -> None:
@@ -145,19 +121,6 @@ INVALID: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("changed", INVALID.values(), ids=INVALID.keys())
-def test_a_row_that_cannot_be_is_counted_and_costs_no_other(tmp_path: Path, changed: dict[str, Any]) -> None:
-    log = open_log(EXPOSURES, tmp_path, NUMBERS, worker=1)
-    log.record([exposure(request_id=f"r{number}") for number in range(100)])
-    # Too many in one row, too few in the next: together the lengths would fit.
-    log.record([exposure(**changed), exposure(scores=[1.0]), exposure(scores=[1.0, 2.0, 3.0])])
-    log.close()
-    found = log.stats()
-    assert (found.recorded, found.written, found.invalid, found.lost) == (103, 100, 3, 0)
-    (file,) = tmp_path.glob("exposures-*.parquet")
-    assert pq.read_table(file)["request_id"].to_pylist() == [f"r{number}" for number in range(100)]
-
-
-def test_the_logs_load_neither_spark_nor_torch_nor_mlflow() -> None:
-    code = "import sys, recsys_batch.online.exposure_log.writer_process; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"pyspark", "delta", "torch", "mlflow", "faiss", "pandas"} & set(loaded)
+def test_a_row_that_cannot_be_raises(changed: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError, AttributeError, pa.ArrowException)):
+        encode_exposures([exposure(), exposure(**changed)], NUMBERS, exposure_schema(NUMBERS))

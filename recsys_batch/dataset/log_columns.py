@@ -1,78 +1,19 @@
-"""Rows of the log and their Arrow columns: exposures, what was shown to whom, at which position, with which scores, in which context, for
-later models to learn from; and feedback events, what a user did with an item, on its way to the next ingest.
+"""Rows of the online side's log as Arrow columns, of which dataset/exposure_schema.py has the schema: many rows at once in flat lists."""
 
-Made by serving/exposure_recorder.py and api/decode.py, encoded by writer_process.py: many rows at once in flat lists, no object per item.
-The columns are dataset/exposure_schema.py's, which ingest reads.
-"""
-
-import datetime as dt
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
+from recsys_batch.dataset.log_rows import Exposure, FeedbackEvent, LogId
 from recsys_batch.ids import parse_id
 from recsys_batch.schemas import TIMESTAMP, IdTypes
 
-LogId = int | str
-
-_NO_ATTRIBUTES: Mapping[str, Any] = {}
-
-
-class Exposure(NamedTuple):
-    """An answer that was sent.
-
-    Attributes:
-        shown_at: with its time zone. user_id, session_item_ids: as the request spells them.
-        source: ranker, batch or popular. degraded: why the answer is not all that it could be, or None.
-        item_ids, scores: plain lists, best first: position is the index in them, from 1.
-        batch_scores, candidate_ranks: of the same items; None (or None inside) where there are none.
-        context_ts: the context's time, with its time zone.
-        lists: night or live, where the user's lists were from.
-        propensities, ranker_positions, batch_positions: of the same items, as ranking/exploration.py has them; None without exploration.
-    """
-
-    request_id: str
-    shown_at: dt.datetime
-    user_id: LogId
-    snapshot_id: str | None
-    model_version: str | None
-    source: str
-    degraded: str | None
-    item_ids: Sequence[LogId]
-    scores: Sequence[float]
-    batch_scores: Sequence[float | None] | None = None
-    candidate_ranks: Sequence[int | None] | None = None
-    context_ts: dt.datetime | None = None
-    device: str | None = None
-    session_item_ids: Sequence[LogId] = ()
-    attributes: Mapping[str, Any] = _NO_ATTRIBUTES
-    lists: str | None = None
-    propensities: Sequence[float] | None = None
-    ranker_positions: Sequence[int] | None = None
-    batch_positions: Sequence[int | None] | None = None
-
-
-class FeedbackEvent(NamedTuple):
-    """An event of a user with an item.
-
-    Attributes:
-        request_id: of the answer that showed the item; None where there was none. event_ts: with its time zone.
-        event_type: click, purchase, ... in the caller's words.
-    """
-
-    request_id: str | None
-    user_id: LogId
-    item_id: LogId
-    event_ts: dt.datetime
-    event_type: str
-    weight: float = 1.0
-
 
 def encode_exposures(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
-    """Encode exposures as Arrow, user ids and session items in the warehouse's types; session items that fit none are left out.
+    """Encode exposures as Arrow, ids in these types; session items that fit none are left out.
 
     Raises:
         ValueError, TypeError, pa.ArrowException: a row does not fit the schema.
@@ -96,11 +37,12 @@ def encode_exposures(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) 
         lists,
         *exploration,
     ) = zip(*rows, strict=True)
+    shown_items = [[None if item is None else parse_id(item, ids.item) for item in each] for each in items]
     user_ids = [parse_id(user, ids.user) for user in users]
     session = [[item for item in (parse_id(one, ids.item) for one in each) if item is not None] if each else () for each in sessions]
     leading = (requests, shown, user_ids, snapshots, models, sources, degraded)
     arrays = [pa.array(column, schema.field(number).type) for number, column in enumerate(leading)]
-    arrays.append(_items_column(items, scores, (batch, ranks, *exploration), schema.field("items").type))
+    arrays.append(_items_column(shown_items, scores, (batch, ranks, *exploration), schema.field("items").type))
     arrays += [pa.array(when, TIMESTAMP), pa.array(devices, pa.string())]
     arrays.append(pa.ListArray.from_arrays(_offsets_of(list(map(len, session))), _flatten(session, ids.item_arrow)))
     arrays += [_string_map_column(more, schema.field("attributes").type), pa.array(lists, pa.string())]
@@ -108,14 +50,14 @@ def encode_exposures(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) 
 
 
 def encode_feedback(rows: Sequence[FeedbackEvent], ids: IdTypes, schema: pa.Schema) -> pa.RecordBatch:
-    """Encode feedback events as Arrow, ids in the warehouse's types. Raises as ``encode_exposures``."""
+    """Encode feedback events as Arrow, ids in these types. Raises as ``encode_exposures``."""
     requests, users, items, when, kinds, weights = zip(*rows, strict=True)
     columns = (requests, [parse_id(user, ids.user) for user in users], [parse_id(item, ids.item) for item in items], when, kinds, weights)
     return _make_record_batch([pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema)
 
 
 def _items_column(
-    items: Sequence[Sequence[LogId]],
+    items: Sequence[Sequence[LogId | None]],
     scores: Sequence[Sequence[float]],
     optional_columns: Iterable[Sequence[Sequence[float | None] | None]],
     kind: pa.ListType,
