@@ -28,6 +28,11 @@ SHADOW_OVERLAP = Histogram(
 )
 SWAPS = Counter("recsys_snapshot_swaps", "times that a worker went over to another snapshot")
 REFUSED_SNAPSHOTS = Counter("recsys_snapshot_refused", "times that a worker refused a snapshot")
+FALLBACK = Gauge(
+    "recsys_snapshot_fallback",
+    "workers that answer from another snapshot than CURRENT names, as that is refused",
+    multiprocess_mode="livesum",
+)
 LOGGED = Counter("recsys_log_rows", "rows of the logs of exposures and feedback, by what became of them", ["log", "outcome"])
 WAITING = Gauge("recsys_waiting", "requests that wait or are worked on", multiprocess_mode="livesum")
 LIVE_BATCHES = Counter("recsys_live_batches", "micro-batches of the stream that the follower has handled")

@@ -71,7 +71,9 @@ def make_snapshot(
     samples: dict[int | str, list[int]] = {
         user: ((user * 7 + 13 * np.arange(8)) % items).tolist() for user in range(0, users, max(1, users // 100))
     }
-    return write_snapshot(folder, SnapshotContents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, records, samples))
+    return write_snapshot(
+        folder, SnapshotContents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, records, samples=samples)
+    )
 
 
 def _records(rng: np.random.Generator, users: int, embeddings: np.ndarray, candidates: int) -> Iterator[tuple[bytes, bytes]]:

@@ -44,6 +44,7 @@ class DynamicBatcher:
         Raises:
             Overloaded: too many requests wait. Whatever ``model.infer`` raises for these inputs.
         """
+        inputs = await model.prepare(inputs)
         runs = model.split(inputs)
         if len(runs) > 1:
             return await _infer_in_runs(model, runs)

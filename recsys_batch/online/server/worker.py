@@ -112,6 +112,7 @@ class Worker(App):
         if has_looked:
             write_worker_state(Path(self._settings.state), self._manager)
             metrics.REFUSED_SNAPSHOTS.inc(len(self._manager.refused))
+            metrics.FALLBACK.set(current is not None and self._manager.fallback is not None)
             if current is not None:
                 self._exposures.open(current.snapshot.ids)
             if before is not None and current is not before:
