@@ -20,7 +20,7 @@ from recsys_batch.config import check_seen_setting
 from recsys_batch.dataset.seen_policy import make_seen_policy
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.contents import SnapshotInfo
-from recsys_batch.online.snapshot.layout import OPTIONAL_FILES, StoreKind, required_files
+from recsys_batch.online.snapshot.layout import LMDB_FILE, OPTIONAL_FILES, StoreKind, required_files
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.schemas import IdType, IdTypes
 from recsys_batch.storage.atomic import write_file
@@ -165,6 +165,8 @@ def _check_listed(folder: Path, manifest: SnapshotManifest) -> None:
             raise SnapshotRefused(f"{path} names the file {name!r}, which leaves the snapshot's folder")
     missing = required_files(manifest.store, listed) - listed.keys()
     missing |= {name for name in OPTIONAL_FILES - listed.keys() if (folder / name).exists()}
+    if manifest.store != "lmdb" and LMDB_FILE in listed:
+        raise SnapshotRefused(f"{path} lists {LMDB_FILE}, but says that users' lists are in {manifest.store}: export it again")
     if missing:
         raise SnapshotRefused(f"{path} does not list {', '.join(sorted(missing))}: export it again")
 

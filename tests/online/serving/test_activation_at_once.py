@@ -97,7 +97,7 @@ def test_a_refused_activation_puts_back_what_was_current_and_what_was_before(wor
         repository.set_current(worker.folder, "first")
         activating = await begin(worker, "second")
         worker.report("first", {"second": "it is damaged"})
-        with pytest.raises(ActivationFailed, match="it is damaged.*first stays"):
+        with pytest.raises(ActivationFailed, match=r"it is damaged.*first stays"):
             await activating
         assert repository.read_pointers(worker.folder) == Pointers("first", "third")
 
