@@ -11,14 +11,17 @@ from pathlib import Path
 
 from recsys_batch.errors import Busy, InputMissing, RecsysBatchError, UsageError
 from recsys_batch.online.serving.traffic_split import ROUTES_FILE, TrafficSplit, read_traffic_split, write_traffic_split
+from recsys_batch.online.serving.warm_up import check_answers, stored_records
 from recsys_batch.online.serving.worker_state import WorkerState, read_worker_states
 from recsys_batch.online.snapshot import repository
+from recsys_batch.online.snapshot.reader import open_snapshot
 from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
 from recsys_batch.storage.file_lock import file_lock
 
 SWITCH_SECONDS = 120.0
 """That workers are given to go over to another snapshot."""
 _POLL_SECONDS = 0.02
+_CHECKED_USERS = 3
 _LOCK_FILE = ".activation.lock"
 
 
@@ -31,11 +34,11 @@ class ActivationFailed(RecsysBatchError):
 
 
 async def activate(folder: Path, state: Path, snapshot_id: str, seconds: float) -> None:
-    """Verify a snapshot, make it current, and wait until every worker answers from it.
+    """Verify a snapshot and have it answer, make it current, and wait until every worker answers from it.
 
     Raises:
         InputMissing: there is none of that id.
-        SnapshotRefused: it is damaged.
+        SnapshotRefused: it is damaged, or does not answer.
         ActivationFailed: another activation is under way, or a worker did not take it within ``seconds``, or CURRENT was changed meanwhile.
     """
     with _one_at_a_time(folder):
@@ -106,7 +109,17 @@ async def _go_over(folder: Path, state: Path, snapshot_id: str, seconds: float) 
 async def _verify(folder: Path, snapshot_id: str) -> None:
     if snapshot_id not in repository.list_snapshots(folder):
         raise InputMissing(f"there is no snapshot {snapshot_id}; there are: {', '.join(repository.list_snapshots(folder)) or 'none'}")
-    await asyncio.to_thread(verify_in_subprocess, folder / snapshot_id)
+    await asyncio.to_thread(_check, folder / snapshot_id)
+
+
+def _check(folder: Path) -> None:
+    """Verify a snapshot and have it answer, but for what is in Redis: before a worker is asked to. Raises SnapshotRefused."""
+    verify_in_subprocess(folder)
+    snapshot = open_snapshot(folder)
+    try:
+        check_answers(snapshot, stored_records(snapshot, _CHECKED_USERS))
+    finally:
+        snapshot.close()
 
 
 async def _wait_for_workers(state: Path, is_done: Callable[[list[WorkerState]], bool], seconds: float) -> None:

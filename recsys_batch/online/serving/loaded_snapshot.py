@@ -60,7 +60,7 @@ class LoadedSnapshot:
 
     async def lookup(self, user_id: int | str) -> FoundRecord:
         """Read a user's record: the live one, or that of the snapshot or of Redis beside it. Raises RecsysBatchError: it is damaged."""
-        if not self.asks_network:
+        if self.remote is None and self.live_store is None:
             return FoundRecord(self.lookup_here(user_id))
         live = self._lookup_live(user_id)
         key = self.snapshot.key(user_id)

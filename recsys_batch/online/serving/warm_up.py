@@ -1,6 +1,6 @@
 """Requests that a snapshot answers before it is put in place: to warm it, and to see that it answers.
 
-Called by snapshot_manager.py, in the thread that loads a snapshot.
+Called by snapshot_manager.py, in the thread that loads a snapshot, and by activation.py before workers are asked to.
 """
 
 import datetime as dt

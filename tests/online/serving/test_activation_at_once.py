@@ -17,6 +17,7 @@ from recsys_batch.online.serving import activation
 from recsys_batch.online.serving.activation import ActivationFailed, activate, roll_back, set_traffic_split
 from recsys_batch.online.serving.traffic_split import TrafficSplit, read_traffic_split, write_traffic_split
 from recsys_batch.online.snapshot import repository
+from recsys_batch.online.snapshot.manifest import SnapshotRefused, file_checksums
 from recsys_batch.online.snapshot.repository import Pointers
 
 WAIT = 20.0
@@ -182,6 +183,17 @@ def test_a_process_that_is_killed_in_the_middle_leaves_a_verified_snapshot_curre
         await rolling_back
 
     run(steps)
+
+
+def test_a_snapshot_that_cannot_answer_is_never_current(worker: Worker) -> None:
+    second = worker.folder / "second"
+    (second / "items" / "categories.json").write_text("[]")
+    manifest = json.loads((second / "manifest.json").read_text())
+    (second / "manifest.json").write_text(json.dumps(manifest | {"files": file_checksums(second)}))
+    before = repository.file_stamp(worker.folder / "CURRENT")
+    with pytest.raises(SnapshotRefused, match="categories without a name"):
+        asyncio.run(activate(worker.folder, worker.state, "second", WAIT))
+    assert repository.file_stamp(worker.folder / "CURRENT") == before
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

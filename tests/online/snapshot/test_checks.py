@@ -142,13 +142,23 @@ def test_a_snapshot_whose_model_fails_at_a_request_is_refused(make: Callable[...
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["STRING", "redis", "cosine", "allow"]),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
     max_leaves=4,
 )
-DATES = (
-    st.dates().map(str) | st.datetimes().map(lambda time: time.isoformat()) | st.datetimes().map(lambda time: f"{time.isoformat()}+14:00")
-)
+TIMES = st.datetimes().map(lambda time: time.isoformat())
+WORDS = st.text(max_size=5) | st.sampled_from(["STRING", "redis", "cosine", "allow"]) | st.dates().map(str)
+
+
+def like(value: Any) -> st.SearchStrategy[Any]:
+    """Other JSON of the same kind."""
+    if isinstance(value, str):
+        return WORDS | TIMES | TIMES.map(lambda time: f"{time}+14:00")
+    if isinstance(value, dict):
+        return st.sampled_from(sorted(value)).map(lambda gone: {key: kept for key, kept in value.items() if key != gone})
+    if isinstance(value, list):
+        return st.lists(st.sampled_from([*value, "a"]), max_size=len(value) + 1)
+    return st.integers(-1, 40) | st.floats()
 
 
 def paths_of(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -192,15 +202,18 @@ def answer_everything(snapshot: Snapshot) -> None:
     to_json({"generated_at": snapshot.generated_at.isoformat(), "age": snapshot.generated_at.timestamp()})
 
 
-@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_field_of_a_manifest_replaced_is_refused_or_a_snapshot_that_answers(
     data: st.DataObject, good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warm_up, "_PAUSE_SECONDS", 0.0)
     values = json.loads((good / "good.json").read_text())
-    path = data.draw(st.sampled_from(paths_of(values)))
-    changed = replaced(values, path, data.draw(JSON | DATES))
+    path = data.draw(st.sampled_from([(name,) for name in values]) | st.sampled_from(paths_of(values)))
+    before = values
+    for key in path:
+        before = before[key]
+    changed = replaced(values, path, data.draw(st.one_of(JSON, like(before))))
     (good / "first" / "manifest.json").write_text(json.dumps(changed))
     try:
         snapshot = open_snapshot(good / "first")
