@@ -89,6 +89,19 @@ def _check_seen_rule(key: str, rule: Any) -> None:
         raise ValueError(f"{key} has after_days = {days}: expected 0 to {_MAX_DAYS:,} days")
 
 
+def check_seen_setting(seen: Any) -> None:
+    """Raise ValueError where a value is no ``retrieval.seen``: a rule, or rules by segment."""
+    if not isinstance(seen, dict) or list(seen) == ["after_days"]:
+        _check_seen_rule("it", seen)
+    elif not seen:
+        raise ValueError('the table names no segment: write "exclude", or a rule for each segment')
+    elif "after_days" in seen:
+        raise ValueError("after_days stands beside segments: write all = {after_days = N}; no segment can be called after_days")
+    else:
+        for segment, rule in seen.items():
+            _check_seen_rule(f"the rule for {segment}", rule)
+
+
 class Retrieval(Section):
     mode: Literal["exact", "ivf", "sharded", "auto"] = Field("auto", description="how candidates are searched; auto: by size, and says why")
     metric: Literal["ip", "cosine"] = "ip"
@@ -115,15 +128,7 @@ class Retrieval(Section):
     @field_validator("seen", mode="before")
     @classmethod
     def _check_seen(cls, seen: Any) -> Any:
-        if not isinstance(seen, dict) or list(seen) == ["after_days"]:
-            _check_seen_rule("it", seen)
-        elif not seen:
-            raise ValueError('the table names no segment: write "exclude", or a rule for each segment')
-        elif "after_days" in seen:
-            raise ValueError("after_days stands beside segments: write all = {after_days = N}; no segment can be called after_days")
-        else:
-            for segment, rule in seen.items():
-                _check_seen_rule(f"the rule for {segment}", rule)
+        check_seen_setting(seen)
         return seen
 
     @model_validator(mode="after")

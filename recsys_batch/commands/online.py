@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,11 +48,13 @@ def export_snapshot_command(config: Config, run_id: str | None, out: Path | None
         with contextlib.suppress(OSError):  # a host may only read the warehouse
             held.enter_context(user_rows_lock(config))
         run = open_published_run(config.paths.warehouse, cache, run_id, retrieval.metric, retrieval.seen)
-        store = functools.partial(_fill_redis, config) if online.store == "redis" else None
+        store = _RedisRecords(config) if online.store == "redis" else None
         done = export_snapshot(run, folder, store, n_samples=online.samples, activate=activate, keep=online.keep)
     name, written = done.snapshot_id, done.written
     if written is None:
         lines = [f"snapshot {name} is in {folder} already"]
+        if done.refilled:
+            lines.append(f"the store had lost its lists: those of {format_count(done.refilled)} users were put again")
     else:
         size = sum(entry["bytes"] for entry in written.files.values())
         counts = f"{format_count(written.n_users)} users, {format_count(written.n_items)} items, {size / 2**20:,.1f} MiB"
@@ -59,9 +62,35 @@ def export_snapshot_command(config: Config, run_id: str | None, out: Path | None
     if done.activated:
         lines.append(f"{folder / repository.CURRENT_FILE} names {name} now")
     lines += [f"removed {snapshot_id}: online.keep = {online.keep}" for snapshot_id in done.removed]
-    result = {"snapshot": name, "done": written is not None, "folder": str(folder / name)}
-    result |= {"current": repository.read_current(folder), "removed": done.removed}
+    result = {"snapshot": name, "done": written is not None, "refilled": done.refilled, "folder": str(folder / name)}
+    result |= {"current": repository.read_pointers(folder).current, "removed": done.removed}
     print_result(result, "\n".join(lines), as_json=as_json)
+
+
+@dataclass(frozen=True)
+class _RedisRecords:
+    """Users' records in the store of RECSYS_BATCH_REDIS_URL, put there by executors."""
+
+    config: Config
+
+    def has_records(self, snapshot_id: str) -> bool:
+        from recsys_batch.online.snapshot.redis_store import connect, has_records
+
+        with closing(connect(_redis_url(), self.config.online.redis_cluster)) as client:
+            return has_records(client, snapshot_id)
+
+    def fill(self, run: PublishedRun) -> int:
+        return _fill_redis(self.config, run)
+
+
+def _redis_url() -> str:
+    """Read the store's address. Raises UsageError: there is none."""
+    from recsys_batch.online.settings import REDIS_URL
+
+    url = os.environ.get(REDIS_URL)
+    if not url:
+        raise UsageError(f"online.store = redis needs the server in {REDIS_URL}, for example redis://127.0.0.1:6379/0")
+    return url
 
 
 def _fill_redis(config: Config, run: PublishedRun) -> int:
@@ -71,15 +100,12 @@ def _fill_redis(config: Config, run: PublishedRun) -> int:
         UsageError: no URL.
         RecsysBatchError: the store refused.
     """
-    from recsys_batch.online.settings import REDIS_URL
     from recsys_batch.online.snapshot.redis_store import connect, mark_complete
     from recsys_batch.spark.executors.functions import sum_over_ranges
     from recsys_batch.spark.session import get_session
     from recsys_batch.storage.node_cache import NodeCache
 
-    url = os.environ.get(REDIS_URL)
-    if not url:
-        raise UsageError(f"online.store = redis needs the server in {REDIS_URL}, for example redis://127.0.0.1:6379/0")
+    url = _redis_url()
     expire = int(config.online.redis_expire_hours * 3600)
     name, cache = run.run_id, NodeCache.from_paths(config.paths)
     put = functools.partial(_write_range, run.record_builder, run.catalogue_dir, cache, name, url, config.online.redis_cluster, expire)

@@ -21,7 +21,7 @@ from recsys_batch.tables.list_columns import flat_positions
 
 _MAX_ID_SPAN_PER_ITEM = 8  # up to so many numbers per item, ids are looked up in a table
 _ARRAYS = {"embeddings": np.float32, "history": np.float32, "log_popularity": np.float32, "retrievable": np.bool_}
-_FILES = ("item_ids.arrow", "rules.safetensors", "rules.json", *(f"{name}.npy" for name in _ARRAYS))
+CATALOGUE_FILES = ("item_ids.arrow", "rules.safetensors", "rules.json", *(f"{name}.npy" for name in _ARRAYS))
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def mmap_npy(path: Path) -> np.ndarray:
 def mmap_catalogue(directory: str) -> Catalogue:
     """Memory-map a catalogue; raises RecsysBatchError where a file is missing."""
     folder = Path(directory)
-    missing = [name for name in _FILES if not (folder / name).is_file()]
+    missing = [name for name in CATALOGUE_FILES if not (folder / name).is_file()]
     if missing:
         problem = f"the catalogue {folder} lacks {', '.join(missing)}"
         raise RecsysBatchError(f"{problem}: it was cleaned away, or another release wrote it; begin a new run (--force)")

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from recsys_batch.erasure.erased_users import ErasedUsers
 from recsys_batch.online.snapshot import repository
+from recsys_batch.online.snapshot.layout import FINGERPRINTS_FILE, LMDB_FILE, SAMPLES_FILE
 from recsys_batch.online.snapshot.live_overlay import remove_overlay
-from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, LmdbStore, write_lmdb
+from recsys_batch.online.snapshot.lmdb_store import LmdbStore, write_lmdb
 from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotManifest, SnapshotRefused, mark_verified, read_manifest
 from recsys_batch.online.snapshot.reader import read_samples
+from recsys_batch.online.snapshot.user_fingerprints import open_fingerprints
 from recsys_batch.online.snapshot.user_key import user_key
-from recsys_batch.online.snapshot.writer import SAMPLES_FILE, write_samples
+from recsys_batch.online.snapshot.writer import write_samples
 from recsys_batch.schemas import IdType
 from recsys_batch.storage.atomic import publish, write_file
 from recsys_batch.storage.checksums import sha256_file
@@ -32,7 +34,9 @@ _LIVE_FOLDER = ".live"
 
 
 def find_in_snapshots(folder: Path, users: ErasedUsers) -> dict[str, int]:
-    """Count records and samples of these users by place: each snapshot, and the overlays with a trace of one."""
+    """Count records (fingerprints, where records are in Redis) and samples of these users by place: each snapshot, and the overlays with
+    a trace of one.
+    """
     found: dict[str, int] = {}
     for name in repository.list_snapshots(folder):
         with contextlib.suppress(SnapshotRefused):
@@ -51,9 +55,8 @@ def erase_from_snapshots(folder: Path, users: ErasedUsers) -> None:
         remove_overlay(overlay)
     for leftover in folder.glob(f"{_LIVE_FOLDER}/*/.removed-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    current = repository.read_current(folder)
-    if changed and current is not None:
-        repository.set_current(folder, current)  # another file of the same content: servers look at what it names
+    if changed:
+        repository.refresh_current(folder)
 
 
 def _erase_from_snapshot(folder: Path, users: ErasedUsers) -> bool:
@@ -67,7 +70,7 @@ def _erase_from_snapshot(folder: Path, users: ErasedUsers) -> bool:
         logger.warning("%s is left as it is: %s", folder, error)
         return finished
     files, n_users = dict(manifest.files), manifest.n_users
-    if _count_records(folder, manifest, users):
+    if LMDB_FILE in files and _count_records(folder, manifest, users):
         draft = folder / f"{_DRAFT}{LMDB_FILE}"
         n_users = _copy_lmdb(folder / LMDB_FILE, draft, users, manifest.facts.ids.user)
         files[LMDB_FILE] = _describe(draft)
@@ -76,6 +79,11 @@ def _erase_from_snapshot(folder: Path, users: ErasedUsers) -> bool:
         samples = read_samples(folder / SAMPLES_FILE)
         write_samples(draft, {user: items for user, items in samples.items() if user not in sampled})
         files[SAMPLES_FILE] = _describe(draft)
+    if FINGERPRINTS_FILE in files and _count_records(folder, manifest, users):
+        draft = folder / f"{_DRAFT}{FINGERPRINTS_FILE}"
+        fingerprints = open_fingerprints(folder / FINGERPRINTS_FILE).without(_keys(users, manifest.facts.ids.user))
+        fingerprints.write(draft)
+        n_users, files[FINGERPRINTS_FILE] = len(fingerprints), _describe(draft)
     if files == manifest.files:
         return finished
     text = json.dumps(replace(manifest, files=files, n_users=n_users).to_dict(), indent=2, ensure_ascii=False)
@@ -88,7 +96,7 @@ def _finish(folder: Path) -> bool:
     path = folder / _NEXT_MANIFEST
     if not path.exists():
         return False
-    for name in (LMDB_FILE, SAMPLES_FILE):
+    for name in (LMDB_FILE, SAMPLES_FILE, FINGERPRINTS_FILE):
         if (draft := folder / f"{_DRAFT}{name}").exists():
             publish(draft, folder / name)
     publish(path, folder / MANIFEST_FILE)
@@ -105,6 +113,9 @@ def _keys(users: ErasedUsers, kind: IdType) -> set[bytes]:
 
 
 def _count_records(folder: Path, manifest: SnapshotManifest, users: ErasedUsers) -> int:
+    if FINGERPRINTS_FILE in manifest.files:
+        fingerprints = open_fingerprints(folder / FINGERPRINTS_FILE)
+        return sum(key in fingerprints for key in _keys(users, manifest.facts.ids.user))
     if manifest.store != "lmdb":
         return 0
     store = LmdbStore(folder / LMDB_FILE)

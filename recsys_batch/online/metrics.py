@@ -30,6 +30,11 @@ SHADOW_OVERLAP = Histogram(
 )
 SWAPS = Counter("recsys_snapshot_swaps", "times that a worker went over to another snapshot")
 REFUSED_SNAPSHOTS = Counter("recsys_snapshot_refused", "times that a worker refused a snapshot")
+FALLBACK = Gauge(
+    "recsys_snapshot_fallback",
+    "workers that answer from another snapshot than CURRENT names, as that is refused",
+    multiprocess_mode="livesum",
+)
 LOGGED = Counter("recsys_log_rows", "rows of the logs of exposures and feedback, by what became of them", ["log", "outcome"])
 # Not livesum: of a worker that was killed its last count stays, so that rows add up, and as many are in doubt.
 LOG_WAITING = Gauge("recsys_log_waiting_rows", "rows that were taken and are not written yet", ["log"], multiprocess_mode="sum")

@@ -44,6 +44,18 @@ class FeatureSpec:
         mean = tuple(float(np.mean(values)) for values in raw)
         return cls(mean=mean, scale=tuple(float(max(np.std(values), 1e-6)) for values in raw))
 
+    def check(self) -> None:
+        """Check a spec that was read from somewhere. Raises ValueError: names or numbers by which no features can be computed."""
+        first = (*PAIR_FEATURES, *CONTEXT_FEATURES)
+        if self.names[: len(first)] != first or len(set(self.names)) < len(self.names):
+            raise ValueError(
+                f"the spec has {len(self.names)} features, {str(self.names)[:60]}: expected {', '.join(first)}, then others, each once"
+            )
+        if not len(self.mean) == len(self.scale) == len(PAIR_FEATURES) or not all(map(math.isfinite, (*self.mean, *self.scale))):
+            raise ValueError(f"mean {self.mean} and scale {self.scale} of features: expected {len(PAIR_FEATURES)} finite numbers each")
+        if min(self.scale) <= 0:
+            raise ValueError(f"scale {self.scale} of features: expected numbers above 0")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

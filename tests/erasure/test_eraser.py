@@ -21,7 +21,7 @@ from recsys_batch.erasure import data_files, eraser, exposure_files, run_artefac
 from recsys_batch.erasure.eraser import Places, erase_users
 from recsys_batch.errors import EXIT_MISSING, EXIT_OK, EXIT_USAGE, Busy
 from recsys_batch.night.run_locks import erasure_lock, publish_lock, run_date_lock
-from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE
+from recsys_batch.online.snapshot.layout import LMDB_FILE
 from recsys_batch.online.snapshot.reader import open_snapshot
 from recsys_batch.read import current_topk, latest_topk, published_run, read_table
 from recsys_batch.schemas import TABLES, IdTypes

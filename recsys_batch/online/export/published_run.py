@@ -75,6 +75,7 @@ class PublishedRun:
             features=FeatureSpec.from_dict(self.bundle.manifest["features"]),
             ranker=None if ranker is None else ranker.read_bytes(),
             records=records,
+            user_keys=None if with_records else builder.keys(),
             samples=self._samples(catalogue, n_samples),
             item_lists=self._item_lists(catalogue),
         )

@@ -37,6 +37,13 @@ class RecordBuilder:
         assert isinstance(self.candidates, UserSortedFiles)
         return ranges_of_files(self.candidates.parts)
 
+    def keys(self) -> Iterator[bytes]:
+        """Read the keys of all users, range by range."""
+        kind = self.candidates.where.ids.user
+        for user_range in self.user_ranges:
+            for batch in self.candidates.batches(user_range, ["user_id"], LIST_ROWS):
+                yield from (_require_key(user, kind) for user in batch["user_id"].to_pylist())
+
     def records(self, catalogue: Catalogue, user_range: UserRange) -> Iterator[tuple[bytes, bytes]]:
         """Build (key, record) of a range's users. Raises RecsysBatchError: rows that do not fit the catalogue, or each other."""
         known = self.embeddings.between(user_range, ["user_id", "embedding", "n_events"])
@@ -101,6 +108,10 @@ def _encode_batch(
             top_places=top.places[rank],
             top_scores=top.scores[rank],
         )
-        key = user_key(user, kind)
-        assert key is not None  # ids that a table holds all have one
-        yield key, encode_record(lists)
+        yield _require_key(user, kind), encode_record(lists)
+
+
+def _require_key(user: int | str, kind: IdType) -> bytes:
+    key = user_key(user, kind)
+    assert key is not None  # ids that a table holds all have one
+    return key

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +74,11 @@ def make_snapshot(
     samples: dict[int | str, list[int]] = {
         user: ((user * 7 + 13 * np.arange(8)) % items).tolist() for user in range(0, users, max(1, users // 100))
     }
-    own_records = records if put_records is None else None
-    contents = SnapshotContents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, own_records, samples)
-    return write_snapshot(folder, contents, None if put_records is None else lambda: put_records(records))
+    contents = SnapshotContents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, records, samples=samples)
+    if put_records is None:
+        return write_snapshot(folder, contents)
+    keys = filter(None, (user_key(user, "BIGINT") for user in range(users)))
+    return write_snapshot(folder, replace(contents, records=None, user_keys=keys), lambda: put_records(records))
 
 
 def _records(rng: np.random.Generator, users: int, embeddings: np.ndarray, candidates: int) -> Iterator[tuple[bytes, bytes]]:

@@ -108,7 +108,8 @@ class Endpoints:
             row = {"snapshot_id": name, "run_date": facts.run_date, "model_version": facts.model_version}
             rows.append({**row, "generated_at": facts.generated_at, "n_users": manifest.n_users, "n_items": manifest.n_items})
         workers = read_worker_states(self._state)
-        return json_response({"current": repository.read_current(self._snapshots), "snapshots": rows, "workers": workers})
+        current, previous = repository.read_pointers(self._snapshots)
+        return json_response({"current": current, "previous": previous, "snapshots": rows, "workers": workers})
 
     async def activate(self, request: Request) -> Response:
         await activation.activate(self._snapshots, self._state, request.parameters["snapshot_id"], activation.SWITCH_SECONDS)
@@ -127,17 +128,25 @@ class Endpoints:
         return Response(200, b'{"status":"alive"}')
 
     async def ready(self, request: Request) -> Response:
-        """Answer 200 only with a warm snapshot that is not too old to be shown; live lists that are behind are told, and no reason."""
+        """Answer 200 only with a warm snapshot that is not too old to be shown.
+
+        503, too, where the store beside it says that it has lost the users' lists. Live lists that are behind, a store that does not answer
+        and another snapshot than CURRENT names are told, and no reason.
+        """
         current = self._service.manager.current
         if current is None:
-            reasons = "; ".join(self._service.manager.refused.values())
+            manager = self._service.manager
+            reasons = manager.fallback or "; ".join(manager.refused.values())
             raise HttpError(503, f"no snapshot is in use{': ' + reasons if reasons else ''}")
         facts = current.snapshot.facts
         age = self._service.freshness.status(facts.generated_at)
         if age == "too_old":
             raise HttpError(503, f"snapshot {facts.snapshot_id} is of {facts.generated_at.isoformat()}, which is past max_age_hard_hours")
+        if current.store_status == "lost":
+            raise HttpError(503, f"store_unavailable: lists of snapshot {facts.snapshot_id} are in Redis no more: export the run again")
         live = self._live_lag.status() if self._live_lag is not None else "off"
-        return json_response({"status": "ready", "snapshot_id": facts.snapshot_id, "age": age, "live": live})
+        told = {"status": "ready", "snapshot_id": facts.snapshot_id, "age": age, "live": live}
+        return json_response({**told, "store": current.store_status, "fallback": self._service.manager.fallback})
 
     async def metrics(self, request: Request) -> Response:
         metrics.tally.flush()  # this worker's; the others' come within online.poll_ms

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue
 from recsys_batch.errors import InputMissing
 from recsys_batch.online.export.record_builder import RecordBuilder
+from recsys_batch.online.snapshot.layout import ITEMS
 from recsys_batch.online.snapshot.live_overlay import encode_live_record
 from recsys_batch.online.snapshot.manifest import read_manifest
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import LiveOrigin
-from recsys_batch.online.snapshot.writer import ITEMS
 from recsys_batch.read import run_rows, user_segments
 from recsys_batch.schemas import TABLES
 from recsys_batch.storage.artifacts import artifact_root

@@ -58,18 +58,17 @@ class DynamicBatcher:
         Raises:
             Overloaded: too many rows wait. ClientLeft. Whatever ``model.infer`` raises for these inputs.
         """
-        runs = model.split(inputs)
-        if len(runs) > 1:
-            n_rows = _count_rows(inputs)
-            with self._rows.hold(n_rows, "rows"), model.lease():
+        n_rows = _count_rows(inputs)
+        with self._rows.hold(n_rows, "rows"), model.lease():
+            inputs = await model.prepare(inputs)
+            runs = model.split(inputs)
+            if len(runs) > 1:
                 work = self._infer_in_runs(model, runs, n_rows)
                 return await (work if client_left is None else _await_unless(client_left, work))
-        lengths = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
-        if not model.rows_are_independent or len(lengths) != 1 or self._max_rows <= 1:
-            return model.infer(inputs)
-        rows = lengths.pop()
-        with self._rows.hold(rows, "rows"):
-            return await self._infer_with_others(model, inputs, rows)
+            lengths = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
+            if not model.rows_are_independent or len(lengths) != 1 or self._max_rows <= 1:
+                return model.infer(inputs)
+            return await self._infer_with_others(model, inputs, n_rows)
 
     def _infer_with_others(self, model: OipModel, inputs: Mapping[str, np.ndarray], rows: int) -> asyncio.Future[Outputs]:
         """Put a request into the next run that has room for it."""

@@ -114,6 +114,10 @@ class OipModel(Protocol):
     outputs: Sequence[TensorSpec]
     rows_are_independent: bool
 
+    async def prepare(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Add to a request's tensors what the model has to ask a network for. Raises InvalidRequest: more than it answers at once."""
+        return inputs
+
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Run the model on tensors; BYTES tensors are object arrays of bytes. Raises InvalidRequest: they do not fit each other."""
 

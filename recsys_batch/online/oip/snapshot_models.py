@@ -4,7 +4,7 @@ Made by server/worker.py and grpc_server.py; no wire is known here.
 """
 
 import datetime as dt
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -15,15 +15,17 @@ from recsys_batch.online.ranking.ladder import MAX_RANK_BATCH, RankInput, rank_m
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving.freshness import FreshnessPolicy
-from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
+from recsys_batch.online.serving.loaded_snapshot import FoundRecord, LoadedSnapshot
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord
 
+Id = int | str
 RANKER, RECOMMEND = "ranker", "recommend"
 STABLE, CANARY = "stable", "canary"
 _DEFAULT_K = 10
 _MAX_USERS = 1000
+_RECORDS = "records"  # an input that clients do not send: what ``prepare`` found in Redis, object array of FoundRecord
 _MAX_RUN_PAIRS = 12_800
 """Candidates that the ranker scores in 4 ms; others are answered before the next ones."""
 
@@ -61,7 +63,12 @@ class RankerModel(OipModel):
 
 
 class RecommendModel(OipModel):
-    """Ranks users' candidates under the neutral context: top k item ids as text, short lists padded with "" and -inf."""
+    """Ranks users' candidates under the neutral context: top k item ids as text, short lists padded with "" and -inf.
+
+    Args:
+        lookup: reads a user's record in the snapshot's own store. fetch: reads users' records over the network, before a request is run;
+            None where nothing is asked there.
+    """
 
     rows_are_independent = False
 
@@ -70,9 +77,10 @@ class RecommendModel(OipModel):
         snapshot: Snapshot,
         max_k: int,
         lease: Callable[[], AbstractContextManager[object]] = nullcontext,
-        lookup: Callable[[int | str], UserRecord | None] | None = None,
+        lookup: Callable[[Id], UserRecord | None] | None = None,
+        fetch: Callable[[Sequence[Id]], Awaitable[Sequence[FoundRecord]]] | None = None,
     ) -> None:
-        self._snapshot, self._max_k, self._lease, self._lookup = snapshot, max_k, lease, lookup or snapshot.lookup
+        self._snapshot, self._max_k, self._lease, self._lookup, self._fetch = snapshot, max_k, lease, lookup or snapshot.lookup, fetch
         self.name, self.version, self.version_number = RECOMMEND, snapshot.snapshot_id, version_number(snapshot.generated_at)
         self.inputs: Sequence[TensorSpec] = (
             TensorSpec("user_id", "INT64" if snapshot.ids.user == "BIGINT" else "BYTES", (-1,), max_rows=_MAX_USERS),
@@ -80,8 +88,17 @@ class RecommendModel(OipModel):
         )
         self.outputs: Sequence[TensorSpec] = (TensorSpec("item_id", "BYTES", (-1, -1)), TensorSpec("score", "FP32", (-1, -1)))
 
+    async def prepare(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        if self._fetch is None:
+            return inputs
+        records = np.empty(len(inputs["user_id"]), dtype=object)
+        with self._lease():
+            for row, found in enumerate(await self._fetch([_user_id(value) for value in inputs["user_id"].tolist()])):
+                records[row] = found
+        return {**inputs, _RECORDS: records}
+
     def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
-        return split_rows(inputs, ["user_id"], MAX_RANK_BATCH)
+        return split_rows(inputs, [name for name in ("user_id", _RECORDS) if name in inputs], MAX_RANK_BATCH)
 
     def lease(self) -> AbstractContextManager[object]:
         return self._lease()
@@ -90,7 +107,9 @@ class RecommendModel(OipModel):
         k = int(inputs["k"][0]) if "k" in inputs else min(_DEFAULT_K, self._max_k)
         if not 1 <= k <= self._max_k:
             raise InvalidRequest(f"k is {k}: expected 1 to {self._max_k}")
-        queries = [self._rank_input(_user_id(value), k) for value in inputs["user_id"].tolist()]
+        user_ids = [_user_id(value) for value in inputs["user_id"].tolist()]
+        found = inputs[_RECORDS] if _RECORDS in inputs else [FoundRecord(self._lookup(user_id)) for user_id in user_ids]
+        queries = [RankInput(RankQuery(user_id, k), *one) for user_id, one in zip(user_ids, found, strict=True)]
         results = rank_many(self._snapshot, queries, LatencyTracker())
         ids = np.full((len(results), k), b"", dtype=object)
         scores = np.full((len(results), k), -np.inf, np.float32)
@@ -98,11 +117,6 @@ class RecommendModel(OipModel):
             ids[row, : len(result.codes)] = [str(item).encode() for item in self._snapshot.items.item_ids(result.codes)]
             scores[row, : len(result.codes)] = result.scores
         return {"item_id": ids, "score": scores}
-
-    def _rank_input(self, user_id: int | str, k: int) -> RankInput:
-        if self._snapshot.store is None:
-            raise InvalidRequest("users' lists are in Redis, which this protocol's recommend does not read: ask POST /v1/rank")
-        return RankInput(RankQuery(user_id, k), self._lookup(user_id))
 
 
 def _user_id(value: int | bytes) -> int | str:
@@ -147,9 +161,11 @@ class SnapshotModels:
         return found
 
     def ready(self) -> bool:
-        """Tell, as /readyz does, whether a snapshot is in use that is not too old to be shown."""
+        """Tell, as /readyz does, whether a snapshot is in use that is not too old to be shown, and whose lists are there."""
         current = self._manager.current
-        return current is not None and self._freshness.status(current.snapshot.generated_at) != "too_old"
+        if current is None or current.store_status == "lost":
+            return False
+        return self._freshness.status(current.snapshot.generated_at) != "too_old"
 
     def _follow(self) -> None:
         """Make the models anew where other snapshots are in use."""
@@ -159,7 +175,8 @@ class SnapshotModels:
             self._loaded, self._models = loaded, {label: self._make_models(one) for label, one in loaded.items()}
 
     def _make_models(self, loaded: LoadedSnapshot) -> dict[str, OipModel]:
-        models: list[OipModel] = [RecommendModel(loaded.snapshot, self._max_k, loaded.lease, loaded.lookup_here)]
+        fetch = loaded.lookup_many if loaded.asks_network else None
+        models: list[OipModel] = [RecommendModel(loaded.snapshot, self._max_k, loaded.lease, loaded.lookup_here, fetch)]
         if loaded.snapshot.ranker is not None:
             models.insert(0, RankerModel(loaded.snapshot))
         return {model.name: model for model in models}

@@ -16,10 +16,10 @@ from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown
 from recsys_batch.online.oip.snapshot_models import RANKER, RECOMMEND
 from recsys_batch.online.serving import activation
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
-from recsys_batch.online.serving.traffic_split import read_traffic_split
+from recsys_batch.online.serving.traffic_split import TrafficSplit
 from recsys_batch.online.snapshot import repository
+from recsys_batch.online.snapshot.layout import RANKER as RANKER_FILE
 from recsys_batch.online.snapshot.manifest import read_manifest
-from recsys_batch.online.snapshot.writer import RANKER as RANKER_FILE
 
 _POLL_SECONDS = 0.02
 
@@ -58,11 +58,7 @@ class SnapshotRepository:
     async def unload(self, name: str) -> None:
         """End the canary. Raises InvalidRequest: there is none, and the snapshot in use is only left for another."""
         _check_model(name)
-        folder = self._manager.folder
-        split = read_traffic_split(folder)
-        if split.canary is None:
-            raise InvalidRequest("there is no canary to unload, and the snapshot in use is not unloaded: load another")
-        await activation.set_traffic_split(folder, self._state, replace(split, canary=None, weight=0.0), activation.SWITCH_SECONDS)
+        await activation.change_traffic_split(self._manager.folder, self._state, _without_canary, activation.SWITCH_SECONDS)
 
     async def _wait_until_current(self, snapshot_id: str) -> None:
         """Wait for this process, too: the workers answer from the snapshot, gRPC's process follows in a moment."""
@@ -71,6 +67,8 @@ class SnapshotRepository:
             if snapshot_id in self._manager.refused or time.monotonic() > until:
                 why = self._manager.refused.get(snapshot_id, f"it was not opened within {activation.SWITCH_SECONDS:g} s")
                 raise activation.ActivationFailed(f"the workers answer from snapshot {snapshot_id}, this process does not: {why}")
+            if repository.read_pointers(self._manager.folder).current != snapshot_id:
+                return  # somebody has gone over to another one since
             await asyncio.sleep(_POLL_SECONDS)
 
     def _in_use(self) -> list[str]:
@@ -86,6 +84,12 @@ class SnapshotRepository:
         status = {"state": "READY", "reason": ""} if snapshot_id in self._in_use() else {"state": "UNAVAILABLE", "reason": reason}
         for name in names:
             yield {"name": name, "version": snapshot_id, **status}
+
+
+def _without_canary(split: TrafficSplit) -> TrafficSplit:
+    if split.canary is None:
+        raise InvalidRequest("there is no canary to unload, and the snapshot in use is not unloaded: load another")
+    return replace(split, canary=None, weight=0.0)
 
 
 def _check_model(name: str) -> None:

@@ -117,6 +117,7 @@ class Worker(App):
         if has_looked:
             write_worker_state(Path(self._settings.state), self._manager)
             metrics.REFUSED_SNAPSHOTS.inc(len(self._manager.refused))
+            metrics.FALLBACK.set(current is not None and self._manager.fallback is not None)
             if before is not None and current is not before:
                 metrics.SWAPS.inc()
         if current is not None:

@@ -3,6 +3,7 @@
 ranking_service    the operations: rank, published top-K, user and item details, shadow scoring
 loaded_snapshot    a snapshot in use, and where its users' records are read
 snapshot_manager   the snapshots in use, each loaded once and warmed up: current, canary, shadow
+warm_up            requests that a snapshot answers before it is put in place
 traffic_split      ROUTES.json: which users are the canary's, which requests the shadow scores
 activation         have all workers go over to a snapshot, or none; roll back
 worker_state       what the workers of a server tell each other

@@ -180,5 +180,5 @@ async def _find_record(loaded: LoadedSnapshot, user_id: int | str) -> tuple[User
     if record is not None:
         return record, store_failed
     if store_failed:
-        raise StoreUnavailable("the store of users' lists does not answer")
+        raise StoreUnavailable("the store of users' lists does not answer, or has lost this user's")
     raise UnknownUser(f"snapshot {loaded.snapshot.snapshot_id} has no list of user {quote(user_id)}")

@@ -3,48 +3,44 @@
 A worker looks at CURRENT and ROUTES.json a few times a second. What they name is opened, verified and warmed in a thread beside the one
 that answers, once however many roles it has (current, canary, shadow); then one assignment puts it in place. Lists, item features and
 model of an answer come from one ``LoadedSnapshot``, so no answer mixes two. It is closed when no role and no request has it any more.
+
+What cannot be opened is refused, and what is served stays. A worker that serves nothing yet takes the best of ``list_fallbacks`` instead.
 """
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
+import contextlib
 import logging
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from recsys_batch.errors import RecsysBatchError
-from recsys_batch.online.api.encode import encode_answer, to_json
-from recsys_batch.online.ranking.ladder import rank
-from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.serving import traffic_split
-from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
+from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot, find_store_status
 from recsys_batch.online.serving.traffic_split import TrafficSplit
+from recsys_batch.online.serving.warm_up import WARM_REQUESTS, check_answers, stored_records, warm_up
 from recsys_batch.online.snapshot import repository
+from recsys_batch.online.snapshot.checks import check_record
 from recsys_batch.online.snapshot.live_overlay import LiveReader
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
 from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotRefused, read_manifest
-from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
+from recsys_batch.online.snapshot.reader import open_snapshot
 from recsys_batch.online.snapshot.redis_store import RedisStore
-from recsys_batch.online.snapshot.user_record import decode_record
+from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.online.snapshot.verify_process import verify_in_subprocess
 from recsys_batch.storage.file_lock import acquire_flock
 
 logger = logging.getLogger("recsys_batch.online")
 
-WARM_REQUESTS = 24
-_MODEL_POLL_SECONDS = 1.0
-_PAUSE_SECONDS = 0.004
-"""Seconds between requests that warm a snapshot: they share the interpreter's lock with those that are answered."""
+_TRY_AGAIN_SECONDS = 1.0
+_SAMPLED_USERS = 10
 
 
 class SnapshotManager:
@@ -61,6 +57,8 @@ class SnapshotManager:
     Attributes:
         current: None before the first snapshot is warm, or where there is none.
         refused: snapshot id -> why it was not taken.
+        fallback: why the snapshot in use is not the one that CURRENT names; None where it is.
+        looked_at: stamps of the files that name snapshots, when they were read last.
         recent: the newest queries, to warm the next snapshot with.
     """
 
@@ -80,13 +78,15 @@ class SnapshotManager:
         self.shadow: LoadedSnapshot | None = None
         self.routes = TrafficSplit()
         self.refused: dict[str, str] = {}
+        self.fallback: str | None = None
+        self.looked_at: dict[str, tuple[int, int]] = {}
         self.recent: deque[RankQuery] = deque(maxlen=WARM_REQUESTS)
         self._open_remote, self._load_lock, self._open_live = open_remote, load_lock, open_live
         self._live_in_redis, self._check_model = live_in_redis, check_model
         self._look_again_at = math.inf
+        self._waiting_for: set[str] = set()
         self._loaded: dict[str, LoadedSnapshot] = {}
         self._closing: set[asyncio.Task[None]] = set()  # the loop itself holds its tasks only weakly
-        self._seen: tuple[object, ...] | None = None
 
     def route(self, user_id: int | str) -> tuple[LoadedSnapshot | None, Literal["current", "canary"]]:
         """Choose the snapshot that answers a user, and its part: the canary for a share of the users, always the same ones."""
@@ -98,29 +98,63 @@ class SnapshotManager:
 
     async def poll(self) -> bool:
         """Look for live lists, and whether other snapshots are wanted; go over to them; whether any were looked into."""
-        for loaded in self._loaded.values():
-            if loaded.live is not None:
-                loaded.live.poll()
-        seen = (*_stamp(self.folder / repository.CURRENT_FILE), *_stamp(self.folder / traffic_split.ROUTES_FILE))
-        if seen == self._seen and time.monotonic() < self._look_again_at:
+        for loaded in list(self._loaded.values()):
+            if loaded.leases:  # or it was closed while another's store was asked
+                if loaded.live is not None:
+                    loaded.live.poll()
+                await loaded.check_store()
+        files = (repository.CURRENT_FILE, traffic_split.ROUTES_FILE)
+        stamps = {name: repository.file_stamp(self.folder / name) for name in files}
+        if stamps == self.looked_at and time.monotonic() < self._look_again_at:
             return False
-        self._seen, self._look_again_at = seen, math.inf
-        current_id = repository.read_current(self.folder)
-        try:
-            routes = traffic_split.read_traffic_split(self.folder)
-        except RecsysBatchError as error:
-            logger.error("routes stay as they were: %s", error)
-            routes = self.routes
-        self.refused = {}
+        # What is damaged is tried again when somebody names it again, as its files are read through each time.
+        self.refused = (
+            {} if stamps != self.looked_at else {name: why for name, why in self.refused.items() if name not in self._waiting_for}
+        )
+        self.looked_at, self._look_again_at, self._waiting_for = stamps, math.inf, set()
+        routes = self._read_routes()
         # Released at the end, so that a snapshot that only changes its role stays loaded.
         before = [loaded for loaded in (self.current, self.canary, self.shadow) if loaded is not None]
-        self.current = await self._swap_in(self.current, current_id) or (self.current.acquire() if self.current is not None else None)
+        self.current = await self._swap_in_current()
         self.canary = await self._swap_in(self.canary, routes.canary)
         self.shadow = await self._swap_in(self.shadow, routes.shadow)
         self.routes = routes
         for loaded in before:
             loaded.release()
         return True
+
+    def _read_routes(self) -> TrafficSplit:
+        try:
+            return traffic_split.read_traffic_split(self.folder)
+        except RecsysBatchError as error:
+            logger.error("routes stay as they were: %s", error)
+            return self.routes
+
+    async def _swap_in_current(self) -> LoadedSnapshot | None:
+        """Lease the snapshot that CURRENT names, else the one in use, else a fallback; None where there is none of them."""
+        try:
+            current_id = repository.read_current(self.folder)
+        except RecsysBatchError as error:
+            why = str(error)
+        else:
+            if new := await self._swap_in(self.current, current_id):
+                self.fallback = None
+                return new
+            if current_id is None:  # nobody has activated a snapshot, or CURRENT was removed
+                self.fallback = None
+                return self.current.acquire() if self.current is not None else None
+            why = f"CURRENT names {current_id}, which is refused: {self.refused[current_id]}"
+        new = self.current.acquire() if self.current is not None else await self._swap_in_fallback()
+        self.fallback = why
+        if new is not None:
+            logger.error("snapshot %s is in use instead: %s", new.snapshot.snapshot_id, why)
+        return new
+
+    async def _swap_in_fallback(self) -> LoadedSnapshot | None:
+        for snapshot_id in repository.list_fallbacks(self.folder):
+            if loaded := await self._swap_in(None, snapshot_id):
+                return loaded
+        return None
 
     async def _swap_in(self, old: LoadedSnapshot | None, snapshot_id: str | None) -> LoadedSnapshot | None:
         """Lease the snapshot that a role wants, loading it if no role has it; None where it is refused or none is wanted."""
@@ -129,22 +163,19 @@ class SnapshotManager:
         try:
             if snapshot_id not in self._loaded or self._is_replaced(self._loaded[snapshot_id]):
                 await self._require_model(snapshot_id)
-                self._loaded[snapshot_id] = await asyncio.to_thread(self._load, snapshot_id)
+                await self._require_records(snapshot_id)
+                self._loaded[snapshot_id] = await self._load_checked(snapshot_id)
         except Exception as error:  # whatever is wrong with it: what is served stays
             self._refuse(snapshot_id, error)
             return None
         new = self._loaded[snapshot_id].acquire()
         if new is not old:
-            if new.remote is not None and (reason := await _missing_records(new.remote)):
-                self._refuse(snapshot_id, RecsysBatchError(reason))
-                new.release()
-                return None
             logger.info("snapshot %s is in use", snapshot_id)
         return new
 
     def _is_replaced(self, loaded: LoadedSnapshot) -> bool:
         """Whether the snapshot's files are others than those that are open: an erasure has written it again."""
-        stamp = _stamp(loaded.snapshot.folder / MANIFEST_FILE)
+        stamp = repository.file_stamp(loaded.snapshot.folder / MANIFEST_FILE)
         return stamp not in (loaded.stamp, (0, 0))  # a folder that was removed is used on
 
     async def _require_model(self, snapshot_id: str) -> None:
@@ -153,12 +184,44 @@ class SnapshotManager:
             return
         version = read_manifest(self.folder / repository.check_name(snapshot_id)).facts.model_version
         if reason := await self._check_model(version):
-            self._look_again_at = time.monotonic() + _MODEL_POLL_SECONDS
+            self._try_again(snapshot_id)
             raise SnapshotRefused(f"it is of model version {version}: {reason}")
+
+    async def _require_records(self, snapshot_id: str) -> None:
+        """Check that the store beside a snapshot has its records; one that does not answer may have all of them.
+
+        Raises SnapshotRefused: it says that it has not; it is asked again in a second.
+        """
+        if read_manifest(self.folder / repository.check_name(snapshot_id)).store == "lmdb":
+            return
+        remote = self._open_remote(snapshot_id)
+        try:
+            is_lost = await find_store_status(remote) == "lost"
+        finally:
+            await remote.close()
+        if is_lost:
+            self._try_again(snapshot_id)
+            raise SnapshotRefused("its users' lists are not in Redis, or have expired: export the run again")
+
+    def _try_again(self, snapshot_id: str) -> None:
+        """Look at a snapshot again in a moment: what it lacks is not in its files."""
+        self._waiting_for.add(snapshot_id)
+        self._look_again_at = time.monotonic() + _TRY_AGAIN_SECONDS
 
     def _refuse(self, snapshot_id: str, error: Exception) -> None:
         self.refused[snapshot_id] = str(error).splitlines()[0] if str(error) else type(error).__name__
         logger.error("snapshot %s is refused: %s", snapshot_id, error)
+
+    async def _load_checked(self, snapshot_id: str) -> LoadedSnapshot:
+        """Load a snapshot and have it answer. Raises whatever is wrong with it."""
+        loaded = await asyncio.to_thread(self._load, snapshot_id)
+        try:
+            users = await _sample_records(loaded)
+            await asyncio.to_thread(check_answers, loaded.snapshot, users)
+        except BaseException:
+            self._unload(loaded)
+            raise
+        return loaded
 
     def _load(self, snapshot_id: str) -> LoadedSnapshot:
         folder = self.folder / repository.check_name(snapshot_id)
@@ -166,7 +229,7 @@ class SnapshotManager:
             acquire_flock(turn.fileno(), math.inf)
             if self.current is not None:  # somebody is being answered
                 verify_in_subprocess(folder)
-            stamp = _stamp(folder / MANIFEST_FILE)
+            stamp = repository.file_stamp(folder / MANIFEST_FILE)
             snapshot = open_snapshot(folder)
             store = self._open_remote(snapshot_id) if snapshot.store is None or self._live_in_redis else None
             warm_up(snapshot, list(self.recent))
@@ -186,44 +249,19 @@ class SnapshotManager:
             task.add_done_callback(self._closing.discard)
 
 
-def warm_up(snapshot: Snapshot, recent: list[RankQuery]) -> None:
-    """Answer a request of every kind, and the ``recent`` ones of the snapshot before, so that the model's first runs, first imports and
-    first reads of pages are nobody's request. Called in the thread that loads the snapshot.
+async def _sample_records(loaded: LoadedSnapshot) -> list[tuple[int | str, UserRecord]]:
+    """Read some users and their records, wherever they are; those that Redis lacks, or does not answer for, are left out.
+
+    Raises RecsysBatchError: a record cannot be read, or does not fit the snapshot.
     """
-    records = [snapshot.store.get(key) for key in snapshot.store.sample_keys(WARM_REQUESTS)] if snapshot.store is not None else []
-    queries = [replace(query, deadline=None) for query in recent] + _warm_up_queries(snapshot)
-    for number in range(max(WARM_REQUESTS, len(queries))):
-        query = queries[number % len(queries)]
-        record = records[number % len(records)] if records else None
-        time.sleep(_PAUSE_SECONDS)
-        ranked = rank(snapshot, query, decode_record(record) if record else None, LatencyTracker())
-        to_json(encode_answer(ranked, query, snapshot, "warm", ranked.stages))
-    for query in _warm_up_queries(snapshot):
-        rank(snapshot, query, None, LatencyTracker())
-
-
-def _warm_up_queries(snapshot: Snapshot) -> list[RankQuery]:
-    """Make a request of each kind, about the first items."""
-    items = snapshot.items.item_ids(np.arange(min(3, len(snapshot.items))))
-    now = dt.datetime.now(dt.UTC)
-    plain = RankQuery(user_id=0, k=10)
-    full = replace(plain, when=now, device="mobile", session_item_ids=items[:2], exclude_item_ids=items[2:], explain=True)
-    return [plain, full, replace(plain, categories=snapshot.items.categories(0) if items else ())]
-
-
-async def _missing_records(remote: RedisStore) -> str | None:
-    """A sentence where the store says that it lacks records; a store that does not answer may have all of them."""
-    try:
-        n_records = await remote.record_count()
-    except StoreUnavailable:
-        return None
-    return None if n_records is not None else "its users' lists are not in Redis, or have expired: export the run again"
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Changes whenever the file is replaced."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return (0, 0)
-    return (status.st_mtime_ns, status.st_ino)
+    snapshot = loaded.snapshot
+    if loaded.remote is None:
+        return stored_records(snapshot, _SAMPLED_USERS)
+    users: list[tuple[int | str, UserRecord]] = []
+    with contextlib.suppress(StoreUnavailable):
+        for user_id in islice(snapshot.samples, _SAMPLED_USERS):
+            if (key := snapshot.key(user_id)) is not None and (value := await loaded.remote.fetch(key)) is not None:
+                users.append((user_id, decode_record(value)))
+    for _, record in users:
+        check_record(snapshot, record)
+    return users

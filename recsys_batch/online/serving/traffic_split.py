@@ -55,7 +55,9 @@ def read_traffic_split(folder: Path) -> TrafficSplit:
         return parse_traffic_split(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return TrafficSplit()
-    except ValueError as error:
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from None
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON: {error}") from None
 
 

@@ -10,17 +10,21 @@ from prometheus_client.multiprocess import mark_process_dead
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.storage.atomic import write_file
 
+WorkerState = dict[str, Any]
+"""A worker's report: pid; current, canary, shadow as ids; refused; routes; looked_at, stamps of the files that it followed last."""
+
 
 def write_worker_state(state: Path, manager: SnapshotManager) -> None:
     """Report which snapshots this worker answers from, in its own file of the server's folder."""
     roles = {"current": manager.current, "canary": manager.canary, "shadow": manager.shadow}
     snapshot_ids = {role: loaded.snapshot.snapshot_id if loaded is not None else None for role, loaded in roles.items()}
     report = {"pid": os.getpid(), **snapshot_ids, "refused": manager.refused, "routes": manager.routes.to_dict()}
+    report["looked_at"] = manager.looked_at
     path = state / f"worker-{os.getpid()}.json"
     write_file(path, json.dumps(report), durable=False)
 
 
-def read_worker_states(state: Path) -> list[dict[str, Any]]:
+def read_worker_states(state: Path) -> list[WorkerState]:
     """Read the reports of the workers that are alive."""
     reports = []
     for path in sorted(state.glob("worker-*.json")):

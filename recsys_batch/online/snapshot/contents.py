@@ -78,6 +78,7 @@ class SnapshotContents:
         ranker: ``ranker.onnx``; None where the model has none, and the retrieval order is the ranking.
         records: (key, record) of every user, best in the order of keys; read once, so that memory stays bounded. None where they
             are in a store beside the snapshot.
+        user_keys: keys of all users, in any order, where there are no records; read once.
         samples: users to look at, with the codes of what they did lately; may be empty.
         item_lists: to find items near a vector; None where all are searched.
     """
@@ -89,5 +90,6 @@ class SnapshotContents:
     features: FeatureSpec
     ranker: bytes | None = field(repr=False)
     records: Iterable[tuple[bytes, bytes]] | None = field(repr=False)
+    user_keys: Iterable[bytes] | None = field(default=None, repr=False)
     samples: SampleUsers = field(default_factory=dict, repr=False)
     item_lists: IvfLists | None = field(default=None, repr=False)

@@ -16,9 +16,7 @@ import pyarrow as pa
 
 from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue, mmap_npy, write_catalogue
 from recsys_batch.ids import parse_bigint
-
-_TITLES, _CATEGORIES = "titles.arrow", "categories.json"
-_CODES, _OFFSETS, _NORMS = "category_codes.npy", "category_offsets.npy", "norms.npy"
+from recsys_batch.online.snapshot.layout import CATEGORIES_FILE, CATEGORY_CODES_FILE, CATEGORY_OFFSETS_FILE, NORMS_FILE, TITLES_FILE
 
 
 @dataclass(frozen=True)
@@ -136,23 +134,27 @@ def write_items(folder: Path, catalogue: Catalogue, metadata: ItemMetadata) -> N
     folder.mkdir()
     write_catalogue(folder, catalogue)
     table = pa.table({"title": metadata.titles})
-    with pa.OSFile(str(folder / _TITLES), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with pa.OSFile(str(folder / TITLES_FILE), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    (folder / _CATEGORIES).write_text(json.dumps(list(metadata.categories), ensure_ascii=False), encoding="utf-8")
+    (folder / CATEGORIES_FILE).write_text(json.dumps(list(metadata.categories), ensure_ascii=False), encoding="utf-8")
     norms = np.sqrt(np.einsum("nd,nd->n", catalogue.embeddings, catalogue.embeddings)).astype(np.float32)
-    for name, array in ((_CODES, metadata.category_codes), (_OFFSETS, metadata.category_offsets), (_NORMS, norms)):
+    for name, array in (
+        (CATEGORY_CODES_FILE, metadata.category_codes),
+        (CATEGORY_OFFSETS_FILE, metadata.category_offsets),
+        (NORMS_FILE, norms),
+    ):
         np.save(folder / name, array, allow_pickle=False)
 
 
 def open_items(folder: Path) -> ItemTable:
     """Memory-map what ``write_items`` wrote. Raises RecsysBatchError: a file is missing."""
     catalogue = mmap_catalogue(str(folder))
-    with pa.memory_map(str(folder / _TITLES)) as source:
+    with pa.memory_map(str(folder / TITLES_FILE)) as source:
         titles = pa.ipc.open_file(source).read_all()["title"].combine_chunks()
-    codes, offsets, norms = (mmap_npy(folder / name) for name in (_CODES, _OFFSETS, _NORMS))
+    codes, offsets, norms = (mmap_npy(folder / name) for name in (CATEGORY_CODES_FILE, CATEGORY_OFFSETS_FILE, NORMS_FILE))
     for array in (catalogue.embeddings, catalogue.log_popularity, norms, codes, offsets):
         _touch(array)
-    names = json.loads((folder / _CATEGORIES).read_text(encoding="utf-8"))
+    names = json.loads((folder / CATEGORIES_FILE).read_text(encoding="utf-8"))
     return ItemTable(catalogue, ItemMetadata(titles, names, codes, offsets), norms)
 
 

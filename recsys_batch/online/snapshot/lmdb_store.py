@@ -9,7 +9,6 @@ import lmdb
 
 from recsys_batch.errors import RecsysBatchError
 
-LMDB_FILE = "users.lmdb"
 _TXN_RECORDS = 20_000
 _INITIAL_MAP_BYTES = 64 * 2**20
 _OPEN_FILES: WeakValueDictionary[tuple[int, int], lmdb.Environment] = WeakValueDictionary()

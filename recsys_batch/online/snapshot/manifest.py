@@ -1,4 +1,7 @@
-"""A snapshot's manifest: what it is, and the checksum of every file. Written last, so a folder that has one is whole."""
+"""A snapshot's manifest: what it is, and the checksum of every file. Written last, so a folder that has one is whole.
+
+Every field is checked when it is read, by type and range: what is wrong in it is told before a server goes over to the snapshot.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
+from msgspec import Meta
+
+from recsys_batch.config import check_seen_setting
+from recsys_batch.dataset.seen_policy import make_seen_policy
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.snapshot.contents import SnapshotInfo
+from recsys_batch.online.snapshot.layout import LMDB_FILE, OPTIONAL_FILES, StoreKind, required_files
 from recsys_batch.ranking.features import FeatureSpec
-from recsys_batch.schemas import IdTypes
+from recsys_batch.schemas import IdType, IdTypes
 from recsys_batch.storage.atomic import write_file
 from recsys_batch.storage.checksums import sha256_file
 
 MANIFEST_FILE = "manifest.json"
 FORMAT, VERSION = "recsys_batch.snapshot", 1
 _VERIFIED = ".verified"
-
-StoreKind = Literal["lmdb", "redis"]
+_Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class SnapshotRefused(RecsysBatchError):
@@ -51,23 +59,63 @@ class SnapshotManifest:
         values = {"format": FORMAT, "version": VERSION} | facts | times | vars(self) | {"features": self.features.to_dict()}
         return {name: value for name, value in values.items() if name not in ("facts", "ids")}
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> SnapshotManifest:
+
+class _File(msgspec.Struct):
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    bytes: _Count
+
+
+class _Features(msgspec.Struct):
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+
+class _Fields(msgspec.Struct):
+    """Fields of manifest.json, with their types and ranges."""
+
+    snapshot_id: str
+    run_id: str
+    run_date: dt.date
+    model_version: str
+    generated_at: Annotated[dt.datetime, Meta(tz=True)]
+    user_id: IdType
+    item_id: IdType
+    metric: Literal["ip", "cosine"]
+    user_norm: Annotated[float, Meta(ge=0, le=1e30)]
+    segments: Annotated[tuple[str, ...], Meta(max_length=0xFFFF)]
+    code_version: str
+    features: _Features
+    embedding_dim: Annotated[int, Meta(ge=1, le=0xFFFF)]
+    n_items: _Count
+    n_users: _Count
+    store: StoreKind
+    files: dict[str, _File]
+    seen: Any = "exclude"  # which snapshots of before the setting do not have
+
+    def to_manifest(self) -> SnapshotManifest:
+        """Make the manifest. Raises ValueError, OverflowError: fields that are possible, but not together."""
+        if len(set(self.segments)) < len(self.segments):
+            raise ValueError("segments names one twice")
+        check_seen_setting(self.seen)
+        make_seen_policy(self.seen, self.run_date)
         facts = SnapshotInfo(
-            snapshot_id=values["snapshot_id"],
-            run_id=values["run_id"],
-            run_date=dt.date.fromisoformat(values["run_date"]),
-            model_version=values["model_version"],
-            generated_at=dt.datetime.fromisoformat(values["generated_at"]),
-            ids=IdTypes(values["user_id"], values["item_id"]),
-            metric=values["metric"],
-            user_norm=float(values["user_norm"]),
-            segments=tuple(values["segments"]),
-            code_version=values["code_version"],
-            seen=values.get("seen", "exclude"),  # which snapshots of before the setting do not have
+            self.snapshot_id,
+            self.run_id,
+            self.run_date,
+            self.model_version,
+            self.generated_at.astimezone(dt.UTC),
+            IdTypes(self.user_id, self.item_id),
+            self.metric,
+            self.user_norm,
+            self.segments,
+            self.code_version,
+            self.seen,
         )
-        numbers = {name: int(values[name]) for name in ("embedding_dim", "n_items", "n_users")}
-        return cls(facts, FeatureSpec.from_dict(values["features"]), **numbers, store=values["store"], files=values["files"])
+        spec = FeatureSpec(self.features.names, self.features.mean, self.features.scale)
+        spec.check()
+        files = {name: msgspec.to_builtins(file) for name, file in self.files.items()}
+        return SnapshotManifest(facts, spec, self.embedding_dim, self.n_items, self.n_users, self.store, files)
 
 
 def file_checksums(folder: Path) -> dict[str, dict[str, Any]]:
@@ -85,19 +133,42 @@ def read_manifest(folder: Path) -> SnapshotManifest:
         raise SnapshotRefused(
             f"{folder} has no {MANIFEST_FILE}: it is not a snapshot, or its writing was cut short; export it again"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SnapshotRefused(f"{path} cannot be read: {error}") from None
+    manifest = parse_manifest(values, folder)
+    if manifest.facts.snapshot_id != folder.name:
+        raise SnapshotRefused(f"{path} is of snapshot {manifest.facts.snapshot_id}, not of {folder.name}: folders are not renamed")
+    return manifest
+
+
+def parse_manifest(values: Any, folder: Path) -> SnapshotManifest:
+    """Check the parsed JSON of a folder's manifest, and make a manifest of it. Raises SnapshotRefused: a field is missing or odd."""
+    path = folder / MANIFEST_FILE
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise SnapshotRefused(f"{path} is not the manifest of a {FORMAT}")
     if values.get("version") != VERSION:
         raise SnapshotRefused(f"{path} has format version {values.get('version')!r}, this release reads {VERSION}: export it again")
     try:
-        manifest = SnapshotManifest.from_dict(values)
-    except (KeyError, TypeError, ValueError) as error:
+        json.dumps(values, ensure_ascii=False).encode()  # text that is no Unicode could be in no answer
+        manifest = msgspec.convert(values, _Fields).to_manifest()
+    except (ValueError, OverflowError) as error:
         raise SnapshotRefused(f"{path} lacks something or holds something odd ({error}): export it again") from None
-    if manifest.facts.snapshot_id != folder.name:
-        raise SnapshotRefused(f"{path} is of snapshot {manifest.facts.snapshot_id}, not of {folder.name}: folders are not renamed")
+    _check_listed(folder, manifest)
     return manifest
+
+
+def _check_listed(folder: Path, manifest: SnapshotManifest) -> None:
+    """Check which files are listed: all that a snapshot needs, none outside its folder, and every known one that is there."""
+    path, listed = folder / MANIFEST_FILE, manifest.files
+    for name in listed:
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise SnapshotRefused(f"{path} names the file {name!r}, which leaves the snapshot's folder")
+    missing = required_files(manifest.store, listed) - listed.keys()
+    missing |= {name for name in OPTIONAL_FILES - listed.keys() if (folder / name).exists()}
+    if manifest.store != "lmdb" and LMDB_FILE in listed:
+        raise SnapshotRefused(f"{path} lists {LMDB_FILE}, but says that users' lists are in {manifest.store}: export it again")
+    if missing:
+        raise SnapshotRefused(f"{path} does not list {', '.join(sorted(missing))}: export it again")
 
 
 def verify_snapshot(folder: Path, manifest: SnapshotManifest) -> None:
@@ -110,10 +181,17 @@ def verify_snapshot(folder: Path, manifest: SnapshotManifest) -> None:
     if is_verified(folder, manifest):
         return
     for name, expected in manifest.files.items():
-        found, stated = sha256_file(folder / name), expected["sha256"]
+        found, stated = _checksum(folder / name), expected["sha256"]
         if found != stated:
             raise SnapshotRefused(f"{folder / name} has checksum {found[:12]}..., the manifest says {stated[:12]}...: it is damaged")
     mark_verified(folder, manifest)
+
+
+def _checksum(path: Path) -> str:
+    try:
+        return sha256_file(path)
+    except OSError as error:
+        raise SnapshotRefused(f"{path} cannot be read: {error}") from None
 
 
 def is_verified(folder: Path, manifest: SnapshotManifest) -> bool:
@@ -136,12 +214,10 @@ def _file_states(folder: Path, manifest: SnapshotManifest) -> dict[str, list[int
     state = {}
     for name, expected in manifest.files.items():
         path = folder / name
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise SnapshotRefused(f"{folder / MANIFEST_FILE} names the file {name!r}, which leaves the snapshot's folder")
         try:
             status = path.stat()
-        except OSError:
-            raise SnapshotRefused(f"{folder} lacks {name}, which its manifest names: export it again") from None
+        except (OSError, ValueError):
+            raise SnapshotRefused(f"{folder} lacks {name!r}, which its manifest names: export it again") from None
         if status.st_size != expected["bytes"]:
             raise SnapshotRefused(f"{path} has {status.st_size} bytes, the manifest says {expected['bytes']}: it was cut short or replaced")
         state[name] = [status.st_size, status.st_mtime_ns, status.st_ino]

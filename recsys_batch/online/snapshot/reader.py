@@ -13,17 +13,30 @@ from safetensors.numpy import load_file
 from recsys_batch.dataset.catalogue import mmap_npy
 from recsys_batch.dataset.seen_policy import SeenPolicy, make_seen_policy
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.online.snapshot.checks import check_key, check_parts, check_record
 from recsys_batch.online.snapshot.contents import PopularLists, SampleUsers, SnapshotInfo
 from recsys_batch.online.snapshot.item_table import ItemTable, open_items
-from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, LmdbStore
+from recsys_batch.online.snapshot.layout import (
+    FINGERPRINTS_FILE,
+    ITEMS,
+    LIST_FILES,
+    LMDB_FILE,
+    POPULAR,
+    POPULAR_SEGMENTS,
+    RANKER,
+    SAMPLES_FILE,
+)
+from recsys_batch.online.snapshot.lmdb_store import LmdbStore
 from recsys_batch.online.snapshot.manifest import SnapshotManifest, SnapshotRefused, read_manifest, verify_snapshot
+from recsys_batch.online.snapshot.user_fingerprints import UserFingerprints, open_fingerprints
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.online.snapshot.vector_search import IvfLists
-from recsys_batch.online.snapshot.writer import ITEMS, LIST_FILES, POPULAR, POPULAR_SEGMENTS, RANKER, SAMPLES_FILE
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
+
+_CHECKED_RECORDS = 24
 
 
 @dataclass
@@ -34,6 +47,7 @@ class Snapshot:
         store: None where users' lists are in Redis.
         item_lists: to find items near a vector; None where all are searched.
         samples: users to look at and what they did lately; empty where it keeps none.
+        fingerprints: of its users, where their lists are in Redis; None for snapshots of before these.
     """
 
     manifest: SnapshotManifest
@@ -44,6 +58,7 @@ class Snapshot:
     item_lists: IvfLists | None
     folder: Path = field(repr=False)
     samples: SampleUsers = field(default_factory=dict, repr=False)
+    fingerprints: UserFingerprints | None = field(default=None, repr=False)
 
     @property
     def facts(self) -> SnapshotInfo:
@@ -102,22 +117,24 @@ class Snapshot:
 
 
 def open_snapshot(folder: Path) -> Snapshot:
-    """Verify and open a snapshot. Raises SnapshotRefused: damaged, incomplete, or of parts that do not fit together."""
+    """Verify, open and check a snapshot. Raises SnapshotRefused: damaged, incomplete, or of parts that do not fit together."""
     manifest = read_manifest(folder)
     verify_snapshot(folder, manifest)
     try:
-        return _open_parts(folder, manifest)
-    except SnapshotRefused:
-        raise
-    except (RecsysBatchError, OSError, ValueError, KeyError, SafetensorError) as error:
-        raise SnapshotRefused(f"{folder} cannot be opened: {error}") from None
+        snapshot = _open_parts(folder, manifest)
+        try:
+            check_parts(snapshot)
+            _check_stored_records(snapshot)
+        except BaseException:
+            snapshot.close()
+            raise
+    except (RecsysBatchError, OSError, ValueError, LookupError, TypeError, OverflowError, SafetensorError) as error:
+        raise SnapshotRefused(f"{folder} cannot be used: {error}") from None
+    return snapshot
 
 
 def _open_parts(folder: Path, manifest: SnapshotManifest) -> Snapshot:
     items = open_items(folder / ITEMS)
-    found, expected = items.catalogue.embeddings.shape, (manifest.n_items, manifest.embedding_dim)
-    if found != expected:
-        raise SnapshotRefused(f"{folder} has item embeddings {found}, its manifest says {expected}: export it again")
     ranker = OnnxRanker(folder / RANKER) if RANKER in manifest.files else None
     if ranker is not None:
         _smoke_test_ranker(ranker, manifest)
@@ -129,7 +146,19 @@ def _open_parts(folder: Path, manifest: SnapshotManifest) -> Snapshot:
         raise SnapshotRefused(f"{folder / LMDB_FILE} has {len(store)} users, the manifest says {manifest.n_users}: export it again")
     # Read now: a folder may be removed while the snapshot is in use.
     samples = read_samples(folder / SAMPLES_FILE) if SAMPLES_FILE in manifest.files else {}
-    return Snapshot(manifest, items, popular, ranker, store, lists, folder, samples)
+    fingerprints = open_fingerprints(folder / FINGERPRINTS_FILE) if FINGERPRINTS_FILE in manifest.files else None
+    return Snapshot(manifest, items, popular, ranker, store, lists, folder, samples, fingerprints)
+
+
+def _check_stored_records(snapshot: Snapshot) -> None:
+    """Check a few users' records in the snapshot's own store. Raises RecsysBatchError: one cannot be read, or does not fit."""
+    if snapshot.store is None:
+        return
+    for key in snapshot.store.sample_keys(_CHECKED_RECORDS):
+        check_key(key, snapshot.ids.user)
+        record = snapshot.store.get(key)
+        assert record is not None
+        check_record(snapshot, decode_record(record))
 
 
 def _smoke_test_ranker(ranker: OnnxRanker, manifest: SnapshotManifest) -> None:

@@ -6,7 +6,7 @@ touches two keys in one command.
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import redis
@@ -77,6 +77,14 @@ def mark_complete(client: Any, snapshot_id: str, n_records: int, expire_seconds:
         raise RecsysBatchError(f"the Redis store does not answer: {first_line(error)}") from None
 
 
+def has_records(client: Any, snapshot_id: str) -> bool:
+    """Whether all records of a snapshot were put, and are not said to be gone. Raises RecsysBatchError: the server does not answer."""
+    try:
+        return bool(client.exists(completion_key(snapshot_id)))
+    except redis.RedisError as error:
+        raise RecsysBatchError(f"the Redis store does not answer: {first_line(error)}") from None
+
+
 class RedisStore:
     """Asynchronous reader with a deadline per read and a rest after a failure."""
 
@@ -101,6 +109,14 @@ class RedisStore:
         live, night = await self._get(live_key(self._snapshot_id, key), redis_key(self._snapshot_id, key))
         return live, night
 
+    async def fetch_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The records of these keys in one round trip, None where there is none. Raises as ``fetch``."""
+        return await self._get(*(redis_key(self._snapshot_id, key) for key in keys))
+
+    async def fetch_many_live(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Their live records. Raises as ``fetch``."""
+        return await self._get(*(live_key(self._snapshot_id, key) for key in keys))
+
     async def _get(self, *keys: str) -> list[bytes | None]:
         if time.monotonic() < self._backoff_until:
             raise StoreUnavailable("the store failed a moment ago")
@@ -122,7 +138,7 @@ class RedisStore:
             n_records = await self._client.get(completion_key(self._snapshot_id))
         except (redis.RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(first_line(error)) from None
-        return None if n_records is None else int(n_records)
+        return int(n_records) if n_records is not None and n_records.isdigit() else None
 
     async def close(self) -> None:
         await self._client.aclose()

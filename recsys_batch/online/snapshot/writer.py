@@ -7,17 +7,25 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from recsys_batch.errors import UsageError
+from recsys_batch.errors import RecsysBatchError, UsageError
 from recsys_batch.online.snapshot.contents import SampleUsers, SnapshotContents
 from recsys_batch.online.snapshot.item_table import write_items
-from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE, write_lmdb
-from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotManifest, StoreKind, file_checksums, mark_verified
+from recsys_batch.online.snapshot.layout import (
+    FINGERPRINTS_FILE,
+    ITEMS,
+    LIST_FILES,
+    LMDB_FILE,
+    POPULAR,
+    POPULAR_SEGMENTS,
+    RANKER,
+    SAMPLES_FILE,
+    StoreKind,
+)
+from recsys_batch.online.snapshot.lmdb_store import write_lmdb
+from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotManifest, file_checksums, mark_verified, parse_manifest
 from recsys_batch.online.snapshot.repository import DRAFT_PREFIX, check_name
+from recsys_batch.online.snapshot.user_fingerprints import make_fingerprints
 from recsys_batch.storage.atomic import make_draft_folder, publish
-
-ITEMS, POPULAR, POPULAR_SEGMENTS, RANKER = "items", "popular.safetensors", "popular.json", "ranker.onnx"
-SAMPLES_FILE = "samples.json"
-LIST_FILES = ("nearest_centroids.npy", "nearest_codes.npy", "nearest_offsets.npy")
 
 
 def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], int] | None = None) -> SnapshotManifest:
@@ -28,6 +36,8 @@ def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], 
 
     Raises:
         UsageError: there is a snapshot of that name.
+        SnapshotRefused: no server would take what its manifest says.
+        RecsysBatchError: the store took other users than the run has.
     """
     target = folder / check_name(contents.facts.snapshot_id)
     if target.exists():
@@ -55,8 +65,12 @@ def _write(draft: Path, contents: SnapshotContents, fill: Callable[[], int] | No
         store, n_users = "lmdb", write_lmdb(draft / LMDB_FILE, contents.records)
         (draft / f"{LMDB_FILE}-lock").unlink(missing_ok=True)
     else:
-        assert fill is not None
+        assert fill is not None and contents.user_keys is not None
         store, n_users = "redis", fill()
+        fingerprints = make_fingerprints(contents.user_keys)
+        if len(fingerprints) != n_users:
+            raise RecsysBatchError(f"the store took {n_users} records, the run has lists of {len(fingerprints)} users: export it again")
+        fingerprints.write(draft / FINGERPRINTS_FILE)
     manifest = SnapshotManifest(
         facts=contents.facts,
         features=contents.features,
@@ -66,8 +80,9 @@ def _write(draft: Path, contents: SnapshotContents, fill: Callable[[], int] | No
         store=store,
         files=file_checksums(draft),
     )
-    (draft / MANIFEST_FILE).write_text(json.dumps(manifest.to_dict(), indent=2, ensure_ascii=False), encoding="utf-8")
-    return manifest
+    values = manifest.to_dict()
+    (draft / MANIFEST_FILE).write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")
+    return parse_manifest(values, draft)
 
 
 def write_samples(path: Path, samples: SampleUsers) -> None:

@@ -24,8 +24,10 @@ from recsys_batch.online.export.snapshot_export import export_snapshot
 from recsys_batch.online.ranking.ladder import rank
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.snapshot.layout import FINGERPRINTS_FILE
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.redis_store import completion_key, redis_key
+from recsys_batch.online.snapshot.user_fingerprints import open_fingerprints
 from recsys_batch.online.snapshot.user_record import decode_record
 from recsys_batch.online.snapshot.vector_search import IvfLists
 from recsys_batch.online.snapshot.writer import write_snapshot
@@ -177,6 +179,7 @@ def test_the_executors_fill_redis_with_the_same_records(
     server: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("RECSYS_BATCH_REDIS_URL", server.url)
     command = ["export-snapshot", *options(published), "--set", "online.store=redis", "--out", str(tmp_path / "snapshots")]
@@ -188,4 +191,11 @@ def test_the_executors_fill_redis_with_the_same_records(
         assert key is not None and client.get(redis_key(name, key)) == exported.store.get(key)  # type: ignore[union-attr]
     manifest = json.loads((tmp_path / "snapshots" / name / "manifest.json").read_text())
     assert manifest["store"] == "redis" and "users.lmdb" not in manifest["files"]
+    fingerprints = open_fingerprints(tmp_path / "snapshots" / name / FINGERPRINTS_FILE)
+    assert exported.store is not None and all(key in fingerprints for key, _ in exported.store.records())
+    n_records = client.dbsize()
+    client.flushall()
+    capsys.readouterr()
+    assert run(command) == 0 and "were put again" in capsys.readouterr().out and client.dbsize() == n_records
+    assert run(command) == 0 and "put again" not in capsys.readouterr().out
     client.close()

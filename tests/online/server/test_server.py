@@ -257,3 +257,23 @@ def test_tls_is_granians(make: Any, serve: Any, current: Any, wait_for: Any, tmp
     assert wait_for(lambda: status() == 200)
     with pytest.raises((OSError, http.client.HTTPException)):
         server.call("GET", "/readyz")
+
+
+def test_a_server_that_starts_on_a_damaged_snapshot_answers_from_the_one_before_and_says_so(
+    make: Any, current: Any, serve: Any, wait_for: Any
+) -> None:
+    make("first", seed=1)
+    folder = make("second", seed=2)
+    for name in ("first", "second"):
+        current(folder, name)
+    (folder / "second" / "ranker.onnx").write_bytes(b"damaged")
+    server = serve(folder)
+    status, told, _ = server.call("GET", "/readyz")
+    assert (status, told["snapshot_id"]) == (200, "first") and "CURRENT names second, which is refused" in told["fallback"]
+    assert server.rank(5)["snapshot_id"] == "first"
+    wait_for(lambda: b"\nrecsys_snapshot_fallback 1.0" in server.call("GET", "/metrics")[1])
+    make("third", seed=3)
+    current(folder, "third")
+    wait_for(lambda: server.rank(5)["snapshot_id"] == "third")
+    assert server.call("GET", "/readyz")[1]["fallback"] is None
+    wait_for(lambda: b"\nrecsys_snapshot_fallback 0.0" in server.call("GET", "/metrics")[1])

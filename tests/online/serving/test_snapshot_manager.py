@@ -130,3 +130,56 @@ def test_a_canary_that_is_current_as_well_keeps_its_part_of_the_users(lifecycle:
         assert [lifecycle.manager.route(user) for user in range(300)] == [(lifecycle.manager.current, part) for part in parts]
 
     run(steps)
+
+
+def damage(folder: Path, name: str) -> None:
+    with (folder / name / "users.lmdb").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\xff")
+
+
+def test_who_starts_on_a_damaged_current_takes_the_one_before_and_says_so_until_a_good_one_comes(lifecycle: Lifecycle) -> None:
+    async def steps() -> None:
+        for name in ("first", "second"):
+            set_current(lifecycle.folder, name)
+        damage(lifecycle.folder, "second")
+        await lifecycle.manager.poll()
+        assert lifecycle.roles() == ("first", None, None)
+        why = lifecycle.manager.fallback
+        assert why is not None and "CURRENT names second, which is refused" in why and "users.lmdb" in why
+        assert not await lifecycle.manager.poll()
+        await lifecycle.go("third")
+        assert lifecycle.manager.fallback is None
+
+    run(steps)
+
+
+def test_without_the_one_before_the_newest_whole_one_before_current_is_taken(lifecycle: Lifecycle) -> None:
+    async def steps() -> None:
+        set_current(lifecycle.folder, "third")
+        for name in ("third", "second"):
+            damage(lifecycle.folder, name)
+        await lifecycle.manager.poll()
+        assert lifecycle.roles() == ("first", None, None) and set(lifecycle.manager.refused) == {"third", "second"}
+
+    run(steps)
+
+
+def test_who_answers_already_stays_with_what_it_has_where_current_cannot_be_read(lifecycle: Lifecycle) -> None:
+    async def steps() -> None:
+        await lifecycle.go("second")
+        (lifecycle.folder / "CURRENT").write_bytes(b"\xff\xff")
+        assert await lifecycle.manager.poll()
+        assert lifecycle.roles() == ("second", None, None) and "cannot be read" in str(lifecycle.manager.fallback)
+        await lifecycle.go("first")
+        assert lifecycle.manager.fallback is None
+
+    run(steps)
+
+
+def test_before_anybody_activated_a_snapshot_none_is_taken(lifecycle: Lifecycle) -> None:
+    async def steps() -> None:
+        assert await lifecycle.manager.poll()
+        assert lifecycle.roles() == (None, None, None) and lifecycle.manager.fallback is None
+
+    run(steps)

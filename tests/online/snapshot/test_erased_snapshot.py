@@ -8,7 +8,7 @@ import redis
 from recsys_batch.erasure.erased_users import ErasedUsers
 from recsys_batch.erasure.redis_records import erase_from_redis, find_in_redis
 from recsys_batch.erasure.snapshots import erase_from_snapshots, find_in_snapshots
-from recsys_batch.online.snapshot.lmdb_store import LMDB_FILE
+from recsys_batch.online.snapshot.layout import LMDB_FILE
 from recsys_batch.online.snapshot.reader import open_snapshot
 from recsys_batch.online.snapshot.redis_store import connect, live_key, redis_key, write_records
 from recsys_batch.online.snapshot.user_key import user_key

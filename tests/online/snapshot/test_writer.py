@@ -75,8 +75,8 @@ def test_a_damaged_file_is_refused_by_name(file: str, damage: str, make: Callabl
     [
         ({"version": 99}, "format version 99"),
         ({"format": "something"}, "not the manifest"),
-        ({"files": {"../../etc/passwd": {"sha256": "", "bytes": 1}}}, "leaves the snapshot's folder"),
-        ({"embedding_dim": 5}, "export it again"),
+        ({"files": {"../../etc/passwd": {"sha256": "0" * 64, "bytes": 1}}}, "leaves the snapshot's folder"),
+        ({"embedding_dim": 5}, "5 dimensions"),
         ({"n_users": 11}, "has 10 users"),
         ({"features": {"names": ["a"], "mean": [0], "scale": [1]}}, "1 features"),
         ({"user_id": None}, None),

@@ -12,7 +12,7 @@ export const REASONS = {
   no_ranker: "the model has no ranker",
   deadline: "there was no time left for the ranker",
   ranker_failed: "the ranker failed",
-  store_unavailable: "the store of users' lists does not answer, so popular items stand in",
+  store_unavailable: "the store of users' lists does not answer, or has lost this one, so popular items stand in",
   stale_snapshot: "the snapshot is old",
   ranker_unavailable: "the model server does not answer",
   model_mismatch: "the model server has another model",
