@@ -27,6 +27,7 @@ from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent
 from recsys_batch.online.exposure_log.log_writer import BATCH_ROWS, LOG_KINDS, QUEUE_ROWS, LogWriter, Row, open_log
 from recsys_batch.online.exposure_log.rotating_parquet import RotationPolicy
+from recsys_batch.online.runtime.loop_monitor import LoopMonitor
 from recsys_batch.schemas import IdTypes
 from recsys_batch.storage.atomic import write_file
 
@@ -50,6 +51,7 @@ class LogWriterClient:
         self._queues: dict[str, deque[bytes]] = {kind: deque() for kind in LOG_KINDS}
         self._dropped, self._invalid, self._unsent = (dict.fromkeys(LOG_KINDS, 0) for _ in range(3))
         self._process, self._pipe = self._start()
+        self._rounds = LoopMonitor("sending rows to the log")
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-pipe", daemon=True)
         self._thread.start()
@@ -104,8 +106,10 @@ class LogWriterClient:
 
     def _run(self) -> None:
         while not self._ending.wait(_SEND_SECONDS):
+            with self._rounds.round():
+                self._send_queued()
+        with self._rounds.round():
             self._send_queued()
-        self._send_queued()
         with contextlib.suppress(OSError):
             self._pipe.close()
 
@@ -129,13 +133,16 @@ class LogWriterClient:
 
 def write_logs(pipe: Connection, logs: Mapping[str, LogWriter[Any]], stats: Path) -> None:
     """Write the rows of a pipe until it is closed, then close the logs. Files and counts are brought up to date twice a second, whether or
-    not rows come. A log without room stops the reading: rows stay in the pipe then, so that the worker drops, and counts.
+    not rows come. A log without room stops the reading: rows stay in the pipe then, so that the worker drops, and counts, until it is gone.
     """
+    worker = os.getppid()
     decoders = {kind.tag: (logs[name], msgspec.msgpack.Decoder(list[kind.row_type])) for name, kind in LOG_KINDS.items()}  # type: ignore[name-defined]
     due = time.monotonic()
     while True:
         seconds = max(due - time.monotonic(), 0)
         if not all(log.has_room for log in logs.values()):
+            if os.getppid() != worker:
+                break
             time.sleep(seconds)
         elif pipe.poll(seconds):
             try:

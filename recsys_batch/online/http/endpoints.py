@@ -57,7 +57,14 @@ class Endpoints:
             Route("POST", "/v1/snapshots/{snapshot_id}/activate", self.activate, "Go over to a snapshot", (404, 409), **admin),
             Route("PUT", "/v1/routes", self.put_routes, "Canary and shadow", (400, 404, 409), **admin, request=TrafficSplit),
             Route("GET", "/healthz", self.healthy, "Whether the process lives", **open_),
-            Route("GET", "/readyz", self.ready, "Whether a warm snapshot is in use that is not too old", (503,), **open_),
+            Route(
+                "GET",
+                "/readyz",
+                self.ready,
+                "Whether a warm snapshot is in use that is not too old, and others are looked for",
+                (503,),
+                **open_,
+            ),
             Route("GET", "/metrics", self.metrics, "Prometheus metrics", **open_, response=str),
             Route("GET", "/openapi.json", self.openapi, "This document", **open_),
         ]
@@ -121,17 +128,24 @@ class Endpoints:
         return Response(200, b'{"status":"alive"}')
 
     async def ready(self, request: Request) -> Response:
-        """Answer 200 only with a warm snapshot that is not too old to be shown; live lists that are behind are told, and no reason."""
-        current = self._service.manager.current
+        """Answer 200 only with a warm snapshot that is not too old to be shown, and while others are looked for.
+
+        Live lists that are behind and looks that fail are told, and no reason: what is served is as good as before.
+        """
+        manager = self._service.manager
+        current = manager.current
         if current is None:
-            reasons = "; ".join(self._service.manager.refused.values())
+            reasons = "; ".join(filter(None, [*manager.refused.values(), manager.looks.failure]))
             raise HttpError(503, f"no snapshot is in use{': ' + reasons if reasons else ''}")
+        if manager.stall is not None:
+            raise HttpError(503, manager.stall)
         facts = current.snapshot.facts
         age = self._service.freshness.status(facts.generated_at)
         if age == "too_old":
             raise HttpError(503, f"snapshot {facts.snapshot_id} is of {facts.generated_at.isoformat()}, which is past max_age_hard_hours")
         live = self._live_lag.status() if self._live_lag is not None else "off"
-        return json_response({"status": "ready", "snapshot_id": facts.snapshot_id, "age": age, "live": live})
+        following = "failing" if manager.looks.failure else "ok"
+        return json_response({"status": "ready", "snapshot_id": facts.snapshot_id, "age": age, "live": live, "following": following})
 
     async def metrics(self, request: Request) -> Response:
         metrics.tally.flush()  # this worker's; the others' come within online.poll_ms

@@ -149,9 +149,9 @@ class SnapshotModels:
         return found
 
     def ready(self) -> bool:
-        """Tell, as /readyz does, whether a snapshot is in use that is not too old to be shown."""
+        """Tell, as /readyz does, whether a snapshot is in use that is not too old to be shown, and others are looked for."""
         current = self._manager.current
-        return current is not None and self._freshness.status(current.snapshot.generated_at) != "too_old"
+        return current is not None and self._manager.stall is None and self._freshness.status(current.snapshot.generated_at) != "too_old"
 
     def _follow(self) -> None:
         """Make the models anew where other snapshots are in use."""

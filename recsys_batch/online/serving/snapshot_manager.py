@@ -26,6 +26,7 @@ from recsys_batch.online.api.encode import encode_answer, to_json
 from recsys_batch.online.ranking.ladder import rank
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.runtime.loop_monitor import LoopMonitor
 from recsys_batch.online.serving import traffic_split
 from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
 from recsys_batch.online.serving.traffic_split import TrafficSplit
@@ -43,6 +44,7 @@ logger = logging.getLogger("recsys_batch.online")
 
 WARM_REQUESTS = 24
 _MODEL_POLL_SECONDS = 1.0
+_LONGEST_PAUSE_SECONDS = 30.0
 _PAUSE_SECONDS = 0.004
 """Seconds between requests that warm a snapshot: they share the interpreter's lock with those that are answered."""
 
@@ -57,8 +59,10 @@ class SnapshotManager:
         live_in_redis: whether they are there.
         check_model: says why the ranker of a snapshot with that model version cannot be used, or None; for rankers that are elsewhere.
         load_lock: a file that a server's workers lock in turn, so that they open a snapshot one after the other, not on all cores at once.
+        poll_seconds: between two calls of ``poll``.
 
     Attributes:
+        looks: watches the loop that calls ``poll``.
         current: None before the first snapshot is warm, or where there is none.
         refused: snapshot id -> why it was not taken.
         recent: the newest queries, to warm the next snapshot with.
@@ -73,8 +77,13 @@ class SnapshotManager:
         *,
         live_in_redis: bool = False,
         check_model: Callable[[str], Awaitable[str | None]] | None = None,
+        poll_seconds: float = 0.1,
     ) -> None:
         self.folder = folder
+        self.looks = LoopMonitor("following snapshots")
+        self._live_looks = LoopMonitor("reading live lists")
+        self._longest_pause = max(_LONGEST_PAUSE_SECONDS, 10 * poll_seconds)
+        self._n_loading = 0
         self.current: LoadedSnapshot | None = None
         self.canary: LoadedSnapshot | None = None
         self.shadow: LoadedSnapshot | None = None
@@ -96,21 +105,31 @@ class SnapshotManager:
                 return self.canary, "canary"
         return self.current, "current"
 
+    @property
+    def stall(self) -> str | None:
+        """Why what is served may be out of date: nobody has called ``poll`` for long. None where all is well, or a snapshot is loaded."""
+        seconds = self.looks.seconds_since_look
+        if seconds <= self._longest_pause or self._n_loading:
+            return None
+        return f"process {os.getpid()} has not looked for snapshots in {seconds:.0f} s: its log may say why; restart it"
+
     async def poll(self) -> bool:
         """Look for live lists, and whether other snapshots are wanted; go over to them; whether any were looked into."""
         for loaded in self._loaded.values():
             if loaded.live is not None:
-                loaded.live.poll()
+                with self._live_looks.round():
+                    loaded.live.poll()
         seen = (*_stamp(self.folder / repository.CURRENT_FILE), *_stamp(self.folder / traffic_split.ROUTES_FILE))
         if seen == self._seen and time.monotonic() < self._look_again_at:
             return False
-        self._seen, self._look_again_at = seen, math.inf
+        self._seen, self._look_again_at = None, math.inf  # what cannot be read now is read again
         current_id = repository.read_current(self.folder)
         try:
             routes = traffic_split.read_traffic_split(self.folder)
         except RecsysBatchError as error:
             logger.error("routes stay as they were: %s", error)
             routes = self.routes
+        self._seen = seen
         self.refused = {}
         # Released at the end, so that a snapshot that only changes its role stays loaded.
         before = [loaded for loaded in (self.current, self.canary, self.shadow) if loaded is not None]
@@ -129,7 +148,11 @@ class SnapshotManager:
         try:
             if snapshot_id not in self._loaded or self._is_replaced(self._loaded[snapshot_id]):
                 await self._require_model(snapshot_id)
-                self._loaded[snapshot_id] = await asyncio.to_thread(self._load, snapshot_id)
+                self._n_loading += 1
+                try:
+                    self._loaded[snapshot_id] = await asyncio.to_thread(self._load, snapshot_id)
+                finally:
+                    self._n_loading -= 1
         except Exception as error:  # whatever is wrong with it: what is served stays
             self._refuse(snapshot_id, error)
             return None

@@ -6,7 +6,7 @@ import time
 import uuid
 from pathlib import Path
 
-from recsys_batch.errors import InputMissing, UsageError
+from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
 from recsys_batch.online.snapshot.manifest import MANIFEST_FILE
 from recsys_batch.storage.atomic import write_file
 
@@ -26,11 +26,14 @@ def check_name(snapshot_id: str) -> str:
 
 
 def read_current(folder: Path) -> str | None:
-    """The id in CURRENT, None where there is none yet."""
+    """The id in CURRENT, None where there is none yet. Raises RecsysBatchError: it is not text."""
+    path = folder / CURRENT_FILE
     try:
-        return (folder / CURRENT_FILE).read_text(encoding="utf-8").strip() or None
+        return path.read_text(encoding="utf-8").strip() or None
     except FileNotFoundError:
         return None
+    except UnicodeDecodeError as error:
+        raise RecsysBatchError(f"{path} is not the name of a snapshot ({error}): write one of {folder} into it, or remove it") from None
 
 
 def set_current(folder: Path, snapshot_id: str) -> None:
