@@ -11,7 +11,7 @@ from pathlib import Path
 
 from recsys_batch.online.runtime.loop_monitor import LoopMonitor
 from recsys_batch.online.runtime.process_marks import has_started
-from recsys_batch.online.server.restart_backoff import RestartBackoff, describe_exit
+from recsys_batch.online.server.restart_backoff import RestartBackoff, describe_exit, was_told_to_end
 
 logger = logging.getLogger("recsys_batch.online")
 
@@ -55,7 +55,7 @@ class ChildProcess:
             return
         lived = time.monotonic() - self._started_at
         how = f"the {self._name} process {self._process.pid} {describe_exit(self._process.returncode)} after {lived:.1f} s"
-        if not has_started(self._state, self._name):
+        if not has_started(self._state, self._name) and not was_told_to_end(self._process.returncode):
             self._give_up(f"{how}, and has not started: the lines above say why")
             self._ending.wait()
             return

@@ -83,8 +83,14 @@ def find_listener(port: int) -> str | None:
         with contextlib.suppress(OSError):
             for handle in (process / "fd").iterdir():
                 if os.readlink(handle) in inodes:
-                    return f"process {process.name} ({(process / 'comm').read_text().strip()})"
+                    return _in_words(process)
     return None
+
+
+def _in_words(process: Path) -> str:
+    name = (process / "comm").read_text().strip()
+    parent = (process / "stat").read_text().rpartition(")")[2].split()[1]
+    return f"process {process.name} ({name}), which process {parent} started"
 
 
 def _listening_inodes(table: Path, port: int) -> list[str]:

@@ -1,5 +1,7 @@
 """How long to wait before a process that has died is started again."""
 
+import signal
+
 LONGEST_PAUSE_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.1
 
@@ -18,6 +20,11 @@ class RestartBackoff:
         """Count a death after a life of so long; returns the seconds to wait."""
         self.n_deaths = 1 if lived_seconds > LONGEST_PAUSE_SECONDS else self.n_deaths + 1
         return float(min(_FIRST_PAUSE_SECONDS * 2 ** min(self.n_deaths - 1, 20), LONGEST_PAUSE_SECONDS))
+
+
+def was_told_to_end(code: int | None) -> bool:
+    """Say whether a process ended by SIGTERM or SIGINT, as all of a group do when somebody ends the server."""
+    return code in (-signal.SIGTERM, -signal.SIGINT)
 
 
 def describe_exit(code: int | None) -> str:

@@ -25,10 +25,10 @@ def run_server(settings: ServerSettings) -> None:
     Raises:
         UsageError: what is set cannot be used, somebody else has the address, or one of the processes cannot start.
     """
-    settings = settings.model_copy(update={"host": resolve_host(settings.host), "server_pid": os.getpid()})
     state = Path(settings.state)
     shutil.rmtree(state, ignore_errors=True)
     try:
+        settings = settings.model_copy(update={"host": resolve_host(settings.host), "server_pid": os.getpid()})
         check_startup(settings)
         with contextlib.ExitStack() as held:
             held.enter_context(reserve_address(settings.host, settings.port, "--port"))

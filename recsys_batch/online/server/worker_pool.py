@@ -8,7 +8,7 @@ from typing import Any
 from granian.server import MPServer
 
 from recsys_batch.online.runtime.process_marks import has_started
-from recsys_batch.online.server.restart_backoff import RestartBackoff, describe_exit
+from recsys_batch.online.server.restart_backoff import RestartBackoff, describe_exit, was_told_to_end
 
 logger = logging.getLogger("recsys_batch.online")
 
@@ -55,7 +55,7 @@ class WorkerPool(MPServer):
         worker, backoff = self.wrks[index], self._backoffs[index]
         lived = time.monotonic() - worker.birth
         how = f"worker {index + 1} (process {worker.inner.pid}) {describe_exit(worker.inner.exitcode)} after {lived:.1f} s"
-        if not has_started(self._state, "worker"):
+        if not has_started(self._state, "worker") and not was_told_to_end(worker.inner.exitcode):
             self.give_up(f"{how}, and no worker has started: the lines above say why")
             return 0.0
         pause = backoff.next_pause(lived)
