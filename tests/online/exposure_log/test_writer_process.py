@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 from recsys_batch.errors import UsageError
-from recsys_batch.online.exposure_log import log_writer, rotating_parquet
+from recsys_batch.online.exposure_log import log_writer, rotating_parquet, writer_process
 from recsys_batch.online.exposure_log.log_rows import Exposure, FeedbackEvent
 from recsys_batch.online.exposure_log.log_writer import LOG_KINDS, LogStats, LogWriter, open_log
 from recsys_batch.online.exposure_log.rotating_parquet import RotatingParquet, RotationPolicy
@@ -370,6 +370,37 @@ def test_a_process_that_was_killed_is_started_again_and_costs_the_rows_that_it_h
     assert client.close(60)
     assert requests_in(tmp_path / "log") == ["b"]
     assert (client.counts()[EXPOSURES]["written"], client.counts()[EXPOSURES]["lost"]) == (1, 1)
+
+
+def test_a_process_that_cannot_be_started_again_at_once_is_started_with_later_rows(
+    client: LogWriterClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until(lambda: client.counts() != {})
+    start, before = client._start, client._process
+
+    def refuse() -> Any:
+        monkeypatch.setattr(client, "_start", start)
+        raise OSError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(client, "_start", refuse)
+    before.kill()
+    before.wait()
+    assert client.log_exposure(exposure("a"))
+    until(lambda: client._start == start)
+    assert client.log_exposure(exposure("b"))
+    until(lambda: client._process is not before)
+    assert client.log_exposure(exposure("c"))
+    assert client.close(60)
+    assert requests_in(tmp_path / "log") == ["c"] and client.counts()[EXPOSURES]["lost"] == 2
+
+
+def test_a_writer_without_room_ends_when_its_worker_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = [7, 7, 1]
+    monkeypatch.setattr(writer_process.os, "getppid", lambda: parents.pop(0) if len(parents) > 1 else parents[0])
+    monkeypatch.setattr(LogWriter, "has_room", False)
+    writing = Writing(tmp_path / "log")
+    writing.thread.join(20)
+    assert not writing.thread.is_alive()
 
 
 _WORKER = """

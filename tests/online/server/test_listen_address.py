@@ -32,51 +32,57 @@ def listening(host: str, port: int, *options: int) -> Iterator[socket.socket]:
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::"])
 def test_a_second_server_does_not_get_the_address_even_before_anybody_listens(host: str, find_port: Any) -> None:
     port = find_port()
-    with reserve_address("127.0.0.1", port, "--port"), pytest.raises(UsageError, match="is in use.*choose another --port"):
-        with reserve_address(host, port, "--port"):
-            pytest.fail("had twice")
+    refused = pytest.raises(UsageError, match=r"is in use.*choose another --port")
+    with reserve_address("127.0.0.1", port, "--port"), refused, reserve_address(host, port, "--port"):
+        pytest.fail("had twice")
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::"])
 @pytest.mark.parametrize("option", [socket.SO_REUSEPORT, socket.SO_REUSEADDR], ids=["reuseport", "reuseaddr"])
 def test_whoever_listens_on_the_port_keeps_it_and_is_named(host: str, option: int, find_port: Any) -> None:
     port = find_port()
-    with listening(host, port, option), pytest.raises(UsageError, match=rf"in use by process {os.getpid()} \(.+\), which process"):
-        with reserve_address("127.0.0.1", port, "--port"):
-            pytest.fail("had twice")
+    refused = pytest.raises(UsageError, match=rf"in use by process {os.getpid()} \(.+\), which process {os.getppid()} started")
+    with listening(host, port, option), refused, reserve_address("127.0.0.1", port, "--port"):
+        pytest.fail("had twice")
 
 
 def test_no_other_program_gets_the_port_meanwhile_and_anybody_does_afterwards(find_port: Any) -> None:
     port = find_port()
-    with reserve_address("127.0.0.1", port, "--port"), pytest.raises(OSError, match="in use"):
-        with listening("127.0.0.1", port, socket.SO_REUSEADDR):
-            pytest.fail("had twice")
+    refused = pytest.raises(OSError, match="in use")
+    with reserve_address("127.0.0.1", port, "--port"), refused, listening("127.0.0.1", port, socket.SO_REUSEADDR):
+        pytest.fail("had twice")
     with reserve_address("127.0.0.1", port, "--port"), listening("127.0.0.1", port, socket.SO_REUSEPORT):
         pass
 
 
 def test_workers_share_the_port_and_get_every_connection(find_port: Any) -> None:
     port = find_port()
-    with reserve_address("127.0.0.1", port, "--port"):
-        with listening("127.0.0.1", port, socket.SO_REUSEPORT) as one, listening("127.0.0.1", port, socket.SO_REUSEPORT) as two:
-            one.setblocking(False)
-            two.setblocking(False)
-            n_accepted = 0
-            for _ in range(30):
-                with socket.create_connection(("127.0.0.1", port), 5):
-                    for listener in (one, two):
-                        with contextlib.suppress(BlockingIOError):
-                            listener.accept()[0].close()
-                            n_accepted += 1
-            assert n_accepted == 30
+    with (
+        reserve_address("127.0.0.1", port, "--port"),
+        listening("127.0.0.1", port, socket.SO_REUSEPORT) as one,
+        listening("127.0.0.1", port, socket.SO_REUSEPORT) as two,
+    ):
+        one.setblocking(False)
+        two.setblocking(False)
+        n_accepted = 0
+        for _ in range(30):
+            with socket.create_connection(("127.0.0.1", port), 5):
+                for listener in (one, two):
+                    with contextlib.suppress(BlockingIOError):
+                        listener.accept()[0].close()
+                        n_accepted += 1
+        assert n_accepted == 30
 
 
 def test_connections_that_a_server_closed_do_not_keep_its_port(find_port: Any) -> None:
     port = find_port()
-    with reserve_address("127.0.0.1", port, "--port"), listening("127.0.0.1", port, socket.SO_REUSEADDR, socket.SO_REUSEPORT) as worker:
-        with socket.create_connection(("127.0.0.1", port), 5) as client:
-            worker.accept()[0].close()  # first, so that its side is the one that waits
-            assert client.recv(1) == b""
+    with (
+        reserve_address("127.0.0.1", port, "--port"),
+        listening("127.0.0.1", port, socket.SO_REUSEADDR, socket.SO_REUSEPORT) as worker,  # as Granian and gRPC do
+        socket.create_connection(("127.0.0.1", port), 5) as client,
+    ):
+        worker.accept()[0].close()  # first, so that its side is the one that waits
+        assert client.recv(1) == b""
     with reserve_address("127.0.0.1", port, "--port"):
         pass
 
