@@ -157,7 +157,7 @@ def test_a_follower_that_cannot_follow_is_told_and_the_nights_lists_are_answered
     assert (answer["lists"], answer["degraded"], server.call("GET", "/readyz")[0]) == ("night", None, 200)
     wait_for(lambda: metric(server, "recsys_live_lag_seconds") > 0.5)
     log = next(tmp_path.glob("serve-*.log"))
-    wait_for(lambda: "live lists are not followed: " in log.read_text() and "has no run first" in log.read_text())
+    wait_for(lambda: "following live lists failed" in log.read_text() and "has no run first" in log.read_text())
 
 
 def test_a_live_list_is_stale_by_its_own_age_and_not_by_the_nights(
