@@ -191,6 +191,8 @@ class TablesSection(Section):
 class Online(Section):
     """The online ranker: where snapshots are, and how they are served."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     snapshots: str = Field("snapshots", description="folder of snapshots; export-snapshot fills it, serve reads it")
     store: Literal["lmdb", "redis"] = Field(
         "lmdb", description="users' lists: in the snapshot, or in Redis or Valkey (RECSYS_BATCH_REDIS_URL)"
@@ -217,7 +219,7 @@ class Online(Section):
     )
     max_age_hours: float = Field(36.0, gt=0, description="since the night began; past it answers say degraded: stale_snapshot")
     max_age_hard_hours: float | None = Field(None, gt=0, description="past it the server is not ready any more")
-    poll_ms: float = Field(100.0, ge=10, description="how often a worker looks for another snapshot")
+    poll_ms: float = Field(100.0, ge=10, le=60_000, description="how often a worker looks for another snapshot")
     exposures: str | None = Field(
         None, description="folder for what was shown and what POST /v1/feedback brings; ingest --format exposures reads it"
     )

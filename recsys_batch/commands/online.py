@@ -133,14 +133,17 @@ def _write_range(
 @click.option("--grpc-port", type=click.IntRange(1, 65535), help="Open Inference Protocol over gRPC.  [default: online.grpc_port]")
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes.  [default: online.workers, or one per core]")
 @click.option("--exposures", type=click.Path(path_type=Path), help="Folder for the log of what was shown.  [default: online.exposures]")
-@click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM file; HTTPS, with --tls-key.")
-@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file.")
+@click.option("--tls-certificate", type=click.Path(path_type=Path), help="PEM file; HTTPS, and TLS for gRPC, with --tls-key.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM file, without a password.")
+@click.option("--tls-client-ca", type=click.Path(path_type=Path), help="PEM file of who signs clients' certificates; only such clients.")
 @with_config_if_any
-def serve_command(config: Config, tls_certificate: Path | None, tls_key: Path | None, **options: Any) -> None:
+def serve_command(config: Config, **options: Any) -> None:
     """Tokens come from RECSYS_BATCH_ADMIN_TOKEN and RECSYS_BATCH_CLIENT_TOKEN."""
     from recsys_batch.online.server.supervisor import run_server
     from recsys_batch.online.settings import ServerSettings
 
-    settings = ServerSettings.from_section(config.online, tempfile.mkdtemp(prefix="recsys-batch-serve-"), config.paths.warehouse, **options)
-    click.echo(f"serving {settings.snapshots} on {settings.host}:{settings.port} with {settings.workers} workers", err=True)
-    run_server(settings, certificate=tls_certificate, key=tls_key)
+    try:
+        state = tempfile.mkdtemp(prefix="recsys-batch-serve-")
+    except OSError as error:
+        raise UsageError(f"the server needs a temporary folder ({error}): set TMPDIR to a folder with room") from None
+    run_server(ServerSettings.from_section(config.online, state, config.paths.warehouse, **options))

@@ -15,6 +15,7 @@ Nothing here loads pyspark, torch, faiss or mlflow, and importing this package l
     ranking       one request against one snapshot: the ladder
     exposure_log  the log of what was shown and what came back
     snapshot      a snapshot written, verified, opened
+    runtime       loops that survive, processes that end with their parent
     settings      the settings of a server
 """
 

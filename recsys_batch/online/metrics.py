@@ -1,14 +1,16 @@
 """Prometheus metrics of a server, over all its workers. Import it only where PROMETHEUS_MULTIPROC_DIR is set already."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from recsys_batch.online.api.messages import Lists
 from recsys_batch.online.exposure_log.buffered_log import LogStats
 from recsys_batch.online.ranking.rank_result import ANSWER_SOURCES, RANKER_FAILED, REASONS, REMOTE_REASONS
+from recsys_batch.online.runtime.loop_monitor import LoopMonitor, failed_rounds
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
 """Seconds: 0.5 to 100 ms."""
@@ -49,6 +51,13 @@ _ENGINE_CALLS = Counter("recsys_engine_calls", "calls of a model server, by what
 ENGINE_SECONDS = Histogram("recsys_engine_seconds", "time of a call of a model server", buckets=BUCKETS)
 ENGINE_BREAKER = Gauge(
     "recsys_engine_breaker", "whether a model server is left alone: 0 closed, 1 half open, 2 open", multiprocess_mode="livemax"
+)
+_LOOP_FAILURES = Counter("recsys_loop_failures", "rounds of the loops beside requests that failed, and were done again", ["loop"])
+_LAST_LOOK = Gauge(
+    "recsys_follower_last_look_seconds",
+    "time since a process last looked for snapshots or live lists: of each kind of process the one that has not looked for longest",
+    ["process"],
+    multiprocess_mode="livemin",
 )
 AGE = Gauge("recsys_snapshot_age_seconds", "time since the night of the snapshot in use began", multiprocess_mode="livemax")
 
@@ -116,8 +125,37 @@ def _gained(log: str, name: str, count: int) -> int:
     return count - before
 
 
+def count_failed_rounds() -> None:
+    """Bring the counter up to the rounds that failed in the loops of this process."""
+    for loop in list(failed_rounds):
+        _LOOP_FAILURES.labels(loop).inc(failed_rounds.pop(loop, 0))
+
+
+def show_last_look(process: str, looks: LoopMonitor) -> None:
+    """Show when this process last looked.
+
+    What is written is the time of the look, and whoever renders the page compares: a loop that stands still cannot hide it.
+
+    Args:
+        process: kind of it: worker, grpc, live.
+    """
+    _LAST_LOOK.labels(process).set(looks.looked_at)
+
+
+class _AgeCollector:
+    """The metrics of all processes, with ages for times of looks; time.monotonic() is one clock for all processes of a host."""
+
+    def collect(self) -> Iterator[Metric]:
+        for family in multiprocess.MultiProcessCollector(None).collect():  # type: ignore[no-untyped-call]
+            if family.name == "recsys_follower_last_look_seconds":
+                now = time.monotonic()
+                family.samples = [sample._replace(value=max(0.0, now - sample.value)) for sample in family.samples]
+            yield family
+
+
 def render_metrics() -> tuple[bytes, str]:
-    """Render (text, content type) of all workers' metrics."""
+    """Render (text, content type) of all processes' metrics."""
+    count_failed_rounds()
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    registry.register(_AgeCollector())
     return generate_latest(registry), CONTENT_TYPE_LATEST

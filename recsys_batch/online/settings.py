@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from recsys_batch.config import Online
 
 ENVIRONMENT = "RECSYS_BATCH_SERVE"
@@ -24,11 +26,18 @@ class ServerSettings(Online):
     Attributes:
         state: folder of this server, where its workers tell each other their states and metrics.
         warehouse: whose live lists are followed; not read where ``live`` is off.
+        tls_certificate, tls_key: PEM files, for HTTP and gRPC; both or neither.
+        tls_client_ca: PEM file of who signs clients' certificates, which they must have then.
+        server_pid: process that supervises; its processes end with it.
     """
 
     state: str
     workers: int
     warehouse: str
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    server_pid: int = Field(default_factory=os.getpid)
 
     @classmethod
     def from_section(cls, section: Online, state: str, warehouse: str, **overrides: Any) -> ServerSettings:
@@ -39,8 +48,8 @@ class ServerSettings(Online):
         """
         values = section.model_dump() | {name: value for name, value in overrides.items() if value is not None}
         values |= {"state": state, "warehouse": warehouse}
-        for name in ("snapshots", "exposures"):
-            values[name] = str(Path(values[name]).absolute()) if values[name] else None
+        for name in ("snapshots", "exposures", "tls_certificate", "tls_key", "tls_client_ca"):
+            values[name] = str(Path(values[name]).absolute()) if values.get(name) else None
         values["workers"] = values["workers"] or len(os.sched_getaffinity(0))
         return cls.model_validate(values)
 

@@ -16,7 +16,9 @@ def test_workers_get_the_whole_section_and_the_overrides(monkeypatch: pytest.Mon
     settings.export_to_environment()
     assert settings_from_environment() == settings
     expected = {"port": 8000, "snapshots": f"{Path.cwd()}/here", "exposures": f"{Path.cwd()}/log", "workers": len(os.sched_getaffinity(0))}
-    assert settings.model_dump() == {**section.model_dump(), **expected, "state": "/state", "warehouse": "/warehouse"}
+    tls = {"tls_certificate": None, "tls_key": None, "tls_client_ca": None}
+    own = {"state": "/state", "warehouse": "/warehouse", "server_pid": os.getpid(), **tls}
+    assert settings.model_dump() == {**section.model_dump(), **expected, **own}
 
 
 def test_without_a_folder_nothing_is_logged_and_named_workers_count() -> None:

@@ -63,7 +63,14 @@ class Endpoints:
             Route("POST", "/v1/snapshots/{snapshot_id}/activate", self.activate, "Go over to a snapshot", (404, 409), **admin),
             Route("PUT", "/v1/routes", self.put_routes, "Canary and shadow", (400, 404, 409), **admin, request=TrafficSplit),
             Route("GET", "/healthz", self.healthy, "Whether the process lives", **open_),
-            Route("GET", "/readyz", self.ready, "Whether a warm snapshot is in use that is not too old", (503,), **open_),
+            Route(
+                "GET",
+                "/readyz",
+                self.ready,
+                "Whether a warm snapshot is in use that is not too old, and others are looked for",
+                (503,),
+                **open_,
+            ),
             Route("GET", "/metrics", self.metrics, "Prometheus metrics", **open_, response=str),
             Route("GET", "/openapi.json", self.openapi, "This document", **open_),
         ]
@@ -128,16 +135,18 @@ class Endpoints:
         return Response(200, b'{"status":"alive"}')
 
     async def ready(self, request: Request) -> Response:
-        """Answer 200 only with a warm snapshot that is not too old to be shown.
+        """Answer 200 only with a warm snapshot that is not too old to be shown, and while others are looked for.
 
-        503, too, where the store beside it says that it has lost the users' lists. Live lists that are behind, a store that does not answer
-        and another snapshot than CURRENT names are told, and no reason.
+        503, too, where the store beside it says that it has lost the users' lists. Live lists that are behind, looks that fail, a store
+        that does not answer and another snapshot than CURRENT names are told, and no reason: what is served is as good as before.
         """
-        current = self._service.manager.current
+        manager = self._service.manager
+        current = manager.current
         if current is None:
-            manager = self._service.manager
-            reasons = manager.fallback or "; ".join(manager.refused.values())
+            reasons = manager.fallback or "; ".join(filter(None, [*manager.refused.values(), manager.looks.failure]))
             raise HttpError(503, f"no snapshot is in use{': ' + reasons if reasons else ''}")
+        if manager.stall is not None:
+            raise HttpError(503, manager.stall)
         facts = current.snapshot.facts
         age = self._service.freshness.status(facts.generated_at)
         if age == "too_old":
@@ -145,8 +154,9 @@ class Endpoints:
         if current.store_status == "lost":
             raise HttpError(503, f"store_unavailable: lists of snapshot {facts.snapshot_id} are in Redis no more: export the run again")
         live = self._live_lag.status() if self._live_lag is not None else "off"
-        told = {"status": "ready", "snapshot_id": facts.snapshot_id, "age": age, "live": live}
-        return json_response({**told, "store": current.store_status, "fallback": self._service.manager.fallback})
+        told = {"status": "ready", "snapshot_id": facts.snapshot_id, "age": age, "live": live, "store": current.store_status}
+        following = "failing" if manager.looks.failure or manager.reads.failure else "ok"
+        return json_response({**told, "following": following, "fallback": manager.fallback})
 
     async def metrics(self, request: Request) -> Response:
         metrics.tally.flush()  # this worker's; the others' come within online.poll_ms

@@ -1,6 +1,7 @@
 """The process that follows the stream for a server: tails topk_live, and adds each micro-batch to the overlay of its run.
 
-Whatever goes wrong ends it, and server/supervisor.py starts it again: an overlay says how far it goes, so nothing is lost but time.
+Whatever goes wrong ends a ``Follower``, and another one takes its place, as server/supervisor.py starts a process that died again: an
+overlay says how far it goes, so nothing is lost but time.
 """
 
 import contextlib
@@ -10,7 +11,6 @@ import logging
 import math
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -20,12 +20,14 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from recsys_batch import logs
-from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.live.batch_records import LiveRun, open_live_run
 from recsys_batch.online.live.overlay_stores import LocalOverlays, OtherWriter, Overlay, OverlayStore, RedisOverlays
+from recsys_batch.online.runtime.loop_monitor import LoopMonitor
+from recsys_batch.online.runtime.parent_watch import end_with_parent
+from recsys_batch.online.runtime.process_marks import mark_started
 from recsys_batch.online.serving.traffic_split import read_traffic_split
-from recsys_batch.online.serving.worker_state import read_worker_states
+from recsys_batch.online.serving.worker_state import drop_dead_worker_gauges, read_worker_states
 from recsys_batch.online.settings import LIVE_MARK, REDIS_URL, ServerSettings, settings_from_environment
 from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.live_overlay import overlays_folder
@@ -38,6 +40,8 @@ logger = logging.getLogger("recsys_batch.online")
 
 _STORE_POLL_SECONDS = 1.0
 """Least seconds between two looks at a table in an object store: each is a request that is paid for."""
+_PAUSE_SECONDS = 1.0
+"""After a look that failed."""
 
 
 class Follower:
@@ -82,7 +86,7 @@ class Follower:
 
     def _wanted_runs(self) -> set[str]:
         roles = [worker[role] for worker in read_worker_states(self._state) for role in ("current", "canary", "shadow")]
-        named = {repository.read_current(self._snapshots), *read_traffic_split(self._snapshots).snapshot_ids, *roles}
+        named = {repository.read_pointers(self._snapshots).current, *read_traffic_split(self._snapshots).snapshot_ids, *roles}
         return named & set(repository.list_snapshots(self._snapshots))
 
     def _turn_to(self, wanted: set[str]) -> None:
@@ -148,18 +152,32 @@ def _commits_since(root: str, newest: int, version: int | None, since: dt.dateti
 
 
 def run_follower(settings: ServerSettings, stop: threading.Event) -> None:
-    """Follow until ``stop`` is set, or the server is gone."""
+    """Follow until ``stop`` is set. What goes wrong ends a follower, and the next one begins where its overlays end."""
     seconds = settings.poll_ms / 1000
     if is_remote(absolute(settings.warehouse)):
         seconds = max(seconds, _STORE_POLL_SECONDS)
-    parent, snapshots = os.getppid(), Path(settings.snapshots)
-    follower = Follower(settings.warehouse, snapshots, Path(settings.state), _open_store(settings, snapshots))
-    try:
-        while os.getppid() == parent and not stop.is_set():
+    snapshots, state = Path(settings.snapshots), Path(settings.state)
+    looks, follower = LoopMonitor("following live lists"), None
+    mark_started(state, "live")
+    while not stop.is_set():
+        with looks.round():
+            follower = follower or Follower(settings.warehouse, snapshots, state, _open_store(settings, snapshots))
             follower.poll()
-            stop.wait(seconds)
-    finally:
+        metrics.show_last_look("live", looks)
+        metrics.count_failed_rounds()
+        if looks.failure and follower is not None:
+            _close(follower)
+            follower = None
+        stop.wait(max(seconds, _PAUSE_SECONDS) if looks.failure else seconds)
+    if follower is not None:
         follower.close()
+
+
+def _close(follower: Follower) -> None:
+    try:
+        follower.close()
+    except Exception as error:  # of what has failed already
+        logger.warning("a follower that failed could not be closed: %s", error)
 
 
 def _open_store(settings: ServerSettings, snapshots: Path) -> OverlayStore:
@@ -176,11 +194,10 @@ def follower_main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    try:
-        run_follower(settings_from_environment(), stop)
-    except RecsysBatchError as error:
-        logger.error("live lists are not followed: %s", error)
-        sys.exit(error.exit_code)
+    settings = settings_from_environment()
+    end_with_parent(settings.server_pid, "the server")
+    drop_dead_worker_gauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+    run_follower(settings, stop)
 
 
 if __name__ == "__main__":

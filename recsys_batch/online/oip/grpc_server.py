@@ -5,12 +5,12 @@ server/supervisor.py starts it as a module. The models' semantics are model_api.
 """
 
 import asyncio
-import contextlib
 import functools
 import hmac
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,9 +30,13 @@ from recsys_batch.online.oip.offload import run_by_size
 from recsys_batch.online.oip.rest import EXTENSIONS, SERVER_NAME
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
 from recsys_batch.online.oip.snapshot_repository import SnapshotRepository
+from recsys_batch.online.runtime.loop_monitor import LoopMonitor
+from recsys_batch.online.runtime.parent_watch import end_with_parent
+from recsys_batch.online.runtime.process_marks import mark_started
 from recsys_batch.online.serving.admission import Admission, Overloaded
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
+from recsys_batch.online.serving.worker_state import drop_dead_worker_gauges
 from recsys_batch.online.settings import ADMIN_TOKEN, CLIENT_TOKEN, LOAD_LOCK, ServerSettings, settings_from_environment
 from recsys_batch.online.snapshot.live_overlay import live_opener
 from recsys_batch.online.snapshot.redis_store import open_remote_store
@@ -183,38 +187,78 @@ def _has_token(tokens: list[str], metadata: Mapping[str, Any]) -> bool:
 
 
 async def run_grpc_server(settings: ServerSettings) -> None:
-    """Serve until SIGTERM, following snapshots as the HTTP workers do."""
-    open_remote, load_lock = functools.partial(open_remote_store, settings), Path(settings.state) / LOAD_LOCK
-    manager = SnapshotManager(Path(settings.snapshots), open_remote, load_lock, live_opener(settings))
-    await manager.poll()
+    """Serve until SIGTERM, following snapshots as the HTTP workers do.
+
+    Raises:
+        RecsysBatchError: the address cannot be listened on.
+    """
+    open_remote, state = functools.partial(open_remote_store, settings), Path(settings.state)
+    seconds = settings.poll_ms / 1000
+    manager = SnapshotManager(Path(settings.snapshots), open_remote, state / LOAD_LOCK, live_opener(settings), poll_seconds=seconds)
+    with manager.looks.round():
+        await manager.poll()
     models = SnapshotModels(manager, settings.max_k, FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours))
     batcher = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting * ROWS_PER_REQUEST)
     server = grpc.aio.server(
-        options=[("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 0)],
+        # The supervisor has the port, and nobody but its own processes may share it.
+        options=[("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 1)],
         maximum_concurrent_rpcs=settings.max_waiting + SPARE_RPCS,
     )
-    servicer = Servicer(models, batcher, SnapshotRepository(manager, Path(settings.state)), settings.max_waiting)
+    servicer = Servicer(models, batcher, SnapshotRepository(manager, state), settings.max_waiting)
     tokens = os.environ.get(CLIENT_TOKEN) or None, os.environ.get(ADMIN_TOKEN) or None
     server.add_generic_rpc_handlers((make_handlers(servicer, *tokens),))
-    server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+    _listen(server, settings)
     await server.start()
+    mark_started(state, "grpc")
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
-    parent = os.getppid()
-    while not ending.is_set() and os.getppid() == parent:  # nobody would end it after a parent that was killed
-        with contextlib.suppress(OSError):
-            await manager.poll()
+
+    async def report() -> None:
         metrics.tally.flush()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(ending.wait(), settings.poll_ms / 1000)
+        metrics.count_failed_rounds()
+        metrics.show_last_look("grpc", manager.looks)
+
+    reports = LoopMonitor("reporting metrics")
+    tasks = [asyncio.create_task(looks.repeat(do, seconds)) for looks, do in ((manager.looks, manager.poll), (reports, report))]
+    await ending.wait()
     await server.stop(grace=2)
+    for task in tasks:
+        task.cancel()
+
+
+def _listen(server: grpc.aio.Server, settings: ServerSettings) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address, credentials = f"{host}:{settings.grpc_port}", load_credentials(settings)
+    try:
+        if credentials is None:
+            server.add_insecure_port(address)
+        else:
+            server.add_secure_port(address, credentials)
+    except RuntimeError as error:
+        raise RecsysBatchError(f"gRPC cannot listen on {address}: {error}") from None
+
+
+def load_credentials(settings: ServerSettings) -> grpc.ServerCredentials | None:
+    """Read the certificate that HTTP has, too; None where there is none."""
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    pair = settings.tls_key.read_bytes(), settings.tls_certificate.read_bytes()
+    authorities = settings.tls_client_ca.read_bytes() if settings.tls_client_ca is not None else None
+    return grpc.ssl_server_credentials([pair], root_certificates=authorities, require_client_auth=authorities is not None)
 
 
 def grpc_main() -> None:
     """Run the process that ``serve`` starts."""
     logs.configure(os.environ.get("RECSYS_BATCH_LOG_FORMAT", "text"))
-    asyncio.run(run_grpc_server(settings_from_environment()))
+    settings = settings_from_environment()
+    end_with_parent(settings.server_pid, "the server")
+    drop_dead_worker_gauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
+    try:
+        asyncio.run(run_grpc_server(settings))
+    except RecsysBatchError as error:
+        logger.error("%s", error)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -161,9 +161,9 @@ class SnapshotModels:
         return found
 
     def ready(self) -> bool:
-        """Tell, as /readyz does, whether a snapshot is in use that is not too old to be shown, and whose lists are there."""
+        """Tell, as /readyz does, whether a snapshot is in use that is not too old, whose lists are there, and others are looked for."""
         current = self._manager.current
-        if current is None or current.store_status == "lost":
+        if current is None or current.store_status == "lost" or self._manager.stall is not None:
             return False
         return self._freshness.status(current.snapshot.generated_at) != "too_old"
 

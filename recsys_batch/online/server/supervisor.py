@@ -1,57 +1,68 @@
-"""The server process: starts Granian's workers, and again those that die."""
+"""The server process: has the addresses, starts workers and the processes beside them, and starts those again that die."""
 
 import contextlib
-import importlib.util
+import logging
 import os
 import shutil
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
-from granian import Granian
 from granian.constants import HTTPModes, Interfaces, Loops
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.settings import LIVE_MARK, REDIS_URL, ServerSettings
+from recsys_batch.online.server.child_process import child_process
+from recsys_batch.online.server.listen_address import reserve_address, resolve_host
+from recsys_batch.online.server.startup_checks import check_startup
+from recsys_batch.online.server.worker_pool import WorkerPool
+from recsys_batch.online.settings import LIVE_MARK, ServerSettings
 
-_LONGEST_PAUSE_SECONDS = 30.0
+logger = logging.getLogger("recsys_batch.online")
 
 
-def run_server(settings: ServerSettings, *, certificate: Path | None = None, key: Path | None = None) -> None:
+def run_server(settings: ServerSettings) -> None:
     """Run until SIGTERM or SIGINT.
 
-    Args:
-        certificate, key: PEM files for TLS, both or neither.
-
     Raises:
-        UsageError: one of them alone, or a file that is not there; live lists are wanted, and nothing here reads tables,
-            or no Redis is named for them.
+        UsageError: what is set cannot be used, somebody else has the address, or one of the processes cannot start.
     """
-    if (certificate is None) != (key is None):
-        raise UsageError("TLS needs --tls-certificate and --tls-key, found one of them")
-    for path in (certificate, key):
-        if path is not None and not path.is_file():
-            raise UsageError(f"{path} is not a file")
-    if settings.live != "off" and importlib.util.find_spec("deltalake") is None:
-        install = "pip install 'recsys-batch[online,read]'"
-        raise UsageError(
-            f"online.live = {settings.live} reads the warehouse by deltalake, which is not installed: {install}, or set it to off"
-        )
-    if settings.live == "redis" and not os.environ.get(REDIS_URL):
-        raise UsageError(f"online.live = redis needs a server: name it in {REDIS_URL}")
     state = Path(settings.state)
     shutil.rmtree(state, ignore_errors=True)
+    try:
+        settings = settings.model_copy(update={"host": resolve_host(settings.host), "server_pid": os.getpid()})
+        check_startup(settings)
+        with contextlib.ExitStack() as held:
+            held.enter_context(reserve_address(settings.host, settings.port, "--port"))
+            if settings.grpc_port:
+                if settings.grpc_port == settings.port:
+                    raise UsageError(f"--port and --grpc-port are both {settings.port}: choose another one for gRPC")
+                held.enter_context(reserve_address(settings.host, settings.grpc_port, "--grpc-port"))
+            _run_processes(settings, state)
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+
+
+def _run_processes(settings: ServerSettings, state: Path) -> None:
     (state / "metrics").mkdir(parents=True)
     (state / LIVE_MARK).touch()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(state / "metrics")
     settings.export_to_environment()
-    server = Granian(
+    pool = _make_pool(settings, state)
+    with contextlib.ExitStack() as children:
+        if settings.grpc_port:
+            children.enter_context(child_process("grpc", "recsys_batch.online.oip.grpc_server", state, pool.give_up))
+        if settings.live != "off":
+            children.enter_context(child_process("live", "recsys_batch.online.live.follower", state, pool.give_up))
+        logger.info("serving %s on %s:%d with %d workers", settings.snapshots, settings.host, settings.port, settings.workers)
+        pool.serve()
+    if pool.start_failure is not None:
+        raise UsageError(f"the server cannot start: {pool.start_failure}")
+
+
+def _make_pool(settings: ServerSettings, state: Path) -> WorkerPool:
+    return WorkerPool(
         "recsys_batch.online.server.worker:application",
+        state=state,
         factory=True,
         address=settings.host,
         port=settings.port,
@@ -59,62 +70,18 @@ def run_server(settings: ServerSettings, *, certificate: Path | None = None, key
         loop=Loops.uvloop,
         workers=settings.workers,
         runtime_threads=1,
-        http=HTTPModes.auto if certificate else HTTPModes.http1,
+        http=HTTPModes.auto if settings.tls_certificate else HTTPModes.http1,
         websockets=False,  # nobody speaks that here: an upgrade that is asked for is a request like any other
         # An idle connection counts as one whose next headers are late.
         http1_settings=HTTP1Settings(header_read_timeout=int(1000 * settings.read_timeout_seconds)),
         # Refusing is the application's: Granian's own bound would let requests wait unseen.
         backpressure=max(1024, 4 * settings.max_waiting),
         backlog=2048,
-        respawn_failed_workers=True,
-        respawn_interval=0.2,
         workers_kill_timeout=3,
         log_enabled=True,
         log_level=LogLevels.warning,
-        ssl_cert=certificate,
-        ssl_key=key,
+        ssl_cert=settings.tls_certificate,
+        ssl_key=settings.tls_key,
+        ssl_ca=settings.tls_client_ca,
+        ssl_client_verify=settings.tls_client_ca is not None,
     )
-    with contextlib.ExitStack() as processes:
-        if settings.grpc_port:
-            processes.enter_context(supervised_process("recsys_batch.online.oip.grpc_server"))
-        if settings.live != "off":
-            processes.enter_context(supervised_process("recsys_batch.online.live.follower"))
-        try:
-            server.serve()
-        finally:
-            shutil.rmtree(state, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def supervised_process(module: str) -> Iterator[None]:
-    """Keep a process of that module running during the ``with`` block: started again where it dies, ended with the block.
-
-    The sooner it dies again, the longer it is waited for.
-    """
-    ending = threading.Event()
-
-    def start() -> subprocess.Popen[bytes]:
-        # With close_fds Popen waits on a pipe until the process runs, and a worker forked at that moment would hold the pipe open.
-        return subprocess.Popen([sys.executable, "-m", module], close_fds=False)
-
-    def keep(process: subprocess.Popen[bytes]) -> None:
-        started, pause = time.monotonic(), 0.0
-        while not ending.wait(0.1):
-            if process.poll() is None:
-                continue
-            pause = 0.0 if time.monotonic() - started > _LONGEST_PAUSE_SECONDS else min(2 * pause + 0.1, _LONGEST_PAUSE_SECONDS)
-            if not ending.wait(pause):
-                process, started = start(), time.monotonic()
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-    keeper = threading.Thread(target=keep, args=(start(),), name=module)
-    keeper.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        keeper.join()

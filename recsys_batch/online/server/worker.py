@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import logging
 import os
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recsys_batch import logs
+from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.api.messages import Bounds
 from recsys_batch.online.http.app import App
@@ -26,6 +28,9 @@ from recsys_batch.online.oip.rest import OipRoutes
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
 from recsys_batch.online.oip.snapshot_repository import SnapshotRepository
 from recsys_batch.online.ranking.exploration import Explorer
+from recsys_batch.online.runtime.loop_monitor import LoopMonitor
+from recsys_batch.online.runtime.parent_watch import end_with_parent
+from recsys_batch.online.runtime.process_marks import mark_started
 from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
 from recsys_batch.online.serving.freshness import FreshnessPolicy, LiveLag
@@ -40,11 +45,13 @@ from recsys_batch.online.tfserving.predict_api import TfServingRoutes
 if TYPE_CHECKING:
     from recsys_batch.online.engine.remote_ranker import RemoteRanker
 
+logger = logging.getLogger("recsys_batch.online")
+
 _SWITCH_INTERVAL_SECONDS = 0.0005
 
 
 class Worker(App):
-    """The HTTP application of one worker process, and the task that follows CURRENT and ROUTES.json beside it."""
+    """The HTTP application of one worker process; tasks beside it follow CURRENT and ROUTES.json, and report metrics."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
@@ -58,6 +65,7 @@ class Worker(App):
             live_opener(settings),
             live_in_redis=settings.live == "redis",
             check_model=self._remote.why_not if self._remote is not None else None,
+            poll_seconds=settings.poll_ms / 1000,
         )
         self._live_lag = LiveLag(state, settings.live_max_lag_seconds) if settings.live != "off" else None
         admission, large_bodies = Admission(settings.max_waiting), Admission(MAX_BYTES_IN_FLIGHT)
@@ -80,7 +88,8 @@ class Worker(App):
             admin_token=os.environ.get(ADMIN_TOKEN) or None,
             client_token=os.environ.get(CLIENT_TOKEN) or None,
         )
-        self._poll_task: asyncio.Task[None] | None = None
+        self._reports, self._is_state_due = LoopMonitor("reporting metrics"), False
+        self._tasks: list[asyncio.Task[None]] = []
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
         # A thread that opens a snapshot holds the interpreter's lock for a turn whenever the loop lets go of it, several times a request:
@@ -89,37 +98,42 @@ class Worker(App):
         drop_dead_worker_gauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))  # of whom this one may take the place
         self._exposures.open()
         # Ready with the first request, not some requests later.
-        loop.run_until_complete(self._poll_once())
+        with self._manager.looks.round():
+            loop.run_until_complete(self._follow_snapshots())
         gc.collect()
         gc.freeze()
-        self._poll_task = loop.create_task(self._poll_forever())
+        loop.call_soon(mark_started, Path(self._settings.state), "worker")  # when it runs, and so answers
+        seconds = self._settings.poll_ms / 1000
+        # Two, so that metrics go on while a snapshot is loaded or cannot be read.
+        self._tasks = [
+            loop.create_task(self._manager.looks.repeat(self._follow_snapshots, seconds)),
+            loop.create_task(self._reports.repeat(self._report_metrics, seconds)),
+        ]
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._poll_task is not None:
-            self._poll_task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                loop.run_until_complete(self._poll_task)
+                loop.run_until_complete(task)
         if self._remote is not None:
             loop.run_until_complete(self._remote.close())
         self._exposures.close()
         metrics.count_logs(self._exposures.stats())
 
-    async def _poll_forever(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.poll_ms / 1000)
-            with contextlib.suppress(OSError):  # a folder that is being moved is looked at again in a moment
-                await self._poll_once()
-
-    async def _poll_once(self) -> None:
+    async def _follow_snapshots(self) -> None:
         before = self._manager.current
-        has_looked = await self._manager.poll()
-        current = self._manager.current
-        if has_looked:
-            write_worker_state(Path(self._settings.state), self._manager)
+        if await self._manager.poll():
+            self._is_state_due = True
             metrics.REFUSED_SNAPSHOTS.inc(len(self._manager.refused))
-            metrics.FALLBACK.set(current is not None and self._manager.fallback is not None)
-            if before is not None and current is not before:
+            metrics.FALLBACK.set(self._manager.current is not None and self._manager.fallback is not None)
+            if before is not None and self._manager.current is not before:
                 metrics.SWAPS.inc()
+        if self._is_state_due:
+            write_worker_state(Path(self._settings.state), self._manager)
+            self._is_state_due = False
+
+    async def _report_metrics(self) -> None:
+        current = self._manager.current
         if current is not None:
             metrics.AGE.set(time.time() - current.snapshot.generated_at.timestamp())
             metrics.LIVE_USERS.set(len(current.live) if current.live is not None else 0)
@@ -130,6 +144,8 @@ class Worker(App):
         metrics.tally.flush()
         metrics.count_logs(self._exposures.stats())
         metrics.WAITING.set(self._admission.waiting)
+        metrics.count_failed_rounds()
+        metrics.show_last_look("worker", self._manager.looks)
 
 
 def _open_remote_ranker(settings: ServerSettings) -> RemoteRanker | None:
@@ -144,4 +160,10 @@ def _open_remote_ranker(settings: ServerSettings) -> RemoteRanker | None:
 def application() -> Worker:
     """Make the worker's application: Granian's factory."""
     logs.configure(os.environ.get("RECSYS_BATCH_LOG_FORMAT", "text"))
-    return Worker(settings_from_environment())
+    settings = settings_from_environment()
+    end_with_parent(settings.server_pid, "the server")
+    try:
+        return Worker(settings)
+    except RecsysBatchError as error:
+        logger.error("a worker cannot start: %s", error)
+        sys.exit(error.exit_code)

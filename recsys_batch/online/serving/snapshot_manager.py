@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -22,6 +23,7 @@ from typing import Literal
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.runtime.loop_monitor import LoopMonitor
 from recsys_batch.online.serving import traffic_split
 from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot, find_store_status
 from recsys_batch.online.serving.traffic_split import TrafficSplit
@@ -41,6 +43,7 @@ logger = logging.getLogger("recsys_batch.online")
 
 _TRY_AGAIN_SECONDS = 1.0
 _SAMPLED_USERS = 10
+_LONGEST_PAUSE_SECONDS = 30.0
 
 
 class SnapshotManager:
@@ -53,8 +56,10 @@ class SnapshotManager:
         live_in_redis: whether they are there.
         check_model: says why the ranker of a snapshot with that model version cannot be used, or None; for rankers that are elsewhere.
         load_lock: a file that a server's workers lock in turn, so that they open a snapshot one after the other, not on all cores at once.
+        poll_seconds: between two calls of ``poll``.
 
     Attributes:
+        looks: watches the loop that calls ``poll``. reads: watches whether it can read CURRENT.
         current: None before the first snapshot is warm, or where there is none.
         refused: snapshot id -> why it was not taken.
         fallback: why the snapshot in use is not the one that CURRENT names; None where it is.
@@ -71,8 +76,14 @@ class SnapshotManager:
         *,
         live_in_redis: bool = False,
         check_model: Callable[[str], Awaitable[str | None]] | None = None,
+        poll_seconds: float = 0.1,
     ) -> None:
         self.folder = folder
+        self.looks = LoopMonitor("following snapshots")
+        self.reads = LoopMonitor("reading CURRENT")
+        self._live_looks = LoopMonitor("reading live lists")
+        self._longest_pause = max(_LONGEST_PAUSE_SECONDS, 10 * poll_seconds)
+        self._n_loading = 0
         self.current: LoadedSnapshot | None = None
         self.canary: LoadedSnapshot | None = None
         self.shadow: LoadedSnapshot | None = None
@@ -96,12 +107,21 @@ class SnapshotManager:
                 return self.canary, "canary"
         return self.current, "current"
 
+    @property
+    def stall(self) -> str | None:
+        """Why what is served may be out of date: nobody has called ``poll`` for long. None where all is well, or a snapshot is loaded."""
+        seconds = self.looks.seconds_since_look
+        if seconds <= self._longest_pause or self._n_loading:
+            return None
+        return f"process {os.getpid()} has not looked for snapshots in {seconds:.0f} s: its log may say why; restart it"
+
     async def poll(self) -> bool:
         """Look for live lists, and whether other snapshots are wanted; go over to them; whether any were looked into."""
         for loaded in list(self._loaded.values()):
             if loaded.leases:  # or it was closed while another's store was asked
                 if loaded.live is not None:
-                    loaded.live.poll()
+                    with self._live_looks.round():
+                        loaded.live.poll()
                 await loaded.check_store()
         files = (repository.CURRENT_FILE, traffic_split.ROUTES_FILE)
         stamps = {name: repository.file_stamp(self.folder / name) for name in files}
@@ -111,14 +131,14 @@ class SnapshotManager:
         self.refused = (
             {} if stamps != self.looked_at else {name: why for name, why in self.refused.items() if name not in self._waiting_for}
         )
-        self.looked_at, self._look_again_at, self._waiting_for = stamps, math.inf, set()
+        self.looked_at, self._look_again_at, self._waiting_for = {}, math.inf, set()  # a look that fails is done again
         routes = self._read_routes()
         # Released at the end, so that a snapshot that only changes its role stays loaded.
         before = [loaded for loaded in (self.current, self.canary, self.shadow) if loaded is not None]
         self.current = await self._swap_in_current()
         self.canary = await self._swap_in(self.canary, routes.canary)
         self.shadow = await self._swap_in(self.shadow, routes.shadow)
-        self.routes = routes
+        self.routes, self.looked_at = routes, stamps
         for loaded in before:
             loaded.release()
         return True
@@ -132,10 +152,12 @@ class SnapshotManager:
 
     async def _swap_in_current(self) -> LoadedSnapshot | None:
         """Lease the snapshot that CURRENT names, else the one in use, else a fallback; None where there is none of them."""
-        try:
+        current_id = None
+        with self.reads.round():
             current_id = repository.read_current(self.folder)
-        except RecsysBatchError as error:
-            why = str(error)
+        if self.reads.failure is not None:
+            why = self.reads.failure
+            self._look_again_at = time.monotonic() + _TRY_AGAIN_SECONDS
         else:
             if new := await self._swap_in(self.current, current_id):
                 self.fallback = None
@@ -145,9 +167,9 @@ class SnapshotManager:
                 return self.current.acquire() if self.current is not None else None
             why = f"CURRENT names {current_id}, which is refused: {self.refused[current_id]}"
         new = self.current.acquire() if self.current is not None else await self._swap_in_fallback()
+        if why != self.fallback:
+            logger.error("snapshot %s is in use instead: %s", new.snapshot.snapshot_id if new is not None else "none", why)
         self.fallback = why
-        if new is not None:
-            logger.error("snapshot %s is in use instead: %s", new.snapshot.snapshot_id, why)
         return new
 
     async def _swap_in_fallback(self) -> LoadedSnapshot | None:
@@ -164,7 +186,11 @@ class SnapshotManager:
             if snapshot_id not in self._loaded or self._is_replaced(self._loaded[snapshot_id]):
                 await self._require_model(snapshot_id)
                 await self._require_records(snapshot_id)
-                self._loaded[snapshot_id] = await self._load_checked(snapshot_id)
+                self._n_loading += 1
+                try:
+                    self._loaded[snapshot_id] = await self._load_checked(snapshot_id)
+                finally:
+                    self._n_loading -= 1
         except Exception as error:  # whatever is wrong with it: what is served stays
             self._refuse(snapshot_id, error)
             return None

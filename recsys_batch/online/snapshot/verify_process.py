@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from recsys_batch.online.runtime.parent_watch import end_with_parent
 from recsys_batch.online.snapshot.manifest import SnapshotRefused, is_verified, read_manifest, verify_snapshot
 
 _REFUSED = 3
@@ -14,7 +15,8 @@ def verify_in_subprocess(folder: Path) -> None:
     """Verify a snapshot's files without a core of the server's. Raises SnapshotRefused: damaged, incomplete, or of another format."""
     if is_verified(folder, read_manifest(folder)):
         return
-    ended = subprocess.run([sys.executable, "-m", __name__, str(folder)], stderr=subprocess.PIPE, text=True, check=False, close_fds=False)
+    command = [sys.executable, "-m", __name__, str(folder), str(os.getpid())]
+    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, close_fds=False)
     if ended.returncode:
         error_lines = ended.stderr.strip().splitlines() or [f"it was ended by signal or status {ended.returncode}"]
         raise SnapshotRefused(error_lines[-1] if ended.returncode == _REFUSED else f"{folder} could not be verified: {error_lines[-1]}")
@@ -23,7 +25,8 @@ def verify_in_subprocess(folder: Path) -> None:
 def verify_main() -> None:
     """Verify the snapshot named on the command line: what the process runs."""
     os.nice(19)
-    folder = Path(sys.argv[1])
+    folder, parent = Path(sys.argv[1]), int(sys.argv[2])
+    end_with_parent(parent, "the process that wants a snapshot verified")
     try:
         verify_snapshot(folder, read_manifest(folder))
     except SnapshotRefused as error:

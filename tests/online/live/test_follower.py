@@ -4,6 +4,7 @@ import datetime as dt
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
+from recsys_batch.config import Online
 from recsys_batch.errors import InputMissing
 from recsys_batch.online.live import follower as follower_module
 from recsys_batch.online.live.batch_records import LiveRun
-from recsys_batch.online.live.follower import Follower
+from recsys_batch.online.live.follower import Follower, run_follower
 from recsys_batch.online.live.overlay_stores import LocalOverlays
-from recsys_batch.online.settings import LIVE_MARK
+from recsys_batch.online.runtime.process_marks import has_started
+from recsys_batch.online.settings import LIVE_MARK, ServerSettings
 from recsys_batch.online.snapshot.live_overlay import LiveReader, overlays_folder
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.online.snapshot.user_key import user_key
@@ -222,3 +225,32 @@ def test_a_compaction_of_the_table_between_two_batches_adds_nothing(live_warehou
     live_warehouse.refresh(3, {6: [3]})
     followed.follow()
     assert followed.handled == [1, 2, 3] and followed.list_of(5) == [2]
+
+
+def test_whatever_a_look_raises_the_next_one_is_by_a_new_follower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    stop, looks = threading.Event(), []
+
+    class Failing:
+        def __init__(self, *_: Any) -> None:
+            self.is_closed = False
+
+        def poll(self) -> None:
+            assert not self.is_closed
+            looks.append(self)
+            if len(looks) == 1:
+                raise ValueError("the table is odd")
+            if len(looks) == 3:
+                stop.set()
+
+        def close(self) -> None:
+            self.is_closed = True
+            if len(looks) == 1:
+                raise OSError("nor can it be closed")
+
+    monkeypatch.setattr(follower_module, "Follower", Failing)
+    monkeypatch.setattr(follower_module, "_PAUSE_SECONDS", 0.01)
+    section = Online(live="table", poll_ms=10)
+    run_follower(ServerSettings.from_section(section, str(tmp_path), str(tmp_path / "warehouse"), snapshots=tmp_path), stop)
+    assert looks[0] is not looks[1] and looks[1] is looks[2] and all(follower.is_closed for follower in looks)
+    assert "following live lists failed" in caplog.text and "could not be closed" in caplog.text
+    assert has_started(tmp_path, "live")

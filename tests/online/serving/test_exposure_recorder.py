@@ -169,6 +169,7 @@ def test_guests_are_logged_as_they_were_named_and_so_is_what_they_did(logging_se
 def test_while_the_disk_refuses_answers_go_on_and_feedback_is_refused_whole_once_too_much_waits(
     logging_server: Any, tmp_path: Path, wait_for: Any
 ) -> None:
+    (tmp_path / "shown").rmdir()  # made at the start
     (tmp_path / "shown").write_text("in the way")
     events = [{"user_id": 5, "item_id": item, "event_type": "click", "timestamp": item} for item in range(900)]
     statuses = [logging_server.call("POST", "/v1/feedback", {"events": events})[0] for _ in range(12)]

@@ -3,16 +3,25 @@
 import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from recsys_batch.online.api.messages import Bounds
+from recsys_batch.online.http.endpoints import Endpoints
+from recsys_batch.online.http.router import HttpError
+from recsys_batch.online.oip.snapshot_models import SnapshotModels
 from recsys_batch.online.serving import snapshot_manager
+from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.serving.traffic_split import TrafficSplit, write_traffic_split
+from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.lmdb_store import LmdbStore
 from recsys_batch.online.snapshot.reader import open_snapshot
 from recsys_batch.online.snapshot.repository import set_current
+
+NO_REQUEST: Any = None
 
 
 class Lifecycle:
@@ -183,3 +192,71 @@ def test_before_anybody_activated_a_snapshot_none_is_taken(lifecycle: Lifecycle)
         assert lifecycle.roles() == (None, None, None) and lifecycle.manager.fallback is None
 
     run(steps)
+
+
+def test_a_current_that_could_not_be_read_is_read_again_though_it_is_the_same_file(lifecycle: Lifecycle, monkeypatch: Any) -> None:
+    async def steps() -> None:
+        set_current(lifecycle.folder, "first")
+        read = repository.read_current
+        monkeypatch.setattr(repository, "read_current", lambda _: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        await lifecycle.manager.poll()
+        assert "Input/output error" in str(lifecycle.manager.reads.failure)
+        monkeypatch.setattr(repository, "read_current", read)
+        monkeypatch.setattr(lifecycle.manager, "_look_again_at", 0.0)
+        assert await lifecycle.manager.poll() and lifecycle.roles()[0] == "first"
+        assert lifecycle.manager.reads.failure is None and lifecycle.manager.fallback is None
+
+    run(steps)
+
+
+def test_live_lists_that_cannot_be_looked_at_keep_nobody_from_the_next_snapshot(lifecycle: Lifecycle) -> None:
+    class Broken:
+        def poll(self) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        def close(self) -> None:
+            pass
+
+    async def steps() -> None:
+        await lifecycle.go("first")
+        assert lifecycle.manager.current is not None
+        lifecycle.manager.current.live = Broken()  # type: ignore[assignment]
+        await lifecycle.go("second")
+
+    run(steps)
+
+
+def test_a_manager_that_nobody_polls_has_stalled_unless_it_is_loading(lifecycle: Lifecycle, tmp_path: Path) -> None:
+    async def steps() -> None:
+        manager, freshness = lifecycle.manager, FreshnessPolicy(36, None)
+        await lifecycle.go("first")
+        models = SnapshotModels(manager, 50, freshness)
+        endpoints = Endpoints(SimpleNamespace(manager=manager, freshness=freshness), Bounds(), lifecycle.folder, tmp_path)  # type: ignore[arg-type]
+        assert manager.stall is None and models.ready() and (await endpoints.ready(NO_REQUEST)).status == 200
+        manager.looks.looked_at -= 31
+        assert manager.stall is not None and not models.ready()
+        with pytest.raises(HttpError, match="has not looked for snapshots in 31 s") as refusal:
+            await endpoints.ready(NO_REQUEST)
+        assert refusal.value.status == 503
+        manager._load = slow_load(manager._load, lambda: seen.append(manager.stall))  # type: ignore[method-assign]
+        seen: list[str | None] = []
+        await lifecycle.go("second")
+        assert seen == [None] and manager.stall is not None
+
+    run(steps)
+
+
+def slow_load(load: Callable[[str], Any], meanwhile: Callable[[], None]) -> Callable[[str], Any]:
+    def call(snapshot_id: str) -> Any:
+        meanwhile()
+        return load(snapshot_id)
+
+    return call
+
+
+def test_ten_pauses_may_be_longer_than_half_a_minute(tmp_path: Path) -> None:
+    manager = SnapshotManager(tmp_path, lambda _: None, tmp_path / "lock", poll_seconds=60.0)  # type: ignore[arg-type, return-value]
+    manager.looks.looked_at -= 590
+    assert manager.stall is None
+    manager.looks.looked_at -= 20
+    assert manager.stall is not None

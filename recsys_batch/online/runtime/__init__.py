@@ -1,0 +1,6 @@
+"""What keeps a server's processes going, and what ends them; used by processes of every room above.
+
+- loop_monitor: loops that survive their errors, and say when they last looked
+- parent_watch: a process that ends with the one that started it
+- process_marks: which kinds of processes have started once
+"""
