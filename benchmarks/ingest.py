@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from measuring import ROOT, interleaved, report, scratch_folder, seconds
+from measuring import ROOT, checked_out, interleaved, report, scratch_folder, seconds
 
 _COLUMNS = "user_id=visitorid,item_id=itemid,event_ts=timestamp,event_type=event"
 _TYPES = ("view", "addtocart", "transaction")
@@ -71,19 +71,12 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=305)
     parser.add_argument("--parquet-days", type=int, default=1_000)
     options = parser.parse_args()
-    with scratch_folder("bench-ingest-") as folder:
-        before = folder / "before"
-        subprocess.run(["git", "worktree", "add", "-q", "--detach", str(before), options.before], cwd=ROOT, check=True)
-        try:
-            write_csv_days(folder / "csv", options.days, 1_410)
-            csv = ("--source", str(folder / "csv"), "--format", "csv", "--columns", _COLUMNS)
-            times = interleaved(
-                options.repeats, before=lambda: run_ingest(before, folder, *csv), now=lambda: run_ingest(ROOT, folder, *csv)
-            )
-            write_parquet_days(folder / "parquet", options.parquet_days, 10_000)
-            parquet = seconds(lambda: run_ingest(ROOT, folder, "--source", str(folder / "parquet"), "--format", "parquet"))
-        finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(before)], cwd=ROOT, check=False)
+    with scratch_folder("bench-ingest-") as folder, checked_out(options.before, folder) as before:
+        write_csv_days(folder / "csv", options.days, 1_410)
+        csv = ("--source", str(folder / "csv"), "--format", "csv", "--columns", _COLUMNS)
+        times = interleaved(options.repeats, before=lambda: run_ingest(before, folder, *csv), now=lambda: run_ingest(ROOT, folder, *csv))
+        write_parquet_days(folder / "parquet", options.parquet_days, 10_000)
+        parquet = seconds(lambda: run_ingest(ROOT, folder, "--source", str(folder / "parquet"), "--format", "parquet"))
     result = {
         "csv_vs_before": round(statistics.median(times["before"]) / statistics.median(times["now"]), 2),
         "parquet_seconds": round(parquet, 1),

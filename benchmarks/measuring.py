@@ -85,6 +85,17 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def checked_out(commit: str, folder: Path) -> Iterator[Path]:
+    """Check another build of this repository out below ``folder``, to be measured beside this one."""
+    path = folder / "before"
+    subprocess.run(["git", "worktree", "add", "-q", "--detach", str(path), commit], cwd=ROOT, check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["git", "worktree", "remove", "--force", str(path)], cwd=ROOT, check=False)
+
+
 def seconds(work: Callable[[], Any]) -> float:
     """Measure the wall-clock seconds of one call."""
     started = time.perf_counter()

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import online_servers as servers
 import torch
-from measuring import ROOT, report, scratch_folder
+from measuring import ROOT, checked_out, report, scratch_folder
+from model_servers import free_ports
 
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--k", type=int, default=200, help="candidates per user")
+    parser.add_argument("--before", help="commit whose build is measured beside this one")
     parser.add_argument("--peers", default="", help="torchserve,triton or a part of it")
     parser.add_argument("--seconds", type=float, default=8.0, help="of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
@@ -52,24 +54,30 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     peers = [peer for peer in arguments.peers.split(",") if peer]
     snapshots, weights = made(arguments, folder)
-    details: dict[str, Any] = {"closed": {}, "open": {}}
-    with ExitStack() as stack:
-        ports = {"ours": stack.enter_context(servers.ours(snapshots, folder, servers.free_ports()))}
-        for peer in peers:
-            scratch = folder / peer
-            scratch.mkdir()
-            start = getattr(servers, peer)
-            ports[peer] = stack.enter_context(start(snapshots / "one", weights, scratch, servers.free_ports()))
-        check(ports, snapshots)
-        for name, port in ports.items():
-            closed(name, port, 8, 3.0, arguments.users)  # warm
-        details["closed"] = compared(ports, arguments)
-        details["open"] = {name: opened(name, port, 1000, arguments.seconds, arguments.users) for name, port in ports.items()}
-    with servers.ours(snapshots, folder, servers.free_ports()) as port:
-        closed("ours", port, 8, 3.0, arguments.users)
-        details["swap"] = swapped(port, arguments)
+    details: dict[str, Any] = {"closed": {}, "open": {}, "swap": {}, "overload": {}}
+    with ExitStack() as builds:
+        codes = {"ours": ROOT}
+        if arguments.before:
+            codes["before"] = builds.enter_context(checked_out(arguments.before, folder))
+        with ExitStack() as stack:
+            ports = {name: stack.enter_context(servers.ours(snapshots, folder, free_ports(), code=code)) for name, code in codes.items()}
+            for peer in peers:
+                scratch = folder / peer
+                scratch.mkdir()
+                start = getattr(servers, peer)
+                ports[peer] = stack.enter_context(start(snapshots / "one", weights, scratch, free_ports()))
+            check(ports, snapshots)
+            for name, port in ports.items():
+                closed(name, port, 8, 3.0, arguments.users)  # warm
+            details["closed"] = compared(ports, arguments)
+            details["open"] = {name: opened(name, port, 1000, arguments.seconds, arguments.users) for name, port in ports.items()}
         capacity = details["closed"]["ours"]["32"]["qps"]
-        details["overload"] = opened("ours", port, 2 * capacity, arguments.seconds, arguments.users, connections=512)
+        for name, code in codes.items():
+            (snapshots / "two" / ".verified").unlink(missing_ok=True)
+            with servers.ours(snapshots, folder, free_ports(), code=code) as port:
+                closed(name, port, 8, 3.0, arguments.users)
+                details["swap"][name] = swapped(name, port, arguments)
+                details["overload"][name] = opened(name, port, 2 * capacity, arguments.seconds, arguments.users, connections=512)
     report("online", {**vars(arguments), "exposures": True}, details, result_of(details, peers))
 
 
@@ -103,7 +111,7 @@ def check(ports: dict[str, int], snapshots: Path) -> None:
         vector, codes, items, features = lookup.get(user)
         expected, scores = lookup.best(ranker.score(vector[None], items[None], features[None])[0], codes)
         for name, port in ports.items():
-            if name != "ours":
+            if name not in ("ours", "before"):
                 items = servers.ask(name, port, user)
                 assert items is not None and set(items[:5]) == set(expected[:5].tolist()), (name, user, items, expected, scores)
 
@@ -154,7 +162,7 @@ def opened(kind: str, port: int, rate: float, seconds: float, users: int, connec
     return measured
 
 
-def swapped(port: int, arguments: argparse.Namespace) -> dict[str, Any]:
+def swapped(kind: str, port: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the open loop at 1,000 req/s while snapshots are activated in turn; the first activation verifies all files."""
     seconds_taken: list[float] = []
     stop = threading.Event()
@@ -172,7 +180,7 @@ def swapped(port: int, arguments: argparse.Namespace) -> dict[str, Any]:
     thread = threading.Thread(target=swap)
     thread.start()
     try:
-        measured = opened("ours", port, 1000, max(12.0, arguments.seconds), arguments.users)
+        measured = opened(kind, port, 1000, max(12.0, arguments.seconds), arguments.users)
     finally:
         stop.set()
         thread.join()
@@ -180,10 +188,14 @@ def swapped(port: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def result_of(details: dict[str, Any], peers: list[str]) -> dict[str, Any]:
-    ours, swap, overload = details["closed"]["ours"]["32"], details["swap"], details["overload"]
+    ours, swap, overload = details["closed"]["ours"]["32"], details["swap"]["ours"], details["overload"]["ours"]
     statuses = {int(status): n for status, n in overload["statuses"].items()}
     result = {"qps_c32": round(ours["qps"]), "p99_ms_c32": round(ours["p99"], 2)}
     result["p99_ms_at_1000qps"] = details["open"]["ours"]["ms"]["p99"]
+    if "before" in details["closed"]:
+        for connections in ("1", "8", "32"):
+            before = details["closed"]["before"][connections]["qps"]
+            result[f"qps_vs_before_c{connections}"] = round(details["closed"]["ours"][connections]["qps"] / before, 2)
     if peers:
         best = max(peers, key=lambda peer: details["closed"][peer]["32"]["qps"])
         theirs = details["closed"][best]["32"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import uvloop
 
-PATHS = {"ours": "/v1/rank", "torchserve": "/predictions/rerank", "triton": "/v2/models/rerank/infer"}
+PATHS = {"ours": "/v1/rank", "before": "/v1/rank", "torchserve": "/predictions/rerank", "triton": "/v2/models/rerank/infer"}
 
 
 def body(kind: str, user: int) -> bytes:

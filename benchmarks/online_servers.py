@@ -22,12 +22,12 @@ TOKEN = "for the benchmark only"
 
 
 @contextmanager
-def ours(snapshots: Path, scratch: Path, port: int, workers: int = 2, **settings: str) -> Iterator[int]:
-    """Start our server with the exposure log on, as in production; settings are of [online]."""
+def ours(snapshots: Path, scratch: Path, port: int, workers: int = 2, code: Path = ROOT, **settings: str) -> Iterator[int]:
+    """Start our server, or the build of ``code``, with the exposure log on, as in production; settings are of [online]."""
     command = [sys.executable, "-c", "from recsys_batch.cli import main; main()", "serve", "--snapshots", str(snapshots)]
-    options = ["--port", str(port), "--workers", str(workers), "--exposures", str(scratch / "exposures")]
+    options = ["--port", str(port), "--workers", str(workers), "--exposures", str(scratch / f"exposures-{port}")]
     options += [word for name, value in settings.items() for word in ("--set", f"online.{name}={value}")]
-    env = {**os.environ, "RECSYS_BATCH_ADMIN_TOKEN": TOKEN, "PYTHONPATH": str(ROOT)}
+    env = {**os.environ, "RECSYS_BATCH_ADMIN_TOKEN": TOKEN, "PYTHONPATH": str(code)}
     with _running([*command, *options], env, scratch / f"ours-{port}.log", lambda: get(port, "/readyz") == 200):
         yield port
 
@@ -80,7 +80,7 @@ def ask(kind: str, port: int, user: int) -> list[int] | None:
     status, answer = _call(port, "POST", PATHS[kind], body(kind, user), {"content-type": "application/json"})
     if status != 200:
         return None
-    if kind == "ours":
+    if kind in ("ours", "before"):
         return [item["item_id"] for item in answer["items"]]
     if kind == "triton":
         return next(list(output["data"]) for output in answer["outputs"] if output["name"] == "items")

@@ -1,6 +1,6 @@
--- Requests of wrk: RECSYS_KIND is ours, torchserve or triton, RECSYS_USERS the number of users. The same bodies as online_load.py.
+-- Requests of wrk: RECSYS_KIND is ours, before, torchserve or triton, RECSYS_USERS the number of users. The same bodies as online_load.py.
 local kind, users = os.getenv("RECSYS_KIND"), tonumber(os.getenv("RECSYS_USERS"))
-local paths = {ours = "/v1/rank", torchserve = "/predictions/rerank", triton = "/v2/models/rerank/infer"}
+local paths = {ours = "/v1/rank", before = "/v1/rank", torchserve = "/predictions/rerank", triton = "/v2/models/rerank/infer"}
 math.randomseed(7)
 wrk.method = "POST"
 wrk.headers["content-type"] = "application/json"

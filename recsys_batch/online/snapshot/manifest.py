@@ -29,6 +29,8 @@ from recsys_batch.storage.checksums import sha256_file
 MANIFEST_FILE = "manifest.json"
 FORMAT, VERSION = "recsys_batch.snapshot", 1
 _VERIFIED = ".verified"
+_CHECKS = 1
+"""Grows with what reader.py checks, so that marks of before do not stand for it."""
 _Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 
@@ -171,20 +173,12 @@ def _check_listed(folder: Path, manifest: SnapshotManifest) -> None:
         raise SnapshotRefused(f"{path} does not list {', '.join(sorted(missing))}: export it again")
 
 
-def verify_snapshot(folder: Path, manifest: SnapshotManifest) -> None:
-    """Check every file against its checksum. The first worker of a node that has done it leaves a mark, so that the others only compare
-    sizes and times; a file that changed since is read again.
-
-    Raises:
-        SnapshotRefused: a file is missing, cut short or altered.
-    """
-    if is_verified(folder, manifest):
-        return
+def verify_files(folder: Path, manifest: SnapshotManifest) -> None:
+    """Check every file against its checksum. Raises SnapshotRefused: a file is missing, cut short or altered."""
     for name, expected in manifest.files.items():
         found, stated = _checksum(folder / name), expected["sha256"]
         if found != stated:
             raise SnapshotRefused(f"{folder / name} has checksum {found[:12]}..., the manifest says {stated[:12]}...: it is damaged")
-    mark_verified(folder, manifest)
 
 
 def _checksum(path: Path) -> str:
@@ -195,8 +189,12 @@ def _checksum(path: Path) -> str:
 
 
 def is_verified(folder: Path, manifest: SnapshotManifest) -> bool:
-    """Whether a process of this node has verified the files as they are now. Raises SnapshotRefused: one is missing, or of another size."""
-    state = _file_states(folder, manifest)
+    """Whether a process of this node has verified and checked the files as they are now.
+
+    Raises:
+        SnapshotRefused: one is missing, or of another size.
+    """
+    state = _verified_state(folder, manifest)
     try:
         return bool(json.loads((folder / _VERIFIED).read_text(encoding="utf-8")) == state)
     except (OSError, ValueError):
@@ -204,9 +202,16 @@ def is_verified(folder: Path, manifest: SnapshotManifest) -> bool:
 
 
 def mark_verified(folder: Path, manifest: SnapshotManifest) -> None:
-    """Let the processes of this node take the files as they are now for verified: by whoever has just computed their checksums."""
+    """Let the processes of this node take the files as they are now for verified and checked: by who has just done that."""
     with contextlib.suppress(OSError):  # a read-only folder is verified by every worker
-        write_file(folder / _VERIFIED, json.dumps(_file_states(folder, manifest)), durable=False)
+        write_file(folder / _VERIFIED, json.dumps(_verified_state(folder, manifest)), durable=False)
+
+
+def _verified_state(folder: Path, manifest: SnapshotManifest) -> dict[str, Any]:
+    """Make what the mark holds: which checks there were, and the size, time and inode of every file."""
+    states = _file_states(folder, manifest)
+    status = (folder / MANIFEST_FILE).stat()
+    return {"checks": _CHECKS, "files": states | {MANIFEST_FILE: [status.st_size, status.st_mtime_ns, status.st_ino]}}
 
 
 def _file_states(folder: Path, manifest: SnapshotManifest) -> dict[str, list[int]]:

@@ -27,7 +27,7 @@ from recsys_batch.online.snapshot.layout import (
     SAMPLES_FILE,
 )
 from recsys_batch.online.snapshot.lmdb_store import LmdbStore
-from recsys_batch.online.snapshot.manifest import SnapshotManifest, SnapshotRefused, read_manifest, verify_snapshot
+from recsys_batch.online.snapshot.manifest import SnapshotManifest, SnapshotRefused, is_verified, mark_verified, read_manifest, verify_files
 from recsys_batch.online.snapshot.user_fingerprints import UserFingerprints, open_fingerprints
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
@@ -117,14 +117,32 @@ class Snapshot:
 
 
 def open_snapshot(folder: Path) -> Snapshot:
-    """Verify, open and check a snapshot. Raises SnapshotRefused: damaged, incomplete, or of parts that do not fit together."""
+    """Open a snapshot; the first process of a node that does verifies and checks it, and leaves a mark for the others.
+
+    Raises:
+        SnapshotRefused: damaged, incomplete, or of parts that do not fit together.
+    """
     manifest = read_manifest(folder)
-    verify_snapshot(folder, manifest)
+    if is_verified(folder, manifest):
+        return open_parts(folder, manifest, check=False)
+    verify_files(folder, manifest)
+    snapshot = open_parts(folder, manifest, check=True)
+    mark_verified(folder, manifest)
+    return snapshot
+
+
+def open_parts(folder: Path, manifest: SnapshotManifest, *, check: bool) -> Snapshot:
+    """Open the files of a snapshot that are as they were written, and check that a request can be answered from them.
+
+    Raises:
+        SnapshotRefused: it cannot.
+    """
     try:
-        snapshot = _open_parts(folder, manifest)
+        snapshot = _open_files(folder, manifest)
         try:
-            check_parts(snapshot)
-            _check_stored_records(snapshot)
+            if check:
+                check_parts(snapshot)
+                _check_stored_records(snapshot)
         except BaseException:
             snapshot.close()
             raise
@@ -133,7 +151,7 @@ def open_snapshot(folder: Path) -> Snapshot:
     return snapshot
 
 
-def _open_parts(folder: Path, manifest: SnapshotManifest) -> Snapshot:
+def _open_files(folder: Path, manifest: SnapshotManifest) -> Snapshot:
     items = open_items(folder / ITEMS)
     ranker = OnnxRanker(folder / RANKER) if RANKER in manifest.files else None
     if ranker is not None:

@@ -1,4 +1,4 @@
-"""Verify a snapshot beside a server that answers: by a process of the lowest priority, which takes what the workers leave of the cores."""
+"""Verify and check a snapshot beside a server that answers, by a process of the lowest priority: it takes what workers leave of the cores."""
 
 import os
 import subprocess
@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 
 from recsys_batch.online.runtime.parent_watch import end_with_parent
-from recsys_batch.online.snapshot.manifest import SnapshotRefused, is_verified, read_manifest, verify_snapshot
+from recsys_batch.online.snapshot.manifest import SnapshotRefused, is_verified, read_manifest
+from recsys_batch.online.snapshot.reader import open_snapshot
 
 _REFUSED = 3
 
 
 def verify_in_subprocess(folder: Path) -> None:
-    """Verify a snapshot's files without a core of the server's. Raises SnapshotRefused: damaged, incomplete, or of another format."""
+    """Verify and check a snapshot without a core of the server's, unless that was done. Raises SnapshotRefused, as ``open_snapshot``."""
     if is_verified(folder, read_manifest(folder)):
         return
     command = [sys.executable, "-m", __name__, str(folder), str(os.getpid())]
@@ -28,7 +29,7 @@ def verify_main() -> None:
     folder, parent = Path(sys.argv[1]), int(sys.argv[2])
     end_with_parent(parent, "the process that wants a snapshot verified")
     try:
-        verify_snapshot(folder, read_manifest(folder))
+        open_snapshot(folder).close()
     except SnapshotRefused as error:
         print(error, file=sys.stderr)
         sys.exit(_REFUSED)

@@ -23,6 +23,7 @@ from recsys_batch.online.snapshot.layout import (
 )
 from recsys_batch.online.snapshot.lmdb_store import write_lmdb
 from recsys_batch.online.snapshot.manifest import MANIFEST_FILE, SnapshotManifest, file_checksums, mark_verified, parse_manifest
+from recsys_batch.online.snapshot.reader import open_parts
 from recsys_batch.online.snapshot.repository import DRAFT_PREFIX, check_name
 from recsys_batch.online.snapshot.user_fingerprints import make_fingerprints
 from recsys_batch.storage.atomic import make_draft_folder, publish
@@ -36,7 +37,7 @@ def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], 
 
     Raises:
         UsageError: there is a snapshot of that name.
-        SnapshotRefused: no server would take what its manifest says.
+        SnapshotRefused: no server would take it.
         RecsysBatchError: the store took other users than the run has.
     """
     target = folder / check_name(contents.facts.snapshot_id)
@@ -44,6 +45,7 @@ def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], 
         raise UsageError(f"{target} is there already: a snapshot is never written again; remove it, or export another run")
     with make_draft_folder(folder, DRAFT_PREFIX) as draft:
         manifest = _write(draft, contents, fill)
+        open_parts(draft, manifest, check=True).close()
         publish(draft, target)
     mark_verified(target, manifest)
     return manifest

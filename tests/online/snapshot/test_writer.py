@@ -14,7 +14,7 @@ import pytest
 
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.online.snapshot import repository
-from recsys_batch.online.snapshot.manifest import SnapshotRefused, file_checksums, read_manifest, verify_snapshot
+from recsys_batch.online.snapshot.manifest import SnapshotRefused, file_checksums, read_manifest
 from recsys_batch.online.snapshot.reader import open_snapshot
 
 
@@ -60,7 +60,7 @@ def test_a_name_that_leaves_the_folder_is_refused(name: str, make: Callable[...,
 @pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
 def test_a_damaged_file_is_refused_by_name(file: str, damage: str, make: Callable[..., Path]) -> None:
     path = make("first", users=10, items=30) / "first" / file
-    verify_snapshot(path.parents[len(Path(file).parts) - 1], read_manifest(path.parents[len(Path(file).parts) - 1]))
+    open_snapshot(path.parents[len(Path(file).parts) - 1]).close()
     whole = path.read_bytes()
     if damage == "gone":
         path.unlink()
@@ -111,16 +111,16 @@ def test_files_are_read_once_per_node_and_again_when_they_change(make: Callable[
     true = manifest.sha256_file
     monkeypatch.setattr(manifest, "sha256_file", lambda path: read.append(path.name) or true(path))
     found = read_manifest(folder)
-    verify_snapshot(folder, found)
+    open_snapshot(folder).close()
     assert read == []  # who wrote them has just computed their checksums
     (folder / ".verified").unlink()
-    verify_snapshot(folder, found)
+    open_snapshot(folder).close()
     assert sorted(read) == sorted(Path(name).name for name in found.files)
     read.clear()
-    verify_snapshot(folder, found)
+    open_snapshot(folder).close()
     assert read == []
     os.utime(folder / "users.lmdb")
-    verify_snapshot(folder, found)
+    open_snapshot(folder).close()
     assert "users.lmdb" in read
 
 
