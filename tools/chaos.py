@@ -29,6 +29,7 @@ def attack(chaos: Chaos, seconds: float, left_out: set[str]) -> None:
     until, turns = time.monotonic() + seconds, 0
     with clients({"files": chaos.files.port, "redis": chaos.stored.port}, 4, N_USERS, chaos.answers):
         time.sleep(2)
+        print_use("begins", chaos)
         while turns == 0 or time.monotonic() < until:
             for one in ATTACKS:
                 if one.__name__ in left_out or (turns and time.monotonic() > until):
@@ -39,7 +40,16 @@ def attack(chaos: Chaos, seconds: float, left_out: set[str]) -> None:
                 faults = chaos.answers.faults[before:]
                 print(f"{one.__name__:<18}{time.monotonic() - began:6.1f} s  {faults[0] if faults else 'held'}", flush=True)
             turns += 1
+        print_use("ends", chaos)
     kill_main(chaos)
+    for server_log in (chaos.files.log, chaos.stored.log):
+        if "Traceback" in (text := server_log.read_text(errors="replace")):
+            chaos.answers.fault(f"a stack trace in a server's log: {text[text.index('Traceback') :][:2000]}")
+
+
+def print_use(when: str, chaos: Chaos) -> None:
+    for name, one in (("files", chaos.files), ("redis", chaos.stored)):
+        print(f"{when}: workers of {name} have {one.memory_mb()} MB and {one.n_descriptors()} descriptors", flush=True)
 
 
 def print_answers(answers: Answers) -> None:

@@ -44,12 +44,22 @@ class Server:
     process: subprocess.Popen[bytes]
     snapshots: Path
     exposures: Path
+    log: Path
 
     def workers(self) -> list[int]:
         return [worker["pid"] for worker in call(self.port, "GET", "/v1/snapshots")[1]["workers"]]
 
     def current(self) -> str:
         return str(call(self.port, "GET", "/v1/snapshots")[1]["current"])
+
+    def memory_mb(self) -> int:
+        """Sum the resident memory of the workers."""
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in self.workers()]
+        return sum(int(text.split("VmRSS:")[1].split()[0]) for text in status) // 1024
+
+    def n_descriptors(self) -> int:
+        """Count the open descriptors of the workers."""
+        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.workers())
 
     def processes(self) -> dict[int, str]:
         """Find the server's processes and their command lines."""
@@ -74,10 +84,11 @@ def environment_of(**more: str) -> dict[str, str]:
 def server(snapshots: Path, exposures: Path, log: Path, **environment: str) -> Iterator[Server]:
     port, grpc_port = free_port(), free_port()
     command = [*SERVE, "--snapshots", str(snapshots), "--port", str(port), "--grpc-port", str(grpc_port), "--workers", "2"]
-    command += ["--exposures", str(exposures), "--set", "online.poll_ms=100"]
+    # A Redis that shares the cores with all of this is slow, which is answered as one that is away.
+    command += ["--exposures", str(exposures), "--set", "online.poll_ms=100", "--set", "online.store_timeout_ms=500"]
     with log.open("wb") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment_of(**environment))
-    started = Server(port, grpc_port, process, snapshots, exposures)
+    started = Server(port, grpc_port, process, snapshots, exposures, log)
     try:
         until = time.monotonic() + 60
         while True:

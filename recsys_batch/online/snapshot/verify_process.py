@@ -1,4 +1,4 @@
-"""Verify and check a snapshot beside a server that answers, by a process of the lowest priority: it takes what workers leave of the cores."""
+"""Verify and check a snapshot beside a server that answers, by a process of the lowest priority, which takes what is left of the cores."""
 
 import os
 import subprocess
