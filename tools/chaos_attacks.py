@@ -15,8 +15,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import redis
-from chaos_load import TOKEN, Answers, call
+from chaos_load import GRPC_METHOD, TOKEN, Answers, ask_grpc, call
 from chaos_servers import N_USERS, SERVE, Server, Store, environment_of
 
 from recsys_batch.online.snapshot.repository import set_current
@@ -46,7 +47,7 @@ class Chaos:
 
 
 def send_slowly(chaos: Chaos) -> None:
-    """Open 200 connections that send a byte of their body, and no more."""
+    """Open 200 connections that send a byte of their body, and no more, and 100 gRPC calls without a message."""
     paths = ("/v1/rank", "/v1/feedback", "/v2/models/recommend/infer", "/v1/snapshots/rollback", "/v1/models/recommend:predict")
     with ExitStack() as held:
         for n in range(200):
@@ -54,7 +55,13 @@ def send_slowly(chaos: Chaos) -> None:
             head = f"POST {paths[n % len(paths)]} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-length: 1000\r\n\r\n"
             with suppress(OSError):
                 sender.sendall(head.encode() + b"{")
-        time.sleep(8)
+        channel, over = held.enter_context(grpc.insecure_channel(f"127.0.0.1:{chaos.files.grpc_port}")), threading.Event()
+        held.callback(over.set)
+        for _ in range(100):
+            channel.stream_unary(GRPC_METHOD).future(iter(over.wait, True))
+        time.sleep(4)
+        chaos.check((status := ask_grpc(chaos.files.grpc_port)) == "OK", f"gRPC answers {status} beside calls without a message")
+        time.sleep(4)
 
 
 def vanish(chaos: Chaos) -> None:
@@ -88,7 +95,7 @@ def kill_helpers(chaos: Chaos) -> None:
         for pid in helpers:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        chaos.eventually(lambda: _is_open(chaos.files.grpc_port), "gRPC is back")
+        chaos.eventually(lambda: ask_grpc(chaos.files.grpc_port) == "OK", "gRPC is back")
     chaos.check(set(workers) == set(chaos.files.workers()), "workers ended with the helpers")
 
 
@@ -227,8 +234,3 @@ def _currents(chaos: Chaos, but: Sequence[int] = ()) -> set[str]:
     """What the workers answer from, those with other process ids only."""
     workers = call(chaos.files.port, "GET", "/v1/snapshots")[1]["workers"]
     return {worker["current"] for worker in workers if worker["pid"] not in but}
-
-
-def _is_open(port: int) -> bool:
-    with socket.create_connection(("127.0.0.1", port), 1):
-        return True

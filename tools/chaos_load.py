@@ -13,7 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
+
+from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
+
 TOKEN = "for the chaos only"
+GRPC_METHOD = "/inference.GRPCInferenceService/ModelInfer"
 HUGE = 2**70
 _NEUTRAL = {"timestamp": 1_700_000_000}
 _GRACE_SECONDS = 3.0  # after an attack, in which what it promised may still come
@@ -172,3 +177,15 @@ def clients(ports: dict[str, int], n_each: int, n_users: int, answers: Answers) 
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def ask_grpc(port: int) -> str:
+    """Ask for a user's list over gRPC; the name of the status."""
+    request = messages.ModelInferRequest(model_name="recommend")
+    request.inputs.add(name="user_id", datatype="INT64", shape=[1]).contents.int64_contents.append(5)
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            channel.unary_unary(GRPC_METHOD)(request.SerializeToString(), timeout=10)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"

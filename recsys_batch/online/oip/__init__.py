@@ -12,6 +12,7 @@
 - offload: a thread for long conversions
 - rest: the protocol over HTTP, as routes under /v2
 - repository_rest: that repository over HTTP, for admins
+- grpc_handlers: its calls over gRPC: tokens, bounds on what is being read, errors as statuses
 - grpc_server: the protocol over gRPC, a process of its own
 - grpc_predict_v2_pb2: messages, generated from grpc_predict_v2.proto
 """

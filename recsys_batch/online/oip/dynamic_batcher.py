@@ -132,7 +132,7 @@ class DynamicBatcher:
 
 
 def _count_rows(inputs: Mapping[str, np.ndarray]) -> int:
-    return max(len(array) for array in inputs.values())
+    return max((len(array) if array.ndim else 1 for array in inputs.values()), default=0)
 
 
 async def _await_unless(left: Callable[[], Awaitable[None]], work: Coroutine[Any, Any, Outputs]) -> Outputs:

@@ -6,26 +6,24 @@ server/supervisor.py starts it as a module. The models' semantics are model_api.
 
 import asyncio
 import functools
-import hmac
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 
 from recsys_batch import __version__, logs
-from recsys_batch.errors import InputMissing, RecsysBatchError, shorten
+from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online import metrics
-from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip.content_encoding import MAX_BODY_BYTES, MAX_BYTES_IN_FLIGHT
 from recsys_batch.online.oip.dynamic_batcher import ROWS_PER_REQUEST, DynamicBatcher
+from recsys_batch.online.oip.grpc_handlers import make_handlers
 from recsys_batch.online.oip.infer_protobuf import decode_inputs, encode_outputs, parse_infer_request
-from recsys_batch.online.oip.model_api import InvalidRequest, ModelRepository, ModelUnknown, count_bytes
+from recsys_batch.online.oip.model_api import ModelRepository, ModelUnknown, count_bytes
 from recsys_batch.online.oip.offload import run_by_size
 from recsys_batch.online.oip.rest import EXTENSIONS, SERVER_NAME
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
@@ -33,7 +31,7 @@ from recsys_batch.online.oip.snapshot_repository import SnapshotRepository
 from recsys_batch.online.runtime.loop_monitor import LoopMonitor
 from recsys_batch.online.runtime.parent_watch import end_with_parent
 from recsys_batch.online.runtime.process_marks import mark_started
-from recsys_batch.online.serving.admission import Admission, Overloaded
+from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.serving.worker_state import drop_dead_worker_gauges
@@ -42,9 +40,6 @@ from recsys_batch.online.snapshot.live_overlay import live_opener
 from recsys_batch.online.snapshot.redis_store import open_remote_store
 
 logger = logging.getLogger("recsys_batch.online")
-
-_MAX_DETAILS_LENGTH = 500
-"""Characters; details travel percent-encoded in a header, and a client takes 8 KiB of headers."""
 
 
 class Servicer:
@@ -104,88 +99,6 @@ class Servicer:
         return messages.RepositoryModelUnloadResponse()
 
 
-_STATUS = {
-    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    ModelUnknown: grpc.StatusCode.NOT_FOUND,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
-    InputMissing: grpc.StatusCode.NOT_FOUND,
-    RecsysBatchError: grpc.StatusCode.FAILED_PRECONDITION,
-}
-SPARE_RPCS = 32
-"""Calls beyond those for inference that may be under way: health, metadata, and what is about to be refused with a sentence."""
-_OPEN_METHODS = ("ServerLive", "ServerReady")
-"""Asked without a token, as /v2/health is."""
-_CLIENT_METHODS = ("ModelReady", "ServerMetadata", "ModelMetadata", "ModelInfer")
-_ADMIN_METHODS = ("RepositoryIndex", "RepositoryModelLoad", "RepositoryModelUnload")
-
-
-def make_handlers(servicer: Servicer, client_token: str | None, admin_token: str | None) -> grpc.GenericRpcHandler:
-    """Make the service's handlers; every error becomes a status with a sentence.
-
-    Args:
-        client_token: what clients must send; None for nothing.
-        admin_token: what the admin must send, and clients may; None where nobody is admin.
-    """
-    accepted = {
-        **dict.fromkeys(_OPEN_METHODS),
-        **dict.fromkeys(_CLIENT_METHODS, [token for token in (client_token, admin_token) if token] if client_token else None),
-        **dict.fromkeys(_ADMIN_METHODS, [admin_token] if admin_token else []),
-    }
-    methods = {
-        name: grpc.unary_unary_rpc_method_handler(
-            _guard(getattr(servicer, name), tokens),
-            request_deserializer=None if name == "ModelInfer" else getattr(messages, f"{name}Request").FromString,
-            response_serializer=getattr(messages, f"{name}Response").SerializeToString,
-        )
-        for name, tokens in accepted.items()
-    }
-    return grpc.method_handlers_generic_handler("inference.GRPCInferenceService", methods)
-
-
-def _guard(method: Callable[[Any], Any], tokens: list[str] | None) -> Callable[[Any, Any], Any]:
-    """Wrap a method of the service.
-
-    Args:
-        tokens: one of which is needed; None where everybody may, empty where nobody may.
-    """
-
-    async def call(request: Any, context: Any) -> Any:
-        if tokens == []:
-            await refuse(context, grpc.StatusCode.PERMISSION_DENIED, f"this server was started without an admin token ({ADMIN_TOKEN})")
-        if tokens is not None and not _has_token(tokens, dict(context.invocation_metadata() or ())):
-            whose = "admin's" if name in _ADMIN_METHODS else "client's"
-            await refuse(
-                context, grpc.StatusCode.UNAUTHENTICATED, f"this needs the {whose} token as metadata `authorization: Bearer TOKEN`"
-            )
-        try:
-            answer = await method(request)
-        except tuple(_STATUS) as error:
-            await refuse(context, next(status for kind, status in _STATUS.items() if isinstance(error, kind)), str(error))
-        except asyncio.CancelledError:  # by grpc, where nobody waits any more
-            code = grpc.StatusCode.DEADLINE_EXCEEDED if context.time_remaining() == 0 else grpc.StatusCode.CANCELLED
-            metrics.tally.add("grpc_requests", name, code.name)
-            raise
-        except Exception:
-            logger.exception("%s over gRPC failed", name)
-            await refuse(context, grpc.StatusCode.INTERNAL, "something went wrong here; the server's log says what")
-        metrics.tally.add("grpc_requests", name, grpc.StatusCode.OK.name)
-        return answer
-
-    async def refuse(context: Any, code: grpc.StatusCode, message: str) -> NoReturn:
-        metrics.tally.add("grpc_requests", name, code.name)
-        await context.abort(code, shorten(message, _MAX_DETAILS_LENGTH))
-        raise AssertionError("abort raises")
-
-    name = method.__name__
-    return call
-
-
-def _has_token(tokens: list[str], metadata: Mapping[str, Any]) -> bool:
-    scheme, _, sent_token = str(metadata.get("authorization", "")).partition(" ")
-    return scheme.lower() == "bearer" and any(hmac.compare_digest(sent_token.strip().encode(), token.encode()) for token in tokens)
-
-
 async def run_grpc_server(settings: ServerSettings) -> None:
     """Serve until SIGTERM, following snapshots as the HTTP workers do.
 
@@ -202,11 +115,10 @@ async def run_grpc_server(settings: ServerSettings) -> None:
     server = grpc.aio.server(
         # The supervisor has the port, and nobody but its own processes may share it.
         options=[("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 1)],
-        maximum_concurrent_rpcs=settings.max_waiting + SPARE_RPCS,
     )
     servicer = Servicer(models, batcher, SnapshotRepository(manager, state), settings.max_waiting)
     tokens = os.environ.get(CLIENT_TOKEN) or None, os.environ.get(ADMIN_TOKEN) or None
-    server.add_generic_rpc_handlers((make_handlers(servicer, *tokens),))
+    server.add_generic_rpc_handlers((make_handlers(servicer, *tokens, settings.read_timeout_seconds),))
     _listen(server, settings)
     await server.start()
     mark_started(state, "grpc")

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from recsys_batch.online.server.worker_pool import WorkerPool
 from recsys_batch.online.settings import LIVE_MARK, ServerSettings
 
 logger = logging.getLogger("recsys_batch.online")
+
+_MAX_CONNECTIONS, _SPARE_DESCRIPTORS = 4096, 256
 
 
 def run_server(settings: ServerSettings) -> None:
@@ -75,7 +78,7 @@ def _make_pool(settings: ServerSettings, state: Path) -> WorkerPool:
         # An idle connection counts as one whose next headers are late.
         http1_settings=HTTP1Settings(header_read_timeout=int(1000 * settings.read_timeout_seconds)),
         # Refusing is the application's: Granian's own bound would let requests wait unseen.
-        backpressure=max(1024, 4 * settings.max_waiting),
+        backpressure=_bound_connections(settings.max_waiting),
         backlog=2048,
         workers_kill_timeout=3,
         log_enabled=True,
@@ -85,3 +88,11 @@ def _make_pool(settings: ServerSettings, state: Path) -> WorkerPool:
         ssl_ca=settings.tls_client_ca,
         ssl_client_verify=settings.tls_client_ca is not None,
     )
+
+
+def _bound_connections(max_waiting: int) -> int:
+    """Bound the connections of a worker, silent ones among them, and have the system allow as many descriptors as it may."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    room = _MAX_CONNECTIONS if most == resource.RLIM_INFINITY else most - _SPARE_DESCRIPTORS
+    return max(min(_MAX_CONNECTIONS, room), 4 * max_waiting, 64)

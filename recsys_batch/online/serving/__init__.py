@@ -9,6 +9,7 @@ activation         have all workers go over to a snapshot, or none; roll back
 worker_state       what the workers of a server tell each other
 micro_batcher      rank calls of one event-loop turn in one run of the model
 admission          a bounded number of requests that wait
+unfinished_reads   requests that are still being read, the oldest of which give way
 freshness          how old a snapshot may be
 inspection         a user, an item, a sample of users in words for people
 exposure_recorder  what was shown and what came back, on its way to the log

@@ -38,7 +38,7 @@ async def test_what_has_arrived_is_given_whole_and_leaves_nothing_behind() -> No
     assert await read(reader, FakeProtocol([b"abc", b"de"]), 5) == b"abcde"
     assert await read(reader, FakeProtocol([b"abc", b"de"])) == b"abcde"
     assert await read(reader, FakeProtocol([])) == b""
-    assert (reader._unfinished, reader._n_bytes) == ({}, 0)
+    assert (len(reader._unfinished), reader._unfinished.n_bytes) == (0, 0)
 
 
 @in_event_loop

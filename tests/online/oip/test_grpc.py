@@ -16,7 +16,8 @@ import tritonclient.grpc
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip import grpc_server
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.grpc_server import Servicer, make_handlers
+from recsys_batch.online.oip.grpc_handlers import MAX_UNFINISHED, make_handlers
+from recsys_batch.online.oip.grpc_server import Servicer
 from recsys_batch.online.oip.model_api import DTYPES, InvalidRequest, ModelUnknown, OipModel, TensorSpec
 from recsys_batch.online.oip.tensor_codec import tensor_from_bytes
 from recsys_batch.online.serving.admission import Overloaded
@@ -55,20 +56,31 @@ class OneModel:
 
 
 @asynccontextmanager
-async def serving(model: OipModel, max_waiting: int = 32) -> AsyncIterator[Any]:
-    """A server of its own, by its method ModelInfer."""
+async def connected(model: OipModel, max_waiting: int = 32, read_seconds: float = 60.0) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to a server of its own."""
     server = grpc.aio.server()
     servicer = Servicer(OneModel(model), DynamicBatcher(), NO_SNAPSHOTS, max_waiting)
-    server.add_generic_rpc_handlers((make_handlers(servicer, None, None),))
+    server.add_generic_rpc_handlers((make_handlers(servicer, None, None, read_seconds),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield channel.unary_unary(
-            "/inference.GRPCInferenceService/ModelInfer",
-            request_serializer=lambda request: request if isinstance(request, bytes) else request.SerializeToString(),
-            response_deserializer=messages.ModelInferResponse.FromString,
-        )
+        yield channel
     await server.stop(None)
+
+
+@asynccontextmanager
+async def serving(model: OipModel, max_waiting: int = 32) -> AsyncIterator[Any]:
+    """The method ModelInfer of a server of its own."""
+    async with connected(model, max_waiting) as channel:
+        yield infer_method(channel)
+
+
+def infer_method(channel: grpc.aio.Channel) -> Any:
+    return channel.unary_unary(
+        "/inference.GRPCInferenceService/ModelInfer",
+        request_serializer=lambda request: request if isinstance(request, bytes) else request.SerializeToString(),
+        response_deserializer=messages.ModelInferResponse.FromString,
+    )
 
 
 async def outcome(call: Awaitable[Any]) -> Any:
@@ -83,8 +95,8 @@ def infer(request: Any, model: OipModel | None = None) -> Any:
     """The answer, or (status, sentence), over a real connection."""
 
     async def ask() -> Any:
-        async with serving(model or Echo()) as model_infer:
-            return await outcome(model_infer(request))
+        async with serving(model or Echo()) as call:
+            return await outcome(call(request))
 
     return asyncio.run(ask())
 
@@ -251,3 +263,50 @@ def test_our_messages_are_the_official_clients_on_the_wire_and_beside_them_in_a_
     ours = asked(typed("INT64")[0], id="mine", parameters={"p": {"int64_param": 5}}, raw_input_contents=[b"x"])
     theirs = official.ModelInferRequest.FromString(ours.SerializeToString())
     assert str(theirs) == str(ours)
+
+
+async def never() -> AsyncIterator[bytes]:
+    """A message that does not come."""
+    await asyncio.Event().wait()
+    yield b""
+
+
+async def is_answered(channel: grpc.aio.Channel) -> bool:
+    return isinstance(await outcome(infer_method(channel)(messages.ModelInferRequest(model_name="echo"))), messages.ModelInferResponse)
+
+
+def begin_calls(channel: grpc.aio.Channel, n: int) -> list[Any]:
+    """Calls whose headers are sent, and whose messages never are."""
+    return [channel.stream_unary(f"/inference.GRPCInferenceService/{name}")(never()) for name in ("ModelInfer", "ServerReady") * (n // 2)]
+
+
+def test_calls_whose_message_never_comes_keep_nobody_out_and_the_oldest_give_way() -> None:
+    async def ask() -> None:
+        async with connected(Echo(), max_waiting=2) as channel:
+            slow = begin_calls(channel, 2 * MAX_UNFINISHED)
+            waiting = [asyncio.ensure_future(outcome(call)) for call in slow]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert await is_answered(channel)
+            refused = [task.result() for task in waiting if task.done()]
+            assert len(refused) >= MAX_UNFINISHED
+            assert set(refused) == {(grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not arrive, and too many others wait for theirs")}
+            for task in waiting:
+                task.cancel()
+
+    asyncio.run(ask())
+
+
+def test_a_message_has_its_time_and_a_call_needs_one() -> None:
+    async def nothing() -> AsyncIterator[bytes]:
+        return
+        yield b""
+
+    async def ask() -> None:
+        async with connected(Echo(), read_seconds=0.05) as channel:
+            (late, _) = [await outcome(call) for call in begin_calls(channel, 2)]
+            assert late == (grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not arrive within 0.05 s")
+            empty = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(nothing())
+            assert await outcome(empty) == (grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+            assert await is_answered(channel)
+
+    asyncio.run(ask())

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -98,6 +99,21 @@ def test_a_client_that_goes_away_before_its_answer_is_no_fault_of_the_servers(on
         send(one, b"/v1/rank", b"content-length: %d\r\n" % len(WHOLE), WHOLE).close()
     assert wait_for(lambda: one.rank(5))["source"] == "ranker"
     assert count(one, 500) == failed and b"Traceback" not in one.log.read_bytes()
+
+
+def test_a_thousand_silent_connections_keep_nobody_waiting(make: Any, current: Any, serve: Any) -> None:
+    current(folder := make(), "first")
+    server = serve(folder)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with contextlib.ExitStack() as held:
+        held.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        silent = [held.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(1200)]
+        assert server.rank(5)["source"] == "ranker"
+        for connection in silent:  # none had to be closed for it
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                connection.recv(1)
 
 
 def test_a_websocket_that_is_asked_for_is_a_request_like_any_other(one: Any) -> None:
