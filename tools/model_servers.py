@@ -45,7 +45,7 @@ class Recipe:
 RECIPES = {
     "torchserve": Recipe(
         sys.executable,
-        ("torchserve==0.12.0", "torch-model-archiver==0.12.0", "torch", "pyyaml", "setuptools", "onnxruntime", "lmdb"),
+        ("torchserve==0.12.0", "torch-model-archiver==0.12.0", "torch", "pyyaml", "setuptools", "numpy", "onnxruntime", "lmdb"),
         "torchserve",
     ),
     # Its stub needs the distribution's Python.
