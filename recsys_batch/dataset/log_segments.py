@@ -52,8 +52,8 @@ def read_frames(content: bytes) -> tuple[list[bytes], int]:
     return arrays, len(content) - at
 
 
-def split_rows(array: bytes) -> list[msgspec.Raw]:
-    """Split a frame's array into its rows, as they are stored."""
+def unpack_rows(array: bytes) -> list[msgspec.Raw]:
+    """Unpack a frame's array into its rows, as they are stored."""
     return msgspec.msgpack.decode(array, type=list[msgspec.Raw])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 from recsys_batch.dataset.log_rows import decode_rows
-from recsys_batch.dataset.log_segments import SUFFIX, pack_segment, read_frames, split_rows
+from recsys_batch.dataset.log_segments import SUFFIX, pack_segment, read_frames, unpack_rows
 from recsys_batch.erasure.data_files import find_rows, replace_in_place
 from recsys_batch.erasure.erased_users import ErasedUsers
 from recsys_batch.errors import UsageError
@@ -116,7 +116,7 @@ def _count_in_segment(path: Path, users: ErasedUsers) -> int:
         arrays, _ = _read_segment(path, path.read_bytes())
     except FileNotFoundError:
         return 0
-    return sum(_is_users(bytes(raw), path, users) for array in arrays for raw in split_rows(array))
+    return sum(_is_users(bytes(raw), path, users) for array in arrays for raw in unpack_rows(array))
 
 
 def _erase_from_segment(path: Path, users: ErasedUsers) -> None:
@@ -125,7 +125,7 @@ def _erase_from_segment(path: Path, users: ErasedUsers) -> None:
         if not acquire_flock(file.fileno()):  # until this is done, so that no server begins a file of that name
             return
         arrays, n_torn = _read_segment(path, file.read())
-        frames = [[bytes(raw) for raw in split_rows(array)] for array in arrays]
+        frames = [[bytes(raw) for raw in unpack_rows(array)] for array in arrays]
         kept = [[row for row in rows if not _is_users(row, path, users)] for rows in frames]
         if kept == frames and not n_torn:
             return

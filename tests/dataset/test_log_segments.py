@@ -4,14 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recsys_batch.dataset.log_segments import MAGIC, pack_frame, pack_segment, read_frames, split_rows
+from recsys_batch.dataset.log_segments import MAGIC, pack_frame, pack_segment, read_frames, unpack_rows
 
 ROWS = st.lists(st.binary(max_size=20).map(lambda content: b"\xc4" + bytes([len(content)]) + content), min_size=1, max_size=5)
 
 
 def rows_of(content: bytes) -> tuple[list[list[bytes]], int]:
     arrays, n_torn = read_frames(content)
-    return [[bytes(row) for row in split_rows(array)] for array in arrays], n_torn
+    return [[bytes(row) for row in unpack_rows(array)] for array in arrays], n_torn
 
 
 @given(frames=st.lists(ROWS, max_size=4))

@@ -98,12 +98,16 @@ class App:
             self._check_token(route, headers)
             if route.query is not None:
                 parameters |= parse_query(scope.query_string, route.query)
-            if route.max_body_bytes is not None:
-                return await self._dispatch_long(scope, proto, route, parameters, arrived)
             body = b""
             if method != "GET":
-                body = await self._body_reader.read(headers, scope.http_version, proto, self._max_body_bytes, arrived)
-            return await self._handle(route, Request(method, scope.path, headers, body, arrived, parameters))
+                bound = route.max_body_bytes or self._max_body_bytes
+                body = await self._body_reader.read(headers, scope.http_version, proto, bound, arrived)
+            if route.max_body_bytes is None:
+                return await self._handle(route, Request(method, scope.path, headers, body, arrived, parameters))
+            # There is room for some large bodies that are here, and for short ones always.
+            with self._large_bodies.hold(len(body) if len(body) > self._max_body_bytes else 0, "bytes of requests"):
+                request = Request(method, scope.path, headers, body, arrived, parameters, proto.client_disconnect)
+                return await self._handle(route, request)
         except ClientGone:
             raise
         except HttpError as error:
@@ -122,14 +126,6 @@ class App:
         except Exception:
             logger.exception("a request to %s failed", route.path)
             return error_response(500, "something went wrong here; the server's log says what")
-
-    async def _dispatch_long(self, scope: Any, proto: Any, route: Route, parameters: dict[str, Any], arrived: float) -> Response:
-        """Call the handler of a route with large bodies: there is room for some that are here, and for short ones always."""
-        headers = scope.headers
-        body = await self._body_reader.read(headers, scope.http_version, proto, route.max_body_bytes or 0, arrived)
-        with self._large_bodies.hold(len(body) if len(body) > self._max_body_bytes else 0, "bytes of requests"):
-            request = Request(scope.method, scope.path, headers, body, arrived, parameters, proto.client_disconnect)
-            return await self._handle(route, request)
 
     async def _handle(self, route: Route, request: Request) -> Response:
         """Call the handler of a request that is here with its body, in a place of the queue where its route takes one."""

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from recsys_batch.errors import quote
 from recsys_batch.online.http.router import HttpError, Request
 from recsys_batch.online.oip.model_api import InvalidRequest
 from recsys_batch.online.oip.offload import run_by_size
@@ -38,7 +39,7 @@ def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
     if name == "identity":
         return body
     if name not in ("gzip", "x-gzip", "deflate"):
-        raise HttpError(415, f"content-encoding is {name[:40]!r}: expected gzip, deflate or none", ("accept-encoding", "gzip, deflate"))
+        raise HttpError(415, f"content-encoding is {quote(name)}: expected gzip, deflate or none", ("accept-encoding", "gzip, deflate"))
     decompressor = zlib.decompressobj(_ZLIB_OR_GZIP)
     try:
         unpacked = decompressor.decompress(body, max_bytes + 1)

@@ -86,8 +86,8 @@ class TensorSpec:
     def _parse_digits(self, array: np.ndarray) -> np.ndarray:
         numbers = [parse_bigint(element.decode(errors="replace")) for element in array.tolist()]
         if None in numbers:
-            found = array[numbers.index(None)][:40]
-            raise InvalidRequest(f"input {self.name} holds {found!r}: expected the decimal digits of an {self.datatype}")
+            wrong = array[numbers.index(None)]
+            raise InvalidRequest(f"input {self.name} holds {quote(wrong)}: expected the decimal digits of an {self.datatype}")
         return np.array(numbers, np.int64)
 
     def _narrow(self, array: np.ndarray) -> np.ndarray:

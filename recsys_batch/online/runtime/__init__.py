@@ -1,4 +1,4 @@
-"""What keeps a server's processes going, and what ends them; used by processes of every room above.
+"""Loops that survive their errors, and processes that end with their server; used by processes of every room above.
 
 - loop_monitor: loops that survive their errors, and say when they last looked
 - parent_watch: a process that ends with the one that started it

@@ -1,4 +1,4 @@
-"""What would keep a server from starting, found before anything is started and said in one sentence."""
+"""Checks before a server starts: each fault that would keep it from starting is one sentence."""
 
 import importlib.util
 import os

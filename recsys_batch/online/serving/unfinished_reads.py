@@ -11,7 +11,7 @@ from typing import Protocol
 
 
 class Cancellable(Protocol):
-    """What a read waits for, or the task that waits."""
+    """Something that can be cancelled: what a read waits for, or the task that waits."""
 
     def cancel(self) -> object:
         """Have the waiting end with CancelledError."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError
+from recsys_batch.errors import InputMissing, RecsysBatchError, UsageError, quote
 from recsys_batch.online.snapshot.manifest import MANIFEST_FILE
 from recsys_batch.storage.atomic import write_file
 from recsys_batch.storage.file_lock import file_lock
@@ -169,7 +169,7 @@ def _read_pointer(path: Path) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise PointerUnreadable(f"{path} cannot be read ({error}): activate a snapshot, which writes it anew") from None
     if not _VALID_ID.fullmatch(name):
-        raise PointerUnreadable(f"{path} holds {name[:100]!r}, which names no snapshot: activate one, which writes it anew")
+        raise PointerUnreadable(f"{path} holds {quote(name)}, which names no snapshot: activate one, which writes it anew")
     return name
 
 

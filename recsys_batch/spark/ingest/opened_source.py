@@ -14,13 +14,13 @@ from pyspark.sql import functions as F
 from recsys_batch.errors import SourceError
 from recsys_batch.schemas import spark_ddl
 from recsys_batch.sources.column_mapping import check_columns
-from recsys_batch.sources.file_tasks import FileTask, SourceFile, list_members, pack_tasks, split_tasks
+from recsys_batch.sources.file_tasks import SourceFile, list_members, split_tasks
 from recsys_batch.sources.source_format import SourceFormat
 from recsys_batch.sources.survey import Survey, resolve_types
 from recsys_batch.sources.typed_rows import FILE, POSITION, ROW, ParseSettings
 from recsys_batch.spark.executors import source_tasks
 from recsys_batch.spark.executors.functions import BatchFunction
-from recsys_batch.spark.ingest.source_files import is_readable, list_files, translate_spark_errors
+from recsys_batch.spark.ingest.source_files import group_tasks, is_readable, list_files, read_groups, translate_spark_errors
 from recsys_batch.spark.tables import parse_identifier
 
 _DRIVER_BYTES = 32 * 2**20
@@ -93,7 +93,7 @@ class OpenedSource:
         if self.frame is not None:
             return self.frame.mapInArrow(source_tasks.make_frame_parser(settings, self.first_number), ddl)
         groups = self._groups()
-        return self._task_rows(groups).mapInArrow(self._make_parser(groups, settings), ddl)
+        return read_groups(self.spark, groups).mapInArrow(self._make_parser(groups, settings), ddl)
 
     def parse_on_driver(self, settings: ParseSettings) -> pa.Table:
         """Parse all rows of a small source."""
@@ -110,7 +110,7 @@ class OpenedSource:
         if self.frame is not None or not groups.groups:
             return None
         function: BatchFunction = source_tasks.make_text_reader(groups, self.kind, self.how, wanted)
-        return self._task_rows(groups).mapInArrow(function, spark_ddl(source_tasks.TEXT_SCHEMA))
+        return read_groups(self.spark, groups).mapInArrow(function, spark_ddl(source_tasks.TEXT_SCHEMA))
 
     def _groups(self, numbers: set[int] | None = None) -> source_tasks.TaskGroups:
         splittable = self.how.is_text and not self.how.multiline and not self.how.encoding.lower().startswith(("utf-16", "utf-32", "utf16"))
@@ -120,14 +120,7 @@ class OpenedSource:
             if numbers is None or i in numbers
             for task in split_tasks(i, file, self.path, splittable=splittable)
         ]
-        if not tasks:
-            return source_tasks.TaskGroups([])
-        if is_readable(tasks[0].file.location):
-            return source_tasks.TaskGroups(pack_tasks(tasks, self.spark.sparkContext.defaultParallelism))
-        by_location: dict[str, list[FileTask]] = {}
-        for task in tasks:
-            by_location.setdefault(task.file.location, []).append(task)
-        return source_tasks.TaskGroups([tasks], by_location)
+        return group_tasks(self.spark, tasks)
 
     @property
     def is_small(self) -> bool:
@@ -141,16 +134,9 @@ class OpenedSource:
     def _run(self, groups: source_tasks.TaskGroups, function: BatchFunction, schema: pa.Schema) -> pa.Table:
         """Apply a function to all tasks, on the driver or on executors, and collect what it yields."""
         if not self.is_small:
-            return self._task_rows(groups).mapInArrow(function, spark_ddl(schema)).toArrow()
+            return read_groups(self.spark, groups).mapInArrow(function, spark_ddl(schema)).toArrow()
         numbers = pa.record_batch([pa.array(range(len(groups.groups)))], names=["id"])
         return pa.Table.from_batches(function(iter([numbers])), schema=schema)
-
-    def _task_rows(self, groups: source_tasks.TaskGroups) -> DataFrame:
-        """Make a partition per group, or, for a file system that executors' Python cannot open, read whole files by Spark."""
-        if groups.by_location:
-            return self.spark.read.format("binaryFile").load(list(groups.by_location)).select("path", "content")
-        n = max(len(groups.groups), 1)
-        return self.spark.range(0, n, 1, n)
 
 
 def open_files(spark: SparkSession, kind: str, path: str, how: SourceFormat, first_number: int) -> OpenedSource:

@@ -1,16 +1,17 @@
 """Source files on any file system that Python or Hadoop reads, and Spark's errors about them as one sentence."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from recsys_batch.errors import SourceError, UsageError
-from recsys_batch.sources.file_tasks import SourceFile, plain_location
+from recsys_batch.sources.file_tasks import FileTask, SourceFile, pack_tasks, plain_location
 from recsys_batch.sources.listing import NO_FILE, NO_PATH, list_source_files, listed_folder
+from recsys_batch.spark.executors.source_tasks import TaskGroups
 from recsys_batch.storage.filesystems import resolve
 
 
@@ -36,6 +37,26 @@ def is_readable(location: str) -> bool:
     except UsageError:
         return False
     return True
+
+
+def group_tasks(spark: SparkSession, tasks: Sequence[FileTask]) -> TaskGroups:
+    """Group the tasks of a source: one group for each of Spark's, or by file where Spark has to read whole files."""
+    if not tasks:
+        return TaskGroups([])
+    if is_readable(tasks[0].file.location):
+        return TaskGroups(pack_tasks(tasks, spark.sparkContext.defaultParallelism))
+    by_location: dict[str, list[FileTask]] = {}
+    for task in tasks:
+        by_location.setdefault(task.file.location, []).append(task)
+    return TaskGroups([list(tasks)], by_location)
+
+
+def read_groups(spark: SparkSession, groups: TaskGroups) -> DataFrame:
+    """Make a partition per group, or, for a file system that executors' Python cannot open, read whole files by Spark."""
+    if groups.by_location:
+        return spark.read.format("binaryFile").load(list(groups.by_location)).select("path", "content")
+    n = max(len(groups.groups), 1)
+    return spark.range(0, n, 1, n)
 
 
 @contextmanager
