@@ -19,7 +19,7 @@ import threading
 import time
 import venv
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -210,9 +210,10 @@ def killing_an_executor(workers: list[subprocess.Popen[bytes]], submit: Submit, 
             if not any(folder.joinpath("warehouse", "candidates").rglob("part-*.parquet")):
                 continue
             for process in executors_of(workers[0].pid):
-                os.kill(process, signal.SIGKILL)
-                killed.append(process)
-                return
+                with suppress(ProcessLookupError):  # it ended by itself: another one then
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+                    return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

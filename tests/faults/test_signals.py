@@ -73,8 +73,9 @@ def test_a_python_worker(
     killed = 0
     while process.poll() is None and killed < 3:
         for worker in workers_of(process.pid):
-            os.kill(worker, signal.SIGKILL)
-            killed += 1
+            with contextlib.suppress(ProcessLookupError):  # idle ones end by themselves
+                os.kill(worker, signal.SIGKILL)
+                killed += 1
         time.sleep(0.5)
     assert killed
     assert process.wait(180) in (0, 1), (tmp_path / "log").read_text(errors="replace")[-3000:]
