@@ -87,10 +87,11 @@ def made(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
     params.output += 0.1 * torch.randn(params.output.shape, generator=torch.Generator().manual_seed(1))
     params.gate = 1.0
     arrays = params.to_arrays()
-    np.savez(folder / "weights.npz", **{name.removeprefix(RANKER_PREFIX): array for name, array in arrays.items()})
+    weights = {name.removeprefix(RANKER_PREFIX): array for name, array in arrays.items()}
+    np.savez(folder / "weights.npz", **weights)
     snapshots, began = folder / "snapshots", time.monotonic()
     sizes = {"users": arguments.users, "items": arguments.items, "dim": arguments.dim, "candidates": arguments.k}
-    make_snapshot(snapshots, snapshot_id="one", ranker=export_ranker_onnx(arrays), **sizes)
+    make_snapshot(snapshots, snapshot_id="one", ranker=export_ranker_onnx(arrays), ranker_weights=weights, **sizes)
     shutil.copytree(snapshots / "one", snapshots / "two", ignore=shutil.ignore_patterns(".verified"))
     manifest = json.loads((snapshots / "two" / "manifest.json").read_text())
     (snapshots / "two" / "manifest.json").write_text(json.dumps({**manifest, "snapshot_id": "two"}))

@@ -1,6 +1,7 @@
 """Prometheus metrics of a server, over all its workers. Import it only where PROMETHEUS_MULTIPROC_DIR is set already."""
 
 import time
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import get_args
 
@@ -15,7 +16,7 @@ from recsys_batch.online.runtime.loop_monitor import LoopMonitor, failed_rounds
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
 """Seconds: 0.5 to 100 ms."""
 STAGE_SAMPLE_EVERY = 8
-"""One ranking in so many has its stages measured, every one its total: an observation takes 3 us, as long as reading the user's record."""
+"""One ranking in so many has its stages measured, every one its total."""
 STAGES = ("wait", "lookup", "features", "model", "select", "total")
 
 _STAGE = Histogram("recsys_rank_stage_seconds", "time of a ranking (total), and of one in eight its stages", ["stage"], buckets=BUCKETS)
@@ -61,8 +62,7 @@ _LAST_LOOK = Gauge(
 )
 AGE = Gauge("recsys_snapshot_age_seconds", "time since the night of the snapshot in use began", multiprocess_mode="livemax")
 
-observe_stages = {name: _STAGE.labels(name) for name in STAGES}
-"""Looked up once: labels() takes as long as the counting."""
+_STAGE_HISTOGRAMS = {name: _STAGE.labels(name) for name in STAGES}
 for _counter, _names in (
     (_ANSWERS, ANSWER_SOURCES),
     (_LISTS, get_args(Lists)),
@@ -82,16 +82,28 @@ class Tally:
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, ...], int] = {}
+        self._durations: dict[tuple[str, int], tuple[int, float]] = {}
 
     def add(self, *key: str) -> None:
         """Count one more of (counter, label, ...)."""
         self._counts[key] = self._counts.get(key, 0) + 1
 
+    def observe(self, stage: str, seconds: float) -> None:
+        """Count a duration of a stage in its bucket."""
+        key = stage, bisect_left(BUCKETS, seconds)
+        n, total = self._durations.get(key, (0, 0.0))
+        self._durations[key] = n + 1, total + seconds
+
     def flush(self) -> None:
-        """Add the counts to the counters that /metrics shows."""
+        """Add the counts to the counters and histograms that /metrics shows."""
         counts, self._counts = self._counts, {}
         for (name, *labels), n in counts.items():
             _COUNTERS[name].labels(*labels).inc(n)
+        durations, self._durations = self._durations, {}
+        for (stage, bucket), (n, total) in durations.items():
+            histogram = _STAGE_HISTOGRAMS[stage]
+            histogram._buckets[bucket].inc(n)  # the library has no public way to add several at once
+            histogram._sum.inc(total)
 
 
 tally = Tally()

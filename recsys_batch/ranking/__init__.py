@@ -1,7 +1,8 @@
-"""Ranking of candidates in pure numpy, the same at night and online: features, scores of an ONNX ranker, rules, top-k.
+"""Ranking of candidates in pure numpy, the same at night and online: features, scores of a ranker, rules, top-k.
 
 features         features of a (user, item) pair and of a request's context
 onnx_ranker      a ranker as an ONNX file
+numpy_ranker     the reference ranker from its weights, for requests
 business_rules   boosts, blocklist, freshness and the cap per category
 top_k            the k best of a row, with one order for ties everywhere
 """

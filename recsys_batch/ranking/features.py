@@ -15,7 +15,7 @@ DEVICES = ("mobile", "desktop", "tablet", "tv")
 PAIR_FEATURES = ("retrieval_score", "log_popularity", "log_n_events")
 _TIME_FEATURES = ("has_time", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
 CONTEXT_FEATURES = (*_TIME_FEATURES, *(f"device_{name}" for name in (*DEVICES, "other")), "has_session", "session_similarity")
-_SESSION_COLUMN = (*PAIR_FEATURES, *CONTEXT_FEATURES).index("has_session")
+SESSION_COLUMN = (*PAIR_FEATURES, *CONTEXT_FEATURES).index("has_session")
 """The first of the two columns that are an item's own."""
 
 
@@ -110,14 +110,19 @@ def compute_pair_features(
 
     Returns float32 [B, C, F], F = len(spec.names).
     """
-    features = np.zeros((*retrieval_score.shape, len(spec.names)), dtype=np.float32)
+    pair = PairFeatures.from_raw(spec, retrieval_score=retrieval_score, log_popularity=log_popularity, n_events=n_events)
+    return assemble_features(spec, pair, context)
+
+
+def assemble_features(spec: FeatureSpec, pair: PairFeatures, context: Context | None) -> np.ndarray:
+    """Assemble the feature array float32 [B, C, F] of features that are scaled, and of a context; None is the neutral one."""
+    features = np.zeros((*pair.retrieval_score.shape, len(spec.names)), dtype=np.float32)
     if context is not None:
-        features[..., len(PAIR_FEATURES) :] = _context_features(context, spec)[:, None, :]
+        features[..., len(PAIR_FEATURES) :] = encode_context(context, spec)[:, None, :]
         if context.session_similarity is not None:
             similar = np.isfinite(context.session_similarity)
-            features[..., _SESSION_COLUMN] = similar
-            features[..., _SESSION_COLUMN + 1] = np.where(similar, context.session_similarity, 0.0)
-    pair = PairFeatures.from_raw(spec, retrieval_score=retrieval_score, log_popularity=log_popularity, n_events=n_events)
+            features[..., SESSION_COLUMN] = similar
+            features[..., SESSION_COLUMN + 1] = np.where(similar, context.session_similarity, 0.0)
     features[..., 0], features[..., 1], features[..., 2] = pair.retrieval_score, pair.log_popularity, pair.log_n_events[:, None]
     return features
 
@@ -153,16 +158,20 @@ def compute_session_similarity(
     Returns float32 [B, C]; NaN for a user whose session is empty.
     """
     lengths = _norms(session_embeddings) if session_norms is None else session_norms
-    is_item = lengths > 0
     # [B, S, C], so that the largest of a few is taken along long rows.
     products = np.matmul(session_embeddings / np.maximum(lengths, 1e-12)[..., None], item_embeddings.swapaxes(1, 2))
-    if not is_item.all():
-        products = np.where(is_item[..., None], products, -np.inf)
-    best = products.max(axis=1, initial=-np.inf) / np.maximum(_norms(item_embeddings) if item_norms is None else item_norms, 1e-12)
-    return np.where(is_item.any(axis=1, keepdims=True), best, np.nan).astype(np.float32)
+    is_item = lengths > 0
+    are_items = bool(is_item.all())
+    if not are_items:
+        products = np.where(is_item[..., None], products, np.float32(-np.inf))
+    best = products.max(axis=1, initial=-np.inf)
+    best /= np.maximum(_norms(item_embeddings) if item_norms is None else item_norms, 1e-12)
+    if not are_items or not is_item.shape[1]:
+        best = np.where(is_item.any(axis=1, keepdims=True), best, np.nan)
+    return best.astype(np.float32, copy=False)
 
 
-def _context_features(context: Context, spec: FeatureSpec) -> np.ndarray:
+def encode_context(context: Context, spec: FeatureSpec) -> np.ndarray:
     """Encode the features that all candidates of a user share: float32 [B, F - 3], in the spec's order; 0 where a candidate has its own."""
     further = spec.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :]
     attributes = context.attributes or [{}] * len(context.device)

@@ -63,6 +63,12 @@ class Bundle:
         except (SafetensorError, ValueError) as error:
             raise BundleError(f"{self.path / WEIGHTS_FILE} is not a readable safetensors file: {error}") from None
 
+    @property
+    def ranker_weights(self) -> dict[str, np.ndarray] | None:
+        """The reference ranker's weights by their names without RANKER_PREFIX; None where the bundle's ranker is another one."""
+        weights = {name.removeprefix(RANKER_PREFIX): array for name, array in self.tensors.items() if name.startswith(RANKER_PREFIX)}
+        return weights if self.kind == "two_tower" and weights else None
+
     @cached_property
     def vocab(self) -> dict[str, Any]:
         """The id lists and category names that the weights' rows stand for (empty where the bundle has none)."""

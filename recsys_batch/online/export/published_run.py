@@ -77,6 +77,7 @@ class PublishedRun:
             records=records,
             user_keys=None if with_records else builder.keys(),
             samples=self._samples(catalogue, n_samples),
+            ranker_weights=self.bundle.ranker_weights,
             item_lists=self._item_lists(catalogue),
         )
 

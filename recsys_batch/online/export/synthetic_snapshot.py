@@ -1,7 +1,7 @@
 """A snapshot of made-up data of any size, without a night: to measure a server with, and to try one."""
 
 import datetime as dt
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ def make_snapshot(
     candidates: int = 200,
     seed: int = 17,
     ranker: bytes | None = None,
+    ranker_weights: Mapping[str, np.ndarray] | None = None,
     model_version: str = "made-up",
     put_records: Callable[[Iterator[tuple[bytes, bytes]]], int] | None = None,
 ) -> SnapshotManifest:
@@ -42,7 +43,7 @@ def make_snapshot(
     products, of which the best ``_TOP_K`` are the published list; item n is called "Item n" and has category "category n % 20".
 
     Args:
-        ranker: an ONNX model for ``dim`` and FeatureSpec.default().
+        ranker: an ONNX model for ``dim`` and FeatureSpec.default(). ranker_weights: as in ``SnapshotContents``.
         put_records: puts users' records into a store beside the snapshot, and returns how many; None for the snapshot's own.
     """
     rng = np.random.default_rng(seed)
@@ -74,7 +75,9 @@ def make_snapshot(
     samples: dict[int | str, list[int]] = {
         user: ((user * 7 + 13 * np.arange(8)) % items).tolist() for user in range(0, users, max(1, users // 100))
     }
-    contents = SnapshotContents(facts, catalogue, described, popular, FeatureSpec.default(), ranker, records, samples=samples)
+    contents = SnapshotContents(
+        facts, catalogue, described, popular, FeatureSpec.default(), ranker, records, samples=samples, ranker_weights=ranker_weights
+    )
     if put_records is None:
         return write_snapshot(folder, contents)
     keys = filter(None, (user_key(user, "BIGINT") for user in range(users)))

@@ -3,6 +3,7 @@
 import numpy as np
 
 from recsys_batch.ranking.features import CONTEXT_FEATURES, PAIR_FEATURES, FeatureSpec
+from recsys_batch.ranking.numpy_ranker import NumpyRanker
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
 _GROUP_OF = {"retrieval_score": "retrieval", "log_popularity": "popularity", "log_n_events": "activity", "has_session": "session"}
@@ -24,7 +25,7 @@ def _group(name: str, column: int) -> str:
 
 
 def group_contributions(
-    ranker: OnnxRanker, spec: FeatureSpec, user: np.ndarray, items: np.ndarray, features: np.ndarray
+    ranker: OnnxRanker | NumpyRanker, spec: FeatureSpec, user: np.ndarray, items: np.ndarray, features: np.ndarray
 ) -> dict[str, np.ndarray]:
     """float32 [k] per group; a group that is neutral in the request contributes 0.
 

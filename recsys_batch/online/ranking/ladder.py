@@ -143,7 +143,7 @@ def _score_batch(snapshot: Snapshot, pairs: list[RankerInput], explorer: Explore
     assert snapshot.ranker is not None
     block = prepare_block(snapshot, pairs)
     began = time.perf_counter()
-    scores = snapshot.ranker.score(block.users, block.items, block.features)
+    scores = block.score(snapshot.ranker)
     if not np.isfinite(scores).all():
         raise _NotFinite
     return select_from_block(snapshot, block, scores, time.perf_counter() - began, explorer)

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -12,7 +13,9 @@ from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.ranking.selection import candidate_mask, row_offsets, select_top_k
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord
-from recsys_batch.ranking.features import compute_pair_features
+from recsys_batch.ranking.features import Context, FeatureSpec, PairFeatures, assemble_features
+from recsys_batch.ranking.numpy_ranker import NumpyRanker
+from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
 
 @dataclass(slots=True)
@@ -32,12 +35,13 @@ class RankerInput:
     personalised: bool
 
 
-@dataclass(slots=True)
+@dataclass
 class ScoringBlock:
     """Queries with equally many candidates, and the model's input for them.
 
     Attributes:
-        codes: int64 [B, C], the candidates. users, items, features: float32 [B, d], [B, C, d], [B, C, F].
+        codes: int64 [B, C], the candidates. users, items: float32 [B, d], [B, C, d], embeddings.
+        spec: of the features. pair: those that are not context, scaled. context: None for the neutral one.
         seconds: that the input took.
     """
 
@@ -45,25 +49,38 @@ class ScoringBlock:
     codes: np.ndarray
     users: np.ndarray
     items: np.ndarray
-    features: np.ndarray
+    spec: FeatureSpec
+    pair: PairFeatures
+    context: Context | None
     seconds: float
+
+    @cached_property
+    def features(self) -> np.ndarray:
+        """All features, float32 [B, C, F], as a model server and an ONNX model take them."""
+        return assemble_features(self.spec, self.pair, self.context)
+
+    def score(self, ranker: OnnxRanker | NumpyRanker) -> np.ndarray:
+        """Score the candidates: float32 [B, C]."""
+        if isinstance(ranker, NumpyRanker):
+            return ranker.score_pairs(self.users, self.items, self.pair, self.context)
+        return ranker.score(self.users, self.items, self.features)
 
 
 def prepare_block(snapshot: Snapshot, pairs: list[RankerInput]) -> ScoringBlock:
     """Prepare the model's input for queries with equally many candidates."""
     began = time.perf_counter()
     items, records = snapshot.items, [pair.record for pair in pairs]
-    users = np.stack([record.embedding for record in records if record.embedding is not None])
-    codes = np.stack([record.codes for record in records]).astype(np.int64)
+    users = np.concatenate([record.embedding for record in records if record.embedding is not None]).reshape(len(pairs), -1)
+    codes = np.concatenate([record.codes for record in records], dtype=np.int64).reshape(len(pairs), -1)
     vectors = items.catalogue.embeddings.take(codes, axis=0)
-    features = compute_pair_features(
+    pair_features = PairFeatures.from_raw(
         snapshot.features,
-        retrieval_score=np.stack([record.retrieval for record in records]),
+        retrieval_score=np.concatenate([record.retrieval for record in records]).reshape(codes.shape),
         log_popularity=items.catalogue.log_popularity.take(codes),
         n_events=np.array([record.n_events for record in records]),
-        context=build_context([pair.query for pair in pairs], items, codes, vectors, [pair.session for pair in pairs]),
     )
-    return ScoringBlock(pairs, codes, users, vectors, features, time.perf_counter() - began)
+    context = build_context([pair.query for pair in pairs], items, codes, vectors, [pair.session for pair in pairs])
+    return ScoringBlock(pairs, codes, users, vectors, snapshot.features, pair_features, context, time.perf_counter() - began)
 
 
 def select_from_block(
@@ -77,23 +94,22 @@ def select_from_block(
         scores = np.where(keep, scores, np.float32(-np.inf))
     n_ordered = max(pair.query.k for pair in pairs) if explorer is None else codes.shape[1]
     columns, values = select_top_k(scores, codes, n_ordered, items.catalogue.item_rules)
-    published = np.full(codes.shape, np.nan, np.float32)
-    for row, pair in enumerate(pairs):
-        published[row, pair.record.top_places] = pair.record.top_scores
     flat = columns + row_offsets(codes)
-    shown = list(zip(codes.take(flat), values, columns, published.take(flat), np.isfinite(values).sum(axis=1).tolist(), strict=True))
+    batch_scores = _published_scores([pair.record for pair in pairs], codes.shape).take(flat)
+    n_allowed = np.isfinite(values).sum(axis=1).tolist()
+    shown = zip(pairs, codes.take(flat), values, columns, columns + 1, batch_scores, n_allowed, strict=True)
     stages = {"features": block.seconds, "model": model_seconds, "select": time.perf_counter() - began}
     results = []
-    for row, (pair, (its_codes, its_values, its_places, before, n)) in enumerate(zip(pairs, shown, strict=True)):
+    for row, (pair, its_codes, its_values, its_places, ranks, before, n) in enumerate(shown):
         top: slice | np.ndarray = slice(min(n, pair.query.k))
         exploration = None
         if explorer is not None and not pair.query.explain:
             top, propensities = explorer.swap_places(min(n, pair.query.k), n)
             allowed = None if keep is None else keep[row]
             exploration = Exploration(propensities, top + 1, _batch_positions(pair.record, allowed)[its_places[top]])
-        chosen = its_places[top]
-        ranked = RankResult(its_codes[top], its_values[top], chosen + 1, before[top], "ranker", None, stages, exploration=exploration)
+        ranked = RankResult(its_codes[top], its_values[top], ranks[top], before[top], "ranker", None, stages, exploration=exploration)
         if pair.query.explain and snapshot.ranker is not None:
+            chosen = its_places[top]
             ranked.batch_ranks = pair.record.batch_ranks()[chosen]
             ranked.contributions = group_contributions(
                 snapshot.ranker,
@@ -104,6 +120,15 @@ def select_from_block(
             )
         results.append(ranked)
     return results
+
+
+def _published_scores(records: list[UserRecord], shape: tuple[int, ...]) -> np.ndarray:
+    """Put the published scores of users' lists at the places of their candidates: float32 of ``shape``, [B, C]; NaN elsewhere."""
+    scores = np.full(shape, np.nan, np.float32)
+    starts = np.repeat(np.arange(0, scores.size, shape[1] or 1)[: len(records)], [len(record.top_places) for record in records])
+    places = np.concatenate([record.top_places for record in records], dtype=np.int64) + starts
+    scores.put(places, np.concatenate([record.top_scores for record in records]))
+    return scores
 
 
 def _batch_positions(record: UserRecord, keep: np.ndarray | None) -> np.ndarray:

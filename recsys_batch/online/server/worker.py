@@ -28,6 +28,7 @@ from recsys_batch.online.oip.rest import OipRoutes
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
 from recsys_batch.online.oip.snapshot_repository import SnapshotRepository
 from recsys_batch.online.ranking.exploration import Explorer
+from recsys_batch.online.runtime.blas_threads import limit_blas_threads
 from recsys_batch.online.runtime.loop_monitor import LoopMonitor
 from recsys_batch.online.runtime.parent_watch import end_with_parent
 from recsys_batch.online.runtime.process_marks import mark_started
@@ -92,6 +93,7 @@ class Worker(App):
         self._tasks: list[asyncio.Task[None]] = []
 
     def __rsgi_init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        limit_blas_threads()
         # A thread that opens a snapshot holds the interpreter's lock for a turn whenever the loop lets go of it, several times a request:
         # with Python's 5 ms turns a few requests take as long as the opening.
         sys.setswitchinterval(_SWITCH_INTERVAL_SECONDS)

@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import secrets
 import time
 from dataclasses import replace
 
@@ -57,6 +56,7 @@ class RankingService:
     ) -> None:
         self.manager, self.freshness, self.exposures, self._admission = manager, freshness, exposures, admission
         self._n_ranked = 0
+        self._request_ids = random.Random()  # seeded by the system; ids are to be different, not secret
         self._batcher = MicroBatcher(explorer, remote)
         self._shadow_tasks: set[asyncio.Task[None]] = set()
 
@@ -71,7 +71,7 @@ class RankingService:
             live = None if found.record is None else found.record.live
             self._flag_lists(loaded, result, live, found.store_failed)
             timings = {"wait": began - arrived, "lookup": looked_up - began, **result.stages, "total": time.perf_counter() - arrived}
-            answer = encode_answer(result, query, loaded.snapshot, request_id or secrets.token_hex(16), timings, live)
+            answer = encode_answer(result, query, loaded.snapshot, request_id or self._make_request_id(), timings, live)
         self.exposures.record(query, result, answer)
         self._count(part, result, timings, answer.lists)
         self.manager.recent.append(query)
@@ -92,7 +92,7 @@ class RankingService:
             ranked = published_order(query, record)
             self._flag_lists(loaded, ranked, record.live, store_failed)
             timings = {"total": time.perf_counter() - began}
-            return encode_answer(ranked, query, loaded.snapshot, secrets.token_hex(16), timings, record.live)
+            return encode_answer(ranked, query, loaded.snapshot, self._make_request_id(), timings, record.live)
 
     async def describe_user(self, user_id: int | str) -> UserDetail:
         """Describe what the snapshot holds of a user. Raises as ``published_topk``."""
@@ -114,6 +114,9 @@ class RankingService:
             raise UnknownItem(f"snapshot {snapshot.snapshot_id} has no item {quote(item_id)}")
         return detail
 
+    def _make_request_id(self) -> str:
+        return f"{self._request_ids.getrandbits(128):032x}"
+
     def _flag_lists(self, loaded: LoadedSnapshot, ranked: RankResult, live: LiveOrigin | None, store_failed: bool) -> None:
         """Flag an old list, the night's or a live one, and the night's where Redis may have a live one, where there is no other reason."""
         if ranked.degraded is not None:
@@ -129,17 +132,18 @@ class RankingService:
         return _require_loaded(loaded), part
 
     def _count(self, part: str, ranked: RankResult, timings: dict[str, float], lists: Lists) -> None:
-        metrics.observe_stages["total"].observe(timings["total"])
+        tally = metrics.tally
+        tally.observe("total", timings["total"])
         self._n_ranked += 1
         if self._n_ranked % metrics.STAGE_SAMPLE_EVERY == 0:
             for name, seconds in timings.items():
                 if name != "total":
-                    metrics.observe_stages[name].observe(seconds)
-        metrics.tally.add("answers", ranked.source)
-        metrics.tally.add("lists", lists)
+                    tally.observe(name, seconds)
+        tally.add("answers", ranked.source)
+        tally.add("lists", lists)
         if ranked.degraded is not None:
-            metrics.tally.add("degraded", ranked.degraded)
-        metrics.tally.add("by_snapshot", part)
+            tally.add("degraded", ranked.degraded)
+        tally.add("by_snapshot", part)
 
     def _maybe_shadow(self, query: RankQuery, shown: RankResult, loaded: LoadedSnapshot) -> None:
         """Score with the shadow as well once the answer is out; under load that is the first to go."""

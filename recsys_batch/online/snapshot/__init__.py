@@ -8,6 +8,7 @@ reader          open one: Snapshot, lookup of a user
 checks          its parts fit each other, and codes name items that it has
 repository      the folder of snapshots, CURRENT and PREVIOUS
 verify_process  verify beside a server that answers
+string_column   values of a column of text, one by one
 user_key        a user's key in a store
 user_fingerprints  who is no stranger, though a store has lost the record
 user_record     a user's lists as bytes

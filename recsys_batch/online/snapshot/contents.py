@@ -76,6 +76,8 @@ class SnapshotContents:
 
     Attributes:
         ranker: ``ranker.onnx``; None where the model has none, and the retrieval order is the ranking.
+        ranker_weights: of the same ranker, by the names of ``numpy_ranker.WEIGHT_SHAPES``, where it is the reference ranker; None where
+            it is another one.
         records: (key, record) of every user, best in the order of keys; read once, so that memory stays bounded. None where they
             are in a store beside the snapshot.
         user_keys: keys of all users, in any order, where there are no records; read once.
@@ -92,4 +94,5 @@ class SnapshotContents:
     records: Iterable[tuple[bytes, bytes]] | None = field(repr=False)
     user_keys: Iterable[bytes] | None = field(default=None, repr=False)
     samples: SampleUsers = field(default_factory=dict, repr=False)
+    ranker_weights: Mapping[str, np.ndarray] | None = field(default=None, repr=False)
     item_lists: IvfLists | None = field(default=None, repr=False)

@@ -9,14 +9,15 @@ StoreKind = Literal["lmdb", "redis"]
 
 LMDB_FILE = "users.lmdb"
 FINGERPRINTS_FILE = "user_fingerprints.npy"
-ITEMS, POPULAR, POPULAR_SEGMENTS, RANKER = "items", "popular.safetensors", "popular.json", "ranker.onnx"
+ITEMS, POPULAR, POPULAR_SEGMENTS = "items", "popular.safetensors", "popular.json"
+RANKER, RANKER_WEIGHTS = "ranker.onnx", "ranker.safetensors"
 SAMPLES_FILE = "samples.json"
 LIST_FILES = ("nearest_centroids.npy", "nearest_codes.npy", "nearest_offsets.npy")
 TITLES_FILE, CATEGORIES_FILE = "titles.arrow", "categories.json"
 CATEGORY_CODES_FILE, CATEGORY_OFFSETS_FILE, NORMS_FILE = "category_codes.npy", "category_offsets.npy", "norms.npy"
 
 _ITEM_FILES = (*CATALOGUE_FILES, TITLES_FILE, CATEGORIES_FILE, CATEGORY_CODES_FILE, CATEGORY_OFFSETS_FILE, NORMS_FILE)
-OPTIONAL_FILES = frozenset({RANKER, SAMPLES_FILE, FINGERPRINTS_FILE, LMDB_FILE, *LIST_FILES})
+OPTIONAL_FILES = frozenset({RANKER, RANKER_WEIGHTS, SAMPLES_FILE, FINGERPRINTS_FILE, LMDB_FILE, *LIST_FILES})
 """Files that a snapshot may have: one that is there and not listed is of a manifest that lost something."""
 
 

@@ -18,6 +18,7 @@ from recsys_batch.online.snapshot.layout import (
     POPULAR,
     POPULAR_SEGMENTS,
     RANKER,
+    RANKER_WEIGHTS,
     SAMPLES_FILE,
     StoreKind,
 )
@@ -62,6 +63,8 @@ def _write(draft: Path, contents: SnapshotContents, fill: Callable[[], int] | No
             np.save(draft / name, array, allow_pickle=False)
     if contents.ranker is not None:
         (draft / RANKER).write_bytes(contents.ranker)
+    if contents.ranker_weights is not None:
+        save_file({name: np.ascontiguousarray(array) for name, array in contents.ranker_weights.items()}, draft / RANKER_WEIGHTS)
     store: StoreKind
     if contents.records is not None:
         store, n_users = "lmdb", write_lmdb(draft / LMDB_FILE, contents.records)

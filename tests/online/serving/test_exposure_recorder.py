@@ -83,7 +83,7 @@ def test_feedback_is_taken_checked_and_counted(logging_server: Any, tmp_path: Pa
 
     def recorded() -> bool:
         found = log_metrics(logging_server)
-        return (found["feedback", "recorded"], found["exposures", "recorded"]) == (2.0, 1.0)
+        return (found.get(("feedback", "recorded")), found.get(("exposures", "recorded"))) == (2.0, 1.0)
 
     assert wait_for(recorded)
     logging_server.process.terminate()
