@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import redis
 
@@ -21,6 +22,7 @@ from recsys_batch.online.export.synthetic_snapshot import make_snapshot
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec
+from recsys_batch.registry.bundle import RANKER_PREFIX
 
 N_USERS, N_ITEMS, DIM, N_CANDIDATES = 300, 500, 16, 60
 TOKEN = "for tests only"
@@ -28,15 +30,21 @@ TOKEN = "for tests only"
 
 def small_ranker(seed: int = 1) -> bytes:
     """A random reference ranker as ONNX."""
+    from recsys_batch.model.onnx_export import export_ranker_onnx
+
+    return export_ranker_onnx({RANKER_PREFIX + name: array for name, array in small_ranker_weights(seed).items()})
+
+
+def small_ranker_weights(seed: int = 1) -> dict[str, np.ndarray]:
+    """The same ranker's weights."""
     import torch
 
-    from recsys_batch.model.onnx_export import export_ranker_onnx
     from recsys_batch.model.ranker import RankerParameters
 
     params = RankerParameters.initialize(DIM, len(FeatureSpec.default().names), seed)
     params.output += 0.2 * torch.randn(params.output.shape, generator=torch.Generator().manual_seed(seed))
     params.gate = 1.0
-    return export_ranker_onnx(params.to_arrays())
+    return {name.removeprefix(RANKER_PREFIX): array for name, array in params.to_arrays().items()}
 
 
 @pytest.fixture(scope="session")
@@ -44,23 +52,34 @@ def ranker() -> bytes:
     return small_ranker()
 
 
+@pytest.fixture(scope="session")
+def ranker_weights() -> dict[str, np.ndarray]:
+    return small_ranker_weights()
+
+
 @pytest.fixture
-def make(tmp_path: Path, ranker: bytes) -> Callable[..., Path]:
+def make(tmp_path: Path, ranker: bytes, ranker_weights: dict[str, np.ndarray]) -> Callable[..., Path]:
     """Writes a snapshot of an id into a folder of snapshots of this test; the folder."""
 
     def write(snapshot_id: str = "first", *, with_ranker: bool = True, **sizes: int) -> Path:
-        wanted = {"users": N_USERS, "items": N_ITEMS, "dim": DIM, "candidates": N_CANDIDATES, **sizes}
-        make_snapshot(tmp_path / "snapshots", snapshot_id=snapshot_id, ranker=ranker if with_ranker else None, **wanted)
+        wanted: dict[str, Any] = {"users": N_USERS, "items": N_ITEMS, "dim": DIM, "candidates": N_CANDIDATES, **sizes}
+        if with_ranker:
+            wanted |= {"ranker": ranker, "ranker_weights": ranker_weights}
+        make_snapshot(tmp_path / "snapshots", snapshot_id=snapshot_id, **wanted)
         return tmp_path / "snapshots"
 
     return write
 
 
-@pytest.fixture(scope="session")
-def snapshot(tmp_path_factory: pytest.TempPathFactory, ranker: bytes) -> Iterator[Snapshot]:
-    """Read only."""
+@pytest.fixture(scope="session", params=["weights", "onnx"])
+def snapshot(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ranker: bytes, ranker_weights: dict[str, np.ndarray]
+) -> Iterator[Snapshot]:
+    """Read only; with the reference ranker's weights, and with another ranker, which is an ONNX model alone."""
     folder = tmp_path_factory.mktemp("snapshots")
-    make_snapshot(folder, snapshot_id="first", users=N_USERS, items=N_ITEMS, dim=DIM, candidates=N_CANDIDATES, ranker=ranker)
+    sizes = {"users": N_USERS, "items": N_ITEMS, "dim": DIM, "candidates": N_CANDIDATES}
+    weights = ranker_weights if request.param == "weights" else None
+    make_snapshot(folder, snapshot_id="first", ranker=ranker, ranker_weights=weights, **sizes)
     found = open_snapshot(folder / "first")
     yield found
     found.close()
@@ -201,11 +220,11 @@ def servers() -> type[Servers]:
 
 
 @pytest.fixture(scope="session")
-def shared_server(tmp_path_factory: pytest.TempPathFactory, ranker: bytes) -> Iterator[Served]:
+def shared_server(tmp_path_factory: pytest.TempPathFactory, ranker: bytes, ranker_weights: dict[str, np.ndarray]) -> Iterator[Served]:
     """Of two workers; nobody changes it."""
     folder = tmp_path_factory.mktemp("shared")
     sizes = {"users": N_USERS, "items": N_ITEMS, "dim": DIM, "candidates": N_CANDIDATES}
-    make_snapshot(folder / "snapshots", snapshot_id="first", ranker=ranker, **sizes)
+    make_snapshot(folder / "snapshots", snapshot_id="first", ranker=ranker, ranker_weights=ranker_weights, **sizes)
     set_current(folder / "snapshots", "first")
     servers = Servers(folder)
     yield servers(folder / "snapshots", "--workers", "2")

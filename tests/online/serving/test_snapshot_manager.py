@@ -235,7 +235,7 @@ def test_a_manager_that_nobody_polls_has_stalled_unless_it_is_loading(lifecycle:
         assert manager.stall is None and models.ready() and (await endpoints.ready(NO_REQUEST)).status == 200
         manager.looks.looked_at -= 31
         assert manager.stall is not None and not models.ready()
-        with pytest.raises(HttpError, match="has not looked for snapshots in 3[1-9] s") as refusal:
+        with pytest.raises(HttpError, match=r"has not looked for snapshots in 3[1-9] s") as refusal:
             await endpoints.ready(NO_REQUEST)
         assert refusal.value.status == 503
         manager._load = slow_load(manager._load, lambda: seen.append(manager.stall))  # type: ignore[method-assign]

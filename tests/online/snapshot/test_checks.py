@@ -27,6 +27,7 @@ from recsys_batch.online.snapshot.manifest import SnapshotRefused, file_checksum
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, encode_record
+from tests.online.conftest import small_ranker_weights
 
 
 def rewrite_manifest(folder: Path, **changes: Any) -> None:
@@ -222,3 +223,9 @@ def test_any_field_of_a_manifest_replaced_is_refused_or_a_snapshot_that_answers(
         return
     answer_everything(snapshot)
     snapshot.close()
+
+
+def test_weights_of_another_ranker_than_the_model_are_refused(tmp_path: Path, ranker: bytes) -> None:
+    sizes = {"users": 12, "items": 30, "dim": 16, "candidates": 10}
+    with pytest.raises(SnapshotRefused, match="give other scores: they are not of one ranker"):
+        make_snapshot(tmp_path, snapshot_id="first", ranker=ranker, ranker_weights=small_ranker_weights(seed=2), **sizes)
