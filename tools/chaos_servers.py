@@ -55,7 +55,7 @@ class Server:
 
     def memory_mb(self) -> int:
         """Sum the resident memory of the workers."""
-        return sum(read_status(pid)["VmRSS"] for pid in self.workers()) // 1024
+        return sum(read_status(pid).get("VmRSS", 0) for pid in self.workers()) // 1024
 
     def n_descriptors(self) -> int:
         """Count the open descriptors of the workers."""
