@@ -11,8 +11,8 @@ What is unfair, and to whom:
 - To whom is fast: wrk takes some 20 us of a core per request of any server (load_cpu_us), which is 6 % of what ours takes and 1 to 4 % of
   what the peers take, on cores that the server needs as well; the open loop's client takes more.
 - To ours: TorchServe and Triton have their frontends' threads (Netty, Triton's HTTP) beside the two that score; ours has both in a worker.
-- To Triton: pytriton calls both instances from one Python process, so that numpy's part of the work takes turns for the interpreter's lock;
-  ONNX Runtime's does not.
+- To pytriton: it calls both instances from one Python process, which take turns for the interpreter's lock. Triton's own Python backend has
+  a process for each and answers three times as many: that is the peer triton; pytriton is there for comparison with older figures.
 - To TorchServe: a batch that is not full waits, 1 ms at least, as 0 means 100 there (findings/). It has a model with batches of 16 and one
   with batches of 4 (torchserve_b4), each of which counts as a peer. Java is warm after some ten seconds only, hence the long warm-up.
 - To all: servers that are not asked run on; ours takes 2 % of a core meanwhile, peers less (idle_cores).
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--k", type=int, default=200, help="candidates per user")
     parser.add_argument("--before", help="commit whose build is measured beside this one")
-    parser.add_argument("--peers", default="", help="torchserve,triton or a part of it")
+    parser.add_argument("--peers", default="", help="of torchserve, triton, pytriton; comma between")
     parser.add_argument("--seconds", type=float, default=8.0, help="of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -63,6 +63,8 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     peers = [peer for peer in arguments.peers.split(",") if peer]
+    if unknown := set(peers) - {"torchserve", "triton", "pytriton"}:
+        raise SystemExit(f"--peers has {sorted(unknown)}: there are torchserve, triton, pytriton")
     snapshots, weights = servers.make_snapshots(arguments, folder)
     details: dict[str, Any] = {}
     with ExitStack() as builds:
@@ -140,7 +142,7 @@ def measure_grpc(
 
 
 def check(started: dict[str, servers.RunningServer], snapshots: Path) -> None:
-    """Check that every peer and our server without context answer what the formula says."""
+    """Check that every peer answers what the formula says."""
     sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
     from lookup import Lookup
 
@@ -167,9 +169,10 @@ def find_soak() -> dict[str, Any] | None:
     """Find what `make soak` wrote, where it ran this very product for as long as it should; None otherwise."""
     path = ROOT / "benchmarks" / "results" / "soak.json"
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    tree = product_tree()
-    if not document or tree is None or document.get("product_tree") != tree or document["settings"]["seconds"] < SOAK_SECONDS:
-        print("  the soak is left out: make soak has not run this build, committed, for ten minutes", flush=True)
+    tree, settings = product_tree(), document.get("settings", {})
+    is_this_build = tree is not None and document.get("product_tree") == tree
+    if not is_this_build or settings["seconds"] < SOAK_SECONDS or settings["rate"] is not None:
+        print("  the soak is left out: make soak has not run this build, committed, for ten minutes at 70 % of its capacity", flush=True)
         return None
     return {"date": document["date"], "commit": document["commit"], **document["result"]}
 

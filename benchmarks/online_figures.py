@@ -74,7 +74,11 @@ def _grpc(grpc: dict[str, list[dict[str, Any]]] | None) -> dict[str, Any]:
 
 
 def _soak(soak: dict[str, Any] | None) -> dict[str, Any]:
-    return {"soak_rss_growth": None} if soak is None else {"soak_rss_growth": soak["soak_rss_growth"], "soak_date": soak["date"]}
+    return (
+        {"soak_rss_growth": None}
+        if soak is None
+        else {"soak_rss_growth": soak["soak_rss_growth"], "soak_flat": soak["soak_flat"], "soak_date": soak["date"]}
+    )
 
 
 def _failed(run: dict[str, float]) -> float:

@@ -26,12 +26,13 @@ PATHS = {
     "torchserve": "/predictions/rerank",
     "torchserve_b4": "/predictions/rerank_b4",
     "triton": "/v2/models/rerank/infer",
+    "pytriton": "/v2/models/rerank/infer",
 }
 
 
 def body(kind: str, user: int) -> bytes:
     """Build the request of a user in a server's format; ours has a context, the peers have none."""
-    if kind == "triton":
+    if kind.endswith("triton"):
         return json.dumps({"inputs": [{"name": "user_id", "datatype": "INT64", "shape": [1, 1], "data": [user]}]}).encode()
     if kind.startswith("torchserve"):
         return json.dumps({"user_id": user}).encode()

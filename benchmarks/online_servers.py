@@ -27,7 +27,7 @@ from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.registry.bundle import RANKER_PREFIX
 
 sys.path.insert(0, str(ROOT / "tools"))
-from model_servers import end_session, get, install
+from model_servers import end_session, get, install, triton_command
 
 TOKEN = "for the benchmark only"
 TORCHSERVE_BATCHES = {"torchserve": {"batchSize": 16, "maxBatchDelay": 2}, "torchserve_b4": {"batchSize": 4, "maxBatchDelay": 1}}
@@ -122,13 +122,29 @@ def torchserve(snapshot: Path, weights: Path, scratch: Path, port: int) -> Itera
 
 @contextmanager
 def triton(snapshot: Path, weights: Path, scratch: Path, port: int) -> Iterator[list[RunningServer]]:
-    bin_folder, peers = install("triton").parent, ROOT / "benchmarks" / "peers"
+    """Start Triton's own server with a model of its Python backend, whose instances are two processes."""
+    python, peers = install("triton"), ROOT / "benchmarks" / "peers"
+    model = scratch / "model-repository-python" / "rerank"
+    (model / "1").mkdir(parents=True)
+    for file, copied in (("triton_config.pbtxt", "config.pbtxt"), ("triton_model.py", "1/model.py"), ("lookup.py", "1/lookup.py")):
+        shutil.copy(peers / file, model / copied)
+    env = {**os.environ, "PEER_SNAPSHOT": str(snapshot), "OMP_NUM_THREADS": "1"}
+    env.pop("PYTHONPATH", None)
+    command, _ = triton_command(python, scratch, scratch, port, 2, env)
+    with _running(command, env, scratch / "triton.log", lambda: ask("triton", port, 1) is not None) as pid:
+        yield [RunningServer("triton", port, pid)]
+
+
+@contextmanager
+def pytriton(snapshot: Path, weights: Path, scratch: Path, port: int) -> Iterator[list[RunningServer]]:
+    """Start Triton by pytriton, whose instances are threads of one process."""
+    python, peers = install("triton"), ROOT / "benchmarks" / "peers"
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("PYTHONPATH", None)
-    command = [str(bin_folder / "python"), str(peers / "triton_server.py"), str(snapshot), str(port)]
+    command = [str(python), str(peers / "pytriton_server.py"), str(snapshot), str(port)]
     # pytriton 0.7: the second instance sometimes connects to the first one's socket before that one listens, and it ends.
-    with _running(command, env, scratch / "triton.log", lambda: ask("triton", port, 1) is not None, n_starts=3) as pid:
-        yield [RunningServer("triton", port, pid)]
+    with _running(command, env, scratch / "pytriton.log", lambda: ask("pytriton", port, 1) is not None, n_starts=3) as pid:
+        yield [RunningServer("pytriton", port, pid)]
 
 
 def admin(port: int, method: str, path: str) -> int | None:
@@ -147,7 +163,7 @@ def ask(kind: str, port: int, user: int) -> list[int] | None:
         return None
     if kind in ("ours", "before"):
         return [item["item_id"] for item in answer["items"]]
-    if kind == "triton":
+    if kind.endswith("triton"):
         return next(list(output["data"]) for output in answer["outputs"] if output["name"] == "items")
     return list(answer["items"])
 

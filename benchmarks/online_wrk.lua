@@ -6,6 +6,7 @@ local paths = {
    torchserve = "/predictions/rerank",
    torchserve_b4 = "/predictions/rerank_b4",
    triton = "/v2/models/rerank/infer",
+   pytriton = "/v2/models/rerank/infer",
 }
 math.randomseed(7)
 wrk.method = "POST"
@@ -14,7 +15,7 @@ wrk.headers["content-type"] = "application/json"
 request = function()
    local user = math.random(0, users - 1)
    local body
-   if kind == "triton" then
+   if string.sub(kind, -6) == "triton" then
       body = string.format('{"inputs":[{"name":"user_id","datatype":"INT64","shape":[1,1],"data":[%d]}]}', user)
    elseif string.sub(kind, 1, 10) == "torchserve" then
       body = string.format('{"user_id":%d}', user)

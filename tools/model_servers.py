@@ -57,7 +57,7 @@ RECIPES = {
         SYSTEM_PYTHON,
         ("nvidia-pytriton==0.7.0", "numpy<2", "onnxruntime", "lmdb"),
         "nvidia-pytriton",
-        (f"{_EXPORTED}/triton", f"{_PEERS}/triton_server.py", f"{_PEERS}/lookup.py"),
+        (f"{_EXPORTED}/triton", f"{_PEERS}/triton_model.py", f"{_PEERS}/pytriton_server.py", f"{_PEERS}/lookup.py"),
     ),
     "mlserver": Recipe(sys.executable, ("mlserver==1.7.1", "numpy", "onnxruntime"), "mlserver", (f"{_EXPORTED}/mlserver",)),
     # TensorFlow alone, which writes and loads SavedModels: TensorFlow Serving is in no package index.
@@ -180,7 +180,10 @@ def _torchserve(python: Path, export: Path, scratch: Path, port: int, workers: i
     ], "/predictions/{model}/{version}"
 
 
-def _triton(python: Path, export: Path, scratch: Path, port: int, workers: int, environment: dict[str, str]) -> tuple[list[str], str]:
+def triton_command(
+    python: Path, export: Path, scratch: Path, port: int, workers: int, environment: dict[str, str]
+) -> tuple[list[str], str]:
+    """Make the command of Triton's own server on the models of ``export``/model-repository-python, and the path that says it is ready."""
     site = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
     )
@@ -206,7 +209,7 @@ def _mlserver(python: Path, export: Path, scratch: Path, port: int, workers: int
     return [str(python.parent / "mlserver"), "start", str(copied)], "/v2/models/{model}/versions/{version}/ready"
 
 
-_COMMANDS = {"torchserve": _torchserve, "triton": _triton, "mlserver": _mlserver}
+_COMMANDS = {"torchserve": _torchserve, "triton": triton_command, "mlserver": _mlserver}
 SERVERS = tuple(_COMMANDS)
 
 

@@ -91,5 +91,5 @@ def test_grpc_is_compared_by_rounds_and_failures_count(codes: dict[str, int], n_
 
 
 def test_a_soak_of_this_build_is_repeated() -> None:
-    result = result_of(measured(ours=OURS) | {"soak": {"soak_rss_growth": 1.01, "date": "2026-12-01"}}, [])
-    assert (result["soak_rss_growth"], result["soak_date"]) == (1.01, "2026-12-01")
+    result = result_of(measured(ours=OURS) | {"soak": {"soak_rss_growth": 1.01, "soak_flat": False, "date": "2026-12-01"}}, [])
+    assert (result["soak_rss_growth"], result["soak_flat"], result["soak_date"]) == (1.01, False, "2026-12-01")

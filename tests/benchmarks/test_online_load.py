@@ -1,8 +1,12 @@
 """What the open loop's client says of a run."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 
-from benchmarks.online_load import Load, summarize
+from benchmarks import online_load
+from benchmarks.online_load import PATHS, Load, summarize
 
 
 def make_load(*answers: tuple[int, float, float, float]) -> Load:
@@ -38,3 +42,9 @@ def test_windows_are_by_when_a_request_was_due() -> None:
 def test_a_run_without_a_good_answer_has_no_latencies() -> None:
     summary = summarize(make_load(), None)
     assert (summary["statuses"], summary["unanswered"], summary["ms"]["p99"]) == ({}, 1, None)
+
+
+def test_wrk_asks_the_same_paths() -> None:
+    script = Path(online_load.__file__).with_name("online_wrk.lua").read_text(encoding="utf-8")
+    table = script[script.index("local paths = {") : script.index("}", script.index("local paths = {"))]
+    assert dict(re.findall(r'(\w+) = "([^"]+)"', table)) == PATHS
