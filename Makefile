@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data chaos test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-plan bench-online servers bench-servers bench-snapshot bench-digest clean distclean
+.PHONY: help setup data chaos test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -142,8 +142,13 @@ bench-servers: setup servers ## the ranker on other model servers: parity, reque
 bench-plan: setup ## plans against what happens: nights of two sizes, requests per second: USERS= ITEMS=
 	$(BIN)/python benchmarks/plan.py $(bench_options)
 
-bench-online: setup ## our server beside others on the same work: BEFORE=COMMIT PEERS=torchserve,triton (each in an environment of its own)
+bench-online: setup ## our server beside the build of another commit, and others, on the same work: BEFORE=COMMIT PEERS=torchserve,triton
 	$(BIN)/python benchmarks/online.py $(if $(BEFORE),--before $(BEFORE)) $(if $(PEERS),--peers $(PEERS)) $(bench_options)
+
+SOAK_SECONDS ?= 600
+
+soak: setup ## serve for SOAK_SECONDS=600 at 70 % of its capacity, snapshots swapping: fails unless memory, descriptors, threads stay flat
+	$(BIN)/python benchmarks/soak.py --seconds $(SOAK_SECONDS) $(bench_options)
 
 bench-snapshot: setup ## export-snapshot of a made-up run: USERS= ITEMS= DIM= K= (1000000 100000 64 100)
 	$(BIN)/python benchmarks/snapshot.py $(bench_options)

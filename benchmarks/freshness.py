@@ -25,7 +25,6 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from measuring import ROOT, report
 from night import RUN_DATE, Warehouse, trained_bundle
-from online_servers import free_ports
 
 from recsys_batch.config import Config, load_config
 from recsys_batch.schemas import TABLES
@@ -35,6 +34,8 @@ from recsys_batch.stream.runner import run_stream
 
 sys.path.insert(0, str(ROOT / "tools"))
 from kafka_broker import KafkaBroker
+from model_servers import free_ports
+from process_usage import list_family, read_status
 
 TOPIC = "events"
 GIVE_UP_SECONDS = 60.0
@@ -150,25 +151,7 @@ def _is_ready(port: int) -> bool:
 
 def rss_mb() -> float:
     """Resident memory of this process and all below it: the driver, its JVM, Python workers."""
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parents[int(folder.name)] = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-    ours, size = {os.getpid()}, 0
-    while size != len(ours):
-        size = len(ours)
-        ours |= {child for child, parent in parents.items() if parent in ours}
-    total = 0
-    for process in ours:
-        try:
-            lines = Path(f"/proc/{process}/status").read_text().splitlines()
-        except OSError:
-            continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
-    return total / 1024
+    return sum(read_status(process).get("RssAnon", 0) for process in list_family(os.getpid())) / 1024
 
 
 def main() -> None:

@@ -19,6 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
+from process_usage import list_family, read_command, read_status
+
 ROOT = Path(__file__).parent.parent
 _POLL_SECONDS = 0.2
 
@@ -46,32 +49,11 @@ class WorkerMemory:
 
     def _poll(self) -> None:
         while not self._stop.wait(_POLL_SECONDS):
-            for process in _descendants(os.getpid()):
-                try:
-                    command = Path(f"/proc/{process}/cmdline").read_text()
-                    status = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines() if ":" in line)
-                except OSError:
-                    continue
-                if "pyspark" in command and "java" not in command.split("\0")[0]:
-                    self.peak_rss_mb = max(self.peak_rss_mb, int(status.get("VmHWM", "0 kB").split()[0]) / 1024)
-                    self.peak_own_mb = max(self.peak_own_mb, int(status.get("RssAnon", "0 kB").split()[0]) / 1024)
-
-
-def _descendants(root: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except (OSError, IndexError, ValueError):
-                continue
-            children.setdefault(parent, []).append(int(folder.name))
-    descendants, queue = [], [root]
-    while queue:
-        for child in children.get(queue.pop(), []):
-            descendants.append(child)
-            queue.append(child)
-    return descendants
+            for process in list_family(os.getpid())[1:]:
+                command, status = read_command(process), read_status(process)
+                if "pyspark" in command and "java" not in command.split(" ")[0]:
+                    self.peak_rss_mb = max(self.peak_rss_mb, status.get("VmHWM", 0) / 1024)
+                    self.peak_own_mb = max(self.peak_own_mb, status.get("RssAnon", 0) / 1024)
 
 
 @contextmanager
@@ -118,6 +100,13 @@ def per_second(n: int, times: list[float]) -> float:
     return n / statistics.median(times)
 
 
+def product_tree() -> str | None:
+    """Name the contents of recsys_batch/ as git does, the same in all commits that leave them alone; None if they are not committed."""
+    changed = subprocess.run(["git", "status", "--porcelain", "recsys_batch"], cwd=ROOT, capture_output=True, text=True)
+    tree = subprocess.run(["git", "rev-parse", "--verify", "HEAD:recsys_batch"], cwd=ROOT, capture_output=True, text=True)
+    return tree.stdout.strip() if tree.returncode == 0 and not changed.stdout.strip() else None
+
+
 def report(name: str, settings: dict[str, Any], details: dict[str, Any], result: dict[str, Any], output: Path | None = None) -> None:
     """Write benchmarks/results/NAME.json and print the RESULT line."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
@@ -125,6 +114,7 @@ def report(name: str, settings: dict[str, Any], details: dict[str, Any], result:
         "benchmark": name,
         "date": dt.date.today().isoformat(),
         "commit": commit,
+        "product_tree": product_tree(),
         "machine": {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
         "settings": settings,
         "details": details,

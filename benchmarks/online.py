@@ -1,39 +1,49 @@
-"""Re-rank 200 candidates of 1,000,000 items x 64 and answer the ten best: our server beside TorchServe and Triton.
+"""Re-rank 200 candidates of 1,000,000 items x 64 and answer the ten best: our server beside the build before it, TorchServe and Triton.
 
-The same work for all: the same LMDB record, item matrix and ranker weights, two workers of one thread. Ours does more: it has a
-context with a session, rules, metrics and the exposure log. Closed loop by wrk at 1, 8 and 32 connections, rounds of the servers in
-turn; open loop at fixed rates; swaps of snapshots under load; twice the capacity.
+The same for all: the same LMDB record, item matrix and ranker weights, two workers of one thread that score, kept connections. Closed loop
+by wrk at 1, 8 and 32 connections and open loop at 1,000 requests/s, in rounds in which the servers take turns, after a warm-up of each at 8
+and at 32 connections, each as long as a measurement. Then, for ours and the build before: swaps of snapshots under load, twice the
+capacity, and the closed loop by gRPC.
+A ratio is the median over rounds of the ratio within a round; against peers it is to the best of them in that round.
 
-    make bench-online PEERS=torchserve,triton
+What is unfair, and to whom:
+- To ours: a request has a context with a session of three items, and rules, metrics and the log are on; peers take a user id alone.
+- To whom is fast: wrk takes some 20 us of a core per request of any server (load_cpu_us), which is 6 % of what ours takes and 1 to 4 % of
+  what the peers take, on cores that the server needs as well; the open loop's client takes more.
+- To ours: TorchServe and Triton have their frontends' threads (Netty, Triton's HTTP) beside the two that score; ours has both in a worker.
+- To pytriton: it calls both instances from one Python process, which take turns for the interpreter's lock. Triton's own Python backend has
+  a process for each and answers three times as many: that is the peer triton; pytriton is there for comparison with older figures.
+- To TorchServe: a batch that is not full waits, 1 ms at least, as 0 means 100 there (findings/). It has a model with batches of 16 and one
+  with batches of 4 (torchserve_b4), each of which counts as a peer. Java is warm after some ten seconds only, hence the long warm-up.
+- To all: servers that are not asked run on; ours takes 2 % of a core meanwhile, peers less (idle_cores).
+
+Figures of one machine compare with each other, not with another machine's.
+
+    make bench-online BEFORE=COMMIT PEERS=torchserve,triton
 """
 
 import argparse
 import json
-import os
-import shutil
 import statistics
-import subprocess
 import sys
-import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import online_servers as servers
-import torch
-from measuring import ROOT, checked_out, report, scratch_folder
+from measuring import ROOT, checked_out, product_tree, report, scratch_folder
 from model_servers import free_ports
-
-from recsys_batch.model.onnx_export import export_ranker_onnx
-from recsys_batch.model.ranker import RankerParameters
-from recsys_batch.online.export.synthetic_snapshot import make_snapshot
-from recsys_batch.online.snapshot.repository import set_current
-from recsys_batch.ranking.features import FeatureSpec
-from recsys_batch.registry.bundle import RANKER_PREFIX
+from online_figures import result_of
+from online_runs import GRPC_LOAD, activations, closed, grpc_closed, opened, take_turns, warm_up
+from process_usage import cpu_seconds
 
 CONNECTIONS = (1, 8, 32)
+RATE = 1000.0
+"""Of the open loop and of swaps, requests per second."""
+SOAK_SECONDS = 600
+"""A shorter soak shows nothing."""
 
 
 def main() -> None:
@@ -43,7 +53,7 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--k", type=int, default=200, help="candidates per user")
     parser.add_argument("--before", help="commit whose build is measured beside this one")
-    parser.add_argument("--peers", default="", help="torchserve,triton or a part of it")
+    parser.add_argument("--peers", default="", help="of torchserve, triton, pytriton; comma between")
     parser.add_argument("--seconds", type=float, default=8.0, help="of a measurement")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -53,55 +63,86 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     peers = [peer for peer in arguments.peers.split(",") if peer]
-    snapshots, weights = made(arguments, folder)
-    details: dict[str, Any] = {"closed": {}, "open": {}, "swap": {}, "overload": {}}
+    if unknown := set(peers) - {"torchserve", "triton", "pytriton"}:
+        raise SystemExit(f"--peers has {sorted(unknown)}: there are torchserve, triton, pytriton")
+    snapshots, weights = servers.make_snapshots(arguments, folder)
+    details: dict[str, Any] = {}
     with ExitStack() as builds:
         codes = {"ours": ROOT}
         if arguments.before:
             codes["before"] = builds.enter_context(checked_out(arguments.before, folder))
         with ExitStack() as stack:
-            ports = {name: stack.enter_context(servers.ours(snapshots, folder, free_ports(), code=code)) for name, code in codes.items()}
+            started = {name: stack.enter_context(servers.ours(snapshots, folder, free_ports(), code=code)) for name, code in codes.items()}
             for peer in peers:
                 scratch = folder / peer
                 scratch.mkdir()
                 start = getattr(servers, peer)
-                ports[peer] = stack.enter_context(start(snapshots / "one", weights, scratch, free_ports()))
-            check(ports, snapshots)
-            for name, port in ports.items():
-                closed(name, port, 8, 3.0, arguments.users)  # warm
-            details["closed"] = compared(ports, arguments)
-            details["open"] = {name: opened(name, port, 1000, arguments.seconds, arguments.users) for name, port in ports.items()}
+                started |= {server.kind: server for server in stack.enter_context(start(snapshots / "one", weights, scratch, free_ports()))}
+            check(started, snapshots)
+            details |= measure_in_turn(started, arguments)
         capacity = details["closed"]["ours"]["32"]["qps"]
+        details |= {"swap": {}, "overload": {}}
         for name, code in codes.items():
             (snapshots / "two" / ".verified").unlink(missing_ok=True)
-            with servers.ours(snapshots, folder, free_ports(), code=code) as port:
-                closed(name, port, 8, 3.0, arguments.users)
-                details["swap"][name] = swapped(name, port, arguments)
-                details["overload"][name] = opened(name, port, 2 * capacity, arguments.seconds, arguments.users, connections=512)
-    report("online", {**vars(arguments), "exposures": True}, details, result_of(details, peers))
+            with servers.ours(snapshots, folder, free_ports(), code=code) as server:
+                warm_up(server, arguments.users, arguments.seconds)
+                details["swap"][name] = swapped(server, arguments)
+                details["overload"][name] = opened(server, 2 * capacity, arguments.seconds, arguments.users, 512)
+        details["grpc"] = measure_grpc(codes, snapshots, folder, arguments)
+    details["soak"] = find_soak()
+    report(
+        "online",
+        {**vars(arguments), "exposures": True},
+        details,
+        result_of(details, [kind for kind in details["closed"] if kind not in codes]),
+    )
 
 
-def made(arguments: argparse.Namespace, folder: Path) -> tuple[Path, Path]:
-    """Make (folder with the snapshots "one", which is current, and its copy "two"; the ranker's weights for torch)."""
-    params = RankerParameters.initialize(arguments.dim, len(FeatureSpec.default().names), 1)
-    params.output += 0.1 * torch.randn(params.output.shape, generator=torch.Generator().manual_seed(1))
-    params.gate = 1.0
-    arrays = params.to_arrays()
-    weights = {name.removeprefix(RANKER_PREFIX): array for name, array in arrays.items()}
-    np.savez(folder / "weights.npz", **weights)
-    snapshots, began = folder / "snapshots", time.monotonic()
-    sizes = {"users": arguments.users, "items": arguments.items, "dim": arguments.dim, "candidates": arguments.k}
-    make_snapshot(snapshots, snapshot_id="one", ranker=export_ranker_onnx(arrays), ranker_weights=weights, **sizes)
-    shutil.copytree(snapshots / "one", snapshots / "two", ignore=shutil.ignore_patterns(".verified"))
-    manifest = json.loads((snapshots / "two" / "manifest.json").read_text())
-    (snapshots / "two" / "manifest.json").write_text(json.dumps({**manifest, "snapshot_id": "two"}))
-    set_current(snapshots, "one")
-    print(f"two snapshots in {time.monotonic() - began:.0f} s", flush=True)
-    return snapshots, folder / "weights.npz"
+def measure_in_turn(started: dict[str, servers.RunningServer], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Measure the closed and the open loop of servers that all run, by rounds in which they take turns.
+
+    Returns:
+        rounds (server, connections, runs), closed (the same, medians over rounds), open (server, runs), idle_cores (server).
+    """
+    for server in started.values():
+        warm_up(server, arguments.users, arguments.seconds)
+    rounds: dict[str, dict[str, list[dict[str, float]]]] = {name: {} for name in started}
+    for connections in CONNECTIONS:
+        run = partial(closed, connections=connections, seconds=arguments.seconds, users=arguments.users)
+        runs = take_turns(started, arguments.rounds, run)
+        for name in started:
+            rounds[name][str(connections)] = runs[name]
+    medians = {name: {n: _medians(runs) for n, runs in by_connections.items()} for name, by_connections in rounds.items()}
+    open_runs = take_turns(started, arguments.rounds, lambda server: opened(server, RATE, arguments.seconds, arguments.users))
+    return {"rounds": rounds, "closed": medians, "open": open_runs, "idle_cores": idle_cores(started)}
 
 
-def check(ports: dict[str, int], snapshots: Path) -> None:
-    """Check that every peer and our server without context answer what the formula says."""
+def idle_cores(started: dict[str, servers.RunningServer], seconds: float = 3.0) -> dict[str, float]:
+    """Measure the processor time per second of servers that nobody asks anything."""
+    before, began = {name: cpu_seconds(server.pid) for name, server in started.items()}, time.monotonic()
+    time.sleep(seconds)
+    elapsed = time.monotonic() - began
+    return {name: round((cpu_seconds(server.pid) - before[name]) / elapsed, 3) for name, server in started.items()}
+
+
+def measure_grpc(
+    codes: dict[str, Path], snapshots: Path, folder: Path, arguments: argparse.Namespace
+) -> dict[str, list[dict[str, Any]]] | None:
+    """Measure the closed loop over gRPC, ours and the build before in turn; None where its load generator is missing."""
+    if not GRPC_LOAD.exists():
+        print(f"  gRPC is left out: {GRPC_LOAD.relative_to(ROOT)} is missing", flush=True)
+        return None
+    with ExitStack() as stack:
+        started = {
+            name: stack.enter_context(servers.ours(snapshots, folder, free_ports(), code=code, grpc=True)) for name, code in codes.items()
+        }
+        for server in started.values():
+            grpc_closed(server, 3.0, arguments.users)
+        return take_turns(started, arguments.rounds, lambda server: grpc_closed(server, arguments.seconds, arguments.users))
+
+
+def check(started: dict[str, servers.RunningServer], snapshots: Path) -> None:
+    """Check that every peer answers what the formula says."""
     sys.path.insert(0, str(ROOT / "benchmarks" / "peers"))
     from lookup import Lookup
 
@@ -111,103 +152,33 @@ def check(ports: dict[str, int], snapshots: Path) -> None:
     for user in (0, 17, 4242):
         vector, codes, items, features = lookup.get(user)
         expected, scores = lookup.best(ranker.score(vector[None], items[None], features[None])[0], codes)
-        for name, port in ports.items():
+        for name, server in started.items():
             if name not in ("ours", "before"):
-                items = servers.ask(name, port, user)
+                items = servers.ask(name, server.port, user)
                 assert items is not None and set(items[:5]) == set(expected[:5].tolist()), (name, user, items, expected, scores)
 
 
-def closed(kind: str, port: int, connections: int, seconds: float, users: int) -> dict[str, float]:
-    """Run wrk's closed loop."""
-    command = [
-        "wrk",
-        "-t1",
-        f"-c{connections}",
-        f"-d{seconds:g}s",
-        "-s",
-        str(ROOT / "benchmarks" / "online_wrk.lua"),
-        f"http://127.0.0.1:{port}",
-    ]
-    env = {**os.environ, "RECSYS_KIND": kind, "RECSYS_USERS": str(users)}
-    output = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
-    measured: dict[str, float] = json.loads(output.strip().splitlines()[-1])
-    print(f"  {kind:<11} c={connections:<3}{measured['qps']:9.0f} req/s   p99 {measured['p99']:8.2f} ms", flush=True)
-    return measured
+def swapped(server: servers.RunningServer, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Run the open loop while snapshots are activated in turn, a second apart; the first activation verifies all files."""
+    with activations(server, 1.0) as done:
+        measured = opened(server, RATE, max(12.0, arguments.seconds), arguments.users)
+    return {**measured, "activations_seconds": [activation["seconds"] for activation in done]}
 
 
-def compared(ports: dict[str, int], arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
-    """Compare servers by medians over rounds in which they take turns."""
-    measured: dict[str, dict[str, list[dict[str, float]]]] = {name: {str(c): [] for c in CONNECTIONS} for name in ports}
-    for _ in range(arguments.rounds):
-        for connections in CONNECTIONS:
-            for name, port in ports.items():
-                measured[name][str(connections)].append(closed(name, port, connections, arguments.seconds, arguments.users))
-    medians = {}
-    for name, by_connections in measured.items():
-        medians[name] = {
-            c: {key: statistics.median(run[key] for run in rounds) for key in rounds[0]} for c, rounds in by_connections.items()
-        }
-    return medians
+def find_soak() -> dict[str, Any] | None:
+    """Find what `make soak` wrote, where it ran this very product for as long as it should; None otherwise."""
+    path = ROOT / "benchmarks" / "results" / "soak.json"
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    tree, settings = product_tree(), document.get("settings", {})
+    is_this_build = tree is not None and document.get("product_tree") == tree
+    if not is_this_build or settings["seconds"] < SOAK_SECONDS or settings["rate"] is not None:
+        print("  the soak is left out: make soak has not run this build, committed, for ten minutes at 70 % of its capacity", flush=True)
+        return None
+    return {"date": document["date"], "commit": document["commit"], **document["result"]}
 
 
-def opened(kind: str, port: int, rate: float, seconds: float, users: int, connections: int = 128) -> dict[str, Any]:
-    """Run the open loop at a fixed rate."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "online_load.py"), "--kind", kind, "--port", str(port), "--rate", str(rate)]
-    options = ["--seconds", str(seconds), "--users", str(users), "--connections", str(connections)]
-    measured: dict[str, Any] = json.loads(subprocess.run([*command, *options], check=True, capture_output=True, text=True).stdout)
-    print(
-        f"  {kind:<11} {rate:.0f} req/s: {measured['statuses']}, "
-        f"p99 {measured['ms']['p99']} ms ({measured['ms_since_sent']['p99']} since sent)",
-        flush=True,
-    )
-    return measured
-
-
-def swapped(kind: str, port: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run the open loop at 1,000 req/s while snapshots are activated in turn; the first activation verifies all files."""
-    seconds_taken: list[float] = []
-    stop = threading.Event()
-
-    def swap() -> None:
-        turn = 0
-        while not stop.wait(1.0):
-            turn += 1
-            began = time.monotonic()
-            status = servers.admin(port, "POST", f"/v1/snapshots/{('one', 'two')[turn % 2]}/activate")
-            if status != 200:
-                raise SystemExit(f"activation answered {status}")
-            seconds_taken.append(round(time.monotonic() - began, 2))
-
-    thread = threading.Thread(target=swap)
-    thread.start()
-    try:
-        measured = opened(kind, port, 1000, max(12.0, arguments.seconds), arguments.users)
-    finally:
-        stop.set()
-        thread.join()
-    return {**measured, "activations_seconds": seconds_taken}
-
-
-def result_of(details: dict[str, Any], peers: list[str]) -> dict[str, Any]:
-    ours, swap, overload = details["closed"]["ours"]["32"], details["swap"]["ours"], details["overload"]["ours"]
-    statuses = {int(status): n for status, n in overload["statuses"].items()}
-    result = {"qps_c32": round(ours["qps"]), "p99_ms_c32": round(ours["p99"], 2)}
-    result["p99_ms_at_1000qps"] = details["open"]["ours"]["ms"]["p99"]
-    if "before" in details["closed"]:
-        for connections in ("1", "8", "32"):
-            before = details["closed"]["before"][connections]["qps"]
-            result[f"qps_vs_before_c{connections}"] = round(details["closed"]["ours"][connections]["qps"] / before, 2)
-    if peers:
-        best = max(peers, key=lambda peer: details["closed"][peer]["32"]["qps"])
-        theirs = details["closed"][best]["32"]
-        result |= {"best_peer": best, "best_peer_qps_c32": round(theirs["qps"]), "qps_vs_peer": round(ours["qps"] / theirs["qps"], 2)}
-        result["p99_vs_peer"] = round(ours["p99"] / min(details["closed"][peer]["32"]["p99"] for peer in peers), 3)
-    failed = sum(n for status, n in swap["statuses"].items() if int(status) != 200) + swap["unanswered"] + swap["connections_lost"]
-    result |= {"swap_p99_ms": swap["ms"]["p99"], "swap_failed": failed, "swaps": len(swap["activations_seconds"])}
-    result["overload_p99_ms"] = overload["ms_since_sent"]["p99"]
-    result["overload_503_share"] = round(statuses.get(503, 0) / max(sum(statuses.values()), 1), 3)
-    result["overload_other"] = sum(n for status, n in statuses.items() if status not in (200, 503)) + overload["unanswered"]
-    return result
+def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
 if __name__ == "__main__":

@@ -12,20 +12,29 @@ import gc
 import json
 import random
 import time
+from array import array
 from collections import Counter, deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import uvloop
 
-PATHS = {"ours": "/v1/rank", "before": "/v1/rank", "torchserve": "/predictions/rerank", "triton": "/v2/models/rerank/infer"}
+PATHS = {
+    "ours": "/v1/rank",
+    "before": "/v1/rank",
+    "torchserve": "/predictions/rerank",
+    "torchserve_b4": "/predictions/rerank_b4",
+    "triton": "/v2/models/rerank/infer",
+    "pytriton": "/v2/models/rerank/infer",
+}
 
 
 def body(kind: str, user: int) -> bytes:
     """Build the request of a user in a server's format; ours has a context, the peers have none."""
-    if kind == "triton":
+    if kind.endswith("triton"):
         return json.dumps({"inputs": [{"name": "user_id", "datatype": "INT64", "shape": [1, 1], "data": [user]}]}).encode()
-    if kind == "torchserve":
+    if kind.startswith("torchserve"):
         return json.dumps({"user_id": user}).encode()
     context = {"timestamp": 1_700_000_000 + user, "device": "mobile", "session_item_ids": [user + 1, 3 * user + 7, 900_000 - user]}
     return json.dumps({"user_id": user, "k": 10, "context": context}).encode()
@@ -83,12 +92,18 @@ class Load:
         # In turn, so that the connections of every worker are used.
         self._free: deque[Connection] = deque()
         self._waiting: deque[tuple[bytes, float]] = deque()
-        self.due: list[tuple[int, float, float]] = []
+        # Of each answer: status, when it was due, and the seconds until it came, from then and from when it was sent.
+        self.statuses, self.due_times = array("H"), array("d")
+        self.seconds_since_due, self.seconds_since_sent = array("d"), array("d")
+        self._started_at = 0.0
         self.n_lost = self.n_sent = 0
 
     def answered(self, connection: Connection, status: int, due: float, sent: float) -> None:
         now = time.perf_counter()
-        self.due.append((status, now - due, now - sent))
+        self.statuses.append(status)
+        self.due_times.append(due - self._started_at)
+        self.seconds_since_due.append(now - due)
+        self.seconds_since_sent.append(now - sent)
         if self._waiting:
             connection.send(*self._waiting.popleft())
         else:
@@ -104,7 +119,8 @@ class Load:
         for _ in range(n_connections):
             _, connection = await loop.create_connection(lambda: Connection(self), "127.0.0.1", port)
             self._free.append(connection)
-        start, n = time.perf_counter() + 0.05, len(self._times)
+        self._started_at = start = time.perf_counter() + 0.05
+        n = len(self._times)
         while self.n_sent < n:
             now = time.perf_counter()
             while self.n_sent < n and start + self._times[self.n_sent] <= now:
@@ -116,7 +132,7 @@ class Load:
                     self._waiting.append((raw, due))
             await asyncio.sleep(0.001)  # uvloop's shortest: less is none, and spins a core that the server needs
         until = time.perf_counter() + 10
-        while len(self.due) < self.n_sent and self.n_lost == 0 and time.perf_counter() < until:
+        while len(self.statuses) < self.n_sent and self.n_lost == 0 and time.perf_counter() < until:
             await asyncio.sleep(0.01)
 
 
@@ -129,6 +145,7 @@ def main() -> None:
     parser.add_argument("--poisson", action="store_true", help="at random times, as people come, instead of evenly spaced ones")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--users", type=int, default=1)
+    parser.add_argument("--window", type=float, help="seconds: percentiles of each such part of the run, too")
     parser.add_argument("--requests", type=Path, help="file of whole requests, a length of eight bytes before each, instead of --kind")
     arguments = parser.parse_args()
     draw = random.Random(7)
@@ -141,14 +158,35 @@ def main() -> None:
     load = Load(requests, (np.cumsum(gaps) - gaps[0]) / arguments.rate)
     gc.disable()
     uvloop.run(load.run(arguments.port, arguments.connections))
-    good = np.array([(due, sent) for status, due, sent in load.due if status == 200] or [(np.nan, np.nan)]) * 1000
-    summary = {"sent": load.n_sent, "statuses": dict(Counter(status for status, _, _ in load.due)), "connections_lost": load.n_lost}
-    summary["unanswered"] = load.n_sent - len(load.due)
-    for name, column in (("ms", good[:, 0]), ("ms_since_sent", good[:, 1])):
-        summary[name] = {f"p{q}": round(float(np.percentile(column, q)), 3) for q in (50, 90, 99, 99.9)} | {
-            "max": round(float(column.max()), 3)
-        }
-    print(json.dumps(summary))
+    print(json.dumps(summarize(load, arguments.window)))
+
+
+def summarize(load: Load, window_seconds: float | None) -> dict[str, Any]:
+    """Summarize a run: statuses, what was lost, and milliseconds of the answers with 200.
+
+    ``ms`` counts from when a request was due, ``ms_since_sent`` from when it was sent; ``ms_late`` is what lies between, for want of a
+    connection or of processor time. Of each window: ``at`` its first second, and ``ms``.
+    """
+    statuses, due = np.array(load.statuses), np.array(load.seconds_since_due) * 1000
+    since_sent, good = np.array(load.seconds_since_sent) * 1000, statuses == 200
+    summary: dict[str, Any] = {"sent": load.n_sent, "statuses": {int(status): n for status, n in Counter(load.statuses).items()}}
+    summary |= {"connections_lost": load.n_lost, "unanswered": load.n_sent - len(statuses)}
+    for name, column in (("ms", due[good]), ("ms_since_sent", since_sent[good]), ("ms_late", due - since_sent)):
+        summary[name] = {f"p{q}": percentile(column, q) for q in (50, 90, 99, 99.9)} | {"max": percentile(column, 100)}
+    if window_seconds is not None:
+        numbers = np.array(load.due_times) // window_seconds
+        summary["windows"] = []
+        for number in np.unique(numbers):
+            inside = due[(numbers == number) & good]
+            n_others = int(np.sum((numbers == number) & ~good))
+            figures = {"n_200": len(inside), "n_others": n_others, "p50": percentile(inside, 50), "p99": percentile(inside, 99)}
+            summary["windows"].append({"at": number * window_seconds, **figures})
+    return summary
+
+
+def percentile(milliseconds: np.ndarray, q: float) -> float | None:
+    """Compute a percentile; None of nothing."""
+    return round(float(np.percentile(milliseconds, q)), 3) if len(milliseconds) else None
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import online_servers as servers
 from measuring import ROOT, report
 from night import RUN_DATE, Warehouse, trained_bundle
-from online import closed
+from online_runs import closed
 
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
@@ -96,9 +96,9 @@ def measure_qps(folder: Path) -> float:
     sizes = {"users": trial.N_USERS, "items": trial.N_ITEMS, "dim": trial.DIM, "candidates": trial.N_CANDIDATES}
     make_snapshot(folder / "snapshots", ranker=export_ranker_onnx(arrays), **sizes)
     set_current(folder / "snapshots", "made-up")
-    with servers.ours(folder / "snapshots", folder, free_ports(), workers=1) as port:
-        closed("ours", port, 8, 3.0, trial.N_USERS)
-        return closed("ours", port, 8, 8.0, trial.N_USERS)["qps"]
+    with servers.ours(folder / "snapshots", folder, free_ports(), workers=1) as server:
+        closed(server, 8, 3.0, trial.N_USERS)
+        return closed(server, 8, 8.0, trial.N_USERS)["qps"]
 
 
 if __name__ == "__main__":

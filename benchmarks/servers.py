@@ -21,7 +21,7 @@ from typing import Any
 import online_servers as servers
 import torch
 from measuring import ROOT, report, scratch_folder
-from online import closed
+from online_runs import closed
 from scoring_calls import ScoringCall, largest_difference, make_calls
 
 from recsys_batch.config import Online
@@ -72,9 +72,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     snapshot = open_snapshot(folder / "snapshots" / "one")
     calls = make_calls(snapshot, 1000)
     details: dict[str, Any] = {"onnx": {}}
-    with servers.ours(folder / "snapshots", folder, free_ports()) as port:
-        for _ in rounds("onnx", port, arguments):
-            measure_round("onnx", port, None, arguments, folder, details["onnx"])
+    with servers.ours(folder / "snapshots", folder, free_ports()) as server:
+        for _ in rounds("onnx", server, arguments):
+            measure_round("onnx", server, None, arguments, folder, details["onnx"])
     for name in names:
         install(name)
         export_model(model, name, folder / name, ServerBatching())
@@ -90,20 +90,20 @@ def measure_server(name: str, arguments: argparse.Namespace, folder: Path, calls
         wire = make_wire_format(ServerSettings.from_section(Online.model_validate(settings), str(folder), str(folder)))
         measured |= {"start_seconds": round(started.seconds, 1), "parity_max": check_parity(started.port, wire, calls)}
         write_requests(folder / f"{name}.requests", wire, [call for call in calls[:-1] if call.items.shape[1] == arguments.k][:500])
-        with servers.ours(folder / "snapshots", folder, free_ports(), **settings) as port:
-            for _ in rounds(name, port, arguments):
-                measure_round(name, port, started, arguments, folder, measured)
+        with servers.ours(folder / "snapshots", folder, free_ports(), **settings) as server:
+            for _ in rounds(name, server, arguments):
+                measure_round(name, server, started, arguments, folder, measured)
         measured["memory_mb"] = round(started.resident_mb())
         settings["engine_timeout_ms"] = str(TIMEOUT_MS)
-        with servers.ours(folder / "snapshots", folder, free_ports(), **settings) as port:
-            closed("ours", port, 8, 3.0, arguments.users)
-            measured["killed"] = kill_within_load(port, started, arguments)
+        with servers.ours(folder / "snapshots", folder, free_ports(), **settings) as server:
+            closed(server, 8, 3.0, arguments.users)
+            measured["killed"] = kill_within_load(server.port, started, arguments)
     return measured
 
 
-def rounds(name: str, port: int, arguments: argparse.Namespace) -> Iterator[int]:
+def rounds(name: str, server: servers.RunningServer, arguments: argparse.Namespace) -> Iterator[int]:
     """Warm a server of ours, and count the rounds."""
-    closed("ours", port, 8, 3.0, arguments.users)
+    closed(server, 8, 3.0, arguments.users)
     for number in range(1, arguments.rounds + 1):
         print(f"{name}, round {number} of {arguments.rounds}", flush=True)
         yield number
@@ -151,15 +151,15 @@ def write_requests(path: Path, wire: WireFormat, calls: list[ScoringCall]) -> No
 
 
 def measure_round(
-    name: str, port: int, started: Started | None, arguments: argparse.Namespace, folder: Path, measured: dict[str, Any]
+    name: str, server: servers.RunningServer, started: Started | None, arguments: argparse.Namespace, folder: Path, measured: dict[str, Any]
 ) -> None:
     """Measure an engine once: directly, through /v1/rank, and by closed loops."""
     if started is not None:
         measured.setdefault("direct", []).append(opened(started.port, arguments, requests=folder / f"{name}.requests"))
-    measured.setdefault("through", []).append(opened(port, arguments))
+    measured.setdefault("through", []).append(opened(server.port, arguments))
     for connections in (8, 32):
         runs = measured.setdefault(f"c{connections}", [])
-        runs.append(closed("ours", port, connections, arguments.seconds / 2, arguments.users))
+        runs.append(closed(server, connections, arguments.seconds / 2, arguments.users))
     shown = {key: measured[key][-1]["ms"]["p99"] for key in ("direct", "through") if key in measured}
     print(f"{name:<12} p99 at {RATE:.0f} requests/s, ms: {shown}", flush=True)
 

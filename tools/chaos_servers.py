@@ -19,6 +19,7 @@ from typing import Any
 
 import redis
 from chaos_load import TOKEN, call
+from process_usage import list_family, read_command, read_status, read_usage
 
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
@@ -54,23 +55,15 @@ class Server:
 
     def memory_mb(self) -> int:
         """Sum the resident memory of the workers."""
-        status = [Path(f"/proc/{pid}/status").read_text() for pid in self.workers()]
-        return sum(int(text.split("VmRSS:")[1].split()[0]) for text in status) // 1024
+        return sum(read_status(pid).get("VmRSS", 0) for pid in self.workers()) // 1024
 
     def n_descriptors(self) -> int:
         """Count the open descriptors of the workers."""
-        return sum(len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in self.workers())
+        return sum(usage.descriptors for pid in self.workers() if (usage := read_usage(pid)))
 
     def processes(self) -> dict[int, str]:
         """Find the server's processes and their command lines."""
-        found, queue = {}, [self.process.pid]
-        while queue:
-            pid = queue.pop()
-            with suppress(OSError):
-                found[pid] = Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    queue += map(int, (task / "children").read_text().split())
-        return found
+        return {pid: read_command(pid) for pid in list_family(self.process.pid)}
 
 
 SERVE = [sys.executable, "-c", "from recsys_batch.cli import main; main()", "serve"]

@@ -34,25 +34,34 @@ class Recipe:
     """How an environment is made.
 
     Attributes:
-        python: interpreter. packages: pinned. shown: the one whose version is told.
+        python: interpreter. packages: all that the files import and that the server forgets to ask for; what has to agree is pinned.
+        shown: the one whose version is told. files: folders and files of this repository that run in it.
     """
 
     python: str
     packages: tuple[str, ...]
     shown: str
+    files: tuple[str, ...]
 
 
+_EXPORTED, _PEERS = "recsys_batch/model_servers/files", "benchmarks/peers"
 RECIPES = {
     "torchserve": Recipe(
         sys.executable,
         ("torchserve==0.12.0", "torch-model-archiver==0.12.0", "torch", "pyyaml", "setuptools", "numpy", "onnxruntime", "lmdb"),
         "torchserve",
+        (f"{_EXPORTED}/torchserve", f"{_PEERS}/torchserve_handler.py", f"{_PEERS}/lookup.py"),
     ),
     # Its stub needs the distribution's Python.
-    "triton": Recipe(SYSTEM_PYTHON, ("nvidia-pytriton==0.7.0", "numpy<2", "onnxruntime", "lmdb"), "nvidia-pytriton"),
-    "mlserver": Recipe(sys.executable, ("mlserver==1.7.1", "onnxruntime"), "mlserver"),
+    "triton": Recipe(
+        SYSTEM_PYTHON,
+        ("nvidia-pytriton==0.7.0", "numpy<2", "onnxruntime", "lmdb"),
+        "nvidia-pytriton",
+        (f"{_EXPORTED}/triton", f"{_PEERS}/triton_model.py", f"{_PEERS}/pytriton_server.py", f"{_PEERS}/lookup.py"),
+    ),
+    "mlserver": Recipe(sys.executable, ("mlserver==1.7.1", "numpy", "onnxruntime"), "mlserver", (f"{_EXPORTED}/mlserver",)),
     # TensorFlow alone, which writes and loads SavedModels: TensorFlow Serving is in no package index.
-    "tensorflow": Recipe(sys.executable, ("tensorflow-cpu==2.21.0",), "tensorflow-cpu"),
+    "tensorflow": Recipe(sys.executable, ("tensorflow-cpu==2.21.0", "numpy"), "tensorflow-cpu", (f"{_EXPORTED}/tfserving",)),
 }
 
 
@@ -61,9 +70,9 @@ class NotInstalled(Exception):
 
 
 def install(name: str) -> Path:
-    """Make an environment where it is missing; its interpreter. Raises NotInstalled: pip could not."""
+    """Make an environment where it is missing, or was made of other packages; its interpreter. Raises NotInstalled: pip could not."""
     recipe, folder = RECIPES[name], FOLDER / name
-    if not (folder / ".ready").exists():
+    if not _is_ready(name):
         shutil.rmtree(folder, ignore_errors=True)
         for command in (
             [recipe.python, "-m", "venv", str(folder)],
@@ -72,15 +81,25 @@ def install(name: str) -> Path:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise NotInstalled(f"{name}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
-        (folder / ".ready").touch()
+        (folder / ".ready").write_text(_contents_of(recipe))
     return folder / "bin" / "python"
 
 
 def find(name: str) -> Path:
     """Find the interpreter of an environment. Raises NotInstalled: `make servers` was not run, or could not make it."""
-    if not (FOLDER / name / ".ready").exists():
-        raise NotInstalled(f"{name} is not installed here: make servers")
+    if not _is_ready(name):
+        raise NotInstalled(f"{name} is not installed here, or of other packages than tools/model_servers.py lists: make servers")
     return FOLDER / name / "bin" / "python"
+
+
+def _is_ready(name: str) -> bool:
+    """Whether an environment is there and is of the packages that are listed now: one from before a package was added lacks it."""
+    mark = FOLDER / name / ".ready"
+    return mark.exists() and mark.read_text() == _contents_of(RECIPES[name])
+
+
+def _contents_of(recipe: Recipe) -> str:
+    return "\n".join(recipe.packages) + "\n"
 
 
 @dataclass(frozen=True)
@@ -139,7 +158,7 @@ def running(name: str, export: Path, model: str, version: str, scratch: Path, *,
         grpc_port = 0 if name == "torchserve" else port + 1
         yield Started(f"http://127.0.0.1:{port}", port, grpc_port, process, time.monotonic() - began)
     finally:
-        _end(process)
+        end_session(process)
 
 
 def _torchserve(python: Path, export: Path, scratch: Path, port: int, workers: int, environment: dict[str, str]) -> tuple[list[str], str]:
@@ -161,7 +180,10 @@ def _torchserve(python: Path, export: Path, scratch: Path, port: int, workers: i
     ], "/predictions/{model}/{version}"
 
 
-def _triton(python: Path, export: Path, scratch: Path, port: int, workers: int, environment: dict[str, str]) -> tuple[list[str], str]:
+def triton_command(
+    python: Path, export: Path, scratch: Path, port: int, workers: int, environment: dict[str, str]
+) -> tuple[list[str], str]:
+    """Make the command of Triton's own server on the models of ``export``/model-repository-python, and the path that says it is ready."""
     site = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], capture_output=True, text=True, check=True
     )
@@ -187,7 +209,7 @@ def _mlserver(python: Path, export: Path, scratch: Path, port: int, workers: int
     return [str(python.parent / "mlserver"), "start", str(copied)], "/v2/models/{model}/versions/{version}/ready"
 
 
-_COMMANDS = {"torchserve": _torchserve, "triton": _triton, "mlserver": _mlserver}
+_COMMANDS = {"torchserve": _torchserve, "triton": triton_command, "mlserver": _mlserver}
 SERVERS = tuple(_COMMANDS)
 
 
@@ -216,8 +238,8 @@ def _is_free(port: int) -> bool:
         return tried.connect_ex(("127.0.0.1", port)) != 0
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the session that a process began."""
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """End the session that a process began, also what is left of it where that process has ended."""
     for number, seconds in ((signal.SIGTERM, 20), (signal.SIGKILL, 10)):
         try:
             os.killpg(process.pid, number)

@@ -1,4 +1,4 @@
-"""Triton by pytriton: ONNX Runtime on our very ranker.onnx in its Python backend, with the dynamic batcher; until SIGTERM."""
+"""Triton by pytriton, which calls both instances from this one process: ONNX Runtime on our very ranker.onnx, until SIGTERM."""
 
 import sys
 
