@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from recsys_batch.ranking.features import CONTEXT_FEATURES, PAIR_FEATURES, FeatureSpec
+from recsys_batch.ranking.features import CANDIDATE_SCORE, CONTEXT_FEATURES, PAIR_FEATURES, FeatureSpec
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
 _GROUP_OF = {"retrieval_score": "retrieval", "log_popularity": "popularity", "log_n_events": "activity", "has_session": "session"}
 
 
 def feature_groups(spec: FeatureSpec) -> dict[str, list[int]]:
-    """Columns of the feature array by group: retrieval, popularity, activity, time, device, session, attributes."""
+    """Columns of the feature array by group: retrieval, popularity, activity, time, device, session, candidate_score, attributes."""
     columns_by_group: dict[str, list[int]] = {}
     for column, name in enumerate(spec.names):
         columns_by_group.setdefault(_group(name, column), []).append(column)
@@ -17,6 +17,8 @@ def feature_groups(spec: FeatureSpec) -> dict[str, list[int]]:
 
 
 def _group(name: str, column: int) -> str:
+    if name == CANDIDATE_SCORE:
+        return name
     if column >= len(PAIR_FEATURES) + len(CONTEXT_FEATURES):
         return "attributes"
     prefix = name.partition("_")[0]
