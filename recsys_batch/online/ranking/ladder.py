@@ -67,13 +67,13 @@ def resolve_many(
 ) -> tuple[dict[int, RankResult], list[tuple[list[int], list[RankerInput]]]]:
     """Resolve queries into (answers that need no ranker, by number; blocks of numbers and queries for one run of the model each)."""
     results: dict[int, RankResult] = {}
-    by_length: dict[int, dict[int, RankerInput]] = {}
+    by_length: dict[tuple[int, bool], dict[int, RankerInput]] = {}
     for number, rank_input in enumerate(inputs):
         resolved = _resolve_candidates(snapshot, rank_input, latency)
         if isinstance(resolved, RankResult):
             results[number] = resolved
         else:
-            by_length.setdefault(len(resolved.record.codes), {})[number] = resolved
+            by_length.setdefault((len(resolved.record.codes), resolved.listed is None), {})[number] = resolved
     blocks = []
     for group in by_length.values():
         numbers, pairs = list(group), list(group.values())
@@ -100,7 +100,7 @@ def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: Late
         return resolved
     if snapshot.ranker is None:
         return fall_back(snapshot, resolved, NO_RANKER)
-    if query.deadline is not None and query.deadline - time.perf_counter() < latency.p99():
+    if query.deadline is not None and query.deadline - time.perf_counter() < tracker_of(resolved, latency).p99():
         return fall_back(snapshot, resolved, DEADLINE)
     return resolved
 
@@ -152,7 +152,12 @@ def _score_or_fall_back(
             return [one for pair in pairs for one in _score_or_fall_back(snapshot, [pair], latency, explorer)]
         return [fall_back(snapshot, pairs[0], RANKER_FAILED)]
     finally:
-        latency.add(time.perf_counter() - started)
+        tracker_of(pairs[0], latency).add(time.perf_counter() - started)
+
+
+def tracker_of(pair: RankerInput, latency: LatencyTracker) -> LatencyTracker:
+    """Choose the tracker of a query's kind: of candidates that were retrieved, or of lists that requests bring."""
+    return latency if pair.listed is None else latency.of_lists()
 
 
 def fall_back(snapshot: Snapshot, pair: RankerInput, reason: str) -> RankResult:

@@ -62,8 +62,8 @@ def look_up_candidates(snapshot: Snapshot, query: RankQuery, segment: str | None
     """
     first_places: dict[int, int] = {}
     unknown: dict[int | str, None] = {}
-    for place, item_id in enumerate(query.candidate_item_ids or (), 1):
-        code = snapshot.items.code(item_id)
+    item_ids = query.candidate_item_ids or ()
+    for place, (item_id, code) in enumerate(zip(item_ids, snapshot.items.code_array(item_ids).tolist(), strict=True), 1):
         if code < 0:
             unknown.setdefault(item_id)
         else:

@@ -296,6 +296,15 @@ def test_requests_that_are_ranked_together_get_what_each_gets_alone(snapshot: Sn
     assert list(map(same, together)) == [same(rank(snapshot, one.query, one.record, LatencyTracker())) for one in inputs]
 
 
+def test_long_lists_do_not_make_the_ranker_look_slow_to_plain_requests_nor_the_other_way_round(snapshot: Snapshot) -> None:
+    for slow_lists in (True, False):
+        latency = LatencyTracker()
+        (latency.of_lists() if slow_lists else latency).add(0.05)
+        soon = time.perf_counter() + 0.02
+        inputs = [RankInput(RankQuery(5, 5, deadline=soon, candidate_item_ids=ids), lists_of(snapshot, 5)) for ids in (None, [1, 2])]
+        assert [result.degraded == "deadline" for result in rank_many(snapshot, inputs, latency)] == [not slow_lists, slow_lists]
+
+
 def test_places_of_a_list_that_the_caller_brought_are_not_swapped(snapshot: Snapshot) -> None:
     explored = rank_many(snapshot, mixed_inputs(snapshot), LatencyTracker(), Explorer(0.9, 1))
     assert [result.exploration is not None for result in explored] == [True, False, False, False, False, True]
