@@ -40,12 +40,13 @@ class Server:
         admin: str | None = "admins",
         log: bool = True,
         max_body_bytes: int = 1_000,
+        max_batch_bytes: int | None = None,
     ) -> None:
         self.live = SnapshotManager(snapshots, lambda _: pytest.fail("no remote store"), folder / "lock")
         admission = Admission(max_waiting)
         self.recorder = ExposureRecorder(folder / "exposures" if log else None, max_mb=1)
         service = RankingService(self.live, FreshnessPolicy(1e9, None), admission, self.recorder)
-        self.routes = Endpoints(service, Bounds(), snapshots, folder, max_batch_bytes=max_body_bytes).routes()
+        self.routes = Endpoints(service, Bounds(), snapshots, folder, max_batch_bytes=max_batch_bytes or max_body_bytes).routes()
         self.app = App(
             Router(self.routes),
             admission,

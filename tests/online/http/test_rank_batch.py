@@ -13,6 +13,7 @@ import pytest
 from recsys_batch.dataset.log_rows import Exposure, decode_rows
 from recsys_batch.dataset.log_segments import read_frames
 from recsys_batch.online import metrics
+from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.loaded_snapshot import FoundRecord
 from tests.online.http.test_openapi import Server
 
@@ -159,10 +160,11 @@ def test_one_users_damaged_record_is_its_own(make_server: Any) -> None:
 
 
 def test_a_batch_may_be_larger_than_a_request_up_to_its_own_bound(make_server: Any) -> None:
-    server = make_server(max_body_bytes=2_000)
+    server = make_server(max_body_bytes=500, max_batch_bytes=2_000)
     body = json.dumps({"requests": [{"user_id": 1}]}).encode()
 
     async def run() -> Any:
+        server.app._large_bodies = Admission(2_000)
         return [await server.status("POST", "/v1/rank:batch", body + b" " * (n - len(body))) for n in (2_000, 2_001)]
 
     assert use(server, run) == [200, 413]

@@ -218,13 +218,14 @@ def test_without_one_retrieval_score_that_is_a_number_the_given_order_stands(sna
     record = lists_of(snapshot, 5)
     assert record is not None
     scores = record.retrieval.copy()
-    scores[0] = math.nan
     given_ids = record.codes[:3].tolist()
-    query = RankQuery(5, 5, candidate_item_ids=given_ids)
+    query = RankQuery(5, 2, candidate_item_ids=given_ids)
     without = replace(snapshot, ranker=None)
-    assert rank(without, query, replace(record, retrieval=scores), LatencyTracker()).codes.tolist() == given_ids[1:]
+    for score in (math.nan, math.inf, -math.inf):
+        scores[0] = score
+        assert rank(without, query, replace(record, retrieval=scores), LatencyTracker()).codes.tolist() == given_ids[1:]
     nothing = rank(without, query, replace(record, retrieval=np.full_like(scores, math.nan)), LatencyTracker())
-    assert (nothing.source, nothing.degraded, nothing.codes.tolist()) == ("request", "no_ranker", given_ids)
+    assert (nothing.source, nothing.degraded, nothing.codes.tolist()) == ("request", "no_ranker", given_ids[:2])
 
 
 def test_rules_of_the_business_hold_and_what_may_not_be_recommended_is_left_out(snapshot: Snapshot) -> None:
