@@ -207,6 +207,7 @@ class Online(Section):
     workers: int | None = Field(None, ge=1, le=256, description="processes; unset: one per core")
     max_k: int = Field(200, ge=1, le=10_000, description="longest list that a request may ask for")
     max_ids: int = Field(1000, ge=1, description="most ids in session_item_ids, in exclude_item_ids, most events of a feedback")
+    max_candidates: int = Field(1000, ge=1, le=10_000, description="most candidate_item_ids, which a request brings to have them ranked")
     max_body_kb: int = Field(256, ge=1, description="KiB of a request's body")
     read_timeout_seconds: float = Field(
         10.0,
@@ -215,7 +216,10 @@ class Online(Section):
         description="in which a request's headers, and its body, have to arrive; an idle connection is closed after it",
     )
     max_waiting: int = Field(
-        32, ge=1, description="requests of a worker that may wait; more get 503 and Retry-After. Of /v2, 256 rows or users for each"
+        32,
+        ge=1,
+        description="requests of a worker that may wait; more get 503 and Retry-After. Of /v2, 256 rows or users for each; a batch of /v1 "
+        "counts as its requests, 16 at most, as so many of it are ranked at a time",
     )
     max_age_hours: float = Field(36.0, gt=0, description="since the night began; past it answers say degraded: stale_snapshot")
     max_age_hard_hours: float | None = Field(None, gt=0, description="past it the server is not ready any more")

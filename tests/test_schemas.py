@@ -11,8 +11,9 @@ CONTRACT = {
     "interactions": "user_id item_id event_ts event_type weight event_date",
     "items": "item_id title categories is_available first_seen_ts attributes",
     "users": "user_id segment attributes",
-    "exposures": "request_id user_id item_id position score batch_score candidate_rank propensity ranker_position batch_position source "
-    "degraded snapshot_id model_version shown_at shown_date context_ts device session_item_ids attributes lists",
+    "exposures": "request_id user_id item_id position score batch_score candidate_rank propensity ranker_position batch_position "
+    "candidate_score source degraded snapshot_id model_version shown_at shown_date context_ts device session_item_ids attributes lists "
+    "candidates",
     "feedback": "request_id user_id item_id event_ts event_type weight event_date",
     "user_embeddings": "run_id user_id embedding n_events",
     "item_embeddings": "run_id item_id embedding n_events",

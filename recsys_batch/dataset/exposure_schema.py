@@ -19,6 +19,7 @@ def exposure_schema(ids: IdTypes) -> pa.Schema:
         pa.field("propensity", pa.float32()),
         pa.field("ranker_position", pa.int32()),
         pa.field("batch_position", pa.int32()),
+        pa.field("candidate_score", pa.float32()),
     ]
     return pa.schema(
         [
@@ -35,6 +36,7 @@ def exposure_schema(ids: IdTypes) -> pa.Schema:
             pa.field("session_item_ids", pa.list_(ids.item_arrow), False),
             pa.field("attributes", STRING_MAP, False),
             pa.field("lists", pa.string()),
+            pa.field("candidates", pa.string()),
         ]
     )
 

@@ -35,17 +35,22 @@ def encode_exposures(rows: Sequence[Exposure], ids: IdTypes, schema: pa.Schema) 
         sessions,
         more,
         lists,
-        *exploration,
+        propensities,
+        ranker_positions,
+        batch_positions,
+        candidates,
+        candidate_scores,
     ) = zip(*rows, strict=True)
     shown_items = [[None if item is None else parse_id(item, ids.item) for item in each] for each in items]
     user_ids = [parse_id(user, ids.user) for user in users]
     session = [[item for item in (parse_id(one, ids.item) for one in each) if item is not None] if each else () for each in sessions]
     leading = (requests, shown, user_ids, snapshots, models, sources, degraded)
     arrays = [pa.array(column, schema.field(number).type) for number, column in enumerate(leading)]
-    arrays.append(_items_column(shown_items, scores, (batch, ranks, *exploration), schema.field("items").type))
+    optional = (batch, ranks, propensities, ranker_positions, batch_positions, candidate_scores)
+    arrays.append(_items_column(shown_items, scores, optional, schema.field("items").type))
     arrays += [pa.array(when, TIMESTAMP), pa.array(devices, pa.string())]
     arrays.append(pa.ListArray.from_arrays(_offsets_of(list(map(len, session))), _flatten(session, ids.item_arrow)))
-    arrays += [_string_map_column(more, schema.field("attributes").type), pa.array(lists, pa.string())]
+    arrays += [_string_map_column(more, schema.field("attributes").type), pa.array(lists, pa.string()), pa.array(candidates, pa.string())]
     return _make_record_batch(arrays, schema)
 
 

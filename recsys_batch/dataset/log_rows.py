@@ -24,12 +24,14 @@ class Exposure(NamedTuple):
 
     Attributes:
         shown_at: with its time zone. user_id, session_item_ids: as the request spells them.
-        source: ranker, batch or popular. degraded: why the answer is not all that it could be, or None.
+        source: what ordered the answer: ranker, batch, popular, retrieval or request. degraded: why nothing better did, or None.
         item_ids, scores: plain lists, best first: position is the index in them, from 1.
         batch_scores, candidate_ranks: of the same items; None (or None inside) where there are none.
         context_ts: the context's time, with its time zone.
         lists: night or live, where the user's lists were from.
         propensities, ranker_positions, batch_positions: of the same items, as ranking/exploration.py has them; None without exploration.
+        candidates: retrieved or request, whose choice they were; candidate_ranks are places in the request's list then.
+        candidate_scores: of the same items, the request's own; None where it brought none.
     """
 
     request_id: str
@@ -51,6 +53,8 @@ class Exposure(NamedTuple):
     propensities: Sequence[float] | None = None
     ranker_positions: Sequence[int] | None = None
     batch_positions: Sequence[int | None] | None = None
+    candidates: str | None = None
+    candidate_scores: Sequence[float] | None = None
 
 
 class FeedbackEvent(NamedTuple):

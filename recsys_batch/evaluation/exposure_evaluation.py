@@ -22,7 +22,7 @@ from recsys_batch.evaluation.off_policy import PolicyValue, compare_policies
 from recsys_batch.read import has_table, table_dataset
 from recsys_batch.tables.list_columns import flat_positions
 
-GROUPS = {"source": "source", "degraded": "degraded", "lists": "lists", "snapshot": "snapshot_id"}
+GROUPS = {"source": "source", "degraded": "degraded", "lists": "lists", "candidates": "candidates", "snapshot": "snapshot_id"}
 """What answers are told apart by, and its column."""
 
 POLICIES = {"ranker": "ranker_position", "batch": "batch_position"}

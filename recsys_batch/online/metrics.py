@@ -10,7 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from recsys_batch.online.api.messages import Lists
 from recsys_batch.online.exposure_log.buffered_log import LogStats
-from recsys_batch.online.ranking.rank_result import ANSWER_SOURCES, RANKER_FAILED, REASONS, REMOTE_REASONS
+from recsys_batch.online.ranking.rank_result import ANSWER_SOURCES, LISTED_SOURCES, RANKER_FAILED, REASONS, REMOTE_REASONS
 from recsys_batch.online.runtime.loop_monitor import LoopMonitor, failed_rounds
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1)
@@ -21,6 +21,7 @@ STAGES = ("wait", "lookup", "features", "model", "select", "total")
 
 _STAGE = Histogram("recsys_rank_stage_seconds", "time of a ranking (total), and of one in eight its stages", ["stage"], buckets=BUCKETS)
 _ANSWERS = Counter("recsys_rank_answers", "ranked answers by source", ["source"])
+_REQUEST_LISTS = Counter("recsys_rank_request_lists", "ranked answers whose candidates the request brought, by source", ["source"])
 _LISTS = Counter("recsys_rank_lists", "ranked answers by the lists that they are from", ["lists"])
 _DEGRADED = Counter("recsys_rank_degraded", "answers that are not all that they could be, by reason", ["reason"])
 REQUESTS = Counter("recsys_http_requests", "HTTP requests by route and status", ["route", "status"])
@@ -66,6 +67,7 @@ _STAGE_HISTOGRAMS = {name: _STAGE.labels(name) for name in STAGES}
 for _counter, _names in (
     (_ANSWERS, ANSWER_SOURCES),
     (_LISTS, get_args(Lists)),
+    (_REQUEST_LISTS, ("ranker", *LISTED_SOURCES)),
     (_DEGRADED, REASONS),
     (BY_SNAPSHOT, ("current", "canary")),
     (SHADOW, ("scored", "dropped", "failed")),
@@ -110,6 +112,7 @@ tally = Tally()
 _COUNTERS = {
     "answers": _ANSWERS,
     "lists": _LISTS,
+    "request_lists": _REQUEST_LISTS,
     "degraded": _DEGRADED,
     "requests": REQUESTS,
     "grpc_requests": GRPC_REQUESTS,

@@ -15,6 +15,8 @@ DEVICES = ("mobile", "desktop", "tablet", "tv")
 PAIR_FEATURES = ("retrieval_score", "log_popularity", "log_n_events")
 _TIME_FEATURES = ("has_time", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos")
 CONTEXT_FEATURES = (*_TIME_FEATURES, *(f"device_{name}" for name in (*DEVICES, "other")), "has_session", "session_similarity")
+CANDIDATE_SCORE = "candidate_score"
+"""A further feature that a spec may name: the score that the caller gives a candidate of its own; 0 where it gives none."""
 SESSION_COLUMN = (*PAIR_FEATURES, *CONTEXT_FEATURES).index("has_session")
 """The first of the two columns that are an item's own."""
 
@@ -24,13 +26,19 @@ class FeatureSpec:
     """The features of a ranker, their order and their scaling.
 
     Attributes:
-        names: columns of the feature array: PAIR_FEATURES, CONTEXT_FEATURES, then any attributes of the request (``encode_attribute``).
+        names: columns of the feature array: PAIR_FEATURES, CONTEXT_FEATURES, then any of CANDIDATE_SCORE and attributes of the request
+            (``encode_attribute``).
         mean, scale: per feature of PAIR_FEATURES; a feature is (raw - mean) / scale. Frozen at training.
     """
 
     names: tuple[str, ...] = (*PAIR_FEATURES, *CONTEXT_FEATURES)
     mean: tuple[float, ...] = (0.0,) * len(PAIR_FEATURES)
     scale: tuple[float, ...] = (1.0,) * len(PAIR_FEATURES)
+
+    @property
+    def attribute_names(self) -> list[str]:
+        """List the features that are attributes of the request."""
+        return [name for name in self.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :] if name != CANDIDATE_SCORE]
 
     @classmethod
     def default(cls) -> FeatureSpec:
@@ -84,21 +92,42 @@ class Context:
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """The features that are not context, scaled: retrieval_score, log_popularity float32 [B, C]; log_n_events float32 [B]."""
+    """The features that are not context.
+
+    Attributes:
+        retrieval_score, log_popularity: float32 [B, C], scaled. log_n_events: float32 [B], scaled.
+        candidate_score: float32 [B, C], the callers' own scores, not scaled; None for 0. Of no effect where the spec does not name it.
+    """
 
     retrieval_score: np.ndarray
     log_popularity: np.ndarray
     log_n_events: np.ndarray
+    candidate_score: np.ndarray | None = None
 
     @classmethod
-    def from_raw(cls, spec: FeatureSpec, *, retrieval_score: np.ndarray, log_popularity: np.ndarray, n_events: np.ndarray) -> PairFeatures:
+    def from_raw(
+        cls,
+        spec: FeatureSpec,
+        *,
+        retrieval_score: np.ndarray,
+        log_popularity: np.ndarray,
+        n_events: np.ndarray,
+        candidate_score: np.ndarray | None = None,
+    ) -> PairFeatures:
         """Scale raw values of the same shapes; ``n_events`` are counts."""
         raw = (retrieval_score, log_popularity, np.log1p(n_events))
-        return cls(*(((v - m) / s).astype(np.float32, copy=False) for v, m, s in zip(raw, spec.mean, spec.scale, strict=True)))
+        scaled = (((v - m) / s).astype(np.float32, copy=False) for v, m, s in zip(raw, spec.mean, spec.scale, strict=True))
+        return cls(*scaled, candidate_score)
 
 
 def compute_pair_features(
-    spec: FeatureSpec, *, retrieval_score: np.ndarray, log_popularity: np.ndarray, n_events: np.ndarray, context: Context | None = None
+    spec: FeatureSpec,
+    *,
+    retrieval_score: np.ndarray,
+    log_popularity: np.ndarray,
+    n_events: np.ndarray,
+    context: Context | None = None,
+    candidate_score: np.ndarray | None = None,
 ) -> np.ndarray:
     """Compute the feature array of B users and C candidates each.
 
@@ -107,10 +136,12 @@ def compute_pair_features(
         log_popularity: float32 [B, C], as the catalogue has it.
         n_events: [B], positive interactions of the user.
         context: None is the batch's neutral context: every context feature is 0.
+        candidate_score: float32 [B, C], the callers' own scores, not scaled; None for 0. Of no effect where the spec does not name it.
 
     Returns float32 [B, C, F], F = len(spec.names).
     """
-    pair = PairFeatures.from_raw(spec, retrieval_score=retrieval_score, log_popularity=log_popularity, n_events=n_events)
+    raw = {"retrieval_score": retrieval_score, "log_popularity": log_popularity, "n_events": n_events, "candidate_score": candidate_score}
+    pair = PairFeatures.from_raw(spec, **raw)
     return assemble_features(spec, pair, context)
 
 
@@ -124,6 +155,8 @@ def assemble_features(spec: FeatureSpec, pair: PairFeatures, context: Context | 
             features[..., SESSION_COLUMN] = similar
             features[..., SESSION_COLUMN + 1] = np.where(similar, context.session_similarity, 0.0)
     features[..., 0], features[..., 1], features[..., 2] = pair.retrieval_score, pair.log_popularity, pair.log_n_events[:, None]
+    if pair.candidate_score is not None and CANDIDATE_SCORE in spec.names:
+        features[..., spec.names.index(CANDIDATE_SCORE)] = pair.candidate_score
     return features
 
 
@@ -176,7 +209,11 @@ def encode_context(context: Context, spec: FeatureSpec) -> np.ndarray:
     further = spec.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :]
     attributes = context.attributes or [{}] * len(context.device)
     rows = [
-        [*_time_and_device_features(hour, weekday, device), 0.0, 0.0, *(encode_attribute(name, values) for name in further)]
+        [
+            *_time_and_device_features(hour, weekday, device),
+            *(0.0, 0.0),
+            *(0.0 if name == CANDIDATE_SCORE else encode_attribute(name, values) for name in further),
+        ]
         for hour, weekday, device, values in zip(context.hour.tolist(), context.weekday.tolist(), context.device, attributes, strict=True)
     ]
     return np.array(rows, dtype=np.float32)

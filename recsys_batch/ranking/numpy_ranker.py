@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from recsys_batch.errors import BundleError
-from recsys_batch.ranking.features import PAIR_FEATURES, SESSION_COLUMN, Context, FeatureSpec, PairFeatures, encode_context
+from recsys_batch.ranking.features import CANDIDATE_SCORE, PAIR_FEATURES, SESSION_COLUMN, Context, FeatureSpec, PairFeatures, encode_context
 
 WEIGHT_SHAPES = {"user": "dh", "item": "dh", "product": "dh", "features": "fh", "bias": "h", "output": "ho"}
 """Axes of each weight: d dimensions of an embedding, h hidden units, f features, o one output."""
@@ -37,8 +37,6 @@ class NumpyRanker:
         self._bias, self._features = weights["bias"], weights["features"]
         # relu(x) is (x + |x|) / 2: two passes that processors do at once take half the time of the maximum of x and 0.
         self._half_output = weights["output"][:, 0] / np.float32(2)
-        self._pair = np.ascontiguousarray(self._features[:2])
-        self._pair_and_session = np.concatenate([self._pair, self._features[SESSION_COLUMN + 1 : SESSION_COLUMN + 2]])
 
     def score(self, user_embeddings: np.ndarray, item_embeddings: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Score candidates: float32 [B, C] from float32 [B, d], [B, C, d], [B, C, F]."""
@@ -57,7 +55,7 @@ class NumpyRanker:
         per_user = user_embeddings @ self._user
         per_user += self._bias
         per_user += pair.log_n_events[:, None] * self._features[_N_EVENTS_COLUMN]
-        columns, weights = [pair.retrieval_score, pair.log_popularity], self._pair
+        columns, rows = [pair.retrieval_score, pair.log_popularity], [0, 1]
         if context is not None:
             shared = encode_context(context, self._spec)
             if context.session_similarity is not None:
@@ -65,8 +63,12 @@ class NumpyRanker:
                 shared[:, SESSION_COLUMN - len(PAIR_FEATURES)] = has_session
                 similarity = context.session_similarity
                 columns.append(similarity if has_session.all() else np.where(has_session[:, None], similarity, np.float32(0)))
-                weights = self._pair_and_session
+                rows.append(SESSION_COLUMN + 1)
             per_user += shared @ self._features[len(PAIR_FEATURES) :]
+        if pair.candidate_score is not None and CANDIDATE_SCORE in self._spec.names:
+            columns.append(pair.candidate_score)
+            rows.append(self._spec.names.index(CANDIDATE_SCORE))
+        weights = self._features[rows]
         scores = np.empty(pair.retrieval_score.shape, dtype=np.float32)
         inputs = np.stack(columns, axis=2)
         for start in range(0, len(scores), _USERS_AT_ONCE):

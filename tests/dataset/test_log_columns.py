@@ -54,14 +54,26 @@ def exposures(draw: st.DrawFn, ids: IdTypes) -> Exposure:
         propensities=of_items(FLOAT) if draw(st.booleans()) else None,
         ranker_positions=of_items(st.integers(1, 300)) if draw(st.booleans()) else None,
         batch_positions=of_items(st.none() | st.integers(1, 300)) if draw(st.booleans()) else None,
+        candidates=draw(st.none() | TEXT),
+        candidate_scores=of_items(FLOAT) if draw(st.booleans()) else None,
     )
 
 
 def as_row(one: Exposure) -> dict[str, Any]:
     n = len(one.item_ids)
-    optional = (one.batch_scores, one.candidate_ranks, one.propensities, one.ranker_positions, one.batch_positions)
+    optional = (
+        one.batch_scores,
+        one.candidate_ranks,
+        one.propensities,
+        one.ranker_positions,
+        one.batch_positions,
+        one.candidate_scores,
+    )
     others = [values or [None] * n for values in optional]
-    names = ("item_id", "position", "score", "batch_score", "candidate_rank", "propensity", "ranker_position", "batch_position")
+    names = (
+        *("item_id", "position", "score", "batch_score", "candidate_rank"),
+        *("propensity", "ranker_position", "batch_position", "candidate_score"),
+    )
     items = [dict(zip(names, row, strict=True)) for row in zip(one.item_ids, range(1, n + 1), one.scores, *others, strict=True)]
     same = ("request_id", "shown_at", "user_id", "snapshot_id", "model_version", "source", "degraded")
     context = {"context_ts": one.context_ts, "device": one.device, "session_item_ids": list(one.session_item_ids)}
@@ -71,6 +83,7 @@ def as_row(one: Exposure) -> dict[str, Any]:
         **context,
         "attributes": list(one.attributes.items()),
         "lists": one.lists,
+        "candidates": one.candidates,
     }
 
 

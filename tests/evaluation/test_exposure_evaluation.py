@@ -64,9 +64,9 @@ def fill(shop: Shop) -> None:
     shop.write(
         "exposures",
         [
-            *shop.show("r1", 1, [10, 20], source="popular", degraded="unknown_user", lists="night"),
+            *shop.show("r1", 1, [10, 20], source="popular", degraded="unknown_user", lists="night", candidates="retrieved"),
             *shop.show("r1", 2, [10, 20], snapshot_id="s2"),
-            *shop.show("r2", 1, [30, 10], 10, lists="live"),
+            *shop.show("r2", 1, [30, 10], 10, lists="live", candidates="request"),
             *shop.show("r3", 2, [40, 20], 71),
         ],
     )
@@ -87,6 +87,7 @@ def test_hits_are_later_positive_interactions_and_open_answers_are_left_out(shop
         "source": {"popular": (1, 0), "ranker": (2, 2)},
         "degraded": {"none": (2, 2), "unknown_user": (1, 0)},
         "lists": {"live": (1, 1), "night": (1, 0), "none": (1, 1)},
+        "candidates": {"none": (1, 1), "request": (1, 1), "retrieved": (1, 0)},
         "snapshot": {"s1": (2, 1), "s2": (1, 1)},
     }
     assert [(place.position, place.n_shown, place.n_hits) for place in result.positions] == [(1, 3, 1), (2, 3, 1)]
@@ -127,7 +128,7 @@ def test_explored_places_say_what_either_order_is_worth(shop: Shop) -> None:
 
 
 def test_a_table_of_an_older_release_is_evaluated_without_what_it_lacks(shop: Shop) -> None:
-    shop.write("exposures", shop.show("r1", 1, [10]), without=("propensity", "ranker_position", "batch_position", "lists"))
+    shop.write("exposures", shop.show("r1", 1, [10]), without=("propensity", "ranker_position", "batch_position", "lists", "candidates"))
     shop.write("interactions", [shop.event(1, 10, 2), shop.event(9, 9, 99)])
     result = shop.evaluate()
     assert (result.overall.n_hits, list(result.by["lists"]), result.policies) == (1, ["none"], {})

@@ -9,13 +9,21 @@ from hypothesis import strategies as st
 from recsys_batch.errors import BundleError
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
-from recsys_batch.ranking.features import CONTEXT_FEATURES, PAIR_FEATURES, Context, FeatureSpec, PairFeatures, assemble_features
+from recsys_batch.ranking.features import (
+    CANDIDATE_SCORE,
+    CONTEXT_FEATURES,
+    PAIR_FEATURES,
+    Context,
+    FeatureSpec,
+    PairFeatures,
+    assemble_features,
+)
 from recsys_batch.ranking.numpy_ranker import NumpyRanker
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 from recsys_batch.registry.bundle import RANKER_PREFIX
 
 D = 9
-SPEC = FeatureSpec((*PAIR_FEATURES, *CONTEXT_FEATURES, "mood=good", "price"), (0.1, 2.0, 1.0), (0.5, 3.0, 2.0))
+SPEC = FeatureSpec((*PAIR_FEATURES, *CONTEXT_FEATURES, "mood=good", "price", CANDIDATE_SCORE), (0.1, 2.0, 1.0), (0.5, 3.0, 2.0))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +58,9 @@ def test_scores_are_those_of_the_onnx_model(
     in_numpy, onnx = engines
     rng = np.random.default_rng(seed)
     users, items, raw = (rng.normal(size=shape).astype(np.float32) for shape in ((n, D), (n, c, D), (2, n, c)))
-    pair = PairFeatures.from_raw(SPEC, retrieval_score=raw[0], log_popularity=raw[1], n_events=rng.integers(0, 90, n))
+    own_scores = rng.normal(size=(n, c)).astype(np.float32) if data.draw(st.booleans(), "has scores") else None
+    numbers = {"retrieval_score": raw[0], "log_popularity": raw[1], "n_events": rng.integers(0, 90, n)}
+    pair = PairFeatures.from_raw(SPEC, **numbers, candidate_score=own_scores)
     context = None
     if data.draw(st.booleans(), "has a context"):
         has_time, has_session = (np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n))) for _ in range(2))

@@ -17,6 +17,15 @@ from recsys_batch.online.ranking.rank_query import RankQuery
 
 _RANK_DECODER = msgspec.json.Decoder(RankRequest)
 _FEEDBACK_DECODER = msgspec.json.Decoder(Feedback)
+
+
+class _RawBatch(msgspec.Struct, forbid_unknown_fields=True):
+    """``RankBatch`` before its requests are decoded, each for itself."""
+
+    requests: list[msgspec.Raw]
+
+
+_BATCH_DECODER = msgspec.json.Decoder(_RawBatch)
 _MAX_REASON_LENGTH = 200
 """Characters: an error of msgspec repeats the name of a field that nobody knows, however long."""
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -35,6 +44,8 @@ def decode_rank_request(body: bytes, bounds: Bounds, arrived: float) -> tuple[Ra
     if len(categories) > bounds.max_categories:
         raise BadRequest(f"filters.categories has {len(categories)} names, at most {bounds.max_categories} are allowed")
     _check_ids("exclude_item_ids", request.exclude_item_ids, bounds)
+    if request.candidate_item_ids is not None or request.candidate_scores is not None:
+        _check_candidates(request.candidate_item_ids, request.candidate_scores, bounds)
     if request.deadline_ms is not None and not 0 < request.deadline_ms <= messages.MAX_DEADLINE_MS:
         raise BadRequest(f"deadline_ms is {request.deadline_ms}: expected more than 0 and at most {messages.MAX_DEADLINE_MS}")
     _check_request_id(request.request_id)
@@ -53,8 +64,27 @@ def decode_rank_request(body: bytes, bounds: Bounds, arrived: float) -> tuple[Ra
         deadline=None if request.deadline_ms is None else arrived + request.deadline_ms / 1000,
         explain=request.explain,
         segment=segment,
+        candidate_item_ids=request.candidate_item_ids,
+        candidate_scores=request.candidate_scores,
     )
     return query, request.request_id
+
+
+def decode_rank_batch(body: bytes, bounds: Bounds, arrived: float) -> list[tuple[RankQuery, str | None] | BadRequest]:
+    """Decode a body of POST /v1/rank:batch to what ``decode_rank_request`` makes of each request, or the error that it raises.
+
+    Raises BadRequest: the body itself is not of that form.
+    """
+    requests: list[msgspec.Raw] = _decode(_BATCH_DECODER, body).requests
+    if not 1 <= len(requests) <= messages.MAX_BATCH_REQUESTS:
+        raise BadRequest(f"requests has {len(requests)} entries: expected 1 to {messages.MAX_BATCH_REQUESTS}")
+    decoded: list[tuple[RankQuery, str | None] | BadRequest] = []
+    for request in requests:
+        try:
+            decoded.append(decode_rank_request(bytes(request), bounds, arrived))
+        except BadRequest as error:
+            decoded.append(error)
+    return decoded
 
 
 def decode_feedback(body: bytes, bounds: Bounds) -> list[FeedbackEvent]:
@@ -117,6 +147,20 @@ def _session_items(value: Any, bounds: Bounds) -> list[Id]:
 def _check_ids(name: str, ids: list[Id], bounds: Bounds) -> None:
     if len(ids) > bounds.max_ids:
         raise BadRequest(f"{name} has {len(ids)} ids, at most {bounds.max_ids} are allowed")
+
+
+def _check_candidates(item_ids: list[Id] | None, scores: list[float] | None, bounds: Bounds) -> None:
+    if item_ids is None:
+        raise BadRequest("candidate_scores is there without candidate_item_ids: send both, or neither")
+    if len(item_ids) > bounds.max_candidates:
+        raise BadRequest(f"candidate_item_ids has {len(item_ids)} ids, at most {bounds.max_candidates} are allowed")
+    if scores is None:
+        return
+    if len(scores) != len(item_ids):
+        raise BadRequest(f"candidate_scores has {len(scores)} numbers for {len(item_ids)} candidate_item_ids: expected one for each")
+    for place, score in enumerate(scores):
+        if not abs(score) < messages.MAX_WEIGHT:
+            raise BadRequest(f"candidate_scores[{place}] is {score}: expected a number below 1e30")
 
 
 def _check_request_id(request_id: str | None) -> None:

@@ -45,6 +45,8 @@ def encode_answer(
         answer.lists, answer.events_through = "live", live.events_through
     if result.exploration is not None:
         answer.explored = result.exploration.n_changed or msgspec.UNSET
+    if result.unknown_item_ids is not None:
+        answer.candidates, answer.unknown_item_ids = "request", list(result.unknown_item_ids)
     return answer
 
 

@@ -13,11 +13,14 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 Id = int | str
 Lists = Literal["night", "live"]
 """Where a user's lists are from: the night, or the stream since."""
+Candidates = Literal["retrieved", "request"]
+"""Whose choice the candidates of an answer are: the server retrieved them, or the request brought them."""
 
 MAX_DEADLINE_MS = 60_000
 MAX_REQUEST_ID_LENGTH = 200
 MAX_EVENT_TYPE_LENGTH = 100
 MAX_WEIGHT = 1e30
+MAX_BATCH_REQUESTS = 64
 
 
 def _schema(**keywords: Any) -> Meta:
@@ -34,14 +37,16 @@ class Bounds:
 
     Attributes:
         max_k: items of an answer. max_ids: entries of session_item_ids, of exclude_item_ids and of events.
-        max_categories: entries of filters.categories.
+        max_categories: entries of filters.categories. max_candidates: entries of candidate_item_ids and of candidate_scores.
     """
 
     max_k: int = 200
     max_ids: int = 1000
     max_categories: int = 100
+    max_candidates: int = 1000
 
 
+_CandidateScore = Annotated[float, _schema(exclusiveMinimum=-MAX_WEIGHT, exclusiveMaximum=MAX_WEIGHT)]
 _Ids = Annotated[list[Id], _schema(maxItems="max_ids")]
 _ID_SCHEMA = {"anyOf": [{"type": "integer"}, {"type": "string"}]}
 _TIME_SCHEMA = {"type": ["number", "string", "null"], "description": "seconds since 1970, or ISO 8601"}
@@ -76,6 +81,14 @@ class RankRequest(Struct, forbid_unknown_fields=True):
     deadline_ms: Annotated[float, _schema(exclusiveMinimum=0, maximum=MAX_DEADLINE_MS)] | None = None
     explain: bool = False
     request_id: Annotated[str, _schema(maxLength=MAX_REQUEST_ID_LENGTH)] | None = None
+    candidate_item_ids: Annotated[list[Id], _schema(maxItems="max_candidates")] | None = None
+    candidate_scores: Annotated[list[_CandidateScore], _schema(maxItems="max_candidates")] | None = None
+
+
+class RankBatch(Struct, forbid_unknown_fields=True):
+    """Body of POST /v1/rank:batch."""
+
+    requests: Annotated[list[RankRequest], _schema(minItems=1, maxItems=MAX_BATCH_REQUESTS)]
 
 
 class FeedbackBody(Struct, forbid_unknown_fields=True):
@@ -112,6 +125,7 @@ class Answer(Struct):
 
     ``events_through``, only where ``lists`` is live: the newest event of the user that they know; null where none has a time.
     ``explored``, only where it is not 0: number of places whose item is there for exploration (online.explore).
+    ``candidates`` and ``unknown_item_ids``, only where the request brought its candidates: ids that the snapshot does not have, each once.
     """
 
     user_id: Id
@@ -125,3 +139,32 @@ class Answer(Struct):
     lists: Lists = "night"
     events_through: dt.datetime | UnsetType | None = UNSET
     explored: int | UnsetType = UNSET
+    candidates: Candidates | UnsetType = UNSET
+    unknown_item_ids: list[Id] | UnsetType = UNSET
+
+
+class RankFailure(Struct):
+    """An answer of POST /v1/rank:batch that is none: the sentence and the status that the request would have got alone."""
+
+    error: str
+    status: int
+
+
+class RankBatchAnswer(Struct):
+    """Answer of POST /v1/rank:batch: of each request, in their order, its ``Answer``, or a ``RankFailure``."""
+
+    answers: Annotated[
+        list[Any],
+        _schema(
+            items={
+                "anyOf": [
+                    {"$ref": "#/components/schemas/Answer"},
+                    {
+                        "type": "object",
+                        "properties": {"error": {"type": "string"}, "status": {"type": "integer"}},
+                        "required": ["error", "status"],
+                    },
+                ]
+            }
+        ),
+    ]

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from recsys_batch.online.ranking.exploration import Explorer
-from recsys_batch.online.ranking.ladder import RankInput, fall_back, resolve_many
+from recsys_batch.online.ranking.ladder import RankInput, fall_back, resolve_many, tracker_of
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_result import RANKER_FAILED, RankResult
 from recsys_batch.online.ranking.scoring_block import RankerInput, prepare_block, select_from_block
@@ -76,4 +76,4 @@ async def _rank_block(
     except Exception:  # as in the ladder: the lists are there
         return [fall_back(snapshot, pair, RANKER_FAILED) for pair in pairs]
     finally:
-        latency.add(time.perf_counter() - began)
+        tracker_of(pairs[0], latency).add(time.perf_counter() - began)

@@ -9,10 +9,9 @@ import time
 from collections.abc import Awaitable
 from typing import Any
 
-from recsys_batch.errors import EXIT_MISSING, EXIT_USAGE, RecsysBatchError
 from recsys_batch.online import metrics
-from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.http.body_reader import BodyReader, ClientGone
+from recsys_batch.online.http.error_statuses import find_error_status
 from recsys_batch.online.http.router import (
     RETRY_AFTER,
     HttpError,
@@ -23,9 +22,7 @@ from recsys_batch.online.http.router import (
     error_response,
     parse_query,
 )
-from recsys_batch.online.serving.admission import Admission, Overloaded
-from recsys_batch.online.serving.ranking_service import NotReady, UnknownItem, UnknownUser
-from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
+from recsys_batch.online.serving.admission import Admission
 
 logger = logging.getLogger("recsys_batch.online")
 
@@ -110,22 +107,8 @@ class App:
                 return await self._handle(route, request)
         except ClientGone:
             raise
-        except HttpError as error:
-            return error_response(error.status, str(error), error.headers)
-        except BadRequest as error:
-            return error_response(400, str(error))
-        except (UnknownUser, UnknownItem) as error:
-            return error_response(404, str(error))
-        except Overloaded as error:
-            metrics.SHED.inc()
-            return error_response(503, str(error), (RETRY_AFTER,))
-        except (NotReady, StoreUnavailable) as error:
-            return error_response(503, str(error), (RETRY_AFTER,))
-        except RecsysBatchError as error:
-            return error_response({EXIT_MISSING: 404, EXIT_USAGE: 400}.get(error.exit_code, 409), str(error))
-        except Exception:
-            logger.exception("a request to %s failed", route.path)
-            return error_response(500, "something went wrong here; the server's log says what")
+        except Exception as error:
+            return error_response(*find_error_status(error, route.path))
 
     async def _handle(self, route: Route, request: Request) -> Response:
         """Call the handler of a request that is here with its body, in a place of the queue where its route takes one."""

@@ -6,13 +6,33 @@ Made by server/worker.py. A handler decodes, calls the service and encodes; erro
 from pathlib import Path
 from typing import Any
 
-from recsys_batch.errors import RecsysBatchError
+from recsys_batch.errors import RecsysBatchError, shorten
 from recsys_batch.online import metrics
-from recsys_batch.online.api.decode import decode_feedback, decode_json, decode_rank_request
+from recsys_batch.online.api.decode import decode_feedback, decode_json, decode_rank_batch, decode_rank_request
 from recsys_batch.online.api.encode import to_json
-from recsys_batch.online.api.messages import Answer, Bounds, Feedback, RankRequest
+from recsys_batch.online.api.messages import (
+    Answer,
+    BadRequest,
+    Bounds,
+    Feedback,
+    RankBatch,
+    RankBatchAnswer,
+    RankFailure,
+    RankRequest,
+)
+from recsys_batch.online.http.error_statuses import find_error_status
 from recsys_batch.online.http.openapi import build_openapi
-from recsys_batch.online.http.router import RETRY_AFTER, HttpError, QueryNumber, QueryText, Request, Response, Route, json_response
+from recsys_batch.online.http.router import (
+    MAX_ERROR_LENGTH,
+    RETRY_AFTER,
+    HttpError,
+    QueryNumber,
+    QueryText,
+    Request,
+    Response,
+    Route,
+    json_response,
+)
 from recsys_batch.online.serving import activation
 from recsys_batch.online.serving.freshness import LiveLag
 from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserSample
@@ -22,6 +42,8 @@ from recsys_batch.online.serving.worker_state import read_worker_states
 from recsys_batch.online.snapshot import repository
 from recsys_batch.online.snapshot.manifest import read_manifest
 
+MAX_BATCH_BYTES = 4 * 2**20
+"""Bytes of a batch's body, 64 KiB for each of its requests: as much JSON as the other wires take, 20 ms of an event loop to decode."""
 _UNLOGGABLE = "their values cannot be written to a log"
 _USER_LIMIT = QueryNumber("limit", 20, 1000, "most users")
 _USER_ID, _ITEM_ID = QueryText("user_id", "any id, percent-encoded"), QueryText("item_id", "any id, percent-encoded")
@@ -34,12 +56,21 @@ class Endpoints:
         bounds: limits of a request.
         snapshots: folder of snapshots. state: folder in which the server's workers tell each other what they answer from.
         live_lag: None where live lists are not followed.
+        max_batch_bytes: bound on the body of a batch.
     """
 
-    def __init__(self, service: RankingService, bounds: Bounds, snapshots: Path, state: Path, live_lag: LiveLag | None = None) -> None:
+    def __init__(
+        self,
+        service: RankingService,
+        bounds: Bounds,
+        snapshots: Path,
+        state: Path,
+        live_lag: LiveLag | None = None,
+        max_batch_bytes: int = MAX_BATCH_BYTES,
+    ) -> None:
         self._service, self._bounds, self._snapshots, self._state, self._live_lag = service, bounds, snapshots, state, live_lag
         self._topk_k = QueryNumber("k", min(100, bounds.max_k), bounds.max_k, "items of the list")
-        self._document = b""
+        self._document, self._max_batch_bytes = b"", max_batch_bytes
 
     def routes(self) -> list[Route]:
         """Declare every endpoint: its place, who may, what it takes and gives, and which statuses."""
@@ -47,9 +78,11 @@ class Endpoints:
         open_: dict[str, Any] = {"access": "open", "admission_controlled": False}
         user: dict[str, Any] = {"summary": "What the snapshot holds of a user", "errors": (400, 404), "response": UserDetail}
         topk: dict[str, Any] = {"summary": "The published list itself", "errors": (400, 404), "response": Answer}
+        batch: dict[str, Any] = {"request": RankBatch, "response": RankBatchAnswer, "max_body_bytes": self._max_batch_bytes}
         item: dict[str, Any] = {"summary": "What an item is called", "errors": (400, 404), "response": ItemDetail}
         return [  # ids that hold a "/" have no path of their own, so each path with an id has a twin with a query
             Route("POST", "/v1/rank", self.rank, "Rank a user's candidates for this request", (400,), request=RankRequest, response=Answer),
+            Route("POST", "/v1/rank:batch", self.rank_batch, "Up to 64 rankings, each answered or failed alone", (400,), **batch),
             Route("POST", "/v1/feedback", self.feedback, "What users did, for the next ingest", (400, 404), request=Feedback, status=202),
             Route("GET", "/v1/users", self.users, "Some users to look at", (400,), response=UserSample, query=(_USER_LIMIT,)),
             Route("GET", "/v1/users/{user_id}", self.user, **user, query=()),
@@ -78,6 +111,13 @@ class Endpoints:
     async def rank(self, request: Request) -> Response:
         query, request_id = decode_rank_request(request.body, self._bounds, request.arrived)
         return json_response(await self._service.rank(query, request_id, request.arrived))
+
+    async def rank_batch(self, request: Request) -> Response:
+        decoded = decode_rank_batch(request.body, self._bounds, request.arrived)
+        queries = [each for each in decoded if not isinstance(each, BadRequest)]
+        ranked = iter(await self._service.rank_together(queries, request.arrived) if queries else ())
+        answers = [each if isinstance(each, BadRequest) else next(ranked) for each in decoded]
+        return json_response(RankBatchAnswer([each if isinstance(each, Answer) else _describe_failure(each) for each in answers]))
 
     async def feedback(self, request: Request) -> Response:
         if not self._service.exposures.is_enabled:
@@ -166,3 +206,8 @@ class Endpoints:
     async def openapi(self, request: Request) -> Response:
         self._document = self._document or to_json(build_openapi(self.routes(), self._bounds))
         return Response(200, self._document)
+
+
+def _describe_failure(error: BaseException) -> RankFailure:
+    status, sentence, _ = find_error_status(error, "/v1/rank:batch")
+    return RankFailure(shorten(sentence, MAX_ERROR_LENGTH), status)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recsys_batch.ranking.features import CONTEXT_FEATURES, PAIR_FEATURES, FeatureSpec
+from recsys_batch.ranking.features import CANDIDATE_SCORE, CONTEXT_FEATURES, PAIR_FEATURES, FeatureSpec
 from recsys_batch.ranking.numpy_ranker import NumpyRanker
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
@@ -10,7 +10,7 @@ _GROUP_OF = {"retrieval_score": "retrieval", "log_popularity": "popularity", "lo
 
 
 def feature_groups(spec: FeatureSpec) -> dict[str, list[int]]:
-    """Columns of the feature array by group: retrieval, popularity, activity, time, device, session, attributes."""
+    """Columns of the feature array by group: retrieval, popularity, activity, time, device, session, candidate_score, attributes."""
     columns_by_group: dict[str, list[int]] = {}
     for column, name in enumerate(spec.names):
         columns_by_group.setdefault(_group(name, column), []).append(column)
@@ -18,6 +18,8 @@ def feature_groups(spec: FeatureSpec) -> dict[str, list[int]]:
 
 
 def _group(name: str, column: int) -> str:
+    if name == CANDIDATE_SCORE:
+        return name
     if column >= len(PAIR_FEATURES) + len(CONTEXT_FEATURES):
         return "attributes"
     prefix = name.partition("_")[0]

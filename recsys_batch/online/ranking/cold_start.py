@@ -9,15 +9,30 @@ from recsys_batch.online.snapshot.vector_search import l2_normalise, search_near
 N_SESSION_CANDIDATES = 200
 
 
+def embed_session(snapshot: Snapshot, session: np.ndarray) -> np.ndarray:
+    """Embed a session in place of a user, float32 [d]: the mean direction of its items, at users' typical length.
+
+    Args:
+        session: int64, codes of the session's items, at least one.
+    """
+    vectors = l2_normalise(snapshot.items.catalogue.embeddings[session])
+    return np.asarray(l2_normalise(vectors.mean(axis=0)) * np.float32(snapshot.facts.user_norm))
+
+
+def record_of_session(snapshot: Snapshot, session: np.ndarray) -> UserRecord:
+    """Make the record of a user of whom only the session is known, without candidates."""
+    nothing = np.zeros(0, np.float32)
+    return UserRecord(embed_session(snapshot, session), len(session), None, np.zeros(0, np.int32), nothing, np.zeros(0, np.int64), nothing)
+
+
 def candidates_from_session(snapshot: Snapshot, session: np.ndarray, excluded_codes: np.ndarray) -> UserRecord:
-    """Retrieve candidates for a user without an embedding: the items nearest to the mean direction of the session's items, at users'
-    typical length. The record has no published list.
+    """Retrieve candidates for a user without an embedding: the items nearest to the session. The record has no published list.
 
     Args:
         session: int64, codes of the session's items, at least one. excluded_codes: int64, codes that must not come back.
     """
     catalogue, facts = snapshot.items.catalogue, snapshot.facts
-    vector = l2_normalise(l2_normalise(catalogue.embeddings[session]).mean(axis=0)) * np.float32(facts.user_norm)
+    vector = embed_session(snapshot, session)
     wanted, norms = N_SESSION_CANDIDATES + len(excluded_codes), snapshot.items.norms if facts.metric == "cosine" else None
     codes, scores = search_nearest(vector, catalogue.embeddings, snapshot.default_eligible, snapshot.item_lists, wanted, norms)
     keep = np.isin(codes, excluded_codes, invert=True)

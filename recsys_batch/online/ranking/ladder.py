@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recsys_batch.online.ranking.cold_start import candidates_from_session
+from recsys_batch.online.ranking.cold_start import candidates_from_session, record_of_session
 from recsys_batch.online.ranking.exploration import Explorer
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
@@ -23,6 +23,7 @@ from recsys_batch.online.ranking.rank_result import (
     UNKNOWN_USER,
     RankResult,
 )
+from recsys_batch.online.ranking.request_candidates import look_up_candidates, make_candidate_record, order_as_given, order_by_retrieval
 from recsys_batch.online.ranking.scoring_block import RankerInput, prepare_block, select_from_block
 from recsys_batch.online.ranking.selection import candidate_mask, select_top_k
 from recsys_batch.online.snapshot.reader import Snapshot
@@ -66,13 +67,13 @@ def resolve_many(
 ) -> tuple[dict[int, RankResult], list[tuple[list[int], list[RankerInput]]]]:
     """Resolve queries into (answers that need no ranker, by number; blocks of numbers and queries for one run of the model each)."""
     results: dict[int, RankResult] = {}
-    by_length: dict[int, dict[int, RankerInput]] = {}
+    by_length: dict[tuple[int, bool], dict[int, RankerInput]] = {}
     for number, rank_input in enumerate(inputs):
         resolved = _resolve_candidates(snapshot, rank_input, latency)
         if isinstance(resolved, RankResult):
             results[number] = resolved
         else:
-            by_length.setdefault(len(resolved.record.codes), {})[number] = resolved
+            by_length.setdefault((len(resolved.record.codes), resolved.listed is None), {})[number] = resolved
     blocks = []
     for group in by_length.values():
         numbers, pairs = list(group), list(group.values())
@@ -93,6 +94,38 @@ def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: Late
     excluded_codes = list(snapshot.items.codes(query.exclude_item_ids))
     if session and not snapshot.seen_policy.allows_all(query.segment if record is None else snapshot.segment(record.segment)):
         excluded_codes += session
+    resolve = _resolve_retrieved if query.candidate_item_ids is None else _resolve_listed
+    resolved = resolve(snapshot, rank_input, session, excluded_codes)
+    if isinstance(resolved, RankResult):
+        return resolved
+    if snapshot.ranker is None:
+        return fall_back(snapshot, resolved, NO_RANKER)
+    if query.deadline is not None and query.deadline - time.perf_counter() < tracker_of(resolved, latency).p99():
+        return fall_back(snapshot, resolved, DEADLINE)
+    return resolved
+
+
+def _resolve_listed(snapshot: Snapshot, rank_input: RankInput, session: list[int], excluded_codes: list[int]) -> RankerInput | RankResult:
+    """Resolve a query that brings its candidates; in their given order for a user of whom nothing is known, nor a session."""
+    query, record = rank_input.query, rank_input.record
+    listed = look_up_candidates(snapshot, query, query.segment if record is None else snapshot.segment(record.segment))
+    if not len(listed.codes):
+        return order_as_given(snapshot, query, listed, excluded_codes, None)
+    personalised = record is not None and record.embedding is not None
+    if not personalised and session:
+        record = record_of_session(snapshot, np.array(session))
+    if record is None or record.embedding is None:
+        unknown = STORE_UNAVAILABLE if rank_input.store_failed else UNKNOWN_USER
+        return order_as_given(snapshot, query, listed, excluded_codes, unknown if record is None else NO_EMBEDDING)
+    record = make_candidate_record(snapshot, record, listed)
+    return RankerInput(query, record, session, excluded_codes, personalised, listed)
+
+
+def _resolve_retrieved(
+    snapshot: Snapshot, rank_input: RankInput, session: list[int], excluded_codes: list[int]
+) -> RankerInput | RankResult:
+    """Resolve a query whose candidates are the user's, or are found near the session."""
+    query, record = rank_input.query, rank_input.record
     if record is None and rank_input.store_failed:
         return _popular(snapshot, query, excluded_codes, STORE_UNAVAILABLE)
     personalised = record is not None and record.embedding is not None
@@ -104,12 +137,7 @@ def _resolve_candidates(snapshot: Snapshot, rank_input: RankInput, latency: Late
         return _popular(snapshot, query, excluded_codes, UNKNOWN_USER)
     if record.embedding is None:
         return _batch_order(snapshot, query, record, excluded_codes, NO_EMBEDDING)
-    pair = RankerInput(query, record, session, excluded_codes, personalised)
-    if snapshot.ranker is None:
-        return fall_back(snapshot, pair, NO_RANKER)
-    if query.deadline is not None and query.deadline - time.perf_counter() < latency.p99():
-        return fall_back(snapshot, pair, DEADLINE)
-    return pair
+    return RankerInput(query, record, session, excluded_codes, personalised)
 
 
 def _score_or_fall_back(
@@ -124,11 +152,21 @@ def _score_or_fall_back(
             return [one for pair in pairs for one in _score_or_fall_back(snapshot, [pair], latency, explorer)]
         return [fall_back(snapshot, pairs[0], RANKER_FAILED)]
     finally:
-        latency.add(time.perf_counter() - started)
+        tracker_of(pairs[0], latency).add(time.perf_counter() - started)
+
+
+def tracker_of(pair: RankerInput, latency: LatencyTracker) -> LatencyTracker:
+    """Choose the tracker of a query's kind: of candidates that were retrieved, or of lists that requests bring."""
+    return latency if pair.listed is None else latency.of_lists()
 
 
 def fall_back(snapshot: Snapshot, pair: RankerInput, reason: str) -> RankResult:
-    """Answer a query without the ranker: by the user's published list, or where there is none of its own, by a popular one."""
+    """Answer a query without the ranker: by the user's published list, or where there is none of its own, by a popular one.
+
+    Candidates that the request brought are ordered by their retrieval scores.
+    """
+    if pair.listed is not None:
+        return order_by_retrieval(snapshot, pair.query, pair.listed, pair.record, pair.excluded_codes, reason)
     if pair.personalised:
         return _batch_order(snapshot, pair.query, pair.record, pair.excluded_codes, reason)
     return _popular(snapshot, pair.query, pair.excluded_codes, reason)

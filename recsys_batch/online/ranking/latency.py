@@ -1,5 +1,7 @@
 """Recent latency of a stage."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -14,6 +16,12 @@ class LatencyTracker:
         self._seconds = np.zeros(_WINDOW)
         self._n = 0
         self._p99 = 0.0
+        self._of_lists: LatencyTracker | None = None
+
+    def of_lists(self) -> LatencyTracker:
+        """The tracker of lists that requests bring: they may be many times as long, and would tell a plain request nothing."""
+        self._of_lists = self._of_lists or LatencyTracker()
+        return self._of_lists
 
     def add(self, seconds: float) -> None:
         self._seconds[self._n % _WINDOW] = seconds

@@ -24,6 +24,8 @@ class RankQuery:
         deadline: of time.perf_counter(), None for none.
         segment: whose popular list stands in, where the request knows it.
         attributes: whatever else the context holds; what the feature spec does not name is of no effect.
+        candidate_item_ids: what is ranked, in the caller's order; None for what was retrieved for the user.
+        candidate_scores: the caller's scores of these, of the same length; None where it has none.
     """
 
     user_id: int | str
@@ -37,6 +39,8 @@ class RankQuery:
     deadline: float | None = None
     explain: bool = False
     segment: str | None = None
+    candidate_item_ids: Sequence[int | str] | None = None
+    candidate_scores: Sequence[float] | None = None
 
 
 def build_context(

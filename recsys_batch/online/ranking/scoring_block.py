@@ -10,10 +10,11 @@ from recsys_batch.online.ranking.ablation import group_contributions
 from recsys_batch.online.ranking.exploration import Exploration, Explorer
 from recsys_batch.online.ranking.rank_query import RankQuery, build_context
 from recsys_batch.online.ranking.rank_result import RankResult
+from recsys_batch.online.ranking.request_candidates import RequestCandidates
 from recsys_batch.online.ranking.selection import candidate_mask, row_offsets, select_top_k
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord
-from recsys_batch.ranking.features import Context, FeatureSpec, PairFeatures, assemble_features
+from recsys_batch.ranking.features import CANDIDATE_SCORE, Context, FeatureSpec, PairFeatures, assemble_features
 from recsys_batch.ranking.numpy_ranker import NumpyRanker
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
@@ -26,6 +27,7 @@ class RankerInput:
         session, excluded_codes: codes of the session's items, and of what must not come back.
         record: the user's, or one made from the session.
         personalised: whether the record is the user's own.
+        listed: the candidates of ``record``, where the request brought them; None where they were retrieved.
     """
 
     query: RankQuery
@@ -33,6 +35,7 @@ class RankerInput:
     session: list[int]
     excluded_codes: list[int]
     personalised: bool
+    listed: RequestCandidates | None = None
 
 
 @dataclass
@@ -78,9 +81,18 @@ def prepare_block(snapshot: Snapshot, pairs: list[RankerInput]) -> ScoringBlock:
         retrieval_score=np.concatenate([record.retrieval for record in records]).reshape(codes.shape),
         log_popularity=items.catalogue.log_popularity.take(codes),
         n_events=np.array([record.n_events for record in records]),
+        candidate_score=_candidate_scores(snapshot.features, pairs),
     )
     context = build_context([pair.query for pair in pairs], items, codes, vectors, [pair.session for pair in pairs])
     return ScoringBlock(pairs, codes, users, vectors, snapshot.features, pair_features, context, time.perf_counter() - began)
+
+
+def _candidate_scores(spec: FeatureSpec, pairs: list[RankerInput]) -> np.ndarray | None:
+    """Stack the scores that requests bring, float32 [B, C], 0 where one brings none; None where none does, or the model has no use."""
+    if CANDIDATE_SCORE not in spec.names or all(pair.listed is None or pair.listed.scores is None for pair in pairs):
+        return None
+    none = np.zeros(len(pairs[0].record.codes), np.float32)
+    return np.stack([none if pair.listed is None or pair.listed.scores is None else pair.listed.scores for pair in pairs])
 
 
 def select_from_block(
@@ -103,7 +115,7 @@ def select_from_block(
     for row, (pair, its_codes, its_values, its_places, ranks, before, n) in enumerate(shown):
         top: slice | np.ndarray = slice(min(n, pair.query.k))
         exploration = None
-        if explorer is not None and not pair.query.explain:
+        if explorer is not None and not pair.query.explain and pair.listed is None:
             top, propensities = explorer.swap_places(min(n, pair.query.k), n)
             allowed = None if keep is None else keep[row]
             exploration = Exploration(propensities, top + 1, _batch_positions(pair.record, allowed)[its_places[top]])
@@ -118,7 +130,7 @@ def select_from_block(
                 block.items[row : row + 1, chosen],
                 block.features[row : row + 1, chosen],
             )
-        results.append(ranked)
+        results.append(ranked if pair.listed is None else pair.listed.describe(ranked))
     return results
 
 

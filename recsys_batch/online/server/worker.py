@@ -18,7 +18,7 @@ from recsys_batch.errors import RecsysBatchError
 from recsys_batch.online import metrics
 from recsys_batch.online.api.messages import Bounds
 from recsys_batch.online.http.app import App
-from recsys_batch.online.http.endpoints import Endpoints
+from recsys_batch.online.http.endpoints import MAX_BATCH_BYTES, Endpoints
 from recsys_batch.online.http.router import Router
 from recsys_batch.online.http.static_page import page_routes
 from recsys_batch.online.oip.content_encoding import MAX_BYTES_IN_FLIGHT
@@ -74,7 +74,9 @@ class Worker(App):
         freshness = FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours)
         explorer = Explorer(settings.explore) if settings.explore else None
         service = RankingService(self._manager, freshness, admission, self._exposures, explorer, self._remote)
-        handlers = Endpoints(service, Bounds(settings.max_k, settings.max_ids), snapshots, state, self._live_lag)
+        bounds = Bounds(settings.max_k, settings.max_ids, max_candidates=settings.max_candidates)
+        max_body_bytes = settings.max_body_kb * 1024
+        handlers = Endpoints(service, bounds, snapshots, state, self._live_lag, max(MAX_BATCH_BYTES, max_body_bytes))
         batching = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting * ROWS_PER_REQUEST)
         models = SnapshotModels(self._manager, settings.max_k, freshness)
         repository = RepositoryRoutes(SnapshotRepository(self._manager, state))
@@ -83,7 +85,7 @@ class Worker(App):
         super().__init__(
             Router([*handlers.routes(), *protocols, *(page_routes() if settings.page else [])]),
             admission,
-            max_body_bytes=settings.max_body_kb * 1024,
+            max_body_bytes=max_body_bytes,
             body_seconds=settings.read_timeout_seconds,
             large_bodies=large_bodies,
             admin_token=os.environ.get(ADMIN_TOKEN) or None,

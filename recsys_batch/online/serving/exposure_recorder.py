@@ -58,7 +58,7 @@ class ExposureRecorder:
 
 
 def _make_exposure(query: RankQuery, ranked: RankResult, answer: Answer) -> Exposure:
-    items, explored = answer.items, ranked.exploration
+    items, explored, given = answer.items, ranked.exploration, query.candidate_scores
     return Exposure(
         request_id=answer.request_id,
         shown_at=dt.datetime.now(dt.UTC),
@@ -79,6 +79,8 @@ def _make_exposure(query: RankQuery, ranked: RankResult, answer: Answer) -> Expo
         propensities=None if explored is None else explored.propensities.tolist(),
         ranker_positions=None if explored is None else explored.ranker_positions.tolist(),
         batch_positions=None if explored is None else [place or None for place in explored.batch_positions.tolist()],
+        candidates="retrieved" if ranked.unknown_item_ids is None else "request",
+        candidate_scores=None if given is None else [given[item.candidate_rank - 1] for item in items if item.candidate_rank],
     )
 
 

@@ -10,7 +10,7 @@ from recsys_batch.online.api.messages import Bounds, Id, Lists
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_key import user_id_from_key
 from recsys_batch.online.snapshot.user_record import UserRecord
-from recsys_batch.ranking.features import CONTEXT_FEATURES, DEVICES, PAIR_FEATURES
+from recsys_batch.ranking.features import DEVICES
 
 
 class ItemSummary(Struct):
@@ -104,7 +104,7 @@ def describe_sample(snapshot: Snapshot, limit: int, bounds: Bounds, *, live: boo
         n_items=manifest.n_items,
         user_ids=chosen[::step][:limit],
         devices=list(DEVICES),
-        attributes=list(snapshot.features.names[len(PAIR_FEATURES) + len(CONTEXT_FEATURES) :]),
+        attributes=snapshot.features.attribute_names,
         categories=sorted(snapshot.items.metadata.categories),
         max_k=bounds.max_k,
         live=live,

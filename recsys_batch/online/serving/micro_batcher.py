@@ -51,12 +51,19 @@ class MicroBatcher:
                 self._tasks.add(task := asyncio.get_running_loop().create_task(self._run_remotely(self._remote, calls)))
                 task.add_done_callback(self._end_task)
                 continue
-            loaded = calls[0][0]
-            try:
-                results = rank_many(loaded.snapshot, [rank_input for _, rank_input, _ in calls], loaded.latency, self._explorer)
-            except Exception as error:
-                _fail(calls, error)
-                continue
+            self._run_here(calls)
+
+    def _run_here(self, calls: list[_Call]) -> None:
+        loaded = calls[0][0]
+        try:
+            results = rank_many(loaded.snapshot, [rank_input for _, rank_input, _ in calls], loaded.latency, self._explorer)
+        except Exception as error:
+            if len(calls) == 1:
+                _fail(calls[0], error)
+                return
+            for call in calls:  # each alone, so that one's fault (a damaged record) is its own
+                self._run_here([call])
+        else:
             _settle(calls, results)
 
     async def _run_remotely(self, remote: ScoringClient, calls: list[_Call]) -> None:
@@ -66,7 +73,11 @@ class MicroBatcher:
                 inputs = [rank_input for _, rank_input, _ in calls]
                 _settle(calls, await rank_many_remotely(loaded.snapshot, inputs, loaded.latency, self._explorer, remote))
             except Exception as error:
-                _fail(calls, error)
+                if len(calls) == 1:
+                    _fail(calls[0], error)
+                    return
+                for call in calls:
+                    await self._run_remotely(remote, [call])
 
     def _end_task(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -80,7 +91,6 @@ def _settle(calls: list[_Call], results: list[RankResult]) -> None:
             future.set_result(ranked)
 
 
-def _fail(calls: list[_Call], error: Exception) -> None:
-    for _, _, future in calls:
-        if not future.done():
-            future.set_exception(error)
+def _fail(call: _Call, error: Exception) -> None:
+    if not call[2].done():
+        call[2].set_exception(error)

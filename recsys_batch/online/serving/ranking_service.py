@@ -3,6 +3,7 @@
 import asyncio
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from recsys_batch.errors import quote
@@ -11,7 +12,7 @@ from recsys_batch.online.api.encode import encode_answer
 from recsys_batch.online.api.messages import Answer, Bounds, Lists
 from recsys_batch.online.engine.remote_ranking import ScoringClient
 from recsys_batch.online.ranking.exploration import Explorer
-from recsys_batch.online.ranking.ladder import RankInput, published_order, rank
+from recsys_batch.online.ranking.ladder import MAX_RANK_BATCH, RankInput, published_order, rank
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.ranking.rank_result import STALE, STORE_UNAVAILABLE, RankResult
 from recsys_batch.online.serving.admission import Admission
@@ -77,6 +78,24 @@ class RankingService:
         self.manager.recent.append(query)
         self._maybe_shadow(query, result, loaded)
         return answer
+
+    async def rank_together(self, requests: Sequence[tuple[RankQuery, str | None]], arrived: float) -> list[Answer | BaseException]:
+        """Rank for each of several queries with their request ids, as ``rank``; what one of them fails with stands in its place.
+
+        At most MAX_RANK_BATCH are under way at a time, so that the model runs on blocks and other requests come in between. They have that
+        many places in the queue, the first of which is the caller's.
+
+        Raises:
+            NotReady: no snapshot. Overloaded: there are not so many places.
+        """
+        _require_loaded(self.manager.current)
+        size = max(1, min(len(requests), MAX_RANK_BATCH, self._admission.bound))
+        answers: list[Answer | BaseException] = []
+        with self._admission.hold(size - 1, "requests"):
+            for start in range(0, len(requests), size):
+                calls = (self.rank(query, request_id, arrived) for query, request_id in requests[start : start + size])
+                answers += await asyncio.gather(*calls, return_exceptions=True)
+        return answers
 
     async def published_topk(self, user_id: int | str, k: int) -> Answer:
         """Answer with the user's published list itself.
@@ -144,6 +163,8 @@ class RankingService:
         if ranked.degraded is not None:
             tally.add("degraded", ranked.degraded)
         tally.add("by_snapshot", part)
+        if ranked.unknown_item_ids is not None:
+            tally.add("request_lists", ranked.source)
 
     def _maybe_shadow(self, query: RankQuery, shown: RankResult, loaded: LoadedSnapshot) -> None:
         """Score with the shadow as well once the answer is out; under load that is the first to go."""

@@ -66,6 +66,7 @@ def check_answers(snapshot: Snapshot, users: Sequence[tuple[int | str, UserRecor
 def _requests_of_each_kind(snapshot: Snapshot, users: Sequence[tuple[int | str, UserRecord]]) -> Iterator[tuple[str, Callable[[], object]]]:
     for query in _queries_of_each_kind(snapshot):
         what = "with a session" if query.session_item_ids else "without a session"
+        what += " and a list to rank" if query.candidate_item_ids else ""
         yield f"a stranger {what}", partial(_answer, snapshot, query, None)
         for user_id, record in users:
             yield f"user {user_id!r} {what}", partial(_answer, snapshot, replace(query, user_id=user_id), record)
@@ -98,4 +99,4 @@ def _queries_of_each_kind(snapshot: Snapshot) -> list[RankQuery]:
     now = dt.datetime.now(dt.UTC)
     plain = RankQuery(user_id=0, k=10)
     full = replace(plain, when=now, device="mobile", session_item_ids=items[:2], exclude_item_ids=items[2:], explain=True)
-    return [plain, full, replace(plain, categories=snapshot.items.categories(0) if items else ())]
+    return [plain, full, replace(plain, categories=snapshot.items.categories(0) if items else ()), replace(full, candidate_item_ids=items)]

@@ -30,8 +30,12 @@ EXPOSURE_KEY = ("request_id", "user_id", "item_id")
 """A request shows an item once. The key includes the user, as callers choose request ids and two may choose the same one."""
 
 _FEEDBACK_KEY = ("request_id", "user_id", "item_id", "event_ts", "event_type")
-_ITEM_COLUMNS = ("item_id", "position", "score", "batch_score", "candidate_rank", "propensity", "ranker_position", "batch_position")
-_LATER_COLUMNS = {"propensity": "float", "ranker_position": "int", "batch_position": "int", "lists": "string"}
+_ITEM_COLUMNS = (
+    *("item_id", "position", "score", "batch_score", "candidate_rank"),
+    *("propensity", "ranker_position", "batch_position", "candidate_score"),
+)
+_LATER_ITEM_COLUMNS = {"propensity": "float", "ranker_position": "int", "batch_position": "int", "candidate_score": "float"}
+_LATER_COLUMNS = ("lists", "candidates")
 """Columns that the files of older releases lack."""
 
 
@@ -134,8 +138,10 @@ def _explode_items(exposures: DataFrame) -> DataFrame:
     """Explode requests into one row per shown item; a request without items gives no row, what an older release did not log is null."""
     exploded = exposures.withColumn("_item", F.explode("items")).drop("items")
     logged = exploded.select("_item.*").columns
-    items = [(F.col(f"_item.{name}") if name in logged else F.lit(None).cast(_LATER_COLUMNS[name])).alias(name) for name in _ITEM_COLUMNS]
-    others = [] if "lists" in exposures.columns else [F.lit(None).cast(_LATER_COLUMNS["lists"]).alias("lists")]
+    items = [
+        (F.col(f"_item.{name}") if name in logged else F.lit(None).cast(_LATER_ITEM_COLUMNS[name])).alias(name) for name in _ITEM_COLUMNS
+    ]
+    others = [F.lit(None).cast("string").alias(name) for name in _LATER_COLUMNS if name not in exposures.columns]
     return exploded.select("*", *items, *others).drop("_item")
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -157,20 +159,21 @@ def test_a_deadline_shortens_the_wait(snapshot: Snapshot, model_server: Any, set
     assert with_server(model_server, settings_of, use, engine_timeout_ms=20_000) < 10
 
 
+class Loaded:
+    """A snapshot in use, of which nobody counts the leases."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot, self.latency = snapshot, LatencyTracker()
+
+    def lease(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 def test_requests_that_come_while_all_calls_are_out_go_together(snapshot: Snapshot, model_server: Any, settings_of: Any) -> None:
     model_server.version = snapshot.model_version
 
-    class Loaded:
-        def __init__(self) -> None:
-            self.snapshot, self.latency = snapshot, LatencyTracker()
-
-        def lease(self) -> Any:
-            from contextlib import nullcontext
-
-            return nullcontext()
-
     async def use(client: RemoteRanker) -> list[Any]:
-        batcher, loaded = MicroBatcher(remote=client), Loaded()
+        batcher, loaded = MicroBatcher(remote=client), Loaded(snapshot)
         first = asyncio.ensure_future(batcher.rank(loaded, some_inputs(snapshot, 1)[0]))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -183,3 +186,18 @@ def test_requests_that_come_while_all_calls_are_out_go_together(snapshot: Snapsh
     results = with_server(model_server, settings_of, use, engine_connections=1)
     assert {result.source for result in results} == {"ranker"}
     assert model_server.calls == [1, 9]
+
+
+def test_a_damaged_record_fails_its_own_request_alone(snapshot: Snapshot, model_server: Any, settings_of: Any) -> None:
+    model_server.version = snapshot.model_version
+    inputs = [RankInput(RankQuery(user, 5, candidate_item_ids=[1, 2, 3]), snapshot.lookup(user)) for user in range(4)]
+    assert inputs[1].record is not None and inputs[1].record.embedding is not None
+    inputs[1].record = replace(inputs[1].record, embedding=inputs[1].record.embedding[:3])
+
+    async def use(client: RemoteRanker) -> list[Any]:
+        batcher, loaded = MicroBatcher(remote=client), Loaded(snapshot)
+        calls = (batcher.rank(loaded, rank_input) for rank_input in inputs)  # type: ignore[arg-type]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    results = with_server(model_server, settings_of, use)
+    assert isinstance(results[1], ValueError) and [len(result.codes) for result in (results[0], *results[2:])] == [3, 3, 3]

@@ -76,7 +76,7 @@ def objects(**fields: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 CONTEXT = objects(timestamp=JSON, session_item_ids=LISTS, device=JSON, segment=JSON, mood=JSON)
 RANK = objects(
     k=st.just("3") | NUMBERS, context=CONTEXT | JSON, exclude_item_ids=LISTS, filters=objects(categories=LISTS) | JSON, deadline_ms=NUMBERS,
-    explain=st.sampled_from(["true", "false"]), request_id=TEXTS,
+    explain=st.sampled_from(["true", "false"]), request_id=TEXTS, candidate_item_ids=LISTS, candidate_scores=LISTS,
 )  # fmt: skip
 EVENT = objects(event_type=TEXTS, request_id=TEXTS, timestamp=JSON, weight=NUMBERS)
 
@@ -91,6 +91,15 @@ def test_no_body_of_rank_is_a_fault_of_the_servers(ask: Ask, user_id: str, rest:
 
 
 @settings(max_examples=80, deadline=None)
+@given(st.lists(st.tuples(SCALARS, RANK).map(lambda each: '{"user_id":' + each[0] + "," + each[1][1:]) | JSON, max_size=4))
+def test_no_body_of_a_batch_is_a_fault_of_the_servers(ask: Ask, requests: list[str]) -> None:
+    body = '{"requests":[' + ",".join(requests).replace(",}", "}") + "]}"
+    check(answer := ask("POST", "/v1/rank:batch", body.encode(errors="replace")))
+    for each in answer[1].get("answers", ()):
+        assert "items" in each or (each["status"] == 400 and each["error"]), each
+
+
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(SCALARS, SCALARS, EVENT), min_size=1, max_size=3))
 def test_no_body_of_feedback_is_a_fault_of_the_servers(ask: Ask, events: list[tuple[str, str, str]]) -> None:
     fields = '"user_id":{},"item_id":{},"event_type":"x",{}'
@@ -99,7 +108,7 @@ def test_no_body_of_feedback_is_a_fault_of_the_servers(ask: Ask, events: list[tu
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.sampled_from(["/v1/rank", "/v1/feedback"]), JSON.map(lambda text: text.encode(errors="replace")) | st.binary())
+@given(st.sampled_from(["/v1/rank", "/v1/rank:batch", "/v1/feedback"]), JSON.map(lambda text: text.encode(errors="replace")) | st.binary())
 def test_no_bytes_are_a_fault_of_the_servers(ask: Ask, path: str, body: bytes) -> None:
     check(ask("POST", path, body))
 

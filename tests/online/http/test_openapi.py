@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from recsys_batch.errors import InputMissing
-from recsys_batch.online.api.decode import decode_feedback, decode_rank_request
+from recsys_batch.online.api.decode import decode_feedback, decode_rank_batch, decode_rank_request
 from recsys_batch.online.api.messages import BadRequest, Bounds
 from recsys_batch.online.http.app import App
 from recsys_batch.online.http.endpoints import Endpoints
@@ -40,12 +40,13 @@ class Server:
         admin: str | None = "admins",
         log: bool = True,
         max_body_bytes: int = 1_000,
+        max_batch_bytes: int | None = None,
     ) -> None:
         self.live = SnapshotManager(snapshots, lambda _: pytest.fail("no remote store"), folder / "lock")
         admission = Admission(max_waiting)
         self.recorder = ExposureRecorder(folder / "exposures" if log else None, max_mb=1)
         service = RankingService(self.live, FreshnessPolicy(1e9, None), admission, self.recorder)
-        self.routes = Endpoints(service, Bounds(), snapshots, folder).routes()
+        self.routes = Endpoints(service, Bounds(), snapshots, folder, max_batch_bytes=max_batch_bytes or max_body_bytes).routes()
         self.app = App(
             Router(self.routes),
             admission,
@@ -81,6 +82,7 @@ async def unknown_snapshot(*_: Any) -> list[Any]:
 
 CALLS: dict[tuple[str, str], tuple[str, Any]] = {
     ("POST", "/v1/rank"): ("/v1/rank", {"user_id": 5}),
+    ("POST", "/v1/rank:batch"): ("/v1/rank:batch", {"requests": [{"user_id": 5}]}),
     ("POST", "/v1/feedback"): ("/v1/feedback", {"events": [EVENT]}),
     ("GET", "/v1/users"): ("/v1/users", None),
     ("GET", "/v1/users/{user_id}"): ("/v1/users/5", None),
@@ -101,6 +103,7 @@ CALLS: dict[tuple[str, str], tuple[str, Any]] = {
 """A good request to every endpoint."""
 BAD_CALLS: list[tuple[str, str, str, Any]] = [
     ("POST", "/v1/rank", "/v1/rank", {"k": 3}),
+    ("POST", "/v1/rank:batch", "/v1/rank:batch", {"requests": []}),
     ("POST", "/v1/feedback", "/v1/feedback", {"events": []}),
     ("GET", "/v1/users", "/v1/users?limit=1001", None),
     ("GET", "/v1/users/{user_id}", "/v1/users/5?k=1", None),
@@ -204,6 +207,8 @@ def test_the_document_is_the_declared_routes_with_statuses_parameters_and_access
         ("RankRequest", "deadline_ms", 0, "deadline_ms is 0.0: expected more than 0 and at most 60000"),
         ("RankRequest", "request_id", "x" * 201, "request_id has 201 characters, at most 200 are allowed"),
         ("RankRequest", "k", 0, "k is 0: expected 1 to 200"),
+        ("RankBatch", "requests", [{}] * 65, "requests has 65 entries: expected 1 to 64"),
+        ("RankBatch", "requests", [], "requests has 0 entries: expected 1 to 64"),
         ("FeedbackBody", "event_type", "x" * 101, "event_type has 101 characters: expected 1 to 100"),
         ("FeedbackBody", "event_type", "", "event_type has 0 characters: expected 1 to 100"),
         ("FeedbackBody", "weight", -1e30, "weight is -1e+30: expected a number below 1e30"),
@@ -215,7 +220,9 @@ def test_a_bound_of_the_schema_is_refused_with_a_sentence_that_says_what_was_fou
     routes = Endpoints(None, Bounds(), tmp_path, tmp_path).routes()  # type: ignore[arg-type]
     field = build_openapi(routes, Bounds())["components"]["schemas"][schema]["properties"][name]
     bounds = next(each for each in (field, *field.get("anyOf", [])) if each.get("type") not in (None, "null"))
-    if isinstance(value, str):
+    if isinstance(value, list):
+        assert not bounds["minItems"] <= len(value) <= bounds["maxItems"]
+    elif isinstance(value, str):
         assert not bounds.get("minLength", 0) <= len(value) <= bounds["maxLength"]
     else:
         within = bounds.get("minimum", value) <= value <= bounds.get("maximum", value)
@@ -223,22 +230,28 @@ def test_a_bound_of_the_schema_is_refused_with_a_sentence_that_says_what_was_fou
     with pytest.raises(BadRequest) as refused:
         if schema == "RankRequest":
             decode_rank_request(json.dumps({"user_id": 5, name: value}).encode(), Bounds(), 0.0)
+        elif schema == "RankBatch":
+            decode_rank_batch(json.dumps({name: value}).encode(), Bounds(), 0.0)
         else:
             decode_feedback(json.dumps({"events": [{**EVENT, name: value}]}).encode(), Bounds())
     assert str(refused.value) == sentence
 
 
 def test_the_document_states_every_bound_of_this_server_and_which_further_keys_are_taken(tmp_path: Path) -> None:
-    bounds = Bounds(max_k=50, max_ids=7, max_categories=3)
+    bounds = Bounds(max_k=50, max_ids=7, max_categories=3, max_candidates=9)
     schemas = build_openapi(Endpoints(None, bounds, tmp_path, tmp_path).routes(), bounds)["components"]["schemas"]  # type: ignore[arg-type]
     rank = schemas["RankRequest"]["properties"]
     assert (rank["k"]["minimum"], rank["k"]["maximum"]) == (1, 50)
     assert rank["exclude_item_ids"]["maxItems"] == rank["context"]["properties"]["session_item_ids"]["maxItems"] == 7
+    for name in ("candidate_item_ids", "candidate_scores"):
+        assert next(each for each in rank[name]["anyOf"] if each["type"] == "array")["maxItems"] == 9
     assert schemas["Filters"]["properties"]["categories"]["maxItems"] == 3
     events = schemas["Feedback"]["properties"]["events"]
     assert (events["minItems"], events["maxItems"]) == (1, 7)
     assert rank["context"]["additionalProperties"] is True
-    assert all(schemas[name]["additionalProperties"] is False for name in ("RankRequest", "Filters", "Feedback", "FeedbackBody"))
+    assert all(
+        schemas[name]["additionalProperties"] is False for name in ("RankRequest", "RankBatch", "Filters", "Feedback", "FeedbackBody")
+    )
     assert '"maximum": "' not in (text := json.dumps(schemas)) and '"maxItems": "' not in text
 
 

@@ -30,6 +30,10 @@ def test_text_ids_are_found_by_halving(tmp_path_factory: pytest.TempPathFactory,
     for place, one in enumerate(ids):
         assert items.code(one) == place and items.item_id(place) == one
     assert all(items.code(one) == -1 for one in others if one not in ids)
+    looked_up = [*others, *reversed(ids), "\ud800", 7] * 3
+    assert items.code_array(looked_up).tolist() == [items.code(one) for one in looked_up]
+    assert items.code_array(looked_up * 50).tolist() == [items.code(one) for one in looked_up] * 50
+    assert items.code_array([]).tolist() == []
 
 
 def test_number_ids_are_found_also_as_digits_and_nothing_else_is(tmp_path: Path) -> None:
@@ -37,6 +41,8 @@ def test_number_ids_are_found_also_as_digits_and_nothing_else_is(tmp_path: Path)
     assert [items.code(one) for one in (-5, 0, "7", str(2**62))] == [0, 1, 2, 3]
     assert [items.code(one) for one in (1, "x", "", 2**70, "7.0")] == [-1] * 5
     assert items.codes([7, "nobody", -5]) == [2, 0]
+    given = [7, "nobody", -5, 2**70, -6, 2**63 - 1, "-5", 0, "", 2**62]
+    assert items.code_array(given).tolist() == [items.code(one) for one in given] == [2, -1, 0, -1, -1, -1, 0, 1, -1, 3]
     assert items.item_ids(np.array([3, 0])) == [2**62, -5] and items.titles([1]) == ["Title of 0"]
 
 

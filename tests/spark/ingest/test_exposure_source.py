@@ -210,23 +210,25 @@ def test_an_ingest_that_died_between_its_tables_is_completed_by_the_next(shop: S
 
 def as_an_older_release(batch: pa.RecordBatch) -> pa.Table:
     """Leave out what the log got later."""
-    table = pa.Table.from_batches([batch]).drop_columns(["lists"])
+    table = pa.Table.from_batches([batch]).drop_columns(["lists", "candidates"])
     items = table.schema.field("items")
-    older = pa.list_(pa.struct([field for field in items.type.value_type if field.name not in EXPLORATION]))
+    older = pa.list_(pa.struct([field for field in items.type.value_type if field.name not in LATER]))
     rows = [[{field.name: item[field.name] for field in older.value_type} for item in row] for row in table["items"].to_pylist()]
     at = table.schema.get_field_index("items")
     return table.set_column(at, pa.field("items", older, False), pa.array(rows, older))
 
 
 EXPLORATION = ("propensity", "ranker_position", "batch_position")
+LATER = (*EXPLORATION, "candidate_score")
+BROUGHT: dict[str, Any] = {"candidates": "request", "candidate_scores": [2.5, -1.0]}
 
 
 def swapped(request_id: str) -> Exposure:
     row = shown(request_id, 1, ["a", "b"])
-    return row._replace(lists="live", propensities=[0.9, 0.1], ranker_positions=[1, 5], batch_positions=[2, None])
+    return row._replace(lists="live", propensities=[0.9, 0.1], ranker_positions=[1, 5], batch_positions=[2, None], **BROUGHT)
 
 
-def test_exploration_is_brought_in_from_files_beside_those_of_an_older_release(shop: Shop) -> None:
+def test_later_columns_are_brought_in_from_files_beside_those_of_an_older_release(shop: Shop) -> None:
     shop.folder.mkdir()
     first, last = (
         as_an_older_release(encode_exposures([shown(*row)], IDS, exposure_schema(IDS))) for row in (("r1", 1, ["a"]), ("r3", 1, ["c"]))
@@ -236,18 +238,23 @@ def test_exploration_is_brought_in_from_files_beside_those_of_an_older_release(s
     shop.logged([swapped("r2")])
     pq.write_table(last, shop.folder / "exposures-9.parquet")
     assert shop.ingest().kinds["exposures"].accepted == 3
-    rows = shop.tables.read("exposures").select("request_id", "item_id", "lists", *EXPLORATION).orderBy("request_id", "item_id").collect()
+    rows = (
+        shop.tables.read("exposures")
+        .select("request_id", "item_id", "lists", "candidates", *LATER)
+        .orderBy("request_id", "item_id")
+        .collect()
+    )
     assert [tuple(row) for row in rows] == [
-        ("r1", "a", None, None, None, None),
-        ("r2", "a", "live", pytest.approx(0.9), 1, 2),
-        ("r2", "b", "live", pytest.approx(0.1), 5, None),
-        ("r3", "c", None, None, None, None),
+        ("r1", "a", None, None, None, None, None, None),
+        ("r2", "a", "live", "request", pytest.approx(0.9), 1, 2, 2.5),
+        ("r2", "b", "live", "request", pytest.approx(0.1), 5, None, -1.0),
+        ("r3", "c", None, None, None, None, None, None),
     ]
 
 
 def test_a_table_of_an_older_release_gets_the_columns_that_it_lacks(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = TABLES["exposures"]
-    older = replace(spec, columns=tuple(column for column in spec.columns if column.name not in (*EXPLORATION, "lists")))
+    older = replace(spec, columns=tuple(column for column in spec.columns if column.name not in (*LATER, "lists", "candidates")))
     with monkeypatch.context() as patched:
         patched.setitem(TABLES, "exposures", older)
         shop.logged([shown("r1", 1, ["a"])])
@@ -255,10 +262,10 @@ def test_a_table_of_an_older_release_gets_the_columns_that_it_lacks(shop: Shop, 
     assert "propensity" not in shop.tables.read("exposures").columns
     shop.logged([swapped("r2")])
     shop.ingest()
-    assert shop.rows("exposures", "request_id", "item_id", "lists", "ranker_position") == [
-        ("r1", "a", None, None),
-        ("r2", "a", "live", 1),
-        ("r2", "b", "live", 5),
+    assert shop.rows("exposures", "request_id", "item_id", "lists", "candidates", "ranker_position") == [
+        ("r1", "a", None, None, None),
+        ("r2", "a", "live", "request", 1),
+        ("r2", "b", "live", "request", 5),
     ]
     comments = {field.name: field.metadata.get("comment") for field in shop.tables.read("exposures").schema}
     assert comments["propensity"] == next(column.comment for column in spec.columns if column.name == "propensity")

@@ -4,6 +4,8 @@ export const SOURCES = {
   ranker: "ranked for this request",
   batch: "the night's order",
   popular: "a popular list",
+  retrieval: "the request's list, by retrieval score",
+  request: "the request's list, in its own order",
 };
 
 export const REASONS = {
