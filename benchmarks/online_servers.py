@@ -24,7 +24,7 @@ from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.online.export.synthetic_snapshot import make_snapshot
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec
-from recsys_batch.registry.bundle import RANKER_PREFIX
+from recsys_batch.registry.bundle import select_ranker_weights
 
 sys.path.insert(0, str(ROOT / "tools"))
 from model_servers import end_session, get, install, triton_command
@@ -55,7 +55,7 @@ def make_snapshots(arguments: argparse.Namespace, folder: Path) -> tuple[Path, P
     params.output += 0.1 * torch.randn(params.output.shape, generator=torch.Generator().manual_seed(1))
     params.gate = 1.0
     arrays = params.to_arrays()
-    weights = {name.removeprefix(RANKER_PREFIX): array for name, array in arrays.items()}
+    weights = select_ranker_weights(arrays)
     np.savez(folder / "weights.npz", **weights)
     snapshots, began = folder / "snapshots", time.monotonic()
     sizes = {"users": arguments.users, "items": arguments.items, "dim": arguments.dim, "candidates": arguments.k}

@@ -28,6 +28,7 @@ from recsys_batch.plan.trial import measure_unit_costs
 from recsys_batch.plan.unit_costs import UnitCosts
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.read import run_rows
+from recsys_batch.registry.bundle import select_ranker_weights
 from recsys_batch.tables.run_manifest import latest_state_by_run
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -94,7 +95,7 @@ def measure_qps(folder: Path) -> float:
     """Measure the requests per second of a worker that has no more work than it can do, by wrk."""
     arrays = RankerParameters.initialize(trial.DIM, len(FeatureSpec.default().names), 0).to_arrays()
     sizes = {"users": trial.N_USERS, "items": trial.N_ITEMS, "dim": trial.DIM, "candidates": trial.N_CANDIDATES}
-    make_snapshot(folder / "snapshots", ranker=export_ranker_onnx(arrays), **sizes)
+    make_snapshot(folder / "snapshots", ranker=export_ranker_onnx(arrays), ranker_weights=select_ranker_weights(arrays), **sizes)
     set_current(folder / "snapshots", "made-up")
     with servers.ours(folder / "snapshots", folder, free_ports(), workers=1) as server:
         closed(server, 8, 3.0, trial.N_USERS)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.model.towers import pool_history
 from recsys_batch.ranking.features import FeatureSpec, PairFeatures
@@ -13,8 +12,8 @@ from recsys_batch.ranking.features import FeatureSpec, PairFeatures
 
 def make_trial_stages(
     rng: np.random.Generator, users: np.ndarray, items: np.ndarray, n_candidates: int, n_events: int
-) -> tuple[Callable[[], object], Callable[[], object], bytes]:
-    """Make (what embeds the users by their events, what scores their candidates, the ranker as ONNX), on one thread.
+) -> tuple[Callable[[], object], Callable[[], object], dict[str, np.ndarray]]:
+    """Make (what embeds the users by their events, what scores their candidates, the ranker's weights), on one thread.
 
     Args:
         users, items: float32 [B, d] and [n, d].
@@ -32,4 +31,4 @@ def make_trial_stages(
         features = PairFeatures.from_raw(spec, retrieval_score=retrieval, log_popularity=popularity, n_events=np.full(n, n_events))
         return ranker.score_without_context(users, items, codes, features)
 
-    return lambda: pool_history(history, events, offsets, 0.9), score, export_ranker_onnx(arrays)
+    return lambda: pool_history(history, events, offsets, 0.9), score, arrays

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -95,8 +96,8 @@ def _time_search(items: np.ndarray, users: np.ndarray, folder: Path) -> tuple[fl
     return _per_user(lambda: retriever.search(users, N_CANDIDATES), len(users)), 1.0 if info.mode == "exact" else 0.5
 
 
-def _time_model(rng: np.random.Generator, items: np.ndarray, users: np.ndarray) -> tuple[float, float, bytes]:
-    """Time core-seconds per user of (embedding N_EVENTS events, scoring N_CANDIDATES candidates), and make a ranker's ONNX file."""
+def _time_model(rng: np.random.Generator, items: np.ndarray, users: np.ndarray) -> tuple[float, float, dict[str, np.ndarray]]:
+    """Time core-seconds per user of (embedding N_EVENTS events, scoring N_CANDIDATES candidates), and make a ranker's weights."""
     from recsys_batch.model.trial_stages import make_trial_stages
 
     embed, score, ranker = make_trial_stages(rng, users, items, N_CANDIDATES, N_EVENTS)
@@ -125,13 +126,18 @@ def _time_writing(rng: np.random.Generator, folder: Path) -> tuple[float, float]
     return seconds, sum((folder / f"{name}.parquet").stat().st_size for name in tables) / n
 
 
-def _time_snapshot(folder: Path, ranker: bytes) -> tuple[float, float, float]:
+def _time_snapshot(folder: Path, ranker: dict[str, np.ndarray]) -> tuple[float, float, float]:
     """Time (core-seconds per user, bytes of a user, bytes of an item) of a snapshot, and leave it in the folder."""
+    from recsys_batch.model.onnx_export import export_ranker_onnx
     from recsys_batch.online.export.synthetic_snapshot import make_snapshot
     from recsys_batch.online.snapshot.repository import set_current
+    from recsys_batch.registry.bundle import select_ranker_weights
 
+    made_of: dict[str, Any] = {"users": N_USERS, "items": N_ITEMS, "dim": DIM, "candidates": N_CANDIDATES}
+    made_of["ranker"] = export_ranker_onnx(ranker)
+    made_of["ranker_weights"] = select_ranker_weights(ranker)
     began = time.process_time()
-    manifest = make_snapshot(folder / "snapshots", users=N_USERS, items=N_ITEMS, dim=DIM, candidates=N_CANDIDATES, ranker=ranker)
+    manifest = make_snapshot(folder / "snapshots", **made_of)
     seconds = time.process_time() - began
     set_current(folder / "snapshots", "made-up")
     users = next(entry["bytes"] for name, entry in manifest.files.items() if name.endswith(".lmdb"))

@@ -66,7 +66,7 @@ class Bundle:
     @property
     def ranker_weights(self) -> dict[str, np.ndarray] | None:
         """The reference ranker's weights by their names without RANKER_PREFIX; None where the bundle's ranker is another one."""
-        weights = {name.removeprefix(RANKER_PREFIX): array for name, array in self.tensors.items() if name.startswith(RANKER_PREFIX)}
+        weights = select_ranker_weights(self.tensors)
         return weights if self.kind == "two_tower" and weights else None
 
     @cached_property
@@ -75,6 +75,11 @@ class Bundle:
         if VOCAB_FILE not in self.manifest["files"]:
             return {}
         return dict(json.loads((self.path / VOCAB_FILE).read_text(encoding="utf-8")))
+
+
+def select_ranker_weights(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Select the reference ranker's weights among a bundle's tensors, by their names without RANKER_PREFIX."""
+    return {name.removeprefix(RANKER_PREFIX): array for name, array in tensors.items() if name.startswith(RANKER_PREFIX)}
 
 
 def write_bundle(

@@ -22,7 +22,7 @@ from recsys_batch.online.export.synthetic_snapshot import make_snapshot
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec
-from recsys_batch.registry.bundle import RANKER_PREFIX
+from recsys_batch.registry.bundle import RANKER_PREFIX, select_ranker_weights
 
 N_USERS, N_ITEMS, DIM, N_CANDIDATES = 300, 500, 16, 60
 TOKEN = "for tests only"
@@ -44,7 +44,7 @@ def small_ranker_weights(seed: int = 1) -> dict[str, np.ndarray]:
     params = RankerParameters.initialize(DIM, len(FeatureSpec.default().names), seed)
     params.output += 0.2 * torch.randn(params.output.shape, generator=torch.Generator().manual_seed(seed))
     params.gate = 1.0
-    return {name.removeprefix(RANKER_PREFIX): array for name, array in params.to_arrays().items()}
+    return select_ranker_weights(params.to_arrays())
 
 
 @pytest.fixture(scope="session")

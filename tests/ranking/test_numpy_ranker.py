@@ -20,7 +20,7 @@ from recsys_batch.ranking.features import (
 )
 from recsys_batch.ranking.numpy_ranker import NumpyRanker
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
-from recsys_batch.registry.bundle import RANKER_PREFIX
+from recsys_batch.registry.bundle import select_ranker_weights
 
 D = 9
 SPEC = FeatureSpec((*PAIR_FEATURES, *CONTEXT_FEATURES, "mood=good", "price", CANDIDATE_SCORE), (0.1, 2.0, 1.0), (0.5, 3.0, 2.0))
@@ -38,7 +38,7 @@ def arrays() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix(RANKER_PREFIX): array for name, array in arrays.items()}
+    return select_ranker_weights(arrays)
 
 
 @pytest.fixture(scope="module")
