@@ -41,6 +41,20 @@ def test_explain_adds_contributions_and_the_batch_rank(one: Any) -> None:
     assert item["batch_rank"] >= 1 and set(item["contributions"]) >= {"retrieval", "session", "device", "time"}
 
 
+def test_a_batch_with_a_list_that_the_caller_brings_goes_through_a_real_server_with_its_own_bounds(
+    make: Any, serve: Any, current: Any
+) -> None:
+    current(folder := make(), "first")
+    server = serve(folder, "--set", "online.max_candidates=3", "--set", "online.max_body_kb=1")
+    requests = [{"user_id": 5, "candidate_item_ids": ids} for ids in ([9, "x", 2], [9, 8, 7, 6])] * 20
+    status, told, _ = server.call("POST", "/v1/rank:batch", {"requests": requests})
+    assert status == 200 and len(json.dumps(requests)) > 1024
+    ranked, refused = told["answers"][0::2], told["answers"][1::2]
+    assert all(({item["item_id"] for item in each["items"]}, each["unknown_item_ids"]) == ({9, 2}, ["x"]) for each in ranked)
+    sentence = "candidate_item_ids has 4 ids, at most 3 are allowed"
+    assert len(ranked) == len(refused) == 20 and all(each == {"error": sentence, "status": 400} for each in refused)
+
+
 def test_the_published_list_is_the_batchs(one: Any) -> None:
     status, told, _ = one.call("GET", "/v1/users/5/topk?k=4")
     assert status == 200 and told["source"] == "batch" and [item["rank"] for item in told["items"]] == [1, 2, 3, 4]
