@@ -18,7 +18,19 @@ EXTRAS = {
     "read": ("deltalake",),
     "report": ("matplotlib", "cycler", "jinja2"),
     "night": ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl"),
-    "online": ("granian", "lmdb", "redis", "msgspec", "prometheus_client", "grpc", "google", "aiohttp", "uvloop"),
+    "online": (
+        "granian",
+        "lmdb",
+        "redis",
+        "msgspec",
+        "prometheus_client",
+        "grpc",
+        "grpc_health",
+        "grpc_reflection",
+        "google",
+        "aiohttp",
+        "uvloop",
+    ),
 }
 """Packages that only an extra installs."""
 

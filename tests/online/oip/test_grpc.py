@@ -16,7 +16,8 @@ import tritonclient.grpc
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip import grpc_server
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.grpc_handlers import MAX_UNFINISHED, make_handlers
+from recsys_batch.online.oip.grpc_calls import MAX_UNFINISHED, MessageReader
+from recsys_batch.online.oip.grpc_handlers import make_handlers
 from recsys_batch.online.oip.grpc_server import Servicer
 from recsys_batch.online.oip.model_api import DTYPES, InvalidRequest, ModelUnknown, OipModel, TensorSpec
 from recsys_batch.online.oip.tensor_codec import tensor_from_bytes
@@ -60,7 +61,7 @@ async def connected(model: OipModel, max_waiting: int = 32, read_seconds: float 
     """A channel to a server of its own."""
     server = grpc.aio.server()
     servicer = Servicer(OneModel(model), DynamicBatcher(), NO_SNAPSHOTS, max_waiting)
-    server.add_generic_rpc_handlers((make_handlers(servicer, None, None, read_seconds),))
+    server.add_generic_rpc_handlers((make_handlers(servicer, None, None, MessageReader(read_seconds)),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
