@@ -46,9 +46,9 @@ class _Group:
     """Waiting requests of one model that one run can answer."""
 
     model: OipModel
+    began: float
     requests: list[_Waiting] = field(default_factory=list)
     rows: int = 0
-    began: float = field(default_factory=time.perf_counter)
 
 
 class DynamicBatcher:
@@ -106,7 +106,7 @@ class DynamicBatcher:
             self._run(key)
             group = None
         if group is None:
-            group = self._groups[key] = _Group(model)
+            group = self._groups[key] = _Group(model, time.perf_counter())
             if self._max_delay > 0:
                 loop.call_later(self._max_delay, self._run_if, key, group)
             else:

@@ -18,9 +18,7 @@ from recsys_batch.online.oip.grpc_handlers import ADMIN_METHODS, CLIENT_METHODS,
 from recsys_batch.online.oip.grpc_server import make_server
 from recsys_batch.online.oip.grpc_standard_services import ReadinessHealth
 
-SERVING, NOT_SERVING, UNKNOWN = (
-    getattr(health_pb2.HealthCheckResponse, name) for name in ("SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
-)
+SERVING, NOT_SERVING, UNKNOWN = (getattr(health_pb2.HealthCheckResponse, name) for name in ("SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"))
 NO_SERVICER: Any = type("", (), {name: None for name in (*OPEN_METHODS, *CLIENT_METHODS, *ADMIN_METHODS)})()
 
 
@@ -156,7 +154,8 @@ def test_a_call_of_reflection_that_asks_nothing_ends() -> None:
         async with connected(read_seconds=0.05) as (_, channel, _port):
             call = ServerReflectionStub(channel).ServerReflectionInfo()
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await call.read()
+                async with asyncio.timeout(20):
+                    await call.read()
             assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
     asyncio.run(ask())
