@@ -17,8 +17,21 @@ from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchErr
 EXTRAS = {
     "read": ("deltalake",),
     "report": ("matplotlib", "cycler", "jinja2"),
-    "night": ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx"),
-    "online": ("granian", "lmdb", "redis", "msgspec", "prometheus_client", "grpc", "google", "aiohttp", "uvloop"),
+    "night": ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl"),
+    "online": (
+        "granian",
+        "lmdb",
+        "redis",
+        "msgspec",
+        "prometheus_client",
+        "grpc",
+        "grpc_health",
+        "grpc_reflection",
+        "google",
+        "aiohttp",
+        "uvloop",
+        "threadpoolctl",
+    ),
 }
 """Packages that only an extra installs."""
 

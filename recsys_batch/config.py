@@ -205,6 +205,9 @@ class Online(Section):
     port: int = Field(8080, ge=1, le=65535)
     grpc_port: int | None = Field(None, ge=1, le=65535, description="the Open Inference Protocol over gRPC; unset: over HTTP alone")
     workers: int | None = Field(None, ge=1, le=256, description="processes; unset: one per core")
+    grpc_workers: int | None = Field(
+        None, ge=1, le=256, description="processes for gRPC, between which clients' connections are spread; unset: as many as workers"
+    )
     max_k: int = Field(200, ge=1, le=10_000, description="longest list that a request may ask for")
     max_ids: int = Field(1000, ge=1, description="most ids in session_item_ids, in exclude_item_ids, most events of a feedback")
     max_candidates: int = Field(1000, ge=1, le=10_000, description="most candidate_item_ids, which a request brings to have them ranked")
@@ -257,7 +260,7 @@ class Online(Section):
     engine_rest_seconds: float = Field(1.0, gt=0, description="that while; then one call tries it")
     page: bool = Field(True, description="the explorer page at /")
     samples: int = Field(1000, ge=0, le=100_000, description="users whose newest items a snapshot keeps for the explorer page")
-    batch_rows: int = Field(8, ge=1, description="/v2: most rows of concurrent requests in one run of the model")
+    batch_rows: int = Field(16, ge=1, description="/v2: most rows of concurrent requests in one run of the model")
     batch_delay_us: int = Field(0, ge=0, description="/v2: how long a request may wait for others")
 
 

@@ -44,6 +44,7 @@ LOGGED = Counter("recsys_log_rows", "rows of the logs of exposures and feedback,
 LOG_WAITING = Gauge("recsys_log_waiting_rows", "rows that were taken and are not written yet", ["log"], multiprocess_mode="sum")
 LOG_EVENTS = Counter("recsys_log_events", "old files that were removed, and times that the disk refused", ["log", "event"])
 WAITING = Gauge("recsys_waiting", "requests that wait or are worked on", multiprocess_mode="livesum")
+GRPC_WAITING = Gauge("recsys_grpc_waiting", "gRPC requests for inference that wait or are worked on", multiprocess_mode="livesum")
 LIVE_BATCHES = Counter("recsys_live_batches", "micro-batches of the stream that the follower has handled")
 LIVE_USERS = Gauge("recsys_live_users", "users with a live list of the snapshot in use", multiprocess_mode="livemax")
 LIVE_LAG = Gauge(

@@ -12,7 +12,9 @@
 - offload: a thread for long conversions
 - rest: the protocol over HTTP, as routes under /v2
 - repository_rest: that repository over HTTP, for admins
-- grpc_handlers: its calls over gRPC: tokens, bounds on what is being read, errors as statuses
-- grpc_server: the protocol over gRPC, a process of its own
+- grpc_calls: calls over gRPC: tokens, bounds on what is being read, errors as statuses
+- grpc_handlers: the methods of the protocol's service over gRPC
+- grpc_standard_services: health and reflection, as any gRPC server has them
+- grpc_server: the protocol over gRPC, in processes of its own
 - grpc_predict_v2_pb2: messages, generated from grpc_predict_v2.proto
 """

@@ -6,9 +6,10 @@ up everybody else for 0.3 s. Long requests take turns, so that between two runs 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from recsys_batch.online.oip.model_api import OipModel
 from recsys_batch.online.serving.admission import Admission
 
 Outputs = Mapping[str, np.ndarray]
+_QUIET_TURNS = 8
+"""Turns of the event loop without another request after which a run begins: a few microseconds each. gRPC brings a call every few turns."""
+_LINGER_SECONDS = 0.005
+"""For which a run waits at most while requests go on coming, or turns are long."""
 ROWS_PER_REQUEST = 256
 """Rows that may wait for each request that may: users of ``recommend``, of whom a thousand take 0.3 s, and rows of ``ranker``."""
 
@@ -24,12 +29,25 @@ class ClientLeft(Exception):
     """Nobody waits for the answer any more."""
 
 
+class DeadlinePassed(Exception):
+    """The answer would come too late."""
+
+
+class _Waiting(NamedTuple):
+    """A request that waits for a joint run; ``deadline`` as in ``DynamicBatcher.infer``."""
+
+    inputs: Mapping[str, np.ndarray]
+    future: asyncio.Future[Any]
+    deadline: float | None
+
+
 @dataclass
 class _Group:
-    """Waiting requests of one model whose tensors can be joined."""
+    """Waiting requests of one model that one run can answer."""
 
     model: OipModel
-    requests: list[tuple[Mapping[str, np.ndarray], asyncio.Future[Any]]] = field(default_factory=list)
+    began: float
+    requests: list[_Waiting] = field(default_factory=list)
     rows: int = 0
 
 
@@ -38,7 +56,7 @@ class DynamicBatcher:
 
     Args:
         max_rows: a run has no more rows, unless a single request has.
-        max_delay: seconds that the first request of a run may wait for others; 0 joins what has arrived already.
+        max_delay: seconds that the first request of a run may wait for others; 0 joins what arrives while the loop is busy with arrivals.
         max_waiting: rows that may wait or be worked on; a request that has more itself is taken where no other waits.
     """
 
@@ -49,56 +67,64 @@ class DynamicBatcher:
         self._long_request = asyncio.Lock()
 
     async def infer(
-        self, model: OipModel, inputs: Mapping[str, np.ndarray], client_left: Callable[[], Awaitable[None]] | None = None
+        self,
+        model: OipModel,
+        inputs: Mapping[str, np.ndarray],
+        client_left: Callable[[], Awaitable[None]] | None = None,
+        deadline: float | None = None,
     ) -> Outputs:
         """Return what ``model.infer`` returns for this request alone.
 
         Args:
             client_left: returns when the client has left: a long request is not worked on then. None where the caller is cancelled.
+            deadline: of ``time.perf_counter()``, past which the model is not run for it any more; None for none.
         Raises:
-            Overloaded: too many rows wait. ClientLeft. Whatever ``model.infer`` raises for these inputs.
+            Overloaded: too many rows wait. ClientLeft. DeadlinePassed. Whatever ``model.infer`` raises for these inputs.
         """
         n_rows = _count_rows(inputs)
         with self._rows.hold(n_rows, "rows"), model.lease():
             inputs = await model.prepare(inputs)
             runs = model.split(inputs)
             if len(runs) > 1:
-                work = self._infer_in_runs(model, runs, n_rows)
+                work = self._infer_in_runs(model, runs, n_rows, deadline)
                 return await (work if client_left is None else _await_unless(client_left, work))
-            lengths = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
-            if not model.rows_are_independent or len(lengths) != 1 or self._max_rows <= 1:
-                return model.infer(inputs)
-            return await self._infer_with_others(model, inputs, n_rows)
+            key = model.joint_key(inputs) if self._max_rows > 1 else None
+            if key is not None:
+                return await self._infer_with_others(model, key, inputs, n_rows, deadline)
+            _check_deadline(deadline)
+            return model.infer(inputs)
 
-    def _infer_with_others(self, model: OipModel, inputs: Mapping[str, np.ndarray], rows: int) -> asyncio.Future[Outputs]:
+    def _infer_with_others(
+        self, model: OipModel, joint_key: Hashable, inputs: Mapping[str, np.ndarray], rows: int, deadline: float | None
+    ) -> asyncio.Future[Outputs]:
         """Put a request into the next run that has room for it."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outputs] = loop.create_future()
-        shapes = tuple(sorted((name, array.dtype.str, array.shape[1:]) for name, array in inputs.items()))
-        key = (id(model), shapes)
+        key = (id(model), joint_key)
         group = self._groups.get(key)
         if group is not None and group.rows + rows > self._max_rows:
             self._run(key)
             group = None
         if group is None:
-            group = self._groups[key] = _Group(model)
+            group = self._groups[key] = _Group(model, time.perf_counter())
             if self._max_delay > 0:
                 loop.call_later(self._max_delay, self._run_if, key, group)
             else:
-                loop.call_soon(self._run_if, key, group)
-        group.requests.append((inputs, future))
+                loop.call_soon(self._linger, key, group, 1, 0)
+        group.requests.append(_Waiting(inputs, future, deadline))
         group.rows += rows
         if group.rows >= self._max_rows:
             self._run(key)
         return future
 
-    async def _infer_in_runs(self, model: OipModel, runs: list[Mapping[str, np.ndarray]], n_rows: int) -> Outputs:
+    async def _infer_in_runs(self, model: OipModel, runs: list[Mapping[str, np.ndarray]], n_rows: int, deadline: float | None) -> Outputs:
         """Infer a long request run by run, each into its place of the outputs; others are answered in between."""
         outputs: dict[str, np.ndarray] = {}
         start = 0
         async with self._long_request:
             for inputs in runs:
                 await asyncio.sleep(0)
+                _check_deadline(deadline)
                 found = model.infer(inputs)
                 for name, array in found.items():
                     if name not in outputs:
@@ -112,23 +138,56 @@ class DynamicBatcher:
         if self._groups.get(key) is group:
             self._run(key)
 
+    def _linger(self, key: tuple[Any, ...], group: _Group, n_seen: int, n_quiet_turns: int) -> None:
+        """Run a group once some turns of the loop have brought it nothing new."""
+        if self._groups.get(key) is not group:
+            return  # it was full before
+        n_requests = len(group.requests)
+        n_quiet_turns = n_quiet_turns + 1 if n_requests == n_seen else 0
+        is_late = time.perf_counter() - group.began >= _LINGER_SECONDS
+        if n_quiet_turns >= _QUIET_TURNS or is_late or self._long_request.locked():
+            self._run(key)
+        else:
+            asyncio.get_running_loop().call_soon(self._linger, key, group, n_requests, n_quiet_turns)
+
     def _run(self, key: tuple[Any, ...]) -> None:
         group = self._groups.pop(key)
-        waiting = [(inputs, future) for inputs, future in group.requests if not future.done()]  # who went away needs no answer
+        waiting = _drop_late(group.requests)
         if len(waiting) > 1:
             try:
-                outputs = _infer_joined(group.model, [inputs for inputs, _ in waiting])
+                outputs = group.model.infer_many([request.inputs for request in waiting])
             except Exception:
                 pass  # one of them, or all: each alone tells whose fault it was
             else:
-                for (_, future), output in zip(waiting, outputs, strict=True):
-                    future.set_result(output)
+                for request, output in zip(waiting, outputs, strict=True):
+                    request.future.set_result(output)
                 return
-        for inputs, future in waiting:
+        for request in waiting:
             try:
-                future.set_result(group.model.infer(inputs))
+                request.future.set_result(group.model.infer(request.inputs))
             except Exception as error:
-                future.set_exception(error)
+                request.future.set_exception(error)
+
+
+def _drop_late(requests: list[_Waiting]) -> list[_Waiting]:
+    """Keep the requests that somebody waits for: not who went away, nor whose deadline has passed, which is told so."""
+    waiting = []
+    for request in requests:
+        if request.future.done():
+            continue
+        try:
+            _check_deadline(request.deadline)
+        except DeadlinePassed as error:
+            request.future.set_exception(error)
+        else:
+            waiting.append(request)
+    return waiting
+
+
+def _check_deadline(deadline: float | None) -> None:
+    """Raises DeadlinePassed: it has."""
+    if deadline is not None and time.perf_counter() >= deadline:
+        raise DeadlinePassed("the deadline passed before the model was run")
 
 
 def _count_rows(inputs: Mapping[str, np.ndarray]) -> int:
@@ -146,11 +205,3 @@ async def _await_unless(left: Callable[[], Awaitable[None]], work: Coroutine[Any
     finally:
         working.cancel()
         leaving.cancel()
-
-
-def _infer_joined(model: OipModel, requests: list[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
-    names = list(requests[0])
-    outputs = model.infer({name: np.concatenate([inputs[name] for inputs in requests]) for name in names})
-    ends = np.cumsum([len(inputs[names[0]]) for inputs in requests])
-    parts = {name: np.split(array, ends[:-1]) for name, array in outputs.items()}
-    return [{name: parts[name][n] for name in outputs} for n in range(len(requests))]

@@ -6,6 +6,7 @@ server/supervisor.py starts it as a module. The models' semantics are model_api.
 
 import asyncio
 import functools
+import gc
 import logging
 import os
 import signal
@@ -21,7 +22,9 @@ from recsys_batch.online import metrics
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip.content_encoding import MAX_BODY_BYTES, MAX_BYTES_IN_FLIGHT
 from recsys_batch.online.oip.dynamic_batcher import ROWS_PER_REQUEST, DynamicBatcher
+from recsys_batch.online.oip.grpc_calls import MessageReader
 from recsys_batch.online.oip.grpc_handlers import make_handlers
+from recsys_batch.online.oip.grpc_standard_services import ReadinessHealth, make_health_handlers, make_reflection_handlers
 from recsys_batch.online.oip.infer_protobuf import decode_inputs, encode_outputs, parse_infer_request
 from recsys_batch.online.oip.model_api import ModelRepository, ModelUnknown, count_bytes
 from recsys_batch.online.oip.offload import run_by_size
@@ -43,7 +46,7 @@ logger = logging.getLogger("recsys_batch.online")
 
 
 class Servicer:
-    """Implements inference.GRPCInferenceService: a request message in, an answer message out; of ModelInfer the message's bytes.
+    """Implements inference.GRPCInferenceService: a request message in, an answer message out; of ModelInfer the bytes of both.
 
     Args:
         max_waiting: requests for inference that may wait or be worked on.
@@ -77,13 +80,18 @@ class Servicer:
                 field.add(name=spec.name, datatype=spec.datatype, shape=spec.shape)
         return metadata
 
-    async def ModelInfer(self, raw: bytes) -> Any:  # noqa: N802
+    @property
+    def waiting(self) -> int:
+        """Requests for inference that wait or are worked on."""
+        return self._requests.waiting
+
+    async def ModelInfer(self, raw: bytes, deadline: float | None = None) -> bytes:  # noqa: N802
         with self._requests.hold(1, "requests"), self._bytes.hold(len(raw), "bytes of requests"):
             request = await run_by_size(len(raw), parse_infer_request, raw)
             model = self._models.get(request.model_name, request.model_version or None)
             with model.lease():
                 inputs = await run_by_size(len(raw), decode_inputs, model, request)
-                outputs = await self._batcher.infer(model, inputs)
+                outputs = await self._batcher.infer(model, inputs, deadline=deadline)
             return await run_by_size(count_bytes(outputs), encode_outputs, model, request, outputs)
 
     async def RepositoryIndex(self, request: Any) -> Any:  # noqa: N802
@@ -112,21 +120,21 @@ async def run_grpc_server(settings: ServerSettings) -> None:
         await manager.poll()
     models = SnapshotModels(manager, settings.max_k, FreshnessPolicy(settings.max_age_hours, settings.max_age_hard_hours))
     batcher = DynamicBatcher(settings.batch_rows, settings.batch_delay_us / 1e6, settings.max_waiting * ROWS_PER_REQUEST)
-    server = grpc.aio.server(
-        # The supervisor has the port, and nobody but its own processes may share it.
-        options=[("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 1)],
-    )
     servicer = Servicer(models, batcher, SnapshotRepository(manager, state), settings.max_waiting)
-    tokens = os.environ.get(CLIENT_TOKEN) or None, os.environ.get(ADMIN_TOKEN) or None
-    server.add_generic_rpc_handlers((make_handlers(servicer, *tokens, settings.read_timeout_seconds),))
+    health = ReadinessHealth(models.ready)
+    server = make_server(servicer, health, settings.read_timeout_seconds)
     _listen(server, settings)
     await server.start()
+    gc.collect()
+    gc.freeze()
     mark_started(state, "grpc")
     ending = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ending.set)
 
     async def report() -> None:
+        await health.update()
+        metrics.GRPC_WAITING.set(servicer.waiting)
         metrics.tally.flush()
         metrics.count_failed_rounds()
         metrics.show_last_look("grpc", manager.looks)
@@ -134,9 +142,26 @@ async def run_grpc_server(settings: ServerSettings) -> None:
     reports = LoopMonitor("reporting metrics")
     tasks = [asyncio.create_task(looks.repeat(do, seconds)) for looks, do in ((manager.looks, manager.poll), (reports, report))]
     await ending.wait()
+    await health.enter_graceful_shutdown()
     await server.stop(grace=2)
     for task in tasks:
         task.cancel()
+
+
+def make_server(servicer: Servicer, health: ReadinessHealth, read_seconds: float) -> grpc.aio.Server:
+    """Make a server of the protocol's service, health and reflection; it listens nowhere yet. Tokens are from the environment.
+
+    Args:
+        read_seconds: in which the message of a call has to arrive.
+    """
+    server = grpc.aio.server(
+        # The supervisor has the port, and nobody but its own processes may share it.
+        options=[("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 1)],
+    )
+    tokens, reader = (os.environ.get(CLIENT_TOKEN) or None, os.environ.get(ADMIN_TOKEN) or None), MessageReader(read_seconds)
+    handlers = make_handlers(servicer, *tokens, reader), make_health_handlers(health, reader), make_reflection_handlers(reader)
+    server.add_generic_rpc_handlers(handlers)
+    return server
 
 
 def _listen(server: grpc.aio.Server, settings: ServerSettings) -> None:

@@ -3,6 +3,7 @@
 Used by grpc_server.py; pure functions, so that it can run them in another thread.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,10 +55,19 @@ def decode_inputs(model: OipModel, request: Any) -> dict[str, np.ndarray]:
     return conform_inputs(model, arrays)
 
 
-def encode_outputs(model: OipModel, request: Any, outputs: Mapping[str, np.ndarray]) -> Any:
-    """Encode the outputs that are asked for, in that order; all of them where none are named."""
-    answer = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.id)
-    for name in [tensor.name for tensor in request.outputs] or outputs:
-        answer.outputs.add(name=name, datatype=datatype_of(outputs[name]), shape=outputs[name].shape)
-        answer.raw_output_contents.append(tensor_to_bytes(outputs[name]))
-    return answer
+def encode_outputs(model: OipModel, request: Any, outputs: Mapping[str, np.ndarray]) -> bytes:
+    """Encode the outputs that are asked for, in that order; all of them where none are named. Returns a ModelInferResponse's bytes."""
+    names = [tensor.name for tensor in request.outputs] or list(outputs)
+    head = _encode_head(model.name, model.version, tuple((name, datatype_of(outputs[name]), outputs[name].shape) for name in names))
+    raw = [tensor_to_bytes(outputs[name]) for name in names]
+    # Bytes of two messages behind each other are those of one that has the fields of both.
+    return head + bytes(messages.ModelInferResponse(id=request.id, raw_output_contents=raw).SerializeToString())
+
+
+@functools.lru_cache(maxsize=128)
+def _encode_head(name: str, version: str, tensors: tuple[tuple[str, str, tuple[int, ...]], ...]) -> bytes:
+    """Encode what answers of equal shapes have in common."""
+    answer = messages.ModelInferResponse(model_name=name, model_version=version)
+    for tensor, datatype, shape in tensors:
+        answer.outputs.add(name=tensor, datatype=datatype, shape=shape)
+    return bytes(answer.SerializeToString())

@@ -4,7 +4,7 @@ snapshot_models.py implements ``OipModel`` and ``ModelRepository``; the batcher 
 a snapshot.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +13,8 @@ import numpy as np
 
 from recsys_batch.errors import quote, shorten
 from recsys_batch.ids import parse_bigint
+
+Tensors = Mapping[str, np.ndarray]
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -120,6 +122,21 @@ class OipModel(Protocol):
 
     def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Run the model on tensors; BYTES tensors are object arrays of bytes. Raises InvalidRequest: they do not fit each other."""
+
+    def joint_key(self, inputs: Tensors) -> Hashable | None:
+        """Name the requests that ``infer_many`` can answer in one run with this one: those of equal keys. None: it runs alone."""
+        lengths = {array.shape[0] if array.ndim else -1 for array in inputs.values()}
+        if not self.rows_are_independent or len(lengths) != 1:
+            return None
+        return tuple(sorted((name, array.dtype.str, array.shape[1:]) for name, array in inputs.items()))
+
+    def infer_many(self, requests: Sequence[Tensors]) -> list[Tensors]:
+        """Return what ``infer`` returns for each request of one key, within rounding, from one run. Raises as ``infer``, for all."""
+        names = list(requests[0])
+        outputs = self.infer({name: np.concatenate([inputs[name] for inputs in requests]) for name in names})
+        ends = np.cumsum([len(inputs[names[0]]) for inputs in requests])
+        parts = {name: np.split(array, ends[:-1]) for name, array in outputs.items()}
+        return [{name: parts[name][n] for name in outputs} for n in range(len(requests))]
 
     def split(self, inputs: Mapping[str, np.ndarray]) -> list[Mapping[str, np.ndarray]]:
         """Split a request into runs of a few milliseconds each, between which others are answered; their outputs are concatenated along

@@ -4,16 +4,18 @@ Made by server/worker.py and grpc_server.py; no wire is known here.
 """
 
 import datetime as dt
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 
 import numpy as np
 
 from recsys_batch.errors import quote
-from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown, OipModel, TensorSpec, split_rows
+from recsys_batch.online.oip.model_api import InvalidRequest, ModelUnknown, OipModel, Tensors, TensorSpec, split_rows
 from recsys_batch.online.ranking.ladder import MAX_RANK_BATCH, RankInput, rank_many
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.loaded_snapshot import FoundRecord, LoadedSnapshot
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
@@ -89,11 +91,13 @@ class RecommendModel(OipModel):
         self.outputs: Sequence[TensorSpec] = (TensorSpec("item_id", "BYTES", (-1, -1)), TensorSpec("score", "FP32", (-1, -1)))
 
     async def prepare(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        self._read_k(inputs)  # here, so that what cannot be answered does not spoil a joint run
+        user_ids = [_user_id(value) for value in inputs["user_id"].tolist()]
         if self._fetch is None:
             return inputs
-        records = np.empty(len(inputs["user_id"]), dtype=object)
+        records = np.empty(len(user_ids), dtype=object)
         with self._lease():
-            for row, found in enumerate(await self._fetch([_user_id(value) for value in inputs["user_id"].tolist()])):
+            for row, found in enumerate(await self._fetch(user_ids)):
                 records[row] = found
         return {**inputs, _RECORDS: records}
 
@@ -103,14 +107,32 @@ class RecommendModel(OipModel):
     def lease(self) -> AbstractContextManager[object]:
         return self._lease()
 
-    def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def joint_key(self, inputs: Tensors) -> Hashable:
+        return RECOMMEND  # whatever the length of the lists, and whoever names it
+
+    def infer(self, inputs: Tensors) -> Tensors:
+        return self.infer_many([inputs])[0]
+
+    def infer_many(self, requests: Sequence[Tensors]) -> list[Tensors]:
+        queries: list[RankInput] = []
+        lengths = []
+        for inputs in requests:
+            k = self._read_k(inputs)
+            user_ids = [_user_id(value) for value in inputs["user_id"].tolist()]
+            found = inputs[_RECORDS] if _RECORDS in inputs else [FoundRecord(self._lookup(user_id)) for user_id in user_ids]
+            queries += [RankInput(RankQuery(user_id, k), *one) for user_id, one in zip(user_ids, found, strict=True)]
+            lengths.append((len(user_ids), k))
+        results = iter(rank_many(self._snapshot, queries, LatencyTracker()))
+        return [self._collect(list(islice(results, n_users)), k) for n_users, k in lengths]
+
+    def _read_k(self, inputs: Tensors) -> int:
         k = int(inputs["k"][0]) if "k" in inputs else min(_DEFAULT_K, self._max_k)
         if not 1 <= k <= self._max_k:
             raise InvalidRequest(f"k is {k}: expected 1 to {self._max_k}")
-        user_ids = [_user_id(value) for value in inputs["user_id"].tolist()]
-        found = inputs[_RECORDS] if _RECORDS in inputs else [FoundRecord(self._lookup(user_id)) for user_id in user_ids]
-        queries = [RankInput(RankQuery(user_id, k), *one) for user_id, one in zip(user_ids, found, strict=True)]
-        results = rank_many(self._snapshot, queries, LatencyTracker())
+        return k
+
+    def _collect(self, results: Sequence[RankResult], k: int) -> Tensors:
+        """Put a request's lists into tensors of k columns."""
         ids = np.full((len(results), k), b"", dtype=object)
         scores = np.full((len(results), k), -np.inf, np.float32)
         for row, result in enumerate(results):

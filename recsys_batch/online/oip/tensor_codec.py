@@ -17,6 +17,7 @@ from recsys_batch.online.oip.model_api import DTYPES, InvalidRequest
 
 _LENGTH = struct.Struct("<I")
 _MAX_ELEMENTS = 2**31
+_DATATYPES = {dtype: name for name, dtype in DTYPES.items()}
 CHUNK = 8192
 """Elements that are converted in one call: calls of C keep the interpreter's lock, and the event loop's thread waits for it."""
 
@@ -74,12 +75,12 @@ def tensor_to_bytes(array: np.ndarray) -> bytes:
     """Encode a tensor as ``tensor_from_bytes`` decodes it."""
     if array.dtype != object:
         return np.ascontiguousarray(array).tobytes()
-    return b"".join(_LENGTH.pack(len(element)) + element for element in array.ravel())
+    return b"".join([_LENGTH.pack(len(element)) + element for element in array.ravel().tolist()])
 
 
 def datatype_of(array: np.ndarray) -> str:
     """Name an array's dtype as the protocol does."""
-    return next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
+    return _DATATYPES[array.dtype]
 
 
 def tensor_to_json(array: np.ndarray) -> bytes:

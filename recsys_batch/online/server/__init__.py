@@ -5,7 +5,7 @@ startup_checks   what would keep a server from starting
 tls_files        its certificate and key, tried beforehand
 listen_address   the address of a host name, had by one server alone
 worker_pool      Granian's workers, started again where they die
-child_process    the gRPC process and the follower, likewise
+child_process    the gRPC processes and the follower, likewise
 restart_backoff  how long is waited before that
 worker           one worker process: the application that Granian calls, and the tasks that follow CURRENT and ROUTES.json
 """

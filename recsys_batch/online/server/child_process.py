@@ -1,4 +1,4 @@
-"""A process beside the workers: started with the server, started again where it dies, ended with the server."""
+"""Processes beside the workers: started with the server, started again where they die, ended with the server."""
 
 import contextlib
 import logging
@@ -66,13 +66,16 @@ class ChildProcess:
 
 
 @contextlib.contextmanager
-def child_process(name: str, module: str, state: Path, give_up: Callable[[str], None]) -> Iterator[None]:
-    """Keep a process running during the ``with`` block, as ``ChildProcess``."""
-    child = ChildProcess(name, module, state, give_up)
-    keeper = threading.Thread(target=child.keep, name=f"keeper-{name}")
-    keeper.start()
+def child_processes(name: str, module: str, count: int, state: Path, give_up: Callable[[str], None]) -> Iterator[None]:
+    """Keep so many processes of a module running during the ``with`` block, as ``ChildProcess``; they end together."""
+    children = [ChildProcess(name, module, state, give_up) for _ in range(count)]
+    keepers = [threading.Thread(target=child.keep, name=f"keeper-{name}") for child in children]
+    for keeper in keepers:
+        keeper.start()
     try:
         yield
     finally:
-        child.end()
-        keeper.join()
+        for child in children:
+            child.end()
+        for keeper in keepers:
+            keeper.join()

@@ -12,7 +12,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from recsys_batch.errors import UsageError
-from recsys_batch.online.server.child_process import child_process
+from recsys_batch.online.server.child_process import child_processes
 from recsys_batch.online.server.listen_address import reserve_address, resolve_host
 from recsys_batch.online.server.startup_checks import check_startup
 from recsys_batch.online.server.worker_pool import WorkerPool
@@ -53,9 +53,10 @@ def _run_processes(settings: ServerSettings, state: Path) -> None:
     pool = _make_pool(settings, state)
     with contextlib.ExitStack() as children:
         if settings.grpc_port:
-            children.enter_context(child_process("grpc", "recsys_batch.online.oip.grpc_server", state, pool.give_up))
+            n_grpc = settings.grpc_workers or settings.workers
+            children.enter_context(child_processes("grpc", "recsys_batch.online.oip.grpc_server", n_grpc, state, pool.give_up))
         if settings.live != "off":
-            children.enter_context(child_process("live", "recsys_batch.online.live.follower", state, pool.give_up))
+            children.enter_context(child_processes("live", "recsys_batch.online.live.follower", 1, state, pool.give_up))
         logger.info("serving %s on %s:%d with %d workers", settings.snapshots, settings.host, settings.port, settings.workers)
         pool.serve()
     if pool.start_failure is not None:

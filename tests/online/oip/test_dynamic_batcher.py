@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recsys_batch.online.oip.dynamic_batcher import ClientLeft, DynamicBatcher
+from recsys_batch.online.oip import dynamic_batcher
+from recsys_batch.online.oip.dynamic_batcher import ClientLeft, DeadlinePassed, DynamicBatcher
 from recsys_batch.online.oip.model_api import InvalidRequest, OipModel, TensorSpec, split_rows
 from recsys_batch.online.serving.admission import Overloaded
 
@@ -220,3 +221,89 @@ def test_the_outputs_of_a_long_request_are_in_memory_once() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found["y"].nbytes == 8_000_000 and peak < 10_000_000
+
+
+class Clock:
+    """Stands still unless a test turns it."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The batcher's clock."""
+    clock = Clock()
+    monkeypatch.setattr(dynamic_batcher, "time", clock)
+    return clock
+
+
+def test_requests_that_come_one_after_the_other_while_the_loop_is_busy_run_together(clock: Clock) -> None:
+    async def one_a_few_turns() -> list[int]:
+        model, batching = Doubling(), DynamicBatcher(max_rows=8)
+        asked = []
+        for _ in range(4):
+            asked.append(asyncio.create_task(batching.infer(model, of(1))))
+            for _ in range(3):
+                await asyncio.sleep(0)
+        await asyncio.gather(*asked)
+        return model.runs
+
+    assert asyncio.run(one_a_few_turns()) == [4]
+
+
+def test_a_request_that_comes_alone_does_not_wait_for_others() -> None:
+    async def turns() -> int:
+        model, batching = Doubling(), DynamicBatcher(max_rows=8)
+        asked = asyncio.create_task(batching.infer(model, of(1)))
+        n_turns = 0
+        while not asked.done():
+            await asyncio.sleep(0)
+            n_turns += 1
+        return n_turns
+
+    assert asyncio.run(turns()) < 20
+
+
+def test_past_its_deadline_a_request_is_told_so_and_not_run(clock: Clock) -> None:
+    async def some_late() -> tuple[list[Any], list[int]]:
+        model, batching, now = Doubling(), DynamicBatcher(max_rows=8), clock.now
+        deadlines = (None, now - 1, now + 60)
+        asked = (batching.infer(model, of(n), deadline=deadline) for n, deadline in enumerate(deadlines, 1))
+        return await asyncio.gather(*asked, return_exceptions=True), model.runs
+
+    (first, late, third), runs = asyncio.run(some_late())
+    assert isinstance(late, DeadlinePassed) and runs == [4]
+    assert (first["y"].shape, third["y"].shape) == ((1, 2), (3, 2))
+
+
+def test_a_long_request_ends_at_its_deadline(clock: Clock) -> None:
+    class Hurried(InPieces):
+        def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+            clock.now += 1.0
+            return super().infer(inputs)
+
+    model = Hurried()
+
+    async def late() -> None:
+        with pytest.raises(DeadlinePassed):
+            await DynamicBatcher().infer(model, of(1000), deadline=clock.now + 2.5)
+
+    asyncio.run(late())
+    assert model.runs == [2, 2, 2]
+
+
+def test_requests_that_go_on_coming_hold_up_the_first_one_for_a_few_milliseconds_only(clock: Clock) -> None:
+    async def a_stream_of_them() -> list[int]:
+        model, batching = Doubling(), DynamicBatcher(max_rows=1000)
+        asked = []
+        for _ in range(20):
+            asked.append(asyncio.create_task(batching.infer(model, of(1))))
+            clock.now += 0.001
+            await asyncio.sleep(0)
+        await asyncio.gather(*asked)
+        return model.runs
+
+    assert max(asyncio.run(a_stream_of_them())) <= 6

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,7 +17,8 @@ import tritonclient.grpc
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
 from recsys_batch.online.oip import grpc_server
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
-from recsys_batch.online.oip.grpc_handlers import MAX_UNFINISHED, make_handlers
+from recsys_batch.online.oip.grpc_calls import MAX_UNFINISHED, MessageReader
+from recsys_batch.online.oip.grpc_handlers import make_handlers
 from recsys_batch.online.oip.grpc_server import Servicer
 from recsys_batch.online.oip.model_api import DTYPES, InvalidRequest, ModelUnknown, OipModel, TensorSpec
 from recsys_batch.online.oip.tensor_codec import tensor_from_bytes
@@ -56,22 +58,22 @@ class OneModel:
 
 
 @asynccontextmanager
-async def connected(model: OipModel, max_waiting: int = 32, read_seconds: float = 60.0) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to a server of its own."""
+async def connected(model: OipModel, max_waiting: int = 32, read_seconds: float = 60.0) -> AsyncIterator[tuple[grpc.aio.Channel, int]]:
+    """A channel to a server of its own, and its port."""
     server = grpc.aio.server()
     servicer = Servicer(OneModel(model), DynamicBatcher(), NO_SNAPSHOTS, max_waiting)
-    server.add_generic_rpc_handlers((make_handlers(servicer, None, None, read_seconds),))
+    server.add_generic_rpc_handlers((make_handlers(servicer, None, None, MessageReader(read_seconds)),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield channel
+        yield channel, port
     await server.stop(None)
 
 
 @asynccontextmanager
 async def serving(model: OipModel, max_waiting: int = 32) -> AsyncIterator[Any]:
     """The method ModelInfer of a server of its own."""
-    async with connected(model, max_waiting) as channel:
+    async with connected(model, max_waiting) as (channel, _):
         yield infer_method(channel)
 
 
@@ -282,7 +284,7 @@ def begin_calls(channel: grpc.aio.Channel, n: int) -> list[Any]:
 
 def test_calls_whose_message_never_comes_keep_nobody_out_and_the_oldest_give_way() -> None:
     async def ask() -> None:
-        async with connected(Echo(), max_waiting=2) as channel:
+        async with connected(Echo(), max_waiting=2) as (channel, _):
             slow = begin_calls(channel, 2 * MAX_UNFINISHED)
             waiting, refused = [asyncio.ensure_future(outcome(call)) for call in slow], []
             assert await is_answered(channel)
@@ -303,11 +305,125 @@ def test_a_message_has_its_time_and_a_call_needs_one() -> None:
         yield b""
 
     async def ask() -> None:
-        async with connected(Echo(), read_seconds=0.05) as channel:
+        async with connected(Echo(), read_seconds=0.05) as (channel, _):
             (late, _) = [await outcome(call) for call in begin_calls(channel, 2)]
             assert late == (grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not arrive within 0.05 s")
             empty = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(nothing())
             assert await outcome(empty) == (grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
             assert await is_answered(channel)
+
+    asyncio.run(ask())
+
+
+class Slow(Echo):
+    """Remembers which requests it was run for; each run takes a while, in which the loop stands still."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds, self.scored = seconds, []
+
+    def infer(self, inputs: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        self.scored.append(int(inputs["INT64"][0]))
+        time.sleep(self.seconds)
+        return inputs
+
+
+def numbered(number: int) -> Any:
+    return asked({"name": "INT64", "datatype": "INT64", "shape": [1], "contents": {"int64_contents": [number]}})
+
+
+def ask_hurriedly(port: int, first: int, n_calls: int, seconds: float) -> set[grpc.StatusCode]:
+    """The statuses of numbered calls that have so long; by a client with threads of its own, whose clock goes on while a loop stands."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        futures = [call.future(numbered(first + n).SerializeToString(), timeout=seconds) for n in range(n_calls)]
+        return {future.code() for future in futures}
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.02])
+def test_a_call_past_its_deadline_under_load_is_not_scored(seconds: float) -> None:
+    async def ask() -> None:
+        model = Slow(0.05)
+        async with connected(model) as (channel, port):
+            others = [asyncio.ensure_future(outcome(infer_method(channel)(numbered(n)))) for n in range(8)]
+            while not model.scored:
+                await asyncio.sleep(0.001)
+            assert await asyncio.to_thread(ask_hurriedly, port, 100, 8, seconds) == {grpc.StatusCode.DEADLINE_EXCEEDED}
+            assert [type(await one) for one in others] == [messages.ModelInferResponse] * 8
+            assert isinstance(await outcome(infer_method(channel)(numbered(200))), messages.ModelInferResponse)
+            assert len([number for number in model.scored if number < 100]) == 8 and model.scored[-1] == 200
+            # One may have begun in time, between two runs; after it they all are late.
+            assert len([number for number in model.scored if 100 <= number < 200]) <= 1
+
+    asyncio.run(ask())
+
+
+def test_the_deadline_of_a_call_is_that_of_its_request() -> None:
+    """grpc cancels a call that is late as well, but not before the loop comes to it."""
+
+    class Context:
+        async def read(self) -> bytes:
+            return bytes(numbered(1).SerializeToString())
+
+        def time_remaining(self) -> float:
+            return 0.0
+
+        async def abort(self, code: grpc.StatusCode, details: str) -> None:
+            raise KeyError(code, details)
+
+    model = Slow()
+    servicer = Servicer(OneModel(model), DynamicBatcher(), NO_SNAPSHOTS, 32)
+    handlers = make_handlers(servicer, None, None, MessageReader(60))
+    details: Any = type("", (), {"method": "/inference.GRPCInferenceService/ModelInfer"})
+
+    async def ask() -> None:
+        with pytest.raises(KeyError) as refused:
+            await handlers.service(details).stream_unary(None, Context())
+        assert refused.value.args == (grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the model was run")
+
+    asyncio.run(ask())
+    assert not model.scored
+
+
+def test_a_cancelled_call_frees_its_place() -> None:
+    async def ask() -> None:
+        model = Endless()
+        async with serving(model, max_waiting=1) as model_infer:
+            call = model_infer(asked(typed("INT8")[0]))
+            answer = asyncio.ensure_future(outcome(call))
+            while not model.pieces:
+                await asyncio.sleep(0)
+            other = messages.ModelInferRequest(model_name="nothing")
+            assert (await outcome(model_infer(other)))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+            call.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await answer
+            async with asyncio.timeout(20):
+                while (await outcome(model_infer(other)))[0] is grpc.StatusCode.RESOURCE_EXHAUSTED:
+                    await asyncio.sleep(0.001)
+
+    asyncio.run(ask())
+
+
+class Joining(Slow):
+    """Answers requests together; a run takes a millisecond."""
+
+    def joint_key(self, inputs: Mapping[str, np.ndarray]) -> str:
+        return "all"
+
+    def infer_many(self, requests: Sequence[Mapping[str, np.ndarray]]) -> list[Mapping[str, np.ndarray]]:
+        time.sleep(0.001)
+        return list(requests)
+
+
+def test_of_two_hundred_calls_at_once_some_are_answered_the_rest_refused_and_none_hangs() -> None:
+    async def ask() -> None:
+        async with connected(Joining(0.001), max_waiting=4) as (channel, _):
+            calls = [infer_method(channel)(numbered(n)) for n in range(200)]
+            async with asyncio.timeout(20):
+                found = await asyncio.gather(*map(outcome, calls))
+            answers = [one for one in found if isinstance(one, messages.ModelInferResponse)]
+            assert len(answers) >= 4
+            assert {one[0] for one in found if isinstance(one, tuple)} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+            assert isinstance(await outcome(infer_method(channel)(numbered(200))), messages.ModelInferResponse)
 
     asyncio.run(ask())

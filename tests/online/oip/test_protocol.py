@@ -191,9 +191,9 @@ def test_a_killed_grpc_process_is_replaced(server: Any, wait_for: Any) -> None:
         told = subprocess.run(["pgrep", "-P", str(server.process.pid), "-f", "grpc_server"], capture_output=True, text=True, check=False)
         return [int(pid) for pid in told.stdout.split()]
 
-    (before,) = processes()
-    os.kill(before, signal.SIGKILL)
-    assert wait_for(lambda: (found := processes()) and found[0] != before and found)
+    before = processes()
+    os.kill(before[0], signal.SIGKILL)
+    assert wait_for(lambda: (found := processes()) and before[0] not in found and len(found) == len(before))
 
     def ready() -> bool:
         client = tritonclient.grpc.InferenceServerClient(server.grpc_url)

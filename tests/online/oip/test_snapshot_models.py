@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from recsys_batch.online.oip import snapshot_models
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.model_api import InvalidRequest, validate_inputs
 from recsys_batch.online.oip.snapshot_models import RankerModel, RecommendModel, SnapshotModels
@@ -66,6 +67,34 @@ def test_users_asked_for_together_get_what_each_gets_alone(snapshot: Snapshot) -
         np.testing.assert_allclose(together["score"][row], alone["score"][0], atol=1e-6)
     with pytest.raises(InvalidRequest, match="at most 1000"):
         validate_inputs(model, {"user_id": ("INT64", [1001])})
+
+
+def test_requests_for_lists_of_any_length_run_together_and_get_what_each_gets_alone(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_ranked: list[int] = []
+    rank_many = snapshot_models.rank_many
+
+    def counting(snapshot: Snapshot, queries: Any, latency: Any) -> Any:
+        n_ranked.append(len(queries))
+        return rank_many(snapshot, queries, latency)
+
+    monkeypatch.setattr(snapshot_models, "rank_many", counting)
+    model = RecommendModel(snapshot, 50)
+    requests: list[dict[str, Any]] = [{"user_id": np.array([user, 10**12])} for user in range(3)]
+    requests += [{"user_id": np.array([user]), "k": np.array([user], np.int32)} for user in range(3, 7)]
+    bad = {"user_id": np.array([5]), "k": np.array([51], np.int32)}
+
+    async def all_at_once() -> list[Any]:
+        batching = DynamicBatcher(max_rows=16)
+        return await asyncio.gather(*(batching.infer(model, one) for one in (*requests, bad)), return_exceptions=True)
+
+    *found, refused = asyncio.run(all_at_once())
+    assert isinstance(refused, InvalidRequest) and n_ranked == [10]
+    for one, answer in zip(requests, found, strict=True):
+        alone = model.infer(one)
+        np.testing.assert_array_equal(answer["item_id"], alone["item_id"])
+        np.testing.assert_allclose(answer["score"], alone["score"], atol=1e-6)
 
 
 def test_rows_that_the_ranker_scored_together_have_the_scores_that_each_has_alone(snapshot: Snapshot) -> None:

@@ -64,13 +64,13 @@ def test_all_processes_end_with_a_server_that_is_killed_and_say_so(
         found = [re.search(r"grpc_server|live.follower", command) for command in processes_of(server.process.pid).values()]
         return sorted(match[0] for match in found if match is not None)
 
-    wait_for(lambda: modules() == ["grpc_server", "live.follower"], 60)
+    wait_for(lambda: modules() == ["grpc_server", "grpc_server", "live.follower"], 60)
     started = processes_of(server.process.pid)
-    assert len(started) == 4
+    assert len(started) == 5
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait(10)
     wait_for(lambda: all(is_gone(pid) for pid in started))
-    assert log_of(server).count(f"the server, process {server.process.pid}, is gone") == 4
+    assert log_of(server).count(f"the server, process {server.process.pid}, is gone") == 5
     assert list((tmp_path / "log").glob("exposures-*.segment"))
     again = serve(folder, "--grpc-port", str(port))
     assert again.rank(5)["source"] == "ranker"
@@ -156,7 +156,7 @@ def test_a_server_starts_beside_a_current_that_cannot_be_read_and_says_so(make: 
 def test_the_metrics_page_shows_a_process_that_stands_still(make: Any, serve: Any, current: Any, wait_for: Any, find_port: Any) -> None:
     folder = make()
     current(folder, "first")
-    server = serve(folder, "--grpc-port", str(find_port()))
+    server = serve(folder, "--grpc-port", str(find_port()), "--set", "online.grpc_workers=1")
     name = 'recsys_follower_last_look_seconds{process="%s"}'
     wait_for(lambda: 0 < metric(server, name % "grpc") < 1 and 0 < metric(server, name % "worker") < 1)
     (standing,) = [pid for pid, command in processes_of(server.process.pid).items() if "grpc_server" in command]
