@@ -116,8 +116,10 @@ class PairFeatures:
     ) -> PairFeatures:
         """Scale raw values of the same shapes; ``n_events`` are counts."""
         raw = (retrieval_score, log_popularity, np.log1p(n_events))
-        scaled = (((v - m) / s).astype(np.float32, copy=False) for v, m, s in zip(raw, spec.mean, spec.scale, strict=True))
-        return cls(*scaled, candidate_score)
+        retrieval, popularity, activity = (
+            ((v - m) / s).astype(np.float32, copy=False) for v, m, s in zip(raw, spec.mean, spec.scale, strict=True)
+        )
+        return cls(retrieval, popularity, activity, candidate_score)
 
 
 def compute_pair_features(
@@ -140,8 +142,9 @@ def compute_pair_features(
 
     Returns float32 [B, C, F], F = len(spec.names).
     """
-    raw = {"retrieval_score": retrieval_score, "log_popularity": log_popularity, "n_events": n_events, "candidate_score": candidate_score}
-    pair = PairFeatures.from_raw(spec, **raw)
+    pair = PairFeatures.from_raw(
+        spec, retrieval_score=retrieval_score, log_popularity=log_popularity, n_events=n_events, candidate_score=candidate_score
+    )
     return assemble_features(spec, pair, context)
 
 
@@ -197,7 +200,7 @@ def compute_session_similarity(
     are_items = bool(is_item.all())
     if not are_items:
         products = np.where(is_item[..., None], products, np.float32(-np.inf))
-    best = products.max(axis=1, initial=-np.inf)
+    best: np.ndarray = products.max(axis=1, initial=-np.inf)
     best /= np.maximum(_norms(item_embeddings) if item_norms is None else item_norms, 1e-12)
     if not are_items or not is_item.shape[1]:
         best = np.where(is_item.any(axis=1, keepdims=True), best, np.nan)

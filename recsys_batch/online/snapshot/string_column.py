@@ -16,9 +16,9 @@ class StringColumn:
         n = len(array)
         self._array, self._n = array, n
         starts = np.frombuffer(offsets, np.int32, n + 1, 4 * array.offset) if n else np.zeros(1, np.int32)
-        self._starts = memoryview(starts)
+        self._starts = starts.data
         self._data = memoryview(data) if data is not None else memoryview(b"")
-        self._is_valid = None if validity is None or not array.null_count else memoryview(np.asarray(array.is_valid()))
+        self._is_valid = None if validity is None or not array.null_count else np.asarray(array.is_valid()).data
 
     def __len__(self) -> int:
         return self._n
