@@ -12,7 +12,7 @@ What is unfair, and to whom:
   what the peers take, on cores that the server needs as well; the open loop's client takes more.
 - To ours: TorchServe and Triton have their frontends' threads (Netty, Triton's HTTP) beside the two that score; ours has both in a worker.
 - To pytriton: it calls both instances from one Python process, which take turns for the interpreter's lock. Triton's own Python backend has
-  a process for each and answers three times as many: that is the peer triton; pytriton is there for comparison with older figures.
+  a process for each and answers several times as many: that is the peer triton; pytriton is there to compare with older figures.
 - To TorchServe: a batch that is not full waits, 1 ms at least, as 0 means 100 there (findings/). It has a model with batches of 16 and one
   with batches of 4 (torchserve_b4), each of which counts as a peer. Java is warm after some ten seconds only, hence the long warm-up.
 - To all: servers that are not asked run on; ours takes 2 % of a core meanwhile, peers less (idle_cores).
