@@ -126,7 +126,11 @@ def _write_range(
         return write_records(client, name, lists.records(open_catalogue(str(cache.local_copy(catalogue_dir))), bounds), expire)
 
 
-@click.command("serve", help="Answer ranking requests from the current snapshot, and go over to others as they come.")
+@click.command(
+    "serve",
+    help="Answer ranking requests from the current snapshot, and go over to others as they come. A request's bounds are online.max_k, "
+    "max_ids, max_candidates and max_body_kb (--set).",
+)
 @click.option("--snapshots", type=click.Path(path_type=Path), help="Folder of snapshots.  [default: online.snapshots]")
 @click.option("--host", help="Address.  [default: online.host]")
 @click.option("--port", type=click.IntRange(1, 65535), help="[default: online.port]")
