@@ -17,8 +17,8 @@ from recsys_batch.online.oip.model_api import OipModel
 from recsys_batch.online.serving.admission import Admission
 
 Outputs = Mapping[str, np.ndarray]
-_QUIET_TURNS = 8
-"""Turns of the event loop without another request after which a run begins: a few microseconds each. gRPC brings a call every few turns."""
+_QUIET_TURNS = 32
+"""Turns of the event loop that bring no request, after which a run begins: gRPC brings a call every few turns."""
 _LINGER_SECONDS = 0.005
 """For which a run waits at most while requests go on coming, or turns are long."""
 ROWS_PER_REQUEST = 256

@@ -1,7 +1,7 @@
-"""The Open Inference Protocol over gRPC, in a process of its own: grpc.aio's poller does not share one with a web server's loop
+"""The Open Inference Protocol over gRPC, in processes of its own: grpc.aio's poller does not share one with a web server's loop
 (grpc#42357).
 
-server/supervisor.py starts it as a module. The models' semantics are model_api.py's; the other wire is rest.py.
+server/supervisor.py starts it as a module, once or several times. The models' semantics are model_api.py's; the other wire is rest.py.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import uvloop
 
 from recsys_batch import __version__, logs
 from recsys_batch.errors import RecsysBatchError
@@ -192,7 +193,7 @@ def grpc_main() -> None:
     end_with_parent(settings.server_pid, "the server")
     drop_dead_worker_gauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     try:
-        asyncio.run(run_grpc_server(settings))
+        uvloop.run(run_grpc_server(settings))  # its turns are short, of which a call takes many
     except RecsysBatchError as error:
         logger.error("%s", error)
         sys.exit(error.exit_code)
