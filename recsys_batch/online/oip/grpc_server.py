@@ -32,6 +32,7 @@ from recsys_batch.online.oip.offload import run_by_size
 from recsys_batch.online.oip.rest import EXTENSIONS, SERVER_NAME
 from recsys_batch.online.oip.snapshot_models import SnapshotModels
 from recsys_batch.online.oip.snapshot_repository import SnapshotRepository
+from recsys_batch.online.runtime.blas_threads import limit_blas_threads
 from recsys_batch.online.runtime.loop_monitor import LoopMonitor
 from recsys_batch.online.runtime.parent_watch import end_with_parent
 from recsys_batch.online.runtime.process_marks import mark_started
@@ -191,6 +192,7 @@ def grpc_main() -> None:
     logs.configure(os.environ.get("RECSYS_BATCH_LOG_FORMAT", "text"))
     settings = settings_from_environment()
     end_with_parent(settings.server_pid, "the server")
+    limit_blas_threads()
     drop_dead_worker_gauges(Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     try:
         uvloop.run(run_grpc_server(settings))  # its turns are short, of which a call takes many
