@@ -1,7 +1,7 @@
 """Closed-loop load over gRPC by the official aio client: ModelInfer of ``recommend`` for one user a call; prints one JSON line.
 
-Calls are spread over a few channels, each a connection of its own (channels with equal settings would share one), so that a server of
-several processes gets work for all. One process and one event loop: the client costs about as much processor time a call as the server.
+Calls are spread over eight channels (--channels), each a connection of its own, so that a server of several processes gets work for all:
+channels with equal settings would share one. One process and one event loop, 0.15 to 0.25 ms of processor time a call.
 
     python benchmarks/online_grpc.py --port 8081 --users 100000 --concurrency 32 --seconds 8
 """
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True, help="of the server's gRPC")
     parser.add_argument("--users", type=int, required=True, help="users 0 to this, without it, are asked for")
     parser.add_argument("--concurrency", type=int, default=32, help="calls in flight")
-    parser.add_argument("--channels", type=int, default=4, help="connections that they are spread over")
+    parser.add_argument("--channels", type=int, default=8, help="connections that they are spread over")
     parser.add_argument("--seconds", type=float, default=8.0, help="after a second that is not counted")
     parser.add_argument("--timeout", type=float, help="seconds that a call may take: its deadline")
     arguments = parser.parse_args()
