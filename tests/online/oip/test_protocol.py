@@ -320,7 +320,9 @@ def test_what_is_no_finite_number_stands_bare_in_json_and_is_never_a_plausible_s
 )
 def test_what_is_refused_is_told_by_its_beginning(snapshot: Snapshot, body: Any, words: str) -> None:
     user = {"name": "user_id", "datatype": "INT64", "shape": [1], "data": [5]}
-    status, told = ask(snapshot, "recommend", [user, *body.pop("inputs", [])], **body)
+    status, told = ask(
+        snapshot, "recommend", [user, *body.get("inputs", [])], **{name: value for name, value in body.items() if name != "inputs"}
+    )
     assert status == 400 and words in told["error"] and len(told["error"]) < 300, told["error"][:300]
 
 
