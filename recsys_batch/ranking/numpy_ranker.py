@@ -94,7 +94,7 @@ class NumpyRanker:
 
 
 def _quiet() -> np.errstate:
-    """Let numbers beyond a float's range pass without a warning, as ONNX Runtime does: who asks for scores looks whether they are finite."""
+    """Let numbers beyond a float's range pass without a warning, as ONNX Runtime does: who asks looks whether scores are finite."""
     return np.errstate(over="ignore", invalid="ignore")
 
 
