@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from measuring import ROOT
+from measuring import ROOT, in_background
 from online_servers import RunningServer, admin
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -104,9 +104,9 @@ def activations(server: RunningServer, every_seconds: float) -> Iterator[list[di
     """
     done: list[dict[str, float]] = []
     failed: list[int | None] = []
-    stop, began = threading.Event(), time.monotonic()
+    began = time.monotonic()
 
-    def activate() -> None:
+    def activate(stop: threading.Event) -> None:
         due = began + every_seconds
         while not stop.wait(max(0.0, due - time.monotonic())):
             at = time.monotonic()
@@ -117,13 +117,8 @@ def activations(server: RunningServer, every_seconds: float) -> Iterator[list[di
             done.append({"at": round(at - began, 1), "seconds": round(time.monotonic() - at, 2)})
             due = max(due, time.monotonic()) + every_seconds
 
-    thread = threading.Thread(target=activate)
-    thread.start()
-    try:
+    with in_background(activate):
         yield done
-    finally:
-        stop.set()
-        thread.join()
     if failed:
         raise RuntimeError(f"activation {len(done) + 1} was answered by {failed[0]}: see the server's log")
 

@@ -29,7 +29,7 @@ from typing import Any
 
 import online_servers as servers
 from flatness import LARGEST_GROWTH, Sample, find_faults, growth
-from measuring import ROOT, report, scratch_folder
+from measuring import ROOT, in_background, report, scratch_folder
 from model_servers import free_ports
 from online_runs import activations, closed, opened, warm_up
 from process_usage import list_family, read_command, read_usage
@@ -88,22 +88,17 @@ def soak(arguments: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], l
 def sampled(pid: int, every_seconds: float) -> Iterator[list[Sample]]:
     """Look at a process and all that it started during the block; yields a list that grows."""
     samples: list[Sample] = []
-    stop, began = threading.Event(), time.monotonic()
+    began = time.monotonic()
 
-    def look() -> None:
+    def look(stop: threading.Event) -> None:
         due = began
         while not stop.wait(max(0.0, due - time.monotonic())):
             at, family = round(time.monotonic() - began, 1), {one: read_usage(one) for one in list_family(pid)}
             samples.append(Sample(at, {name_of(one, pid): asdict(usage) for one, usage in family.items() if usage is not None}))
             due += every_seconds
 
-    thread = threading.Thread(target=look)
-    thread.start()
-    try:
+    with in_background(look):
         yield samples
-    finally:
-        stop.set()
-        thread.join()
 
 
 def name_of(process: int, main_process: int) -> str:

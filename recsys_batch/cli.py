@@ -30,7 +30,6 @@ EXTRAS = {
         "google",
         "aiohttp",
         "uvloop",
-        "threadpoolctl",
     ),
 }
 """Packages that only an extra installs."""

@@ -80,14 +80,20 @@ class Catalogue:
 
     def rules_by_segment(self, segments: pa.Array) -> np.ndarray:
         """Number the eligibility rule of each segment (string, nulls allowed): int64 position in ``eligible``, -1 for none."""
-        names = list(self.eligible)
-        default = names.index(ALL_SEGMENTS) if ALL_SEGMENTS in names else -1
-        positions = pc.index_in(segments, value_set=pa.array(names, type=pa.string()))
+        positions = pc.index_in(segments, value_set=pa.array(list(self.eligible), type=pa.string()))
+        default = self.rule_of_segment(None)
         return np.asarray(pc.fill_null(positions, default).to_numpy(zero_copy_only=False), dtype=np.int64)
 
-    def eligible_mask(self, rule: int) -> np.ndarray:
-        """Mark the items that are retrievable and eligible under a rule's number: bool [n]."""
-        return self.retrievable if rule < 0 else self.retrievable & list(self.eligible.values())[rule]
+    def rule_of_segment(self, segment: str | None) -> int:
+        """Number the eligibility rule of one segment, as ``rules_by_segment``; None for a user without one."""
+        names: list[str | None] = list(self.eligible)
+        name = segment if segment in names else ALL_SEGMENTS
+        return names.index(name) if name in names else -1
+
+    def eligible_mask(self, rule: int, codes: np.ndarray | None = None) -> np.ndarray:
+        """Mark the items that are retrievable and eligible under a rule's number: bool [n]; or of these codes alone, of their shape."""
+        at = slice(None) if codes is None else codes
+        return self.retrievable[at] if rule < 0 else self.retrievable[at] & list(self.eligible.values())[rule][at]
 
 
 def write_catalogue(directory: Path, catalogue: Catalogue) -> None:

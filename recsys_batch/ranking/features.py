@@ -96,7 +96,7 @@ class PairFeatures:
 
     Attributes:
         retrieval_score, log_popularity: float32 [B, C], scaled. log_n_events: float32 [B], scaled.
-        candidate_score: float32 [B, C], the callers' own scores, not scaled; None for 0. Of no effect where the spec does not name it.
+        candidate_score: float32 [B, C], the callers' own scores, not scaled; None for 0, and where the spec does not name it.
     """
 
     retrieval_score: np.ndarray
@@ -119,7 +119,7 @@ class PairFeatures:
         retrieval, popularity, activity = (
             ((v - m) / s).astype(np.float32, copy=False) for v, m, s in zip(raw, spec.mean, spec.scale, strict=True)
         )
-        return cls(retrieval, popularity, activity, candidate_score)
+        return cls(retrieval, popularity, activity, candidate_score if CANDIDATE_SCORE in spec.names else None)
 
 
 def compute_pair_features(
@@ -158,7 +158,7 @@ def assemble_features(spec: FeatureSpec, pair: PairFeatures, context: Context | 
             features[..., SESSION_COLUMN] = similar
             features[..., SESSION_COLUMN + 1] = np.where(similar, context.session_similarity, 0.0)
     features[..., 0], features[..., 1], features[..., 2] = pair.retrieval_score, pair.log_popularity, pair.log_n_events[:, None]
-    if pair.candidate_score is not None and CANDIDATE_SCORE in spec.names:
+    if pair.candidate_score is not None:
         features[..., spec.names.index(CANDIDATE_SCORE)] = pair.candidate_score
     return features
 

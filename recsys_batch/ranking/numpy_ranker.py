@@ -70,7 +70,7 @@ class NumpyRanker:
                 columns.append(similarity if has_session.all() else np.where(has_session[:, None], similarity, np.float32(0)))
                 rows.append(SESSION_COLUMN + 1)
             per_user += shared @ self._features[len(PAIR_FEATURES) :]
-        if pair.candidate_score is not None and CANDIDATE_SCORE in self._spec.names:
+        if pair.candidate_score is not None:
             columns.append(pair.candidate_score)
             rows.append(self._spec.names.index(CANDIDATE_SCORE))
         weights = self._features[rows]

@@ -25,7 +25,7 @@ from recsys_batch.online.ranking.rank_result import (
 )
 from recsys_batch.online.ranking.request_candidates import look_up_candidates, make_candidate_record, order_as_given, order_by_retrieval
 from recsys_batch.online.ranking.scoring_block import RankerInput, prepare_block, select_from_block
-from recsys_batch.online.ranking.selection import candidate_mask, select_top_k
+from recsys_batch.online.ranking.selection import candidate_mask, select_allowed
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord
 
@@ -218,11 +218,8 @@ def _batch_order(snapshot: Snapshot, query: RankQuery, record: UserRecord, exclu
 def _popular(snapshot: Snapshot, query: RankQuery, excluded_codes: Sequence[int], reason: str) -> RankResult:
     began = time.perf_counter()
     listed, scores = snapshot.popular.for_segment(query.segment)
-    codes = listed[None].astype(np.int64)
-    keep = candidate_mask(snapshot.items, codes, [excluded_codes], [query.categories])
-    ruled = scores[None] if keep is None else np.where(keep, scores, np.float32(-np.inf))
-    ((columns,), (values,)) = select_top_k(ruled, codes, query.k, snapshot.items.catalogue.item_rules)
-    is_allowed = np.isfinite(values)
-    no_ranks = np.zeros(int(is_allowed.sum()), dtype=np.int64)
+    codes = listed.astype(np.int64)
+    places, values = select_allowed(snapshot.items, codes, scores, excluded_codes, query.categories, query.k)
+    no_ranks = np.zeros(len(places), dtype=np.int64)
     stages = {"select": time.perf_counter() - began}
-    return RankResult(codes[0, columns[is_allowed]], values[is_allowed], no_ranks, None, "popular", reason, stages, no_ranks)
+    return RankResult(codes[places], values, no_ranks, None, "popular", reason, stages, no_ranks)

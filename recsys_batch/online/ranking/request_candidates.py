@@ -11,10 +11,9 @@ import numpy as np
 
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.ranking.rank_result import GIVEN_ORDER, RETRIEVAL_ORDER, RankResult
-from recsys_batch.online.ranking.selection import candidate_mask, select_top_k
+from recsys_batch.online.ranking.selection import select_allowed
 from recsys_batch.online.snapshot.reader import Snapshot
-from recsys_batch.online.snapshot.user_record import UserRecord
-from recsys_batch.schemas import ALL_SEGMENTS
+from recsys_batch.online.snapshot.user_record import UserRecord, stack_published_scores
 
 
 @dataclass(slots=True)
@@ -70,7 +69,8 @@ def look_up_candidates(snapshot: Snapshot, query: RankQuery, segment: str | None
             first_places.setdefault(code, place)
     codes = np.fromiter(first_places, np.int64, len(first_places))
     places = np.fromiter(first_places.values(), np.int64, len(first_places))
-    keep = _is_eligible(snapshot, codes, segment)
+    catalogue = snapshot.items.catalogue
+    keep = catalogue.eligible_mask(catalogue.rule_of_segment(segment), codes)
     codes, places = codes[keep], places[keep]
     scores = None if query.candidate_scores is None else np.array(query.candidate_scores, np.float32)[places - 1]
     return RequestCandidates(codes, places, scores, list(unknown))
@@ -118,11 +118,9 @@ def order_by_retrieval(
     if not is_finite.any():
         return order_as_given(snapshot, query, candidates, excluded_codes, reason)
     scores = np.where(is_finite, record.retrieval, np.float32(-np.inf))
-    published = np.full(len(scores), np.nan, np.float32)
-    published[record.top_places] = record.top_scores
     ordered = _order(snapshot, query, candidates, scores, excluded_codes, RETRIEVAL_ORDER, reason)
     shown = ordered.candidate_ranks - 1
-    ordered.batch_scores, ordered.batch_ranks = published[shown], record.batch_ranks()[shown]
+    ordered.batch_scores, ordered.batch_ranks = stack_published_scores([record])[0, shown], record.batch_ranks()[shown]
     return candidates.describe(ordered)
 
 
@@ -145,23 +143,9 @@ def _order(
 ) -> RankResult:
     """Select the best by scores float32 [C]; candidate_ranks are places in the candidates' codes, from 1."""
     began = time.perf_counter()
-    codes = candidates.codes[None]
-    keep = candidate_mask(snapshot.items, codes, [excluded_codes], [query.categories])
-    ruled = scores[None] if keep is None else np.where(keep, scores, np.float32(-np.inf))
-    ((columns,), (values,)) = select_top_k(ruled, codes, query.k, snapshot.items.catalogue.item_rules)
-    is_allowed = np.isfinite(values)
-    columns, no_ranks = columns[is_allowed], np.zeros(int(is_allowed.sum()), np.int64)
+    places, values = select_allowed(snapshot.items, candidates.codes, scores, excluded_codes, query.categories, query.k)
     stages = {"select": time.perf_counter() - began}
-    return RankResult(codes[0, columns], values[is_allowed], columns + 1, None, source, reason, stages, no_ranks)
-
-
-def _is_eligible(snapshot: Snapshot, codes: np.ndarray, segment: str | None) -> np.ndarray:
-    """Mark the codes that the night may recommend to users of a segment, bool [C]: ``Catalogue.eligible_mask`` of these alone."""
-    catalogue = snapshot.items.catalogue
-    eligible = catalogue.eligible.get(segment or ALL_SEGMENTS)
-    if eligible is None:
-        eligible = catalogue.eligible.get(ALL_SEGMENTS)
-    return np.asarray(catalogue.retrievable[codes] if eligible is None else catalogue.retrievable[codes] & eligible[codes])
+    return RankResult(candidates.codes[places], values, places + 1, None, source, reason, stages, np.zeros(len(places), np.int64))
 
 
 def _retrieval_scores(snapshot: Snapshot, vector: np.ndarray, codes: np.ndarray) -> np.ndarray:

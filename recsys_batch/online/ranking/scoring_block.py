@@ -13,8 +13,8 @@ from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.ranking.request_candidates import RequestCandidates
 from recsys_batch.online.ranking.selection import candidate_mask, row_offsets, select_top_k
 from recsys_batch.online.snapshot.reader import Snapshot
-from recsys_batch.online.snapshot.user_record import UserRecord
-from recsys_batch.ranking.features import CANDIDATE_SCORE, Context, FeatureSpec, PairFeatures, assemble_features
+from recsys_batch.online.snapshot.user_record import UserRecord, stack_published_scores
+from recsys_batch.ranking.features import Context, FeatureSpec, PairFeatures, assemble_features
 from recsys_batch.ranking.numpy_ranker import NumpyRanker
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
@@ -81,15 +81,15 @@ def prepare_block(snapshot: Snapshot, pairs: list[RankerInput]) -> ScoringBlock:
         retrieval_score=np.concatenate([record.retrieval for record in records]).reshape(codes.shape),
         log_popularity=items.catalogue.log_popularity.take(codes),
         n_events=np.array([record.n_events for record in records]),
-        candidate_score=_candidate_scores(snapshot.features, pairs),
+        candidate_score=_candidate_scores(pairs),
     )
     context = build_context([pair.query for pair in pairs], items, codes, vectors, [pair.session for pair in pairs])
     return ScoringBlock(pairs, codes, users, vectors, snapshot.features, pair_features, context, time.perf_counter() - began)
 
 
-def _candidate_scores(spec: FeatureSpec, pairs: list[RankerInput]) -> np.ndarray | None:
-    """Stack the scores that requests bring, float32 [B, C], 0 where one brings none; None where none does, or the model has no use."""
-    if CANDIDATE_SCORE not in spec.names or all(pair.listed is None or pair.listed.scores is None for pair in pairs):
+def _candidate_scores(pairs: list[RankerInput]) -> np.ndarray | None:
+    """Stack the scores that requests bring, float32 [B, C], 0 where one brings none; None where none does."""
+    if all(pair.listed is None or pair.listed.scores is None for pair in pairs):
         return None
     none = np.zeros(len(pairs[0].record.codes), np.float32)
     return np.stack([none if pair.listed is None or pair.listed.scores is None else pair.listed.scores for pair in pairs])
@@ -107,7 +107,7 @@ def select_from_block(
     n_ordered = max(pair.query.k for pair in pairs) if explorer is None else codes.shape[1]
     columns, values = select_top_k(scores, codes, n_ordered, items.catalogue.item_rules)
     flat = columns + row_offsets(codes)
-    batch_scores = _published_scores([pair.record for pair in pairs], codes.shape).take(flat)
+    batch_scores = stack_published_scores([pair.record for pair in pairs]).take(flat)
     n_allowed = np.isfinite(values).sum(axis=1).tolist()
     shown = zip(pairs, codes.take(flat), values, columns, columns + 1, batch_scores, n_allowed, strict=True)
     stages = {"features": block.seconds, "model": model_seconds, "select": time.perf_counter() - began}
@@ -132,15 +132,6 @@ def select_from_block(
             )
         results.append(ranked if pair.listed is None else pair.listed.describe(ranked))
     return results
-
-
-def _published_scores(records: list[UserRecord], shape: tuple[int, ...]) -> np.ndarray:
-    """Put the published scores of users' lists at the places of their candidates: float32 of ``shape``, [B, C]; NaN elsewhere."""
-    scores = np.full(shape, np.nan, np.float32)
-    starts = np.repeat(np.arange(0, scores.size, shape[1] or 1)[: len(records)], [len(record.top_places) for record in records])
-    places = np.concatenate([record.top_places for record in records], dtype=np.int64) + starts
-    scores.put(places, np.concatenate([record.top_scores for record in records]))
-    return scores
 
 
 def _batch_positions(record: UserRecord, keep: np.ndarray | None) -> np.ndarray:

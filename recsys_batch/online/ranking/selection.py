@@ -61,6 +61,21 @@ def select_top_k(scores: np.ndarray, codes: np.ndarray, k: int, rules: ItemRules
     return columns[:, :k], values[:, :k]
 
 
+def select_allowed(
+    items: ItemTable, codes: np.ndarray, scores: np.ndarray, excluded_codes: Sequence[int], categories: Sequence[str], k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Select the k best of one list that a request and the rules allow: (places int64 [k'], scores float32 [k']), best first, k' <= k.
+
+    Args:
+        codes: int64 [C]. scores: float32 [C], no NaN. excluded_codes, categories: as of a row in ``candidate_mask``.
+    """
+    keep = candidate_mask(items, codes[None], [excluded_codes], [categories])
+    ruled = scores[None] if keep is None else np.where(keep, scores, np.float32(-np.inf))
+    ((places,), (values,)) = select_top_k(ruled, codes[None], k, items.catalogue.item_rules)
+    is_allowed = np.isfinite(values)
+    return places[is_allowed], values[is_allowed]
+
+
 def row_offsets(array: np.ndarray) -> np.ndarray:
     """Compute int64 [B, 1] that makes places in the rows of [B, C] places in all of it: for ``take``, at a fifth of take_along_axis."""
     rows, columns = array.shape

@@ -36,7 +36,7 @@ from recsys_batch.online.snapshot.vector_search import IvfLists
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.ranking.numpy_ranker import NumpyRanker
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
-from recsys_batch.schemas import ALL_SEGMENTS, IdTypes
+from recsys_batch.schemas import IdTypes
 
 _CHECKED_RECORDS = 24
 
@@ -105,8 +105,7 @@ class Snapshot:
     def default_eligible(self) -> np.ndarray:
         """bool [n], items that somebody without a segment may be recommended."""
         catalogue = self.items.catalogue
-        rule = list(catalogue.eligible).index(ALL_SEGMENTS) if ALL_SEGMENTS in catalogue.eligible else -1
-        return np.asarray(catalogue.eligible_mask(rule))
+        return catalogue.eligible_mask(catalogue.rule_of_segment(None))
 
     @cached_property
     def seen_policy(self) -> SeenPolicy:

@@ -5,7 +5,7 @@ import pyarrow as pa
 
 
 class StringColumn:
-    """Values of an Arrow string array, straight from its memory, which this keeps.
+    """Values of an Arrow string array, straight from its memory, which this keeps alive.
 
     Args:
         array: of type string, maybe with nulls.
@@ -14,14 +14,11 @@ class StringColumn:
     def __init__(self, array: pa.Array) -> None:
         validity, offsets, data = array.buffers()
         n = len(array)
-        self._array, self._n = array, n
+        self._n = n
         starts = np.frombuffer(offsets, np.int32, n + 1, 4 * array.offset) if n else np.zeros(1, np.int32)
         self._starts = starts.data
         self._data = memoryview(data) if data is not None else memoryview(b"")
         self._is_valid = None if validity is None or not array.null_count else np.asarray(array.is_valid()).data
-
-    def __len__(self) -> int:
-        return self._n
 
     def __getitem__(self, place: int) -> str | None:
         """Read a value; None for null."""

@@ -7,6 +7,7 @@ candidate ranks uint16 [K]. The top-K's items are candidates, so their codes are
 
 import datetime as dt
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,6 +64,15 @@ class UserRecord:
         ranks = np.zeros(len(self.codes), dtype=np.int64)
         ranks[self.top_places] = np.arange(1, len(self.top_places) + 1)
         return ranks
+
+
+def stack_published_scores(records: Sequence[UserRecord]) -> np.ndarray:
+    """Stack the published scores of records with equally many candidates, each at its candidate's place: float32 [B, C]; NaN elsewhere."""
+    scores = np.full((len(records), len(records[0].codes)), np.nan, np.float32)
+    starts = np.repeat(np.arange(len(records)) * scores.shape[1], [len(record.top_places) for record in records])
+    places = np.concatenate([record.top_places for record in records], dtype=np.int64) + starts
+    scores.put(places, np.concatenate([record.top_scores for record in records]))
+    return scores
 
 
 def encode_record(record: UserRecord) -> bytes:

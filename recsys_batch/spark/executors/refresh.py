@@ -187,7 +187,7 @@ def _retrieve(
     retriever = make_retriever(replace(task.retrieve, n_candidates=task.retrieve.n_candidates + change.n_withdrawn))
     for users in known:
         rules = catalogue.rules_by_segment(users["segment"])
-        allowed = np.stack([catalogue.eligible_mask(int(rule))[change.codes] for rule in rules])
+        allowed = np.stack([catalogue.eligible_mask(int(rule), change.codes) for rule in rules])
         seen_users, seen_items = find_pairs(seen, users["user_id"], catalogue.ids(change.codes))
         allowed[seen_users, seen_items] = False
         excluded_users, excluded_items = np.nonzero(~allowed)
