@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 
+from recsys_batch.online.oip import grpc_calls, grpc_server
 from recsys_batch.online.oip import grpc_predict_v2_pb2 as messages
-from recsys_batch.online.oip import grpc_server
 from recsys_batch.online.oip.dynamic_batcher import DynamicBatcher
 from recsys_batch.online.oip.grpc_calls import MAX_UNFINISHED, MessageReader
 from recsys_batch.online.oip.grpc_handlers import make_handlers
@@ -248,6 +248,13 @@ def refusals(request: Any, n_calls: int, n_taken: int, max_waiting: int) -> set[
     return asyncio.run(ask())
 
 
+@pytest.fixture
+def room_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that of many calls at once only the queue's bound refuses some: a burst may pass the other one while it is read."""
+    monkeypatch.setattr(grpc_calls, "MAX_UNFINISHED", 1000)
+
+
+@pytest.mark.usefixtures("room_to_read")
 def test_calls_past_the_bound_are_refused_with_a_sentence() -> None:
     sentence = "3 requests wait or are worked on, and 1 more are too many at once: try again"
     assert refusals(asked(typed("INT8")[0]), 500, 3, max_waiting=3) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)}
@@ -415,6 +422,7 @@ class Joining(Slow):
         return list(requests)
 
 
+@pytest.mark.usefixtures("room_to_read")
 def test_of_two_hundred_calls_at_once_some_are_answered_the_rest_refused_and_none_hangs() -> None:
     async def ask() -> None:
         async with connected(Joining(0.001), max_waiting=4) as (channel, _):
