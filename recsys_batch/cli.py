@@ -19,7 +19,8 @@ EXTRAS = {
     "report": ("matplotlib", "cycler", "jinja2"),
     "night": ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl"),
     "online": (
-        "granian",
+        "httptools",
+        "uvloop",
         "lmdb",
         "redis",
         "msgspec",

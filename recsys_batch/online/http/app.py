@@ -1,19 +1,22 @@
-"""The RSGI application: admission, tokens, bodies, and every error as a status with a sentence.
+"""The HTTP application of a worker: routes, tokens, admission, and every error as a status with a sentence.
 
-server/worker.py puts it together and Granian calls it. router.Route.error_statuses names what it can answer before a handler is called.
+connection.py shows it each request twice: ``receive`` when its head is here, ``answer`` when its body is. router.Route.error_statuses names
+what it can answer before a handler is called.
 """
 
+import asyncio
 import hmac
 import logging
-import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from recsys_batch.online import metrics
-from recsys_batch.online.http.body_reader import BodyReader, ClientGone
 from recsys_batch.online.http.error_statuses import find_error_status
+from recsys_batch.online.http.headers import Headers, split_target
 from recsys_batch.online.http.router import (
     RETRY_AFTER,
+    ClientGone,
     HttpError,
     Request,
     Response,
@@ -27,17 +30,53 @@ from recsys_batch.online.serving.admission import Admission
 logger = logging.getLogger("recsys_batch.online")
 
 CLIENT_GONE_STATUS = 499
-"""Counted, as nginx does, where a client did not stay until its request was here: no fault of the server's."""
-_NO_ROUTE_LABELS = {404: "no such path", 405: "no such method"}
+"""Counted, as nginx does, where a client did not stay: no fault of the server's."""
+_NO_ROUTE_LABELS = {400: "no path", 404: "no such path", 405: "no such method"}
 """In metrics: paths that clients make up are no labels."""
 _BUSY = error_response(503, "too many requests are waiting: try again", (RETRY_AFTER,))
 
 
+@dataclass(slots=True, eq=False)
+class Call:
+    """A request whose head is here, and what has become of it.
+
+    Attributes:
+        label: of its route, for metrics. path: decoded. parameters: of the path and the query.
+        length: bytes that its body is said to have; None where it does not say.
+        max_body_bytes: that are taken.
+        refusal: the answer where it is decided before the body is here; the body is of no matter then.
+        counted_status: where that is not the answer's.
+        stays: whether the client wants the connection to stay open. is_http_1_0: whose clients have to be told that it does.
+    """
+
+    method: str
+    headers: Headers
+    arrived: float
+    length: int | None
+    label: str = ""
+    path: str = ""
+    route: Route | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    max_body_bytes: int = 0
+    refusal: Response | None = None
+    counted_status: int | None = None
+    stays: bool = True
+    is_http_1_0: bool = False
+
+    def refuse(self, error: HttpError, counted_status: int | None = None) -> None:
+        """Decide the answer."""
+        self.refusal, self.counted_status = error_response(error.status, str(error), error.headers), counted_status
+
+    def count(self, status: int) -> None:
+        """Count the request in metrics, once, with the status that it was answered with."""
+        metrics.tally.add("requests", self.label, str(self.counted_status or status))
+
+
 class App:
-    """The application that Granian calls by RSGI, for one worker.
+    """Answers the requests of one worker.
 
     Args:
-        max_body_bytes: bound on bodies, where a route has none of its own. body_seconds: in which a body has to arrive.
+        max_body_bytes: bound on bodies, where a route has none of its own.
         large_bodies: bytes of longer bodies that there is room for.
         admin_token: None where nobody is admin. client_token: None where clients need none.
     """
@@ -48,90 +87,107 @@ class App:
         admission: Admission,
         *,
         max_body_bytes: int,
-        body_seconds: float,
         large_bodies: Admission,
         admin_token: str | None,
         client_token: str | None,
     ) -> None:
         self._router, self._admission, self._max_body_bytes, self._large_bodies = router, admission, max_body_bytes, large_bodies
-        self._body_reader = BodyReader(body_seconds)
         self._tokens = {"admin": admin_token, "client": client_token}
 
-    def __rsgi__(self, scope: Any, proto: Any) -> Awaitable[None]:
-        """Route a request as it arrives; what is returned runs when its turn comes."""
-        arrived = time.perf_counter()
-        method = scope.method
+    def receive(self, method: str, target: bytes, headers: Headers, arrived: float) -> Call:
+        """Find the route of a request whose head is here, and refuse at once what its head alone decides.
+
+        Args:
+            arrived: time.perf_counter() when it did.
+        """
+        call = Call(method, headers, arrived, headers.content_length)
         try:
-            route, parameters = self._router.find(method, scope.path)
+            call.path, query = split_target(target)
+            call.route, call.parameters = self._router.find(method, call.path)
         except HttpError as error:
-            return self._refuse(proto, _NO_ROUTE_LABELS[error.status], error_response(error.status, str(error), error.headers))
-        if route.admission_controlled and self._admission.is_full:
-            metrics.SHED.inc()
-            return self._refuse(proto, route.path, _BUSY)
-        if method == "HEAD":
-            method = "GET"  # Granian leaves the body out, and keeps its length
-        return self._respond(scope, proto, method, route, parameters, arrived)
-
-    async def _refuse(self, proto: Any, label: str, response: Response) -> None:
-        self._send(proto, label, response, response.status)
-
-    async def _respond(self, scope: Any, proto: Any, method: str, route: Route, parameters: dict[str, Any], arrived: float) -> None:
+            call.label = _NO_ROUTE_LABELS[error.status]
+            call.refuse(error)
+            return call
+        call.label, call.max_body_bytes = call.route.path, call.route.max_body_bytes or self._max_body_bytes
         try:
-            response = await self._dispatch(scope, proto, method, route, parameters, arrived)
-        except ClientGone as gone:
-            logger.debug("a client of %s went away: %s", route.path, gone)
-            self._send(proto, route.path, error_response(gone.status, str(gone), gone.headers), CLIENT_GONE_STATUS)
-        else:
-            self._send(proto, route.path, response, response.status)
-
-    def _send(self, proto: Any, label: str, response: Response, counted_status: int) -> None:
-        """Send an answer, and count it. Who has gone away since the request was here is not noticed, and counts as answered."""
-        proto.response_bytes(response.status, list(response.headers), response.body)
-        metrics.tally.add("requests", label, str(counted_status))
-
-    async def _dispatch(self, scope: Any, proto: Any, method: str, route: Route, parameters: dict[str, Any], arrived: float) -> Response:
-        try:
-            headers = scope.headers
-            self._check_token(route, headers)
-            if route.query is not None:
-                parameters |= parse_query(scope.query_string, route.query)
-            body = b""
-            if method != "GET":
-                bound = route.max_body_bytes or self._max_body_bytes
-                body = await self._body_reader.read(headers, scope.http_version, proto, bound, arrived)
-            if route.max_body_bytes is None:
-                return await self._handle(route, Request(method, scope.path, headers, body, arrived, parameters))
-            # There is room for some large bodies that are here, and for short ones always.
-            with self._large_bodies.hold(len(body) if len(body) > self._max_body_bytes else 0, "bytes of requests"):
-                request = Request(method, scope.path, headers, body, arrived, parameters, proto.client_disconnect)
-                return await self._handle(route, request)
-        except ClientGone:
-            raise
+            if call.route.admission_controlled and self._admission.is_full:
+                metrics.SHED.inc()
+                call.refusal = _BUSY
+            else:
+                self._check_head(call, query)
         except Exception as error:
-            return error_response(*find_error_status(error, route.path))
+            call.refusal = error_response(*find_error_status(error, call.label))
+        return call
 
-    async def _handle(self, route: Route, request: Request) -> Response:
-        """Call the handler of a request that is here with its body, in a place of the queue where its route takes one."""
-        if not route.admission_controlled:
-            return await route.handler(request)
-        if not self._admission.enter():
+    def answer(self, call: Call, body: bytes, client_left: Callable[[], Awaitable[None]], send: Callable[[Call, Response], None]) -> None:
+        """Have a request answered that is here with its body, in a place of the queue where its route takes one.
+
+        Args:
+            client_left: returns once the client has left; for handlers that may work for long.
+            send: called with the answer, once, now or later.
+        """
+        route = call.route
+        assert route is not None
+        method = "GET" if call.method == "HEAD" else call.method  # the connection leaves the body out, and keeps its length
+        is_large = route.max_body_bytes is not None and len(body) > self._max_body_bytes
+        request = Request(
+            method, call.path, call.headers, body, call.arrived, call.parameters, None if route.max_body_bytes is None else client_left
+        )
+        has_place = route.admission_controlled
+        if has_place and not self._admission.enter():
             metrics.SHED.inc()
-            return _BUSY
-        try:
-            return await route.handler(request)
-        finally:
-            self._admission.leave()
-
-    def _check_token(self, route: Route, headers: Any) -> None:
-        if route.access == "open":
+            send(call, _BUSY)
             return
-        expected = self._tokens[route.access]
+
+        def finish(answered: asyncio.Future[Response]) -> None:
+            if has_place:
+                self._admission.leave()
+            send(call, self._take_response(call, answered))
+
+        try:
+            answering = self._answer_large(route, request) if is_large else route.handler(request)
+        except Exception as error:
+            if has_place:
+                self._admission.leave()
+            send(call, error_response(*find_error_status(error, call.label)))
+            return
+        asyncio.ensure_future(answering).add_done_callback(finish)  # which a future already is
+
+    async def _answer_large(self, route: Route, request: Request) -> Response:
+        """Call a handler with a long body: there is room for some that are here, and for short ones always."""
+        with self._large_bodies.hold(len(request.body), "bytes of requests"):
+            return await route.handler(request)
+
+    def _take_response(self, call: Call, answered: asyncio.Future[Response]) -> Response:
+        if answered.cancelled():
+            return error_response(503, "the server ends: try again", (RETRY_AFTER,))
+        error = answered.exception()
+        if error is None:
+            return answered.result()
+        if isinstance(error, ClientGone):
+            logger.debug("a client of %s went away: %s", call.label, error)
+            call.counted_status = CLIENT_GONE_STATUS
+        return error_response(*find_error_status(error, call.label))
+
+    def _check_head(self, call: Call, query: str) -> None:
+        """Check token, query and length. Raises HttpError, BadRequest."""
+        route = call.route
+        assert route is not None
+        if route.access != "open":
+            self._check_token(route.access, call.headers)
+        if route.query is not None:
+            call.parameters |= parse_query(query, route.query)
+        if call.length is not None and call.length > call.max_body_bytes:
+            raise HttpError(413, f"the body has {call.length} bytes, at most {call.max_body_bytes} are taken")
+
+    def _check_token(self, access: str, headers: Headers) -> None:
+        expected = self._tokens[access]
         if expected is None:
-            if route.access == "client":
+            if access == "client":
                 return
             raise HttpError(403, "this server was started without an admin token (RECSYS_BATCH_ADMIN_TOKEN), so nobody is its admin")
         scheme, _, token = (headers.get("authorization") or "").partition(" ")
-        accepted = [expected, self._tokens["admin"]] if route.access == "client" else [expected]
+        accepted = [expected, self._tokens["admin"]] if access == "client" else [expected]
         is_accepted = any(hmac.compare_digest(token.strip().encode(), each.encode()) for each in accepted if each)
         if scheme.lower() != "bearer" or not is_accepted:
-            raise HttpError(401, f"this needs the {route.access}'s token as `Authorization: Bearer TOKEN`", ("www-authenticate", "Bearer"))
+            raise HttpError(401, f"this needs the {access}'s token as `Authorization: Bearer TOKEN`", ("www-authenticate", "Bearer"))

@@ -3,6 +3,7 @@
 Made by server/worker.py. A handler decodes, calls the service and encodes; errors become statuses in app.py.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,18 @@ class Endpoints:
             Route("GET", "/openapi.json", self.openapi, "This document", **open_),
         ]
 
-    async def rank(self, request: Request) -> Response:
+    def rank(self, request: Request) -> asyncio.Future[Response]:
         query, request_id = decode_rank_request(request.body, self._bounds, request.arrived)
-        return json_response(await self._service.rank(query, request_id, request.arrived))
+        answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+
+        def settle(outcome: Answer | Exception) -> None:
+            if isinstance(outcome, Exception):
+                answered.set_exception(outcome)
+            else:
+                answered.set_result(json_response(outcome))
+
+        self._service.submit(query, request_id, request.arrived, settle)
+        return answered
 
     async def rank_batch(self, request: Request) -> Response:
         decoded = decode_rank_batch(request.body, self._bounds, request.arrived)

@@ -58,7 +58,15 @@ class HttpError(Exception):
         self.headers = headers
 
 
+class ClientGone(HttpError):
+    """A client did not stay until its request was here, or answered; one that still listens is told so."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(400, message)
+
+
 Handler = Callable[[Request], Awaitable[Response]]
+"""One that returns a future needs no task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +138,7 @@ class Route:
     def error_statuses(self) -> list[int]:
         """Error statuses of the handler and of what app.py does before it: tokens, bodies, admission."""
         by_access = {"open": (), "client": (401,), "admin": (401, 403)}[self.access]
-        by_method = () if self.method == "GET" else (408, 411, 413)
+        by_method = () if self.method == "GET" else (408, 413)
         return sorted({*self.errors, *by_access, *by_method, *((503,) if self.admission_controlled else ())})
 
 
@@ -147,7 +155,7 @@ class Router:
 
         Args:
             method: HEAD finds what GET does.
-            path: decoded, as Granian has it: nothing tells a "/" of the path from an encoded one.
+            path: decoded: nothing tells a "/" of the path from an encoded one.
 
         Raises:
             HttpError: 404, no route has this path; 405, none of those that have it takes this method.

@@ -9,8 +9,7 @@ from typing import Any
 
 from recsys_batch import __version__
 from recsys_batch.online.api.messages import BadRequest
-from recsys_batch.online.http.body_reader import ClientGone
-from recsys_batch.online.http.router import Request, Response, Route, error_response, json_response
+from recsys_batch.online.http.router import ClientGone, Request, Response, Route, error_response, json_response
 from recsys_batch.online.oip.content_encoding import MAX_BODY_BYTES, unpack_body
 from recsys_batch.online.oip.dynamic_batcher import ClientLeft, DynamicBatcher
 from recsys_batch.online.oip.infer_json import JSON_LENGTH_HEADER, decode_infer_request, encode_infer_response

@@ -1,4 +1,4 @@
-"""Processes beside the workers: started with the server, started again where they die, ended with the server."""
+"""Processes of a server: started with it, started again with a growing pause where they die, ended with it."""
 
 import contextlib
 import logging
@@ -22,18 +22,18 @@ class ChildProcess:
     """Keeps a process of a module running.
 
     Args:
-        name: by which it marks itself as started. state: the server's folder.
+        kind: as which it marks itself as started. number: of its kind, for the log. state: the server's folder.
         give_up: called with a sentence where it ends before it has ever started.
     """
 
-    def __init__(self, name: str, module: str, state: Path, give_up: Callable[[str], None]) -> None:
-        self._name, self._module, self._state, self._give_up = name, module, state, give_up
+    def __init__(self, kind: str, number: int, module: str, state: Path, give_up: Callable[[str], None]) -> None:
+        self._kind, self._name, self._module, self._state, self._give_up = kind, f"{kind} {number}", module, state, give_up
         self._ending, self._backoff = threading.Event(), RestartBackoff()
         self._process, self._started_at = self._start(), time.monotonic()
 
     def keep(self) -> None:
         """Start it again whenever it has died, until ``end`` is called."""
-        rounds = LoopMonitor(f"keeping the {self._name} process")
+        rounds = LoopMonitor(f"keeping {self._name}")
         while not self._ending.wait(_LOOK_SECONDS):
             with rounds.round():
                 self._replace_dead()
@@ -54,9 +54,9 @@ class ChildProcess:
         if self._process.poll() is None:
             return
         lived = time.monotonic() - self._started_at
-        how = f"the {self._name} process {self._process.pid} {describe_exit(self._process.returncode)} after {lived:.1f} s"
-        if not has_started(self._state, self._name) and not was_told_to_end(self._process.returncode):
-            self._give_up(f"{how}, and has not started: the lines above say why")
+        how = f"{self._name} (process {self._process.pid}) {describe_exit(self._process.returncode)} after {lived:.1f} s"
+        if not has_started(self._state, self._kind) and not was_told_to_end(self._process.returncode):
+            self._give_up(f"{how}, and no {self._kind} has started: the lines above say why")
             self._ending.wait()
             return
         pause = self._backoff.next_pause(lived)
@@ -66,10 +66,10 @@ class ChildProcess:
 
 
 @contextlib.contextmanager
-def child_processes(name: str, module: str, count: int, state: Path, give_up: Callable[[str], None]) -> Iterator[None]:
+def child_processes(kind: str, module: str, count: int, state: Path, give_up: Callable[[str], None]) -> Iterator[None]:
     """Keep so many processes of a module running during the ``with`` block, as ``ChildProcess``; they end together."""
-    children = [ChildProcess(name, module, state, give_up) for _ in range(count)]
-    keepers = [threading.Thread(target=child.keep, name=f"keeper-{name}") for child in children]
+    children = [ChildProcess(kind, number, module, state, give_up) for number in range(1, count + 1)]
+    keepers = [threading.Thread(target=child.keep, name=f"keeper-{kind}") for child in children]
     for keeper in keepers:
         keeper.start()
     try:

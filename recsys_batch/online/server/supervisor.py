@@ -3,24 +3,19 @@
 import contextlib
 import logging
 import os
-import resource
 import shutil
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-
-from granian.constants import HTTPModes, Interfaces, Loops
-from granian.http import HTTP1Settings
-from granian.log import LogLevels
 
 from recsys_batch.errors import UsageError
 from recsys_batch.online.server.child_process import child_processes
 from recsys_batch.online.server.listen_address import reserve_address, resolve_host
 from recsys_batch.online.server.startup_checks import check_startup
-from recsys_batch.online.server.worker_pool import WorkerPool
 from recsys_batch.online.settings import LIVE_MARK, ServerSettings
 
 logger = logging.getLogger("recsys_batch.online")
-
-_MAX_CONNECTIONS, _SPARE_DESCRIPTORS = 4096, 256
 
 
 def run_server(settings: ServerSettings) -> None:
@@ -50,50 +45,47 @@ def _run_processes(settings: ServerSettings, state: Path) -> None:
     (state / LIVE_MARK).touch()
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(state / "metrics")
     settings.export_to_environment()
-    pool = _make_pool(settings, state)
+    ending = _Ending()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ending.come())
     with contextlib.ExitStack() as children:
-        if settings.grpc_port:
-            n_grpc = settings.grpc_workers or settings.workers
-            children.enter_context(child_processes("grpc", "recsys_batch.online.oip.grpc_server", n_grpc, state, pool.give_up))
-        if settings.live != "off":
-            children.enter_context(child_processes("live", "recsys_batch.online.live.follower", 1, state, pool.give_up))
+        for kind, module, count in _list_processes(settings):
+            children.enter_context(child_processes(kind, module, count, state, ending.give_up))
         logger.info("serving %s on %s:%d with %d workers", settings.snapshots, settings.host, settings.port, settings.workers)
-        pool.serve()
-    if pool.start_failure is not None:
-        raise UsageError(f"the server cannot start: {pool.start_failure}")
+        ending.wait()
+    if ending.start_failure is not None:
+        raise UsageError(f"the server cannot start: {ending.start_failure}")
 
 
-def _make_pool(settings: ServerSettings, state: Path) -> WorkerPool:
-    return WorkerPool(
-        "recsys_batch.online.server.worker:application",
-        state=state,
-        factory=True,
-        address=settings.host,
-        port=settings.port,
-        interface=Interfaces.RSGI,
-        loop=Loops.uvloop,
-        workers=settings.workers,
-        runtime_threads=1,
-        http=HTTPModes.auto if settings.tls_certificate else HTTPModes.http1,
-        websockets=False,  # nobody speaks that here: an upgrade that is asked for is a request like any other
-        # An idle connection counts as one whose next headers are late.
-        http1_settings=HTTP1Settings(header_read_timeout=int(1000 * settings.read_timeout_seconds)),
-        # Refusing is the application's: Granian's own bound would let requests wait unseen.
-        backpressure=_bound_connections(settings.max_waiting),
-        backlog=2048,
-        workers_kill_timeout=3,
-        log_enabled=True,
-        log_level=LogLevels.warning,
-        ssl_cert=settings.tls_certificate,
-        ssl_key=settings.tls_key,
-        ssl_ca=settings.tls_client_ca,
-        ssl_client_verify=settings.tls_client_ca is not None,
-    )
+def _list_processes(settings: ServerSettings) -> Iterator[tuple[str, str, int]]:
+    """List (kind, module, how many) of the processes that the server has."""
+    yield "worker", "recsys_batch.online.server.worker", settings.workers
+    if settings.grpc_port:
+        yield "grpc", "recsys_batch.online.oip.grpc_server", settings.grpc_workers or settings.workers
+    if settings.live != "off":
+        yield "live", "recsys_batch.online.live.follower", 1
 
 
-def _bound_connections(max_waiting: int) -> int:
-    """Bound the connections of a worker, silent ones among them, and have the system allow as many descriptors as it may."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    room = _MAX_CONNECTIONS if most == resource.RLIM_INFINITY else most - _SPARE_DESCRIPTORS
-    return max(min(_MAX_CONNECTIONS, room), 4 * max_waiting, 64)
+class _Ending:
+    """The end of the server: somebody tells it to end, or one of its processes cannot start.
+
+    Attributes:
+        start_failure: why it has ended by itself; None where it was told to.
+    """
+
+    def __init__(self) -> None:
+        self.start_failure: str | None = None
+        self._event = threading.Event()
+
+    def come(self) -> None:
+        """End the server."""
+        self._event.set()
+
+    def give_up(self, why: str) -> None:
+        """End the server because one of its processes cannot start."""
+        self.start_failure = self.start_failure or why
+        self._event.set()
+
+    def wait(self) -> None:
+        """Return once it has come."""
+        self._event.wait()

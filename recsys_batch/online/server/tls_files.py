@@ -30,6 +30,16 @@ def check_tls_files(certificate: Path | None, key: Path | None, client_ca: Path 
     _check_dates(_load_pair(certificate, key), certificate)
 
 
+def make_tls_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+    """Make the context of a server that speaks HTTP/1.1; with an authority, only clients with its certificates get in."""
+    context = _load_pair(certificate, key)
+    context.set_alpn_protocols(["http/1.1"])
+    if client_ca is not None:
+        context.load_verify_locations(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 def _check_pem(path: Path, option: str, mark: str) -> None:
     try:
         text = path.read_bytes().decode("latin-1")

@@ -6,6 +6,7 @@ runs the model, what arrives while it has as many calls as it may have goes toge
 """
 
 import asyncio
+from collections.abc import Callable
 
 from recsys_batch.online.engine.remote_ranking import ScoringClient, rank_many_remotely
 from recsys_batch.online.ranking.exploration import Explorer
@@ -13,7 +14,9 @@ from recsys_batch.online.ranking.ladder import RankInput, rank_many
 from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
 
-_Call = tuple[LoadedSnapshot, RankInput, asyncio.Future[RankResult]]
+Settle = Callable[[RankResult | Exception], None]
+"""Takes the result of a ranking, or what it failed with."""
+_Call = tuple[LoadedSnapshot, RankInput, Settle]
 
 
 class MicroBatcher:
@@ -29,14 +32,11 @@ class MicroBatcher:
         self._waiting: list[_Call] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def rank(self, loaded: LoadedSnapshot, rank_input: RankInput) -> RankResult:
-        """Rank a query from that snapshot, on which the caller holds a lease until then."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[RankResult] = loop.create_future()
+    def submit(self, loaded: LoadedSnapshot, rank_input: RankInput, settle: Settle) -> None:
+        """Have a query ranked from that snapshot, on which the caller holds a lease until ``settle`` is called, from the event loop."""
         if not self._waiting:
-            loop.call_soon(self._run)
-        self._waiting.append((loaded, rank_input, future))
-        return await future
+            asyncio.get_running_loop().call_soon(self._run)
+        self._waiting.append((loaded, rank_input, settle))
 
     def _run(self) -> None:
         if self._remote is not None and len(self._tasks) >= self._remote.max_calls:
@@ -44,8 +44,7 @@ class MicroBatcher:
         waiting, self._waiting = self._waiting, []
         by_snapshot: dict[int, list[_Call]] = {}
         for call in waiting:
-            if not call[2].done():  # who went away needs no answer
-                by_snapshot.setdefault(id(call[0]), []).append(call)
+            by_snapshot.setdefault(id(call[0]), []).append(call)
         for calls in by_snapshot.values():
             if self._remote is not None:
                 self._tasks.add(task := asyncio.get_running_loop().create_task(self._run_remotely(self._remote, calls)))
@@ -59,7 +58,7 @@ class MicroBatcher:
             results = rank_many(loaded.snapshot, [rank_input for _, rank_input, _ in calls], loaded.latency, self._explorer)
         except Exception as error:
             if len(calls) == 1:
-                _fail(calls[0], error)
+                calls[0][2](error)
                 return
             for call in calls:  # each alone, so that one's fault (a damaged record) is its own
                 self._run_here([call])
@@ -68,16 +67,17 @@ class MicroBatcher:
 
     async def _run_remotely(self, remote: ScoringClient, calls: list[_Call]) -> None:
         loaded = calls[0][0]
-        with loaded.lease():  # all who asked may have gone away
-            try:
-                inputs = [rank_input for _, rank_input, _ in calls]
-                _settle(calls, await rank_many_remotely(loaded.snapshot, inputs, loaded.latency, self._explorer, remote))
-            except Exception as error:
-                if len(calls) == 1:
-                    _fail(calls[0], error)
-                    return
-                for call in calls:
-                    await self._run_remotely(remote, [call])
+        try:
+            inputs = [rank_input for _, rank_input, _ in calls]
+            results = await rank_many_remotely(loaded.snapshot, inputs, loaded.latency, self._explorer, remote)
+        except Exception as error:
+            if len(calls) == 1:
+                calls[0][2](error)
+                return
+            for call in calls:
+                await self._run_remotely(remote, [call])
+        else:
+            _settle(calls, results)
 
     def _end_task(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -86,11 +86,5 @@ class MicroBatcher:
 
 
 def _settle(calls: list[_Call], results: list[RankResult]) -> None:
-    for (_, _, future), ranked in zip(calls, results, strict=True):
-        if not future.done():
-            future.set_result(ranked)
-
-
-def _fail(call: _Call, error: Exception) -> None:
-    if not call[2].done():
-        call[2].set_exception(error)
+    for (_, _, settle), ranked in zip(calls, results, strict=True):
+        settle(ranked)

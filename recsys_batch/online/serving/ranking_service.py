@@ -1,10 +1,12 @@
 """Request-level operations of one worker, shared by its front ends: rank, published top-K, user and item details, shadow scoring."""
 
+from __future__ import annotations
+
 import asyncio
 import random
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 from recsys_batch.errors import quote
 from recsys_batch.online import metrics
@@ -19,7 +21,7 @@ from recsys_batch.online.serving.admission import Admission
 from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.inspection import ItemDetail, UserDetail, UserSample, describe_item, describe_sample, describe_user
-from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
+from recsys_batch.online.serving.loaded_snapshot import FoundRecord, LoadedSnapshot
 from recsys_batch.online.serving.micro_batcher import MicroBatcher
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
 from recsys_batch.online.snapshot.lmdb_store import StoreUnavailable
@@ -58,26 +60,42 @@ class RankingService:
         self.manager, self.freshness, self.exposures, self._admission = manager, freshness, exposures, admission
         self._n_ranked = 0
         self._request_ids = random.Random()  # seeded by the system; ids are to be different, not secret
-        self._batcher = MicroBatcher(explorer, remote)
+        self.batcher = MicroBatcher(explorer, remote)
+        self._tasks: set[asyncio.Task[None]] = set()
         self._shadow_tasks: set[asyncio.Task[None]] = set()
 
-    async def rank(self, query: RankQuery, request_id: str | None, arrived: float) -> Answer:
-        """Rank items for a user, and log what is shown. ``arrived``: time.perf_counter() at the arrival. Raises NotReady: no snapshot."""
-        began = time.perf_counter()
+    def submit(self, query: RankQuery, request_id: str | None, arrived: float, settle: Callable[[Answer | Exception], None]) -> None:
+        """Have items ranked for a user, and what is shown logged. No coroutine: where nobody is asked over a network it costs no task.
+
+        Args:
+            arrived: time.perf_counter() at the arrival.
+            settle: called with the answer, or what it failed with, from the event loop; once, now or later.
+        Raises:
+            NotReady: no snapshot.
+        """
         loaded, part = self._route(query.user_id)
-        with loaded.lease():
-            found = await loaded.lookup(query.user_id)
-            looked_up = time.perf_counter()
-            result = await self._batcher.rank(loaded, RankInput(query, *found))
-            live = None if found.record is None else found.record.live
-            self._flag_lists(loaded, result, live, found.store_failed)
-            timings = {"wait": began - arrived, "lookup": looked_up - began, **result.stages, "total": time.perf_counter() - arrived}
-            answer = encode_answer(result, query, loaded.snapshot, request_id or self._make_request_id(), timings, live)
-        self.exposures.record(query, result, answer)
-        self._count(part, result, timings, answer.lists)
-        self.manager.recent.append(query)
-        self._maybe_shadow(query, result, loaded)
-        return answer
+        ranking = _Ranking(self, loaded.acquire(), part, query, request_id, arrived, time.perf_counter(), settle)
+        if loaded.asks_network:
+            task = asyncio.get_running_loop().create_task(ranking.fetch_and_rank())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        else:
+            ranking.look_up_and_rank()
+
+    def rank(self, query: RankQuery, request_id: str | None, arrived: float) -> asyncio.Future[Answer]:
+        """Return the future of what ``submit`` hands over. Raises as it does."""
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def settle(outcome: Answer | Exception) -> None:
+            if answered.done():
+                return  # whoever waited has gone
+            if isinstance(outcome, Exception):
+                answered.set_exception(outcome)
+            else:
+                answered.set_result(outcome)
+
+        self.submit(query, request_id, arrived, settle)
+        return answered
 
     async def rank_together(self, requests: Sequence[tuple[RankQuery, str | None]], arrived: float) -> list[Answer | BaseException]:
         """Rank for each of several queries with their request ids, as ``rank``; what one of them fails with stands in its place.
@@ -93,7 +111,7 @@ class RankingService:
         answers: list[Answer | BaseException] = []
         with self._admission.hold(size - 1, "requests"):
             for start in range(0, len(requests), size):
-                calls = (self.rank(query, request_id, arrived) for query, request_id in requests[start : start + size])
+                calls = [self.rank(query, request_id, arrived) for query, request_id in requests[start : start + size]]
                 answers += await asyncio.gather(*calls, return_exceptions=True)
         return answers
 
@@ -132,6 +150,20 @@ class RankingService:
         if detail is None:
             raise UnknownItem(f"snapshot {snapshot.snapshot_id} has no item {quote(item_id)}")
         return detail
+
+    def answer(self, ranking: _Ranking, result: RankResult) -> Answer:
+        """Make the answer of a ranking, log and count it."""
+        query, loaded, (record, store_failed) = ranking.query, ranking.loaded, ranking.found
+        live = None if record is None else record.live
+        self._flag_lists(loaded, result, live, store_failed)
+        wait, lookup = ranking.began - ranking.arrived, ranking.looked_up - ranking.began
+        timings = {"wait": wait, "lookup": lookup, **result.stages, "total": time.perf_counter() - ranking.arrived}
+        answer = encode_answer(result, query, loaded.snapshot, ranking.request_id or self._make_request_id(), timings, live)
+        self.exposures.record(query, result, answer)
+        self._count(ranking.part, result, timings, answer.lists)
+        self.manager.recent.append(query)
+        self._maybe_shadow(query, result, loaded)
+        return answer
 
     def _make_request_id(self) -> str:
         return f"{self._request_ids.getrandbits(128):032x}"
@@ -191,6 +223,60 @@ class RankingService:
             metrics.tally.add("shadow", "failed")
         finally:
             shadow.release()
+
+
+_NOBODY = FoundRecord(None)
+
+
+@dataclass(slots=True, eq=False)
+class _Ranking:
+    """A ranking under way; it holds a lease on the snapshot until its outcome is handed over.
+
+    Attributes:
+        part: of the traffic that the snapshot has. began, looked_up: time.perf_counter() when that was.
+    """
+
+    service: RankingService
+    loaded: LoadedSnapshot
+    part: str
+    query: RankQuery
+    request_id: str | None
+    arrived: float
+    began: float
+    settle: Callable[[Answer | Exception], None]
+    looked_up: float = 0.0
+    found: FoundRecord = _NOBODY
+
+    async def fetch_and_rank(self) -> None:
+        """Look the user up where Redis may have to be asked, and have the query ranked."""
+        try:
+            found = await self.loaded.lookup(self.query.user_id)
+        except Exception as error:
+            self._finish(error)
+        else:
+            self._rank(found)
+
+    def look_up_and_rank(self) -> None:
+        """Look the user up here, and have the query ranked."""
+        try:
+            found = FoundRecord(self.loaded.lookup_here(self.query.user_id))
+        except Exception as error:
+            self._finish(error)
+        else:
+            self._rank(found)
+
+    def _rank(self, found: FoundRecord) -> None:
+        self.found, self.looked_up = found, time.perf_counter()
+        self.service.batcher.submit(self.loaded, RankInput(self.query, *found), self._finish)
+
+    def _finish(self, result: RankResult | Exception) -> None:
+        try:
+            outcome = result if isinstance(result, Exception) else self.service.answer(self, result)
+        except Exception as error:
+            outcome = error
+        finally:
+            self.loaded.release()
+        self.settle(outcome)
 
 
 def _require_loaded(loaded: LoadedSnapshot | None) -> LoadedSnapshot:

@@ -1,7 +1,7 @@
 """Requests that are still being read, of one event loop: each within a time, and all within a bound in which the oldest gives way.
 
 A request takes its place in a queue once it is here, so senders who never finish keep nobody out: past a bound it is the oldest unfinished
-one that is refused, not the one that comes. One timer looks after all of them. Used by http/body_reader.py and oip/grpc_handlers.py.
+one that is refused, not the one that comes. One timer looks after all of them. Used by http/connection.py and oip/grpc_handlers.py.
 """
 
 import asyncio
@@ -71,6 +71,13 @@ class UnfinishedReads:
         if read in self._reads:
             del self._reads[read]
             self._n_bytes -= read.n_bytes
+
+    def refuse_oldest(self, why: str) -> bool:
+        """Refuse the read that began first; False where there is none."""
+        if not self._reads:
+            return False
+        self._refuse(next(iter(self._reads)), why)
+        return True
 
     def _make_room(self, newest: UnfinishedRead) -> None:
         while self._n_bytes > self._max_bytes or len(self._reads) > self._max_reads:

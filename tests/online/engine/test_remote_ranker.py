@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,7 @@ from recsys_batch.online.engine.remote_ranking import RemoteFailure, rank_many_r
 from recsys_batch.online.ranking.ladder import RankInput, rank_many
 from recsys_batch.online.ranking.latency import LatencyTracker
 from recsys_batch.online.ranking.rank_query import RankQuery
+from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.serving.micro_batcher import MicroBatcher
 from recsys_batch.online.snapshot.reader import Snapshot
 
@@ -165,8 +165,19 @@ class Loaded:
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot, self.latency = snapshot, LatencyTracker()
 
-    def lease(self) -> AbstractContextManager[None]:
-        return nullcontext()
+
+def submit(batcher: MicroBatcher, loaded: Loaded, rank_input: RankInput) -> asyncio.Future[RankResult]:
+    """The future of what a batcher hands over."""
+    settled: asyncio.Future[RankResult] = asyncio.get_running_loop().create_future()
+
+    def settle(result: RankResult | Exception) -> None:
+        if isinstance(result, Exception):
+            settled.set_exception(result)
+        else:
+            settled.set_result(result)
+
+    batcher.submit(loaded, rank_input, settle)  # type: ignore[arg-type]
+    return settled
 
 
 def test_requests_that_come_while_all_calls_are_out_go_together(snapshot: Snapshot, model_server: Any, settings_of: Any) -> None:
@@ -174,12 +185,12 @@ def test_requests_that_come_while_all_calls_are_out_go_together(snapshot: Snapsh
 
     async def use(client: RemoteRanker) -> list[Any]:
         batcher, loaded = MicroBatcher(remote=client), Loaded(snapshot)
-        first = asyncio.ensure_future(batcher.rank(loaded, some_inputs(snapshot, 1)[0]))  # type: ignore[arg-type]
+        first = submit(batcher, loaded, some_inputs(snapshot, 1)[0])
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         others = []
         for rank_input in some_inputs(snapshot, 9):
-            others.append(asyncio.ensure_future(batcher.rank(loaded, rank_input)))  # type: ignore[arg-type]
+            others.append(submit(batcher, loaded, rank_input))
             await asyncio.sleep(0)
         return await asyncio.gather(first, *others)
 
@@ -196,7 +207,7 @@ def test_a_damaged_record_fails_its_own_request_alone(snapshot: Snapshot, model_
 
     async def use(client: RemoteRanker) -> list[Any]:
         batcher, loaded = MicroBatcher(remote=client), Loaded(snapshot)
-        calls = (batcher.rank(loaded, rank_input) for rank_input in inputs)  # type: ignore[arg-type]
+        calls = (submit(batcher, loaded, rank_input) for rank_input in inputs)
         return await asyncio.gather(*calls, return_exceptions=True)
 
     results = with_server(model_server, settings_of, use)

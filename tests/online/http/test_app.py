@@ -1,28 +1,29 @@
-"""The application around a handler that does nothing: places, bodies, clients that go away, labels, HEAD."""
+"""The application around a handler that does nothing: places, labels, HEAD, ids, errors."""
 
-import asyncio
 import json
-import logging
-from collections.abc import Awaitable
 from typing import Any
 
 import pytest
 
 from recsys_batch.online import metrics
 from recsys_batch.online.http.app import App
-from recsys_batch.online.http.router import QueryNumber, QueryText, Request, Response, Route, Router, json_response
+from recsys_batch.online.http.headers import Headers
+from recsys_batch.online.http.router import ClientGone, QueryNumber, QueryText, Request, Response, Route, Router, json_response
 from recsys_batch.online.serving.admission import Admission
-from tests.online.http.fakes import FakeProtocol, fake_scope, in_event_loop
-
-LENGTH = {"content-length": "2"}
+from tests.online.http.fakes import ask, in_event_loop, stay
 
 
 async def echo(request: Request) -> Response:
     return json_response({"method": request.method, **request.parameters, "body": request.body.decode()})
 
 
+async def leave(request: Request) -> Response:
+    raise ClientGone("the client left")
+
+
 ROUTES = [
     Route("POST", "/rank", echo),
+    Route("POST", "/left", leave),
     Route("GET", "/users/{user_id}", echo, query=()),
     Route("GET", "/user", echo, query=(QueryText("user_id", "any"), QueryNumber("k", 10, 20, "items"))),
 ]
@@ -31,66 +32,51 @@ ROUTES = [
 class Edge:
     def __init__(self, *, max_waiting: int = 2) -> None:
         self.admission = Admission(max_waiting)
-        options: dict[str, Any] = {
-            "max_body_bytes": 1000,
-            "body_seconds": 60.0,
-            "large_bodies": Admission(1),
-            "admin_token": None,
-            "client_token": None,
-        }
+        options: dict[str, Any] = {"max_body_bytes": 1000, "large_bodies": Admission(1), "admin_token": None, "client_token": None}
         self.app = App(Router(ROUTES), self.admission, **options)
         self.counts = metrics.tally._counts = {}
 
-    def begin(self, method: str, path: str, proto: FakeProtocol, headers: dict[str, str] = LENGTH) -> Awaitable[None]:
-        return self.app.__rsgi__(fake_scope(method, path, headers), proto)
-
     async def call(self, method: str, path: str, body: bytes = b"{}") -> tuple[int, bytes]:
-        proto = FakeProtocol([body])
-        await self.begin(method, path, proto)
-        ((status, _, answer),) = proto.answers
-        return status, answer
+        response = await ask(self.app, method, path, body)
+        return response.status, response.body
 
 
 @in_event_loop
-async def test_senders_who_never_finish_take_no_place_in_the_queue() -> None:
+async def test_a_head_alone_takes_no_place_in_the_queue() -> None:
     edge = Edge(max_waiting=2)
-    slow = [asyncio.ensure_future(edge.begin("POST", "/rank", FakeProtocol(None))) for _ in range(64)]
-    await asyncio.sleep(0)
-    assert edge.admission.waiting == 0
-    assert (await edge.call("POST", "/rank"))[0] == 200
-    for task in slow:
-        task.cancel()
+    heads = [edge.app.receive("POST", b"/rank", Headers(), 0.0) for _ in range(64)]
+    assert edge.admission.waiting == 0 and all(head.refusal is None for head in heads)
+    assert (await edge.call("POST", "/rank"))[0] == 200 and edge.admission.waiting == 0
 
 
 @in_event_loop
 async def test_a_request_that_finds_the_queue_full_when_its_body_is_there_is_refused_and_leaves_no_trace() -> None:
     edge = Edge(max_waiting=1)
-    proto = FakeProtocol([b"{}"])
-    answer = edge.begin("POST", "/rank", proto)
+    call, answers = edge.app.receive("POST", b"/rank", Headers(), 0.0), []
     edge.admission.enter()
-    await answer
-    assert proto.answers[0][0] == 503 and edge.admission.waiting == 1
-    late = FakeProtocol([b"{}"])
-    await edge.begin("POST", "/rank", late)
-    assert late.answers[0][0] == 503 and not late.read_at_all
+    edge.app.answer(call, b"{}", stay, lambda _, response: answers.append(response.status))
+    assert answers == [503] and edge.admission.waiting == 1
+    late = edge.app.receive("POST", b"/rank", Headers(), 0.0)
+    assert late.refusal is not None and late.refusal.status == 503
 
 
 @in_event_loop
-async def test_a_client_that_goes_away_while_sending_is_a_499_in_metrics_and_one_debug_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_client_that_left_a_long_request_is_a_499_in_metrics() -> None:
     edge = Edge()
-    with caplog.at_level(logging.DEBUG, "recsys_batch.online"):
-        await edge.begin("POST", "/rank", FakeProtocol([b"{"], broken=True))
-        await edge.begin("POST", "/rank", FakeProtocol([b"{"], broken=True), {})
-    assert edge.counts == {("requests", "/rank", "499"): 2} and edge.admission.waiting == 0
-    assert [(record.levelname, record.exc_info) for record in caplog.records] == [("DEBUG", None)] * 2
+    assert (await edge.call("POST", "/left"))[0] == 400
+    assert edge.counts == {("requests", "/left", "499"): 1} and edge.admission.waiting == 0
 
 
 @in_event_loop
-async def test_paths_and_methods_that_clients_make_up_are_two_labels() -> None:
+async def test_paths_and_methods_that_clients_make_up_are_three_labels() -> None:
     edge = Edge()
-    for method, path in (("GET", "/a"), ("GET", "/b"), ("PUT", "/rank"), ("MADE-UP", "/rank")):
-        assert (await edge.call(method, path))[0] in (404, 405)
-    assert edge.counts == {("requests", "no such path", "404"): 2, ("requests", "no such method", "405"): 2}
+    for method, path in (("GET", "/a"), ("GET", "/b"), ("PUT", "/rank"), ("MKCOL", "/rank"), ("GET", "/%ff")):
+        assert (await edge.call(method, path))[0] in (400, 404, 405)
+    assert edge.counts == {
+        ("requests", "no such path", "404"): 2,
+        ("requests", "no such method", "405"): 2,
+        ("requests", "no path", "400"): 1,
+    }
 
 
 @in_event_loop
@@ -104,14 +90,16 @@ async def test_head_is_answered_as_get_is_wherever_get_is() -> None:
 @pytest.mark.parametrize(
     ("path", "user_id"),
     [
-        ("/users/a%41", "a%41"),  # as Granian decodes /users/a%2541
-        ("/users/5 6", "5 6"),
+        ("/users/a%2541", "a%41"),
+        ("/users/5%206", "5 6"),
+        ("/users/%C3%B6", "\u00f6"),
+        ("http://elsewhere/users/a%41?", "aA"),
         ("/user?user_id=a%2541", "a%41"),
         ("/user?user_id=a%2Fb%3F%26%23", "a/b?&#"),
         ("/user?user_id=", ""),
         ("/user?user_id=%C3%B6&k=3", "\u00f6"),
     ],
-    ids=["percent", "space", "percent in the query", "slash", "empty", "beyond ASCII"],
+    ids=["percent", "space", "beyond ASCII in the path", "with a host", "percent in the query", "slash", "empty", "beyond ASCII"],
 )
 @in_event_loop
 async def test_an_id_is_decoded_once_and_any_id_can_be_asked_for(path: str, user_id: str) -> None:

@@ -13,6 +13,7 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.online.api.decode import decode_feedback, decode_rank_batch, decode_rank_request
 from recsys_batch.online.api.messages import BadRequest, Bounds
 from recsys_batch.online.http.app import App
+from recsys_batch.online.http.connection import ConnectionBounds
 from recsys_batch.online.http.endpoints import Endpoints
 from recsys_batch.online.http.openapi import build_openapi
 from recsys_batch.online.http.router import Route, Router
@@ -22,14 +23,14 @@ from recsys_batch.online.serving.exposure_recorder import ExposureRecorder
 from recsys_batch.online.serving.freshness import FreshnessPolicy
 from recsys_batch.online.serving.ranking_service import RankingService
 from recsys_batch.online.serving.snapshot_manager import SnapshotManager
-from tests.online.http.fakes import FakeProtocol, fake_scope
+from tests.online.http.fakes import Client, ask
 
 ADMIN, CLIENT = {"authorization": "Bearer admins"}, {"authorization": "Bearer clients"}
 EVENT = {"user_id": 5, "item_id": 7, "event_type": "click"}
 
 
 class Server:
-    """One worker's application without Granian, around a real snapshot."""
+    """One worker's application without a wire, around a real snapshot."""
 
     def __init__(
         self,
@@ -51,7 +52,6 @@ class Server:
             Router(self.routes),
             admission,
             max_body_bytes=max_body_bytes,
-            body_seconds=0.04,
             large_bodies=Admission(1),
             admin_token=admin,
             client_token="clients",
@@ -59,10 +59,9 @@ class Server:
 
     async def answer(self, method: str, path: str, body: Any = None, headers: dict[str, str] = CLIENT) -> tuple[int, Any]:
         raw = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-        proto = FakeProtocol([raw])
-        await self.app.__rsgi__(fake_scope(method, path, {**headers, "content-length": str(len(raw))}), proto)
-        ((status, told, answer),) = proto.answers
-        return status, json.loads(answer) if "json" in told.get("content-type", "") else answer
+        response = await ask(self.app, method, path, raw, headers)
+        is_json = "json" in dict(response.headers).get("content-type", "")
+        return response.status, json.loads(response.body) if is_json else response.body
 
     async def status(self, method: str, path: str, body: Any = None, headers: dict[str, str] = CLIENT) -> int:
         return (await self.answer(method, path, body, headers))[0]
@@ -152,9 +151,13 @@ async def _observe(make_server: Callable[..., Server], monkeypatch: pytest.Monke
         await call(empty, key, path, body, ADMIN)
         if key[0] in ("POST", "PUT"):
             await call(good, key, path, "x" * 2_000, ADMIN)
-            for proto, more in ((FakeProtocol(None), {}), (FakeProtocol([b"{}", b""]), {"http_version": "2"})):
-                await good.app.__rsgi__(fake_scope(*key, ADMIN, **more), proto)
-                observed[key].add(proto.answers[0][0])
+            slow = Client(good.app, ConnectionBounds(0.04, 10))
+            slow.send(
+                b"%s %s HTTP/1.1\r\nhost: x\r\nauthorization: %s\r\ncontent-length: 9\r\n\r\n"
+                % tuple(part.encode() for part in (key[0], path, ADMIN["authorization"]))
+            )
+            await asyncio.sleep(0.1)
+            observed[key] |= set(slow.statuses)
     for method, route, path, body in BAD_CALLS:
         await call(good, (method, route), path, body, ADMIN)
     await call(mute, ("POST", "/v1/feedback"), "/v1/feedback", {"events": [EVENT]})
@@ -262,7 +265,7 @@ def test_ids_beyond_64_bits_are_strangers_and_answers_repeat_them_as_they_were_s
     current(folder := make(), "first")
     server = Server(folder, tmp_path, log=log, max_body_bytes=100_000)
 
-    async def ask(number: int) -> None:
+    async def ask_with(number: int) -> None:
         status, answer = await server.answer("POST", "/v1/rank", {"user_id": number, "k": 3})
         assert status == 200 and answer["user_id"] == number and answer["degraded"] == "unknown_user"
         known: dict[str, Any] = {"user_id": 5, "k": 3, "exclude_item_ids": [number], "request_id": "x"}
@@ -279,7 +282,7 @@ def test_ids_beyond_64_bits_are_strangers_and_answers_repeat_them_as_they_were_s
         assert server.live.current is not None
         server.recorder.open()
         for number in (2**63, -(2**63) - 1, 2**70, 10**400, 10**4299):
-            await ask(number)
+            await ask_with(number)
         server.recorder.close()
 
     asyncio.run(ask_all())

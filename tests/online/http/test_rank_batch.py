@@ -14,7 +14,7 @@ from recsys_batch.dataset.log_rows import Exposure, decode_rows
 from recsys_batch.dataset.log_segments import read_frames
 from recsys_batch.online import metrics
 from recsys_batch.online.serving.admission import Admission
-from recsys_batch.online.serving.loaded_snapshot import FoundRecord
+from recsys_batch.online.snapshot.user_record import UserRecord
 from tests.online.http.test_openapi import Server
 
 GIVEN: dict[str, Any] = {"user_id": 5, "k": 3, "candidate_item_ids": [9, "x", 2, 9, "400"], "candidate_scores": [5, 4, 3, 2, 1]}
@@ -143,14 +143,14 @@ def test_one_users_damaged_record_is_its_own(make_server: Any) -> None:
 
     async def run() -> Any:
         loaded = server.live.current
-        lookup, get = loaded.lookup, loaded.snapshot.store.get
+        lookup, get = loaded.lookup_here, loaded.snapshot.store.get
         torn, narrow = loaded.snapshot.key(1), 2
 
-        async def look_up(user_id: int) -> FoundRecord:
-            found = await lookup(user_id)
-            return FoundRecord(replace(found.record, embedding=found.record.embedding[:3])) if user_id == narrow else found
+        def look_up(user_id: int) -> UserRecord:
+            record = lookup(user_id)
+            return replace(record, embedding=record.embedding[:3]) if user_id == narrow else record
 
-        loaded.lookup = look_up
+        loaded.lookup_here = look_up
         loaded.snapshot.store.get = lambda key: get(key)[:20] if key == torn else get(key)
         return await ask(server, [{**GIVEN, "user_id": user} for user in (0, 1, narrow, 3)])
 

@@ -78,7 +78,7 @@ def test_connections_that_a_server_closed_do_not_keep_its_port(find_port: Any) -
     port = find_port()
     with (
         reserve_address("127.0.0.1", port, "--port"),
-        listening("127.0.0.1", port, socket.SO_REUSEADDR, socket.SO_REUSEPORT) as worker,  # as Granian and gRPC do
+        listening("127.0.0.1", port, socket.SO_REUSEADDR, socket.SO_REUSEPORT) as worker,  # as workers and gRPC do
         socket.create_connection(("127.0.0.1", port), 5) as client,
     ):
         worker.accept()[0].close()  # first, so that its side is the one that waits

@@ -254,7 +254,7 @@ def test_past_the_bound_requests_are_refused_at_once_and_the_rest_is_answered(ma
     assert server.rank(5)["source"] == "ranker"
 
 
-def test_tls_is_granians(make: Any, serve: Any, current: Any, wait_for: Any, tmp_path: Path) -> None:
+def test_with_a_certificate_https_is_spoken_and_http_is_not(make: Any, serve: Any, current: Any, wait_for: Any, tmp_path: Path) -> None:
     names = {"-keyout": tmp_path / "key.pem", "-out": tmp_path / "cert.pem"}
     options = [str(part) for pair in names.items() for part in pair]
     subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]

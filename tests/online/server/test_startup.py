@@ -140,7 +140,7 @@ def broken(folder: Path, package: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("package", "who"), [("grpc", "the grpc process"), ("lmdb", "worker 1")])
+@pytest.mark.parametrize(("package", "who"), [("grpc", "grpc 1"), ("lmdb", "worker 1")])
 def test_a_process_that_can_never_start_ends_the_server(package: str, who: str, tmp_path: Path, find_port: Any) -> None:
     command = [sys.executable, "-m", "recsys_batch", "serve", "--snapshots", str(tmp_path / "none"), "--workers", "1"]
     ports = ["--port", str(find_port()), *(["--grpc-port", str(find_port())] if package == "grpc" else [])]
