@@ -1,11 +1,11 @@
-"""Numerical kernels of vector search, whose results do not depend on the batch. Used by the other modules of the package.
+"""Numerical kernels of vector search, whose results depend on neither the batch nor the processor. Used by the package's other modules.
 
 Matrix products are computed in blocks, so the last bits of a score depend on which other users share the batch, and near-ties
-then come out in another order. Therefore a search selects a few more items than asked for (``MARGIN``), scores them again with
-one dot product per pair (``inner_products``: the same bits for the same two vectors, always) and orders by that. A user is
-*settled* where the k-th of these scores exceeds every score that was left out by more than the two summation orders can
-differ; the few users who are not (exact ties at the k-th place) are scored against everything. The rescoring costs 3 us per
-user and 200 items, where the search costs 20 to 100.
+then come out in another order; so they do on another processor, for which BLAS and faiss choose other kernels. Therefore a search
+selects a few more items than asked for (``MARGIN``), scores them again with one dot product per pair (``inner_products``: the same
+bits for the same two vectors, always) and orders by that. A user is *settled* where the k-th of these scores exceeds every score
+that was left out by more than the two summation orders can differ; the few users who are not (exact ties at the k-th place) are
+scored against everything. The rescoring costs 8 us per user and 200 items, where the search costs 20 to 180.
 
 faiss is imported inside the functions: it must not be loaded before the Spark daemon forks its workers.
 """
@@ -20,6 +20,7 @@ from recsys_batch.ranking.top_k import order_pairs, select_top_k_per_row
 MARGIN = 16
 WIDE_MARGIN = 512  # second attempt for queries that are not settled: long ties, or millions of items close together
 _BLOCK_PAIRS = 1_000_000  # (query, item) results held at once: 4 MB of scores and 8 MB of codes; larger is no faster
+_GATHERED_FLOATS = 100_000  # copied at once for their products: 400 KB stay in the second-level cache
 _MAX_DENSE_VECTORS = 4096  # up to this many vectors one product and a partition of it beat faiss (894 x 64, 58 wanted: 6 us against 13)
 
 
@@ -54,10 +55,16 @@ def iterate_blocks(n_queries: int, width: int, max_pairs: int | None = None) -> 
 
 
 def normalise_rows(vectors: np.ndarray) -> np.ndarray:
-    """Copy float32 [n, d] with rows scaled to length 1; rows of zeros stay zeros."""
-    copy = np.array(vectors, dtype=np.float32, order="C")
-    import_faiss().normalize_L2(copy)
-    return copy
+    """Copy float32 [n, d] with rows scaled to length 1; rows of zeros stay zeros.
+
+    Lengths are taken in float64, where the square of no float32 overflows or vanishes.
+    """
+    scaled = np.empty(vectors.shape, dtype=np.float32)
+    for part in iterate_blocks(len(vectors), vectors.shape[1]):
+        wide = vectors[part].astype(np.float64)
+        lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
+        scaled[part] = wide / np.where(lengths > 0, lengths, 1.0)[:, None]
+    return scaled
 
 
 def max_row_norm(vectors: np.ndarray) -> float:
@@ -68,14 +75,27 @@ def max_row_norm(vectors: np.ndarray) -> float:
 def inner_products(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Compute float32 [B, M]: the dot product of query b and vector ``rows[b, m]``, -inf for row -1.
 
-    queries float32 [B, d], vectors float32 [n, d], rows int64 [B, M], all contiguous.
+    The sum is einsum's own, whose order is fixed when numpy is built: no processor is asked for its instructions, as BLAS and faiss do.
+
+    Args:
+        queries: float32 [B, d], contiguous. vectors: float32 [n, d], contiguous. rows: int64 [B, M], at least -1.
     """
-    scores = np.empty(rows.shape, dtype=np.float32)
-    rows = np.ascontiguousarray(rows)  # bound to a name: a pointer does not keep its array alive
-    faiss = import_faiss()
-    pointers = [faiss.swig_ptr(array) for array in (scores, queries, vectors, rows)]
-    faiss.fvec_inner_products_by_idx(*pointers, queries.shape[1], *rows.shape)
+    scores = np.full(rows.shape, -np.inf, dtype=np.float32)
+    if len(vectors) == 0:
+        return scores
+    width = max(1, min(rows.shape[1], _GATHERED_FLOATS // vectors.shape[1]))
+    for part in iterate_blocks(len(rows), width * vectors.shape[1], _GATHERED_FLOATS):
+        for first in range(0, rows.shape[1], width):
+            cells = part, slice(first, first + width)
+            gathered = vectors.take(rows[cells], axis=0, mode="wrap")  # -1 is the last row, and overwritten
+            np.einsum("bmd,bd->bm", gathered, queries[part], out=scores[cells])
+    scores[rows < 0] = -np.inf
     return scores
+
+
+def all_inner_products(queries: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+    """Compute float32 [B, n] as ``inner_products`` does, of each query and all vectors, which are not copied."""
+    return np.asarray(np.einsum("bd,nd->bn", queries, vectors))
 
 
 def rounding_error(queries: np.ndarray, max_norm: float) -> np.ndarray:
@@ -130,10 +150,8 @@ def scan_all(queries: np.ndarray, vectors: np.ndarray, k: int, codes: np.ndarray
     k = min(k, len(vectors))
     scores = np.empty((len(queries), k), dtype=np.float32)
     found_codes = np.empty((len(queries), k), dtype=np.int64)
-    all_rows = np.arange(len(vectors), dtype=np.int64)
     for part in iterate_blocks(len(queries), len(vectors)):
-        pairs = np.broadcast_to(all_rows, (part.stop - part.start, len(vectors)))
-        exact = inner_products(queries[part], vectors, pairs)
+        exact = all_inner_products(queries[part], vectors)
         if codes is None:
             scores[part], found_codes[part] = select_top_k_per_row(exact, k)
         else:

@@ -15,8 +15,10 @@ from recsys_batch.ranking.features import CANDIDATE_SCORE, PAIR_FEATURES, SESSIO
 
 WEIGHT_SHAPES = {"user": "dh", "item": "dh", "product": "dh", "features": "fh", "bias": "h", "output": "ho"}
 """Axes of each weight: d dimensions of an embedding, h hidden units, f features, o one output."""
-_USERS_AT_ONCE = 4
+_PAIRS_AT_ONCE = 800
 """So that what is worked on, 50 KB per user of 200 candidates, stays in a core's cache."""
+_MAX_USERS_AT_ONCE = 16
+"""Each has a matrix of its own, 16 KB."""
 _N_EVENTS_COLUMN = PAIR_FEATURES.index("log_n_events")
 
 
@@ -41,11 +43,10 @@ class NumpyRanker:
     def score(self, user_embeddings: np.ndarray, item_embeddings: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Score candidates: float32 [B, C] from float32 [B, d], [B, C, d], [B, C, F]."""
         with _quiet():
-            hidden = self._first_layer(
-                user_embeddings, item_embeddings, features @ self._features, user_embeddings @ self._user + self._bias
-            )
-            scores: np.ndarray = np.maximum(hidden, np.float32(0), out=hidden) @ self._output
-            scores = scores[..., 0] + features[..., 0]
+            per_user = _multiply_each(user_embeddings, self._user) + self._bias
+            hidden = self._first_layer(user_embeddings, item_embeddings, features @ self._features, per_user)
+            scores: np.ndarray = np.maximum(hidden, np.float32(0), out=hidden) @ self._output[:, 0]
+            scores += features[..., 0]
         return scores
 
     def score_pairs(
@@ -53,11 +54,14 @@ class NumpyRanker:
     ) -> np.ndarray:
         """Score candidates without an array of all features: float32 [B, C].
 
+        A user's scores are the same bits whoever else is in the block. Those of a candidate rest on its place and on C: BLAS multiplies
+        rows in groups, which may add up in another order each.
+
         Args:
             user_embeddings: float32 [B, d]. item_embeddings: float32 [B, C, d].
             pair: scaled by the ranker's spec. context: None for the neutral one.
         """
-        per_user = user_embeddings @ self._user
+        per_user = _multiply_each(user_embeddings, self._user)
         per_user += self._bias
         per_user += pair.log_n_events[:, None] * self._features[_N_EVENTS_COLUMN]
         columns, rows = [pair.retrieval_score, pair.log_popularity], [0, 1]
@@ -69,15 +73,16 @@ class NumpyRanker:
                 similarity = context.session_similarity
                 columns.append(similarity if has_session.all() else np.where(has_session[:, None], similarity, np.float32(0)))
                 rows.append(SESSION_COLUMN + 1)
-            per_user += shared @ self._features[len(PAIR_FEATURES) :]
+            per_user += _multiply_each(shared, self._features[len(PAIR_FEATURES) :])
         if pair.candidate_score is not None:
             columns.append(pair.candidate_score)
             rows.append(self._spec.names.index(CANDIDATE_SCORE))
         weights = self._features[rows]
         scores = np.empty(pair.retrieval_score.shape, dtype=np.float32)
         inputs = np.stack(columns, axis=2)
-        for start in range(0, len(scores), _USERS_AT_ONCE):
-            part = slice(start, start + _USERS_AT_ONCE)
+        n_users = min(max(_PAIRS_AT_ONCE // max(item_embeddings.shape[1], 1), 1), _MAX_USERS_AT_ONCE)
+        for start in range(0, len(scores), n_users):
+            part = slice(start, start + n_users)
             users, items, retrieval_score = user_embeddings[part], item_embeddings[part], pair.retrieval_score[part]
             with _quiet():
                 hidden = self._first_layer(users, items, per_pair := inputs[part] @ weights, per_user[part])
@@ -91,6 +96,11 @@ class NumpyRanker:
         hidden += per_pair
         hidden += per_user[:, None, :]
         return hidden
+
+
+def _multiply_each(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Multiply each row of float32 [B, n] with float32 [n, h] by itself: float32 [B, h], a row's bits do not depend on the others."""
+    return np.asarray(np.matmul(rows[:, None], matrix)[:, 0])
 
 
 def _quiet() -> np.errstate:

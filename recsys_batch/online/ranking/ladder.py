@@ -13,6 +13,7 @@ import numpy as np
 from recsys_batch.online.ranking.cold_start import candidates_from_session, record_of_session
 from recsys_batch.online.ranking.exploration import Explorer
 from recsys_batch.online.ranking.latency import LatencyTracker
+from recsys_batch.online.ranking.listed_scores import score_listed
 from recsys_batch.online.ranking.rank_query import RankQuery
 from recsys_batch.online.ranking.rank_result import (
     DEADLINE,
@@ -181,7 +182,7 @@ def _score_batch(snapshot: Snapshot, pairs: list[RankerInput], explorer: Explore
     assert snapshot.ranker is not None
     block = prepare_block(snapshot, pairs)
     began = time.perf_counter()
-    scores = block.score(snapshot.ranker)
+    scores = block.score(snapshot.ranker) if pairs[0].listed is None else score_listed(snapshot, block)
     if not np.isfinite(scores).all():
         raise _NotFinite
     return select_from_block(snapshot, block, scores, time.perf_counter() - began, explorer)

@@ -55,7 +55,7 @@ def build_context(
     longest = max(map(len, sessions))
     if not longest and all(query.when is None and query.device is None and not query.attributes for query in queries):
         return None
-    similarity = _similarity(items, codes, vectors, [session[-SESSION_ITEMS:] for session in sessions]) if longest else None
+    similarity = compute_similarity(items, codes, vectors, sessions) if longest else None
     times = [_hour_and_weekday(query.when) for query in queries]
     return Context(
         hour=np.array([hour for hour, _ in times]),
@@ -66,8 +66,15 @@ def build_context(
     )
 
 
-def _similarity(items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]) -> np.ndarray:
-    """float32 [B, C] as features.session_similarity. Shorter sessions are filled with their own last item, which changes no maximum."""
+def compute_similarity(items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]) -> np.ndarray:
+    """Compute the largest cosine of each candidate with the newest items of the session: float32 [B, C], NaN where there is no session.
+
+    Shorter sessions are filled with their own last item, which changes no maximum.
+
+    Args:
+        codes, vectors, sessions: as of ``build_context``; one session at least has an item.
+    """
+    sessions = [session[-SESSION_ITEMS:] for session in sessions]
     longest = max(map(len, sessions))
     padded = np.array([[*session, *[session[-1] if session else 0] * (longest - len(session))] for session in sessions])
     lengths = items.norms.take(padded)

@@ -43,9 +43,12 @@ class CandidateRecord(UserRecord):
     """A user's record with the request's candidates in place of the retrieved ones.
 
     Attributes:
+        own: the user's record as it was. own_places: int64 [C], candidates' places in its codes, from 0; -1 where one is not there.
         published_ranks: int64 [C], places in the user's whole published top-K, from 1; 0 where a candidate is not in it.
     """
 
+    own: UserRecord = field(kw_only=True)
+    own_places: np.ndarray = field(kw_only=True)
     published_ranks: np.ndarray = field(kw_only=True)
 
     def batch_ranks(self) -> np.ndarray:
@@ -102,6 +105,8 @@ def make_candidate_record(snapshot: Snapshot, record: UserRecord, candidates: Re
         top_places=listed,
         top_scores=record.top_scores[ranks[listed] - 1],
         live=record.live,
+        own=record,
+        own_places=retrieved,
         published_ranks=ranks,
     )
 
@@ -149,16 +154,19 @@ def _order(
 
 
 def _retrieval_scores(snapshot: Snapshot, vector: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Compute what retrieval scores items by, float32 [C]: the inner product with a user's vector, or the cosine."""
+    """Compute what retrieval scores items by, float32 [C]: the inner product with a user's vector, or the cosine.
+
+    An item's score does not depend on the others: einsum takes each row by itself, where BLAS takes several at once.
+    """
     items = snapshot.items
-    scores = items.catalogue.embeddings.take(codes, axis=0) @ vector
+    scores = np.einsum("cd,d->c", items.catalogue.embeddings.take(codes, axis=0), vector)
     if snapshot.facts.metric == "cosine":
         scores /= np.maximum(items.norms.take(codes) * np.linalg.norm(vector), np.float32(1e-12))
     return np.asarray(scores, np.float32)
 
 
 def _find_positions(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Find the position of each wanted value in distinct values, int64 of the wanted ones' shape; -1 for one that is not there."""
+    """Find the position of each wanted value in distinct values, int64 of the wanted ones' shape; -1 where one is not there."""
     if not len(among):
         return np.full(len(wanted), -1, np.int64)
     order = np.argsort(among)

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.ann.kernels import inner_products, normalise_rows
+from recsys_batch.ann.kernels import all_inner_products, normalise_rows
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.ranking.top_k import NO_CODE, order_pairs
 from recsys_batch.storage.filesystems import read_parquet
@@ -64,8 +64,7 @@ def insert_items(
     vectors = np.ascontiguousarray(catalogue.embeddings[codes])
     if cosine:
         queries, vectors = normalise_rows(queries), normalise_rows(vectors)
-    all_vectors = np.broadcast_to(np.arange(len(vectors)), (len(queries), len(vectors)))
-    scores = inner_products(np.ascontiguousarray(queries), vectors, all_vectors)
+    scores = all_inner_products(np.ascontiguousarray(queries), vectors)
     scores[excluded] = -np.inf
     pairs, offsets = flatten_lists(rows["items"])
     width = max(int(np.diff(offsets).max(initial=0)), 1)

@@ -61,12 +61,36 @@ def test_the_users_own_candidates_in_any_order_are_ranked_as_without_naming_them
         plain, listed = (asked(snapshot, user, 20, explain=True, candidate_item_ids=ids, **context) for ids in (None, given))
         assert (listed.source, listed.degraded) == ("ranker", None)
         np.testing.assert_array_equal(listed.codes, plain.codes)
-        np.testing.assert_allclose(listed.scores, plain.scores, atol=1e-6)
+        np.testing.assert_array_equal(listed.scores, plain.scores)
         assert [given[place - 1] for place in listed.candidate_ranks] == listed.codes.tolist()
         assert listed.batch_ranks is not None and plain.batch_ranks is not None
         np.testing.assert_array_equal(listed.batch_ranks, plain.batch_ranks)
         np.testing.assert_array_equal(listed.batch_scores, plain.batch_scores)  # type: ignore[arg-type]
         assert listed.contributions is not None and set(listed.contributions) == set(plain.contributions or ())
+
+
+def scores_of(snapshot: Snapshot, user: int, item_ids: Sequence[int] | None, **context: Any) -> dict[int, bytes]:
+    """The bits of all scores, by code."""
+    ranked = asked(snapshot, user, N_ITEMS, candidate_item_ids=item_ids, **context)
+    assert ranked.source == "ranker"
+    return {code: score.tobytes() for code, score in zip(ranked.codes.tolist(), ranked.scores, strict=True)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    user=st.integers(0, N_USERS - 1).filter(lambda number: number % 10),
+    context=st.sampled_from([{}, FULL, {"device": "tv"}, {"session_item_ids": [7]}]),
+    data=st.data(),
+)
+def test_every_subset_of_a_users_candidates_has_the_scores_of_the_whole_list_to_the_last_bit(
+    snapshot: Snapshot, user: int, context: dict[str, Any], data: st.DataObject
+) -> None:
+    whole = scores_of(snapshot, user, None, **context)
+    others = [code for code in range(N_ITEMS) if code not in own_candidates(snapshot, user)]
+    whole |= scores_of(snapshot, user, others, **context)
+    given_ids = data.draw(st.lists(st.sampled_from(sorted(whole)), min_size=1, max_size=30, unique=True), "candidates")
+    assert scores_of(snapshot, user, given_ids, **context) == {code: whole[code] for code in given_ids}
+    assert scores_of(snapshot, user, given_ids[:1], **context) == {given_ids[0]: whole[given_ids[0]]}
 
 
 @pytest.mark.parametrize("metric", ["ip", "cosine"])
