@@ -20,7 +20,7 @@ setup: .venv/.ready ## .venv with everything, a Java, the Delta jars; each only 
 	@$(BIN)/python tools/fetch_java.py
 	@$(BIN)/python tools/fetch_jars.py
 
-.venv/.ready: setup.cfg
+.venv/.ready: setup.cfg setup.py recsys_batch/ranking/_score_pairs.c
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, and none is on PATH; PYTHON=/path/to/python names one" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv

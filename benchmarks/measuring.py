@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import datetime as dt
+import importlib.metadata
 import json
 import os
 import platform
@@ -19,11 +21,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 from process_usage import list_family, read_command, read_status
 
 ROOT = Path(__file__).parent.parent
 _POLL_SECONDS = 0.2
+_PACKAGES = ".packages"
 
 
 class WorkerMemory:
@@ -82,13 +87,38 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
 
 @contextmanager
 def checked_out(commit: str, folder: Path) -> Iterator[Path]:
-    """Check another build of this repository out below ``folder``, to be measured beside this one."""
+    """Check another build of this repository out below ``folder``, to be measured beside this one: ``python_path`` finds all it needs."""
     path = folder / "before"
     subprocess.run(["git", "worktree", "add", "-q", "--detach", str(path), commit], cwd=ROOT, check=True)
     try:
+        if unmet := _list_unmet(path / "setup.cfg"):
+            print(f"  the build before needs {', '.join(unmet)}", flush=True)
+            pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+            subprocess.run([*pip, "--target", str(path / _PACKAGES), *unmet], check=True)
         yield path
     finally:
         subprocess.run(["git", "worktree", "remove", "--force", str(path)], cwd=ROOT, check=False)
+
+
+def python_path(code: Path) -> str:
+    """Name the folders that a build is imported from: its own, and that of packages which only it needs."""
+    return os.pathsep.join([str(code), str(code / _PACKAGES)])
+
+
+def _list_unmet(setup: Path) -> list[str]:
+    """List what a build's server needs by its setup.cfg that is not installed here."""
+    parser = configparser.ConfigParser()
+    parser.read(setup)
+    lines = (parser["options"]["install_requires"] + parser["options.extras_require"]["online"]).splitlines()
+    needed = [Requirement(line) for line in lines if line and not line.startswith(("#", "recsys-batch"))]
+    return [str(each) for each in needed if not _is_met(each)]
+
+
+def _is_met(needed: Requirement) -> bool:
+    try:
+        return needed.specifier.contains(importlib.metadata.version(needed.name))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def seconds(work: Callable[[], Any]) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import ROOT
+from measuring import ROOT, python_path
 from online_load import PATHS, body
 
 from recsys_batch.model.onnx_export import export_ranker_onnx
@@ -81,7 +81,7 @@ def ours(
     options = ["--port", str(port), "--workers", str(workers), "--exposures", str(scratch / f"exposures-{port}")]
     options += ["--grpc-port", str(port + 1)] if grpc else []
     options += [word for name, value in settings.items() for word in ("--set", f"online.{name}={value}")]
-    env = {**os.environ, "RECSYS_BATCH_ADMIN_TOKEN": TOKEN, "PYTHONPATH": str(code)}
+    env = {**os.environ, "RECSYS_BATCH_ADMIN_TOKEN": TOKEN, "PYTHONPATH": python_path(code)}
     with _running([*command, *options], env, scratch / f"ours-{port}.log", lambda: get(port, "/readyz") == 200) as pid:
         yield RunningServer("ours" if code == ROOT else "before", port, pid, port + 1 if grpc else 0)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from recsys_batch import __version__
 
 ROOT = Path(__file__).parent.parent
+_NOT_IN_ARCHIVES = (".so", ".pyd")
+"""Compiled code is of one kind of machine, and no archive is imported from with it."""
 _WHEN = (2020, 1, 1, 0, 0, 0)
 
 
@@ -19,7 +21,7 @@ def main() -> int:
     target.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted((ROOT / "recsys_batch").rglob("*")):
-            if path.is_file() and "__pycache__" not in path.parts:
+            if path.is_file() and "__pycache__" not in path.parts and path.suffix not in _NOT_IN_ARCHIVES:
                 entry = zipfile.ZipInfo(str(path.relative_to(ROOT)), _WHEN)
                 entry.compress_type = zipfile.ZIP_DEFLATED
                 entry.external_attr = 0o644 << 16

@@ -19,6 +19,7 @@ import pytest
 import redis
 
 from recsys_batch.online.export.synthetic_snapshot import make_snapshot
+from recsys_batch.online.snapshot import reader
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.repository import set_current
 from recsys_batch.ranking.features import FeatureSpec
@@ -71,16 +72,21 @@ def make(tmp_path: Path, ranker: bytes, ranker_weights: dict[str, np.ndarray]) -
     return write
 
 
-@pytest.fixture(scope="session", params=["weights", "onnx"])
+@pytest.fixture(scope="session", params=["weights", "weights in numpy", "onnx"])
 def snapshot(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, ranker: bytes, ranker_weights: dict[str, np.ndarray]
 ) -> Iterator[Snapshot]:
-    """Read only; with the reference ranker's weights, and with another ranker, which is an ONNX model alone."""
+    """Read only; with the reference ranker's weights, also as an install without compiled code ranks by them, and with another ranker,
+    which is an ONNX model alone.
+    """
     folder = tmp_path_factory.mktemp("snapshots")
     sizes = {"users": N_USERS, "items": N_ITEMS, "dim": DIM, "candidates": N_CANDIDATES}
-    weights = ranker_weights if request.param == "weights" else None
+    weights = ranker_weights if request.param != "onnx" else None
     make_snapshot(folder, snapshot_id="first", ranker=ranker, ranker_weights=weights, **sizes)
-    found = open_snapshot(folder / "first")
+    with pytest.MonkeyPatch.context() as patches:
+        if request.param == "weights in numpy":
+            patches.setattr(reader, "is_compiled", lambda: False)
+        found = open_snapshot(folder / "first")
     yield found
     found.close()
 

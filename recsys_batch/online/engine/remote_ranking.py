@@ -69,8 +69,8 @@ async def _rank_block(
     try:
         block = prepare_block(snapshot, pairs)
         asked = time.perf_counter()
-        scores = await client.score(snapshot.model_version, block.users, block.items, block.features, deadline)
-        return select_from_block(snapshot, block, scores, time.perf_counter() - asked, explorer)
+        scores = await client.score(snapshot.model_version, block.users, block.vectors, block.features, deadline)
+        return select_from_block(snapshot, pairs, block, scores, time.perf_counter() - asked, explorer)
     except RemoteFailure as failure:
         return [fall_back(snapshot, pair, failure.reason) for pair in pairs]
     except Exception:  # as in the ladder: the lists are there

@@ -8,8 +8,9 @@ import asyncio
 import hmac
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Any
+
+import msgspec
 
 from recsys_batch.online import metrics
 from recsys_batch.online.http.error_statuses import find_error_status
@@ -36,8 +37,7 @@ _NO_ROUTE_LABELS = {400: "no path", 404: "no such path", 405: "no such method"}
 _BUSY = error_response(503, "too many requests are waiting: try again", (RETRY_AFTER,))
 
 
-@dataclass(slots=True, eq=False)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """A request whose head is here, and what has become of it.
 
     Attributes:
@@ -56,7 +56,7 @@ class Call:
     label: str = ""
     path: str = ""
     route: Route | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
     max_body_bytes: int = 0
     refusal: Response | None = None
     counted_status: int | None = None

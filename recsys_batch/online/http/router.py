@@ -5,9 +5,11 @@ which describes them. Nothing here knows what is served.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import parse_qs
+
+import msgspec
 
 from recsys_batch.errors import quote, shorten
 from recsys_batch.online.api.encode import to_json
@@ -20,8 +22,7 @@ MAX_ERROR_LENGTH = 1000
 """Characters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, eq=False):
     """A request whose body has been read.
 
     Attributes:
@@ -36,12 +37,11 @@ class Request:
     headers: Any
     body: bytes
     arrived: float
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, Any] = msgspec.field(default_factory=dict)
     client_left: Callable[[], Awaitable[None]] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True, gc=False):
     """An answer: status, body, and headers in lower case."""
 
     status: int

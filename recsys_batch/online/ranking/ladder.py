@@ -182,10 +182,10 @@ def _score_batch(snapshot: Snapshot, pairs: list[RankerInput], explorer: Explore
     assert snapshot.ranker is not None
     block = prepare_block(snapshot, pairs)
     began = time.perf_counter()
-    scores = block.score(snapshot.ranker) if pairs[0].listed is None else score_listed(snapshot, block)
+    scores = block.score(snapshot.ranker) if pairs[0].listed is None else score_listed(snapshot, pairs, block)
     if not np.isfinite(scores).all():
         raise _NotFinite
-    return select_from_block(snapshot, block, scores, time.perf_counter() - began, explorer)
+    return select_from_block(snapshot, pairs, block, scores, time.perf_counter() - began, explorer)
 
 
 def published_order(query: RankQuery, record: UserRecord, reason: str | None = None, keep: np.ndarray | None = None) -> RankResult:

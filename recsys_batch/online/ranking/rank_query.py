@@ -43,40 +43,40 @@ class RankQuery:
     candidate_scores: Sequence[float] | None = None
 
 
-def build_context(
-    queries: Sequence[RankQuery], items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]
-) -> Context | None:
-    """Build the context of queries for ``features.compute_pair_features``; None where nothing is known of any, the batch's neutral context.
+def build_context(queries: Sequence[RankQuery], sessions: Sequence[Sequence[int]]) -> Context | None:
+    """Build the context of queries without the session's similarity; None where nothing is known of any, the batch's neutral context.
 
     Args:
-        codes: int [B, C], candidates. vectors: float32 [B, C, d], their embeddings.
         sessions: per query, codes of the session's items that are known.
     """
-    longest = max(map(len, sessions))
-    if not longest and all(query.when is None and query.device is None and not query.attributes for query in queries):
+    if not any(sessions) and all(query.when is None and query.device is None and not query.attributes for query in queries):
         return None
-    similarity = compute_similarity(items, codes, vectors, sessions) if longest else None
     times = [_hour_and_weekday(query.when) for query in queries]
     return Context(
         hour=np.array([hour for hour, _ in times]),
         weekday=np.array([weekday for _, weekday in times]),
         device=[query.device for query in queries],
-        session_similarity=similarity,
         attributes=[query.attributes for query in queries],
     )
 
 
+def pad_sessions(sessions: Sequence[Sequence[int]], filler: int | None) -> np.ndarray:
+    """Make int64 [B, S] of sessions of up to S items; shorter ones are filled up with ``filler``, or their last item where that is None."""
+    longest = max(map(len, sessions))
+    rows = [[*session, *[(session[-1] if session else 0) if filler is None else filler] * (longest - len(session))] for session in sessions]
+    return np.array(rows, np.int64).reshape(len(sessions), longest)
+
+
 def compute_similarity(items: ItemTable, codes: np.ndarray, vectors: np.ndarray, sessions: Sequence[Sequence[int]]) -> np.ndarray:
-    """Compute the largest cosine of each candidate with the newest items of the session: float32 [B, C], NaN where there is no session.
+    """Compute the largest cosine of each candidate with an item of the session: float32 [B, C], NaN where there is no session.
 
     Shorter sessions are filled with their own last item, which changes no maximum.
 
     Args:
-        codes, vectors, sessions: as of ``build_context``; one session at least has an item.
+        codes: int [B, C], candidates. vectors: float32 [B, C, d], their embeddings.
+        sessions: per query, codes of items; one at least has some.
     """
-    sessions = [session[-SESSION_ITEMS:] for session in sessions]
-    longest = max(map(len, sessions))
-    padded = np.array([[*session, *[session[-1] if session else 0] * (longest - len(session))] for session in sessions])
+    padded = pad_sessions(sessions, None)
     lengths = items.norms.take(padded)
     for row, session in enumerate(sessions):
         if not session:

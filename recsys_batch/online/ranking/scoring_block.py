@@ -1,20 +1,25 @@
 """Queries with equally many candidates: the model's input for them, and from its scores the best of each."""
 
+from __future__ import annotations
+
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from recsys_batch.online.ranking.ablation import group_contributions
 from recsys_batch.online.ranking.exploration import Exploration, Explorer
-from recsys_batch.online.ranking.rank_query import RankQuery, build_context
+from recsys_batch.online.ranking.rank_query import SESSION_ITEMS, RankQuery, build_context, compute_similarity, pad_sessions
 from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.ranking.request_candidates import RequestCandidates
 from recsys_batch.online.ranking.selection import candidate_mask, row_offsets, select_top_k
+from recsys_batch.online.snapshot.item_table import ItemTable
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord, stack_published_scores
-from recsys_batch.ranking.features import Context, FeatureSpec, PairFeatures, assemble_features
+from recsys_batch.ranking.compiled_ranker import CompiledRanker
+from recsys_batch.ranking.features import CANDIDATE_SCORE, Context, FeatureSpec, PairFeatures, assemble_features
 from recsys_batch.ranking.numpy_ranker import NumpyRanker
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
 
@@ -40,22 +45,50 @@ class RankerInput:
 
 @dataclass
 class ScoringBlock:
-    """Queries with equally many candidates, and the model's input for them.
+    """Queries with equally many candidates, and what a ranker may ask for of them; what it does not ask for is not made.
 
     Attributes:
-        codes: int64 [B, C], the candidates. users, items: float32 [B, d], [B, C, d], embeddings.
-        spec: of the features. pair: those that are not context, scaled. context: None for the neutral one.
-        seconds: that the input took.
+        queries, sessions: of each its request, and codes of its session's items.
+        codes: int64 [B, C], the candidates. users: float32 [B, d], embeddings. n_events: int64 [B].
+        retrieval: float32 [B, C], not scaled. candidate_score: float32 [B, C], what requests bring; None where none does.
+        spec: of the features.
+        seconds: that this took.
     """
 
-    pairs: list[RankerInput]
+    items: ItemTable
+    spec: FeatureSpec
+    queries: Sequence[RankQuery]
+    sessions: Sequence[list[int]]
     codes: np.ndarray
     users: np.ndarray
-    items: np.ndarray
-    spec: FeatureSpec
-    pair: PairFeatures
-    context: Context | None
-    seconds: float
+    n_events: np.ndarray
+    retrieval: np.ndarray
+    candidate_score: np.ndarray | None
+    seconds: float = 0.0
+
+    @cached_property
+    def vectors(self) -> np.ndarray:
+        """Embeddings of the candidates, float32 [B, C, d]."""
+        return self.items.catalogue.embeddings.take(self.codes, axis=0)
+
+    @cached_property
+    def pair(self) -> PairFeatures:
+        """Features that are not context, scaled."""
+        return PairFeatures.from_raw(
+            self.spec,
+            retrieval_score=self.retrieval,
+            log_popularity=self.items.catalogue.log_popularity.take(self.codes),
+            n_events=self.n_events,
+            candidate_score=self.candidate_score,
+        )
+
+    @cached_property
+    def context(self) -> Context | None:
+        """What is known of the requests, with the session's similarity; None for the neutral context."""
+        context = build_context(self.queries, self.sessions)
+        if context is None or not any(self.sessions):
+            return context
+        return replace(context, session_similarity=compute_similarity(self.items, self.codes, self.vectors, self.sessions))
 
     @cached_property
     def features(self) -> np.ndarray:
@@ -64,30 +97,60 @@ class ScoringBlock:
 
     def score(self, ranker: OnnxRanker | NumpyRanker) -> np.ndarray:
         """Score the candidates: float32 [B, C]."""
+        if isinstance(ranker, CompiledRanker):
+            return ranker.score_codes(
+                self.users,
+                self.codes,
+                self.retrieval,
+                self.n_events,
+                pad_sessions(self.sessions, -1),
+                build_context(self.queries, self.sessions),
+                self.candidate_score,
+                self.items.catalogue.embeddings,
+                self.items.catalogue.log_popularity,
+                self.items.norms,
+            )
         if isinstance(ranker, NumpyRanker):
-            return ranker.score_pairs(self.users, self.items, self.pair, self.context)
-        return ranker.score(self.users, self.items, self.features)
+            return ranker.score_pairs(self.users, self.vectors, self.pair, self.context)
+        return ranker.score(self.users, self.vectors, self.features)
+
+    def take(self, rows: np.ndarray, columns: np.ndarray) -> ScoringBlock:
+        """Take groups of candidates: those at ``columns`` [n, w] of the queries ``rows`` [n], as n queries of w candidates."""
+        cells, numbers = (rows[:, None], columns), rows.tolist()
+        return replace(
+            self,
+            queries=[self.queries[row] for row in numbers],
+            sessions=[self.sessions[row] for row in numbers],
+            codes=self.codes[cells],
+            users=self.users[rows],
+            n_events=self.n_events[rows],
+            retrieval=self.retrieval[cells],
+            candidate_score=None if self.candidate_score is None else self.candidate_score[cells],
+        )
 
 
-def prepare_block(snapshot: Snapshot, pairs: list[RankerInput]) -> ScoringBlock:
+def prepare_block(snapshot: Snapshot, pairs: Sequence[RankerInput]) -> ScoringBlock:
     """Prepare the model's input for queries with equally many candidates."""
     began = time.perf_counter()
-    items, records = snapshot.items, [pair.record for pair in pairs]
+    records = [pair.record for pair in pairs]
     users = np.concatenate([record.embedding for record in records if record.embedding is not None]).reshape(len(pairs), -1)
     codes = np.concatenate([record.codes for record in records], dtype=np.int64).reshape(len(pairs), -1)
-    vectors = items.catalogue.embeddings.take(codes, axis=0)
-    pair_features = PairFeatures.from_raw(
+    block = ScoringBlock(
+        snapshot.items,
         snapshot.features,
-        retrieval_score=np.concatenate([record.retrieval for record in records]).reshape(codes.shape),
-        log_popularity=items.catalogue.log_popularity.take(codes),
+        queries=[pair.query for pair in pairs],
+        sessions=[pair.session[-SESSION_ITEMS:] for pair in pairs],
+        codes=codes,
+        users=users,
         n_events=np.array([record.n_events for record in records]),
-        candidate_score=_candidate_scores(pairs),
+        retrieval=np.concatenate([record.retrieval for record in records], dtype=np.float32).reshape(codes.shape),
+        candidate_score=_candidate_scores(pairs) if CANDIDATE_SCORE in snapshot.features.names else None,
     )
-    context = build_context([pair.query for pair in pairs], items, codes, vectors, [pair.session for pair in pairs])
-    return ScoringBlock(pairs, codes, users, vectors, snapshot.features, pair_features, context, time.perf_counter() - began)
+    block.seconds = time.perf_counter() - began
+    return block
 
 
-def _candidate_scores(pairs: list[RankerInput]) -> np.ndarray | None:
+def _candidate_scores(pairs: Sequence[RankerInput]) -> np.ndarray | None:
     """Stack the scores that requests bring, float32 [B, C], 0 where one brings none; None where none does."""
     if all(pair.listed is None or pair.listed.scores is None for pair in pairs):
         return None
@@ -96,11 +159,20 @@ def _candidate_scores(pairs: list[RankerInput]) -> np.ndarray | None:
 
 
 def select_from_block(
-    snapshot: Snapshot, block: ScoringBlock, scores: np.ndarray, model_seconds: float, explorer: Explorer | None
+    snapshot: Snapshot,
+    pairs: Sequence[RankerInput],
+    block: ScoringBlock,
+    scores: np.ndarray,
+    model_seconds: float,
+    explorer: Explorer | None,
 ) -> list[RankResult]:
-    """Select each query's best by the scores float32 [B, C], all finite; the stages' times are those of all queries together."""
+    """Select each query's best by the scores float32 [B, C], all finite; the stages' times are those of all queries together.
+
+    Args:
+        pairs: what the block was prepared from.
+    """
     began = time.perf_counter()
-    items, pairs, codes = snapshot.items, block.pairs, block.codes
+    items, codes = snapshot.items, block.codes
     keep = candidate_mask(items, codes, [pair.excluded_codes for pair in pairs], [pair.query.categories for pair in pairs])
     if keep is not None:
         scores = np.where(keep, scores, np.float32(-np.inf))
@@ -127,7 +199,7 @@ def select_from_block(
                 snapshot.ranker,
                 snapshot.features,
                 block.users[row : row + 1],
-                block.items[row : row + 1, chosen],
+                block.vectors[row : row + 1, chosen],
                 block.features[row : row + 1, chosen],
             )
         results.append(ranked if pair.listed is None else pair.listed.describe(ranked))

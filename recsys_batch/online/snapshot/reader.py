@@ -33,6 +33,7 @@ from recsys_batch.online.snapshot.user_fingerprints import UserFingerprints, ope
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.online.snapshot.vector_search import IvfLists
+from recsys_batch.ranking.compiled_ranker import CompiledRanker, is_compiled
 from recsys_batch.ranking.features import FeatureSpec
 from recsys_batch.ranking.numpy_ranker import NumpyRanker
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
@@ -190,7 +191,7 @@ def _open_ranker(folder: Path, manifest: SnapshotManifest, *, check: bool) -> On
         model = OnnxRanker(folder / RANKER)
         _score_example(model, manifest)
         return model
-    ranker = NumpyRanker(load_file(folder / RANKER_WEIGHTS), manifest.features)
+    ranker = (CompiledRanker if is_compiled() else NumpyRanker)(load_file(folder / RANKER_WEIGHTS), manifest.features)
     scores = _score_example(ranker, manifest)
     if check and not np.allclose(scores, _score_example(OnnxRanker(folder / RANKER), manifest), rtol=1e-3, atol=1e-3):
         raise SnapshotRefused(f"{RANKER_WEIGHTS} and {RANKER} give other scores: they are not of one ranker")

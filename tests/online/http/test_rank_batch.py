@@ -119,7 +119,7 @@ def test_the_model_runs_on_blocks_and_no_more_places_of_the_queue_are_taken_than
                 return np.asarray(ranker.score(users, items, features))
 
         snapshot.ranker = Spy()
-        return await ask(server, [{"user_id": user, "candidate_item_ids": list(range(30))} for user in range(40)])
+        return await ask(server, [{"user_id": user} for user in range(40)])
 
     assert len(use(server, run)) == 40 and server.app._admission.waiting == 0
     assert blocks == [(16, 16), (16, 16), (8, 16)]

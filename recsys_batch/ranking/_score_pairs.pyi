@@ -1,0 +1,28 @@
+import numpy as np
+
+def score(
+    n_users: int,
+    n_candidates: int,
+    n_session: int,
+    dim: int,
+    n_hidden: int,
+    users: np.ndarray,
+    codes: np.ndarray,
+    retrieval: np.ndarray,
+    given: np.ndarray | None,
+    session: np.ndarray,
+    per_user: np.ndarray,
+    vectors: np.ndarray,
+    popularity: np.ndarray,
+    norms: np.ndarray,
+    product: np.ndarray,
+    item: np.ndarray,
+    rows: np.ndarray,
+    retrieval_mean: float,
+    retrieval_scale: float,
+    popularity_mean: float,
+    popularity_scale: float,
+    scratch: np.ndarray,
+    out: np.ndarray,
+    /,
+) -> None: ...
