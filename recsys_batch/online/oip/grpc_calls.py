@@ -26,7 +26,7 @@ from recsys_batch.online.settings import ADMIN_TOKEN
 logger = logging.getLogger("recsys_batch.online")
 
 MAX_UNFINISHED = 64
-"""Calls of a process whose message is on its way: gRPC keeps what has come of each, up to the bound on a message."""
+"""Calls of a process whose message is not read yet: gRPC keeps what has come of each, up to the bound on a message."""
 _MAX_DETAILS_LENGTH = 500
 """Characters; details travel percent-encoded in a header, and a client takes 8 KiB of headers."""
 
@@ -34,7 +34,7 @@ Handle = Callable[[Any, Any], Awaitable[Any]]
 
 
 class _TooSlow(Exception):
-    """A call's message did not arrive; says how long it was waited for, or that others wait."""
+    """A call's message did not arrive; says how long it was waited for."""
 
 
 _STATUS = {
@@ -50,7 +50,7 @@ _STATUS = {
 
 
 class MessageReader:
-    """Reads the messages of a process's calls, each within a time, and all within a bound in which the oldest gives way.
+    """Reads the messages of a process's calls, each within a time, and all within MAX_UNFINISHED, past which the oldest gives way.
 
     Args:
         seconds: in which a message has to arrive.
@@ -63,7 +63,8 @@ class MessageReader:
         """Read the next message of a call; None at its end. By the context, as an iterator of messages costs a task of its own to close.
 
         Raises:
-            _TooSlow: it did not arrive.
+            _TooSlow: it did not arrive in its time. Overloaded: too many others began meanwhile; it may have been here, as gRPC hands
+                messages over in later turns of the loop.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -75,7 +76,9 @@ class MessageReader:
             if not read.refusal:
                 raise
             task.uncancel()
-            raise _TooSlow(read.refusal) from None
+            if read.is_late:
+                raise _TooSlow(read.refusal) from None
+            raise Overloaded(f"more than {MAX_UNFINISHED} calls wait for their messages, and this one waited longest: try again") from None
         finally:
             self._reads.remove(read)
         return None if message is grpc.aio.EOF else bytes(message)

@@ -68,6 +68,10 @@ def tensor_from_flat(name: str, datatype: str, shape: Sequence[int], flat: Seque
                 array[start : start + CHUNK] = np.array(chunk, dtype=array.dtype)
         except OverflowError:
             raise InvalidRequest(f"input {name} holds a number beyond {datatype}") from None
+    if array.dtype.kind == "f":
+        for position in np.flatnonzero(np.isinf(array)).tolist():
+            if math.isfinite(flat[position]):
+                raise InvalidRequest(f"input {name} holds {quote(flat[position])}, which is beyond {datatype}")
     return array.reshape(shape)
 
 

@@ -22,13 +22,15 @@ class UnfinishedRead:
     """A request that is being read.
 
     Attributes:
-        awaited: what is cancelled where it is refused. refusal: why; empty while it is not.
+        awaited: what is cancelled where it is refused. refusal: why; empty while it is not. is_late: whether it took too long; else it gave
+            way to others, and may have been here already.
     """
 
     arrived: float
     n_bytes: int
     awaited: Cancellable | None = None
     refusal: str = ""
+    is_late: bool = False
 
 
 class UnfinishedReads:
@@ -95,5 +97,6 @@ class UnfinishedReads:
     def _refuse_late(self) -> None:
         late = time.perf_counter() - self._seconds
         while self._reads and (oldest := next(iter(self._reads))).arrived <= late:
+            oldest.is_late = True
             self._refuse(oldest, f"the {self._what} did not arrive within {self._seconds:g} s")
         self._timer = asyncio.get_running_loop().call_later(self._seconds / 4, self._refuse_late) if self._reads else None

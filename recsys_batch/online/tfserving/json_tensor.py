@@ -14,7 +14,7 @@ from recsys_batch.errors import quote
 from recsys_batch.online.api.messages import BadRequest
 from recsys_batch.online.oip.bare_json import decode_bare_json
 from recsys_batch.online.oip.model_api import InvalidRequest
-from recsys_batch.online.oip.tensor_codec import CHUNK, tensor_from_values
+from recsys_batch.online.oip.tensor_codec import tensor_from_values
 
 _MAX_WHOLE = 2**24 - 1
 """Whole numbers up to here are float32s."""
@@ -52,14 +52,10 @@ def tensor_from_json(name: str, datatype: str, value: Any) -> np.ndarray:
 
 
 def _refuse_lossy(name: str, flat: list[Any], array: np.ndarray) -> None:
-    """Refuse whole numbers that are no float32s and numbers that become infinite. Raises InvalidRequest: there are some."""
-    for start in range(0, len(flat), CHUNK):
-        chunk = flat[start : start + CHUNK]
-        wide = np.array(chunk, np.float64)
-        beyond = np.isfinite(wide) & np.isinf(array[start : start + CHUNK])
-        lossy = [chunk[n] for n in np.flatnonzero(beyond | (np.abs(wide) > _MAX_WHOLE)) if beyond[n] or isinstance(chunk[n], int)]
-        if lossy:
-            raise InvalidRequest(f"input {name} holds {quote(lossy[0])}, which cannot be cast to float without loss of precision")
+    """Refuse whole numbers that are no float32s. Raises InvalidRequest: there are some."""
+    for position in np.flatnonzero(np.abs(array) > _MAX_WHOLE).tolist():
+        if isinstance(flat[position], int):
+            raise InvalidRequest(f"input {name} holds {quote(flat[position])}, which cannot be cast to float without loss of precision")
 
 
 def rows_to_json(array: np.ndarray) -> list[bytes]:

@@ -299,11 +299,55 @@ def test_calls_whose_message_never_comes_keep_nobody_out_and_the_oldest_give_way
                 refused.append(await task)
                 if len(refused) >= MAX_UNFINISHED:
                     break
-            assert set(refused) == {(grpc.StatusCode.DEADLINE_EXCEEDED, "the message did not arrive, and too many others wait for theirs")}
+            sentence = f"more than {MAX_UNFINISHED} calls wait for their messages, and this one waited longest: try again"
+            assert set(refused) == {(grpc.StatusCode.RESOURCE_EXHAUSTED, sentence)}
             for task in waiting:
                 task.cancel()
 
     asyncio.run(ask())
+
+
+@pytest.mark.parametrize("max_unfinished", [1, MAX_UNFINISHED])
+def test_a_burst_of_whole_messages_is_answered_or_told_that_it_is_too_much_and_never_that_it_was_late(
+    max_unfinished: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest bound, as it is chance how many messages that are here wait to be handed over."""
+    monkeypatch.setattr(grpc_calls, "MAX_UNFINISHED", max_unfinished)
+
+    async def ask() -> set[Any]:
+        async with connected(Joining(), max_waiting=10_000) as (channel, _):
+            calls = [infer_method(channel)(numbered(n)) for n in range(400)]
+            found = await asyncio.gather(*map(outcome, calls))
+            return {one[0] if isinstance(one, tuple) else grpc.StatusCode.OK for one in found}
+
+    statuses = asyncio.run(ask())
+    assert grpc.StatusCode.OK in statuses and statuses <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+class Unhurried:
+    """The context of a call whose message is here, and handed over once the test says so."""
+
+    def __init__(self) -> None:
+        self.hand_over = asyncio.Event()
+
+    async def read(self) -> bytes:
+        await self.hand_over.wait()
+        return b"here"
+
+
+def test_of_messages_that_are_here_but_not_handed_over_the_oldest_are_too_many_and_those_that_stay_too_long_are_late() -> None:
+    async def ask() -> tuple[list[Any], list[Any]]:
+        reader, contexts = MessageReader(60), [Unhurried() for _ in range(MAX_UNFINISHED + 2)]
+        reads = [asyncio.ensure_future(reader.read_only(context)) for context in contexts]
+        await asyncio.wait(reads[:2])
+        for context in contexts:
+            context.hand_over.set()
+        late = await asyncio.gather(MessageReader(0.05).read_only(Unhurried()), return_exceptions=True)
+        return await asyncio.gather(*reads, return_exceptions=True), late
+
+    found, (late,) = asyncio.run(ask())
+    assert [type(one) for one in found[:2]] == [Overloaded] * 2 and found[2:] == [b"here"] * MAX_UNFINISHED
+    assert str(late) == "the message did not arrive within 0.05 s" and not isinstance(late, Overloaded)
 
 
 def test_a_message_has_its_time_and_a_call_needs_one() -> None:
@@ -422,7 +466,6 @@ class Joining(Slow):
         return list(requests)
 
 
-@pytest.mark.usefixtures("room_to_read")
 def test_of_two_hundred_calls_at_once_some_are_answered_the_rest_refused_and_none_hangs() -> None:
     async def ask() -> None:
         async with connected(Joining(0.001), max_waiting=4) as (channel, _):

@@ -106,6 +106,59 @@ def test_the_http_client_works_unchanged(server: Any, binary: bool) -> None:
     client.close()
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf], ids=["NaN", "Infinity", "-Infinity"])
+@pytest.mark.parametrize("wire", ["http binary", "http json", "grpc"])
+def test_the_client_sends_and_reads_what_is_no_finite_number(server: Any, wire: str, odd: float) -> None:
+    kind, url = (tritonclient.grpc, server.grpc_url) if wire == "grpc" else (tritonclient.http, server.url)
+    form: dict[str, Any] = {} if wire == "grpc" else {"binary_data": wire == "http binary"}
+    tensors = pairs()
+    tensors["features"][1, 2, 0] = odd
+    client = kind.InferenceServerClient(url)
+    result = client.infer("ranker", inputs(kind, tensors, **form), outputs=[kind.InferRequestedOutput("score", **form)])
+    scores, wanted = result.as_numpy("score"), expected(server, tensors)
+    assert np.isnan(wanted[1, 2]) and np.isnan(scores[1, 2])
+    np.testing.assert_allclose(scores, wanted, atol=1e-5)
+    short = inputs(kind, {"user_id": np.array([5]), "k": np.array([150], np.int32)}, **form)
+    padded = client.infer("recommend", short, outputs=[kind.InferRequestedOutput("score", **form)]).as_numpy("score")
+    assert np.isfinite(padded[0, :60]).all() and (padded[0, 60:] == -np.inf).all()
+    client.close()
+
+
+def test_without_the_client_the_words_stand_bare_in_json_and_numbers_beyond_the_datatype_are_refused(server: Any) -> None:
+    def ask(value: str, datatype: str = "FP32", **more: Any) -> tuple[int, Any]:
+        tensors = json_tensors(pairs(1))
+        tensors[2]["datatype"], tensors[2]["data"][0][0][0] = datatype, "HERE"
+        body = json.dumps({"inputs": tensors, **more}).replace('"HERE"', value)
+        status, text, _ = server.call("POST", "/v2/models/ranker/infer", body.encode())
+        return status, text
+
+    for word in ("NaN", "Infinity", "-Infinity"):
+        status, told = ask(word)
+        assert status == 200 and np.isnan(told["outputs"][0]["data"][0]) and np.isfinite(told["outputs"][0]["data"][1:]).all()
+    assert ask("1e39") == (400, {"error": "input features holds 1e+39, which is beyond FP32"})
+    assert ask("1e5", "FP16") == (400, {"error": "input features holds 100000.0, which is beyond FP16"})
+    assert ask("3.4e38")[0] == 200 and ask("65504", "FP16")[0] == 200
+    for beside in ("1", "NaN"):  # whatever else stands in the body
+        status, told = ask("1e400", id=beside)
+        assert status == 400 and "out of range" in told["error"]
+    status, told = ask("NaN", id="\ud800")
+    assert status == 400 and "not JSON" in told["error"]
+
+
+@pytest.mark.parametrize(("id", "told"), [("mine", "mine"), ("", ""), ("7", "7"), (None, None)])
+def test_an_id_comes_back_as_it_was_sent_over_both_wires(server: Any, id: str | None, told: str | None) -> None:
+    for kind, url in ((tritonclient.http, server.url), (tritonclient.grpc, server.grpc_url)):
+        client = kind.InferenceServerClient(url)
+        sent = {} if id is None else {"request_id": id}
+        answer = client.infer("recommend", inputs(kind, {"user_id": np.array([5])}), **sent).get_response()
+        # gRPC's messages, and the client over HTTP, do not tell no id from an empty one.
+        assert (answer.get("id", "") if isinstance(answer, dict) else answer.id) == (told or "")
+        client.close()
+    body: dict[str, Any] = {"inputs": [{"name": "user_id", "datatype": "INT64", "shape": [1], "data": [5]}]}
+    status, answer, _ = server.call("POST", "/v2/models/recommend/infer", body if id is None else {**body, "id": id})
+    assert status == 200 and answer.get("id") == told
+
+
 @pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
 def test_the_http_client_may_compress_its_requests(server: Any, algorithm: str) -> None:
     client = tritonclient.http.InferenceServerClient(server.url)

@@ -1,4 +1,5 @@
 import json
+import math
 import struct
 from typing import Any
 
@@ -89,3 +90,16 @@ def test_what_is_no_finite_number_stands_bare_in_json_as_pythons_own_reads_it() 
 def test_tensors_read_back_from_json_piece_by_piece(array: np.ndarray) -> None:
     found = tensor_from_values("x", "FP64", array.shape, json.loads(tensor_to_json(array)))
     np.testing.assert_array_equal(found, array)
+
+
+@pytest.mark.parametrize(("datatype", "largest", "beyond"), [("FP16", 65504.0, 65520.0), ("FP32", 3.4e38, 3.5e38), ("FP32", 1, 10**39)])
+def test_a_number_beyond_a_float_is_refused_and_does_not_become_infinite(datatype: str, largest: float, beyond: float) -> None:
+    assert np.isfinite(tensor_from_values("x", datatype, [2], [largest, -largest])).all()
+    for number in (beyond, -beyond):
+        with pytest.raises(InvalidRequest, match=f"input x holds .*, which is beyond {datatype}"):
+            tensor_from_values("x", datatype, [3], [np.inf, 1.0, number])
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+def test_what_is_no_finite_number_is_taken_as_it_is(datatype: str) -> None:
+    np.testing.assert_array_equal(tensor_from_values("x", datatype, [3], [math.nan, math.inf, -math.inf]), [np.nan, np.inf, -np.inf])

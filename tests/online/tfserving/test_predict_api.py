@@ -185,6 +185,12 @@ def test_nan_is_read_and_infinity_written_bare(snapshot: Snapshot) -> None:
     assert status == 200 and all(isinstance(score, float) for score in told["predictions"][0]["score"])
 
 
+def test_half_of_a_surrogate_pair_is_refused_also_where_nan_stands_beside_it(snapshot: Snapshot) -> None:
+    for beside in (b"1", b"NaN"):
+        status, told = ask(snapshot, RECOMMEND, rb'{"instances": [{"\ud800": 5}], "signature_name": "", "x": ' + beside + b"}")
+        assert status == 400 and "JSON Parse error" in told["error"]
+
+
 def test_status_names_versions_by_numbers_and_takes_the_snapshots_id_as_well(snapshot: Snapshot) -> None:
     number = str(RankerModel(snapshot).version_number)
     healthy = {"version": number, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
