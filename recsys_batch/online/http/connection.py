@@ -105,7 +105,7 @@ class HttpConnection(asyncio.Protocol):
             return
         except httptools.HttpParserError as error:
             self._end_with(HttpError(400, f"this is no HTTP/1.1 request: {error}"))
-        if not self._is_deaf:
+        if (self._call is not None or self._is_in_head) and not self._is_deaf:
             self._bound_unfinished(len(data), was_in_head)
 
     def eof_received(self) -> bool:
@@ -252,7 +252,8 @@ class HttpConnection(asyncio.Protocol):
             call.count(CLIENT_GONE_STATUS)
             return
         self._in_hand = None
-        stays = call.stays and not self._is_deaf_for_good and not self._bounds.is_ending
+        is_last = (self._is_deaf or self._has_ended) and not self._waiting
+        stays = call.stays and not is_last and not self._bounds.is_ending
         is_bare = call.method == "HEAD" or response.status in (204, 304)
         field = (_KEEP_ALIVE if call.is_http_1_0 else b"") if stays else _CLOSE
         head = encode_head(response.status, response.headers, len(response.body), field)
@@ -262,11 +263,6 @@ class HttpConnection(asyncio.Protocol):
             self._leave()
         elif not self._is_starting:
             self._start_waiting()
-
-    @property
-    def _is_deaf_for_good(self) -> bool:
-        """Whether no request comes behind those that wait."""
-        return (self._is_deaf or self._has_ended) and not self._waiting
 
     def _pace(self) -> None:
         """Read on, unless requests wait already; an idle connection waits for its next head."""
