@@ -53,13 +53,6 @@ def iterate_blocks(n_queries: int, width: int, max_pairs: int | None = None) -> 
     return [slice(start, min(start + step, n_queries)) for start in range(0, n_queries, step)]
 
 
-def normalise_rows(vectors: np.ndarray) -> np.ndarray:
-    """Copy float32 [n, d] with rows scaled to length 1; rows of zeros stay zeros."""
-    copy = np.array(vectors, dtype=np.float32, order="C")
-    import_faiss().normalize_L2(copy)
-    return copy
-
-
 def max_row_norm(vectors: np.ndarray) -> float:
     """Compute the L2 norm of the longest row."""
     return float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64).max()))
