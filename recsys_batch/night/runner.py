@@ -183,7 +183,7 @@ def _record_failure(context: RunContext, reason: str) -> None:
 
 
 def _close_mlflow(context: RunContext) -> None:
-    """Close a failed run's MLflow run; where that fails it is logged, so that it hides no reason and keeps no manifest from being written."""
+    """Close a failed run's MLflow run; where that fails it is logged, and neither hides the reason nor keeps it out of the manifest."""
     if not context.run.mlflow_run_id:
         return
     try:
