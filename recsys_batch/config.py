@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -298,7 +299,18 @@ class MLflow(Section):
     tracking_uri: str | None = Field(None, description="unset: RECSYS_BATCH_TRACKING_URI, or sqlite in paths.state")
     experiment: str = "recsys_batch"
     model_name: str = "recsys_batch"
-    alias: str = "champion"
+    alias: str = Field("champion", description="names the version that nights use; not latest, nor v and a number, which MLflow reserves")
+
+    @field_validator("alias")
+    @classmethod
+    def _refuse_reserved(cls, alias: str) -> str:
+        if re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+            raise ValueError(
+                "is reserved: MLflow answers latest with the newest version, crowned or not, and v1 with version 1; take another name"
+            )
+        if re.fullmatch(r"[\w-]{1,255}", alias) is None:
+            raise ValueError("cannot be an alias of MLflow: expected 1 to 255 letters, digits, underscores or hyphens, like champion")
+        return alias
 
     @field_validator("tracking_uri")
     @classmethod

@@ -49,6 +49,14 @@ class InputMissing(RecsysBatchError):
     exit_code = EXIT_MISSING
 
 
+class ChampionDeleted(InputMissing):
+    """The model version that was champion was deleted from the registry, and the alias with it."""
+
+
+class RegistryUnavailable(RecsysBatchError):
+    """The model registry cannot be asked, or failed; whether it has what was looked for is not known."""
+
+
 class Busy(RecsysBatchError):
     """Another process is at the same work; what this one was asked for is not there yet."""
 

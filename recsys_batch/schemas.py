@@ -95,11 +95,13 @@ class TableSpec:
         """List the columns with statistics per file: of a night's tables the key, of others those that Spark keeps both bounds of.
 
         Only these may be declared: deltalake's Arrow dataset takes a statistic that is not there for "no row fits" (delta-rs issue 3173).
+        No float is among them: Spark writes -0.0, or 0.0, for both bounds where a file has both, and readers order the two (decision 0251).
         """
         if "run_id" in (column.name for column in self.columns):
             return (self.key,) if self.key else ()
         fields = [field for field in self.arrow_schema(ids) if field.name not in self.partition_by]
-        return tuple(field.name for field in fields if not (pa.types.is_nested(field.type) or pa.types.is_boolean(field.type)))
+        without = (pa.types.is_nested, pa.types.is_boolean, pa.types.is_floating)
+        return tuple(field.name for field in fields if not any(is_one(field.type) for is_one in without))
 
 
 _RUN_ID = Column("run_id", pa.string(), "the night that wrote this row; join to runs", nullable=False)

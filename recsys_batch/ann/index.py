@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from recsys_batch.ann.index_files import IndexFile, store_index_file
-from recsys_batch.ann.kernels import import_faiss, limit_threads, max_row_norm, normalise_rows
+from recsys_batch.ann.kernels import import_faiss, limit_threads, max_row_norm
 from recsys_batch.ann.vector_storage import fit_int8_scale, quantize
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, UsageError
+from recsys_batch.ranking.vector_lengths import normalise_rows
+from recsys_batch.storage.tensor_files import write_tensors
 
 IndexMode = Literal["exact", "ivf", "sharded"]
 StorageDtype = Literal["float32", "int8"]
@@ -191,7 +192,7 @@ def build_index(
         replace(
             info,
             vectors=_store_matrix(directory, "vectors", vectors, layout.n_shards),
-            lists=store_index_file(directory, "lists", ".safetensors", lambda path: save_file(tensors, path)),
+            lists=store_index_file(directory, "lists", ".safetensors", lambda path: write_tensors(path, tensors)),
             int8=int8,
             nlist=nlist,
             imbalance=float(nlist * np.square(sizes.astype(np.float64)).sum() / len(vectors) ** 2),

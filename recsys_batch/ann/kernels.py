@@ -54,19 +54,6 @@ def iterate_blocks(n_queries: int, width: int, max_pairs: int | None = None) -> 
     return [slice(start, min(start + step, n_queries)) for start in range(0, n_queries, step)]
 
 
-def normalise_rows(vectors: np.ndarray) -> np.ndarray:
-    """Copy float32 [n, d] with rows scaled to length 1; rows of zeros stay zeros.
-
-    Lengths are taken in float64, where the square of no float32 overflows or vanishes.
-    """
-    scaled = np.empty(vectors.shape, dtype=np.float32)
-    for part in iterate_blocks(len(vectors), vectors.shape[1]):
-        wide = vectors[part].astype(np.float64)
-        lengths = np.sqrt(np.einsum("nd,nd->n", wide, wide))
-        scaled[part] = wide / np.where(lengths > 0, lengths, 1.0)[:, None]
-    return scaled
-
-
 def max_row_norm(vectors: np.ndarray) -> float:
     """Compute the L2 norm of the longest row."""
     return float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64).max()))

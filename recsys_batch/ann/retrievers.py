@@ -10,10 +10,11 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from recsys_batch.ann.inverted_lists import InvertedLists, search_lists
-from recsys_batch.ann.kernels import exact_search, iterate_blocks, limit_threads, normalise_rows
+from recsys_batch.ann.kernels import exact_search, iterate_blocks, limit_threads
 from recsys_batch.ann.vector_storage import IndexedItems, IndexShard
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE, merge_top_k, order_pairs
+from recsys_batch.ranking.vector_lengths import normalise_rows
 
 _EXACT_CHEAPER_FRACTION = 3  # exact search is cheaper where more than 1 / this of the lists would be probed
 _GATHER_ROWS = 65_536  # rows copied at once where only some items are searched: 16 MB at 64 dimensions

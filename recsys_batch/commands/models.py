@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,13 +12,15 @@ import click
 from recsys_batch.commands.options import json_option, with_config, with_config_if_any
 from recsys_batch.commands.output import print_result, print_table, training_progress
 from recsys_batch.config import Config
-from recsys_batch.errors import GateRefused, UsageError
+from recsys_batch.errors import ChampionDeleted, GateRefused, UsageError
 from recsys_batch.model_servers import TARGETS
 from recsys_batch.registry.promotion import Promotion, decide_promotion
 
 if TYPE_CHECKING:
     from recsys_batch.registry.bundle import Bundle
     from recsys_batch.registry.mlflow_registry import ModelRegistry
+
+logger = logging.getLogger("recsys_batch.commands")
 
 
 @click.command("train", help="Train the reference two-tower and ranker; the alias moves if it beats popularity and the champion.")
@@ -65,8 +68,15 @@ def _require_gate(version: str, verdict: Promotion) -> None:
 
 
 def _fetch_champion_towers(registry: ModelRegistry, folder: Path) -> Bundle | None:
-    """Fetch the champion's bundle; None without one, or where it was registered as tables, which have no towers to compare."""
-    champion = registry.get_champion()
+    """Fetch the champion's bundle; None without one, or where it was registered as tables, which have no towers to compare.
+
+    That it was deleted is told, and no error: it is what a training mends.
+    """
+    try:
+        champion = registry.get_champion()
+    except ChampionDeleted as deleted:
+        logger.warning("nothing to compare with: %s", str(deleted).partition(":")[0])
+        return None
     bundle = registry.fetch(champion.version, folder / "champion") if champion is not None else None
     return bundle if bundle is not None and bundle.kind == "two_tower" else None
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import click
+import numpy as np
 
 from recsys_batch.commands.options import parse_mapping
 from recsys_batch.config import Config
@@ -15,6 +16,7 @@ from recsys_batch.sources.presets import list_presets, load_preset
 from recsys_batch.sources.source_format import BINARY_IDS, FORMATS, SourceFormat, parse_quote, unescape_delimiter
 
 _COLUMNS = "The files' column names, e.g. user_id=customer,item_id=sku,event_ts=when,weight=amount; in JSON paths with dots."
+_MAX_WEIGHT = float(np.finfo(np.float32).max)
 _TIME_FORMAT = "epoch:s, epoch:ms, epoch:us, epoch:ns, epoch:relative, or as strptime, '%d.%m.%Y'.  [default: by the values]"
 _OPTIONS = (
     click.option("--format", "file_format", type=click.Choice(FORMATS), help="Format of the files."),
@@ -79,6 +81,10 @@ def read_formats(config: Config, options: dict[str, Any]) -> dict[str, SourceFor
 
 def _parse_weights(text: str | None) -> dict[str, float]:
     try:
-        return {name: float(weight) for name, weight in parse_mapping("--weights", text).items()}
+        weights = {name: float(weight) for name, weight in parse_mapping("--weights", text).items()}
     except ValueError:
         raise ConfigError(f"--weights {text!r}: expected TYPE=NUMBER[,...], for example view=1,transaction=5") from None
+    endless = [name for name, weight in weights.items() if not abs(weight) <= _MAX_WEIGHT]
+    if endless:
+        raise ConfigError(f"--weights {text!r}: the weight of {', '.join(endless)} is no finite number of the column's type, FLOAT")
+    return weights

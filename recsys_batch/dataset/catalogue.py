@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.business_rules import RULE_DTYPES, ItemRules
 from recsys_batch.schemas import ALL_SEGMENTS
+from recsys_batch.storage.tensor_files import write_tensors
 from recsys_batch.tables.list_columns import flat_positions
 
 _MAX_ID_SPAN_PER_ITEM = 8  # up to so many numbers per item, ids are looked up in a table
@@ -115,7 +116,7 @@ def write_catalogue(directory: Path, catalogue: Catalogue) -> None:
     item_rules = catalogue.item_rules
     rules = {name: getattr(item_rules, name) for name in RULE_DTYPES if getattr(item_rules, name) is not None}
     rules["eligible"] = np.array(list(catalogue.eligible.values()), dtype=bool).reshape(-1, n)
-    save_file(rules, directory / "rules.safetensors")
+    write_tensors(directory / "rules.safetensors", rules)
     names = {"segments": list(catalogue.eligible), "max_per_category": item_rules.max_per_category}
     (directory / "rules.json").write_text(json.dumps(names), encoding="utf-8")
     table = pa.table({"item_id": catalogue.item_ids})

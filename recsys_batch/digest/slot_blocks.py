@@ -13,6 +13,7 @@ import pyarrow as pa
 from recsys_batch.digest.output import OutputBlock
 from recsys_batch.digest.slot_choosers import DigestRun
 from recsys_batch.digest.slot_selection import ChosenSlots
+from recsys_batch.ranking.vector_lengths import normalise_rows
 from recsys_batch.schemas import ALL_SEGMENTS
 
 REASON_LENGTH = 20
@@ -112,15 +113,10 @@ def find_reasons(chosen: ChosenSlots, n_users: int, liked: np.ndarray, vectors: 
         slots = np.zeros((last - first, width), dtype=np.int64)
         slots[rows, column] = chosen.codes[part]
         history = liked[first:last]
-        near = np.matmul(_unit(vectors[slots]), _unit(vectors[np.maximum(history, 0)]).transpose(0, 2, 1))
+        near = np.matmul(normalise_rows(vectors[slots]), normalise_rows(vectors[np.maximum(history, 0)]).transpose(0, 2, 1))
         near[np.broadcast_to((history < 0)[:, None, :], near.shape)] = -np.inf
         best = near.argmax(axis=2)[rows, column]
         nearest = history[rows, best]
         nearest[near[rows, column, best] <= 0] = -1
         result[part] = np.where(chosen.popular[part], -1, nearest)
     return result
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)

@@ -143,10 +143,6 @@ def _tuned_seconds_per_user(tuning: Tuning) -> tuple[float | None, str]:
 
 def _champion_embedding_dim(config: Config) -> int:
     registry = ModelRegistry(config)
-    champion = registry.get_champion()
-    if champion is None:
-        raise InputMissing(
-            f"model {config.mlflow.model_name} has no alias {config.mlflow.alias}: run `recsys-batch train` or register first"
-        )
+    champion = registry.require_champion()
     with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
         return registry.fetch(champion.version, Path(folder)).embedding_dim

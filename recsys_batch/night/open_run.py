@@ -87,10 +87,7 @@ def open_run_context(
 
 
 def _begin_run(context: RunContext, run_date: dt.date, run_id: str, inputs: Mapping[str, int]) -> None:
-    champion = context.registry.get_champion()
-    if champion is None:
-        alias, name = context.config.mlflow.alias, context.config.mlflow.model_name
-        raise InputMissing(f"model {name} has no alias {alias}: run `recsys-batch train`, or `recsys-batch register` your own")
+    champion = context.registry.require_champion()
     Path(context.config.paths.state).mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="recsys-batch-", dir=context.config.paths.state) as download:
         bundle = context.registry.fetch(champion.version, Path(download))

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pyspark.sql import SparkSession
 
 from recsys_batch.config import Config
-from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError, caused_by_interrupt
+from recsys_batch.errors import GateRefused, InputMissing, RecsysBatchError, RegistryUnavailable, caused_by_interrupt
 from recsys_batch.logs import log_context
 from recsys_batch.night.audit import audit_run
 from recsys_batch.night.open_run import AlreadyDone, open_run_context
@@ -183,8 +183,13 @@ def _record_failure(context: RunContext, reason: str) -> None:
 
 
 def _close_mlflow(context: RunContext) -> None:
-    if context.run.mlflow_run_id:
+    """Close a failed run's MLflow run; where that fails it is logged, and neither hides the reason nor keeps it out of the manifest."""
+    if not context.run.mlflow_run_id:
+        return
+    try:
         context.registry.finish_run(context.run.mlflow_run_id, failed=True)
+    except RegistryUnavailable as error:
+        logger.warning("run %s: MLflow did not take its end: %s", context.run.run_id, error)
 
 
 def _root_cause(error: BaseException, spark: SparkSession) -> BaseException:

@@ -5,5 +5,6 @@ onnx_ranker      a ranker as an ONNX file
 numpy_ranker     the reference ranker from its weights, for requests
 compiled_ranker  the same in one pass of compiled code, where that was built
 business_rules   boosts, blocklist, freshness and the cap per category
+vector_lengths   lengths of vectors, and vectors of length 1, whatever their size
 top_k            the k best of a row, with one order for ties everywhere
 """

@@ -6,6 +6,7 @@
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030b0000
 #include <Python.h>
+#include <float.h>
 #include <math.h>
 #include <stdint.h>
 
@@ -22,7 +23,7 @@ typedef struct {
     const float *users, *retrieval, *given, *per_user, *vectors, *popularity, *norms, *product, *item, *rows;
     const int64_t *codes, *session;
     float retrieval_mean, retrieval_scale, popularity_mean, popularity_scale;
-    float *weights, *out;
+    float *weights, *session_vectors, *out;
 } Work;
 
 #define load(pointer) (*(const lanes_anywhere *)(pointer))
@@ -32,6 +33,8 @@ static inline __attribute__((always_inline)) float add_lanes(const lanes *sum)
     const float *s = (const float *)sum;
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
+
+static inline __attribute__((always_inline)) float at_least_tiny(float length) { return length > FLT_MIN ? length : FLT_MIN; }
 
 static inline __attribute__((always_inline)) float dot(const float *a, const float *b, int64_t n)
 {
@@ -78,22 +81,35 @@ static inline __attribute__((always_inline)) void add_block(
     }
 }
 
-static inline __attribute__((always_inline)) void describe(const Work *w, int64_t user, int64_t candidate, const float *x, float *f)
+static inline __attribute__((always_inline)) void describe(
+    const Work *w, int64_t user, int64_t candidate, int64_t n_session, const float *x, float *f)
 {
     const int64_t place = user * w->n_candidates + candidate, code = w->codes[place];
     f[RETRIEVAL] = (w->retrieval[place] - w->retrieval_mean) / w->retrieval_scale;
     f[POPULARITY] = (w->popularity[code] - w->popularity_mean) / w->popularity_scale;
     f[CANDIDATE_SCORE] = w->given ? w->given[place] : 0.0f;
     float best = -INFINITY;
-    for (int64_t s = 0; s < w->n_session; s++) {
-        const int64_t other = w->session[user * w->n_session + s];
-        if (other < 0 || !(w->norms[other] > 0))
-            continue;
-        const float product = dot(w->vectors + other * w->dim, x, w->dim) / w->norms[other];
+    for (int64_t s = 0; s < n_session; s++) {
+        const float product = dot(w->session_vectors + s * w->dim, x, w->dim);
         best = product > best || product != product ? product : best;
     }
-    const float norm = w->norms[code];
-    f[SIMILARITY] = best == -INFINITY ? 0.0f : best / (norm > 1e-12f ? norm : 1e-12f);
+    f[SIMILARITY] = n_session ? best / at_least_tiny(w->norms[code]) : 0.0f;
+}
+
+/* The session's vectors at length 1, one after the other; how many there are. Lengths are divided by one after the other: the product of two
+ * may be out of a float's range where neither of them is. */
+static inline __attribute__((always_inline)) int64_t normalise_session(const Work *w, int64_t user)
+{
+    int64_t n = 0;
+    for (int64_t s = 0; s < w->n_session; s++) {
+        const int64_t code = w->session[user * w->n_session + s];
+        if (code < 0 || !(w->norms[code] > 0))
+            continue;
+        for (int64_t d = 0; d < w->dim; d++)
+            w->session_vectors[n * w->dim + d] = w->vectors[code * w->dim + d] / at_least_tiny(w->norms[code]);
+        n++;
+    }
+    return n;
 }
 
 static inline __attribute__((always_inline)) void score_all(const Work *w)
@@ -105,6 +121,7 @@ static inline __attribute__((always_inline)) void score_all(const Work *w)
         for (int64_t ahead = 0; ahead < AHEAD && ahead < c; ahead++)
             for (int64_t line = 0; line < d; line += 16)
                 __builtin_prefetch(w->vectors + codes[ahead] * d + line);
+        const int64_t n_session = normalise_session(w, user);
         for (int64_t row = 0; row < d; row++)
             for (int64_t j = 0; j < h; j += LANES)
                 *(lanes_anywhere *)(w->weights + row * h + j) = load(w->item + row * h + j) + u[row] * load(w->product + row * h + j);
@@ -115,8 +132,8 @@ static inline __attribute__((always_inline)) void score_all(const Work *w)
                     __builtin_prefetch(w->vectors + codes[ahead] * d + line);
             const float *x0 = w->vectors + codes[place] * d, *x1 = w->vectors + codes[second] * d;
             float f0[N_ROWS], f1[N_ROWS];
-            describe(w, user, place, x0, f0);
-            describe(w, user, second, x1, f1);
+            describe(w, user, place, n_session, x0, f0);
+            describe(w, user, second, n_session, x1, f1);
             lanes sum0 = {0}, sum1 = {0};
             int64_t first = 0;
             for (; first + BLOCK * LANES <= h; first += BLOCK * LANES)
@@ -160,7 +177,7 @@ static PyObject *score(PyObject *module, PyObject *arguments)
         users.len != w.n_users * w.dim * f || codes.len != pairs * 8 || retrieval.len != pairs * f || (given.buf && given.len != pairs * f) ||
         session.len != w.n_users * w.n_session * 8 || per_user.len != w.n_users * w.n_hidden * f || vectors.len != w.n_items * w.dim * f ||
         popularity.len != w.n_items * f || norms.len != w.n_items * f || product.len != w.dim * w.n_hidden * f ||
-        item.len != w.dim * w.n_hidden * f || rows.len != N_ROWS * w.n_hidden * f || scratch.len < w.dim * w.n_hidden * f ||
+        item.len != w.dim * w.n_hidden * f || rows.len != N_ROWS * w.n_hidden * f || scratch.len < w.dim * (w.n_hidden + w.n_session) * f ||
         out.len != pairs * f)
         fault = "an array has another length than the sizes say";
     else if (!are_places(codes.buf, pairs, 0, w.n_items) || !are_places(session.buf, w.n_users * w.n_session, -1, w.n_items))
@@ -168,7 +185,8 @@ static PyObject *score(PyObject *module, PyObject *arguments)
     if (fault == NULL) {
         w.users = users.buf, w.codes = codes.buf, w.retrieval = retrieval.buf, w.given = given.buf, w.session = session.buf;
         w.per_user = per_user.buf, w.vectors = vectors.buf, w.popularity = popularity.buf, w.norms = norms.buf;
-        w.product = product.buf, w.item = item.buf, w.rows = rows.buf, w.weights = scratch.buf, w.out = out.buf;
+        w.product = product.buf, w.item = item.buf, w.rows = rows.buf, w.weights = scratch.buf, w.session_vectors = w.weights + w.dim * w.n_hidden;
+        w.out = out.buf;
 #if defined(__x86_64__)
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
             score_all_avx2(&w);

@@ -20,6 +20,8 @@ except ImportError:
     _score_pairs = None  # type: ignore[assignment]
 
 _LANES = 8
+_SESSION_ITEMS = 64
+"""For sessions up to so many there is room from the start."""
 _RETRIEVAL, _POPULARITY = 0, 1
 
 
@@ -43,7 +45,7 @@ class CompiledRanker(NumpyRanker):
         rows = [by_name[PAIR_FEATURES[_RETRIEVAL]], by_name[PAIR_FEATURES[_POPULARITY]], by_name[spec.names[SESSION_COLUMN + 1]]]
         rows += [by_name.get(CANDIDATE_SCORE, nothing), _pad(weights["output"].T, self._n_hidden)[0]]
         self._rows = np.ascontiguousarray(np.stack(rows), np.float32)
-        self._scratch = np.empty((d, self._n_hidden), np.float32)
+        self._scratch = np.empty((self._n_hidden + _SESSION_ITEMS) * d, np.float32)
 
     def score_codes(
         self,
@@ -93,10 +95,15 @@ class CompiledRanker(NumpyRanker):
             spec.scale[_RETRIEVAL],
             spec.mean[_POPULARITY],
             spec.scale[_POPULARITY],
-            self._scratch,
+            self._scratch_for(session.shape[1]),
             scores,
         )
         return scores
+
+    def _scratch_for(self, n_session: int) -> np.ndarray:
+        """Find room for the first layer's weights of a user and the session's vectors."""
+        d = len(self._padded_item)
+        return self._scratch if n_session <= _SESSION_ITEMS else np.empty((self._n_hidden + n_session) * d, np.float32)
 
     def _per_user(
         self, users: np.ndarray, n_events: np.ndarray, session: np.ndarray, context: Context | None, norms: np.ndarray

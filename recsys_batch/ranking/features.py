@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from recsys_batch.ranking.vector_lengths import SMALLEST_LENGTH, row_lengths
+
 DEVICES = ("mobile", "desktop", "tablet", "tv")
 """Known devices; any other name counts as "other", None as unknown."""
 
@@ -193,15 +195,17 @@ def compute_session_similarity(
 
     Returns float32 [B, C]; NaN for a user whose session is empty.
     """
-    lengths = _norms(session_embeddings) if session_norms is None else session_norms
-    # [B, S, C], so that the largest of a few is taken along long rows.
-    products = np.matmul(session_embeddings / np.maximum(lengths, 1e-12)[..., None], item_embeddings.swapaxes(1, 2))
+    lengths = row_lengths(session_embeddings).astype(np.float32) if session_norms is None else session_norms
     is_item = lengths > 0
+    divisors = np.where(is_item, np.maximum(lengths, SMALLEST_LENGTH), np.float32(1))
+    # [B, S, C], so that the largest of a few is taken along long rows.
+    products = np.matmul(session_embeddings / divisors[..., None], item_embeddings.swapaxes(1, 2))
     are_items = bool(is_item.all())
     if not are_items:
         products = np.where(is_item[..., None], products, np.float32(-np.inf))
     best: np.ndarray = products.max(axis=1, initial=-np.inf)
-    best /= np.maximum(_norms(item_embeddings) if item_norms is None else item_norms, 1e-12)
+    item_lengths = row_lengths(item_embeddings).astype(np.float32) if item_norms is None else item_norms
+    best /= np.maximum(item_lengths, SMALLEST_LENGTH)
     if not are_items or not is_item.shape[1]:
         best = np.where(is_item.any(axis=1, keepdims=True), best, np.nan)
     return best.astype(np.float32, copy=False)
@@ -232,8 +236,3 @@ def _time_and_device_features(hour: float, weekday: float, device: str | None) -
     if device is not None:
         features[n_time + (DEVICES.index(device) if device in DEVICES else len(DEVICES))] = 1.0
     return features
-
-
-def _norms(vectors: np.ndarray) -> np.ndarray:
-    """Compute L2 norms along the last axis."""
-    return np.asarray(np.sqrt(np.einsum("...d,...d->...", vectors, vectors)))

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from recsys_batch.errors import BundleError
 from recsys_batch.storage.checksums import sha256_file
+from recsys_batch.storage.tensor_files import write_tensors
 
 BUNDLE_FORMAT = "recsys_batch.bundle"
 FORMAT_VERSION = 1
@@ -94,14 +95,14 @@ def write_bundle(
 
     Args:
         manifest: must hold ``kind`` (one of KINDS) and ``embedding_dim``; anything JSON may be added.
-        tensors: named arrays, stored C-contiguous in their own dtypes.
+        tensors: named arrays, stored in their own dtypes.
         vocab: JSON-able lists that name the rows of the tensors.
         ranker_onnx: a serialised ONNX model.
     """
     directory.mkdir(parents=True, exist_ok=True)
     written: list[str] = []
     if tensors is not None:
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, directory / WEIGHTS_FILE)
+        write_tensors(directory / WEIGHTS_FILE, tensors)
         written.append(WEIGHTS_FILE)
     if vocab is not None:
         (directory / VOCAB_FILE).write_text(json.dumps(vocab, ensure_ascii=False), encoding="utf-8")

@@ -181,9 +181,9 @@ def _parse_interactions(ours: _OurColumns, settings: ParseSettings) -> pa.Table:
         ours.reasons.append((pc.greater(event_ts, pa.scalar(settings.newest, TIMESTAMP)), "future_event_ts"))
     event_type = ours.text("event_type")
     if settings.how.weights:
-        types, weights = list(settings.how.weights), pa.array(list(settings.how.weights.values()), pa.float32())
+        types, weights = list(settings.how.weights), values.parse_number(pa.array(list(settings.how.weights.values()), pa.float64()))
         weight = weights.take(pc.index_in(event_type, value_set=pa.array(types, pa.string())))
-        ours.reasons.append((pc.is_null(weight), "unknown_event_type"))
+        ours.reasons += [(pc.is_null(weight), "unknown_event_type"), (pc.invert(pc.is_finite(weight)), "bad_weight")]
     elif "weight" in ours:
         weight = values.parse_number(ours["weight"])
         ours.reasons.append((pc.invert(pc.fill_null(pc.is_finite(weight), False)), "bad_weight"))

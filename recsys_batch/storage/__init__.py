@@ -6,4 +6,5 @@ node_cache    one verified copy per machine of what an object store holds
 file_lock     one process at a time
 atomic        files and folders that appear whole, and when they are synced to the disk
 checksums     SHA-256 of files
+tensor_files  arrays by name, as safetensors: the only writer of that format
 """

@@ -108,13 +108,15 @@ class TableSlice:
             yield writer.close()
 
     def conform(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The contract's columns in ``file_schema``: Spark calls the element of a list otherwise."""
+        """The contract's columns in ``file_schema``, 0.0 for -0.0: Spark calls the element of a list otherwise."""
         columns = (batch[name] for name in self.schema.names)
         same = [_as(column, kind) for column, kind in zip(columns, self.file_schema.types, strict=True)]
         return pa.RecordBatch.from_arrays(same, schema=self.file_schema)
 
 
 def _as(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_floating(kind):  # -0.0, which some readers order below 0.0, becomes 0.0
+        return pc.add(column.cast(kind), pa.scalar(0.0, kind))
     if column.type.equals(kind):
         return column
     return column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)

@@ -10,10 +10,11 @@ import pytest
 
 from recsys_batch.ann import index
 from recsys_batch.ann.index import IndexInfo, build_index, choose_layout
-from recsys_batch.ann.kernels import normalise_rows, scan_all
+from recsys_batch.ann.kernels import scan_all
 from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever, prepare_queries
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.config import Retrieval
+from recsys_batch.ranking.vector_lengths import normalise_rows
 
 N_ITEMS, DIM, N_CANDIDATES = 3000, 16, 50
 

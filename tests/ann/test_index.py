@@ -18,12 +18,12 @@ from safetensors.numpy import load_file
 from recsys_batch.ann import index, index_files
 from recsys_batch.ann.index import IndexInfo, assign_to_lists, build_index, choose_layout, choose_nlist
 from recsys_batch.ann.index_files import IndexFile, Verifier
-from recsys_batch.ann.kernels import normalise_rows
 from recsys_batch.ann.retrievers import ExactRetriever, IvfRetriever, Retriever
 from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.vector_storage import FloatRows, Int8Rows
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, UsageError
+from recsys_batch.ranking.vector_lengths import normalise_rows
 from recsys_batch.storage.checksums import sha256_file
 
 VECTORS = np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)

@@ -31,16 +31,3 @@ def test_a_pairs_score_does_not_depend_on_the_other_pairs_nor_on_blocks(seed: in
 def test_no_vectors_give_no_scores() -> None:
     scores = kernels.inner_products(np.ones((2, 4), np.float32), np.zeros((0, 4), np.float32), np.full((2, 3), -1))
     np.testing.assert_array_equal(scores, np.full((2, 3), -np.inf, np.float32))
-
-
-@pytest.mark.parametrize("length", [1e-44, 1e-30, 1.0, 1e30, 3e38])
-def test_vectors_of_any_length_are_normalised(length: float) -> None:
-    direction = np.array([[0.6, -0.8, 0.0], [0.0, 0.0, 1.0]])
-    tolerance = 0.1 if length < 1e-38 else 1e-6  # the smallest numbers have few digits
-    np.testing.assert_allclose(kernels.normalise_rows((direction * length).astype(np.float32)), direction, atol=tolerance)
-
-
-def test_rows_of_zeros_stay_zeros_and_the_given_rows_stay_as_they_are() -> None:
-    given_rows = np.array([[0, 0], [3, 4]], np.float32)
-    np.testing.assert_array_equal(kernels.normalise_rows(given_rows), np.array([[0, 0], [0.6, 0.8]], np.float32))
-    np.testing.assert_array_equal(given_rows, [[0, 0], [3, 4]])

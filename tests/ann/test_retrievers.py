@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pytest
 
 from recsys_batch.ann import inverted_lists, kernels, retrievers
+from recsys_batch.ann.index import build_index
 from recsys_batch.ann.retrievers import IvfRetriever, TunableRetriever
+from recsys_batch.ann.search import open_retriever
 from recsys_batch.ann.vector_storage import Int8Rows
+from recsys_batch.config import Retrieval
 from recsys_batch.errors import RecsysBatchError
 
 if TYPE_CHECKING:
@@ -303,3 +307,22 @@ def test_small_blocks_change_nothing(
     for (module, name), size in sizes.items():
         monkeypatch.setattr(module, name, size)
     assert_same(case.retriever.search(some, 50), expected)
+
+
+@pytest.mark.parametrize("mode", ["exact", "ivf", "sharded"])
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_by_cosine_tiny_and_huge_vectors_are_found_as_others_are(
+    tmp_path: Path, mode: Literal["exact", "ivf", "sharded"], size: float
+) -> None:
+    rng = np.random.default_rng(8)
+    vectors, queries = rng.standard_normal((400, 16)).astype(np.float32), rng.standard_normal((9, 16)).astype(np.float32)
+    sized = vectors.copy()
+    sized[::2] *= np.float32(size)  # beside others
+    settings = Retrieval(mode=mode, metric="cosine", n_candidates=20)
+    plain, odd = (open_retriever(tmp_path, build_index(rows, settings, tmp_path, n_threads=1), nprobe=10**6) for rows in (vectors, sized))
+    expected_scores, expected = plain.search(queries, 20)
+    for asked in (queries, (queries * np.float32(size)).astype(np.float32)):
+        scores, codes = odd.search(asked, 20)
+        np.testing.assert_array_equal(codes, expected)
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-5)
+    assert np.isin([0, 1], expected % 2).all()  # of both kinds

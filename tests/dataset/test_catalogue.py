@@ -8,6 +8,7 @@ import pytest
 
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue, write_catalogue
 from recsys_batch.errors import RecsysBatchError
+from recsys_batch.ranking.business_rules import ItemRules
 
 
 def make(ids: pa.Array, **changes: np.ndarray) -> Catalogue:
@@ -80,3 +81,15 @@ def test_numbers_are_looked_up_however_far_apart_they_are(ids: list[int]) -> Non
 def test_arrays_of_other_lengths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecsysBatchError, match="2 rows of log_popularity"):
         write_catalogue(tmp_path, make(pa.array([1, 2, 3]), log_popularity=np.zeros(2, np.float32)))
+
+
+def test_rules_come_back_as_they_were_however_they_lie_in_memory(tmp_path: Path) -> None:
+    boost, offsets = np.arange(6, dtype=np.float32)[::2], np.arange(6, -1, -1, dtype=np.int64)[::-2]
+    rules = ItemRules(boost=boost, category_codes=np.arange(12, dtype=np.int32)[::2], category_offsets=offsets, max_per_category=2)
+    eligible = {"kids": np.arange(6)[::-2] > 2}
+    write_catalogue(tmp_path, Catalogue(**{**make(pa.array([1, 2, 3])).__dict__, "eligible": eligible, "item_rules": rules}))
+    opened = open_catalogue(str(tmp_path))
+    assert opened.item_rules.boost is not None and opened.item_rules.boost.tolist() == [0, 2, 4]
+    assert opened.item_rules.category_codes is not None and opened.item_rules.category_codes.tolist() == [0, 2, 4, 6, 8, 10]
+    assert opened.item_rules.category_offsets is not None and opened.item_rules.category_offsets.tolist() == [0, 2, 4, 6]
+    assert opened.eligible["kids"].tolist() == [True, True, False]

@@ -97,6 +97,20 @@ def test_every_part_of_a_block_has_the_scores_that_it_has_in_the_whole_bit_for_b
     np.testing.assert_array_equal(case.score(users, places), whole[users][:, places])
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_similarity_to_a_session_does_not_depend_on_the_size_of_vectors(size: float) -> None:
+    case = Case(3, d=16, h=8, b=1, c=20, s=3)
+    similarity = np.zeros((len(SPEC.names), 8), np.float32)
+    similarity[SPEC.names.index("session_similarity")] = 1.0
+    nothing = {name: np.zeros_like(case.weights[name]) for name in ("user", "item", "product", "bias")}
+    case.ranker = CompiledRanker({**nothing, "features": similarity, "output": np.ones((8, 1), np.float32)}, SPEC)
+    case.session[:] = [[3, 4, 5]]
+    plain = case.score()
+    case.vectors, case.norms = case.vectors * np.float32(size), case.norms * np.float32(size)
+    assert len(np.unique(plain)) > 10
+    np.testing.assert_allclose(case.score(), plain, rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_no_number_is_seen_in_its_own_candidates_score_and_in_no_other() -> None:
     case = Case(1, d=16, h=24, b=2, c=10, s=2)
     whole = case.score()

@@ -14,6 +14,7 @@ from recsys_batch.ranking.features import (
     compute_pair_features,
     compute_session_similarity,
 )
+from recsys_batch.ranking.vector_lengths import row_lengths
 
 RNG = np.random.default_rng(5)
 SCORES = RNG.normal(size=(4, 6)).astype(np.float32)
@@ -85,6 +86,18 @@ def test_session_similarity_is_the_largest_cosine_whatever_the_lengths() -> None
     items = np.array([[[2, 0], [0, 3], [-1, 0]]], dtype=np.float32)
     session = np.array([[[5, 0], [0.1, 0.1], [0, 0]]], dtype=np.float32)
     np.testing.assert_allclose(compute_session_similarity(items, session), [[1, np.sqrt(0.5), -np.sqrt(0.5)]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("item_size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("session_size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("lengths_known", [False, True])
+def test_session_similarity_takes_tiny_and_huge_vectors_for_what_they_are(
+    item_size: float, session_size: float, lengths_known: bool
+) -> None:
+    items = np.array([[[2, 0], [0, 3], [-1, 0]]], dtype=np.float32) * np.float32(item_size)
+    session = np.array([[[5, 0], [0.1, 0.1], [0, 0]]], dtype=np.float32) * np.float32(session_size)
+    lengths = [row_lengths(vectors).astype(np.float32) for vectors in (items, session)] if lengths_known else [None, None]
+    np.testing.assert_allclose(compute_session_similarity(items, session, *lengths), [[1, np.sqrt(0.5), -np.sqrt(0.5)]], rtol=1e-6)
 
 
 def test_an_empty_session_is_unknown_and_not_dissimilar() -> None:

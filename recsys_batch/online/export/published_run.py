@@ -22,6 +22,7 @@ from recsys_batch.online.snapshot.contents import PopularLists, SnapshotContents
 from recsys_batch.online.snapshot.item_table import ItemMetadata
 from recsys_batch.online.snapshot.vector_search import EXACT_ITEMS, IvfLists
 from recsys_batch.ranking.features import FeatureSpec
+from recsys_batch.ranking.vector_lengths import row_lengths
 from recsys_batch.read import id_types, published_run, read_table, run_files, run_slice, table_dataset, user_segments
 from recsys_batch.registry.bundle import Bundle, load_bundle
 from recsys_batch.schemas import IdTypes
@@ -157,7 +158,7 @@ def open_published_run(
 def _user_norm(embeddings: UserSortedFiles) -> float:
     """Take the median length of the first few thousand users' embeddings; 1 where nobody has one."""
     for batch in embeddings.batches(columns=["embedding"], n_rows=4096):
-        return float(np.median(np.linalg.norm(column_matrix(batch["embedding"]), axis=1)))
+        return float(np.median(row_lengths(column_matrix(batch["embedding"]))))
     return 1.0
 
 

@@ -4,7 +4,8 @@ import numpy as np
 
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord
-from recsys_batch.online.snapshot.vector_search import l2_normalise, search_nearest
+from recsys_batch.online.snapshot.vector_search import search_nearest
+from recsys_batch.ranking.vector_lengths import normalise_rows
 
 N_SESSION_CANDIDATES = 200
 
@@ -15,8 +16,8 @@ def embed_session(snapshot: Snapshot, session: np.ndarray) -> np.ndarray:
     Args:
         session: int64, codes of the session's items, at least one.
     """
-    vectors = l2_normalise(snapshot.items.catalogue.embeddings[session])
-    return np.asarray(l2_normalise(vectors.mean(axis=0)) * np.float32(snapshot.facts.user_norm))
+    vectors = normalise_rows(snapshot.items.catalogue.embeddings[session])
+    return np.asarray(normalise_rows(vectors.mean(axis=0)) * np.float32(snapshot.facts.user_norm))
 
 
 def record_of_session(snapshot: Snapshot, session: np.ndarray) -> UserRecord:

@@ -14,6 +14,7 @@ from recsys_batch.online.ranking.rank_result import GIVEN_ORDER, RETRIEVAL_ORDER
 from recsys_batch.online.ranking.selection import select_allowed
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord, stack_published_scores
+from recsys_batch.online.snapshot.vector_search import score_items
 
 
 @dataclass(slots=True)
@@ -159,10 +160,8 @@ def _retrieval_scores(snapshot: Snapshot, vector: np.ndarray, codes: np.ndarray)
     An item's score does not depend on the others: einsum takes each row by itself, where BLAS takes several at once.
     """
     items = snapshot.items
-    scores = np.einsum("cd,d->c", items.catalogue.embeddings.take(codes, axis=0), vector)
-    if snapshot.facts.metric == "cosine":
-        scores /= np.maximum(items.norms.take(codes) * np.linalg.norm(vector), np.float32(1e-12))
-    return np.asarray(scores, np.float32)
+    norms = items.norms.take(codes) if snapshot.facts.metric == "cosine" else None
+    return score_items(vector, items.catalogue.embeddings.take(codes, axis=0), norms)
 
 
 def _find_positions(wanted: np.ndarray, among: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from recsys_batch.dataset.catalogue import Catalogue, mmap_catalogue, mmap_npy, 
 from recsys_batch.ids import parse_bigint
 from recsys_batch.online.snapshot.layout import CATEGORIES_FILE, CATEGORY_CODES_FILE, CATEGORY_OFFSETS_FILE, NORMS_FILE, TITLES_FILE
 from recsys_batch.online.snapshot.string_column import StringColumn
+from recsys_batch.ranking.vector_lengths import row_lengths
 
 _MIN_SEARCHED_TOGETHER = 128
 """Texts from which on a search for all of them together takes less than one for each."""
@@ -167,7 +168,7 @@ def write_items(folder: Path, catalogue: Catalogue, metadata: ItemMetadata) -> N
     with pa.OSFile(str(folder / TITLES_FILE), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     (folder / CATEGORIES_FILE).write_text(json.dumps(list(metadata.categories), ensure_ascii=False), encoding="utf-8")
-    norms = np.sqrt(np.einsum("nd,nd->n", catalogue.embeddings, catalogue.embeddings)).astype(np.float32)
+    norms = row_lengths(catalogue.embeddings).astype(np.float32)
     for name, array in (
         (CATEGORY_CODES_FILE, metadata.category_codes),
         (CATEGORY_OFFSETS_FILE, metadata.category_offsets),

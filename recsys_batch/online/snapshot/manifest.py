@@ -84,7 +84,7 @@ class _Fields(msgspec.Struct):
     user_id: IdType
     item_id: IdType
     metric: Literal["ip", "cosine"]
-    user_norm: Annotated[float, Meta(ge=0, le=1e30)]
+    user_norm: Annotated[float, Meta(ge=0, le=3e38)]
     segments: Annotated[tuple[str, ...], Meta(max_length=0xFFFF)]
     code_version: str
     features: _Features

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from recsys_batch.errors import RecsysBatchError, UsageError
 from recsys_batch.online.snapshot.contents import SampleUsers, SnapshotContents
@@ -28,6 +27,7 @@ from recsys_batch.online.snapshot.reader import open_parts
 from recsys_batch.online.snapshot.repository import DRAFT_PREFIX, check_name
 from recsys_batch.online.snapshot.user_fingerprints import make_fingerprints
 from recsys_batch.storage.atomic import make_draft_folder, publish
+from recsys_batch.storage.tensor_files import write_tensors
 
 
 def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], int] | None = None) -> SnapshotManifest:
@@ -54,7 +54,7 @@ def write_snapshot(folder: Path, contents: SnapshotContents, fill: Callable[[], 
 
 def _write(draft: Path, contents: SnapshotContents, fill: Callable[[], int] | None) -> SnapshotManifest:
     write_items(draft / ITEMS, contents.catalogue, contents.item_metadata)
-    save_file({name: np.ascontiguousarray(array) for name, array in contents.popular.arrays().items()}, draft / POPULAR)
+    write_tensors(draft / POPULAR, contents.popular.arrays())
     (draft / POPULAR_SEGMENTS).write_text(json.dumps(list(contents.popular.lists)), encoding="utf-8")
     if contents.samples:
         write_samples(draft / SAMPLES_FILE, contents.samples)
@@ -64,7 +64,7 @@ def _write(draft: Path, contents: SnapshotContents, fill: Callable[[], int] | No
     if contents.ranker is not None:
         (draft / RANKER).write_bytes(contents.ranker)
     if contents.ranker_weights is not None:
-        save_file({name: np.ascontiguousarray(array) for name, array in contents.ranker_weights.items()}, draft / RANKER_WEIGHTS)
+        write_tensors(draft / RANKER_WEIGHTS, contents.ranker_weights)
     store: StoreKind
     if contents.records is not None:
         store, n_users = "lmdb", write_lmdb(draft / LMDB_FILE, contents.records)

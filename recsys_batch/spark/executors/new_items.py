@@ -8,9 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from recsys_batch.ann.kernels import all_inner_products, normalise_rows
+from recsys_batch.ann.kernels import all_inner_products
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
 from recsys_batch.ranking.top_k import NO_CODE, order_pairs
+from recsys_batch.ranking.vector_lengths import normalise_rows
 from recsys_batch.storage.filesystems import read_parquet
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix, flatten_lists, list_column, pad_lists

@@ -34,6 +34,8 @@ _ITEM_COLUMNS = (
     *("item_id", "position", "score", "batch_score", "candidate_rank"),
     *("propensity", "ranker_position", "batch_position", "candidate_score"),
 )
+_REASON_OF_FLOAT = {"score": "bad_score", "batch_score": "bad_score", "candidate_score": "bad_score", "propensity": "bad_propensity"}
+"""Why a row is refused that has an infinite value in such a column. NaN says that there is none, but a score there has to be."""
 _LATER_ITEM_COLUMNS = {"propensity": "float", "ranker_position": "int", "batch_position": "int", "candidate_score": "float"}
 _LATER_COLUMNS = ("lists", "candidates")
 """Columns that the files of older releases lack."""
@@ -149,12 +151,15 @@ def _parse_batch(batch: pa.RecordBatch, ids: IdTypes, schema: pa.Schema) -> pa.T
     columns = dict(zip(batch.schema.names, batch.columns, strict=True))
     missing = {name: values.is_missing(columns[name], DEFAULT_NULL_VALUES) for name in ("request_id", "user_id", "item_id", "shown_at")}
     parsed = {name: values.parse_id_column(columns[name], kind) for name, kind in (("user_id", ids.user), ("item_id", ids.item))}
-    shown_at, score = parse_times(columns["shown_at"], None), values.parse_number(columns["score"])
+    shown_at = parse_times(columns["shown_at"], None)
+    numbers = {name: values.parse_number(columns[name]) for name in _REASON_OF_FLOAT}
+    numbers |= {name: pc.if_else(pc.is_nan(column), None, column) for name, column in numbers.items() if name != "score"}
     sessions = columns["session_item_ids"]
     session, offsets = flatten_lists(sessions)
     session = values.parse_id_column(session, ids.item)
     is_item = np.asarray(pc.is_valid(session))
     parsed |= {
+        **numbers,
         "shown_at": shown_at,
         "shown_date": to_utc_dates(shown_at),
         "session_item_ids": pc.if_else(pc.is_null(sessions), None, list_column(session.drop_null(), mask_ragged(offsets, is_item))),
@@ -168,7 +173,7 @@ def _parse_batch(batch: pa.RecordBatch, ids: IdTypes, schema: pa.Schema) -> pa.T
         (missing["shown_at"], "null_shown_at"),
         (pc.is_null(shown_at), "bad_shown_at"),
         (pc.fill_null(pc.less(columns["position"], 1), True), "bad_position"),
-        (pc.and_(pc.is_valid(score), pc.invert(pc.fill_null(pc.is_finite(score), True))), "bad_score"),
+        *((pc.invert(pc.fill_null(pc.is_finite(numbers[name]), True)), reason) for name, reason in _REASON_OF_FLOAT.items()),
     ]
     rows = {**columns, **parsed, REASON: first_reason(reasons), FILE: pa.array(np.zeros(len(batch), dtype=np.int32))}
     return pa.table({field.name: rows[field.name].cast(field.type) for field in schema}, schema=schema)

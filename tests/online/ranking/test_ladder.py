@@ -19,6 +19,7 @@ from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord, decode_record
 from recsys_batch.ranking.business_rules import ItemRules
+from recsys_batch.ranking.vector_lengths import row_lengths
 
 N_USERS, N_ITEMS = 300, 500
 NOON = dt.datetime(2026, 11, 24, 12, 0, tzinfo=dt.UTC)
@@ -143,6 +144,19 @@ def test_candidates_of_a_session_are_the_nearest_by_the_snapshots_metric(snapsho
     expected = [code for code in np.argsort(-scores) if code not in (4, 9, 20)][:200]
     assert record.codes.tolist() == expected
     np.testing.assert_allclose(record.retrieval, scores[expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_a_session_of_tiny_or_huge_vectors_gets_the_candidates_of_any_other(snapshot: Snapshot, size: float) -> None:
+    manifest = replace(snapshot.manifest, facts=replace(snapshot.facts, metric="cosine", user_norm=size))
+    embeddings = (snapshot.items.catalogue.embeddings * np.float32(size)).astype(np.float32)
+    catalogue, norms = replace(snapshot.items.catalogue, embeddings=embeddings), row_lengths(embeddings).astype(np.float32)
+    sized = replace(snapshot, manifest=manifest, items=replace(snapshot.items, catalogue=catalogue, norms=norms))
+    plain = replace(snapshot, manifest=replace(manifest, facts=replace(manifest.facts, user_norm=1.0)))
+    record, expected = (candidates_from_session(which, np.array([4, 9]), np.array([4, 9])) for which in (sized, plain))
+    assert record.codes[:20].tolist() == expected.codes[:20].tolist()
+    np.testing.assert_allclose(record.retrieval, expected.retrieval, atol=1e-6)
+    np.testing.assert_allclose(record.embedding, expected.embedding * size, rtol=1e-5)
 
 
 def test_somebody_without_an_embedding_gets_the_published_list(snapshot: Snapshot) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from recsys_batch.online.api.encode import encode_answer, to_json
 from recsys_batch.online.export.synthetic_snapshot import make_snapshot
@@ -27,6 +27,7 @@ from recsys_batch.online.snapshot.manifest import SnapshotRefused, file_checksum
 from recsys_batch.online.snapshot.reader import Snapshot, open_snapshot
 from recsys_batch.online.snapshot.user_key import user_key
 from recsys_batch.online.snapshot.user_record import UserRecord, encode_record
+from recsys_batch.storage.tensor_files import write_tensors
 from tests.online.conftest import small_ranker_weights
 
 
@@ -76,7 +77,7 @@ def test_keys_of_another_type_are_refused_where_no_sample_tells(make: Callable[.
 
 def change_popular(folder: Path) -> None:
     arrays = load_file(folder / "popular.safetensors")
-    save_file({**arrays, "codes_0": arrays["codes_0"] + 1}, folder / "popular.safetensors")
+    write_tensors(folder / "popular.safetensors", {**arrays, "codes_0": arrays["codes_0"] + 1})
 
 
 def change_samples(folder: Path) -> None:

@@ -11,6 +11,7 @@ from recsys_batch.ann.index import build_index
 from recsys_batch.config import Retrieval
 from recsys_batch.online.snapshot import vector_search
 from recsys_batch.online.snapshot.vector_search import IvfLists, search_nearest
+from recsys_batch.ranking.vector_lengths import row_lengths
 
 
 def lists_of(owners: list[int], centroids: list[list[float]]) -> IvfLists:
@@ -23,15 +24,16 @@ def lists_of(owners: list[int], centroids: list[list[float]]) -> IvfLists:
     st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2), st.booleans()), min_size=1, max_size=60), st.integers(1, 70), st.booleans()
 )
 def test_the_nearest_allowed_items_are_found_by_score_then_code(items: list[tuple[int, int, bool]], n: int, cosine: bool) -> None:
-    vectors, allowed = np.array([item[:2] for item in items], np.float32), np.array([item[2] for item in items])
-    norms, query = np.linalg.norm(vectors, axis=1).astype(np.float32), np.array([3, 4], np.float32)
+    vectors, allowed = np.array([(*item[:2], 1, -1) for item in items], np.float32), np.array([item[2] for item in items])
+    vectors[(vectors[:, :2] == 0).all(axis=1)] = 0
+    norms, query = np.linalg.norm(vectors, axis=1).astype(np.float32), np.full(4, 3, np.float32)  # of length 6: a power of 2 times 3
 
     def score(code: int) -> float:
-        product = float(vectors[code] @ query)
-        return float(np.float32(product) / max(norms[code] * np.float32(5), np.float32(1e-12))) if cosine else product
+        product = np.float32(vectors[code].sum())
+        return float(product / 2 / norms[code] if norms[code] else 0) if cosine else float(3 * product)
 
     expected = sorted((-score(code), code) for code in range(len(items)) if allowed[code])[:n]
-    for lists in (None, lists_of([code % 3 for code in range(len(items))], [[1, 0], [0, 1], [-1, 0]])):
+    for lists in (None, lists_of([code % 3 for code in range(len(items))], [[1, 0, 0, 0], [0, 1, 0, 0], [-1, 0, 0, 0]])):
         codes, scores = search_nearest(query, vectors, allowed, lists, n, norms if cosine else None)
         assert codes.tolist() == [code for _, code in expected] and scores.tolist() == [-negative for negative, _ in expected]
         assert (codes.dtype, scores.dtype) == (np.int32, np.float32)
@@ -69,3 +71,18 @@ def test_the_nights_lists_find_nearly_what_an_exact_search_finds(
         found, exact = (search_nearest(query, vectors, allowed, searched, 50, norms)[0] for searched in (lists, None))
         shares.append(len(np.intersect1d(found, exact)) / 50)
     assert np.mean(shares) > 0.97 and allowed[found].all()
+
+
+@pytest.mark.parametrize("query_size", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("item_size", [1e-30, 1.0, 1e30])
+def test_cosines_do_not_depend_on_lengths(query_size: float, item_size: float) -> None:
+    rng = np.random.default_rng(4)
+    query, vectors = rng.standard_normal(16).astype(np.float32), rng.standard_normal((300, 16)).astype(np.float32)
+    codes, scores = search_nearest(query, vectors, np.ones(300, bool), None, 20, row_lengths(vectors).astype(np.float32))
+    sized = (vectors * np.float32(item_size)).astype(np.float32)
+    found, cosines = search_nearest(
+        query * np.float32(query_size), sized, np.ones(300, bool), None, 20, row_lengths(sized).astype(np.float32)
+    )
+    assert found.tolist() == codes.tolist()
+    np.testing.assert_allclose(cosines, scores, rtol=1e-5)
+    assert scores[0] > 0.4
