@@ -8,9 +8,11 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import hypothesis
 import numpy as np
 import pyarrow as pa
@@ -78,6 +80,16 @@ def spark() -> Iterator[SparkSession]:
     session = get_session(load_config(ROOT / "conf" / "smoke.toml", settings))
     yield session
     session.stop()
+
+
+@pytest.fixture
+def duck() -> duckdb.DuckDBPyConnection:
+    """DuckDB with its Delta extension out of the wheel, which needs no download; it forgets files, so that each query opens its own."""
+    (file,) = [file for file in distribution("duckdb-ext-delta").files or [] if file.name == "delta.duckdb_extension"]
+    connection = duckdb.connect()
+    connection.execute(f"LOAD '{file.locate()}'")
+    connection.execute("SET enable_external_file_cache = false")
+    return connection
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,13 @@
-"""What docs/data-contract.md shows is run here, engine by engine, as a reader would."""
+"""What docs/data-contract.md shows is run here, engine by engine, as a reader would; test_files_read.py looks at the files it opens."""
 
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import io
 import re
+import time
 from collections.abc import Callable
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,15 +42,6 @@ def here(code: str, config: Config, user: str = USER) -> str:
 
 
 @pytest.fixture
-def duck() -> duckdb.DuckDBPyConnection:
-    """DuckDB with its Delta extension out of the wheel."""
-    (file,) = [file for file in distribution("duckdb-ext-delta").files or [] if file.name == "delta.duckdb_extension"]
-    connection = duckdb.connect()
-    connection.execute(f"LOAD '{file.locate()}'")
-    return connection
-
-
-@pytest.fixture
 def expected(published: Config) -> list[tuple[int, Any, str]]:
     """rank, item_id and title of the user's first ten."""
     titles = {row["item_id"]: row["title"] for row in read_table(published.paths.warehouse, "items").to_pylist()}
@@ -67,6 +59,12 @@ def printed(code: str) -> str:
 
 def test_every_example_has_a_test() -> None:
     tested = (
+        "By Spark SQL, the catalogue",
+        "By Polars, the catalogue",
+        "By pandas, the catalogue",
+        "By DuckDB, the catalogue",
+        "since a time (DuckDB",
+        "since a time (Polars",
         "Spark SQL (absolute paths",
         "DuckDB (`INSTALL delta`",
         "pandas:",
@@ -158,6 +156,57 @@ def test_a_users_candidates(duck: duckdb.DuckDBPyConnection, published: Config) 
     rows = duck.execute(here(block("order of retrieval"), published)).fetchall()
     (candidates,) = [row["items"] for row in read_table(published.paths.warehouse, "candidates").to_pylist() if row["user_id"] == USER]
     assert rows == [(place, item["item_id"], item["score"]) for place, item in enumerate(candidates, start=1)]
+
+
+@pytest.fixture
+def sold_out(fresh_published: Config) -> tuple[Config, str]:
+    """A warehouse whose items were all sold out since the night, and the moment before they were."""
+    items = read_table(fresh_published.paths.warehouse, "items")
+    time.sleep(0.05)  # readers go by milliseconds
+    moment = dt.datetime.now(dt.UTC)
+    time.sleep(0.05)
+    gone = items.set_column(items.schema.get_field_index("is_available"), items.schema.field("is_available"), pa.repeat(False, len(items)))
+    write_deltalake(f"{fresh_published.paths.warehouse}/items", gone, mode="overwrite")
+    return fresh_published, moment.isoformat()
+
+
+@pytest.mark.parametrize(
+    "words", ["By Spark SQL, the catalogue", "By Polars, the catalogue", "By pandas, the catalogue", "By DuckDB, the catalogue"]
+)
+def test_the_catalogue_as_it_was(
+    request: pytest.FixtureRequest, duck: duckdb.DuckDBPyConnection, sold_out: tuple[Config, str], words: str
+) -> None:
+    config, moment = sold_out
+    code = here(block(words), config)
+    if "DuckDB" in words:
+        rows = duck.execute(code).fetchall()
+    else:
+        assert "2026-11-28T06:00:00Z" in code
+        code = code.replace("2026-11-28T06:00:00Z", moment)
+        rows = request.getfixturevalue("spark").sql(code).collect() if "Spark" in words else _items_of(code)
+    available = {item_id: is_available for item_id, _, is_available in rows}
+    assert len(available) == 90 and [item_id for item_id in available if not available[item_id]] == [10]
+
+
+def _items_of(code: str) -> list[tuple[Any, ...]]:
+    variables: dict[str, Any] = {}
+    exec(code, variables)
+    items = variables["items"]
+    return list(zip(*(items[name].to_list() for name in ("item_id", "title", "is_available")), strict=True))
+
+
+def test_what_a_user_did_since_a_time_whatever_the_zone_of_the_session(duck: duckdb.DuckDBPyConnection, published: Config) -> None:
+    moment, user = dt.datetime(2026, 2, 10, 6, tzinfo=dt.UTC), "glutton"
+    rows = [row for row in read_table(published.paths.warehouse, "interactions").to_pylist() if row["user_id"] == user]
+    expected = sorted((row["event_ts"], row["item_id"], row["weight"]) for row in rows if row["event_ts"] >= moment)
+    for zone in ("UTC", "Asia/Tokyo"):
+        duck.execute(f"SET TimeZone = '{zone}'")
+        assert duck.execute(here(block("since a time (DuckDB"), published, user)).fetchall() == expected
+    variables: dict[str, Any] = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(here(block("since a time (Polars"), published, user), variables)
+    assert variables["since"].select("event_ts", "item_id", "weight").collect().rows() == expected
+    assert 40 < len(expected) < len(rows)
 
 
 def test_why_rows_were_refused(duck: duckdb.DuckDBPyConnection, tmp_path: Path) -> None:

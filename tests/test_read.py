@@ -1,13 +1,13 @@
 """The published tables are read by engines that are not Spark, and say the same there."""
 
 from collections.abc import Callable
-from importlib.metadata import distribution
 from pathlib import Path
 
 import duckdb
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
@@ -107,22 +107,14 @@ def test_every_table_is_readable_at_protocol_version_one(published: Config, name
     assert read_table(published.paths.warehouse, name).num_rows > 0
 
 
-def test_polars_and_duckdb_read_the_same_rows(published: Config) -> None:
+def test_polars_and_duckdb_read_the_same_rows(published: Config, duck: duckdb.DuckDBPyConnection) -> None:
     path, run_id = where(published, "topk"), published_run(published.paths.warehouse).run_id
     expected = latest_topk(published.paths.warehouse, columns=["user_id", "rank", "item_id"]).to_pylist()
     frame = pl.read_delta(path).filter(pl.col("run_id") == run_id).sort("user_id", "rank").select("user_id", "rank", "item_id")
     assert frame.to_dicts() == expected
-    connection = duckdb.connect()
-    _load_delta(connection)
     query = f"SELECT user_id, rank, item_id FROM delta_scan('{path}') WHERE run_id = ? ORDER BY user_id, rank"
     names = ("user_id", "rank", "item_id")
-    assert [dict(zip(names, row, strict=True)) for row in connection.execute(query, [run_id]).fetchall()] == expected
-
-
-def _load_delta(connection: duckdb.DuckDBPyConnection) -> None:
-    """DuckDB's Delta extension out of its wheel, which needs no download."""
-    files = [file for file in distribution("duckdb-ext-delta").files or [] if file.name == "delta.duckdb_extension"]
-    connection.execute(f"LOAD '{files[0].locate()}'")
+    assert [dict(zip(names, row, strict=True)) for row in duck.execute(query, [run_id]).fetchall()] == expected
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -137,6 +129,26 @@ def test_a_filter_on_any_column_finds_its_rows(published: Config, name: str) -> 
         assert read_table(published.paths.warehouse, name, where=where).num_rows == expected, column.name
         plain = DeltaTable(f"{published.paths.warehouse}/{name}").to_pyarrow_dataset()
         assert plain.to_table(filter=where).num_rows == expected, column.name
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_timestamps_are_instants_in_every_file(published: Config, name: str) -> None:
+    """As INT96, Spark's default, they have no zone, and DuckDB adds its session's."""
+    for file in Path(where(published, name)).rglob("*.parquet"):
+        columns = pq.ParquetFile(file).schema
+        assert not [columns.column(n).path for n in range(len(columns)) if columns.column(n).physical_type == "INT96"]
+
+
+@pytest.mark.parametrize(("name", "column"), [("interactions", "event_ts"), ("items", "first_seen_ts"), ("topk", "generated_at")])
+def test_duckdb_gives_the_same_instants_in_a_session_of_another_zone(
+    published: Config, duck: duckdb.DuckDBPyConnection, name: str, column: str
+) -> None:
+    moments = read_table(published.paths.warehouse, name)[column]
+    expected = pc.min_max(moments.cast(pa.int64())).as_py()
+    for zone in ("UTC", "Asia/Tokyo", "America/New_York"):
+        duck.execute(f"SET TimeZone = '{zone}'")
+        query = f"SELECT min(epoch_us({column})), max(epoch_us({column})) FROM delta_scan('{where(published, name)}')"
+        assert duck.execute(query).fetchone() == (expected["min"], expected["max"]), zone
 
 
 def test_columns_carry_their_comments(published: Config) -> None:

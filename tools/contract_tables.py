@@ -28,16 +28,16 @@ def tables() -> str:
     return "\n".join(_table(spec) for spec in TABLES.values())
 
 
-def put_into(document: str, part: str) -> str:
+def put_into(document: str, part: str, begin: str = BEGIN, end: str = END) -> str:
     """The document with ``part`` between its two markers.
 
     Raises:
         ValueError: a marker is missing.
     """
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end):
-        raise ValueError(f"{DOCUMENT.name} lacks the markers {BEGIN!r} and {END!r}")
+    before, has_begin, rest = document.partition(begin)
+    _, has_end, after = rest.partition(end)
+    if not (has_begin and has_end):
+        raise ValueError(f"the document lacks the markers {begin!r} and {end!r}")
     return f"{before}{begin}\n\n{part}\n{end}{after}"
 
 

@@ -44,7 +44,14 @@ _MOMENT = ParsedType("TIME", _parse_moment, "a time like 2026-11-24T06:00:00Z")
 @click.option("--slots", default=5, show_default=True, type=click.IntRange(1, 1000), help="Items per user.")
 @click.option("--segment", help="Only users of this segment.")
 @click.option("--out", required=True, metavar="FILE|DIR", help="The file, or a folder that gets DIGEST_ID.FORMAT.")
-@click.option("--format", "form", default="jsonl", show_default=True, type=click.Choice(["jsonl", "parquet"]), help="The file's format.")
+@click.option(
+    "--format",
+    "form",
+    default="jsonl",
+    show_default=True,
+    type=click.Choice(["jsonl", "parquet"]),
+    help="The file's format. parquet holds the types of ids and is the one for DuckDB, pandas and the like; jsonl gets FILE.schema.json.",
+)
 @click.option("--shard", default="1/1", show_default=True, type=_SHARD, help="Only the I-th of N parts of the users, for N senders.")
 @click.option("--digest-id", help="The digest's name in the table sent_log.  [default: date, segment, slots and shard]")
 @click.option("--as-of", type=_MOMENT, help="Measure the run's age at this time, for replays.  [default: now]")

@@ -7,5 +7,6 @@ slot_selection   the first items that may be sent, filled up with popular ones
 slot_blocks      slots with titles, and reasons: the item of a user's history that explains a slot
 range_events     interactions sorted into ranges of users
 sent_log         the Delta table of what was sent to whom
-output           the JSON lines or Parquet file
+output           the Parquet file, or JSON lines and their schema
+record_schema    a record in Arrow and in JSON Schema
 """

@@ -87,7 +87,7 @@ def make_digest(
                         sink.write(block.to_output())
             if logged is None:
                 log.append(request.digest_id, day_slice, files, {"run_id": run.run_id})
-            publish_output(request.out)
+            publish_output(request.out, request.form, ids)
         finally:
             draft_path(request.out).unlink(missing_ok=True)
     return result

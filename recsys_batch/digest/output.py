@@ -1,4 +1,4 @@
-"""Writes one record per user to a file that appears when it is complete: JSON lines, or Parquet."""
+"""Writes one record per user to a file that appears when it is complete: Parquet, or JSON lines with their schema beside them."""
 
 import json
 from collections.abc import Iterator
@@ -10,27 +10,13 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from recsys_batch.digest.record_schema import json_schema_path, json_schema_text, output_schema
 from recsys_batch.errors import Busy, UsageError
 from recsys_batch.schemas import IdTypes
-from recsys_batch.storage.atomic import publish
+from recsys_batch.storage.atomic import publish, write_file
 from recsys_batch.storage.file_lock import acquire_flock
 
 OutputFormat = Literal["jsonl", "parquet"]
-
-
-def output_schema(ids: IdTypes) -> pa.Schema:
-    """Build the schema of a digest: user_id, slots, run_id, model_version. ``because_item_id`` is the item that ``reason`` names."""
-    slot = [
-        pa.field("slot", pa.int32(), nullable=False),
-        pa.field("item_id", ids.item_arrow, nullable=False),
-        pa.field("title", pa.string()),
-        pa.field("score", pa.float32()),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("because_item_id", ids.item_arrow),
-    ]
-    columns = {"user_id": ids.user_arrow, "slots": pa.list_(pa.struct(slot)), "run_id": pa.string(), "model_version": pa.string()}
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
 
 
 @dataclass(frozen=True)
@@ -79,8 +65,10 @@ def open_output_file(path: Path, form: OutputFormat, ids: IdTypes, run_id: str, 
         raise UsageError(f"--out {path} cannot be written: {error.strerror or error}") from error
 
 
-def publish_output(path: Path) -> None:
-    """Make the draft the file, on the disk when this returns."""
+def publish_output(path: Path, form: OutputFormat, ids: IdTypes) -> None:
+    """Make the draft the file, on the disk when this returns; JSON lines have their schema beside them before they appear."""
+    if form == "jsonl":
+        write_file(json_schema_path(path), json_schema_text(ids))
     publish(draft_path(path), path)
 
 

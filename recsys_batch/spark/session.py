@@ -19,6 +19,8 @@ _SETTINGS = {
     "spark.python.unix.domain.socket.enabled": "true",
     # Timestamps mean the same on every machine, and in every reader that is not Spark.
     "spark.sql.session.timeZone": "UTC",
+    # Spark's default is INT96, which has no zone: DuckDB takes it for the wall clock of its session, and gives other instants outside UTC.
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
 }
 _DAEMON = "recsys_batch.spark.executors.daemon"
 _LAUNCHER_HOOK = Path(__file__).with_name("launcher.sh")
