@@ -16,7 +16,7 @@ typedef float lanes_anywhere __attribute__((vector_size(32), aligned(4)));
 
 enum { LANES = 8, BLOCK = 4 }; /* a block of hidden units: 4 x 8, which a core's registers hold for two candidates */
 enum { RETRIEVAL, POPULARITY, SIMILARITY, CANDIDATE_SCORE, OUTPUT, N_ROWS };
-#define AHEAD 8 /* candidates whose vectors are fetched before their turn */
+enum { AHEAD = 8, CACHE_LINE = 16 }; /* candidates that are fetched before their turn; floats */
 
 typedef struct {
     int64_t n_users, n_candidates, n_session, dim, n_hidden, n_items;
@@ -112,6 +112,15 @@ static inline __attribute__((always_inline)) int64_t normalise_session(const Wor
     return n;
 }
 
+/* What a candidate will be worked out from; without, each waits for memory three times. */
+static inline __attribute__((always_inline)) void fetch(const Work *w, int64_t code)
+{
+    for (int64_t d = 0; d < w->dim; d += CACHE_LINE)
+        __builtin_prefetch(w->vectors + code * w->dim + d);
+    __builtin_prefetch(w->popularity + code);
+    __builtin_prefetch(w->norms + code);
+}
+
 static inline __attribute__((always_inline)) void score_all(const Work *w)
 {
     const int64_t d = w->dim, h = w->n_hidden, c = w->n_candidates;
@@ -119,8 +128,7 @@ static inline __attribute__((always_inline)) void score_all(const Work *w)
         const float *u = w->users + user * d, *per_user = w->per_user + user * h;
         const int64_t *codes = w->codes + user * c;
         for (int64_t ahead = 0; ahead < AHEAD && ahead < c; ahead++)
-            for (int64_t line = 0; line < d; line += 16)
-                __builtin_prefetch(w->vectors + codes[ahead] * d + line);
+            fetch(w, codes[ahead]);
         const int64_t n_session = normalise_session(w, user);
         for (int64_t row = 0; row < d; row++)
             for (int64_t j = 0; j < h; j += LANES)
@@ -128,8 +136,7 @@ static inline __attribute__((always_inline)) void score_all(const Work *w)
         for (int64_t place = 0; place < c; place += 2) {
             const int64_t second = place + 1 < c ? place + 1 : place;
             for (int64_t ahead = place + AHEAD; ahead < place + AHEAD + 2 && ahead < c; ahead++)
-                for (int64_t line = 0; line < d; line += 16)
-                    __builtin_prefetch(w->vectors + codes[ahead] * d + line);
+                fetch(w, codes[ahead]);
             const float *x0 = w->vectors + codes[place] * d, *x1 = w->vectors + codes[second] * d;
             float f0[N_ROWS], f1[N_ROWS];
             describe(w, user, place, n_session, x0, f0);
