@@ -19,11 +19,13 @@ enum { RETRIEVAL, POPULARITY, SIMILARITY, CANDIDATE_SCORE, OUTPUT, N_ROWS };
 enum { AHEAD = 8, CACHE_LINE = 16 }; /* candidates that are fetched before their turn; floats */
 
 typedef struct {
-    int64_t n_users, n_candidates, n_session, dim, n_hidden, n_items;
-    const float *users, *retrieval, *given, *per_user, *vectors, *popularity, *norms, *product, *item, *rows;
+    int64_t n_users, n_candidates, n_session, n_shared, dim, n_hidden, n_items;
+    const float *users, *shared, *retrieval, *given, *vectors, *popularity, *norms, *user, *product, *item, *shared_rows, *rows;
     const int64_t *codes, *session;
     float retrieval_mean, retrieval_scale, popularity_mean, popularity_scale;
-    float *weights, *session_vectors, *out;
+    /* of the user in hand: the first layer's weights [dim, n_hidden], what its candidates share [n_hidden], its session by lanes [dim, 8] and
+     * what is beyond eight items */
+    float *weights, *per_user, *session_lanes, *session_vectors, *out;
 } Work;
 
 #define load(pointer) (*(const lanes_anywhere *)(pointer))
@@ -35,6 +37,9 @@ static inline __attribute__((always_inline)) float add_lanes(const lanes *sum)
 }
 
 static inline __attribute__((always_inline)) float at_least_tiny(float length) { return length > FLT_MIN ? length : FLT_MIN; }
+
+/* What is no number stays. */
+static inline __attribute__((always_inline)) float larger(float a, float b) { return b > a || b != b ? b : a; }
 
 static inline __attribute__((always_inline)) float dot(const float *a, const float *b, int64_t n)
 {
@@ -48,24 +53,31 @@ static inline __attribute__((always_inline)) float dot(const float *a, const flo
     return add_lanes(&sum) + rest;
 }
 
+/* Finish the largest product with the session's items as the cosine; `f[SIMILARITY]` has the candidate's length. */
+static inline __attribute__((always_inline)) void add_similarity(const Work *w, const lanes *products, const float *x, int64_t n_session, float *f)
+{
+    const float *product = (const float *)products;
+    float best = product[0];
+    for (int lane = 1; lane < LANES; lane++)
+        best = larger(best, product[lane]);
+    for (int64_t s = LANES; s < n_session; s++)
+        best = larger(best, dot(w->session_vectors + (s - LANES) * w->dim, x, w->dim));
+    f[SIMILARITY] = best / f[SIMILARITY];
+}
+
 /* As a macro: a function's value of this type would need the processor's instructions in the base build, too. What is no number stays none. */
 #define at_least_0(a) ((lanes)((masks)(a) & ~((a) < (lanes){0})))
 
-/* One or two candidates' part of a block of `size` x 8 hidden units: its activations times the output's weights are added to `sums`. */
+/* Two candidates' part of a block of `size` x 8 hidden units: its activations times the output's weights are added to `sums`. With
+ * `is_first`, the products with the session's first eight items come along, in the additions' shadow. */
 static inline __attribute__((always_inline)) void add_block(
-    const Work *w, const float *per_user, const float *x0, const float *x1, const float *f0, const float *f1, int64_t first, int size,
+    const Work *w, const float *x0, const float *x1, float *f0, float *f1, int64_t first, int size, int is_first, int64_t n_session,
     lanes *sum0, lanes *sum1)
 {
-    lanes a0[BLOCK], a1[BLOCK];
+    lanes a0[BLOCK], a1[BLOCK], s0 = {0}, s1 = {0};
     const int64_t h = w->n_hidden;
     for (int j = 0; j < size; j++)
-        a0[j] = a1[j] = load(per_user + first + j * LANES);
-    for (int row = RETRIEVAL; row <= CANDIDATE_SCORE; row++)
-        for (int j = 0; j < size; j++) {
-            const lanes weight = load(w->rows + row * h + first + j * LANES);
-            a0[j] += f0[row] * weight;
-            a1[j] += f1[row] * weight;
-        }
+        a0[j] = a1[j] = load(w->per_user + first + j * LANES);
     for (int64_t d = 0; d < w->dim; d++) {
         const float *weights = w->weights + d * h + first;
         for (int j = 0; j < size; j++) {
@@ -73,7 +85,22 @@ static inline __attribute__((always_inline)) void add_block(
             a0[j] += x0[d] * weight;
             a1[j] += x1[d] * weight;
         }
+        if (is_first) {
+            const lanes other = load(w->session_lanes + d * LANES);
+            s0 += x0[d] * other;
+            s1 += x1[d] * other;
+        }
     }
+    if (is_first) {
+        add_similarity(w, &s0, x0, n_session, f0);
+        add_similarity(w, &s1, x1, n_session, f1);
+    }
+    for (int row = RETRIEVAL; row <= CANDIDATE_SCORE; row++)
+        for (int j = 0; j < size; j++) {
+            const lanes weight = load(w->rows + row * h + first + j * LANES);
+            a0[j] += f0[row] * weight;
+            a1[j] += f1[row] * weight;
+        }
     for (int j = 0; j < size; j++) {
         const lanes weight = load(w->rows + OUTPUT * h + first + j * LANES);
         *sum0 += at_least_0(a0[j]) * weight;
@@ -81,23 +108,17 @@ static inline __attribute__((always_inline)) void add_block(
     }
 }
 
-static inline __attribute__((always_inline)) void describe(
-    const Work *w, int64_t user, int64_t candidate, int64_t n_session, const float *x, float *f)
+static inline __attribute__((always_inline)) void describe(const Work *w, int64_t user, int64_t candidate, int64_t n_session, float *f)
 {
     const int64_t place = user * w->n_candidates + candidate, code = w->codes[place];
     f[RETRIEVAL] = (w->retrieval[place] - w->retrieval_mean) / w->retrieval_scale;
     f[POPULARITY] = (w->popularity[code] - w->popularity_mean) / w->popularity_scale;
     f[CANDIDATE_SCORE] = w->given ? w->given[place] : 0.0f;
-    float best = -INFINITY;
-    for (int64_t s = 0; s < n_session; s++) {
-        const float product = dot(w->session_vectors + s * w->dim, x, w->dim);
-        best = product > best || product != product ? product : best;
-    }
-    f[SIMILARITY] = n_session ? best / at_least_tiny(w->norms[code]) : 0.0f;
+    f[SIMILARITY] = n_session ? at_least_tiny(w->norms[code]) : 0.0f; /* what the product is divided by, once that is there */
 }
 
-/* The session's vectors at length 1, one after the other; how many there are. Lengths are divided by one after the other: the product of two
- * may be out of a float's range where neither of them is. */
+/* Have the session of a user ready at length 1; how many items it has. Lengths are divided by one after the other: the product of two may be
+ * out of a float's range where neither of them is. */
 static inline __attribute__((always_inline)) int64_t normalise_session(const Work *w, int64_t user)
 {
     int64_t n = 0;
@@ -105,11 +126,36 @@ static inline __attribute__((always_inline)) int64_t normalise_session(const Wor
         const int64_t code = w->session[user * w->n_session + s];
         if (code < 0 || !(w->norms[code] > 0))
             continue;
+        const float *vector = w->vectors + code * w->dim, norm = at_least_tiny(w->norms[code]);
         for (int64_t d = 0; d < w->dim; d++)
-            w->session_vectors[n * w->dim + d] = w->vectors[code * w->dim + d] / at_least_tiny(w->norms[code]);
+            if (n >= LANES)
+                w->session_vectors[(n - LANES) * w->dim + d] = vector[d] / norm;
+            else
+                /* the first one stands for those that are missing, which changes no maximum */
+                for (int64_t lane = n; lane < (n ? n + 1 : LANES); lane++)
+                    w->session_lanes[d * LANES + lane] = vector[d] / norm;
         n++;
     }
     return n;
+}
+
+/* The first layer's weights of a user's candidates, and what these share in it. */
+static inline __attribute__((always_inline)) void prepare_user(const Work *w, int64_t user, int64_t n_session)
+{
+    const int64_t d = w->dim, h = w->n_hidden;
+    const float *u = w->users + user * d, *shared = w->shared + user * w->n_shared;
+    for (int64_t j = 0; j < h; j += LANES) {
+        lanes sum = load(w->shared_rows + j); /* the bias */
+        for (int64_t row = 0; row < d; row++) {
+            sum += u[row] * load(w->user + row * h + j);
+            *(lanes_anywhere *)(w->weights + row * h + j) = load(w->item + row * h + j) + u[row] * load(w->product + row * h + j);
+        }
+        for (int64_t row = 0; row < w->n_shared; row++)
+            sum += shared[row] * load(w->shared_rows + (2 + row) * h + j);
+        if (n_session)
+            sum += load(w->shared_rows + h + j);
+        *(lanes_anywhere *)(w->per_user + j) = sum;
+    }
 }
 
 /* What a candidate will be worked out from; without, each waits for memory three times. */
@@ -125,28 +171,32 @@ static inline __attribute__((always_inline)) void score_all(const Work *w)
 {
     const int64_t d = w->dim, h = w->n_hidden, c = w->n_candidates;
     for (int64_t user = 0; user < w->n_users; user++) {
-        const float *u = w->users + user * d, *per_user = w->per_user + user * h;
         const int64_t *codes = w->codes + user * c;
         for (int64_t ahead = 0; ahead < AHEAD && ahead < c; ahead++)
             fetch(w, codes[ahead]);
         const int64_t n_session = normalise_session(w, user);
-        for (int64_t row = 0; row < d; row++)
-            for (int64_t j = 0; j < h; j += LANES)
-                *(lanes_anywhere *)(w->weights + row * h + j) = load(w->item + row * h + j) + u[row] * load(w->product + row * h + j);
+        prepare_user(w, user, n_session);
         for (int64_t place = 0; place < c; place += 2) {
             const int64_t second = place + 1 < c ? place + 1 : place;
             for (int64_t ahead = place + AHEAD; ahead < place + AHEAD + 2 && ahead < c; ahead++)
                 fetch(w, codes[ahead]);
             const float *x0 = w->vectors + codes[place] * d, *x1 = w->vectors + codes[second] * d;
             float f0[N_ROWS], f1[N_ROWS];
-            describe(w, user, place, n_session, x0, f0);
-            describe(w, user, second, n_session, x1, f1);
+            describe(w, user, place, n_session, f0);
+            describe(w, user, second, n_session, f1);
             lanes sum0 = {0}, sum1 = {0};
             int64_t first = 0;
+            if (n_session && h >= BLOCK * LANES) {
+                add_block(w, x0, x1, f0, f1, 0, BLOCK, 1, n_session, &sum0, &sum1);
+                first = BLOCK * LANES;
+            } else if (n_session) {
+                add_block(w, x0, x1, f0, f1, 0, 1, 1, n_session, &sum0, &sum1);
+                first = LANES;
+            }
             for (; first + BLOCK * LANES <= h; first += BLOCK * LANES)
-                add_block(w, per_user, x0, x1, f0, f1, first, BLOCK, &sum0, &sum1);
+                add_block(w, x0, x1, f0, f1, first, BLOCK, 0, n_session, &sum0, &sum1);
             for (; first < h; first += LANES)
-                add_block(w, per_user, x0, x1, f0, f1, first, 1, &sum0, &sum1);
+                add_block(w, x0, x1, f0, f1, first, 1, 0, n_session, &sum0, &sum1);
             w->out[user * c + place] = add_lanes(&sum0) + f0[RETRIEVAL];
             w->out[user * c + second] = add_lanes(&sum1) + f1[RETRIEVAL];
         }
@@ -168,32 +218,34 @@ static int are_places(const int64_t *codes, int64_t n, int64_t least, int64_t n_
 
 static PyObject *score(PyObject *module, PyObject *arguments)
 {
-    Py_buffer users, codes, retrieval, given, session, per_user, vectors, popularity, norms, product, item, rows, scratch, out;
+    Py_buffer users, shared, codes, retrieval, given, session, vectors, popularity, norms, user, product, item, shared_rows, rows, scratch, out;
     Work w = {0};
     if (!PyArg_ParseTuple(
-            arguments, "LLLLLy*y*y*z*y*y*y*y*y*y*y*y*ffffw*w*", &w.n_users, &w.n_candidates, &w.n_session, &w.dim, &w.n_hidden, &users,
-            &codes, &retrieval, &given, &session, &per_user, &vectors, &popularity, &norms, &product, &item, &rows, &w.retrieval_mean,
-            &w.retrieval_scale, &w.popularity_mean, &w.popularity_scale, &scratch, &out))
+            arguments, "LLLLLLy*y*y*y*z*y*y*y*y*y*y*y*y*y*ffffw*w*", &w.n_users, &w.n_candidates, &w.n_session, &w.n_shared, &w.dim,
+            &w.n_hidden, &users, &shared, &codes, &retrieval, &given, &session, &vectors, &popularity, &norms, &user, &product, &item,
+            &shared_rows, &rows, &w.retrieval_mean, &w.retrieval_scale, &w.popularity_mean, &w.popularity_scale, &scratch, &out))
         return NULL;
-    const Py_ssize_t f = sizeof(float), pairs = w.n_users * w.n_candidates;
+    const Py_ssize_t f = sizeof(float), pairs = w.n_users * w.n_candidates, matrix = w.dim * w.n_hidden * f;
+    const Py_ssize_t n_beyond = w.n_session > LANES ? w.n_session - LANES : 0;
     w.n_items = w.dim > 0 ? vectors.len / (w.dim * f) : 0;
     const char *fault = NULL;
-    if (w.dim < 1 || w.n_hidden < LANES || w.n_hidden % LANES || w.n_users < 0 || w.n_candidates < 0 || w.n_session < 0)
+    if (w.dim < 1 || w.n_hidden < LANES || w.n_hidden % LANES || w.n_users < 0 || w.n_candidates < 0 || w.n_session < 0 || w.n_shared < 0)
         fault = "sizes are not those of a ranker: dimensions at least 1, hidden units a multiple of 8";
     else if (
-        users.len != w.n_users * w.dim * f || codes.len != pairs * 8 || retrieval.len != pairs * f || (given.buf && given.len != pairs * f) ||
-        session.len != w.n_users * w.n_session * 8 || per_user.len != w.n_users * w.n_hidden * f || vectors.len != w.n_items * w.dim * f ||
-        popularity.len != w.n_items * f || norms.len != w.n_items * f || product.len != w.dim * w.n_hidden * f ||
-        item.len != w.dim * w.n_hidden * f || rows.len != N_ROWS * w.n_hidden * f || scratch.len < w.dim * (w.n_hidden + w.n_session) * f ||
-        out.len != pairs * f)
+        users.len != w.n_users * w.dim * f || shared.len != w.n_users * w.n_shared * f || codes.len != pairs * 8 ||
+        retrieval.len != pairs * f || (given.buf && given.len != pairs * f) || session.len != w.n_users * w.n_session * 8 ||
+        vectors.len != w.n_items * w.dim * f || popularity.len != w.n_items * f || norms.len != w.n_items * f || user.len != matrix ||
+        product.len != matrix || item.len != matrix || shared_rows.len != (2 + w.n_shared) * w.n_hidden * f ||
+        rows.len != N_ROWS * w.n_hidden * f || scratch.len < matrix + (w.n_hidden + (LANES + n_beyond) * w.dim) * f || out.len != pairs * f)
         fault = "an array has another length than the sizes say";
     else if (!are_places(codes.buf, pairs, 0, w.n_items) || !are_places(session.buf, w.n_users * w.n_session, -1, w.n_items))
         fault = "a code is no place in the catalogue";
     if (fault == NULL) {
-        w.users = users.buf, w.codes = codes.buf, w.retrieval = retrieval.buf, w.given = given.buf, w.session = session.buf;
-        w.per_user = per_user.buf, w.vectors = vectors.buf, w.popularity = popularity.buf, w.norms = norms.buf;
-        w.product = product.buf, w.item = item.buf, w.rows = rows.buf, w.weights = scratch.buf, w.session_vectors = w.weights + w.dim * w.n_hidden;
-        w.out = out.buf;
+        w.users = users.buf, w.shared = shared.buf, w.codes = codes.buf, w.retrieval = retrieval.buf, w.given = given.buf;
+        w.session = session.buf, w.vectors = vectors.buf, w.popularity = popularity.buf, w.norms = norms.buf;
+        w.user = user.buf, w.product = product.buf, w.item = item.buf, w.shared_rows = shared_rows.buf, w.rows = rows.buf, w.out = out.buf;
+        w.weights = scratch.buf, w.per_user = w.weights + w.dim * w.n_hidden, w.session_lanes = w.per_user + w.n_hidden;
+        w.session_vectors = w.session_lanes + LANES * w.dim;
 #if defined(__x86_64__)
         if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
             score_all_avx2(&w);
@@ -201,7 +253,8 @@ static PyObject *score(PyObject *module, PyObject *arguments)
 #endif
             score_all_anywhere(&w);
     }
-    Py_buffer *all[] = {&users, &codes, &retrieval, &given, &session, &per_user, &vectors, &popularity, &norms, &product, &item, &rows, &scratch, &out};
+    Py_buffer *all[] = {&users, &shared, &codes, &retrieval, &given, &session, &vectors, &popularity,
+                        &norms, &user, &product, &item, &shared_rows, &rows, &scratch, &out};
     for (size_t i = 0; i < sizeof(all) / sizeof(*all); i++)
         PyBuffer_Release(all[i]);
     if (fault != NULL) {

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from recsys_batch.ranking.features import CANDIDATE_SCORE, PAIR_FEATURES, SESSION_COLUMN, Context, FeatureSpec, encode_context
-from recsys_batch.ranking.numpy_ranker import N_EVENTS_COLUMN, NumpyRanker, multiply_each
+from recsys_batch.ranking.numpy_ranker import N_EVENTS_COLUMN, NumpyRanker
 
 try:
     from recsys_batch.ranking import _score_pairs
@@ -35,17 +35,20 @@ class CompiledRanker(NumpyRanker):
 
     def __init__(self, weights: Mapping[str, np.ndarray], spec: FeatureSpec) -> None:
         super().__init__(weights, spec)
-        d, n_hidden = weights["item"].shape
+        n_hidden = weights["item"].shape[1]
         self._n_hidden = -(-n_hidden // _LANES) * _LANES  # further units have no weights, and so no effect
-        padded = {name: _pad(weights[name], self._n_hidden) for name in ("user", "item", "product", "features")}
-        self._padded_user, self._padded_item, self._padded_product = padded["user"], padded["item"], padded["product"]
-        self._padded_features, self._padded_bias = padded["features"], _pad(weights["bias"][None], self._n_hidden)[0]
-        nothing = np.zeros(self._n_hidden, np.float32)
-        by_name = dict(zip(spec.names, self._padded_features, strict=True))
-        rows = [by_name[PAIR_FEATURES[_RETRIEVAL]], by_name[PAIR_FEATURES[_POPULARITY]], by_name[spec.names[SESSION_COLUMN + 1]]]
-        rows += [by_name.get(CANDIDATE_SCORE, nothing), _pad(weights["output"].T, self._n_hidden)[0]]
-        self._rows = np.ascontiguousarray(np.stack(rows), np.float32)
-        self._scratch = np.empty((self._n_hidden + _SESSION_ITEMS) * d, np.float32)
+        self._padded_user, self._padded_product, self._padded_item = (
+            _pad(weights[name], self._n_hidden) for name in ("user", "product", "item")
+        )
+        bias, output = _pad(weights["bias"][None], self._n_hidden)[0], _pad(weights["output"].T, self._n_hidden)[0]
+        by_name = dict(zip(spec.names, _pad(weights["features"], self._n_hidden), strict=True))
+        has_session, similarity = spec.names[SESSION_COLUMN : SESSION_COLUMN + 2]
+        self._shared_names = [name for name in spec.names[N_EVENTS_COLUMN:] if name not in (has_session, similarity, CANDIDATE_SCORE)]
+        self._shared_rows = np.stack([bias, by_name[has_session], *(by_name[name] for name in self._shared_names)])
+        names = (PAIR_FEATURES[_RETRIEVAL], PAIR_FEATURES[_POPULARITY], similarity, CANDIDATE_SCORE)
+        self._rows = np.stack([*(by_name.get(name, np.zeros_like(bias)) for name in names), output])
+        self._shared_columns = [spec.names.index(name) - len(PAIR_FEATURES) for name in self._shared_names[1:]]
+        self._scratch = np.empty(self._scratch_size(_SESSION_ITEMS), np.float32)
 
     def score_codes(
         self,
@@ -73,53 +76,49 @@ class CompiledRanker(NumpyRanker):
         """
         (b, c), spec = codes.shape, self._spec
         scores = np.empty((b, c), np.float32)
+        n_session = session.shape[1]
         _score_pairs.score(
             b,
             c,
-            session.shape[1],
+            n_session,
+            len(self._shared_names),
             users.shape[1],
             self._n_hidden,
             users,
+            self._describe_users(n_events, context),
             codes,
             retrieval,
             candidate_score,
             session,
-            self._per_user(users, n_events, session, context, norms),
             vectors,
             log_popularity,
             norms,
+            self._padded_user,
             self._padded_product,
             self._padded_item,
+            self._shared_rows,
             self._rows,
             spec.mean[_RETRIEVAL],
             spec.scale[_RETRIEVAL],
             spec.mean[_POPULARITY],
             spec.scale[_POPULARITY],
-            self._scratch_for(session.shape[1]),
+            self._scratch if n_session <= _SESSION_ITEMS else np.empty(self._scratch_size(n_session), np.float32),
             scores,
         )
         return scores
 
-    def _scratch_for(self, n_session: int) -> np.ndarray:
-        """Find room for the first layer's weights of a user and the session's vectors."""
-        d = len(self._padded_item)
-        return self._scratch if n_session <= _SESSION_ITEMS else np.empty((self._n_hidden + n_session) * d, np.float32)
-
-    def _per_user(
-        self, users: np.ndarray, n_events: np.ndarray, session: np.ndarray, context: Context | None, norms: np.ndarray
-    ) -> np.ndarray:
-        """Add up what all candidates of a user share in the first layer: float32 [B, h]."""
-        per_user = multiply_each(users, self._padded_user)
-        per_user += self._padded_bias
-        mean, scale = self._spec.mean[N_EVENTS_COLUMN], self._spec.scale[N_EVENTS_COLUMN]
-        activity = ((np.log1p(n_events) - mean) / scale).astype(np.float32)
-        per_user += activity[:, None] * self._padded_features[N_EVENTS_COLUMN]
+    def _describe_users(self, n_events: np.ndarray, context: Context | None) -> np.ndarray:
+        """Encode what all candidates of a user share, but for whether there is a session: float32 [B, n_shared]."""
+        described = np.zeros((len(n_events), len(self._shared_names)), np.float32)
+        described[:, 0] = (np.log1p(n_events) - self._spec.mean[N_EVENTS_COLUMN]) / self._spec.scale[N_EVENTS_COLUMN]
         if context is not None:
-            shared = encode_context(context, self._spec)
-            if session.shape[1]:
-                shared[:, SESSION_COLUMN - len(PAIR_FEATURES)] = ((session >= 0) & (norms.take(session) > 0)).any(axis=1)
-            per_user += multiply_each(shared, self._padded_features[len(PAIR_FEATURES) :])
-        return per_user
+            described[:, 1:] = encode_context(context, self._spec)[:, self._shared_columns]
+        return described
+
+    def _scratch_size(self, n_session: int) -> int:
+        """Count the floats of a user's first layer and session."""
+        d = len(self._padded_item)
+        return (d + 1) * self._n_hidden + max(n_session, _LANES) * d
 
 
 def _pad(rows: np.ndarray, n_columns: int) -> np.ndarray:
