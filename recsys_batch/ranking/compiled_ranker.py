@@ -36,7 +36,7 @@ class CompiledRanker(NumpyRanker):
     def __init__(self, weights: Mapping[str, np.ndarray], spec: FeatureSpec) -> None:
         super().__init__(weights, spec)
         n_hidden = weights["item"].shape[1]
-        self._n_hidden = -(-n_hidden // _LANES) * _LANES  # further units have no weights, and so no effect
+        self._n_hidden: int = -(-n_hidden // _LANES) * _LANES  # further units have no weights, and so no effect
         self._padded_user, self._padded_product, self._padded_item = (
             _pad(weights[name], self._n_hidden) for name in ("user", "product", "item")
         )
