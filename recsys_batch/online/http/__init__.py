@@ -2,6 +2,7 @@
 
 - listener: the socket of a worker, and its end
 - connection: HTTP/1.1 on one connection: requests and answers in order, each within times and bounds
+- connection_bounds: what the connections of a worker share: how many, and how long each may take
 - headers: header fields and the target of a request
 - response_head: status line and header fields of an answer
 - app: the application: admission, tokens, errors as statuses

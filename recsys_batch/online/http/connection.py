@@ -8,21 +8,19 @@ import asyncio
 import logging
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import httptools
 
 from recsys_batch.online.http.app import CLIENT_GONE_STATUS, App, Call
+from recsys_batch.online.http.connection_bounds import ConnectionBounds, OnRefusal
 from recsys_batch.online.http.headers import Headers
 from recsys_batch.online.http.response_head import encode_head
 from recsys_batch.online.http.router import ClientGone, HttpError, Response
-from recsys_batch.online.serving.unfinished_reads import UnfinishedRead, UnfinishedReads
+from recsys_batch.online.serving.unfinished_reads import UnfinishedRead
 
 MAX_HEAD_BYTES = 65_536
 """Of a request's target and header fields together."""
-MAX_UNFINISHED, MAX_UNFINISHED_BYTES = 1024, 64 * 2**20
-"""Bodies of one worker that are being read; one counts with the length that it announces, or else with what has come."""
 _MAX_SKIPPED_BYTES = 65_536
 """Of a refused request's body: what is longer is not read, and the connection closed."""
 _CHUNK_OVERHEAD = 8
@@ -31,31 +29,6 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE, _KEEP_ALIVE = b"connection: close\r\n", b"connection: keep-alive\r\n"
 
 logger = logging.getLogger("recsys_batch.online")
-
-
-@dataclass(slots=True, eq=False)
-class ConnectionBounds:
-    """Bounds that the connections of one worker share.
-
-    Attributes:
-        seconds: that a head may take, an idle connection's next one too; that a body may, from its request's arrival; and that a client
-            may read nothing of an answer.
-        is_ending: whether each connection is closed after the answer that it waits for.
-    """
-
-    seconds: float
-    max_connections: int
-    connections: set["HttpConnection"] = field(default_factory=set)
-    is_ending: bool = False
-    heads: UnfinishedReads = field(init=False)
-    bodies: UnfinishedReads = field(init=False)
-    departures: UnfinishedReads = field(init=False)
-
-    def __post_init__(self) -> None:
-        everybody = self.max_connections + MAX_UNFINISHED
-        self.heads = UnfinishedReads("head", self.seconds, everybody, 1)
-        self.bodies = UnfinishedReads("body", self.seconds, MAX_UNFINISHED, MAX_UNFINISHED_BYTES)
-        self.departures = UnfinishedReads("end of the connection", self.seconds, everybody, 1)
 
 
 class HttpConnection(asyncio.Protocol):
@@ -78,9 +51,9 @@ class HttpConnection(asyncio.Protocol):
         self._is_deaf = False  # what still comes is of no matter
         self._has_ended = False  # the client sends no more
         self._left: asyncio.Future[None] | None = None
-        self._head_read = UnfinishedRead(0.0, 0, _Refusal(self._close))
+        self._head_read = UnfinishedRead(0.0, 0, OnRefusal(self._close))
         self._body_read: UnfinishedRead | None = None
-        self._departure = UnfinishedRead(0.0, 0, _Refusal(self._abort))
+        self._departure = UnfinishedRead(0.0, 0, OnRefusal(self._abort))
 
     # What the transport says.
 
@@ -301,7 +274,7 @@ class HttpConnection(asyncio.Protocol):
             call.refuse(HttpError(400, "the body's chunks are too small, or its trailers too long"))
             self._end_early()
         elif self._body_read is None:
-            self._body_read = UnfinishedRead(call.arrived, call.length or self._n_body_bytes, _Refusal(self._refuse_body))
+            self._body_read = UnfinishedRead(call.arrived, call.length or self._n_body_bytes, OnRefusal(self._refuse_body))
             self._bounds.bodies.add(self._body_read)
         elif call.length is None:
             self._bounds.bodies.grow(self._body_read, self._n_body_bytes - self._body_read.n_bytes)
@@ -381,13 +354,6 @@ class HttpConnection(asyncio.Protocol):
         if self._left is None or self._left.done():
             self._left = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._left)
-
-
-@dataclass(slots=True)
-class _Refusal:
-    """What is done where a bound refuses something, as ``UnfinishedReads`` calls it."""
-
-    cancel: Any
 
 
 _HEAD_TOO_LONG = HttpError(431, f"the request's target and headers have more than {MAX_HEAD_BYTES} bytes")

@@ -5,7 +5,8 @@ import socket
 import ssl
 
 from recsys_batch.online.http.app import App
-from recsys_batch.online.http.connection import ConnectionBounds, HttpConnection
+from recsys_batch.online.http.connection import HttpConnection
+from recsys_batch.online.http.connection_bounds import ConnectionBounds
 
 _BACKLOG = 2048
 _ENDING_LOOK_SECONDS = 0.02

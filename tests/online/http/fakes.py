@@ -8,7 +8,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from recsys_batch.online.http.app import App
-from recsys_batch.online.http.connection import ConnectionBounds, HttpConnection
+from recsys_batch.online.http.connection import HttpConnection
+from recsys_batch.online.http.connection_bounds import ConnectionBounds
 from recsys_batch.online.http.headers import Headers
 from recsys_batch.online.http.router import Response
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from recsys_batch.online import metrics
 from recsys_batch.online.http.app import App
-from recsys_batch.online.http.connection import MAX_HEAD_BYTES, ConnectionBounds
+from recsys_batch.online.http.connection import MAX_HEAD_BYTES
+from recsys_batch.online.http.connection_bounds import ConnectionBounds
 from recsys_batch.online.http.router import Request, Response, Route, Router, json_response
 from recsys_batch.online.serving.admission import Admission
 from tests.online.http.fakes import Client, in_event_loop, settle

@@ -13,7 +13,7 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.online.api.decode import decode_feedback, decode_rank_batch, decode_rank_request
 from recsys_batch.online.api.messages import BadRequest, Bounds
 from recsys_batch.online.http.app import App
-from recsys_batch.online.http.connection import ConnectionBounds
+from recsys_batch.online.http.connection_bounds import ConnectionBounds
 from recsys_batch.online.http.endpoints import Endpoints
 from recsys_batch.online.http.openapi import build_openapi
 from recsys_batch.online.http.router import Route, Router
