@@ -49,7 +49,7 @@ def make_calls(snapshot: Snapshot, n: int, seed: int = 0) -> list[ScoringCall]:
 
 def _call(ranker: OnnxRanker, snapshot: Snapshot, pairs: list[RankerInput]) -> ScoringCall:
     block = prepare_block(snapshot, pairs)
-    return ScoringCall(block.users, block.items, block.features, ranker.score(block.users, block.items, block.features))
+    return ScoringCall(block.users, block.vectors, block.features, ranker.score(block.users, block.vectors, block.features))
 
 
 def largest_difference(scores: np.ndarray, expected: np.ndarray) -> float:
