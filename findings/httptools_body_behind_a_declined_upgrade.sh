@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# httptools 0.9.0: a request that asks for an upgrade is complete before its body, which then reads as the next request.
+# httptools 0.9.0: a request that asks for an upgrade is complete before its body, which on_body never gets.
 #
 # A client that can speak HTTP/2 asks each server that it does not know yet for `Upgrade: h2c`, also with a POST: Java's own HttpClient does.
 # A server may just go on in HTTP/1.1 (RFC 9110, 7.8). httptools calls on_message_complete at the end of the head, never on_body, and raises
