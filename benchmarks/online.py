@@ -8,8 +8,8 @@ A ratio is the median over rounds of the ratio within a round; against peers it 
 
 What is unfair, and to whom:
 - To ours: a request has a context with a session of three items, and rules, metrics and the log are on; peers take a user id alone.
-- To whom is fast: wrk takes some 20 us of a core per request of any server (load_cpu_us), 6 to 9 % of what ours takes, 10 % of
-  what Triton does and 1 to 6 % of what TorchServe does, on cores that the server needs as well; the open loop's client takes more.
+- To whom is fast: wrk takes 20 to 60 us of a core per request of any server (load_cpu_us), 8 to 10 % of what ours takes, 10 % of
+  what Triton does and 2 to 6 % of what TorchServe does, on cores that the server needs as well; the open loop's client takes more.
 - To ours: TorchServe and Triton have their frontends' threads (Netty, Triton's HTTP) beside the two that score; ours has both in a worker.
 - To pytriton: it calls both instances from one Python process, which take turns for the interpreter's lock. Triton's own Python backend has
   a process for each and answers several times as many: that is the peer triton; pytriton is there to compare with older figures.
