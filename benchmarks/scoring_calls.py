@@ -48,7 +48,7 @@ def make_calls(snapshot: Snapshot, n: int, seed: int = 0) -> list[ScoringCall]:
 
 
 def _call(ranker: OnnxRanker, snapshot: Snapshot, pairs: list[RankerInput]) -> ScoringCall:
-    block = prepare_block(snapshot, pairs)
+    block = prepare_block(snapshot, pairs, is_gathered=True)
     return ScoringCall(block.users, block.vectors, block.features, ranker.score(block.users, block.vectors, block.features))
 
 

@@ -43,7 +43,7 @@ class NumpyRanker:
     def score(self, user_embeddings: np.ndarray, item_embeddings: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Score candidates: float32 [B, C] from float32 [B, d], [B, C, d], [B, C, F]."""
         with _quiet():
-            per_user = multiply_each(user_embeddings, self._user) + self._bias
+            per_user = _multiply_each(user_embeddings, self._user) + self._bias
             hidden = self._first_layer(user_embeddings, item_embeddings, features @ self._features, per_user)
             scores: np.ndarray = np.maximum(hidden, np.float32(0), out=hidden) @ self._output[:, 0]
             scores += features[..., 0]
@@ -61,7 +61,7 @@ class NumpyRanker:
             user_embeddings: float32 [B, d]. item_embeddings: float32 [B, C, d].
             pair: scaled by the ranker's spec. context: None for the neutral one.
         """
-        per_user = multiply_each(user_embeddings, self._user)
+        per_user = _multiply_each(user_embeddings, self._user)
         per_user += self._bias
         per_user += pair.log_n_events[:, None] * self._features[N_EVENTS_COLUMN]
         columns, rows = [pair.retrieval_score, pair.log_popularity], [0, 1]
@@ -73,7 +73,7 @@ class NumpyRanker:
                 similarity = context.session_similarity
                 columns.append(similarity if has_session.all() else np.where(has_session[:, None], similarity, np.float32(0)))
                 rows.append(SESSION_COLUMN + 1)
-            per_user += multiply_each(shared, self._features[len(PAIR_FEATURES) :])
+            per_user += _multiply_each(shared, self._features[len(PAIR_FEATURES) :])
         if pair.candidate_score is not None:
             columns.append(pair.candidate_score)
             rows.append(self._spec.names.index(CANDIDATE_SCORE))
@@ -98,7 +98,7 @@ class NumpyRanker:
         return hidden
 
 
-def multiply_each(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def _multiply_each(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Multiply each row of float32 [B, n] with float32 [n, h] by itself: float32 [B, h], a row's bits do not depend on the others."""
     return np.asarray(np.matmul(rows[:, None], matrix)[:, 0])
 

@@ -67,7 +67,7 @@ async def _rank_block(
     began = time.perf_counter()
     deadline = min((pair.query.deadline for pair in pairs if pair.query.deadline is not None), default=None)
     try:
-        block = prepare_block(snapshot, pairs)
+        block = prepare_block(snapshot, pairs, is_gathered=True)
         asked = time.perf_counter()
         scores = await client.score(snapshot.model_version, block.users, block.vectors, block.features, deadline)
         return select_from_block(snapshot, pairs, block, scores, time.perf_counter() - asked, explorer)

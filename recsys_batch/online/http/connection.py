@@ -32,7 +32,7 @@ logger = logging.getLogger("recsys_batch.online")
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection of a client: requests are answered one after the other, those that come before their turn wait."""
+    """Reads the requests of one connection and writes their answers, one after the other; those that come before their turn wait."""
 
     def __init__(self, app: App, bounds: ConnectionBounds) -> None:
         self._app, self._bounds = app, bounds

@@ -1,4 +1,4 @@
-"""What the connections of a worker share: how many there may be, and how long each may take. Used by connection.py and listener.py."""
+"""Bounds that the connections of a worker share: on their number, and on how long each takes. Used by connection.py and listener.py."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ class ConnectionBounds:
 
 @dataclass(slots=True)
 class OnRefusal:
-    """What is done where ``UnfinishedReads`` refuses something."""
+    """Calls back where ``UnfinishedReads`` refuses something."""
 
     cancel: Callable[[], None]

@@ -29,6 +29,7 @@ from recsys_batch.online.ranking.scoring_block import RankerInput, prepare_block
 from recsys_batch.online.ranking.selection import candidate_mask, select_allowed
 from recsys_batch.online.snapshot.reader import Snapshot
 from recsys_batch.online.snapshot.user_record import UserRecord
+from recsys_batch.ranking.compiled_ranker import CompiledRanker
 
 
 def rank(
@@ -180,9 +181,10 @@ class _NotFinite(Exception):
 def _score_batch(snapshot: Snapshot, pairs: list[RankerInput], explorer: Explorer | None) -> list[RankResult]:
     """Rank queries with equally many candidates in one run of the model."""
     assert snapshot.ranker is not None
-    block = prepare_block(snapshot, pairs)
+    is_listed = pairs[0].listed is not None
+    block = prepare_block(snapshot, pairs, is_gathered=not is_listed and not isinstance(snapshot.ranker, CompiledRanker))
     began = time.perf_counter()
-    scores = block.score(snapshot.ranker) if pairs[0].listed is None else score_listed(snapshot, pairs, block)
+    scores = score_listed(snapshot, pairs, block) if is_listed else block.score(snapshot.ranker)
     if not np.isfinite(scores).all():
         raise _NotFinite
     return select_from_block(snapshot, pairs, block, scores, time.perf_counter() - began, explorer)

@@ -35,7 +35,7 @@ def score_listed(snapshot: Snapshot, pairs: Sequence[RankerInput], block: Scorin
     for row in np.flatnonzero((own_places >= 0).any(axis=1)).tolist():
         by_length.setdefault(len(_own_list(pairs[row]).record.codes), []).append(row)
     for rows in by_length.values():
-        own = prepare_block(snapshot, [_own_list(pairs[row]) for row in rows])
+        own = prepare_block(snapshot, [_own_list(pairs[row]) for row in rows], is_gathered=True)
         for row, own_scores in zip(rows, own.score(snapshot.ranker), strict=True):
             is_own = own_places[row] >= 0
             scores[row, is_own] = own_scores[own_places[row, is_own]]

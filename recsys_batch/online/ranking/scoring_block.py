@@ -84,7 +84,7 @@ class ScoringBlock:
 
     @cached_property
     def context(self) -> Context | None:
-        """What is known of the requests, with the session's similarity; None for the neutral context."""
+        """Context of the requests, with the session's similarity; None for the neutral one."""
         context = build_context(self.queries, self.sessions)
         if context is None or not any(self.sessions):
             return context
@@ -129,8 +129,12 @@ class ScoringBlock:
         )
 
 
-def prepare_block(snapshot: Snapshot, pairs: Sequence[RankerInput]) -> ScoringBlock:
-    """Prepare the model's input for queries with equally many candidates."""
+def prepare_block(snapshot: Snapshot, pairs: Sequence[RankerInput], *, is_gathered: bool) -> ScoringBlock:
+    """Prepare the model's input for queries with equally many candidates.
+
+    Args:
+        is_gathered: whether vectors, features of pairs and context are made here, and their time counted as the features'.
+    """
     began = time.perf_counter()
     records = [pair.record for pair in pairs]
     users = np.concatenate([record.embedding for record in records if record.embedding is not None]).reshape(len(pairs), -1)
@@ -146,6 +150,8 @@ def prepare_block(snapshot: Snapshot, pairs: Sequence[RankerInput]) -> ScoringBl
         retrieval=np.concatenate([record.retrieval for record in records], dtype=np.float32).reshape(codes.shape),
         candidate_score=_candidate_scores(pairs) if CANDIDATE_SCORE in snapshot.features.names else None,
     )
+    if is_gathered:
+        _ = block.vectors, block.pair, block.context
     block.seconds = time.perf_counter() - began
     return block
 

@@ -61,7 +61,7 @@ _MAX_CONNECTIONS, _SPARE_DESCRIPTORS = 4096, 256
 
 
 class Worker:
-    """One worker process: the application, and tasks beside it that follow CURRENT and ROUTES.json and report metrics."""
+    """Runs one worker process: the application, and tasks beside it that follow CURRENT and ROUTES.json and report metrics."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
@@ -183,7 +183,7 @@ def bound_connections(max_waiting: int) -> int:
     return max(min(_MAX_CONNECTIONS, room), 4 * max_waiting, 64)
 
 
-def main() -> None:
+def worker_main() -> None:
     """Run the process that ``serve`` starts."""
     logs.configure(os.environ.get("RECSYS_BATCH_LOG_FORMAT", "text"))
     settings = settings_from_environment()
@@ -204,4 +204,4 @@ async def _run_worker(settings: ServerSettings) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    worker_main()
