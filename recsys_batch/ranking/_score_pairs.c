@@ -14,7 +14,7 @@ typedef float lanes __attribute__((vector_size(32)));
 typedef int32_t masks __attribute__((vector_size(32)));
 typedef float lanes_anywhere __attribute__((vector_size(32), aligned(4)));
 
-enum { LANES = 8, BLOCK = 4 }; /* a block of hidden units: 4 x 8, which a core's registers hold for two candidates */
+enum { LANES = 8, BLOCK = 4, GROUP = 4 }; /* a block of hidden units: 4 x 8, which AVX2's registers hold for two candidates, AVX-512's for four */
 enum { RETRIEVAL, POPULARITY, SIMILARITY, CANDIDATE_SCORE, OUTPUT, N_ROWS };
 enum { AHEAD = 8, CACHE_LINE = 16 }; /* candidates that are fetched before their turn; floats */
 
@@ -68,43 +68,44 @@ static inline __attribute__((always_inline)) void add_similarity(const Work *w, 
 /* As a macro: a function's value of this type would need the processor's instructions in the base build, too. What is no number stays none. */
 #define at_least_0(a) ((lanes)((masks)(a) & ~((a) < (lanes){0})))
 
-/* Two candidates' part of a block of `size` x 8 hidden units: its activations times the output's weights are added to `sums`. With
- * `is_first`, the products with the session's first eight items come along, in the additions' shadow. */
+/* The part of `n` candidates, at most GROUP, in a block of `size` x 8 hidden units: their activations times the output's weights are added to
+ * `sums`. With `is_first`, the products with the session's first eight items come along, in the additions' shadow. */
 static inline __attribute__((always_inline)) void add_block(
-    const Work *w, const float *x0, const float *x1, float *f0, float *f1, int64_t first, int size, int is_first, int64_t n_session,
-    lanes *sum0, lanes *sum1)
+    const Work *w, int n, const float *const *x, float (*f)[N_ROWS], int64_t first, int size, int is_first, int64_t n_session, lanes *sums)
 {
-    lanes a0[BLOCK], a1[BLOCK], s0 = {0}, s1 = {0};
+    lanes a[GROUP][BLOCK], s[GROUP];
     const int64_t h = w->n_hidden;
-    for (int j = 0; j < size; j++)
-        a0[j] = a1[j] = load(w->per_user + first + j * LANES);
+    for (int i = 0; i < n; i++) {
+        s[i] = (lanes){0};
+        for (int j = 0; j < size; j++)
+            a[i][j] = load(w->per_user + first + j * LANES);
+    }
     for (int64_t d = 0; d < w->dim; d++) {
         const float *weights = w->weights + d * h + first;
         for (int j = 0; j < size; j++) {
             const lanes weight = load(weights + j * LANES);
-            a0[j] += x0[d] * weight;
-            a1[j] += x1[d] * weight;
+            for (int i = 0; i < n; i++)
+                a[i][j] += x[i][d] * weight;
         }
         if (is_first) {
             const lanes other = load(w->session_lanes + d * LANES);
-            s0 += x0[d] * other;
-            s1 += x1[d] * other;
+            for (int i = 0; i < n; i++)
+                s[i] += x[i][d] * other;
         }
     }
-    if (is_first) {
-        add_similarity(w, &s0, x0, n_session, f0);
-        add_similarity(w, &s1, x1, n_session, f1);
-    }
+    if (is_first)
+        for (int i = 0; i < n; i++)
+            add_similarity(w, &s[i], x[i], n_session, f[i]);
     for (int row = RETRIEVAL; row <= CANDIDATE_SCORE; row++)
         for (int j = 0; j < size; j++) {
             const lanes weight = load(w->rows + row * h + first + j * LANES);
-            a0[j] += f0[row] * weight;
-            a1[j] += f1[row] * weight;
+            for (int i = 0; i < n; i++)
+                a[i][j] += f[i][row] * weight;
         }
     for (int j = 0; j < size; j++) {
         const lanes weight = load(w->rows + OUTPUT * h + first + j * LANES);
-        *sum0 += at_least_0(a0[j]) * weight;
-        *sum1 += at_least_0(a1[j]) * weight;
+        for (int i = 0; i < n; i++)
+            sums[i] += at_least_0(a[i][j]) * weight;
     }
 }
 
@@ -167,7 +168,8 @@ static inline __attribute__((always_inline)) void fetch(const Work *w, int64_t c
     __builtin_prefetch(w->norms + code);
 }
 
-static inline __attribute__((always_inline)) void score_all(const Work *w)
+/* Score `n` candidates at a time; where fewer are left, the last one stands for those that are missing. */
+static inline __attribute__((always_inline)) void score_all(const Work *w, int n)
 {
     const int64_t d = w->dim, h = w->n_hidden, c = w->n_candidates;
     for (int64_t user = 0; user < w->n_users; user++) {
@@ -176,37 +178,42 @@ static inline __attribute__((always_inline)) void score_all(const Work *w)
             fetch(w, codes[ahead]);
         const int64_t n_session = normalise_session(w, user);
         prepare_user(w, user, n_session);
-        for (int64_t place = 0; place < c; place += 2) {
-            const int64_t second = place + 1 < c ? place + 1 : place;
-            for (int64_t ahead = place + AHEAD; ahead < place + AHEAD + 2 && ahead < c; ahead++)
+        for (int64_t place = 0; place < c; place += n) {
+            for (int64_t ahead = place + AHEAD; ahead < place + AHEAD + n && ahead < c; ahead++)
                 fetch(w, codes[ahead]);
-            const float *x0 = w->vectors + codes[place] * d, *x1 = w->vectors + codes[second] * d;
-            float f0[N_ROWS], f1[N_ROWS];
-            describe(w, user, place, n_session, f0);
-            describe(w, user, second, n_session, f1);
-            lanes sum0 = {0}, sum1 = {0};
+            const float *x[GROUP];
+            float f[GROUP][N_ROWS];
+            lanes sums[GROUP];
+            for (int i = 0; i < n; i++) {
+                const int64_t candidate = place + i < c ? place + i : c - 1;
+                x[i] = w->vectors + codes[candidate] * d;
+                describe(w, user, candidate, n_session, f[i]);
+                sums[i] = (lanes){0};
+            }
             int64_t first = 0;
             if (n_session && h >= BLOCK * LANES) {
-                add_block(w, x0, x1, f0, f1, 0, BLOCK, 1, n_session, &sum0, &sum1);
+                add_block(w, n, x, f, 0, BLOCK, 1, n_session, sums);
                 first = BLOCK * LANES;
             } else if (n_session) {
-                add_block(w, x0, x1, f0, f1, 0, 1, 1, n_session, &sum0, &sum1);
+                add_block(w, n, x, f, 0, 1, 1, n_session, sums);
                 first = LANES;
             }
             for (; first + BLOCK * LANES <= h; first += BLOCK * LANES)
-                add_block(w, x0, x1, f0, f1, first, BLOCK, 0, n_session, &sum0, &sum1);
+                add_block(w, n, x, f, first, BLOCK, 0, n_session, sums);
             for (; first < h; first += LANES)
-                add_block(w, x0, x1, f0, f1, first, 1, 0, n_session, &sum0, &sum1);
-            w->out[user * c + place] = add_lanes(&sum0) + f0[RETRIEVAL];
-            w->out[user * c + second] = add_lanes(&sum1) + f1[RETRIEVAL];
+                add_block(w, n, x, f, first, 1, 0, n_session, sums);
+            for (int i = 0; i < n && place + i < c; i++)
+                w->out[user * c + place + i] = add_lanes(&sums[i]) + f[i][RETRIEVAL];
         }
     }
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2,fma"))) static void score_all_avx2(const Work *w) { score_all(w); }
+/* With twice the registers, twice the candidates share a weight that is loaded; the additions and their order are the same. */
+__attribute__((target("avx512f,avx512vl,fma"))) static void score_all_avx512(const Work *w) { score_all(w, GROUP); }
+__attribute__((target("avx2,fma"))) static void score_all_avx2(const Work *w) { score_all(w, 2); }
 #endif
-static void score_all_anywhere(const Work *w) { score_all(w); }
+static void score_all_anywhere(const Work *w) { score_all(w, 2); }
 
 static int are_places(const int64_t *codes, int64_t n, int64_t least, int64_t n_items)
 {
@@ -247,7 +254,9 @@ static PyObject *score(PyObject *module, PyObject *arguments)
         w.weights = scratch.buf, w.per_user = w.weights + w.dim * w.n_hidden, w.session_lanes = w.per_user + w.n_hidden;
         w.session_vectors = w.session_lanes + LANES * w.dim;
 #if defined(__x86_64__)
-        if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
+            score_all_avx512(&w);
+        else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
             score_all_avx2(&w);
         else
 #endif

@@ -18,6 +18,7 @@ from recsys_batch.online.http.headers import Headers, split_target
 from recsys_batch.online.http.router import (
     RETRY_AFTER,
     ClientGone,
+    Handler,
     HttpError,
     Request,
     Response,
@@ -139,35 +140,25 @@ class App:
             send(call, _BUSY)
             return
 
-        def finish(answered: asyncio.Future[Response]) -> None:
+        def settle(outcome: Response | BaseException) -> None:
             if has_place:
                 self._admission.leave()
-            send(call, self._take_response(call, answered))
+            send(call, outcome if isinstance(outcome, Response) else _describe_error(call, outcome))
 
-        try:
-            answering = self._answer_large(route, request) if is_large else route.handler(request)
-        except Exception as error:
-            if has_place:
-                self._admission.leave()
-            send(call, error_response(*find_error_status(error, call.label)))
+        if route.submit is not None:
+            try:
+                route.submit(request, settle)
+            except Exception as error:
+                settle(error)
             return
-        asyncio.ensure_future(answering).add_done_callback(finish)  # which a future already is
+        assert route.handler is not None
+        answering = self._answer_large(route.handler, request) if is_large else route.handler(request)
+        asyncio.ensure_future(answering).add_done_callback(lambda answered: settle(_take_outcome(answered)))
 
-    async def _answer_large(self, route: Route, request: Request) -> Response:
+    async def _answer_large(self, handler: Handler, request: Request) -> Response:
         """Call a handler with a long body: there is room for some that are here, and for short ones always."""
         with self._large_bodies.hold(len(request.body), "bytes of requests"):
-            return await route.handler(request)
-
-    def _take_response(self, call: Call, answered: asyncio.Future[Response]) -> Response:
-        if answered.cancelled():
-            return error_response(503, "the server ends: try again", (RETRY_AFTER,))
-        error = answered.exception()
-        if error is None:
-            return answered.result()
-        if isinstance(error, ClientGone):
-            logger.debug("a client of %s went away: %s", call.label, error)
-            call.counted_status = CLIENT_GONE_STATUS
-        return error_response(*find_error_status(error, call.label))
+            return await handler(request)
 
     def _check_head(self, call: Call, query: str) -> None:
         """Check token, query and length. Raises HttpError, BadRequest."""
@@ -191,3 +182,18 @@ class App:
         is_accepted = any(hmac.compare_digest(token.strip().encode(), each.encode()) for each in accepted if each)
         if scheme.lower() != "bearer" or not is_accepted:
             raise HttpError(401, f"this needs the {access}'s token as `Authorization: Bearer TOKEN`", ("www-authenticate", "Bearer"))
+
+
+def _take_outcome(answered: asyncio.Future[Response]) -> Response | BaseException:
+    """Take what a handler's future ended with; one that is cancelled ends with the server."""
+    if answered.cancelled():
+        return HttpError(503, "the server ends: try again", RETRY_AFTER)
+    return answered.exception() or answered.result()
+
+
+def _describe_error(call: Call, error: BaseException) -> Response:
+    """Make the answer of a request that failed."""
+    if isinstance(error, ClientGone):
+        logger.debug("a client of %s went away: %s", call.label, error)
+        call.counted_status = CLIENT_GONE_STATUS
+    return error_response(*find_error_status(error, call.label))

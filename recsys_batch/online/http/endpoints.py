@@ -3,7 +3,6 @@
 Made by server/worker.py. A handler decodes, calls the service and encodes; errors become statuses in app.py.
 """
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from recsys_batch.online.http.router import (
     Request,
     Response,
     Route,
+    Settle,
     json_response,
 )
 from recsys_batch.online.serving import activation
@@ -79,10 +79,11 @@ class Endpoints:
         open_: dict[str, Any] = {"access": "open", "admission_controlled": False}
         user: dict[str, Any] = {"summary": "What the snapshot holds of a user", "errors": (400, 404), "response": UserDetail}
         topk: dict[str, Any] = {"summary": "The published list itself", "errors": (400, 404), "response": Answer}
+        rank: dict[str, Any] = {"request": RankRequest, "response": Answer}
         batch: dict[str, Any] = {"request": RankBatch, "response": RankBatchAnswer, "max_body_bytes": self._max_batch_bytes}
         item: dict[str, Any] = {"summary": "What an item is called", "errors": (400, 404), "response": ItemDetail}
         return [  # ids that hold a "/" have no path of their own, so each path with an id has a twin with a query
-            Route("POST", "/v1/rank", self.rank, "Rank a user's candidates for this request", (400,), request=RankRequest, response=Answer),
+            Route("POST", "/v1/rank", None, "Rank a user's candidates for this request", (400,), submit=self.rank, **rank),
             Route("POST", "/v1/rank:batch", self.rank_batch, "Up to 64 rankings, each answered or failed alone", (400,), **batch),
             Route("POST", "/v1/feedback", self.feedback, "What users did, for the next ingest", (400, 404), request=Feedback, status=202),
             Route("GET", "/v1/users", self.users, "Some users to look at", (400,), response=UserSample, query=(_USER_LIMIT,)),
@@ -109,18 +110,13 @@ class Endpoints:
             Route("GET", "/openapi.json", self.openapi, "This document", **open_),
         ]
 
-    def rank(self, request: Request) -> asyncio.Future[Response]:
+    def rank(self, request: Request, settle: Settle) -> None:
         query, request_id = decode_rank_request(request.body, self._bounds, request.arrived)
-        answered: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
-        def settle(outcome: Answer | Exception) -> None:
-            if isinstance(outcome, Exception):
-                answered.set_exception(outcome)
-            else:
-                answered.set_result(json_response(outcome))
+        def answer(outcome: Answer | Exception) -> None:
+            settle(json_response(outcome) if isinstance(outcome, Answer) else outcome)
 
-        self._service.submit(query, request_id, request.arrived, settle)
-        return answered
+        self._service.submit(query, request_id, request.arrived, answer)
 
     async def rank_batch(self, request: Request) -> Response:
         decoded = decode_rank_batch(request.body, self._bounds, request.arrived)

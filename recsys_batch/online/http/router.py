@@ -66,7 +66,8 @@ class ClientGone(HttpError):
 
 
 Handler = Callable[[Request], Awaitable[Response]]
-"""One that returns a future needs no task."""
+Settle = Callable[[Response | BaseException], None]
+"""Takes the answer of a request, or the error that stands for it; once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ class Route:
 
     Attributes:
         method: GET stands for HEAD as well; "*" for every one.
+        handler: answers it, in a task; None where ``submit`` does. submit: has it answered without a task, from the event loop.
         path: with {names} for parts that vary; a last part "{rest*}", or "{rest*}:END", takes all that follows. Names the route in metrics.
         summary: what it does, in a line; a route without one is left out of the document.
         errors: statuses that the handler gives instead of ``status``, besides those in ``error_statuses``.
@@ -123,7 +125,7 @@ class Route:
 
     method: str
     path: str
-    handler: Handler
+    handler: Handler | None
     summary: str = ""
     errors: tuple[int, ...] = ()
     access: Literal["open", "client", "admin"] = "client"
@@ -133,6 +135,7 @@ class Route:
     response: type = dict
     query: tuple[QueryNumber | QueryText, ...] | None = None
     status: int = 200
+    submit: Callable[[Request, Settle], None] | None = None
 
     @property
     def error_statuses(self) -> list[int]:

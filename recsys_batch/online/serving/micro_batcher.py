@@ -6,6 +6,7 @@ runs the model, what arrives while it has as many calls as it may have goes toge
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from recsys_batch.online.engine.remote_ranking import ScoringClient, rank_many_remotely
@@ -13,6 +14,8 @@ from recsys_batch.online.ranking.exploration import Explorer
 from recsys_batch.online.ranking.ladder import RankInput, rank_many
 from recsys_batch.online.ranking.rank_result import RankResult
 from recsys_batch.online.serving.loaded_snapshot import LoadedSnapshot
+
+logger = logging.getLogger("recsys_batch.online")
 
 Settle = Callable[[RankResult | Exception], None]
 """Takes the result of a ranking, or what it failed with."""
@@ -87,4 +90,7 @@ class MicroBatcher:
 
 def _settle(calls: list[_Call], results: list[RankResult]) -> None:
     for (_, _, settle), ranked in zip(calls, results, strict=True):
-        settle(ranked)
+        try:
+            settle(ranked)
+        except Exception:  # the others of the batch are answered all the same
+            logger.exception("an answer could not be handed over")

@@ -282,7 +282,7 @@ def answer(method: str, path: str, headers: Any, body: bytes, snapshot: Snapshot
     routes = OipRoutes(OneModel(snapshot), DynamicBatcher(), Admission(MAX_BYTES_IN_FLIGHT))
     try:
         route, parameters = Router(routes.routes()).find(method, path)
-        return asyncio.run(route.handler(Request(method, path, headers, body, 0.0, parameters)))  # type: ignore[arg-type]
+        return asyncio.run(route.handler(Request(method, path, headers, body, 0.0, parameters)))  # type: ignore[arg-type, misc]
     except HttpError as error:
         return error_response(error.status, str(error), error.headers)
 
