@@ -118,8 +118,8 @@ bench-size: setup ## generate, then candidates, at a tenth and in full: USERS= I
 bench-scoring: setup ## pairs per second of the score step against the model alone: USERS= ITEMS= DIM= K=
 	$(BIN)/python benchmarks/scoring.py $(bench_options)
 
-bench-night: setup ## a whole night against MLlib's candidates alone: USERS= ITEMS= K= (100000 50000 200)
-	$(BIN)/python benchmarks/night.py $(bench_options)
+bench-night: setup ## a whole night beside the build of another commit, and MLlib's candidates alone: USERS= ITEMS= K= (100000 50000 200) BEFORE=COMMIT
+	$(BIN)/python benchmarks/night.py $(if $(BEFORE),--before $(BEFORE)) $(bench_options)
 
 bench-incremental: setup ## a night after 1 % of the users did something, against a full one: USERS= ITEMS= K=
 	$(BIN)/python benchmarks/incremental.py $(bench_options)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from measuring import ROOT, report
-from night import RUN_DATE, Warehouse, trained_bundle
+from night_process import RUN_DATE, Warehouse, trained_bundle
 
 from recsys_batch.config import Config, load_config
 from recsys_batch.schemas import TABLES

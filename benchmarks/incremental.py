@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from measuring import report
-from night import RUN_DATE, Warehouse, trained_bundle
+from night_process import RUN_DATE, Warehouse, trained_bundle
 
 from recsys_batch.config import load_config
 from recsys_batch.dataset.synthetic import END_US, IDS, World, make_interactions

@@ -1,93 +1,70 @@
-"""A whole night, embed to publish, against MLlib's recommendForAllUsers alone, per user; or the growth of its cost with users.
+"""A whole night, embed to publish: beside the build of another commit, against MLlib's recommendForAllUsers, and its growth with users.
 
-The two run one after the other on the same machine, with the same session settings; MLlib gets factors of the same numbers and
-ranks 20,000 of the users. The reference model is trained once, on a tenth of the users, and carried to every size: item features
-are the same for all.
+Each build runs its nights in processes of its own, in turns, on the same machine and settings: a night of 2,000 users, which is what any
+night costs (fixed_seconds), and one of 100,000, which is compared with the other build's; then, of this build alone, those of 300,000 and
+of USERS, where that is more. The reference model is trained once, on 10,000 users, and carried to every size and build: item features are
+the same for all. MLlib gets factors of the same numbers and ranks 20,000 users, with Java's vector module or the machine's native BLAS
+(Debian: libopenblas0-pthread), whichever is there.
 
-    make bench-night USERS=100000 ITEMS=50000
+    make bench-night USERS=1000000 ITEMS=100000 BEFORE=COMMIT
     python benchmarks/night.py --growth 10000,30000,100000,300000
 """
 
 import argparse
 import itertools
 import json
-import shutil
-import tempfile
-import time
+import os
+import statistics
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measuring import ROOT, WorkerMemory, report
-from mllib import mllib_users_per_s
+from measuring import ROOT, checked_out, python_path, report, scratch_folder
+from mllib import measure_mllib
 
-from recsys_batch.cli import run
-from recsys_batch.read import read_table, run_rows
-from recsys_batch.tables.run_manifest import STEP_NAMES, latest_state_by_run
+from recsys_batch.tables.run_manifest import STEP_NAMES
 
-RUN_DATE = "2026-01-01"
-
-
-class Warehouse:
-    """Generated tables in a temporary folder, with a model."""
-
-    def __init__(self, n_users: int, n_items: int, events_per_user: int, seed: int, more: list[str], bundle: Path | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="bench-night-"))
-        self.options = ["--conf", str(ROOT / "conf" / "local.toml")]
-        places = [f"paths.warehouse={self.folder / 'warehouse'}", f"paths.state={self.folder / 'state'}", f"paths.jars={ROOT / '.jars'}"]
-        for setting in [*places, "retrieval.mode=auto", *more]:
-            self.options += ["--set", setting]
-        numbers = {"users": n_users, "items": n_items, "events": n_users * events_per_user, "seed": seed}
-        self.command("generate", *(part for name, value in numbers.items() for part in (f"--{name}", str(value))))
-        if bundle is not None:
-            self.command("register", "--bundle", str(bundle))
-
-    def command(self, *words: str) -> float:
-        """Seconds of a command in this process: the session stays warm, as a scheduler's long-lived driver would keep it."""
-        started = time.perf_counter()
-        code = run([*words, *self.options])
-        if code:
-            raise SystemExit(f"{' '.join(words)} ended with {code}")
-        return time.perf_counter() - started
-
-    def metrics(self) -> dict[str, float]:
-        runs = latest_state_by_run(run_rows(str(self.folder / "warehouse")))
-        return dict(max(runs.values(), key=lambda state: state.metrics["started_at"]).metrics)
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+COMPARED, MIDDLE = 100_000, 300_000
+"""Users of the nights that two builds are compared by, and of the one that the largest is compared with."""
 
 
-def trained_bundle(n_users: int, n_items: int, arguments: argparse.Namespace, target: Path) -> None:
-    """The champion of a small generated world with the same items."""
-    small = Warehouse(n_users, n_items, arguments.events_per_user, arguments.seed, arguments.set)
-    try:
-        small.command("train", "--max-seconds", str(arguments.train_seconds))
-        (bundle,) = small.folder.glob("state/**/bundle.json")
-        shutil.copytree(bundle.parent, target)
-    finally:
-        small.remove()
+def run_nights(code: Path, n_users: list[int], arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """Run nights of a build in a process of its own; the first one returned has 2,000 users."""
+    output = folder / "nights.json"
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "night_process.py"),
+        "--users",
+        *map(str, n_users),
+        "--items",
+        str(arguments.items),
+    ]
+    command += ["--events-per-user", str(arguments.events_per_user), "--train-seconds", str(arguments.train_seconds)]
+    command += ["--seed", str(arguments.seed), "--bundle", str(folder / "bundle"), "--item-embeddings", str(folder / "items.npy")]
+    command += [*(f"--set={setting}" for setting in arguments.set), "--output", str(output)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": python_path(code)}, cwd=ROOT, check=True)
+    nights: list[dict[str, Any]] = json.loads(output.read_text())
+    for night in nights:
+        print(code.name if code != ROOT else "this build", json.dumps(night), flush=True)
+    return nights
 
 
-def night(n_users: int, arguments: argparse.Namespace, bundle: Path) -> tuple[dict[str, Any], np.ndarray]:
-    """Seconds by step and peak memory; and item embeddings for MLlib's factors."""
-    warehouse = Warehouse(n_users, arguments.items, arguments.events_per_user, arguments.seed, arguments.set, bundle)
-    try:
-        with WorkerMemory() as memory:
-            seconds = warehouse.command("nightly", "--run-date", RUN_DATE)
-        metrics = warehouse.metrics()
-        steps = {step: metrics[f"{step}.seconds"] for step in STEP_NAMES}
-        column = read_table(str(warehouse.folder / "warehouse"), "item_embeddings", columns=["embedding"])["embedding"].to_pylist()
-        found = {
-            "users": n_users,
-            "seconds": seconds,
-            "steps": steps,
-            "peak_worker_rss_mb": memory.peak_rss_mb,
-            "recall": metrics["knn_recall"],
-        }
-        return found, np.asarray(column, dtype=np.float32)
-    finally:
-        warehouse.remove()
+def compare(arguments: argparse.Namespace, folder: Path) -> dict[str, list[list[dict[str, Any]]]]:
+    """Run this build's nights of 2,000 and 100,000 users, and the other's, in turns; and this build's larger ones in its last turn."""
+    with ExitStack() as stack:
+        codes = {"ours": ROOT}
+        if arguments.before:
+            codes["before"] = stack.enter_context(checked_out(arguments.before, folder))
+        runs: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in codes}
+        for number in range(arguments.rounds):
+            for name in list(codes)[:: 1 if number % 2 else -1]:
+                is_last = name == "ours" and number == arguments.rounds - 1
+                larger = [MIDDLE, arguments.users] if is_last and arguments.users > MIDDLE else []
+                runs[name].append(run_nights(codes[name], [min(COMPARED, arguments.users), *larger], arguments, folder))
+    return runs
 
 
 def chart(runs: list[dict[str, Any]], path: Path) -> None:
@@ -126,11 +103,32 @@ def growth(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def summarize(runs: dict[str, list[list[dict[str, Any]]]]) -> dict[str, Any]:
+    """Compute the figures of a comparison: a ratio is the median over rounds of that of a round."""
+    ours = runs["ours"]
+    largest = ours[-1][-1]
+    result = {
+        "night_users_per_s": round(largest["users"] / largest["seconds"], 1),
+        "fixed_seconds": round(statistics.median(nights[0]["seconds"] for nights in ours), 2),
+        "steps": {step: round(value, 2) for step, value in largest["steps"].items()},
+    }
+    if "before" in runs:
+        pairs = list(zip(ours, runs["before"], strict=True))
+        result["night_vs_before"] = round(statistics.median(before[1]["seconds"] / now[1]["seconds"] for now, before in pairs), 2)
+        result["fixed_vs_before"] = round(statistics.median(now[0]["seconds"] / before[0]["seconds"] for now, before in pairs), 2)
+    if len(ours[-1]) == 4:
+        middle = ours[-1][2]
+        result["per_user_growth"] = round(largest["seconds"] / largest["users"] / (middle["seconds"] / middle["users"]), 3)
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--users", type=int, default=100_000)
     parser.add_argument("--items", type=int, default=50_000)
     parser.add_argument("--k", type=int, default=200, help="MLlib's list length; the night's candidates")
+    parser.add_argument("--before", help="commit whose build is measured beside this one")
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--events-per-user", type=int, default=20)
     parser.add_argument("--mllib-users", type=int, default=20_000)
     parser.add_argument("--train-seconds", type=float, default=60)
@@ -139,32 +137,21 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=["model.embedding_dim=64"], metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args()
     arguments.set.append(f"retrieval.n_candidates={arguments.k}")
-    sizes = [int(part) for part in arguments.growth.split(",")] if arguments.growth else [arguments.users]
-    with tempfile.TemporaryDirectory(prefix="bench-bundle-") as folder:
-        bundle = Path(folder) / "bundle"
-        trained_bundle(min(10_000, min(sizes)), arguments.items, arguments, bundle)
-        # A night that is not counted, so that no size pays for a cold JVM.
-        night(min(2_000, min(sizes)), arguments, bundle)
-        runs = []
-        for n_users in sizes:
-            found, items = night(n_users, arguments, bundle)
-            runs.append(found)
-            print(json.dumps(found), flush=True)
-        settings = {key: value for key, value in vars(arguments).items() if key != "growth"}
+    settings = {key: value for key, value in vars(arguments).items() if key != "growth"}
+    with scratch_folder("bench-night-") as folder:
         if arguments.growth:
-            chart(runs, ROOT / "benchmarks" / "results" / "night_growth.png")
-            report("night_growth", settings, {"runs": runs}, growth(runs))
+            _, *nights = run_nights(ROOT, [int(part) for part in arguments.growth.split(",")], arguments, folder)
+            chart(nights, ROOT / "benchmarks" / "results" / "night_growth.png")
+            report("night_growth", settings, {"runs": nights}, growth(nights))
             return
+        runs = compare(arguments, folder)
+        items = np.load(folder / "items.npy")
         users = np.random.default_rng(arguments.seed).normal(size=(arguments.mllib_users, items.shape[1])).astype(np.float32)
-        mllib = mllib_users_per_s(users, items, arguments.k, arguments.set)
-        rate = runs[0]["users"] / runs[0]["seconds"]
-        result = {
-            "night_users_per_s": round(rate, 1),
-            "mllib_users_per_s": round(mllib, 1),
-            "night_vs_mllib": round(rate / mllib, 2),
-            "steps": {step: round(value, 2) for step, value in runs[0]["steps"].items()},
-        }
-        report("night", settings, runs[0], result)
+        mllib = measure_mllib(users, items, arguments.k, arguments.set)
+    result = summarize(runs)
+    result |= {"mllib_users_per_s": round(mllib.users_per_s, 1), "mllib_blas": mllib.blas}
+    result["night_vs_mllib"] = round(result["night_users_per_s"] / mllib.users_per_s, 2)
+    report("night", settings, {"runs": runs}, result)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 import online_servers as servers
 from measuring import ROOT, report
-from night import RUN_DATE, Warehouse, trained_bundle
+from night_process import RUN_DATE, Warehouse, trained_bundle
 from online_runs import closed
 
 from recsys_batch.model.onnx_export import export_ranker_onnx

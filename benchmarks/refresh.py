@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from incremental import NEXT, new_events, rows_of, run
 from measuring import report, seconds
-from night import RUN_DATE, Warehouse
+from night_process import RUN_DATE, Warehouse
 
 from recsys_batch.config import load_config
 from recsys_batch.dataset.synthetic import World

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from measuring import ROOT, WorkerMemory, interleaved, per_second, report, seconds
-from mllib import recommend, write_als
+from mllib import name_blas, prepare_jvm, recommend, write_als
 from vectors import Factors, generated, published, words
 
 from recsys_batch.ann.index import IndexInfo, build_index
@@ -71,6 +71,7 @@ class Bench:
         pq.write_table(table, folder / "users.parquet", row_group_size=10_000)
         write_als(folder / "als", factors.users[: self.mllib_users], factors.items)
         write_als(folder / "als-warm", factors.users[: min(_WARM_UP, self.mllib_users)], factors.items)
+        prepare_jvm()
         self.spark = get_session(config)
         self.tables = WarehouseTables(self.spark, config)
         self.tables.ensure("candidates", IDS)
@@ -219,6 +220,7 @@ def measure(bench: Bench, arguments: argparse.Namespace) -> None:
     mllib_rate = per_second(bench.mllib_users, mllib)
     result = {
         "mllib_users_per_s": round(mllib_rate, 1),
+        "mllib_blas": name_blas(bench.spark),
         "exact_users_per_s": round(rate["exact_delta"], 1),
         "ivf_users_per_s": round(rate["ivf_delta"], 1),
         "ivf_recall": round(recall["ivf"], 5),
