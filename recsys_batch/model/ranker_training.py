@@ -17,9 +17,10 @@ import torch
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.evaluation.metrics import ndcg_at_k
 from recsys_batch.model.challenger_metrics import average_metrics
+from recsys_batch.model.content_tokens import ContentTokens
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.model.ranking_samples import RankingData, RankingSamples, retrieve_lists
-from recsys_batch.model.tower_parameters import ContentTokens, TowerParameters
+from recsys_batch.model.tower_parameters import TowerParameters
 from recsys_batch.model.training_data import Positives, Progress, sample_evaluable_users
 from recsys_batch.ranking.features import Context, compute_session_similarity
 

@@ -1,4 +1,4 @@
-"""Weights of the towers in training, their hyperparameters, and content tokens as embedding bags."""
+"""Weights of the towers in training, and their hyperparameters."""
 
 from __future__ import annotations
 
@@ -8,35 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from recsys_batch.model.content_tokens import ContentTokens
 from recsys_batch.model.towers import pool_history
 from recsys_batch.model.training_data import Positives
 from recsys_batch.model.warm_start import WarmStart, make_start_fitter
-
-
-@dataclass(frozen=True)
-class ContentTokens:
-    """Content tokens of each row as ragged codes: row i has ``codes[offsets[i]:offsets[i + 1]]``, codes of ``names``."""
-
-    names: tuple[str, ...]
-    offsets: np.ndarray
-    codes: np.ndarray
-
-    def sum_embeddings(self, table: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
-        """Sum the token embeddings of each chosen row, float32 [B, h]."""
-        bags = Positives(len(self.names), self.offsets, self.codes, self.codes).select_users(chosen)
-        starts = torch.from_numpy(bags.offsets[:-1].copy())
-        return torch.nn.functional.embedding_bag(torch.from_numpy(bags.codes), table, starts, mode="sum")
-
-
-def encode_tokens(rows: list[list[str]], min_rows: int, max_tokens: int = 20_000) -> ContentTokens:
-    """Encode rows by the ``max_tokens`` most frequent tokens that ``min_rows`` rows or more have, sorted by name."""
-    names, counts = np.unique(np.array([name for row in rows for name in row], dtype=str), return_counts=True)
-    frequent = np.flatnonzero(counts >= min_rows)
-    frequent = np.sort(frequent[np.argsort(-counts[frequent], kind="stable")[:max_tokens]])
-    code_of = {str(names[i]): code for code, i in enumerate(frequent)}
-    encoded = [[code_of[name] for name in row if name in code_of] for row in rows]
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in encoded])]).astype(np.int64)
-    return ContentTokens(tuple(code_of), offsets, np.array([code for row in encoded for code in row], dtype=np.int64))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ import torch
 
 from recsys_batch.config import Config
 from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k
-from recsys_batch.model.tower_parameters import ContentTokens, Hyperparameters, TowerParameters, initialize_parameters, scale_warm_start
+from recsys_batch.model.content_tokens import ContentTokens
+from recsys_batch.model.tower_parameters import Hyperparameters, TowerParameters, initialize_parameters, scale_warm_start
 from recsys_batch.model.training_data import Positives, Progress, sample_evaluable_users, split_user_blocks
 from recsys_batch.model.warm_start import WarmStart, make_start_fitter
 from recsys_batch.ranking.top_k import select_top_k_per_row

@@ -14,11 +14,12 @@ import torch
 from recsys_batch import __version__
 from recsys_batch.config import Config
 from recsys_batch.model.challenger_metrics import NO_METRICS, measure_bundle_ndcg, measure_popularity, select_events_after_training
+from recsys_batch.model.content_tokens import ContentTokens, encode_tokens
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.model.ranker_training import LABEL_SHARE, MAX_EVALUATION_USERS, RankerStage, fit_ranker, measure_ranker
 from recsys_batch.model.ranking_samples import RankingData
-from recsys_batch.model.tower_parameters import ContentTokens, TowerParameters, encode_tokens
+from recsys_batch.model.tower_parameters import TowerParameters
 from recsys_batch.model.tower_training import FittedTowers, fit_towers, refit_towers
 from recsys_batch.model.towers import ANY_ITEM_TOKEN
 from recsys_batch.model.training_data import Progress, TrainingData, prepare_training_data, sample_evaluable_users
@@ -140,7 +141,7 @@ def _bundle_weights(
     data: TrainingData, towers: TowerParameters, ranking: RankingData, tokens: ContentTokens, ranker: RankerParameters
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     history = towers.history.detach().numpy()
-    item_tokens = encode_tokens([[*row, ANY_ITEM_TOKEN] for row in data.item_tokens], 2)
+    item_tokens = encode_tokens(data.item_tokens.append_token(ANY_ITEM_TOKEN), 2)
     tensors = {
         "item_history": history,
         "item_embedding": ranking.embeddings,
@@ -150,7 +151,7 @@ def _bundle_weights(
         "log_popularity": ranking.log_popularity,
         **ranker.to_arrays(),
     }
-    vocab = {"item_id": data.item_ids.to_pylist(), "item_token": list(item_tokens.names), "user_token": list(tokens.names)}
+    vocab = {"item_id": data.item_ids.to_pylist(), "item_token": item_tokens.names.to_pylist(), "user_token": tokens.names.to_pylist()}
     return tensors, vocab
 
 
@@ -162,7 +163,7 @@ def fit_content_projection(tokens: ContentTokens, vectors: np.ndarray) -> np.nda
     from scipy import sparse
     from scipy.sparse.linalg import splu
 
-    n, t = len(tokens.offsets) - 1, len(tokens.names)
+    n, t = len(tokens), len(tokens.names)
     if t == 0:
         return np.zeros((0, vectors.shape[1]), dtype=np.float32)
     bags = sparse.csr_matrix((np.ones(len(tokens.codes)), tokens.codes, tokens.offsets), shape=(n, t))

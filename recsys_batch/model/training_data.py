@@ -1,4 +1,4 @@
-"""Training data as arrays: positives per user newest first, and content tokens."""
+"""Training data as arrays: positives per user newest first, and the content tokens of users and items."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from recsys_batch.config import Config
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import InputMissing
+from recsys_batch.model.content_tokens import ContentTokens, extract_content_tokens
 from recsys_batch.tables.list_columns import flat_positions, mask_ragged, sorted_ids
 
 Progress = Callable[[str, Mapping[str, float]], None]
@@ -95,8 +96,8 @@ class TrainingData:
     user_ids: pa.Array
     positives: Positives
     has_time: bool
-    item_tokens: list[list[str]]
-    user_tokens: list[list[str]]
+    item_tokens: ContentTokens
+    user_tokens: ContentTokens
 
 
 def prepare_training_data(interactions: pa.Table, items: pa.Table, users: pa.Table | None, config: Config) -> TrainingData:
@@ -111,7 +112,7 @@ def prepare_training_data(interactions: pa.Table, items: pa.Table, users: pa.Tab
     has_time = bool((event_us != NO_TIME).any())
     positives = _group_by_user(rows, codes, event_us, len(user_ids), len(item_ids), has_time, config.training.seed)
     item_tokens = _tokens_of_ids(items, "item_id", item_ids, "categories")
-    user_tokens = _tokens_of_ids(users, "user_id", user_ids, "segment") if users is not None else [[] for _ in range(len(user_ids))]
+    user_tokens = _tokens_of_ids(users, "user_id", user_ids, "segment") if users is not None else ContentTokens.empty(len(user_ids))
     return TrainingData(item_ids, user_ids, positives, has_time, item_tokens, user_tokens)
 
 
@@ -139,20 +140,7 @@ def group_by_user(rows: np.ndarray, codes: np.ndarray, event_us: np.ndarray, n_u
     return Positives(n_items, offsets, codes[is_first], event_us[is_first], repeats)
 
 
-def extract_content_tokens(table: pa.Table, column: str) -> list[list[str]]:
-    """Extract the tokens of each row: ``column`` (a list or one value) and every attribute as name=value, sorted."""
-    columns = [table[column].to_pylist(), table["attributes"].to_pylist(maps_as_pydicts="strict")]
-    return [extract_row_tokens(column, value, attributes) for value, attributes in zip(*columns, strict=True)]
-
-
-def extract_row_tokens(column: str, value: list[str] | str | None, attributes: dict[str, str] | None) -> list[str]:
-    """Extract the tokens of one row, as ``extract_content_tokens`` does."""
-    values = value if isinstance(value, list) else [value] if value is not None else []
-    named = [f"{column}={part}" for part in values] + [f"{key}={part}" for key, part in (attributes or {}).items()]
-    return sorted(set(named))
-
-
-def _tokens_of_ids(table: pa.Table, key: str, ids: pa.Array, column: str) -> list[list[str]]:
+def _tokens_of_ids(table: pa.Table, key: str, ids: pa.Array, column: str) -> ContentTokens:
     """Extract the tokens of each id; an id that the table lacks has none."""
     rows = pc.index_in(ids, value_set=table[key].combine_chunks())
     return extract_content_tokens(table.select([column, "attributes"]).take(rows), column)

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from recsys_batch.config import Config, load_config
 from recsys_batch.model import tower_training
 from recsys_batch.model.challenger_metrics import measure_popularity
-from recsys_batch.model.tower_parameters import ContentTokens, Hyperparameters, TowerParameters, encode_tokens, initialize_parameters
+from recsys_batch.model.content_tokens import ContentTokens, encode_tokens
+from recsys_batch.model.tower_parameters import Hyperparameters, TowerParameters, initialize_parameters
 from recsys_batch.model.tower_training import _Trainer, fit_towers, make_validator, refit_towers, search_hyperparameters
 from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data
 from recsys_batch.model.validation_split import split_positives
 
 LATER = 1e12
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
-NO_TOKENS = encode_tokens([], 1)
+NO_TOKENS = ContentTokens.empty(0)
 
 
 @pytest.fixture(scope="module")
