@@ -13,6 +13,9 @@ from recsys_batch.model.towers import pool_history
 from recsys_batch.model.training_data import Positives
 from recsys_batch.model.warm_start import WarmStart, make_start_fitter
 
+SPARSE_GRADIENT_ITEMS = 200_000
+"""Larger catalogues have gradients of the rows that a step touched: those of all rows, and Adam's pass over them, took most of a step."""
+
 
 @dataclass(frozen=True)
 class Hyperparameters:
@@ -39,6 +42,11 @@ class TowerParameters:
         """Trainable tensors by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
+    @property
+    def has_sparse_gradients(self) -> bool:
+        """Whether gradients of item tensors hold the touched rows alone."""
+        return len(self.history) > SPARSE_GRADIENT_ITEMS
+
     def copy(self) -> TowerParameters:
         """Copy the weights, detached from the gradient graph."""
         copies: dict[str, Any] = {name: value.detach().clone() for name, value in self.tensors().items()}
@@ -46,12 +54,18 @@ class TowerParameters:
 
     def encode_users(self, inputs: Positives, tokens: ContentTokens, chosen: np.ndarray) -> torch.Tensor:
         """Encode the users ``chosen``, float32 [B, h]; ``inputs`` holds their histories in the same order."""
-        pooled = pool_history(self.history, inputs.codes, inputs.offsets, self.recency) + self.user_bias
+        pooled = pool_history(self.history, inputs.codes, inputs.offsets, self.recency, self.has_sparse_gradients) + self.user_bias
         return pooled + tokens.sum_embeddings(self.user_tokens, chosen) if len(tokens.codes) else pooled
 
     def score_items(self, users: torch.Tensor) -> torch.Tensor:
         """Compute logits of every item, float32 [B, n]."""
         return torch.addmm(self.item_bias.T, users, self.embedding.T)
+
+    def score_sampled_items(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Compute logits of some items, int64 [m], float32 [B, m]."""
+        lookup = torch.nn.functional.embedding
+        embedding, bias = (lookup(items, table, sparse=self.has_sparse_gradients) for table in (self.embedding, self.item_bias))
+        return users @ embedding.T + bias.T
 
     def item_embeddings(self) -> np.ndarray:
         """Concatenate item vectors and biases, float32 [n, h + 1]."""

@@ -124,8 +124,11 @@ ANY_ITEM_TOKEN = "(any)"
 """Token that every item has: the content of an item without any other content."""
 
 
-def pool_history(history: torch.Tensor, codes: np.ndarray, offsets: np.ndarray, recency: float) -> torch.Tensor:
-    """Pool each user's history to sum_j w_j H_j / sqrt(sum_j w_j^2), float32 [B, h]; zeros for a user without events."""
+def pool_history(history: torch.Tensor, codes: np.ndarray, offsets: np.ndarray, recency: float, sparse: bool = False) -> torch.Tensor:
+    """Pool each user's history to sum_j w_j H_j / sqrt(sum_j w_j^2), float32 [B, h]; zeros for a user without events.
+
+    ``sparse``: the gradient of ``history`` holds the rows of ``codes`` alone.
+    """
     counts = np.diff(offsets)
     positions = np.arange(len(codes)) - np.repeat(offsets[:-1], counts)
     weights = (1.0 + positions) ** -recency
@@ -133,4 +136,5 @@ def pool_history(history: torch.Tensor, codes: np.ndarray, offsets: np.ndarray, 
     norms = np.sqrt(np.bincount(rows, weights=weights * weights, minlength=len(counts)))
     scaled = torch.from_numpy((weights / np.maximum(norms, 1e-12)[rows]).astype(np.float32))
     starts = torch.from_numpy(offsets[:-1].copy())
-    return torch.nn.functional.embedding_bag(torch.from_numpy(codes), history, starts, mode="sum", per_sample_weights=scaled)
+    bags = torch.from_numpy(codes), history, starts
+    return torch.nn.functional.embedding_bag(*bags, mode="sum", per_sample_weights=scaled, sparse=sparse)

@@ -18,6 +18,9 @@ from recsys_batch.tables.list_columns import flat_positions, mask_ragged, sorted
 Progress = Callable[[str, Mapping[str, float]], None]
 """Called with a stage of training and its metrics after each epoch."""
 
+MAX_EVALUATION_SCORES = 1_000_000_000
+"""Scores of one evaluation, some 15 s: 5,000 users over 200,000 items, 1,000 over a million."""
+
 _BLOCK_SCORES = 20_000_000  # scores of a block of users: 80 MB
 
 
@@ -120,6 +123,11 @@ def split_user_blocks(users: np.ndarray, n_items: int, max_users: int = 256) -> 
     """Split users into blocks of at most ``max_users`` whose scores of the whole catalogue fit into 80 MB, one user at least."""
     step = max(1, min(max_users, _BLOCK_SCORES // max(n_items, 1)))
     return [users[start : start + step] for start in range(0, len(users), step)]
+
+
+def bound_users(max_users: int, n_items: int, max_scores: int = MAX_EVALUATION_SCORES) -> int:
+    """Bound how many users are scored over the whole catalogue: ``max_users``, fewer where that is more than ``max_scores`` scores."""
+    return min(max_users, max(max_scores // max(n_items, 1), 1))
 
 
 def sample_evaluable_users(inputs: Positives, held_out: Positives, max_users: int, seed: int) -> np.ndarray:
