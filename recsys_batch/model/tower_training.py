@@ -159,12 +159,13 @@ def search_hyperparameters(
         reached = start_ndcg(tried, replace(hyperparameters, ridge=ridge))
         if reached > best:
             best, start, hyperparameters = reached, tried, replace(hyperparameters, ridge=ridge)
-    by_width = {h: start_ndcg(start, replace(hyperparameters, h=h)) for h in widths}
+    by_width = {h: start_ndcg(start, replace(hyperparameters, h=h)) for h in widths[:-1]} | {widths[-1]: best}
     sufficient = max(by_width.values()) * (1 - _WIDTH_TOLERANCE)
     hyperparameters = replace(hyperparameters, h=next(h for h in widths if by_width[h] >= sufficient))
     if has_time:
-        candidates = (replace(hyperparameters, recency=recency) for recency in RECENCY_GRID)
-        hyperparameters = max(candidates, key=lambda candidate: start_ndcg(start, candidate))
+        by_recency = {recency: start_ndcg(start, replace(hyperparameters, recency=recency)) for recency in RECENCY_GRID[1:]}
+        by_recency = {RECENCY_GRID[0]: by_width[hyperparameters.h]} | by_recency
+        hyperparameters = replace(hyperparameters, recency=max(by_recency, key=lambda recency: by_recency[recency]))
     unscaled = scale_warm_start(start, hyperparameters, n_tokens)
     hyperparameters = replace(hyperparameters, scale=_choose_scale(unscaled, validator, tokens, train.n_items))
     return hyperparameters, scale_warm_start(start, hyperparameters, n_tokens)

@@ -142,6 +142,6 @@ def _orthonormalize(Y: torch.Tensor) -> torch.Tensor:
     for _ in range(2):
         if not failure:
             factor, status = torch.linalg.cholesky_ex((Q.T @ Q).double())
-            Q, failure = Q @ torch.linalg.inv(factor).T.float(), int(status)
+            Q, failure = Q @ torch.linalg.inv_ex(factor).inverse.T.float(), int(status)
     basis: torch.Tensor = torch.linalg.qr(Y)[0] if failure else Q
     return basis
