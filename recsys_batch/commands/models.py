@@ -90,7 +90,7 @@ def _print_plan(plan: TrainingPlan, config: Config, *, as_json: bool) -> None:
         ("items in the catalogue", format_count(size.n_catalogue)),
         ("memory at peak, JVM included", format_size(cost.n_bytes)),
         ("memory of this machine", format_size(machine_bytes)),
-        ("minutes, at most", f"{cost.seconds / 60:.1f}"),
+        ("minutes, about", f"{cost.seconds / 60:.1f}"),
     ]
     note = plan.sample.describe() if plan.sample is not None else "every user is trained on"
     print_table("train --dry-run: nothing was started", ("training", "value"), rows, note=note)
@@ -107,7 +107,7 @@ def _require_memory(plan: TrainingPlan, config: Config) -> UserSample | None:
         raise UsageError(_explain_shortage(cost.n_bytes, machine_bytes, config))
     logger.info("training on %s", plan.sample.describe() if plan.sample is not None else f"all {size.n_events:,} positive events")
     logger.info(
-        "%s users, %s items; about %s of memory at peak, JVM included, and %.0f minutes at most",
+        "%s users, %s items; about %s of memory at peak, JVM included, and %.0f minutes",
         *(format_count(size.n_users), format_count(size.n_items), format_size(cost.n_bytes), cost.seconds / 60),
     )
     return plan.sample
