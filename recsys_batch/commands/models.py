@@ -107,7 +107,7 @@ def _require_memory(plan: TrainingPlan, config: Config) -> UserSample | None:
         raise UsageError(_explain_shortage(cost.n_bytes, machine_bytes, config))
     logger.info("training on %s", plan.sample.describe() if plan.sample is not None else f"all {size.n_events:,} positive events")
     logger.info(
-        "%s users, %s items; about %s of memory at peak, JVM included, and %.0f minutes",
+        "%s users, %s items; about %s of memory at peak, JVM included, and %.1f minutes",
         *(format_count(size.n_users), format_count(size.n_items), format_size(cost.n_bytes), cost.seconds / 60),
     )
     return plan.sample

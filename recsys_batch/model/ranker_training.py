@@ -27,7 +27,7 @@ from recsys_batch.ranking.features import Context, compute_session_similarity
 LABEL_SHARE = 0.2
 MAX_TRAINING_USERS, MAX_EVALUATION_USERS = 30_000, 5_000
 GATE_GRID = (0.25, 0.5, 1.0)
-_MAX_TRAINING_SCORES = 2_000_000_000  # over which the lists of a large catalogue's users are found: some 30 s
+_MAX_TRAINING_SCORES = 2_000_000_000  # over which the lists of a large catalogue's users are found: some 40 s on two cores
 _BATCH_USERS = 128
 _EPOCHS, _EVALUATION_INTERVAL = 60, 3
 _PATIENCE = 20  # held-out NDCG first falls below that of the retrieval order, for 10 to 15 epochs, then rises past it

@@ -19,7 +19,7 @@ Progress = Callable[[str, Mapping[str, float]], None]
 """Called with a stage of training and its metrics after each epoch."""
 
 MAX_EVALUATION_SCORES = 1_000_000_000
-"""Scores of one evaluation, some 15 s: 5,000 users over 200,000 items, 1,000 over a million."""
+"""Scores of one evaluation, some 20 s on two cores: 5,000 users over 200,000 items, 1,000 over a million."""
 
 _BLOCK_SCORES = 20_000_000  # scores of a block of users: 80 MB
 

@@ -95,7 +95,7 @@ def _split(
     train = group_by_user(rows[~is_held_out], codes[~is_held_out], event_us[~is_held_out], n_users, n_items)
     known = sorted_unique(train.rows * n_items + train.codes)
     keys = rows[is_held_out] * n_items + codes[is_held_out]
-    # By search: np.isin hashes both sides, which took 17 s of 5,000,000 events.
+    # By search, of the held-out ones alone: np.isin of all took 5.6 s of a core for 4,700,000 events, this takes 0.6.
     is_known = np.append(known, -1)[np.searchsorted(known, keys)] == keys
     is_new = np.zeros(len(rows), dtype=bool)
     is_new[is_held_out] = ~is_known

@@ -30,7 +30,7 @@ STATED_ROWS = 2_000_000
 
 _DEFAULT_DRIVER_MEMORY = "1g"
 _JVM_OVERHEAD = 600 * 2**20
-"""Resident memory of a driver's JVM beyond its heap: 0.5 GiB were measured after 20,000,000 events were counted and sampled."""
+"""Reserve for what a driver's JVM holds beyond its heap: code, classes, network buffers."""
 
 
 @dataclass(frozen=True)
