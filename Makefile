@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data chaos test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
+.PHONY: help setup data chaos test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-training bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -138,6 +138,9 @@ servers: setup ## model servers of others, each in an environment of its own: SE
 
 bench-servers: setup servers ## the ranker on other model servers: parity, requests through /v1/rank, what a hop costs, killed in a load
 	$(BIN)/python benchmarks/servers.py $(bench_options)
+
+bench-training: setup ## generate, dry run, training on a sample: minutes, peak memory: USERS= ITEMS= EVENTS= MAX_EVENTS= (100000 100000 2000000 all)
+	$(BIN)/python benchmarks/training.py $(bench_options) $(if $(EVENTS),--events $(EVENTS)) $(if $(MAX_EVENTS),--max-events $(MAX_EVENTS))
 
 bench-plan: setup ## plans against what happens: nights of two sizes, requests per second: USERS= ITEMS=
 	$(BIN)/python benchmarks/plan.py $(bench_options)

@@ -72,6 +72,12 @@ class ModelSection(Section):
 class Training(Section):
     seed: int = Field(17, ge=0)
     max_seconds: float = Field(600.0, gt=0, description="budget of towers and ranker together, wall clock")
+    max_events: int | None = Field(
+        None,
+        ge=1_000,
+        description="train on at most so many positive events: a seeded sample of users with whole histories, stratified by activity; "
+        "unset: on all",
+    )
     batch_size: int = Field(512, ge=8, description="users per step, fewer where the catalogue is large")
     learning_rate: float = Field(1e-3, gt=0, le=1)
     refit: bool = Field(True, description="train again on all data, validation part included, for the epochs that were best")

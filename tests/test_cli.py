@@ -14,6 +14,7 @@ from recsys_batch.commands.night import print_night
 from recsys_batch.config import Config
 from recsys_batch.night.steps import OUTPUTS, STEPS
 from recsys_batch.read import published_run
+from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.tables.run_manifest import STEP_NAMES
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +95,43 @@ def test_a_refused_gate_is_exit_code_3(fresh_published: Config, options: Options
 def test_training_again_on_the_same_inputs_is_already_done(trained: Config, options: Options, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["train", *options(trained)]) == 0
     assert "was trained on exactly these inputs" in capsys.readouterr().out
+
+
+def test_a_dry_run_says_what_a_training_takes_and_starts_nothing(
+    trained: Config, options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("recsys_batch.registry.mlflow_registry.ModelRegistry", None)  # a registry that is opened fails
+    assert run(["train", "--dry-run", "--json", *options(trained), "--set", "training.max_events=1000"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["dry_run"] and said["fits"] and said["sample"]["n_events"] == said["n_events"] <= 1_000 < said["n_rows"]
+    assert said["n_bytes"] > 2**30 and said["minutes"] > 0
+    assert run(["train", "--dry-run", *options(trained)]) == 0
+    text = capsys.readouterr().out
+    assert "nothing was started" in text and "every user is trained on" in text
+
+
+def test_a_training_that_the_machine_has_no_memory_for_is_refused_before_it_reads(
+    trained: Config, options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("recsys_batch.model.training_cost.read_machine_bytes", lambda: 2**30)
+    monkeypatch.setattr("recsys_batch.spark.training_tables.read_training_tables", None)
+    small = ["--set", "training.max_events=1000"]
+    assert run(["train", "--force", *options(trained), *small]) == 2
+    assert "the machine has 1.0 GiB: lower training.max_events (it is 1,000)" in capsys.readouterr().err
+    assert run(["train", "--dry-run", *options(trained), *small]) == 0
+    assert "this training would take about" in capsys.readouterr().out
+
+
+def test_training_on_a_sample_says_so_and_the_bundle_keeps_it(
+    fresh: Config, options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(["train", "--json", *options(fresh), "--set", "training.max_events=1000", "--set", f"paths.state={tmp_path / 'mine'}"])
+    captured = capsys.readouterr()
+    assert code in (0, 3) and "training on a sample of" in captured.err
+    said = json.loads(captured.out)
+    registry = ModelRegistry(fresh.model_copy(update={"paths": fresh.paths.model_copy(update={"state": str(tmp_path / "mine")})}))
+    manifest = registry.fetch(said["model_version"], tmp_path / "fetched").manifest
+    assert manifest["sample"]["n_users"] == manifest["n_users"] < manifest["sample"]["of_users"]
 
 
 def test_show_prints_titles(published: Config, options: Options, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 import click
 
 from recsys_batch.commands.options import json_option, with_config, with_config_if_any
-from recsys_batch.commands.output import print_result, print_table, training_progress
+from recsys_batch.commands.output import format_count, format_size, print_json, print_result, print_table, training_progress
 from recsys_batch.config import Config
 from recsys_batch.errors import ChampionDeleted, GateRefused, UsageError
 from recsys_batch.model_servers import TARGETS
 from recsys_batch.registry.promotion import Promotion, decide_promotion
 
 if TYPE_CHECKING:
+    from recsys_batch.dataset.user_sample import UserSample
     from recsys_batch.registry.bundle import Bundle
     from recsys_batch.registry.mlflow_registry import ModelRegistry
+    from recsys_batch.spark.training_tables import TrainingPlan
 
 logger = logging.getLogger("recsys_batch.commands")
 
@@ -26,30 +28,38 @@ logger = logging.getLogger("recsys_batch.commands")
 @click.command("train", help="Train the reference two-tower and ranker; the alias moves if it beats popularity and the champion.")
 @click.option("--max-seconds", type=click.FloatRange(min=1), help="Training budget; overrides training.max_seconds.")
 @click.option("--force", is_flag=True, help="Train again although nothing changed since the last training.")
+@click.option("--dry-run", is_flag=True, help="Say how many rows, users and items, how much memory and how many minutes; train nothing.")
 @json_option
 @with_config
-def train_command(config: Config, max_seconds: float | None, force: bool, as_json: bool) -> None:
+def train_command(config: Config, max_seconds: float | None, force: bool, dry_run: bool, as_json: bool) -> None:
     from recsys_batch.model.training import train_bundle as run_training
     from recsys_batch.registry.mlflow_registry import ModelRegistry
-    from recsys_batch.spark.training_tables import read_training_tables
+    from recsys_batch.spark.training_tables import STATED_ROWS, identify_inputs, plan_training, read_training_tables
 
     if max_seconds is not None:
         config = config.model_copy(update={"training": config.training.model_copy(update={"max_seconds": max_seconds})})
-    data = read_training_tables(config)
+    inputs = identify_inputs(config)
+    if dry_run:
+        _print_plan(plan_training(config, inputs), config, as_json=as_json)
+        return
     registry = ModelRegistry(config)
-    existing = None if force else registry.find_trained(data.key)
+    existing = None if force else registry.find_trained(inputs.key)
     if existing is not None:
         sentence = f"model version {existing.version} was trained on exactly these inputs and settings; --force trains again"
         print_result({"done": False, "model_version": existing.version, "reason": sentence}, sentence, as_json=as_json)
         with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
             _require_gate(existing.version, decide_promotion(registry.fetch(existing.version, Path(folder)).manifest["gate"]))
         return
+    is_planned = config.training.max_events is not None or inputs.n_rows > STATED_ROWS
+    sample = _require_memory(plan_training(config, inputs), config) if is_planned else None
+    data = read_training_tables(config, inputs, sample)
     with tempfile.TemporaryDirectory(prefix="recsys-batch-") as folder:
         champion = _fetch_champion_towers(registry, Path(folder))
         with training_progress() as progress:
-            bundle = run_training(data.interactions, data.items, data.users, config, Path(folder) / "bundle", progress, champion)
+            tables = (data.interactions, data.items, data.users)
+            bundle = run_training(*tables, config, Path(folder) / "bundle", progress, champion, sample)
         params = {**config.model.model_dump(), **config.training.model_dump()}
-        version = registry.register(bundle, params, bundle.manifest.get("curves"), training_key=data.key).version
+        version = registry.register(bundle, params, bundle.manifest.get("curves"), training_key=inputs.key).version
     verdict = decide_promotion(bundle.manifest["gate"])
     if verdict.promoted:
         registry.set_champion(version)
@@ -60,6 +70,56 @@ def train_command(config: Config, max_seconds: float | None, force: bool, as_jso
     result = {"done": True, "model_version": version, "champion": verdict.promoted, "reason": verdict.reason}
     print_result({**result, "metrics": bundle.manifest["metrics"]}, sentence, as_json=as_json)
     _require_gate(version, verdict)
+
+
+def _print_plan(plan: TrainingPlan, config: Config, *, as_json: bool) -> None:
+    """Print what a training would read, hold in memory and take."""
+    from recsys_batch.model.training_cost import estimate_cost, read_machine_bytes
+
+    size, cost, machine_bytes = plan.size, estimate_cost(plan.size, config, plan.jvm_bytes), read_machine_bytes()
+    if as_json:
+        sample = plan.sample.to_dict() if plan.sample is not None else None
+        figures = {"n_bytes": cost.n_bytes, "minutes": round(cost.seconds / 60, 1), "machine_bytes": machine_bytes}
+        print_json({"dry_run": True, **vars(size), "sample": sample, **figures, "fits": cost.n_bytes <= machine_bytes})
+        return
+    rows = [
+        ("rows of interactions", format_count(size.n_rows)),
+        ("positive events trained on", format_count(size.n_events)),
+        ("users", format_count(size.n_users)),
+        ("items that they took", format_count(size.n_items)),
+        ("items in the catalogue", format_count(size.n_catalogue)),
+        ("memory at peak, JVM included", format_size(cost.n_bytes)),
+        ("memory of this machine", format_size(machine_bytes)),
+        ("minutes, about", f"{cost.seconds / 60:.1f}"),
+    ]
+    note = plan.sample.describe() if plan.sample is not None else "every user is trained on"
+    print_table("train --dry-run: nothing was started", ("training", "value"), rows, note=note)
+    if cost.n_bytes > machine_bytes:
+        click.echo(_explain_shortage(cost.n_bytes, machine_bytes, config))
+
+
+def _require_memory(plan: TrainingPlan, config: Config) -> UserSample | None:
+    """Say what a training takes, and return its sample; raises UsageError where this machine has less memory."""
+    from recsys_batch.model.training_cost import estimate_cost, read_machine_bytes
+
+    cost, machine_bytes, size = estimate_cost(plan.size, config, plan.jvm_bytes), read_machine_bytes(), plan.size
+    if cost.n_bytes > machine_bytes:
+        raise UsageError(_explain_shortage(cost.n_bytes, machine_bytes, config))
+    logger.info("training on %s", plan.sample.describe() if plan.sample is not None else f"all {size.n_events:,} positive events")
+    logger.info(
+        "%s users, %s items; about %s of memory at peak, JVM included, and %.1f minutes",
+        *(format_count(size.n_users), format_count(size.n_items), format_size(cost.n_bytes), cost.seconds / 60),
+    )
+    return plan.sample
+
+
+def _explain_shortage(needed: float, machine_bytes: float, config: Config) -> str:
+    current = config.training.max_events
+    setting = f"lower training.max_events (it is {current:,})" if current is not None else "set training.max_events"
+    return (
+        f"this training would take about {format_size(needed)} of memory, the machine has {format_size(machine_bytes)}: {setting}, "
+        "which samples users, or train where there is more; `train --dry-run` says what a setting takes"
+    )
 
 
 def _require_gate(version: str, verdict: Promotion) -> None:

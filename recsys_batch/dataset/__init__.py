@@ -5,6 +5,7 @@ seen_policy       which of a user's events keep an item out of that user's lists
 user_events       users, their events and registered vectors by ranges of user_id
 histories         each user's newest positive items
 future_split      limits of splits that hold out the future
+user_sample       which users a training takes, by stratum of activity
 popularity        users per item and segment, and the popular lists that follow
 exposure_schema   columns of the files that the online side logs and ingest reads
 log_rows          rows of the online side's log, and their MessagePack

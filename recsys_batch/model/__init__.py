@@ -1,7 +1,9 @@
 """The reference model: two towers that retrieve and a ranker that re-ranks. The only package that imports torch.
 
 training             train_bundle: from tables to a bundle, with its metrics and the champion comparison
-training_data        positives per user as arrays, content tokens
+training_cost        memory and minutes that a training will take, stated before it starts
+training_data        positives per user as arrays
+content_tokens       content tokens of items and users as ragged codes
 validation_split     what a model learns from and what it is measured on
 warm_start           closed-form initial towers: EASE-like ridge regression, exact or low-rank
 tower_parameters     weights of the towers in training

@@ -17,15 +17,17 @@ import torch
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.evaluation.metrics import ndcg_at_k
 from recsys_batch.model.challenger_metrics import average_metrics
+from recsys_batch.model.content_tokens import ContentTokens
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.model.ranking_samples import RankingData, RankingSamples, retrieve_lists
-from recsys_batch.model.tower_parameters import ContentTokens, TowerParameters
-from recsys_batch.model.training_data import Positives, Progress, sample_evaluable_users
+from recsys_batch.model.tower_parameters import TowerParameters
+from recsys_batch.model.training_data import Positives, Progress, bound_users, sample_evaluable_users
 from recsys_batch.ranking.features import Context, compute_session_similarity
 
 LABEL_SHARE = 0.2
 MAX_TRAINING_USERS, MAX_EVALUATION_USERS = 30_000, 5_000
 GATE_GRID = (0.25, 0.5, 1.0)
+_MAX_TRAINING_SCORES = 2_000_000_000  # over which the lists of a large catalogue's users are found: some 40 s on two cores
 _BATCH_USERS = 128
 _EPOCHS, _EVALUATION_INTERVAL = 60, 3
 _PATIENCE = 20  # held-out NDCG first falls below that of the retrieval order, for 10 to 15 epochs, then rises past it
@@ -58,7 +60,9 @@ def fit_ranker(
 
     Returns the ranker, the outer stage's feature data, and the metrics of the outer stage ({} where it has no samples).
     """
-    lists, evaluation = inner.sample_lists(tokens, seed, MAX_TRAINING_USERS), outer.sample_lists(tokens, seed, MAX_EVALUATION_USERS)
+    n_items = inner.inputs.n_items
+    lists = inner.sample_lists(tokens, seed, bound_users(MAX_TRAINING_USERS, n_items, _MAX_TRAINING_SCORES))
+    evaluation = outer.sample_lists(tokens, seed, bound_users(MAX_EVALUATION_USERS, n_items))
     data = RankingData.from_samples(outer.towers, outer.inputs, evaluation)
     best = RankerParameters.initialize(data.embeddings.shape[1], len(data.spec.names), seed)
     best.gate = 0.0

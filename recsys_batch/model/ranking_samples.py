@@ -9,7 +9,8 @@ import torch
 
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.evaluation.metrics import hit_matrix
-from recsys_batch.model.tower_parameters import ContentTokens, TowerParameters
+from recsys_batch.model.content_tokens import ContentTokens
+from recsys_batch.model.tower_parameters import TowerParameters
 from recsys_batch.model.training_data import Positives, split_user_blocks
 from recsys_batch.ranking.features import Context, FeatureSpec, compute_pair_features
 from recsys_batch.ranking.top_k import select_top_k_per_row

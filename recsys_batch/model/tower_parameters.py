@@ -1,4 +1,4 @@
-"""Weights of the towers in training, their hyperparameters, and content tokens as embedding bags."""
+"""Weights of the towers in training, and their hyperparameters."""
 
 from __future__ import annotations
 
@@ -8,35 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from recsys_batch.model.content_tokens import ContentTokens
 from recsys_batch.model.towers import pool_history
 from recsys_batch.model.training_data import Positives
 from recsys_batch.model.warm_start import WarmStart, make_start_fitter
 
-
-@dataclass(frozen=True)
-class ContentTokens:
-    """Content tokens of each row as ragged codes: row i has ``codes[offsets[i]:offsets[i + 1]]``, codes of ``names``."""
-
-    names: tuple[str, ...]
-    offsets: np.ndarray
-    codes: np.ndarray
-
-    def sum_embeddings(self, table: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
-        """Sum the token embeddings of each chosen row, float32 [B, h]."""
-        bags = Positives(len(self.names), self.offsets, self.codes, self.codes).select_users(chosen)
-        starts = torch.from_numpy(bags.offsets[:-1].copy())
-        return torch.nn.functional.embedding_bag(torch.from_numpy(bags.codes), table, starts, mode="sum")
-
-
-def encode_tokens(rows: list[list[str]], min_rows: int, max_tokens: int = 20_000) -> ContentTokens:
-    """Encode rows by the ``max_tokens`` most frequent tokens that ``min_rows`` rows or more have, sorted by name."""
-    names, counts = np.unique(np.array([name for row in rows for name in row], dtype=str), return_counts=True)
-    frequent = np.flatnonzero(counts >= min_rows)
-    frequent = np.sort(frequent[np.argsort(-counts[frequent], kind="stable")[:max_tokens]])
-    code_of = {str(names[i]): code for code, i in enumerate(frequent)}
-    encoded = [[code_of[name] for name in row if name in code_of] for row in rows]
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in encoded])]).astype(np.int64)
-    return ContentTokens(tuple(code_of), offsets, np.array([code for row in encoded for code in row], dtype=np.int64))
+SPARSE_GRADIENT_ITEMS = 200_000
+"""Larger catalogues have gradients of the rows that a step touched; at this size and width 64, those of all rows would be 100 MB a step."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +42,11 @@ class TowerParameters:
         """Trainable tensors by name."""
         return {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
 
+    @property
+    def has_sparse_gradients(self) -> bool:
+        """Whether gradients of item tensors hold the touched rows alone."""
+        return len(self.history) > SPARSE_GRADIENT_ITEMS
+
     def copy(self) -> TowerParameters:
         """Copy the weights, detached from the gradient graph."""
         copies: dict[str, Any] = {name: value.detach().clone() for name, value in self.tensors().items()}
@@ -71,12 +54,18 @@ class TowerParameters:
 
     def encode_users(self, inputs: Positives, tokens: ContentTokens, chosen: np.ndarray) -> torch.Tensor:
         """Encode the users ``chosen``, float32 [B, h]; ``inputs`` holds their histories in the same order."""
-        pooled = pool_history(self.history, inputs.codes, inputs.offsets, self.recency) + self.user_bias
+        pooled = pool_history(self.history, inputs.codes, inputs.offsets, self.recency, self.has_sparse_gradients) + self.user_bias
         return pooled + tokens.sum_embeddings(self.user_tokens, chosen) if len(tokens.codes) else pooled
 
     def score_items(self, users: torch.Tensor) -> torch.Tensor:
         """Compute logits of every item, float32 [B, n]."""
         return torch.addmm(self.item_bias.T, users, self.embedding.T)
+
+    def score_sampled_items(self, users: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Compute logits of some items, int64 [m], float32 [B, m]."""
+        lookup = torch.nn.functional.embedding
+        embedding, bias = (lookup(items, table, sparse=self.has_sparse_gradients) for table in (self.embedding, self.item_bias))
+        return users @ embedding.T + bias.T
 
     def item_embeddings(self) -> np.ndarray:
         """Concatenate item vectors and biases, float32 [n, h + 1]."""

@@ -15,8 +15,9 @@ import torch
 
 from recsys_batch.config import Config
 from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k
-from recsys_batch.model.tower_parameters import ContentTokens, Hyperparameters, TowerParameters, initialize_parameters, scale_warm_start
-from recsys_batch.model.training_data import Positives, Progress, sample_evaluable_users, split_user_blocks
+from recsys_batch.model.content_tokens import ContentTokens
+from recsys_batch.model.tower_parameters import Hyperparameters, TowerParameters, initialize_parameters, scale_warm_start
+from recsys_batch.model.training_data import Positives, Progress, bound_users, sample_evaluable_users, split_user_blocks
 from recsys_batch.model.warm_start import WarmStart, make_start_fitter
 from recsys_batch.ranking.top_k import select_top_k_per_row
 
@@ -73,7 +74,7 @@ class Validator:
 
 def make_validator(train: Positives, held_out: Positives, seed: int) -> Validator:
     """Sample at most MAX_VALIDATION_USERS users with a history and held-out positives into a Validator."""
-    chosen = sample_evaluable_users(train, held_out, MAX_VALIDATION_USERS, seed)
+    chosen = sample_evaluable_users(train, held_out, bound_users(MAX_VALIDATION_USERS, train.n_items), seed)
     return Validator(chosen, train.select_users(chosen), held_out.select_users(chosen))
 
 
@@ -158,12 +159,13 @@ def search_hyperparameters(
         reached = start_ndcg(tried, replace(hyperparameters, ridge=ridge))
         if reached > best:
             best, start, hyperparameters = reached, tried, replace(hyperparameters, ridge=ridge)
-    by_width = {h: start_ndcg(start, replace(hyperparameters, h=h)) for h in widths}
+    by_width = {h: start_ndcg(start, replace(hyperparameters, h=h)) for h in widths[:-1]} | {widths[-1]: best}
     sufficient = max(by_width.values()) * (1 - _WIDTH_TOLERANCE)
     hyperparameters = replace(hyperparameters, h=next(h for h in widths if by_width[h] >= sufficient))
     if has_time:
-        candidates = (replace(hyperparameters, recency=recency) for recency in RECENCY_GRID)
-        hyperparameters = max(candidates, key=lambda candidate: start_ndcg(start, candidate))
+        by_recency = {recency: start_ndcg(start, replace(hyperparameters, recency=recency)) for recency in RECENCY_GRID[1:]}
+        by_recency = {RECENCY_GRID[0]: by_width[hyperparameters.h]} | by_recency
+        hyperparameters = replace(hyperparameters, recency=max(by_recency, key=lambda recency: by_recency[recency]))
     unscaled = scale_warm_start(start, hyperparameters, n_tokens)
     hyperparameters = replace(hyperparameters, scale=_choose_scale(unscaled, validator, tokens, train.n_items))
     return hyperparameters, scale_warm_start(start, hyperparameters, n_tokens)
@@ -183,6 +185,18 @@ def _choose_scale(params: TowerParameters, validator: Validator, tokens: Content
         return min(_SCALE_GRID, key=lambda value: validator.log_loss(scores, value))
 
 
+def make_optimizers(params: TowerParameters, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Make Adam for all tensors; where gradients are sparse, SparseAdam for those of items, which moves the touched rows alone.
+
+    No weight decay: Adam would shrink the rows of rare items, which have no other gradient, by a full step each time.
+    """
+    tensors = params.tensors()
+    if not params.has_sparse_gradients:
+        return [torch.optim.Adam(tensors.values(), lr=learning_rate)]
+    of_items = [tensors.pop(name) for name in ("history", "embedding", "item_bias")]
+    return [torch.optim.SparseAdam(of_items, lr=learning_rate), torch.optim.Adam(tensors.values(), lr=learning_rate)]
+
+
 class _Trainer:
     """Trains tower parameters in place with Adam."""
 
@@ -196,8 +210,7 @@ class _Trainer:
         self._frequency = data.item_counts / max(len(data.codes), 1)
         for tensor in params.tensors().values():
             tensor.requires_grad_(True)
-        # No weight decay: Adam would shrink the rows of rare items, which have no other gradient, by a full step each time.
-        self._optimizer = torch.optim.Adam(params.tensors().values(), lr=config.training.learning_rate)
+        self._optimizers = make_optimizers(params, config.training.learning_rate)
 
     def train_epoch(self, deadline: float) -> float:
         """Train one pass over the users; return the mean loss."""
@@ -215,9 +228,11 @@ class _Trainer:
         inputs, targets = histories.where(is_input), histories.where(~is_input)
         vectors = self._params.encode_users(inputs, self._tokens, users)
         loss = self._full_loss(vectors, targets) if self._full else self._sampled_loss(vectors, targets)
-        self._optimizer.zero_grad()
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         return float(loss.detach())
 
     def _split(self, histories: Positives) -> np.ndarray:
@@ -245,6 +260,6 @@ class _Trainer:
         p_unsampled = (1 - self._frequency[sampled]) ** len(targets.codes) * (1 - 1 / n) ** _EXTRA_NEGATIVES
         log_q = torch.from_numpy(np.log1p(-np.minimum(p_unsampled, 1 - 1e-9)).astype(np.float32))
         items = torch.from_numpy(sampled)
-        logits = vectors @ self._params.embedding[items].T + self._params.item_bias[items].T - log_q
+        logits = self._params.score_sampled_items(vectors, items) - log_q
         target_columns = torch.from_numpy(np.searchsorted(sampled, targets.codes))
         return -torch.log_softmax(logits, dim=1)[torch.from_numpy(targets.rows), target_columns].mean()

@@ -15,9 +15,9 @@ import pyarrow as pa
 import torch
 
 from recsys_batch.errors import BundleError
-from recsys_batch.model.training_data import extract_content_tokens, extract_row_tokens
+from recsys_batch.model.content_tokens import ContentTokens, extract_content_tokens, extract_row_tokens
 from recsys_batch.registry.bundle import Bundle
-from recsys_batch.tables.list_columns import flat_positions
+from recsys_batch.tables.list_columns import flat_positions, mask_ragged
 
 TENSOR_NAMES = ("item_history", "item_embedding", "item_content", "user_bias", "user_tokens", "log_popularity")
 
@@ -69,7 +69,9 @@ class Towers:
         vectors[known, h:] = self._tensors["item_embedding"][rows[known]]
         new = np.flatnonzero(~known)
         if len(new):
-            vectors[new] = self._encode_content(extract_content_tokens(items.take(pa.array(new)), "categories"))
+            vectors[new] = self._encode_content(
+                extract_content_tokens(items.take(pa.array(new)), "categories").append_token(ANY_ITEM_TOKEN)
+            )
         log_popularity = np.where(known, self._tensors["log_popularity"][np.where(known, rows, 0)], 0.0).astype(np.float32)
         return ItemVectors(np.ascontiguousarray(vectors[:, h:]), np.ascontiguousarray(vectors[:, :h]), log_popularity)
 
@@ -107,20 +109,26 @@ class Towers:
                 pooled[row] += self._tensors["user_tokens"][tokens].sum(axis=0)
         return np.concatenate([pooled, np.ones((len(pooled), 1), dtype=np.float32)], axis=1)
 
-    def _encode_content(self, tokens: list[list[str]]) -> np.ndarray:
-        vectors = np.zeros((len(tokens), self._tensors["item_content"].shape[1]), dtype=np.float32)
-        for row, names in enumerate(tokens):
-            positions = [self._item_token[name] for name in (*names, ANY_ITEM_TOKEN) if name in self._item_token]
-            vectors[row] = self._tensors["item_content"][positions].sum(axis=0) if positions else 0.0
-        return vectors
+    def _encode_content(self, tokens: ContentTokens) -> np.ndarray:
+        """Sum the vectors of each row's tokens that training saw, in their order, float32 [n, 2h + 1]."""
+        from scipy import sparse
+
+        known = pa.array(list(self._item_token), pa.string())
+        codes = flat_positions(tokens.names, known)[tokens.codes]
+        offsets = mask_ragged(tokens.offsets, codes >= 0)
+        bags = (np.ones(int(offsets[-1]), dtype=np.float32), codes[codes >= 0], offsets)
+        return np.asarray(sparse.csr_matrix(bags, shape=(len(tokens), len(known))) @ self._tensors["item_content"], dtype=np.float32)
 
 
 ANY_ITEM_TOKEN = "(any)"
 """Token that every item has: the content of an item without any other content."""
 
 
-def pool_history(history: torch.Tensor, codes: np.ndarray, offsets: np.ndarray, recency: float) -> torch.Tensor:
-    """Pool each user's history to sum_j w_j H_j / sqrt(sum_j w_j^2), float32 [B, h]; zeros for a user without events."""
+def pool_history(history: torch.Tensor, codes: np.ndarray, offsets: np.ndarray, recency: float, sparse: bool = False) -> torch.Tensor:
+    """Pool each user's history to sum_j w_j H_j / sqrt(sum_j w_j^2), float32 [B, h]; zeros for a user without events.
+
+    ``sparse``: the gradient of ``history`` holds the rows of ``codes`` alone.
+    """
     counts = np.diff(offsets)
     positions = np.arange(len(codes)) - np.repeat(offsets[:-1], counts)
     weights = (1.0 + positions) ** -recency
@@ -128,4 +136,5 @@ def pool_history(history: torch.Tensor, codes: np.ndarray, offsets: np.ndarray, 
     norms = np.sqrt(np.bincount(rows, weights=weights * weights, minlength=len(counts)))
     scaled = torch.from_numpy((weights / np.maximum(norms, 1e-12)[rows]).astype(np.float32))
     starts = torch.from_numpy(offsets[:-1].copy())
-    return torch.nn.functional.embedding_bag(torch.from_numpy(codes), history, starts, mode="sum", per_sample_weights=scaled)
+    bags = torch.from_numpy(codes), history, starts
+    return torch.nn.functional.embedding_bag(*bags, mode="sum", per_sample_weights=scaled, sparse=sparse)

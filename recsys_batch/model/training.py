@@ -13,15 +13,17 @@ import torch
 
 from recsys_batch import __version__
 from recsys_batch.config import Config
+from recsys_batch.dataset.user_sample import UserSample
 from recsys_batch.model.challenger_metrics import NO_METRICS, measure_bundle_ndcg, measure_popularity, select_events_after_training
+from recsys_batch.model.content_tokens import ContentTokens, encode_tokens
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
 from recsys_batch.model.ranker_training import LABEL_SHARE, MAX_EVALUATION_USERS, RankerStage, fit_ranker, measure_ranker
 from recsys_batch.model.ranking_samples import RankingData
-from recsys_batch.model.tower_parameters import ContentTokens, TowerParameters, encode_tokens
+from recsys_batch.model.tower_parameters import TowerParameters
 from recsys_batch.model.tower_training import FittedTowers, fit_towers, refit_towers
 from recsys_batch.model.towers import ANY_ITEM_TOKEN
-from recsys_batch.model.training_data import Progress, TrainingData, prepare_training_data, sample_evaluable_users
+from recsys_batch.model.training_data import Progress, TrainingData, bound_users, prepare_training_data, sample_evaluable_users
 from recsys_batch.model.validation_split import split_positives
 from recsys_batch.registry.bundle import Bundle, write_bundle
 
@@ -47,6 +49,7 @@ def train_bundle(
     directory: Path,
     progress: Progress,
     champion: Bundle | None = None,
+    sample: UserSample | None = None,
 ) -> Bundle:
     """Train towers and ranker and write them as a bundle of kind "two_tower".
 
@@ -54,6 +57,7 @@ def train_bundle(
         interactions, items, users: tables as in ``schemas``; users None where there is no table.
         progress: called with a stage and its metrics after each epoch.
         champion: the current champion, measured on the same held-out events for ``manifest["gate"]``.
+        sample: whose users the tables hold, for ``manifest["sample"]``; None where they hold all.
 
     Raises InputMissing where there is no positive interaction.
     """
@@ -67,7 +71,8 @@ def train_bundle(
     progress(_SPLITS[validation.kind], {"users": validation.n_users})
     tokens = encode_tokens(data.user_tokens, _MIN_TOKEN_ROWS)
     fitted = fit_towers(train, held_out, tokens, data.has_time, config, started + budget * _TOWER_DEADLINE, progress)
-    evaluated = held_out.where(np.isin(held_out.rows, sample_evaluable_users(train, held_out, MAX_EVALUATION_USERS, config.training.seed)))
+    n_evaluated = bound_users(MAX_EVALUATION_USERS, train.n_items)
+    evaluated = held_out.where(np.isin(held_out.rows, sample_evaluable_users(train, held_out, n_evaluated, config.training.seed)))
     outer = RankerStage(fitted.parameters, train, evaluated)
     labels = split_positives(train, LABEL_SHARE, config.data.session_gap, config.training.seed)
     older_towers = refit_towers(labels.train, fitted, tokens, data.has_time, config, started + budget * _INNER_DEADLINE)
@@ -80,12 +85,14 @@ def train_bundle(
     towers = fitted.parameters
     if config.training.refit:
         towers = refit_towers(data.positives, fitted, tokens, data.has_time, config, started + budget)
-        lists = RankerStage(towers, data.positives, data.positives).sample_lists(tokens, config.training.seed, MAX_EVALUATION_USERS)
+        lists = RankerStage(towers, data.positives, data.positives).sample_lists(tokens, config.training.seed, n_evaluated)
         ranking = RankingData.from_samples(towers, data.positives, lists)
     tensors, vocab = _bundle_weights(data, towers, ranking, tokens, ranker)
     progress("done", {"seconds": time.monotonic() - started})
     split = {"kind": validation.kind, "users": validation.n_users}
     manifest = {**_bundle_manifest(data, fitted, ranker, ranking, config), "metrics": metrics, "gate": gate, "validation": split}
+    if sample is not None:
+        manifest["sample"] = sample.to_dict()
     return write_bundle(directory, manifest, tensors=tensors, vocab=vocab, ranker_onnx=export_ranker_onnx(ranker.to_arrays()))
 
 
@@ -103,7 +110,7 @@ def _compare_with_champion(
     new_events = select_events_after_training(champion, data, outer.labels)
     if new_events is None:
         return {"champion": champion.manifest["metrics"].get("ndcg_at_10", 0.0)}
-    lists = replace(outer, labels=new_events).sample_lists(tokens, 0, MAX_EVALUATION_USERS)
+    lists = replace(outer, labels=new_events).sample_lists(tokens, 0, bound_users(MAX_EVALUATION_USERS, outer.inputs.n_items))
     return {
         "champion": measure_bundle_ndcg(champion, data, items, users, outer.inputs, new_events),
         "challenger": measure_ranker(ranker, ranking, lists)["ndcg_at_10"] if lists is not None else 0.0,
@@ -140,7 +147,7 @@ def _bundle_weights(
     data: TrainingData, towers: TowerParameters, ranking: RankingData, tokens: ContentTokens, ranker: RankerParameters
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     history = towers.history.detach().numpy()
-    item_tokens = encode_tokens([[*row, ANY_ITEM_TOKEN] for row in data.item_tokens], 2)
+    item_tokens = encode_tokens(data.item_tokens.append_token(ANY_ITEM_TOKEN), 2)
     tensors = {
         "item_history": history,
         "item_embedding": ranking.embeddings,
@@ -150,7 +157,7 @@ def _bundle_weights(
         "log_popularity": ranking.log_popularity,
         **ranker.to_arrays(),
     }
-    vocab = {"item_id": data.item_ids.to_pylist(), "item_token": list(item_tokens.names), "user_token": list(tokens.names)}
+    vocab = {"item_id": data.item_ids.to_pylist(), "item_token": item_tokens.names.to_pylist(), "user_token": tokens.names.to_pylist()}
     return tensors, vocab
 
 
@@ -162,7 +169,7 @@ def fit_content_projection(tokens: ContentTokens, vectors: np.ndarray) -> np.nda
     from scipy import sparse
     from scipy.sparse.linalg import splu
 
-    n, t = len(tokens.offsets) - 1, len(tokens.names)
+    n, t = len(tokens), len(tokens.names)
     if t == 0:
         return np.zeros((0, vectors.shape[1]), dtype=np.float32)
     bags = sparse.csr_matrix((np.ones(len(tokens.codes)), tokens.codes, tokens.offsets), shape=(n, t))

@@ -1,4 +1,4 @@
-"""Training data as arrays: positives per user newest first, and content tokens."""
+"""Training data as arrays: positives per user newest first, and the content tokens of users and items."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ import pyarrow.compute as pc
 from recsys_batch.config import Config
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import InputMissing
+from recsys_batch.model.content_tokens import ContentTokens, extract_content_tokens
 from recsys_batch.tables.list_columns import flat_positions, mask_ragged, sorted_ids
 
 Progress = Callable[[str, Mapping[str, float]], None]
 """Called with a stage of training and its metrics after each epoch."""
+
+MAX_EVALUATION_SCORES = 1_000_000_000
+"""Scores of one evaluation, some 20 s on two cores: 5,000 users over 200,000 items, 1,000 over a million."""
 
 _BLOCK_SCORES = 20_000_000  # scores of a block of users: 80 MB
 
@@ -95,8 +99,8 @@ class TrainingData:
     user_ids: pa.Array
     positives: Positives
     has_time: bool
-    item_tokens: list[list[str]]
-    user_tokens: list[list[str]]
+    item_tokens: ContentTokens
+    user_tokens: ContentTokens
 
 
 def prepare_training_data(interactions: pa.Table, items: pa.Table, users: pa.Table | None, config: Config) -> TrainingData:
@@ -111,7 +115,7 @@ def prepare_training_data(interactions: pa.Table, items: pa.Table, users: pa.Tab
     has_time = bool((event_us != NO_TIME).any())
     positives = _group_by_user(rows, codes, event_us, len(user_ids), len(item_ids), has_time, config.training.seed)
     item_tokens = _tokens_of_ids(items, "item_id", item_ids, "categories")
-    user_tokens = _tokens_of_ids(users, "user_id", user_ids, "segment") if users is not None else [[] for _ in range(len(user_ids))]
+    user_tokens = _tokens_of_ids(users, "user_id", user_ids, "segment") if users is not None else ContentTokens.empty(len(user_ids))
     return TrainingData(item_ids, user_ids, positives, has_time, item_tokens, user_tokens)
 
 
@@ -119,6 +123,11 @@ def split_user_blocks(users: np.ndarray, n_items: int, max_users: int = 256) -> 
     """Split users into blocks of at most ``max_users`` whose scores of the whole catalogue fit into 80 MB, one user at least."""
     step = max(1, min(max_users, _BLOCK_SCORES // max(n_items, 1)))
     return [users[start : start + step] for start in range(0, len(users), step)]
+
+
+def bound_users(max_users: int, n_items: int, max_scores: int = MAX_EVALUATION_SCORES) -> int:
+    """Bound how many users are scored over the whole catalogue: ``max_users``, fewer where that is more than ``max_scores`` scores."""
+    return min(max_users, max(max_scores // max(n_items, 1), 1))
 
 
 def sample_evaluable_users(inputs: Positives, held_out: Positives, max_users: int, seed: int) -> np.ndarray:
@@ -139,20 +148,7 @@ def group_by_user(rows: np.ndarray, codes: np.ndarray, event_us: np.ndarray, n_u
     return Positives(n_items, offsets, codes[is_first], event_us[is_first], repeats)
 
 
-def extract_content_tokens(table: pa.Table, column: str) -> list[list[str]]:
-    """Extract the tokens of each row: ``column`` (a list or one value) and every attribute as name=value, sorted."""
-    columns = [table[column].to_pylist(), table["attributes"].to_pylist(maps_as_pydicts="strict")]
-    return [extract_row_tokens(column, value, attributes) for value, attributes in zip(*columns, strict=True)]
-
-
-def extract_row_tokens(column: str, value: list[str] | str | None, attributes: dict[str, str] | None) -> list[str]:
-    """Extract the tokens of one row, as ``extract_content_tokens`` does."""
-    values = value if isinstance(value, list) else [value] if value is not None else []
-    named = [f"{column}={part}" for part in values] + [f"{key}={part}" for key, part in (attributes or {}).items()]
-    return sorted(set(named))
-
-
-def _tokens_of_ids(table: pa.Table, key: str, ids: pa.Array, column: str) -> list[list[str]]:
+def _tokens_of_ids(table: pa.Table, key: str, ids: pa.Array, column: str) -> ContentTokens:
     """Extract the tokens of each id; an id that the table lacks has none."""
     rows = pc.index_in(ids, value_set=table[key].combine_chunks())
     return extract_content_tokens(table.select([column, "attributes"]).take(rows), column)

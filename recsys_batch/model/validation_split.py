@@ -12,6 +12,7 @@ import numpy as np
 from recsys_batch.dataset.future_split import MAX_SESSION_SHARE, MIN_KNOWN_SHARE, MIN_USERS_ON_BOTH_SIDES
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.model.training_data import Positives, group_by_user
+from recsys_batch.tables.list_columns import sorted_unique
 
 _MIN_USER_SHARE = 0.5  # of the users with three positives or more, who must have two sessions for a split per user
 _MICROSECONDS_PER_MINUTE = 60_000_000
@@ -92,8 +93,12 @@ def _split(
 ) -> ValidationSplit:
     n_users, n_items = positives.n_users, positives.n_items
     train = group_by_user(rows[~is_held_out], codes[~is_held_out], event_us[~is_held_out], n_users, n_items)
-    known = train.rows * n_items + train.codes
-    is_new = is_held_out & ~np.isin(rows * n_items + codes, known)
+    known = sorted_unique(train.rows * n_items + train.codes)
+    keys = rows[is_held_out] * n_items + codes[is_held_out]
+    # By search, of the held-out ones alone: np.isin of all took 5.6 s of a core for 4,700,000 events, this takes 0.6.
+    is_known = np.append(known, -1)[np.searchsorted(known, keys)] == keys
+    is_new = np.zeros(len(rows), dtype=bool)
+    is_new[is_held_out] = ~is_known
     held_out = group_by_user(rows[is_new], codes[is_new], event_us[is_new], n_users, n_items)
     return ValidationSplit(train, held_out, kind)
 

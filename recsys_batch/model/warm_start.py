@@ -27,6 +27,7 @@ _OVERSAMPLING, _ITERATIONS = 16, 5
 _MAX_RANK = 1_024
 _MAX_CELLS = 64_000_000  # of one [n, r] array: 256 MB, and about five of them live at once
 _MAX_MULTIPLICATIONS = 4_000_000_000  # multiplications of one pass over X: some seconds
+_CHOLESKY_MIN_ROWS = 200_000
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,22 @@ def _top_eigenvectors(apply: Callable[[torch.Tensor], torch.Tensor], n: int, h: 
     width = min(h + _OVERSAMPLING, n)
     Y = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
     for _ in range(_ITERATIONS):
-        Y, _ = torch.linalg.qr(apply(Y))
+        Y = _orthonormalize(apply(Y))
     _, rotation = torch.linalg.eigh(Y.T @ apply(Y))
     V = (Y @ rotation).flip(1)[:, :h]  # eigh is ascending
     return V if V.shape[1] == h else torch.nn.functional.pad(V, (0, h - V.shape[1]))
+
+
+def _orthonormalize(Y: torch.Tensor) -> torch.Tensor:
+    """Find an orthonormal basis of the columns of Y [n, k].
+
+    Of a large catalogue by CholeskyQR2 (Fukaya et al. 2014), two products instead of Householder's reflections; by those where the
+    columns are too near to dependent for it.
+    """
+    Q, failure = Y, int(len(Y) <= _CHOLESKY_MIN_ROWS)
+    for _ in range(2):
+        if not failure:
+            factor, status = torch.linalg.cholesky_ex((Q.T @ Q).double())
+            Q, failure = Q @ torch.linalg.inv_ex(factor).inverse.T.float(), int(status)
+    basis: torch.Tensor = torch.linalg.qr(Y)[0] if failure else Q
+    return basis

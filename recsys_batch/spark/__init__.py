@@ -2,7 +2,8 @@
 
 With ``night`` and ``stream``, the only package that sees pyspark and delta.
 
-- training_tables: what training reads. generate: synthetic tables of any size.
+- training_tables: what training reads, and its size. user_sampling: users with whole histories, by activity.
+- generate: synthetic tables of any size.
 - ingest: sources of events, items and users into the warehouse's tables.
 - register: imported embedding tables as a bundle. item_catalogue: the item side of the embed step. item_rules: configured rules over items.
 - run_artifacts: artefacts of a run, and the executor tasks made of them.

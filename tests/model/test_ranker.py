@@ -13,17 +13,18 @@ from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import BundleError
 from recsys_batch.model import ranker_training
 from recsys_batch.model.challenger_metrics import NO_METRICS
+from recsys_batch.model.content_tokens import ContentTokens
 from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.model.ranker_training import RankerStage, _sample_context, fit_ranker, measure_ranker
 from recsys_batch.model.ranking_samples import RankingData, retrieve_lists
-from recsys_batch.model.tower_parameters import Hyperparameters, TowerParameters, encode_tokens, initialize_parameters
+from recsys_batch.model.tower_parameters import Hyperparameters, TowerParameters, initialize_parameters
 from recsys_batch.model.training_data import Positives, prepare_training_data
 from recsys_batch.model.validation_split import split_positives
 from recsys_batch.ranking.features import PAIR_FEATURES, FeatureSpec, PairFeatures
 
 LATER = 1e12
 D, F = 5, len(FeatureSpec.default().names)
-NO_TOKENS = encode_tokens([], 1)
+NO_TOKENS = ContentTokens.empty(0)
 
 
 def inputs_of(B: int, C: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

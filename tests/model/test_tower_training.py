@@ -12,16 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recsys_batch.config import Config, load_config
-from recsys_batch.model import tower_training
+from recsys_batch.model import tower_parameters, tower_training
 from recsys_batch.model.challenger_metrics import measure_popularity
-from recsys_batch.model.tower_parameters import ContentTokens, Hyperparameters, TowerParameters, encode_tokens, initialize_parameters
+from recsys_batch.model.content_tokens import ContentTokens, encode_tokens
+from recsys_batch.model.tower_parameters import Hyperparameters, TowerParameters, initialize_parameters
 from recsys_batch.model.tower_training import _Trainer, fit_towers, make_validator, refit_towers, search_hyperparameters
-from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data
+from recsys_batch.model.training_data import Positives, TrainingData, bound_users, prepare_training_data
 from recsys_batch.model.validation_split import split_positives
 
 LATER = 1e12
 QUIET: Callable[..., None] = lambda *_: None  # noqa: E731
-NO_TOKENS = encode_tokens([], 1)
+NO_TOKENS = ContentTokens.empty(0)
 
 
 @pytest.fixture(scope="module")
@@ -207,3 +208,31 @@ def test_users_with_one_interaction_each_leave_the_start_as_it_is(make_positives
     train, held, _ = split_positives(make_positives([[user % 5] for user in range(20)], 5), 0.1)
     fitted = fit_towers(train, held, NO_TOKENS, True, small, LATER, QUIET)
     assert np.isfinite(fitted.parameters.embedding.numpy()).all() and fitted.epochs == 0
+
+
+def test_a_step_of_a_large_catalogue_has_adams_gradients_and_moves_the_rows_that_it_touched_alone(
+    data: TrainingData, small: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps agree but for SparseAdam's epsilon, which counts for more in the first steps (of gradients below 1e-5)."""
+    monkeypatch.setattr(tower_training, "_FULL_SOFTMAX_ITEMS", 0)
+    monkeypatch.setattr(tower_training, "_EXTRA_NEGATIVES", 5)
+    start, stepped = random_towers(80, len(tokens(data).names)), []
+    for limit in (0, 10**9):
+        monkeypatch.setattr(tower_parameters, "SPARSE_GRADIENT_ITEMS", limit)
+        params = start.copy()
+        _Trainer(params, data.positives, tokens(data), True, small)._train_batch(np.arange(4))
+        assert params.history.grad is not None and params.history.grad.is_sparse == (limit == 0)
+        stepped.append(params)
+    for name, value in stepped[0].tensors().items():
+        dense = stepped[1].tensors()[name]
+        assert value.grad is not None and dense.grad is not None
+        torch.testing.assert_close(value.grad.to_dense(), dense.grad)
+        is_large = dense.grad.abs() > 1e-5
+        torch.testing.assert_close(value[is_large], dense[is_large], atol=5e-4, rtol=0)  # a step is 5e-3
+        if name in ("history", "embedding", "item_bias"):
+            moved = (value != start.tensors()[name]).any(dim=1)
+            assert torch.equal(moved, (dense.grad != 0).any(dim=1)) and 0 < int(moved.sum()) < 80
+
+
+def test_a_large_catalogue_is_evaluated_on_fewer_users() -> None:
+    assert [bound_users(5_000, n, 10**9) for n in (80, 200_000, 10**6, 10**10)] == [5_000, 5_000, 1_000, 1]

@@ -1,9 +1,11 @@
 """The towers at work: what an embedding depends on, and what it does not."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from recsys_batch.errors import BundleError
@@ -129,3 +131,26 @@ def test_after_training_an_unseen_item_is_liked_by_those_who_like_its_kind(bundl
     scores = users @ new.embeddings.T
     assert scores[0, 0] > scores[0, 1] and scores[1, 1] > scores[1, 0]
     assert pa.array(bundle.vocab["item_id"]).type == pa.int64()
+
+
+def test_items_that_a_sample_never_saw_lie_by_their_content_and_are_retrieved_for_those_who_like_it(
+    planted: Any, small: Any, train_on: Any, make_items: Any
+) -> None:
+    """Training sees only events of the first 60 items, as a sample of users may; items 60 to 79 are in the catalogue alone."""
+    seen = planted.interactions.filter(pc.less(planted.interactions["item_id"], 60))
+    towers = Towers.from_bundle(train_on(replace(planted, interactions=seen), small))
+    items = towers.encode_items(planted.items)
+    kind = np.arange(80) % 4
+    vectors = np.concatenate([items.embeddings, items.history], axis=1)[60:]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosine, alike = vectors @ vectors.T, kind[60:, None] == kind[None, 60:]
+    assert cosine[alike].min() > 0.999
+    assert cosine[~alike].max() < 0.9
+    histories = [np.flatnonzero((kind == group) & (np.arange(80) < 40)) for group in range(4)]
+    offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])])
+    weights, nothing = np.ones(offsets[-1], np.float32), [None] * 4
+    users = towers.encode_users(np.concatenate(histories), offsets, None, weights, nothing, nothing, items.history)
+    best = np.argsort(-(users @ items.embeddings.T), axis=1, kind="stable")[:, :20]  # a quarter of the catalogue: one kind
+    for group in range(4):
+        unseen = np.flatnonzero((kind == group) & (np.arange(80) >= 60))
+        assert set(unseen) <= set(best[group].tolist()), f"group {group}"

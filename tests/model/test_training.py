@@ -12,8 +12,8 @@ import pytest
 from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing
 from recsys_batch.model import tower_training, training
+from recsys_batch.model.content_tokens import ContentTokens, encode_tokens
 from recsys_batch.model.ranker import Ranker
-from recsys_batch.model.tower_parameters import encode_tokens
 from recsys_batch.model.towers import Towers
 from recsys_batch.model.training import fit_content_projection
 from recsys_batch.ranking.features import FeatureSpec
@@ -134,5 +134,5 @@ def test_content_vectors_are_the_ridge_regression_of_learned_vectors_on_tokens()
     vectors = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     bags = np.array([[token in row for token in "ab"] for row in rows], dtype=float)
     expected = np.linalg.solve(bags.T @ bags + 10.0 * np.eye(2), bags.T @ vectors)
-    np.testing.assert_allclose(fit_content_projection(encode_tokens(rows, 1), vectors), expected, atol=1e-6)
-    assert fit_content_projection(encode_tokens([[], []], 1), vectors[:2]).shape == (0, 3)
+    np.testing.assert_allclose(fit_content_projection(encode_tokens(ContentTokens.from_lists(rows), 1), vectors), expected, atol=1e-6)
+    assert fit_content_projection(encode_tokens(ContentTokens.from_lists([[], []]), 1), vectors[:2]).shape == (0, 3)

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from recsys_batch.config import load_config
 from recsys_batch.dataset.histories import NO_TIME
 from recsys_batch.errors import InputMissing
-from recsys_batch.model.training_data import Positives, extract_content_tokens, prepare_training_data
+from recsys_batch.model.content_tokens import extract_content_tokens
+from recsys_batch.model.training_data import Positives, prepare_training_data
 
 CONFIG = load_config(None)
 
@@ -60,17 +61,17 @@ def test_an_event_without_time_among_timed_ones_is_the_oldest(make_interactions:
 def test_content_tokens_name_categories_attributes_and_segments() -> None:
     attributes = pa.array([[("year", "1995")], []], pa.map_(pa.string(), pa.string()))
     items = pa.table({"categories": pa.array([["Drama", "Action"], None], pa.list_(pa.string())), "attributes": attributes})
-    assert extract_content_tokens(items, "categories") == [["categories=Action", "categories=Drama", "year=1995"], []]
+    assert extract_content_tokens(items, "categories").to_lists() == [["categories=Action", "categories=Drama", "year=1995"], []]
     users = pa.table({"segment": pa.array(["young", None]), "attributes": attributes})
-    assert extract_content_tokens(users, "segment") == [["segment=young", "year=1995"], []]
+    assert extract_content_tokens(users, "segment").to_lists() == [["segment=young", "year=1995"], []]
 
 
 def test_items_and_users_that_their_tables_lack_have_no_tokens(make_interactions: Any, make_items: Any, make_users: Any) -> None:
     table = make_interactions(["a", "b"], [1, 2], [1, 2], [1.0, 1.0])
     data = prepare_training_data(table, make_items([2], [["x"]]), make_users(["b"], ["s"]), CONFIG)
-    assert data.item_tokens == [[], ["categories=x"]]
-    assert data.user_tokens == [[], ["plan=free", "segment=s"]]
-    assert prepare_training_data(table, make_items([2], [["x"]]), None, CONFIG).user_tokens == [[], []]
+    assert data.item_tokens.to_lists() == [[], ["categories=x"]]
+    assert data.user_tokens.to_lists() == [[], ["plan=free", "segment=s"]]
+    assert prepare_training_data(table, make_items([2], [["x"]]), None, CONFIG).user_tokens.to_lists() == [[], []]
 
 
 def test_nothing_positive_is_an_error_that_says_so(make_interactions: Any, make_items: Any) -> None:

@@ -4,10 +4,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from recsys_batch.model import warm_start
 from recsys_batch.model.training_data import Positives
-from recsys_batch.model.warm_start import DROPOUT_ODDS, fit_low_rank_start, fit_ridge_start
+from recsys_batch.model.warm_start import DROPOUT_ODDS, _orthonormalize, fit_low_rank_start, fit_ridge_start
 
 RIDGE = 3.0
 
@@ -100,3 +101,20 @@ def test_more_dimensions_than_items_are_filled_with_zeros(sample: Positives, beg
 def test_an_item_of_nobody_and_a_user_of_nothing_do_no_harm(make_positives: Any, begin: Any) -> None:
     start = begin(make_positives([[0, 1], [], [1, 0], [0]], 3), 2, 1)
     assert np.isfinite(start.history).all() and np.isfinite(start.embedding).all()
+
+
+def test_a_large_catalogues_basis_is_orthonormal_and_spans_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Columns of lengths from 1 to 1,000, then two that are the same, where Cholesky's factor does not exist."""
+    monkeypatch.setattr(warm_start, "_CHOLESKY_MIN_ROWS", 100)
+    Y = torch.randn(500, 8, generator=torch.Generator().manual_seed(1)) * torch.logspace(0, 3, 8)
+    for columns in (Y, torch.cat([Y, Y[:, :1]], dim=1)):
+        Q = _orthonormalize(columns)
+        torch.testing.assert_close(Q.T @ Q, torch.eye(columns.shape[1]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(Q @ (Q.T @ columns), columns, atol=1e-2, rtol=1e-4)
+
+
+def test_a_large_catalogues_start_is_the_one_of_householders_basis(sample: Positives, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = fit_low_rank_start(sample, 12, RIDGE, seed=1)
+    monkeypatch.setattr(warm_start, "_CHOLESKY_MIN_ROWS", 0)
+    start = fit_low_rank_start(sample, 12, RIDGE, seed=1)
+    np.testing.assert_allclose(start.history @ start.embedding.T, expected.history @ expected.embedding.T, atol=1e-3)

@@ -1,0 +1,60 @@
+"""What a training is said to take: no less than the arrays that it certainly holds, and what the settings change."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from recsys_batch.config import Config, load_config
+from recsys_batch.model import training_cost, warm_start
+from recsys_batch.model.tower_training import EMBEDDING_DIMS, _widths
+from recsys_batch.model.training_cost import TrainingSize, estimate_cost, read_machine_bytes
+
+CONFIG = load_config(None)
+LARGE = TrainingSize(20_000_000, 5_000_000, 250_000, 800_000, 1_000_000)
+GIB = 2**30
+
+
+def stated(size: TrainingSize, config: Config = CONFIG) -> float:
+    return estimate_cost(size, config, 0).n_bytes
+
+
+def test_the_weights_their_moments_and_the_events_fit_into_what_is_stated() -> None:
+    """Two towers with two moments each, and user, item and time of each event."""
+    assert stated(LARGE) > 6 * 4 * 64 * LARGE.n_items + 24 * LARGE.n_events
+    assert stated(LARGE) < 8 * GIB
+
+
+@pytest.mark.parametrize("change", [{"n_events": 10_000_000}, {"n_items": 1_000_000}, {"n_catalogue": 5_000_000}])
+def test_more_of_anything_takes_more(change: dict[str, int]) -> None:
+    assert stated(replace(LARGE, **change)) > stated(LARGE) + 0.2 * GIB
+
+
+def test_the_jvm_is_counted_and_a_wider_model_takes_more() -> None:
+    assert estimate_cost(LARGE, CONFIG, 3 * GIB).n_bytes == stated(LARGE) + 3 * GIB
+    assert stated(LARGE, load_config(None, ["model.embedding_dim=256"])) > 2 * stated(LARGE)
+
+
+@pytest.mark.parametrize("n_items", [1_000, 100_000, 400_000, 1_000_000])
+def test_the_width_is_the_widest_that_training_tries(n_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, widest = replace(LARGE, n_items=n_items), _widths(n_items, CONFIG)[-1] + 1
+    assert stated(size) == stated(size, load_config(None, [f"model.embedding_dim={widest}"]))
+    assert sorted(EMBEDDING_DIMS) == sorted(training_cost._WIDTHS)
+    limits = (warm_start._MAX_CELLS, warm_start._MAX_RANK, warm_start.RIDGE_MAX_ITEMS)
+    assert limits == (training_cost._MAX_SPECTRUM_FLOATS, training_cost._MAX_RANK, training_cost._RIDGE_MAX_ITEMS)
+
+
+def test_minutes_are_the_budget_and_more_where_the_start_alone_takes_longer() -> None:
+    seconds = [estimate_cost(LARGE, load_config(None, [f"training.max_seconds={budget}"]), 0).seconds for budget in (1, 10, 3_600)]
+    assert seconds[0] == seconds[1] > 300 and 3_600 < seconds[2] < 4_200
+
+
+def test_a_containers_limit_counts_where_it_is_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(training_cost, "_CGROUP_LIMITS", (str(tmp_path / "absent"), str(limit)))
+    machine = read_machine_bytes()
+    found = []
+    for text in (f"{GIB // 2}\n", "max\n", f"{2**60}\n"):
+        limit.write_text(text)
+        found.append(read_machine_bytes())
+    assert found == [GIB // 2, machine, machine] and machine > GIB // 2
