@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # fake-gcs-server 1.56.1 with deltalake 1.6.6: the emulator of Google Cloud Storage takes what pyarrow writes, and nothing that deltalake writes.
 #
-# Google Cloud Storage has two interfaces to the same objects, JSON and XML. pyarrow's client (google-cloud-cpp) uploads by JSON, the crate
-# object_store, by which deltalake, DataFusion and Polars write, by the XML one's PUT /BUCKET/OBJECT. fake-gcs-server answers that with 400
-# "invalid uploadType": it has the path for signed URLs only. So a test against it that lists and reads is green, and the first commit fails.
-# Take another server for tests of what writes through object_store.
+# Google Cloud Storage has two interfaces to the same objects, JSON and XML. pyarrow's client (google-cloud-cpp) uploads by JSON, the
+# crate object_store, by which deltalake, DataFusion and Polars write, by the XML one's PUT /BUCKET/OBJECT. fake-gcs-server answers that
+# with 400 "invalid uploadType": it has the path for signed URLs only. So a test against it that lists and reads is green, and the first
+# commit fails. Take another server for tests of what writes through object_store.
 #
 # Needs Go. Prints what it saw, and fails when that changes.
 set -euo pipefail
@@ -43,7 +43,8 @@ with store.open_input_stream("bucket/file") as stream:
     back = stream.read()
 account = {"gcs_base_url": address, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
 try:
-    write_deltalake("gs://bucket/table", pa.table({"x": [1]}), storage_options={"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account), "ALLOW_HTTP": "true"})
+    options = {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(account), "ALLOW_HTTP": "true"}
+    write_deltalake("gs://bucket/table", pa.table({"x": [1]}), storage_options=options)
     said = "written"
 except Exception as error:
     said = str(error)

@@ -2,9 +2,9 @@
 # hdfs-native 0.14.7 with pyarrow 25.0.1: files of HDFS that pyarrow lists through hdfs_native.fsspec have no modification time.
 #
 # pyarrow takes any fsspec file system, and its FSSpecHandler reads a file's time from the key "mtime", as fsspec's local, SFTP and other
-# file systems write it. hdfs_native.fsspec says "modification_time", in milliseconds. No error: FileInfo.mtime is None, and what removes or
-# takes files by their age sees none that is old. HdfsFileSystem.modified() gives a time of the process's own zone without saying so. Override
-# _convert_file_status and add "mtime", in seconds.
+# file systems write it. hdfs_native.fsspec says "modification_time", in milliseconds. No error: FileInfo.mtime is None, and what removes
+# or takes files by their age sees none that is old. HdfsFileSystem.modified() gives a time of the process's own zone without saying so.
+# Override _convert_file_status and add "mtime", in seconds.
 #
 # Needs no HDFS: what a name node says of a file is made up here. Prints what it saw, and fails when that changes.
 set -euo pipefail

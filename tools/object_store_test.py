@@ -189,7 +189,10 @@ class Commands:
         began, said_before = time.monotonic(), self._log.stat().st_size if self._log.exists() else 0
         script = [str(Path(sys.executable).parent / "recsys-batch"), command, *self._options, *words]
         with self._log.open("ab") as log:
-            code = subprocess.run(script, cwd=self._folder, stdout=log, stderr=log, timeout=_SECONDS, check=False).returncode
+            environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1"}  # executors of their own would listen for every machine
+            code = subprocess.run(
+                script, cwd=self._folder, stdout=log, stderr=log, env=environment, timeout=_SECONDS, check=False
+            ).returncode
         where = self.warehouse.partition("://")[0] if "://" in self.warehouse else "local"
         print(f"{where}: {command} {' '.join(words)}: exit code {code}, {time.monotonic() - began:.0f} s", flush=True)
         if code not in expected:
