@@ -9,7 +9,7 @@ FORCE ?=
 BIN := .venv/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data chaos test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-training bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
+.PHONY: help setup data chaos test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars hdfs-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-training bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -38,7 +38,7 @@ PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
 test: setup ## every behaviour, in WORKERS=2 processes
 	$(BIN)/python $(PYTEST)
 
-test-slow: setup kafka-jars ## what is exhaustive, or starts whole processes: every point of a night where it can die, signals, a browser
+test-slow: setup kafka-jars hdfs-jars ## what is exhaustive, or starts whole processes: every point of a night where it can die, signals, a browser
 	$(BIN)/python $(PYTEST) -m slow
 
 coverage: setup ## what `make test` runs, and the lines that it does not reach
@@ -97,8 +97,13 @@ kafka-jars: .venv/.ready ## what `stream` needs to read Kafka (11 MB) into .jars
 	@$(BIN)/python tools/fetch_java.py
 	@$(BIN)/python tools/fetch_jars.py --of kafka --of kafka-broker
 
-object-store-test: setup s3a-jars ## nights with their warehouse in an S3 server on loopback; tables as on a local path
-	$(BIN)/python tools/object_store_test.py
+hdfs-jars: .venv/.ready ## an HDFS for tests (104 MB), into .jars-hdfs; Spark itself brings what it needs for hdfs://
+	@$(BIN)/python tools/fetch_java.py
+	@$(BIN)/python tools/fetch_jars.py --of hdfs
+
+STORE ?= s3
+object-store-test: setup $(if $(filter hdfs,$(STORE)),hdfs-jars,s3a-jars) ## nights with their warehouse in a store on loopback (STORE=s3 or hdfs); tables as on a local path
+	$(BIN)/python tools/object_store_test.py --store $(STORE)
 
 profile: setup ## a night of RUN_DATE once more, every task profiled, and its slowest step opened: STEP=score opens that one
 	$(BIN)/python tools/profile_night.py --conf $(CONF) --run-date $(RUN_DATE) $(if $(STEP),--step $(STEP))
@@ -163,6 +168,6 @@ clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke data/profile .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
 distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
-	rm -rf .venv .airflow .docs site .jars-s3a .audit .jars .java .servers data/ml-100k *.egg-info build dist
+	rm -rf .venv .airflow .docs site .jars-s3a .jars-hdfs .audit .jars .java .servers data/ml-100k *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rmdir data 2>/dev/null || true

@@ -100,6 +100,12 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if caused_by_interrupt(error):
             return _report_interrupt()
+        from recsys_batch.storage.stores import explain_refusal
+
+        refusal = explain_refusal(str(error))
+        if refusal:
+            _report_error(error, refusal)
+            return EXIT_FAILED
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         _report_error(error, f"{type(error).__name__}: {first_line}")
         return EXIT_FAILED

@@ -33,12 +33,13 @@ class Section(BaseModel):
 class Paths(Section):
     warehouse: str = Field(
         "warehouse",
-        description="folder that holds the Delta tables and run artefacts: on a path that every node mounts, or s3a://BUCKET/FOLDER",
+        description="folder that holds the Delta tables and run artefacts: on a path that every node mounts, s3a://BUCKET/FOLDER or "
+        "hdfs://NAMENODE:PORT/FOLDER",
     )
     state: str = Field("state", description="local folder for MLflow's database, its artefacts and bundles being written")
     node_cache: str = Field(
         default_factory=lambda: f"{tempfile.gettempdir()}/recsys_batch-{os.getuid()}",
-        description="folder on each node's own disk for copies of an s3a:// warehouse's models and indexes",
+        description="folder on each node's own disk for copies of models and indexes of a warehouse in a store",
     )
     node_cache_mb: int = Field(51_200, ge=1, description="MiB that these copies may take; what nobody uses goes first")
     jars: str = Field(".jars", description="folder with the Delta jars that set-up resolved; read when it exists")

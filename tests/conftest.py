@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from recsys_batch.config import Config, load_config
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.storage import filesystems
+from recsys_batch.storage import stores
 from recsys_batch.stream.live_table import LiveTable
 from recsys_batch.tables.slice_writer import TableSlice
 
@@ -109,11 +109,27 @@ def bucket(s3: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
     return f"s3a://{name}"
 
 
+@pytest.fixture(scope="session")
+def hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An HDFS, which runs as long as the tests do: tools/hdfs_server.py's HdfsServer."""
+    folder = tmp_path_factory.mktemp("hdfs")
+    with runpy.run_path(str(ROOT / "tools" / "hdfs_server.py"))["hdfs_server"](ROOT / ".jars-hdfs", folder) as server:
+        yield server
+
+
+@pytest.fixture
+def hdfs_folder(hdfs: Any) -> str:
+    """The location of a folder of this test in HDFS."""
+    return f"{hdfs.location}/test-{uuid.uuid4().hex}"
+
+
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The location of a store without a server: what is in it lies under the folder "store" of this test, and is no mounted path."""
     (tmp_path / "store").mkdir()
-    monkeypatch.setitem(filesystems.STORES, "fake", lambda: fs.SubTreeFileSystem(str(tmp_path / "store"), fs.LocalFileSystem()))
+    folder = fs.SubTreeFileSystem(str(tmp_path / "store"), fs.LocalFileSystem())
+    fake = stores.Store("fake://BUCKET/FOLDER", lambda bucket: folder, dict, "none", has_folders=True)
+    monkeypatch.setitem(stores.STORES, "fake", fake)
     return "fake://bucket"
 
 

@@ -16,6 +16,7 @@ from recsys_batch.spark.java import ensure_java
 
 TARGET = Path(".jars")
 KAFKA_RELEASE = "4.3.1"
+JUNIT_RELEASE = "5.10.2"
 TRIES = 3
 PAUSE_S = 5
 TRY_SECONDS = 600
@@ -39,11 +40,22 @@ def delta_jars() -> Jars:
 
 def s3a_jars() -> Jars:
     """Of the Hadoop that pyspark brings: other releases do not fit it. Amazon's SDK, which they need, is 650 MB."""
+    release = _hadoop_release()
+    return Jars("jars for s3a://", f"org.apache.hadoop:hadoop-aws:{release}", f"hadoop-aws-{release}.resolved", "")
+
+
+def _hadoop_release() -> str:
     import pyspark
 
     (client,) = (Path(pyspark.__file__).parent / "jars").glob("hadoop-client-api-*.jar")
-    release = client.stem.removeprefix("hadoop-client-api-")
-    return Jars("jars for s3a://", f"org.apache.hadoop:hadoop-aws:{release}", f"hadoop-aws-{release}.resolved", "")
+    return client.stem.removeprefix("hadoop-client-api-")
+
+
+def hdfs_server_jars() -> Jars:
+    """A name node and data node, which tests start on loopback; 3.5.0 needs JUnit, which its own POM leaves out."""
+    release = _hadoop_release()
+    coordinates = f"org.apache.hadoop:hadoop-client-minicluster:{release},org.junit.jupiter:junit-jupiter-api:{JUNIT_RELEASE}"
+    return Jars("HDFS server", coordinates, f"hadoop-minicluster-{release}.resolved", "")
 
 
 def kafka_jars() -> Jars:
@@ -59,7 +71,7 @@ def kafka_broker_jars() -> Jars:
     return Jars("Kafka broker", f"org.apache.kafka:kafka_2.13:{KAFKA_RELEASE}", f"kafka-{KAFKA_RELEASE}.resolved", "")
 
 
-OTHERS = {"s3a": s3a_jars, "kafka": kafka_jars, "kafka-broker": kafka_broker_jars}
+OTHERS = {"s3a": s3a_jars, "hdfs": hdfs_server_jars, "kafka": kafka_jars, "kafka-broker": kafka_broker_jars}
 """Option -> jars; they go into .jars-OPTION."""
 
 

@@ -1,7 +1,8 @@
-"""Nights with their warehouse in an object store: an S3 server on loopback, every command a process of its own. `make object-store-test`.
+"""Nights with their warehouse in a store: its server on loopback, every command a process of its own. `make object-store-test STORE=hdfs`.
 
-Ingest, a full and an incremental night, rollback, export and maintenance; in the end all tables have the rows of the same commands
-on a local path, and nothing of the warehouse is on this machine but copies of artefacts, one each.
+Ingest, a full and an incremental night (during which an executor is killed), rollback, export, digest, report and maintenance; in the end
+all tables have the rows of the same commands on a local path, and nothing of the warehouse is on this machine but copies of artefacts,
+one each. Then what the store's server can be made to do: a full quota, no writing, a lost connection.
 """
 
 from __future__ import annotations
@@ -10,76 +11,161 @@ import argparse
 import csv
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow.compute as pc
 from cluster_test import OUTPUTS, rows
-from pyarrow import fs
-from s3_server import s3_server
+from store_servers import STORE_SERVERS, Fault
 
 from recsys_batch.read import published_run, read_table, run_rows
 from recsys_batch.storage.filesystems import join, list_entries
 
 ROOT = Path(__file__).parent.parent
 INPUTS = ("interactions", "items", "users")
-FIRST, SECOND = "2026-01-01", "2026-01-02"
-BUCKET = "recsys-test"
+FIRST, SECOND, THIRD = "2026-01-01", "2026-01-02", "2026-01-03"
 _SECONDS = 900  # of one command
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", choices=STORE_SERVERS, default="s3")
     parser.add_argument("--users", type=int, default=2_000)
     parser.add_argument("--items", type=int, default=600)
     parser.add_argument("--events", type=int, default=40_000)
+    parser.add_argument("--part", choices=("all", "nights", "faults"), default="all", help="Nights as on a local path; what can go wrong.")
     parser.add_argument("--keep", action="store_true", help="Leave the folder with state, copies and logs.")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="object-store-test-"))
     try:
-        with s3_server() as environment, reached(environment):
-            filesystem = fs.S3FileSystem(endpoint_override=environment["AWS_ENDPOINT_URL"], region="us-east-1", allow_bucket_creation=True)
-            filesystem.create_dir(BUCKET)
-            there = Commands(folder, f"s3a://{BUCKET}/recs/warehouse", s3a_settings(environment))
+        with STORE_SERVERS[arguments.store](folder) as store:
+            there = Commands(folder, store.warehouse, store.settings)
             here = Commands(folder, str(folder / "local"), {})
             sizes = ("--users", str(arguments.users), "--items", str(arguments.items), "--events", str(arguments.events), "--seed", "5")
             later = some_events(folder / "later.csv", arguments)
             there("generate", *sizes)
             there("train", "--max-seconds", "20")
-            here("generate", *sizes)
-            for place in (there, here):  # both by the one champion
-                nights(place, later)
-            compare(there.warehouse, here.warehouse)
-            there("export-snapshot")
-            there("rollback")
-            there("rollback", "--to", f"{SECOND}-r1")
-            there("evaluate", "--holdout", "--k", "10", expected=(4,))  # nothing was held out
-            there("status")
-            there("maintain", "--keep-runs", "1")
-            dropped(there.warehouse)
-            nothing_here_but_copies(folder, there.warehouse)
+            if arguments.part != "faults":
+                here("generate", *sizes)
+                same_as_local(there, here, later)
+                read_by_others(there, folder)
+                there("rollback")
+                there("rollback", "--to", f"{SECOND}-r1")
+                there("evaluate", "--holdout", "--k", "10", expected=(4,))  # nothing was held out
+                there("status")
+                there("maintain", "--keep-runs", "1")
+                dropped(there.warehouse)
+                nothing_here_but_copies(folder, there.warehouse)
+            if arguments.part != "nights":
+                if arguments.part == "faults":
+                    there("nightly", "--run-date", FIRST)
+                for fault in store.faults:
+                    meet(fault, there)
     finally:
         if arguments.keep:
             print(f"kept: {folder}")
         else:
             shutil.rmtree(folder, ignore_errors=True)
-    print("object store test passed")
+    print(f"object store test passed ({arguments.store})")
     return 0
 
 
-def nights(place: Commands, later: Path) -> None:
+def same_as_local(there: Commands, here: Commands, later: Path) -> None:
+    """The same nights in the store, where an executor is killed, and on a local path: the same rows, by the one champion."""
+    nights(here, later)
+    with killing_an_executor() as killed:
+        nights(there, later, "--set", "spark.master=local-cluster[2,1,1024]")
+    if not killed:
+        raise SystemExit("no executor was killed: the night was over before one was found")
+    print(f"killed executor process {killed[0]}; the nights ended all the same")
+    compare(there.warehouse, here.warehouse)
+
+
+def nights(place: Commands, later: Path, *words: str) -> None:
     """A full night, events that come, a night that goes on from it; and both commands again, which do nothing."""
-    place("nightly", "--run-date", FIRST)
+    place("nightly", "--run-date", FIRST, *words)
     columns = "user_id=user_id,item_id=item_id,event_ts=event_ts,weight=weight"
     for _ in range(2):
         place("ingest", "--source", str(later), "--format", "csv", "--columns", columns)
     place("nightly", "--run-date", SECOND, "--incremental")
     place("nightly", "--run-date", SECOND, "--incremental")
+
+
+def read_by_others(there: Commands, folder: Path) -> None:
+    """A snapshot, a digest and a report, which read what is published."""
+    there("export-snapshot")
+    there("digest", "--run-date", SECOND, "--slots", "5", "--out", str(folder / "digest.jsonl"))
+    there("report", "--run-id", f"{SECOND}-r1", "--out", str(folder / "report.html"))
+    for name in ("digest.jsonl", "report.html"):
+        if not (folder / name).stat().st_size:
+            raise SystemExit(f"{name} is empty")
+
+
+def meet(fault: Fault, there: Commands) -> None:
+    """A night while the store misbehaves: it ends as it should and says why, and what was published stays; afterwards it runs."""
+    before = published_run(there.warehouse).run_id
+    with fault.during():
+        text = there("nightly", "--run-date", THIRD, "--force", expected=(fault.exit_code,))
+    if fault.says not in text:
+        raise SystemExit(f"{fault.name}: the night did not say {fault.says!r} but:\n{text[-3000:]}")
+    after = published_run(there.warehouse).run_id
+    if fault.exit_code and after != before:
+        raise SystemExit(f"{fault.name}: {after} is published, expected {before} to stay so")
+    print(
+        f"{fault.name}: exit code {fault.exit_code}, published is {after}" + (f'; it says "{fault.says}"' if fault.says else ""), flush=True
+    )
+
+
+@contextmanager
+def killing_an_executor() -> Iterator[list[int]]:
+    """While the block runs: SIGKILL for the first executor of a process that this one started, once it has a Python worker at work."""
+    killed: list[int] = []
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.1):
+            running = processes()
+            for process, (parent, command) in running.items():
+                executor = b"executors.daemon" in command and b"CoarseGrainedExecutorBackend" in running.get(parent, (0, b""))[1]
+                if executor and descends(process, running):
+                    with suppress(ProcessLookupError):  # it ended by itself: another one then
+                        os.kill(parent, signal.SIGKILL)
+                        killed.append(parent)
+                        return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def processes() -> dict[int, tuple[int, bytes]]:
+    """Every process: its parent's id and its command line."""
+    listed = {}
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError, ValueError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            listed[int(folder.name)] = (parent, (folder / "cmdline").read_bytes())
+    return listed
+
+
+def descends(process: int, parents: dict[int, tuple[int, bytes]]) -> bool:
+    """Say whether this process started that one, or one that did."""
+    while process in parents:
+        process = parents[process][0]
+        if process == os.getpid():
+            return True
+    return False
 
 
 class Commands:
@@ -98,36 +184,20 @@ class Commands:
             *(part for item in values.items() for part in ("--set", "=".join(item))),
         ]
 
-    def __call__(self, command: str, *words: str, expected: tuple[int, ...] = (0,)) -> None:
-        began = time.monotonic()
+    def __call__(self, command: str, *words: str, expected: tuple[int, ...] = (0,)) -> str:
+        """Run a command; what it said."""
+        began, said_before = time.monotonic(), self._log.stat().st_size if self._log.exists() else 0
         script = [str(Path(sys.executable).parent / "recsys-batch"), command, *self._options, *words]
         with self._log.open("ab") as log:
-            code = subprocess.run(script, cwd=self._folder, stdout=log, stderr=log, timeout=_SECONDS, check=False).returncode
+            environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1"}  # executors of their own would listen for every machine
+            code = subprocess.run(
+                script, cwd=self._folder, stdout=log, stderr=log, env=environment, timeout=_SECONDS, check=False
+            ).returncode
         where = self.warehouse.partition("://")[0] if "://" in self.warehouse else "local"
         print(f"{where}: {command} {' '.join(words)}: exit code {code}, {time.monotonic() - began:.0f} s", flush=True)
         if code not in expected:
             raise SystemExit("\n".join(self._log.read_text(errors="replace").splitlines()[-40:]))
-
-
-@contextmanager
-def reached(environment: dict[str, str]) -> Iterator[None]:
-    """The store's credentials and endpoint in this process and those that it starts: the only place that has them."""
-    before = dict(os.environ)
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-def s3a_settings(environment: dict[str, str]) -> dict[str, str]:
-    """What a user of a store with S3's interface puts into [spark.conf]; for S3 itself none of it is needed."""
-    return {
-        "spark.hadoop.fs.s3a.endpoint": environment["AWS_ENDPOINT_URL"],
-        "spark.hadoop.fs.s3a.endpoint.region": environment["AWS_REGION"],
-        "spark.hadoop.fs.s3a.path.style.access": "true",
-    }
+        return self._log.read_bytes()[said_before:].decode(errors="replace")
 
 
 def some_events(path: Path, sizes: argparse.Namespace) -> Path:
@@ -176,7 +246,7 @@ def nothing_here_but_copies(folder: Path, warehouse: str) -> None:
     strays = [
         path
         for path in folder.rglob("*")
-        if path.name in ("s3a:", "_artifacts", "_delta_log") and not path.is_relative_to(folder / "local")
+        if path.name in ("s3a:", "hdfs:", "_artifacts", "_delta_log") and not path.is_relative_to(folder / "local")
     ]
     if strays:
         raise SystemExit(f"written to this machine, not to the store: {', '.join(map(str, strays))}")

@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.spark.java import ensure_java
-from recsys_batch.storage.filesystems import is_remote
+from recsys_batch.storage.stores import find_store
 
 _SETTINGS = {
     "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
@@ -32,7 +32,7 @@ def get_session(config: Config) -> SparkSession:
     Under spark-submit the master, jars and resources are those of the submit; here only what every session has is added.
 
     Raises:
-        UsageError: started without spark-submit, and the Delta jars are not in ``paths.jars``, or those for an s3a:// warehouse nowhere.
+        UsageError: started without spark-submit, and the Delta jars are not in ``paths.jars``, or those for a warehouse in a store nowhere.
     """
     builder = SparkSession.builder.appName(config.spark.app_name)
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
@@ -73,14 +73,16 @@ def _jars(config: Config) -> str:
     """List the jars of a session: Delta's, those for a warehouse in a store or for Kafka, and what the config names."""
     configured = config.spark.conf.get("spark.jars", "")
     jars = [*_delta_jars(config), *(jar for jar in configured.split(",") if jar)]
-    if is_remote(config.paths.warehouse):
-        s3a_jars = sorted(Path(config.paths.s3a_jars).glob("*.jar"))
-        if not s3a_jars and "hadoop-aws" not in configured + config.spark.conf.get("spark.jars.packages", ""):
+    store = find_store(config.paths.warehouse)
+    if store is not None and store.jars is not None:
+        folder = str(getattr(config.paths, store.jars.setting))
+        store_jars = sorted(Path(folder).glob("*.jar"))
+        if not store_jars and store.jars.name not in configured + config.spark.conf.get("spark.jars.packages", ""):
             raise UsageError(
-                f"paths.warehouse is {config.paths.warehouse}, and no jars for it are in {config.paths.s3a_jars} (paths.s3a_jars): "
-                "run `make s3a-jars`, name them in spark.jars or spark.jars.packages, or submit with spark-submit --packages"
+                f"paths.warehouse is {config.paths.warehouse}, and no jars for it are in {folder} (paths.{store.jars.setting}): "
+                f"run `{store.jars.command}`, name them in spark.jars or spark.jars.packages, or submit with spark-submit --packages"
             )
-        jars += [str(jar.resolve()) for jar in s3a_jars]
+        jars += [str(jar.resolve()) for jar in store_jars]
     if config.stream.source == "kafka":  # the stream says what to do where they are missing; a night does without them
         jars += [str(jar.resolve()) for jar in sorted(Path(config.paths.kafka_jars).glob("*.jar"))]
     return ",".join(jars)

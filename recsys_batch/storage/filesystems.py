@@ -1,18 +1,15 @@
-"""Files by location (a local path, file:///path or s3a://bucket/prefix), with the same few functions for all of them.
+"""Files by location (a local path, file:///path or one in a store, s3a://bucket/prefix), with the same few functions for all of them.
 
-Implemented with pyarrow. Credentials, region and endpoint of a store come from the usual AWS_* variables of the process that reads or
-writes, and from what machines of a cloud have (profiles, roles); no config holds them.
+Implemented with pyarrow; what differs between stores is in stores.py.
 """
 
 import datetime as dt
 import hashlib
-import os
-import re
 import shutil
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -21,29 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from recsys_batch.errors import UsageError
 from recsys_batch.storage.atomic import replace_file
+from recsys_batch.storage.stores import SCHEME, find_store
 
 _BLOCK = 8 * 2**20
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?=/)")
-
-
-def _open_s3() -> fs.FileSystem:
-    return _s3_of(_endpoint(), os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"), os.environ.get("AWS_ACCESS_KEY_ID"))
-
-
-@lru_cache(maxsize=4)
-def _s3_of(endpoint: str | None, region: str | None, key_id: str | None) -> fs.FileSystem:
-    """Connect to S3, once per process and account. The key's id only tells accounts apart; pyarrow finds the secret by itself."""
-    return fs.S3FileSystem(endpoint_override=endpoint, region=region, allow_delayed_open=True)
-
-
-def _endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
-
-
-STORES: dict[str, Callable[[], fs.FileSystem]] = {"s3a": _open_s3}
-"""Scheme -> its filesystem. Any other scheme is refused by name."""
 
 
 @dataclass(frozen=True)
@@ -61,34 +39,23 @@ class Entry:
 
 
 def is_remote(location: str) -> bool:
-    """Say whether a location lies in an object store, not under a path of this machine. Raises UsageError as ``resolve``."""
-    return _scheme(location) != "file"
+    """Say whether a location lies in a store, not under a path of this machine. Raises UsageError as ``resolve``."""
+    return find_store(location) is not None
 
 
 def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """Resolve a location to its filesystem and the path in it. Raises UsageError where the scheme is not supported."""
-    scheme = _scheme(location)
-    if scheme == "file":
+    store = find_store(location)
+    if store is None:
         return fs.LocalFileSystem(), local_path(location)
-    return STORES[scheme](), location.partition("://")[2].strip("/")
-
-
-def _scheme(location: str) -> str:
-    match = _SCHEME.match(location)
-    scheme = match[1].lower() if match else "file"
-    if scheme == "file":
-        return scheme
-    if scheme not in STORES:
-        hint = "write s3a:// for S3" if scheme == "s3" else "mount it as a path that every node has, or use a store with S3's interface"
-        raise UsageError(f"{location}: {scheme}:// is not supported; supported are a mounted path (local or shared) and s3a:// ({hint})")
-    if not re.match(r"[^:]+://[^/]", location):
-        raise UsageError(f"{location} names no bucket: expected {scheme}://BUCKET/FOLDER")
-    return scheme
+    inside = location.partition("://")[2].strip("/")
+    authority, _, path = inside.partition("/")
+    return store.open_filesystem(authority), inside if store.authority_in_path else f"/{path}"
 
 
 def local_path(location: str) -> str:
     """Convert a local location to an absolute path."""
-    if _SCHEME.match(location):
+    if SCHEME.match(location):
         location = unquote(urlparse(location).path)
     return str(Path(location).absolute())
 
@@ -110,12 +77,8 @@ def basename(location: str) -> str:
 
 def storage_options(location: str) -> dict[str, str] | None:
     """Make deltalake's options for a location; None for a local one. The rest it reads from the environment by itself."""
-    if not is_remote(location):
-        return None
-    endpoint = _endpoint()
-    if endpoint is None:
-        return {}
-    return {"AWS_ENDPOINT_URL": endpoint, "AWS_ALLOW_HTTP": str(endpoint.startswith("http://")).lower()}
+    store = find_store(location)
+    return None if store is None else store.delta_options()
 
 
 def exists(location: str) -> bool:
@@ -133,7 +96,7 @@ def read_bytes(location: str) -> bytes:
 
 def write_bytes(location: str, content: bytes) -> None:
     """A whole file, in the place of one that was there. In a store it appears at once; for local files that matter see artifacts.py."""
-    with open_output(location) as stream:
+    with _open_whole(location) as stream:
         stream.write(content)
 
 
@@ -148,16 +111,37 @@ def replace_bytes(location: str, content: bytes) -> None:
 
 
 def open_output(location: str) -> pa.NativeFile:
-    """Open a stream into a new file. In a store the file appears when the stream is closed."""
+    """Open a stream into a new file. In an object store the file appears when the stream is closed; elsewhere it grows under its name."""
     filesystem, path = resolve(location)
-    if filesystem.type_name != "s3":  # which has no folders, and would get an empty object for each
+    store = find_store(location)
+    if store is None or store.has_folders:  # others would get an empty object for each folder
         filesystem.create_dir(path.rpartition("/")[0], recursive=True)
     return filesystem.open_output_stream(path, compression=None)
 
 
+@contextmanager
+def _open_whole(location: str) -> Iterator[pa.NativeFile]:
+    """Open a stream into a file that appears in a store at once, or not at all: where files grow under their names, it is renamed."""
+    store = find_store(location)
+    if store is None or not store.has_folders:
+        with open_output(location) as stream:
+            yield stream
+        return
+    folder, _, name = location.rpartition("/")
+    draft = join(folder, f".{name}-{uuid.uuid4().hex}")
+    try:
+        with open_output(draft) as stream:
+            yield stream
+        filesystem, path = resolve(location)
+        filesystem.move(resolve(draft)[1], path)
+    except BaseException:
+        remove(draft)
+        raise
+
+
 def upload(source: Path, location: str) -> None:
-    """Copy a local file to a location."""
-    with source.open("rb") as stream, open_output(location) as target:
+    """Copy a local file to a location; in a store it appears at once."""
+    with source.open("rb") as stream, _open_whole(location) as target:
         shutil.copyfileobj(stream, target, _BLOCK)
 
 

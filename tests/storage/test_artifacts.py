@@ -126,7 +126,7 @@ def test_a_root_is_a_path_or_in_a_store_that_is_supported() -> None:
     assert artifact_root("file:///mnt/recs") == "/mnt/recs/_artifacts"
     assert artifact_root("s3a://bucket/recs/") == "s3a://bucket/recs/_artifacts"
     with pytest.raises(UsageError, match="mounted path"):
-        artifact_root("hdfs://name/recs")
+        artifact_root("gs://name/recs")
 
 
 def test_all_of_it_works_in_s3(bucket: str) -> None:

@@ -27,7 +27,7 @@ from recsys_batch.storage.filesystems import (
 )
 
 
-@pytest.fixture(params=["path", "store", "bucket"])
+@pytest.fixture(params=["path", "store", "bucket", pytest.param("hdfs_folder", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A folder of each kind."""
     if request.param == "path":
@@ -35,10 +35,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return join(request.getfixturevalue(request.param), "place")
 
 
-@pytest.mark.parametrize("location", ["hdfs://name/recs", "gs://bucket/recs", "abfss://c@account.dfs.core.windows.net/recs", "dbfs:/recs"])
+@pytest.mark.parametrize("location", ["gs://bucket/recs", "abfss://c@account.dfs.core.windows.net/recs", "dbfs:/recs"])
 def test_a_store_that_is_not_supported_is_refused_with_what_is(location: str) -> None:
     scheme = location.partition(":")[0]
-    with pytest.raises(UsageError, match=rf"{scheme}:// is not supported; supported are a mounted path .* and s3a://") as refused:
+    with pytest.raises(UsageError, match=rf"{scheme}:// is not supported; supported are a mounted path .* and hdfs://, s3a://") as refused:
         is_remote(location)
     assert refused.value.exit_code == EXIT_USAGE
 
@@ -46,7 +46,7 @@ def test_a_store_that_is_not_supported_is_refused_with_what_is(location: str) ->
 def test_s3_is_told_what_it_is_called_here_and_a_bucket_has_a_name() -> None:
     with pytest.raises(UsageError, match="write s3a:// for S3"):
         absolute("s3://bucket/recs")
-    with pytest.raises(UsageError, match="names no bucket"):
+    with pytest.raises(UsageError, match="names no bucket or name node"):
         absolute("s3a:///recs")
 
 
