@@ -34,7 +34,7 @@ submit += ["--conf", f"spark.jars.ivy={sys.argv[1]}/ivy", script]
 environment = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_SUBMIT_OPTS": f"-Duser.home={sys.argv[1]}"}
 environment.pop("SPARK_HOME", None)
 done = subprocess.run(submit, env=environment, capture_output=True, text=True)
-missing = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "not found" in line]
+missing = [line.strip() for line in (done.stdout + done.stderr).splitlines() if "io.delta#" in line and line.strip(": ").endswith("not found")]
 print(f"spark-submit: exit code {done.returncode}; {missing[:1]}")
 sys.exit(0 if chosen == "4.1.0" and coordinates.endswith("_4.3_2.13:4.1.0") and done.returncode and missing else "the behaviour has changed")
 PYTHON

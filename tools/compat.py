@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from contract_tables import put_into
 from reader_probes import Arrow, DuckDb, Polars
 from rich.console import Console
 from rich.table import Table
@@ -36,6 +37,9 @@ from recsys_batch.spark.versions import name_delta_jar
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".compat"
+DOCUMENT = ROOT / "docs" / "versions.md"
+BEGIN = "<!-- begin: written by tools/compat.py --write, do not edit -->"
+END = "<!-- end: tools/compat.py -->"
 PAIRS = (
     ("4.0.0", "4.0.0"),  # the oldest of both
     ("4.0.*", "4.0.*"),
@@ -90,6 +94,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="*", metavar="PYSPARK:DELTA", help="For example 4.1.*:4.3.* ; others keep the result they had.")
     parser.add_argument("--keep", action="store_true", help="Leave the folders with tables and logs.")
+    parser.add_argument("--write", action="store_true", help="Put the table into docs/versions.md.")
     arguments = parser.parse_args()
     pairs = [tuple(pair.split(":", 1)) for pair in arguments.pairs] if arguments.pairs else PAIRS
     ensure_java()
@@ -105,6 +110,9 @@ def main() -> int:
         environment = {"python": sys.version.split()[0], "numpy": version("numpy"), "pyarrow": version("pyarrow")}
         record.write_text(json.dumps({**environment, "pairs": [asdict(each) for each in results.values()]}, indent=1) + "\n")
     print_results(results.values())
+    if arguments.write:
+        text = render_markdown(results.values())
+        DOCUMENT.write_text(put_into(DOCUMENT.read_text(encoding="utf-8"), text, BEGIN, END), encoding="utf-8")
     complaint = judge(results.values())
     print(complaint or "compat passed", file=sys.stderr if complaint else sys.stdout)
     return 1 if complaint else 0
@@ -137,6 +145,15 @@ def print_results(results: Iterable[PairResult]) -> None:
         figures = (f"{each.rows:,}", each.digest[:8], f"{each.seconds:.0f}") if each.outcome == WORKS else ("", "", "")
         table.add_row(each.wanted, each.pyspark, each.delta, "yes" if each.in_range else "no", each.outcome, *figures)
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(table)
+
+
+def render_markdown(results: Iterable[PairResult]) -> str:
+    """Write the table of docs/versions.md."""
+    lines = ["| pyspark | delta-spark | setup.cfg allows it | |", "|---|---|---|---|"]
+    for each in results:
+        text = f"works, {each.rows:,} rows `{each.digest[:8]}`" if each.outcome == WORKS else each.outcome
+        lines.append(f"| {each.pyspark} | {each.delta} | {'yes' if each.in_range else 'no'} | {text} |")
+    return "\n".join(lines) + "\n"
 
 
 def try_pair(pyspark: str, delta: str, *, keep: bool) -> PairResult:
