@@ -1,42 +1,53 @@
 # Two commands do all the set-up: `make demo` and `make test`. `make help` lists the rest.
-# The first interpreter that is new enough; PYTHON=/path/to/python chooses another.
+# The first interpreter that is new enough. PYTHON=/path/to/python chooses another: where .venv is of another release already, the
+# environment is .venv-3.13, or whichever release it is.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 CONF ?= conf/local.toml
 RUN_DATE ?= $(shell date +%F)
 FORCE ?=
 
-BIN := .venv/bin
+VENV := .venv
+ifneq ($(filter command environment,$(firstword $(origin PYTHON))),)
+release = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+ifeq ($(filter $(call release,$(PYTHON)),$(call release,.venv/bin/python)),)
+VENV := $(if $(wildcard .venv/bin/python),.venv-$(call release,$(PYTHON)),.venv)
+endif
+endif
+BIN := $(VENV)/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data chaos test test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package cluster-test object-store-test s3a-jars hdfs-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-training bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
+.PHONY: help setup data chaos test test-fast test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package compat cluster-test object-store-test s3a-jars hdfs-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-training bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-setup: .venv/.ready ## .venv with everything, a Java, the Delta jars; each only where it is missing
+setup: $(VENV)/.ready ## .venv with everything, a Java, the Delta jars; each only where it is missing
 	@$(BIN)/python tools/fetch_java.py
 	@$(BIN)/python tools/fetch_jars.py
 
-.venv/.ready: setup.cfg setup.py recsys_batch/ranking/_score_pairs.c
+$(VENV)/.ready: setup.cfg setup.py recsys_batch/ranking/_score_pairs.c
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, and none is on PATH; PYTHON=/path/to/python names one" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0])'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-data: .venv/.ready ## MovieLens-100K into data/ml-100k (research use only)
+data: $(VENV)/.ready ## MovieLens-100K into data/ml-100k (research use only)
 	@$(BIN)/python tools/fetch_movielens.py
 
 # Each process has a Spark session of its own; one that is done takes tests from the other.
 WORKERS ?= 2
 PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-test: setup ## every behaviour, in WORKERS=2 processes
+test: setup ## every behaviour, in WORKERS=2 processes; PYTHON=python3.13 on that release, in an environment of its own
 	$(BIN)/python $(PYTEST)
+
+test-fast: setup ## the tests that take no Spark session
+	$(BIN)/python $(PYTEST) -m 'not slow and not spark'
 
 test-slow: setup kafka-jars hdfs-jars ## what is exhaustive, or starts whole processes: every point of a night where it can die, signals, a browser
 	$(BIN)/python $(PYTEST) -m slow
@@ -47,13 +58,13 @@ coverage: setup ## what `make test` runs, and the lines that it does not reach
 	@$(BIN)/python -m coverage combine --quiet
 	@$(BIN)/python -m coverage report --skip-covered
 
-lint: .venv/.ready ## ruff, mypy, import rules
+lint: $(VENV)/.ready ## ruff, mypy, import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: .venv/.ready ## rewrite the code in the house format
+format: $(VENV)/.ready ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -80,20 +91,23 @@ docs: ## the site out of docs/, into site/ (MkDocs, in an environment of its own
 	@test -x .docs/bin/mkdocs || { $(PYTHON) -m venv .docs && .docs/bin/pip install -qq --disable-pip-version-check 'mkdocs>=1.6,<2'; }
 	NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --strict
 
-protocol: .venv/.ready ## the messages of the Open Inference Protocol, generated from their .proto
+protocol: $(VENV)/.ready ## the messages of the Open Inference Protocol, generated from their .proto
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. recsys_batch/online/oip/grpc_predict_v2.proto
 
-package: .venv/.ready ## dist/recsys_batch-VERSION.zip, for spark-submit --py-files
+package: $(VENV)/.ready ## dist/recsys_batch-VERSION.zip, for spark-submit --py-files
 	@$(BIN)/python tools/package.py
+
+compat: setup ## Spark 4.0 to the newest with the Delta releases that fit, each in an environment of its own (.compat); PAIRS='4.1.*:4.3.*'
+	$(BIN)/python tools/compat.py $(if $(PAIRS),--pairs $(foreach pair,$(PAIRS),'$(pair)'))
 
 cluster-test: setup package ## a master, two workers, every job by spark-submit, an executor killed; tables as in local mode
 	$(BIN)/python tools/cluster_test.py
 
-s3a-jars: .venv/.ready ## what Spark needs for a warehouse in s3a:// (690 MB), into .jars-s3a
+s3a-jars: $(VENV)/.ready ## what Spark needs for a warehouse in s3a:// (690 MB), into .jars-s3a
 	@$(BIN)/python tools/fetch_java.py
 	@$(BIN)/python tools/fetch_jars.py --of s3a
 
-kafka-jars: .venv/.ready ## what `stream` needs to read Kafka (11 MB) into .jars-kafka, and a broker for tests (44 MB)
+kafka-jars: $(VENV)/.ready ## what `stream` needs to read Kafka (11 MB) into .jars-kafka, and a broker for tests (44 MB)
 	@$(BIN)/python tools/fetch_java.py
 	@$(BIN)/python tools/fetch_jars.py --of kafka --of kafka-broker
 
@@ -168,6 +182,6 @@ clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke data/profile .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
 distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
-	rm -rf .venv .airflow .docs site .jars-s3a .jars-hdfs .audit .jars .java .servers data/ml-100k *.egg-info build dist
+	rm -rf .venv .venv-3.* .compat .airflow .docs site .jars-s3a .jars-hdfs .audit .jars .java .servers data/ml-100k *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rmdir data 2>/dev/null || true

@@ -17,7 +17,7 @@ from recsys_batch.errors import EXIT_FAILED, EXIT_OK, EXIT_USAGE, RecsysBatchErr
 EXTRAS = {
     "read": ("deltalake",),
     "report": ("matplotlib", "cycler", "jinja2"),
-    "night": ("pyspark", "delta", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl"),
+    "night": ("pyspark", "py4j", "delta", "delta-spark", "torch", "faiss", "mlflow", "scipy", "pandas", "onnx", "threadpoolctl"),
     "online": (
         "httptools",
         "uvloop",
@@ -33,7 +33,7 @@ EXTRAS = {
         "uvloop",
     ),
 }
-"""Packages that only an extra installs."""
+"""Packages that only an extra installs, by what an import or a look for their version misses."""
 
 
 @click.group(

@@ -58,9 +58,13 @@ def config_in(folder: Path, *overrides: str) -> Config:
     return load_config(ROOT / "conf" / "smoke.toml", [*places, *overrides])
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that need Spark come first: of two processes one begins with them, the other with the rest, and takes from them later."""
-    heavy = {item.path for item in items if "spark" in getattr(item, "fixturenames", ())}
+    """Mark what takes the session, and begin with its files: of two processes one has them, the other begins with the rest."""
+    with_session = [item for item in items if "spark" in getattr(item, "fixturenames", ())]
+    for item in with_session:
+        item.add_marker("spark")
+    heavy = {item.path for item in with_session}
     items.sort(key=lambda item: item.path not in heavy)
 
 

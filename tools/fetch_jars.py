@@ -13,6 +13,7 @@ from pathlib import Path
 
 from recsys_batch.errors import UsageError
 from recsys_batch.spark.java import ensure_java
+from recsys_batch.spark.versions import name_delta_jar
 
 TARGET = Path(".jars")
 KAFKA_RELEASE = "4.3.1"
@@ -33,8 +34,9 @@ class Jars:
 
 
 def delta_jars() -> Jars:
+    """Name the jars of the installed delta-spark for the installed pyspark. Raises UsageError where there are none for it."""
     spark_minor, release = ".".join(version("pyspark").split(".")[:2]), version("delta-spark")
-    coordinates = f"io.delta:delta-spark_{spark_minor}_2.13:{release}"
+    coordinates = f"io.delta:{name_delta_jar(version('pyspark'), release)}:{release}"
     return Jars("Delta jars", coordinates, f"delta-{release}-spark-{spark_minor}.resolved", "io.delta_")
 
 
@@ -76,11 +78,11 @@ OTHERS = {"s3a": s3a_jars, "hdfs": hdfs_server_jars, "kafka": kafka_jars, "kafka
 
 
 def main(target: Path = TARGET, wanted: Jars | None = None) -> int:
-    wanted = wanted or delta_jars()
-    stamp = target / wanted.stamp
-    if stamp.exists():
-        return 0
     try:
+        wanted = wanted or delta_jars()
+        stamp = target / wanted.stamp
+        if stamp.exists():
+            return 0
         ensure_java()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -137,5 +139,7 @@ def _keep(jars: list[Path], target: Path, stamp: Path, what: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--of", choices=OTHERS, action="append", default=[], help="Others than Delta's: for s3a:// about 690 MB.")
-    wanted = parser.parse_args().of
-    sys.exit(max(main(Path(f".jars-{name}"), OTHERS[name]()) for name in wanted) if wanted else main())
+    parser.add_argument("--target", type=Path, default=TARGET, help="The folder of Delta's.  [default: .jars]")
+    arguments = parser.parse_args()
+    wanted = arguments.of
+    sys.exit(max(main(Path(f".jars-{name}"), OTHERS[name]()) for name in wanted) if wanted else main(arguments.target))

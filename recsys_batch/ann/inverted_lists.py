@@ -124,7 +124,7 @@ class _ListScan:
         bounds = np.searchsorted(probed.ravel()[by_list], np.arange(len(lists.starts) + 1))
         query_of_pair = by_list // n_probed
         target = (columns + np.arange(n_queries)[:, None] * width).ravel()[by_list]
-        for list_number in np.flatnonzero(np.diff(bounds)):
+        for list_number in np.flatnonzero(np.diff(bounds)).tolist():
             pairs, start, stop = slice(bounds[list_number], bounds[list_number + 1]), lists.starts[list_number], lists.ends[list_number]
             if start == stop:
                 continue

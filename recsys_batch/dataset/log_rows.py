@@ -16,6 +16,8 @@ from recsys_batch.dataset.exposure_schema import EXPOSURES, FEEDBACK
 LogId = int | str
 
 _MAX_SPELT_DEPTH = 50
+_MAX_DEPTH = 500
+"""What is nested deeper is cut off: Python 3.12 and later encode thousands of levels, Python 3.11 decodes fewer than 1,000."""
 _NO_ATTRIBUTES: Mapping[str, Any] = {}
 
 
@@ -81,15 +83,17 @@ _decoders = {kind: msgspec.msgpack.Decoder(list[row_type]) for kind, row_type in
 
 
 def encode_row(row: Exposure | FeedbackEvent) -> bytes:
-    """Encode a row; what MessagePack has not (a number beyond 64 bits, half a character) is spelt as text.
+    """Encode a row; what MessagePack has not (a number beyond 64 bits, half a character) is spelt as text, and deep nesting is cut off.
 
     Raises:
         Exception: of any kind, where there is no way to write a value.
     """
     try:
-        return _encoder.encode(row)
+        if not (isinstance(row, Exposure) and _is_deeper_than(row.attributes, _MAX_DEPTH)):
+            return _encoder.encode(row)
     except Exception:
-        return _encoder.encode([_spell(value, depth=0) for value in row])
+        pass
+    return _encoder.encode([_spell(value, depth=0) for value in row])
 
 
 def decode_rows(array: bytes, kind: str) -> tuple[list[Any], list[str]]:
@@ -105,6 +109,17 @@ def decode_rows(array: bytes, kind: str) -> tuple[list[Any], list[str]]:
         except msgspec.ValidationError as error:
             unreadable.append(f"{error}: {msgspec.msgpack.decode(raw)}")
     return rows, unreadable
+
+
+def _is_deeper_than(value: Any, depth: int) -> bool:
+    """Whether containers stand inside each other more than ``depth`` times; level by level, so that it needs no deep stack."""
+    level = [value]
+    for _ in range(depth):
+        children = (child for container in level for child in (container.values() if isinstance(container, Mapping) else container))
+        level = [child for child in children if isinstance(child, dict | list | tuple)]
+        if not level:
+            return False
+    return True
 
 
 def _spell(value: Any, depth: int) -> Any:

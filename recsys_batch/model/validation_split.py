@@ -38,7 +38,7 @@ class ValidationSplit(NamedTuple):
     def known_share(self) -> float:
         """Share of the held-out positives whose users have a history."""
         counts = self.held_out.counts
-        return float(counts[self.train.counts > 0].sum() / max(counts.sum(), 1))
+        return int(counts[self.train.counts > 0].sum()) / max(int(counts.sum()), 1)
 
 
 def split_positives(positives: Positives, fraction: float, session_gap: float = 30.0, seed: int = 17) -> ValidationSplit:

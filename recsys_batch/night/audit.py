@@ -4,6 +4,7 @@ Called by the runner. The night's own catalogue and executor results are not ask
 """
 
 import datetime as dt
+from functools import reduce
 from typing import Any, cast
 
 import numpy as np
@@ -88,7 +89,7 @@ def measure_run(context: RunContext) -> dict[str, float]:
 def _measure_coverage(listed: pa.ChunkedArray, items: pa.Table) -> float:
     """Measure the share of available items that are in some user's list."""
     bits = [np.frombuffer(mask, dtype=np.uint8) for mask in listed.to_pylist()]
-    is_listed = np.unpackbits(np.bitwise_or.reduce(bits), count=len(items)).astype(bool) if bits else np.zeros(len(items), dtype=bool)
+    is_listed = np.unpackbits(reduce(np.bitwise_or, bits), count=len(items)).astype(bool) if bits else np.zeros(len(items), dtype=bool)
     is_available = np.asarray(items["is_available"].to_numpy(zero_copy_only=False)).astype(bool)
     return float(np.count_nonzero(is_listed & is_available)) / max(int(np.count_nonzero(is_available)), 1)
 

@@ -204,7 +204,7 @@ def _plot_bands(facts: RunFacts) -> Plot | None:
         return None
     order = np.argsort(-facts.taken, kind="stable")
     edges = [(int(low * len(order)), int(high * len(order))) for low, high, _ in _POPULARITY_BANDS]
-    listed, taken = ([counts[order[a:b]].sum() / counts.sum() for a, b in edges] for counts in (facts.listed, facts.taken))
+    listed, taken = ([float(counts[order[a:b]].sum()) / float(counts.sum()) for a, b in edges] for counts in (facts.listed, facts.taken))
     with make_axes() as (figure, plot):
         positions = np.arange(len(_POPULARITY_BANDS))
         plot.bar(positions - 0.2, listed, 0.38, color=FIRST, label="lists")

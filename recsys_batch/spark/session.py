@@ -2,14 +2,17 @@
 
 import os
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
+from pyspark.util import default_api_mode
 
 from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 from recsys_batch.spark.java import ensure_java
+from recsys_batch.spark.versions import require_delta_jar
 from recsys_batch.storage.stores import find_store
 
 _SETTINGS = {
@@ -32,8 +35,10 @@ def get_session(config: Config) -> SparkSession:
     Under spark-submit the master, jars and resources are those of the submit; here only what every session has is added.
 
     Raises:
-        UsageError: started without spark-submit, and the Delta jars are not in ``paths.jars``, or those for a warehouse in a store nowhere.
+        UsageError: the session would be one of Spark Connect; or, started without spark-submit, the Delta jars of the installed pyspark
+            are not in ``paths.jars``, or those for a warehouse in a store nowhere.
     """
+    _refuse_connect(config)
     builder = SparkSession.builder.appName(config.spark.app_name)
     submitted = "PYSPARK_GATEWAY_PORT" in os.environ
     # Other executors may get the package with their first task, which is too late for their daemon.
@@ -63,6 +68,30 @@ def is_stopped(session: SparkSession) -> bool:
     return False
 
 
+def _refuse_connect(config: Config) -> None:
+    """Refuse a session of Spark Connect, whichever of pyspark's ways asks for one: a night needs the driver's SparkContext.
+
+    pyspark 4 takes a URL from ``spark.remote`` or SPARK_REMOTE, and starts a server of its own for ``spark.api.mode`` or SPARK_API_MODE
+    "connect"; the package pyspark-connect does the last unasked.
+    """
+    settings, environ = config.spark.conf, os.environ
+    api_mode = settings.get("spark.api.mode", environ.get("SPARK_API_MODE", "")).lower()
+    asked = {  # by name alone: the URL may hold a token
+        "spark.master (sc://...)": config.spark.master.startswith("sc://"),
+        "spark.remote": "spark.remote" in settings,
+        "SPARK_REMOTE in the environment": "SPARK_REMOTE" in environ,
+        "spark.api.mode or SPARK_API_MODE = connect": api_mode == "connect",
+        "a Spark Connect session in this process (SPARK_CONNECT_MODE_ENABLED)": "SPARK_CONNECT_MODE_ENABLED" in environ,
+        "the package pyspark-connect, or SPARK_CONNECT_MODE = 1": api_mode != "classic" and default_api_mode() == "connect",
+    }
+    ways = [way for way, is_asked in asked.items() if is_asked]
+    if ways:
+        raise UsageError(
+            f"Spark Connect was asked for ({'; '.join(ways)}) and is not supported, as the jobs need a driver with a SparkContext: "
+            "unset it, then use spark-submit for a cluster or spark.master = local[*] for this machine"
+        )
+
+
 def _java_options(config: Config) -> str:
     """Join the configured Java options and this package's log settings: Spark's default prints a page at every start."""
     settings = f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties')}"
@@ -90,9 +119,5 @@ def _jars(config: Config) -> str:
 
 def _delta_jars(config: Config) -> list[str]:
     jars = sorted(Path(config.paths.jars).glob("*.jar"))
-    if not any("delta-spark" in jar.name for jar in jars):
-        raise UsageError(
-            f"no Delta jars in {config.paths.jars} (paths.jars): run `make setup`, which resolves them once, "
-            "or submit with spark-submit --packages"
-        )
+    require_delta_jar([jar.name for jar in jars], config.paths.jars, version("pyspark"), version("delta-spark"))
     return [str(jar.resolve()) for jar in jars]

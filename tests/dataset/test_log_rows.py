@@ -50,9 +50,15 @@ def test_values_that_messagepack_has_not_are_spelt_as_text(changed: dict[str, An
     assert decoded(encode_row(exposure(**changed))) == ([exposure(**spelt)], [])
 
 
-def test_context_that_is_nested_too_deeply_to_be_encoded_is_cut_off() -> None:
-    ((row,), _) = decoded(encode_row(exposure(attributes={"n": deep(2_000)})))
-    assert row.request_id == "r" and "..." in str(row.attributes)
+@pytest.mark.parametrize("depth", [500, 2_000, 50_000])
+def test_context_that_is_nested_too_deeply_for_any_python_is_cut_off(depth: int) -> None:
+    ((row,), _) = decoded(encode_row(exposure(attributes={"n": deep(depth)})))
+    assert row.request_id == "r" and str(row.attributes).count("[") < 60 and "..." in str(row.attributes)
+
+
+def test_context_that_is_nested_less_is_whole() -> None:
+    row = exposure(attributes={"n": deep(499), "m": 1})
+    assert decoded(encode_row(row)) == ([row], [])
 
 
 def test_a_row_that_is_none_costs_no_other_and_is_told_as_text() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from recsys_batch.config import Config, load_config
 from recsys_batch.errors import UsageError
-from recsys_batch.spark.session import _jars
+from recsys_batch.spark.session import _jars, _refuse_connect, get_session
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +43,40 @@ def test_a_store_needs_its_own_too_or_says_how_to_get_them(folders: list[str], t
     assert names(config) == ["delta-spark_4.2_2.13-4.4.0.jar"]
     (tmp_path / "s3a" / "hadoop-aws-3.5.0.jar").touch()
     assert names(load_config(None, there)) == ["delta-spark_4.2_2.13-4.4.0.jar", "hadoop-aws-3.5.0.jar"]
+
+
+def test_jars_of_another_spark_are_not_taken(folders: list[str], tmp_path: Path) -> None:
+    (tmp_path / "jars" / "delta-spark_4.2_2.13-4.4.0.jar").rename(tmp_path / "jars" / "delta-spark_3.5_2.13-4.4.0.jar")
+    with pytest.raises(UsageError, match=r"another release, delta-spark_3\.5_2\.13-4\.4\.0\.jar; pyspark .* run `make setup`"):
+        _jars(load_config(None, folders))
+
+
+@pytest.mark.parametrize(
+    ("settings", "environment", "way"),
+    [
+        (["spark.master=sc://cluster:15002/;token=secret"], {}, "spark.master (sc://...)"),
+        (["spark.conf.spark.remote=sc://cluster:15002/;token=secret"], {}, "spark.remote"),
+        (["spark.conf.spark.api.mode=connect"], {}, "spark.api.mode or SPARK_API_MODE = connect"),
+        ([], {"SPARK_REMOTE": "sc://cluster:15002/;token=secret"}, "SPARK_REMOTE in the environment"),
+        ([], {"SPARK_API_MODE": "Connect"}, "spark.api.mode or SPARK_API_MODE = connect"),
+        ([], {"SPARK_CONNECT_MODE_ENABLED": "1"}, "a Spark Connect session in this process (SPARK_CONNECT_MODE_ENABLED)"),
+        ([], {"SPARK_CONNECT_MODE": "1"}, "the package pyspark-connect, or SPARK_CONNECT_MODE = 1"),
+    ],
+)
+def test_spark_connect_is_refused_with_exit_code_2_before_anything_starts(
+    settings: list[str], environment: dict[str, str], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError) as refusal:
+        get_session(load_config(None, settings))
+    assert str(refusal.value).startswith(f"Spark Connect was asked for ({way}) and is not supported") and refusal.value.exit_code == 2
+    assert "secret" not in str(refusal.value)
+
+
+def test_classic_is_what_a_config_may_ask_for_where_connect_is_the_default(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARK_CONNECT_MODE", "1")
+    _refuse_connect(load_config(None, [*folders, "spark.conf.spark.api.mode=classic"]))
 
 
 def test_a_session_of_its_own_process_leaves_nothing_on_standard_error(tmp_path: Path) -> None:

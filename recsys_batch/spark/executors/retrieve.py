@@ -124,11 +124,11 @@ def _retrieve_batch(batch: pa.RecordBatch, task: RetrieveTask) -> SearchResult:
         nearest = _search_index(task, batch, users, int(rule), seen_codes, seen_offsets)
         result.codes[users], result.scores[users], result.counts[users] = nearest.codes, nearest.scores, nearest.counts
     segments = batch["segment"]
-    for row in np.flatnonzero(~embedded):
+    for row in np.flatnonzero(~embedded).tolist():
         allowed = catalogue.eligible_mask(int(rules[row])).copy()
         seen = seen_codes[seen_offsets[row] : seen_offsets[row + 1]]
         allowed[seen[seen >= 0]] = False
-        codes, scores = make_popular_list(segments[int(row)].as_py(), allowed, task)
+        codes, scores = make_popular_list(segments[row].as_py(), allowed, task)
         result.codes[row, : len(codes)], result.scores[row, : len(codes)], result.counts[row] = codes, scores, len(codes)
     return result
 

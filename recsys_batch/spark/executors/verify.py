@@ -179,7 +179,7 @@ def find_differing_columns(now: Iterator[pa.RecordBatch], before: Iterator[pa.Re
         left_rows, right_rows = left.slice(0, n), right.slice(0, n)
         if not left_rows.equals(right_rows):
             same = [np.asarray(pc.equal(*columns)).astype(bool) for columns in zip(left_rows.columns, right_rows.columns, strict=True)]
-            n_differing += n - int(np.count_nonzero(np.logical_and.reduce(same)))
+            n_differing += n - int(np.count_nonzero(np.all(same, axis=0)))
         left = left.slice(n) if left.num_rows > n else next(now, None)
         right = right.slice(n) if right.num_rows > n else next(before, None)
     rest = [batch for batch in (left, right) if batch is not None]
