@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from recsys_batch.model.towers import pool_history
+from recsys_batch.model.towers import weigh_history
 from recsys_batch.model.training_data import Positives
 from recsys_batch.model.warm_start import WarmStart, make_start_fitter
 
@@ -71,8 +71,14 @@ class TowerParameters:
 
     def encode_users(self, inputs: Positives, tokens: ContentTokens, chosen: np.ndarray) -> torch.Tensor:
         """Encode the users ``chosen``, float32 [B, h]; ``inputs`` holds their histories in the same order."""
-        pooled = pool_history(self.history, inputs.codes, inputs.offsets, self.recency) + self.user_bias
+        pooled = self.pool(inputs) + self.user_bias
         return pooled + tokens.sum_embeddings(self.user_tokens, chosen) if len(tokens.codes) else pooled
+
+    def pool(self, inputs: Positives) -> torch.Tensor:
+        """Pool histories as ``towers.pool_history`` does, within rounding, and with a gradient: float32 [B, h]."""
+        weights, starts = torch.from_numpy(weigh_history(inputs.offsets, self.recency)), torch.from_numpy(inputs.offsets[:-1].copy())
+        codes = torch.from_numpy(inputs.codes)
+        return torch.nn.functional.embedding_bag(codes, self.history, starts, mode="sum", per_sample_weights=weights)
 
     def score_items(self, users: torch.Tensor) -> torch.Tensor:
         """Compute logits of every item, float32 [B, n]."""
