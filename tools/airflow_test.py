@@ -3,8 +3,8 @@
     python tools/airflow_test.py [VERSION ...]      # of those in AIRFLOWS; none: all
 
 The steps are stood in for by a script that writes down how it was called and ends with the exit code that the test wants; what is
-tested is the DAG: its order, its run date, and which exit codes are tried again. Airflow's lists of constraints are not used: the versions
-below start with what the package index gives them.
+tested is the DAG: its order, its run date, and which exit codes are tried again. Airflow's lists of constraints are not on the package
+index, so they are not used.
 """
 
 import json
@@ -20,8 +20,8 @@ from types import MappingProxyType
 from recsys_batch.tables.run_manifest import STEP_NAMES
 
 ROOT = Path(__file__).parent.parent
-AIRFLOWS = ("2.11.2", "3.0.6", "3.3.2")
-"""The last of Airflow 2, and the first and the newest of Airflow 3."""
+AIRFLOWS: dict[str, tuple[str, ...]] = {"2.11.2": (), "3.0.6": ("fastapi==0.116.1", "starlette<0.48", "cadwyn==5.4.6"), "3.3.2": ()}
+"""The last of Airflow 2, and the first and the newest minor release of Airflow 3, with pins of what has outgrown them since."""
 
 _STAND_IN = """
 import json, os, sys
@@ -118,7 +118,10 @@ def interpreter(version: str) -> Path:
     if not ready.exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"apache-airflow=={version}"], check=True)
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"apache-airflow=={version}", *AIRFLOWS[version]],
+            check=True,
+        )
         ready.touch()
     return python
 

@@ -76,6 +76,6 @@ def test_nodes_are_asked_by_a_task_per_core(spark: SparkSession) -> None:
     assert nodes["has_torch"].to_pylist() == [True] * len(nodes)  # these tests' own environment has it
 
 
-def test_the_setting_begins_a_new_run_and_its_default_changes_no_hash() -> None:
+def test_another_engine_is_another_setting_so_that_it_begins_a_new_run() -> None:
     by_default, by_onnx = (load_config(None, overrides).config_hash() for overrides in ([], ["scoring.engine=onnx"]))
     assert by_default == load_config(None, ["scoring.engine=auto"]).config_hash() != by_onnx
