@@ -17,14 +17,15 @@ endif
 BIN := $(VENV)/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data chaos test test-fast test-slow coverage lint format demo fault-test airflow-test audit-deps protocol package compat cluster-test object-store-test s3a-jars hdfs-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-training bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
+.PHONY: help setup data chaos test test-fast test-slow coverage lint format demo fault-test sizes executor-test check-schedules airflow-test audit-deps protocol package compat cluster-test object-store-test s3a-jars hdfs-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-training bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-setup: $(VENV)/.ready ## .venv with everything, a Java, the Delta jars; each only where it is missing
+setup: $(VENV)/.ready ## .venv with everything, a Java, the Delta jars; each only where it is missing. TORCH=cpu takes a build without CUDA
+	$(if $(TORCH),@$(BIN)/python tools/install_torch.py $(TORCH))
 	@$(BIN)/python tools/fetch_java.py
 	@$(BIN)/python tools/fetch_jars.py
 
@@ -32,7 +33,8 @@ $(VENV)/.ready: setup.cfg setup.py recsys_batch/ranking/_score_pairs.c
 	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or newer is needed, and none is on PATH; PYTHON=/path/to/python names one" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python 3.11 or newer is needed, found " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip packaging
+	$(if $(TORCH),@$(BIN)/python tools/install_torch.py $(TORCH))
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
@@ -78,8 +80,17 @@ demo: setup data ## a whole night on MovieLens-100K: RUN_DATE=YYYY-MM-DD, FORCE=
 fault-test: setup kafka-jars ## SIGKILL for NIGHTS=30 nights and KILLS=20 streams at times of their own; the same command again ends with the same tables
 	FAULT_NIGHTS=$(or $(NIGHTS),30) STREAM_KILLS=$(or $(KILLS),20) $(BIN)/python -m pytest -m '' tests/faults tests/stream/test_kills.py
 
-airflow-test: setup ## the DAG in a real Airflow, in a virtual environment of its own (.airflow)
-	$(BIN)/python tools/airflow_test.py
+sizes: .venv/.ready ## what each extra installs, in MB, into docs/decisions/0001-extras.md: EXTRA=executor measures that one
+	$(BIN)/python tools/extras_sizes.py $(EXTRA) --write
+
+executor-test: setup ## a night on workers that have [executor] alone, without torch, against a full one
+	$(BIN)/python tools/executor_test.py
+
+check-schedules: .venv/.ready ## the CronJob and the Databricks bundle against what Kubernetes and Databricks define, in an environment of its own
+	$(BIN)/python tools/check_schedules.py
+
+airflow-test: setup ## the DAG in real Airflows, 2.11, 3.0 and the newest, each in an environment of its own: VERSION=2.11.2
+	$(BIN)/python tools/airflow_test.py $(VERSION)
 
 chaos: setup ## a server under attack for SECONDS=180, with real clients that go on asking: answers by status
 	$(BIN)/python tools/chaos.py $(if $(SECONDS),--seconds $(SECONDS))
@@ -182,6 +193,6 @@ clean: ## remove what demo and tests wrote; keep .venv and downloads
 	rm -rf data/warehouse data/state data/smoke data/profile .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache spark-warehouse metastore_db derby.log
 
 distclean: clean ## also .venv, Java, jars and MovieLens; other files in data/ are yours and stay
-	rm -rf .venv .venv-3.* .compat .airflow .docs site .jars-s3a .jars-hdfs .audit .jars .java .servers data/ml-100k *.egg-info build dist
+	rm -rf .venv .venv-3.* .compat .airflow .executor .kubernetes .docs site .jars-s3a .jars-hdfs .audit .jars .java .servers data/ml-100k *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	rmdir data 2>/dev/null || true

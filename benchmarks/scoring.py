@@ -115,6 +115,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         arguments.top_k,
         config.scoring.batch_users,
         NodeCache.from_paths(config.paths),
+        "torch" if config.scoring.engine == "auto" else config.scoring.engine,
     )
 
     lists, bounds = ScoringInput(UserSortedFiles(candidates, parts), UserSortedFiles(embeddings, known)), ranges_of_files(parts)

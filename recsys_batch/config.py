@@ -149,6 +149,9 @@ class Retrieval(Section):
 class Scoring(Section):
     top_k: int = Field(100, ge=1, le=10_000)
     batch_users: int = Field(64, ge=1, description="users per ranker call")
+    engine: Literal["auto", "torch", "onnx"] = Field(
+        "auto", description="what scores by the reference ranker on executors; auto: torch where all of them have it, else ONNX Runtime"
+    )
     candidates: Literal["retrieved", "all"] = Field(
         "retrieved", description="all: the ranker scores every item that a user has left, for small catalogues; n_candidates is not used"
     )
@@ -364,6 +367,8 @@ class Config(Section):
         )
         if self.retrieval.seen == "exclude":
             del night["retrieval"]["seen"]  # as releases without the setting: an upgrade alone makes no full night
+        if self.scoring.engine == "auto":
+            del night["scoring"]["engine"]  # likewise
         return hashlib.sha256(json.dumps(night, sort_keys=True).encode()).hexdigest()[:12]
 
 

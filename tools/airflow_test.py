@@ -1,7 +1,10 @@
-"""Load and run jobs/airflow/recsys_nightly.py in a real Airflow, in a virtual environment of its own: `make airflow-test`.
+"""Load and run jobs/airflow/recsys_nightly.py in real Airflows, each in a virtual environment of its own: `make airflow-test`.
+
+    python tools/airflow_test.py [VERSION ...]      # of those in AIRFLOWS; none: all
 
 The steps are stood in for by a script that writes down how it was called and ends with the exit code that the test wants; what is
-tested is the DAG: its order, its run date, and which exit codes are tried again.
+tested is the DAG: its order, its run date, and which exit codes are tried again. Airflow's lists of constraints are not on the package
+index, so they are not used.
 """
 
 import json
@@ -17,7 +20,8 @@ from types import MappingProxyType
 from recsys_batch.tables.run_manifest import STEP_NAMES
 
 ROOT = Path(__file__).parent.parent
-AIRFLOW = "apache-airflow==3.3.2"
+AIRFLOWS: dict[str, tuple[str, ...]] = {"2.11.2": (), "3.0.6": ("fastapi==0.116.1", "starlette<0.48", "cadwyn==5.4.6"), "3.3.2": ()}
+"""The last of Airflow 2, and the first and the newest minor release of Airflow 3, with pins of what has outgrown them since."""
 
 _STAND_IN = """
 import json, os, sys
@@ -34,7 +38,11 @@ sys.exit(codes[n] if n < len(codes) else 0)
 _RUN = """
 import json, sys
 from datetime import datetime, timedelta, timezone
-from airflow.dag_processing.dagbag import DagBag
+from airflow.timetables.base import TimeRestriction
+try:
+    from airflow.dag_processing.dagbag import DagBag
+except ImportError:
+    from airflow.models import DagBag
 bag = DagBag(sys.argv[1])
 assert not bag.import_errors, bag.import_errors
 dag = bag.dags["recsys_nightly"]
@@ -43,13 +51,35 @@ for task in dag.tasks:
     assert task.retries == 3 and task.retry_delay == timedelta(minutes=5), task
     task.retry_delay = timedelta(seconds=0)
 moment = datetime(2026, 3, 1, 2, tzinfo=timezone.utc)
-run = dag.test(run_after=moment, logical_date=None) if sys.argv[3] == "by hand" else dag.test(logical_date=moment)
+scheduled = dag.timetable.next_dagrun_info(
+    last_automated_data_interval=None, restriction=TimeRestriction(earliest=moment - timedelta(hours=1), latest=None, catchup=True)
+)
+assert (scheduled.logical_date, scheduled.run_after) == (moment, moment), scheduled
+if sys.argv[4].startswith("2."):
+    run = dag.test(execution_date=moment)  # by schedule and by hand: all runs have a logical date
+elif sys.argv[3] == "by hand" and not sys.argv[4].startswith("3.0."):
+    run = dag.test(run_after=moment, logical_date=None)
+else:
+    run = dag.test(logical_date=moment)
 print("STATES " + json.dumps({ti.task_id: [str(ti.state), ti.try_number] for ti in run.get_task_instances()}))
 """
 
 
-def main() -> int:
-    python = interpreter()
+def main(arguments: list[str]) -> int:
+    unknown = [version for version in arguments if version not in AIRFLOWS]
+    if unknown:
+        print(f"error: no Airflow {', '.join(unknown)} is tested; there are {', '.join(AIRFLOWS)}", file=sys.stderr)
+        return 2
+    for version in arguments or AIRFLOWS:
+        check_dag(version)
+    print("airflow test passed")
+    return 0
+
+
+def check_dag(version: str) -> None:
+    """Run the DAG in an Airflow, in nights of every kind; raises SystemExit with what it did otherwise than expected."""
+    print(f"Airflow {version}", flush=True)
+    python = interpreter(version)
     for name, codes, expected in (
         ("a night that goes well", {}, [[step, 1] for step in STEP_NAMES]),
         (
@@ -60,7 +90,7 @@ def main() -> int:
         ("a refused gate is not tried again, and nothing is published", {"audit": [3, 3, 3]}, [[step, 1] for step in STEP_NAMES[:-1]]),
         ("bad usage is not tried again", {"embed": [2, 2, 2]}, [["embed", 1]]),
     ):
-        calls = run(python, codes)
+        calls = run(python, version, codes)
         found: dict[str, int] = {}
         for call in calls:
             if call[1:] != ["--conf", "conf/cluster.toml", "--run-date", "2026-03-01"]:
@@ -70,32 +100,35 @@ def main() -> int:
             raise SystemExit(f"{name}: the calls were {found}, expected {expected}")
         print(f"{name}: {', '.join(f'{step} x{n}' if n > 1 else step for step, n in found.items())}", flush=True)
     after = {"RECSYS_BATCH_AFTER": "report,digest,export-snapshot", "RECSYS_BATCH_REPORT_OPTIONS": "--out {run_date}.html"}
-    calls = run(python, {}, ("report", "digest", "export-snapshot"), "by hand", after)
+    calls = run(python, version, {}, ("report", "digest", "export-snapshot"), "by hand", after)
     conf, date = ["--conf", "conf/cluster.toml"], ["--run-date", "2026-03-01"]
     expected_calls = [[step, *conf, *date] for step in STEP_NAMES]
     expected_calls += [["digest", *conf, *date], ["export-snapshot", *conf], ["report", *conf, "--out", "2026-03-01.html"]]
     if calls[: len(STEP_NAMES)] + sorted(calls[len(STEP_NAMES) :]) != expected_calls:
         raise SystemExit(f"a night triggered by hand, and what follows it: called with {calls}")
     print("a night triggered by hand has the date that it may run after; report, digest and export-snapshot follow it", flush=True)
-    print("airflow test passed")
-    return 0
 
 
-def interpreter() -> Path:
-    """Of a virtual environment with Airflow, made where it is missing."""
-    folder = ROOT / ".airflow"
-    python = folder / "bin" / "python"
-    ready = folder / ".ready"
-    if not ready.exists() or ready.read_text(encoding="utf-8") != AIRFLOW:
+def interpreter(version: str) -> Path:
+    """Make a virtual environment with an Airflow where it is missing; returns its interpreter."""
+    if (ROOT / ".airflow" / "pyvenv.cfg").exists():  # of releases that tested one Airflow
+        shutil.rmtree(ROOT / ".airflow")
+    folder = ROOT / ".airflow" / version
+    python, ready = folder / "bin" / "python", folder / ".ready"
+    if not ready.exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", AIRFLOW], check=True)
-        ready.write_text(AIRFLOW, encoding="utf-8")
+        subprocess.run(
+            [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", f"apache-airflow=={version}", *AIRFLOWS[version]],
+            check=True,
+        )
+        ready.touch()
     return python
 
 
 def run(
     python: Path,
+    version: str,
     codes: dict[str, list[int]],
     following: tuple[str, ...] = (),
     how: str = "by schedule",
@@ -119,7 +152,7 @@ def run(
         }
         for command in (
             [str(python.parent / "airflow"), "db", "migrate"],
-            [str(python), "-c", _RUN, str(folder / "dags"), json.dumps([*STEP_NAMES, *following]), how],
+            [str(python), "-c", _RUN, str(folder / "dags"), json.dumps([*STEP_NAMES, *following]), how, version],
         ):
             done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
             if done.returncode and command[1] == "db":
@@ -130,4 +163,4 @@ def run(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

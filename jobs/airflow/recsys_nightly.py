@@ -1,6 +1,8 @@
-"""Airflow DAG of a night: a task per step, and what follows a published night. For Airflow 3; put this file into the DAGs folder.
+"""Airflow DAG of a night: a task per step, and what follows a published night. For Airflow 2.11 and 3; put this file into
+the DAGs folder.
 
-The run date is that of the logical date; a run that was triggered by hand has none, and takes the date that it may run after.
+The run date is the day on which the schedule starts the run, in UTC; of a run that was triggered by hand, the day on which that was done
+(Airflow 2), or that it may run after (Airflow 3).
 
 Environment of the workers: RECSYS_BATCH, the command (default "recsys-batch"; or a spark-submit of jobs/, with {step} where the
 step's name goes), and RECSYS_BATCH_CONF, the config file. A step that failed is tried again and goes on where it stopped. Exit code
@@ -18,8 +20,18 @@ import subprocess
 from datetime import datetime, timedelta
 from typing import Any
 
-from airflow.sdk import DAG, get_current_context, task
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.timetables.trigger import CronTriggerTimetable
+
+try:
+    from airflow.sdk import DAG, get_current_context, task
+except ImportError:  # Airflow 2
+    from airflow import DAG
+    from airflow.decorators import task
+    from airflow.operators.python import get_current_context
+try:
+    from airflow.sdk.exceptions import AirflowFailException
+except ImportError:  # before Airflow 3.1
+    from airflow.exceptions import AirflowFailException
 
 STEPS = ("embed", "index", "candidates", "score", "audit", "publish")
 FOLLOWING = ("export-snapshot", "report", "digest")
@@ -38,7 +50,7 @@ def command(step: str, run_date: str) -> list[str]:
 
 
 def run_date_of(context: Any) -> str:
-    """The date of a run: Airflow 3 gives a run that was triggered now no logical date."""
+    """The date of a run: Airflow 3 gives a run that was triggered now no logical date; Airflow 2 gives all one, and no ``run_after``."""
     moment = context.get("logical_date") or context["dag_run"].run_after
     return str(moment.date().isoformat())
 
@@ -67,7 +79,8 @@ def run_step(step: str, run_date: str) -> None:
 
 with DAG(
     dag_id="recsys_nightly",
-    schedule="0 2 * * *",
+    # A cron line alone would be the interval before it in Airflow 2: the run of 2 March at 02:00 would have the date of 1 March.
+    schedule=CronTriggerTimetable("0 2 * * *", timezone="UTC"),
     start_date=datetime(2026, 1, 1),
     catchup=False,
     max_active_runs=1,

@@ -177,7 +177,7 @@ def _print_run(run: Run, now: Run | None) -> None:
         ("attempt", str(run.attempt)),
         ("inputs", ", ".join(f"{name} {version}" for name, version in sorted(run.input_versions.items()))),
         ("outputs", ", ".join(f"{name} {version}" for name, version in sorted(run.table_versions.items()))),
-        ("model", f"version {run.model_version}"),
+        ("model", f"version {run.model_version}{_describe_engine(run)}"),
         ("code, settings", f"release {run.code_version}, config hash {run.config_hash}"),
         ("MLflow run", run.mlflow_run_id or "none"),
     ]
@@ -187,6 +187,12 @@ def _print_run(run: Run, now: Run | None) -> None:
         for name, gate in run_as_json(run)["gates"].items()
     ]
     print_table("gates", ("gate", "value", "limit", "verdict"), gates, left=(0, 3))
+
+
+def _describe_engine(run: Run) -> str:
+    """Describe what scored a run; nothing where no ranker did, or the run is of before that was kept."""
+    by_onnx = run.metrics.get(run_manifest.SCORED_BY_ONNX)
+    return "" if by_onnx is None else f", scored by {'ONNX Runtime' if by_onnx else 'torch'}"
 
 
 def _format_status_row(run: Run, now: Run | None) -> tuple[str, ...]:

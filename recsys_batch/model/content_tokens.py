@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 
 from recsys_batch.tables.list_columns import flatten_lists, mask_ragged, sorted_unique
 
@@ -52,14 +51,6 @@ class ContentTokens:
         names = pa.concat_arrays([self.names, pa.array([name], pa.string())])
         codes = np.insert(self.codes, self.offsets[1:], len(self.names))
         return ContentTokens(names, self.offsets + np.arange(len(self.offsets)), codes)
-
-    def sum_embeddings(self, table: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
-        """Sum the token embeddings of each chosen row, float32 [B, h]."""
-        counts = np.diff(self.offsets)[chosen]
-        starts = np.cumsum(counts) - counts
-        entries = np.repeat(self.offsets[:-1][chosen] - starts, counts) + np.arange(counts.sum())
-        codes = torch.from_numpy(self.codes[entries])
-        return torch.nn.functional.embedding_bag(codes, table, torch.from_numpy(starts), mode="sum")
 
 
 def encode_tokens(tokens: ContentTokens, min_rows: int, max_tokens: int = 20_000) -> ContentTokens:

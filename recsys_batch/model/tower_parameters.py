@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from recsys_batch.model.content_tokens import ContentTokens
-from recsys_batch.model.towers import pool_history
+from recsys_batch.model.towers import weigh_history
 from recsys_batch.model.training_data import Positives
 from recsys_batch.model.warm_start import WarmStart, make_start_fitter
 
@@ -54,8 +54,18 @@ class TowerParameters:
 
     def encode_users(self, inputs: Positives, tokens: ContentTokens, chosen: np.ndarray) -> torch.Tensor:
         """Encode the users ``chosen``, float32 [B, h]; ``inputs`` holds their histories in the same order."""
-        pooled = pool_history(self.history, inputs.codes, inputs.offsets, self.recency, self.has_sparse_gradients) + self.user_bias
-        return pooled + tokens.sum_embeddings(self.user_tokens, chosen) if len(tokens.codes) else pooled
+        pooled = self.pool(inputs) + self.user_bias
+        return pooled + sum_token_embeddings(tokens, self.user_tokens, chosen) if len(tokens.codes) else pooled
+
+    def pool(self, inputs: Positives) -> torch.Tensor:
+        """Pool histories as ``towers.pool_history`` does, within rounding, and with a gradient: float32 [B, h]; of the touched rows alone
+        where gradients are sparse.
+        """
+        weights, starts = torch.from_numpy(weigh_history(inputs.offsets, self.recency)), torch.from_numpy(inputs.offsets[:-1].copy())
+        codes = torch.from_numpy(inputs.codes)
+        return torch.nn.functional.embedding_bag(
+            codes, self.history, starts, mode="sum", per_sample_weights=weights, sparse=self.has_sparse_gradients
+        )
 
     def score_items(self, users: torch.Tensor) -> torch.Tensor:
         """Compute logits of every item, float32 [B, n]."""
@@ -100,3 +110,12 @@ def scale_warm_start(start: WarmStart, hyperparameters: Hyperparameters, n_token
         user_tokens=torch.zeros(n_tokens, hyperparameters.h),
         recency=hyperparameters.recency,
     )
+
+
+def sum_token_embeddings(tokens: ContentTokens, table: torch.Tensor, chosen: np.ndarray) -> torch.Tensor:
+    """Sum the embeddings of each chosen row's tokens, float32 [B, h]; a token's embedding is a row of ``table``."""
+    counts = np.diff(tokens.offsets)[chosen]
+    starts = np.cumsum(counts) - counts
+    entries = np.repeat(tokens.offsets[:-1][chosen] - starts, counts) + np.arange(counts.sum())
+    codes = torch.from_numpy(tokens.codes[entries])
+    return torch.nn.functional.embedding_bag(codes, table, torch.from_numpy(starts), mode="sum")

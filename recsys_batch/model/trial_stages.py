@@ -24,11 +24,11 @@ def make_trial_stages(
     ranker = Ranker(arrays)
     codes = rng.integers(0, len(items), (n, n_candidates))
     retrieval, popularity = rng.standard_normal(codes.shape, dtype=np.float32), rng.random(codes.shape, dtype=np.float32)
-    history, offsets = torch.from_numpy(items), np.arange(n + 1) * n_events
+    offsets = np.arange(n + 1) * n_events
     events = rng.integers(0, len(items), n * n_events)
 
     def score() -> object:
         features = PairFeatures.from_raw(spec, retrieval_score=retrieval, log_popularity=popularity, n_events=np.full(n, n_events))
         return ranker.score_without_context(users, items, codes, features)
 
-    return lambda: pool_history(history, events, offsets, 0.9), score, arrays
+    return lambda: pool_history(items, events, offsets, 0.9), score, arrays

@@ -7,7 +7,7 @@
 - audit: read a run back and measure it. gates: the limits that the measured values have to keep to.
 - steps: embed, index, candidates, score. incremental: what a run may take over from the published one, or why it may not.
 - seen_events: events that keep items out of lists, and those that cease to.
-- open_run: resume the unfinished run of a date, or begin one.
+- open_run: resume the unfinished run of a date, or begin one. scoring_engine: torch or ONNX Runtime, by what nodes have.
 - run_context: the session, tables, artefacts and manifest of a run in progress. run_store: manifest rows of a warehouse.
 - task_sizing: how many tasks a pass is cut into. run_locks: one run of a date, and one change of what readers see, at a time.
 """

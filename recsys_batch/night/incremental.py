@@ -20,6 +20,7 @@ from recsys_batch.errors import InputMissing
 from recsys_batch.night.run_context import RunContext, partition_values
 from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.night.seen_events import find_users_with_returned_items
+from recsys_batch.spark.run_artifacts import RunArtifacts
 from recsys_batch.storage.artifacts import catalogue_folder
 from recsys_batch.storage.filesystems import basename, join, read_parquet
 from recsys_batch.tables import run_manifest
@@ -72,6 +73,11 @@ def find_base(context: RunContext, catalogue: Catalogue) -> BaseRun:
         ("model version", run.model_version, context.run.model_version),
         ("settings", run.config_hash, context.run.config_hash),
         ("release", run.code_version, __version__),
+        (
+            "scoring engine",
+            RunArtifacts(context.config, run, context.ids, context.root).scoring_engine,
+            context.run_artifacts.scoring_engine,
+        ),
     ):
         if then != now:
             raise FullRunRequired(f"run {run.run_id} has {what} {then}, this one {now}")

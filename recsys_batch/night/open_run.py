@@ -15,6 +15,7 @@ from recsys_batch.config import Config
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.run_store import load_run_rows
+from recsys_batch.night.scoring_engine import choose_scoring_engine
 from recsys_batch.night.task_sizing import set_shuffle_partitions
 from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.schemas import TABLES
@@ -91,8 +92,10 @@ def _begin_run(context: RunContext, run_date: dt.date, run_id: str, inputs: Mapp
     Path(context.config.paths.state).mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="recsys-batch-", dir=context.config.paths.state) as download:
         bundle = context.registry.fetch(champion.version, Path(download))
+        engine = choose_scoring_engine(context.spark, context.config, bundle)
         folder = context.put_folder("bundles", lambda target: _copy_files(bundle.path, target))
     set_pointer(context.root, run_id, "bundle", {"folder": basename(folder), "model_version": champion.version, "digest": bundle.digest})
+    set_pointer(context.root, run_id, "scoring", {"engine": engine})
     ndcg, now = bundle.manifest.get("metrics", {}).get("ndcg_at_10"), dt.datetime.now(dt.UTC)
     context.run = Run(
         run_id=run_id,
@@ -113,7 +116,7 @@ def _begin_run(context: RunContext, run_date: dt.date, run_id: str, inputs: Mapp
         mlflow_run_id=context.registry.start_night(run_id, {"run_date": run_date.isoformat(), "model_version": champion.version}),
     )
     context.append_manifest()
-    logger.info("run %s began with model version %s on inputs %s", run_id, champion.version, dict(inputs))
+    logger.info("run %s began with model version %s on inputs %s, scoring engine %s", run_id, champion.version, dict(inputs), engine)
 
 
 def _reason_not_to_resume(context: RunContext, run: Run, inputs: Mapping[str, int]) -> str | None:

@@ -15,9 +15,10 @@ from recsys_batch.dataset.user_events import EVENTS, USERS, VECTORS, UserEvents
 from recsys_batch.registry.bundle import Bundle, load_bundle
 from recsys_batch.schemas import IdTypes, TableSpec
 from recsys_batch.spark.executors.embed import EmbedTask
+from recsys_batch.spark.executors.engines import ScoringEngine
 from recsys_batch.spark.executors.retrieve import RetrieveTask
 from recsys_batch.spark.executors.score import ScoreTask
-from recsys_batch.storage.artifacts import base_chain, bundle_folder, catalogue_folder, get_pointer
+from recsys_batch.storage.artifacts import base_chain, bundle_folder, catalogue_folder, get_pointer, has_pointer
 from recsys_batch.storage.filesystems import join
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.run_manifest import Run
@@ -55,6 +56,14 @@ class RunArtifacts:
     def bundle(self) -> Bundle:
         """The run's model, verified."""
         return load_bundle(self.cache.local_copy(self.bundle_dir))
+
+    @property
+    def scoring_engine(self) -> ScoringEngine:
+        """What scores by the reference ranker, as the run's pointer "scoring" says; torch for a run of before there was a choice."""
+        if not has_pointer(self.root, self.run.run_id, "scoring"):
+            return "torch"
+        engine: ScoringEngine = get_pointer(self.root, self.run.run_id, "scoring")["engine"]
+        return engine
 
     @property
     def seen_policy(self) -> SeenPolicy:
@@ -152,4 +161,5 @@ class RunArtifacts:
             top_k=self.config.scoring.top_k,
             batch_users=self.config.scoring.batch_users,
             cache=self.cache,
+            engine=self.scoring_engine,
         )

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recsys_batch.model.content_tokens import ContentTokens, encode_tokens, extract_content_tokens, extract_row_tokens
+from recsys_batch.model.tower_parameters import sum_token_embeddings
 
 WORDS = st.sampled_from(["", "a", "b", "é", "z=1", "Zebra", "10", "9"])
 ATTRIBUTES = st.none() | st.dictionaries(WORDS, st.none() | WORDS, max_size=3)
@@ -58,5 +59,5 @@ def test_sums_are_of_the_chosen_rows_tokens(chosen: list[int]) -> None:
     tokens = ContentTokens.from_lists([["a", "b"], [], ["b"]])
     table = torch.tensor([[1.0, 10.0], [2.0, 20.0]])
     sums = {0: [3.0, 30.0], 1: [0.0, 0.0], 2: [2.0, 20.0]}
-    found = tokens.sum_embeddings(table, np.array(chosen, dtype=np.int64))
+    found = sum_token_embeddings(tokens, table, np.array(chosen, dtype=np.int64))
     torch.testing.assert_close(found, torch.tensor([sums[row] for row in chosen]).reshape(-1, 2))

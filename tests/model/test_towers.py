@@ -7,9 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import torch
 
 from recsys_batch.errors import BundleError
-from recsys_batch.model.towers import ANY_ITEM_TOKEN, Towers
+from recsys_batch.model.tower_parameters import TowerParameters
+from recsys_batch.model.towers import ANY_ITEM_TOKEN, Towers, pool_history
+from recsys_batch.model.training_data import Positives
 from recsys_batch.registry.bundle import Bundle, write_bundle
 
 H, RECENCY = 3, 0.5
@@ -65,6 +68,22 @@ def test_a_user_is_the_same_alone_as_in_any_batch_and_at_any_time(towers: Towers
     for row, history in enumerate(histories):
         alone = encode(towers, [history], **{name: values[row : row + 1] for name, values in profile.items()})
         np.testing.assert_array_equal(alone[0], together[row])
+
+
+def test_pooling_is_what_training_does_within_rounding_and_the_same_bits_in_any_batch() -> None:
+    rng = np.random.default_rng(4)
+    counts = np.concatenate([[0, 5000, 1], rng.integers(0, 40, 3000), [0]])
+    offsets, history = np.concatenate([[0], np.cumsum(counts)]), rng.normal(size=(500, 32)).astype(np.float32)
+    codes = rng.integers(0, 500, offsets[-1])
+    pooled = pool_history(history, codes, offsets, 0.37)
+    zeros = {name: torch.zeros(0) for name in ("embedding", "item_bias", "user_bias", "user_tokens")}
+    trained = TowerParameters(history=torch.from_numpy(history), recency=0.37, **zeros)
+    events = Positives(500, offsets, codes, np.zeros(len(codes), np.int64))
+    np.testing.assert_allclose(pooled, trained.pool(events).numpy(), rtol=1e-5, atol=2e-6)
+    for user in (0, 1, 2, 1500, len(counts) - 1):
+        own = slice(offsets[user], offsets[user + 1])
+        np.testing.assert_array_equal(pool_history(history, codes[own], np.array([0, counts[user]]), 0.37)[0], pooled[user])
+    assert pool_history(history, codes[:0], np.zeros(1, np.int64), 0.37).shape == (0, 32)
 
 
 def test_a_user_without_events_is_what_is_known_of_everybody_and_of_the_profile(towers: Towers) -> None:

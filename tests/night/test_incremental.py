@@ -19,6 +19,7 @@ from recsys_batch.night.runner import run_night
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.tables import WarehouseTables
+from recsys_batch.storage.artifacts import artifact_root, set_pointer
 from recsys_batch.tables.appended_files import NotAppendOnly, list_appended_files
 from recsys_batch.tables.run_manifest import Run
 
@@ -117,6 +118,11 @@ def test_its_rows_are_those_of_a_full_night(
     assert stamps == [run.started_at]
 
 
+def score_by_onnx(spark: SparkSession, config: Config) -> None:
+    """The published night was scored on nodes without torch, which have it now."""
+    set_pointer(artifact_root(config.paths.warehouse), "2026-03-01-r1", "scoring", {"engine": "onnx"})
+
+
 def test_it_computes_only_who_changed(spark: SparkSession, fresh_published: Config) -> None:
     add_events(("u003", 450), ("u008", 460))(spark, fresh_published)
     run = run_night(spark, fresh_published, NEXT, incremental=True)
@@ -129,6 +135,7 @@ def test_it_computes_only_who_changed(spark: SparkSession, fresh_published: Conf
     ("change", "setting", "reason"),
     [
         (None, {"scoring": {"top_k": 15}}, "has settings"),
+        (score_by_onnx, {}, "has scoring engine onnx, this one torch"),
         (add_events(*((f"u{user:03d}", 880) for user in range(80))), {}, "have changed, more than 30%"),
     ],
 )

@@ -12,6 +12,7 @@ from recsys_batch.night.run_context import RunContext, StepResult
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, range_tasks, task_metrics
 from recsys_batch.spark.executors.carry_forward import restamp
 from recsys_batch.spark.executors.score import SHORT_BY_RULES, ScoringInput, score_range
+from recsys_batch.tables.run_manifest import SCORED_BY_ONNX
 from recsys_batch.tables.user_ranges import ranges_of_files
 
 
@@ -27,6 +28,8 @@ def score_candidates(context: RunContext) -> StepResult:
         tasks = carry_forward_tasks(context, base, "topk", partial(score_range, task, lists), restamp(task.generated_at))
     written = context.write_slice("topk", *tasks)
     versions, counts = {"topk": written.version}, task_metrics(context, "score", written)
+    if task.engine != "none":
+        counts[SCORED_BY_ONNX] = float(task.engine == "onnx")
     # Of the lists that are carried, nobody has counted which are short.
     if counts.get(SHORT_BY_RULES) or (base is not None and context.config.rules != Rules()):
         versions["shortfalls"] = context.write_slice("shortfalls", _find_lists_short_by_rules(context)).version

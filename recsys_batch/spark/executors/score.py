@@ -1,6 +1,7 @@
 """Executor code of the score step: candidates and user embeddings in, the top-K rows out.
 
-The ranker is torch's for the reference model, ONNX Runtime's for an imported one, and none for a bundle without a ranker.
+The ranker is torch's or ONNX Runtime's, as the run has it, for the reference model, ONNX Runtime's for an imported one, and none for a
+bundle without a ranker.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from recsys_batch.dataset.catalogue import Catalogue, open_catalogue
-from recsys_batch.errors import RecsysBatchError
+from recsys_batch.errors import BundleError, RecsysBatchError
 from recsys_batch.ranking.business_rules import Selection, select_with_rules
 from recsys_batch.ranking.features import FeatureSpec, PairFeatures, compute_pair_features
 from recsys_batch.ranking.onnx_ranker import OnnxRanker
@@ -24,6 +25,7 @@ from recsys_batch.ranking.top_k import NO_CODE
 from recsys_batch.registry.bundle import load_bundle
 from recsys_batch.schemas import TABLES, IdTypes
 from recsys_batch.spark.executors.changed_events import find_changed_users
+from recsys_batch.spark.executors.engines import ScoringEngine, require_torch
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.list_columns import column_matrix, flatten_lists, pad_lists
@@ -42,7 +44,10 @@ _USERS = 1024  # users whose ids are looked up, and whose lists are cut, togethe
 
 @dataclass(frozen=True)
 class ScoreTask:
-    """Settings and locations of a score task; small, as it travels in the closure."""
+    """Settings and locations of a score task; small, as it travels in the closure.
+
+    ``engine``: what scores by the reference ranker, on every node alike.
+    """
 
     run_id: str
     run_date: dt.date
@@ -55,12 +60,13 @@ class ScoreTask:
     top_k: int
     batch_users: int
     cache: NodeCache
+    engine: ScoringEngine
 
     def catalogue(self) -> Catalogue:
         return open_catalogue(str(self.cache.local_copy(self.catalogue_dir)))
 
     def ranker(self) -> BatchRanker | None:
-        return _open_ranker(str(self.cache.local_copy(self.bundle_dir)))
+        return _open_ranker(str(self.cache.local_copy(self.bundle_dir)), self.engine)
 
 
 @dataclass(frozen=True)
@@ -84,14 +90,17 @@ class BatchRanker:
 
 
 @lru_cache(maxsize=1)
-def _open_ranker(bundle_dir: str) -> BatchRanker | None:
+def _open_ranker(bundle_dir: str, engine: ScoringEngine) -> BatchRanker | None:
     """Open a bundle's ranker, once per Python worker; None when the bundle has no ranker (the retrieval order stands)."""
     bundle = load_bundle(bundle_dir)
-    if bundle.kind == "two_tower":
-        from recsys_batch.model.ranker import Ranker  # torch, which an imported ranker does without
+    if bundle.kind == "two_tower" and engine == "torch":
+        require_torch()
+        from recsys_batch.model.ranker import Ranker
 
         return BatchRanker(FeatureSpec.from_dict(bundle.manifest["features"]), Ranker.from_bundle(bundle))
     if bundle.ranker_path is None:
+        if bundle.kind == "two_tower":
+            raise BundleError(f"{bundle.path} has no ranker.onnx, by which this run is scored: set scoring.engine = torch")
         return None
     return BatchRanker(FeatureSpec.from_dict(bundle.manifest["features"]), OnnxRanker(bundle.ranker_path))
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from pyarrow import feather
 
 from recsys_batch.ann.index import build_index
@@ -34,10 +33,9 @@ LEVELS = {
         "FAISS_SIMD_LEVEL": "NONE",
         "OPENBLAS_CORETYPE": "Nehalem",
         "NPY_DISABLE_CPU_FEATURES": "X86_V3",
-        "ATEN_CPU_CAPABILITY": "default",
     },
-    "AVX2": {"FAISS_SIMD_LEVEL": "AVX2", "OPENBLAS_CORETYPE": "Haswell", "ATEN_CPU_CAPABILITY": "avx2"},
-    "AVX512": {"FAISS_SIMD_LEVEL": "AVX512", "OPENBLAS_CORETYPE": "SkylakeX", "ATEN_CPU_CAPABILITY": "avx512"},
+    "AVX2": {"FAISS_SIMD_LEVEL": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
+    "AVX512": {"FAISS_SIMD_LEVEL": "AVX512", "OPENBLAS_CORETYPE": "SkylakeX"},
 }
 NEEDS: dict[str, set[str]] = {"NONE": set(), "AVX2": {"avx2", "fma"}, "AVX512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}}
 
@@ -80,8 +78,8 @@ def write_rows(folder: Path, target: Path) -> None:
     counts = rng.integers(0, 60, N_USERS)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     cache = NodeCache(str(folder / "cache"))
-    history = torch.from_numpy(np.array(np.load(folder / "catalogue" / "history.npy")))
-    embeddings = pool_history(history, rng.integers(0, N_ITEMS, offsets[-1]), offsets, 0.37).numpy()
+    history = np.load(folder / "catalogue" / "history.npy", mmap_mode="r")
+    embeddings = pool_history(history, rng.integers(0, N_ITEMS, offsets[-1]), offsets, 0.37)
     rows = pa.table({"user_id": [f"u{number}" for number in range(N_USERS)], "embedding": matrix_column(embeddings)})
     batch = pa.RecordBatch.from_arrays(
         [*(column.combine_chunks() for column in rows.columns), pa.nulls(N_USERS, pa.list_(pa.string())), pa.nulls(N_USERS, pa.string())],

@@ -10,13 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
-from recsys_batch.errors import RecsysBatchError
+from recsys_batch.errors import BundleError, RecsysBatchError
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import Ranker, RankerParameters
 from recsys_batch.ranking.features import FeatureSpec, compute_pair_features
 from recsys_batch.registry.bundle import Bundle, load_bundle, write_bundle
 from recsys_batch.schemas import TABLES, IdTypes
-from recsys_batch.spark.executors.score import ScoreTask, ScoringInput, make_scorer
+from recsys_batch.spark.executors import engines
+from recsys_batch.spark.executors.engines import ScoringEngine
+from recsys_batch.spark.executors.score import BatchRanker, ScoreTask, ScoringInput, make_scorer
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.slice_writer import TableSlice
 from recsys_batch.tables.user_ranges import UserSortedFiles, ranges_of_files
@@ -52,10 +54,9 @@ def bundle(folder: Path, kind: str, ranker: bool = True, scale: float = 1.0) -> 
     return write_bundle(folder, manifest, tensors=arrays(scale) if kind == "two_tower" else None, ranker_onnx=onnx)
 
 
-def task(bundle_dir: Path, catalogue_dir: Path, k: int = 5, batch_users: int = 3) -> ScoreTask:
-    return ScoreTask(
-        "r1", NOW.date(), NOW, "7", IDS, str(bundle_dir), str(catalogue_dir), 12, k, batch_users, NodeCache(str(catalogue_dir / "cache"))
-    )
+def task(bundle_dir: Path, catalogue_dir: Path, k: int = 5, batch_users: int = 3, engine: ScoringEngine = "torch") -> ScoreTask:
+    cache = NodeCache(str(catalogue_dir / "cache"))
+    return ScoreTask("r1", NOW.date(), NOW, "7", IDS, str(bundle_dir), str(catalogue_dir), 12, k, batch_users, cache, engine)
 
 
 def batch(users: list[tuple[int, list[tuple[int, float]], np.ndarray | None]]) -> pa.RecordBatch:
@@ -85,12 +86,12 @@ def rows(scoring: ScoreTask, *batches: pa.RecordBatch) -> list[dict[str, object]
     return [row for part in make_scorer(scoring)(iter(batches)) for row in part.to_pylist()]
 
 
-@pytest.mark.parametrize("kind", ["two_tower", "embeddings"])
-def test_the_order_is_the_rankers_in_any_batch(tmp_path: Path, catalogue_dir: Path, kind: str) -> None:
-    """torch for the reference model, ONNX Runtime for a brought ranker: the same weights, the same lists."""
+@pytest.mark.parametrize(("kind", "engine"), [("two_tower", "torch"), ("two_tower", "onnx"), ("embeddings", "onnx")])
+def test_the_order_is_the_rankers_in_any_batch(tmp_path: Path, catalogue_dir: Path, kind: str, engine: ScoringEngine) -> None:
+    """torch or ONNX Runtime for the reference model, ONNX Runtime for a brought ranker: the same weights, the same lists."""
     folder = bundle(tmp_path / kind, kind).path
     users = some_users(10)
-    found = rows(task(folder, catalogue_dir), batch(users[:7]), batch(users[7:]))
+    found = rows(task(folder, catalogue_dir, engine=engine), batch(users[:7]), batch(users[7:]))
     assert [row["user_id"] for row in found] == [user for user, _, _ in users for _ in range(min(5, 4 + user))]
     for user, pairs, vector in users:
         mine = [row for row in found if row["user_id"] == user]
@@ -108,6 +109,64 @@ def test_the_order_is_the_rankers_in_any_batch(tmp_path: Path, catalogue_dir: Pa
         assert [row["rank"] for row in mine] == list(range(1, len(mine) + 1))
         assert [codes[row["candidate_rank"] - 1] for row in mine] == [code for _, code in best]  # type: ignore[operator]
         assert {(row["source"], row["model_version"], row["run_id"], row["generated_at"]) for row in mine} == {("model", "7", "r1", NOW)}
+
+
+def ranker_of(folder: Path, catalogue_dir: Path, engine: ScoringEngine) -> BatchRanker:
+    ranker = task(folder, catalogue_dir, engine=engine).ranker()
+    assert ranker is not None
+    return ranker
+
+
+def wide_pairs(rng: np.random.Generator, d: int, n_users: int) -> tuple[Catalogue, dict[str, np.ndarray]]:
+    """A catalogue of 500 items, and users with 200 candidates each."""
+    items, users = (rng.normal(size=(n, d)).astype(np.float32) for n in (500, n_users))
+    ids = pa.array([f"i{code:03d}" for code in range(500)])
+    codes = rng.integers(0, 500, (n_users, 200))
+    retrieval = np.einsum("bd,bcd->bc", users, items[codes])
+    market = Catalogue(ids, items, np.zeros((500, 0), np.float32), rng.random(500, dtype=np.float32) * 5, np.ones(500, bool))
+    return market, {"users": users, "n_events": rng.integers(1, 200, n_users), "codes": codes, "retrieval": retrieval}
+
+
+@pytest.mark.parametrize("d", [16, 65])
+def test_the_engines_give_the_reference_ranker_the_same_scores_within_a_millionth(tmp_path: Path, catalogue_dir: Path, d: int) -> None:
+    rng = np.random.default_rng(d)
+    spec = FeatureSpec(mean=(1.0, 2.0, 3.0), scale=(8.0, 1.5, 1.0))
+    params = RankerParameters.initialize(d, len(spec.names), seed=5)
+    params.output += 0.05
+    manifest = {"kind": "two_tower", "embedding_dim": d, "features": spec.to_dict()}
+    folder = write_bundle(tmp_path / "b", manifest, tensors=params.to_arrays(), ranker_onnx=export_ranker_onnx(params.to_arrays())).path
+    market, pairs = wide_pairs(rng, d, 40)
+    engines: tuple[ScoringEngine, ...] = ("torch", "onnx")
+    torch, onnx = (ranker_of(folder, catalogue_dir, engine).score(**pairs, catalogue=market) for engine in engines)
+    assert torch.std() > 0.5
+    np.testing.assert_allclose(onnx, torch, rtol=1e-6, atol=1e-6)
+
+
+def test_a_users_scores_by_onnx_runtime_rest_on_nobody_else(tmp_path: Path, catalogue_dir: Path) -> None:
+    folder = bundle(tmp_path / "b", "two_tower").path
+    ranker = ranker_of(folder, catalogue_dir, "onnx")
+    market, pairs = wide_pairs(np.random.default_rng(1), DIM, 17)
+    together = ranker.score(**pairs, catalogue=market)
+    for part in (slice(0, 1), slice(16, 17), slice(3, 5), slice(2, 12)):
+        np.testing.assert_array_equal(
+            ranker.score(**{name: values[part] for name, values in pairs.items()}, catalogue=market), together[part]
+        )
+
+
+def test_a_node_without_torch_says_so_and_scores_nothing_by_another_engine(
+    tmp_path: Path, catalogue_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = bundle(tmp_path / "b", "two_tower").path
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    with pytest.raises(RecsysBatchError, match=r"has no torch, by which this run is scored: .*set scoring\.engine = onnx"):
+        rows(task(folder, catalogue_dir), batch(some_users(2)))
+    assert len(rows(task(folder, catalogue_dir, engine="onnx"), batch(some_users(2)))) == 9
+
+
+def test_a_reference_model_without_onnx_is_not_taken_for_one_without_a_ranker(tmp_path: Path, catalogue_dir: Path) -> None:
+    folder = bundle(tmp_path / "b", "two_tower", ranker=False).path
+    with pytest.raises(BundleError, match=r"has no ranker\.onnx"):
+        rows(task(folder, catalogue_dir, engine="onnx"), batch(some_users(2)))
 
 
 def test_without_a_ranker_the_retrieval_order_stands_and_ties_go_to_the_smaller_id(tmp_path: Path, catalogue_dir: Path) -> None:
