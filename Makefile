@@ -48,8 +48,8 @@ PYTEST = -m pytest --numprocesses $(WORKERS) --dist worksteal
 test: setup ## every behaviour, in WORKERS=2 processes; PYTHON=python3.13 on that release, in an environment of its own
 	$(BIN)/python $(PYTEST)
 
-test-fast: setup ## the tests that take no Spark session
-	$(BIN)/python $(PYTEST) -m 'not slow and not spark'
+test-fast: setup ## the tests that take no Spark session and train no model
+	$(BIN)/python $(PYTEST) -m 'not slow and not spark' --ignore tests/model
 
 test-slow: setup kafka-jars hdfs-jars ## what is exhaustive, or starts whole processes: every point of a night where it can die, signals, a browser
 	$(BIN)/python $(PYTEST) -m slow

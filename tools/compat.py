@@ -41,7 +41,6 @@ DOCUMENT = ROOT / "docs" / "versions.md"
 BEGIN = "<!-- begin: written by tools/compat.py --write, do not edit -->"
 END = "<!-- end: tools/compat.py -->"
 PAIRS = (
-    ("4.0.0", "4.0.0"),  # the oldest of both
     ("4.0.*", "4.0.*"),
     ("4.0.*", "4.4.0"),
     ("4.1.*", "4.1.*"),

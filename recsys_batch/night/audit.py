@@ -24,6 +24,7 @@ from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.night.steps.range_tasks import add_range_number, only_changed, read_changed_interactions
 from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
 from recsys_batch.spark.executors.verify import COUNTS_SCHEMA, LISTED, VERIFY_COUNTS, BaseRunFiles, VerifyTask, make_verifier
+from recsys_batch.spark.versions import partition_by_number
 from recsys_batch.storage.filesystems import join, read_parquet
 from recsys_batch.tables import run_manifest
 from recsys_batch.tables.tombstones import read_erasure
@@ -66,7 +67,7 @@ def measure_run(context: RunContext) -> dict[str, float]:
     )
     ranges_alone = context.spark.range(len(bounds)).select(F.col("id").cast("int").alias("range"))
     evidence = add_range_number(_collect_evidence(context, base), bounds).unionByName(ranges_alone, allowMissingColumns=True)
-    counts = evidence.repartitionById(len(bounds), "range").mapInArrow(make_verifier(task), spark_ddl(COUNTS_SCHEMA)).toArrow()
+    counts = partition_by_number(evidence, len(bounds), "range").mapInArrow(make_verifier(task), spark_ddl(COUNTS_SCHEMA)).toArrow()
     totals = {name: float(pc.sum(counts[name]).as_py() or 0) for name in VERIFY_COUNTS}
     if base is not None:
         n_erased = len(read_erasure(context.root, base.run.run_id).get("users", []))

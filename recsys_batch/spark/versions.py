@@ -1,14 +1,17 @@
-"""What differs between releases of Spark and Delta: the names of jars, and which releases fit each other.
+"""What differs between releases of Spark and Delta: the names of jars, which releases fit each other, and what Spark 4.0 lacks.
 
 Nothing else in the package asks for a version of pyspark or delta-spark. `make compat` tries the pairs.
 """
 
 from collections.abc import Iterable
 
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
 from recsys_batch.errors import UsageError
 
-OLDEST_DELTA = {"4.0": (4, 0), "4.1": (4, 1), "4.2": (4, 4)}
-"""Spark's minor release -> the oldest Delta that has jars for it."""
+OLDEST_DELTA = {"4.0": (4, 0), "4.1": (4, 2), "4.2": (4, 4)}
+"""Spark's minor release -> the oldest Delta that was seen to work with it; those before have no jars, or fail (docs/decisions/0263)."""
 _NEWEST_TRIED = max(OLDEST_DELTA.values())
 _SCALA = "2.13"
 
@@ -21,13 +24,13 @@ def name_delta_jar(pyspark: str, delta: str) -> str:
     Args:
         pyspark, delta: versions of the packages pyspark and delta-spark, such as ``4.2.0``.
     Raises:
-        UsageError: this Delta has no jars for this Spark.
+        UsageError: this Delta has no jars for this Spark, or fails with it.
     """
     spark_minor, release = ".".join(pyspark.split(".")[:2]), _read_minor(delta)
     oldest = OLDEST_DELTA.get(spark_minor, (_NEWEST_TRIED[0], _NEWEST_TRIED[1] + 1))
     if release < oldest or (release == (4, 0) and spark_minor != "4.0"):
         fitting = "; ".join(f"pyspark {spark} with delta-spark {major}.{minor} or newer" for spark, (major, minor) in OLDEST_DELTA.items())
-        raise UsageError(f"delta-spark {delta} has no jars for pyspark {pyspark}: install a pair that fits ({fitting})")
+        raise UsageError(f"delta-spark {delta} does not fit pyspark {pyspark}: install a pair that does ({fitting})")
     return f"delta-spark_{_SCALA}" if release == (4, 0) else f"delta-spark_{spark_minor}_{_SCALA}"
 
 
@@ -49,6 +52,25 @@ def require_delta_jar(names: Iterable[str], folder: str, pyspark: str, delta: st
             f"{what or f'no Delta jars in {folder} (paths.jars)'}; pyspark {pyspark} needs {artefact}-{delta}.jar: "
             "run `make setup`, which resolves them once, or submit with spark-submit --packages"
         )
+
+
+def partition_by_number(rows: DataFrame, n_partitions: int, column: str) -> DataFrame:
+    """Shuffle rows into the partition whose number ``column`` (INT, 0 to n_partitions - 1) holds.
+
+    Spark 4.1 and later do it by ``repartitionById``. For Spark 4.0 each number is replaced by one that its hash sends there.
+    """
+    if hasattr(rows, "repartitionById"):
+        return rows.repartitionById(n_partitions, column)
+    key_of_partition: dict[int, int] = {}
+    n_keys = 8 * n_partitions
+    while len(key_of_partition) < n_partitions:
+        n_keys *= 2
+        key = F.col("id").cast("int")
+        keys = rows.sparkSession.range(n_keys).select(F.pmod(F.hash(key), F.lit(n_partitions)).alias("partition"), key.alias("key"))
+        key_of_partition = {int(row["partition"]): int(row["key"]) for row in keys.collect()}
+    by_number = F.array(*(F.lit(key_of_partition[number]) for number in range(n_partitions)))
+    keyed = rows.withColumn("_key", F.element_at(by_number, F.col(column).cast("int") + 1))
+    return keyed.repartition(n_partitions, "_key").drop("_key")
 
 
 def _read_minor(release: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from recsys_batch.spark.versions import OLDEST_DELTA, name_delta_jar, require_de
     [
         ("4.0.5", "4.0.1", "delta-spark_2.13"),
         ("4.0.5", "4.4.0", "delta-spark_4.0_2.13"),
-        ("4.1.4", "4.1.0", "delta-spark_4.1_2.13"),
+        ("4.1.1", "4.3.1", "delta-spark_4.1_2.13"),
         ("4.2.0", "4.4.0", "delta-spark_4.2_2.13"),
         ("4.3.0", "4.5.0", "delta-spark_4.3_2.13"),
         ("4.10.0", "4.11.0rc1", "delta-spark_4.10_2.13"),
@@ -24,10 +24,11 @@ def test_an_artefact_is_of_sparks_minor_release_and_before_delta_4_1_of_none(pys
 
 
 @pytest.mark.parametrize(
-    ("pyspark", "delta"), [("4.1.1", "4.0.1"), ("4.2.0", "4.1.0"), ("4.2.0", "4.3.1"), ("4.3.0", "4.4.0"), ("4.0.0", "3.3.3")]
+    ("pyspark", "delta"),
+    [("4.1.1", "4.0.1"), ("4.1.4", "4.1.0"), ("4.2.0", "4.1.0"), ("4.2.0", "4.3.1"), ("4.3.0", "4.4.0")],
 )
-def test_a_delta_without_jars_for_the_spark_is_refused(pyspark: str, delta: str) -> None:
-    with pytest.raises(UsageError, match=re.escape(f"delta-spark {delta} has no jars for pyspark {pyspark}: install a pair that fits")):
+def test_a_delta_that_does_not_fit_the_spark_is_refused(pyspark: str, delta: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"delta-spark {delta} does not fit pyspark {pyspark}: install a pair that does")):
         name_delta_jar(pyspark, delta)
 
 

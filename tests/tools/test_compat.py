@@ -33,7 +33,14 @@ def test_ranges_are_held_to_what_the_pairs_did(results: list[PairResult], compla
 
 @pytest.mark.parametrize(
     ("pyspark", "delta", "expected"),
-    [("4.0.0", "4.0.0", True), ("4.2.0", "4.4.0", True), ("4.2.1", "4.4.0", False), ("4.2.0", "4.4.1", False), ("3.5.9", "4.0.0", False)],
+    [
+        ("4.0.5", "4.0.1", True),
+        ("4.0.4", "4.0.1", False),
+        ("4.2.0", "4.4.0", True),
+        ("4.2.1", "4.4.0", False),
+        ("4.2.0", "4.4.1", False),
+        ("3.5.9", "4.0.0", False),
+    ],
 )
 def test_setup_cfg_is_asked_by_pip_whether_it_allows_a_pair(pyspark: str, delta: str, expected: bool) -> None:
     assert is_in_range(pyspark, delta) is expected

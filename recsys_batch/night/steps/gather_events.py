@@ -18,6 +18,7 @@ from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.steps.range_tasks import add_range_number, only_changed, read_changed_interactions
 from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
 from recsys_batch.spark import item_catalogue
+from recsys_batch.spark.versions import partition_by_number
 from recsys_batch.tables.user_ranges import ranges_from_cuts
 
 _EVENTS_PER_TASK = 3_000_000  # about 100 MB in a Python worker
@@ -56,7 +57,7 @@ def _write_gathered(
     for spec, rows in ((EVENTS, events), (USERS, profiles), (VECTORS, vectors)):
         parts[spec.name] = None
         if rows is not None:
-            by_range = add_range_number(rows, bounds).repartitionById(len(bounds), "range").sortWithinPartitions("user_id")
+            by_range = partition_by_number(add_range_number(rows, bounds), len(bounds), "range").sortWithinPartitions("user_id")
             parts[spec.name] = [asdict(part) for part in context.write_gathered(spec, by_range).parts]
     context.set_pointer("gathered", {"cuts": cuts, **parts})
     return context.run_artifacts.load_user_events()
