@@ -107,47 +107,52 @@ class Towers:
 
     def _encode_content(self, tokens: ContentTokens) -> np.ndarray:
         """Sum the vectors of each row's tokens that training saw, in their order, float32 [n, 2h + 1]."""
-        from scipy import sparse
-
         known = pa.array(list(self._item_token), pa.string())
         codes = flat_positions(tokens.names, known)[tokens.codes]
-        offsets = mask_ragged(tokens.offsets, codes >= 0)
-        bags = (np.ones(int(offsets[-1]), dtype=np.float32), codes[codes >= 0], offsets)
-        return np.asarray(sparse.csr_matrix(bags, shape=(len(tokens), len(known))) @ self._tensors["item_content"], dtype=np.float32)
+        offsets, codes = mask_ragged(tokens.offsets, codes >= 0), codes[codes >= 0]
+        return sum_weighted_rows(self._tensors["item_content"], codes, offsets, np.ones(len(codes), np.float32))
 
 
 ANY_ITEM_TOKEN = "(any)"
 """Token that every item has: the content of an item without any other content."""
 
 
-_USERS_AT_ONCE = 1024
-"""So that their sums and the vectors that are added, 256 KB each at 64 dimensions, stay in a core's cache."""
+_LISTS_AT_ONCE = 1024
+"""So that their sums and the rows that are added, 256 KB each at 64 dimensions, stay in a core's cache."""
 
 
 def pool_history(history: np.ndarray, codes: np.ndarray, offsets: np.ndarray, recency: float) -> np.ndarray:
     """Pool each user's history to sum_j w_j H_j / sqrt(sum_j w_j^2), float32 [B, h]; zeros for a user without events.
 
-    A user's vectors are added one by one, newest first, each dimension by itself: the bits rest on neither the batch nor the processor.
-
     Args:
         history: float32 [n_items, h]. codes: int64 [total], rows of it, each user's events newest first. offsets: int64 [B + 1].
     """
-    counts = np.diff(offsets)
-    weights = weigh_history(offsets, recency)[:, None]
-    pooled = np.zeros((len(counts), history.shape[1]), dtype=np.float32)
+    return sum_weighted_rows(history, codes, offsets, weigh_history(offsets, recency))
+
+
+def sum_weighted_rows(table: np.ndarray, codes: np.ndarray, offsets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sum the weighted rows of a table that each of B ragged lists names, float32 [B, d]; zeros for an empty list.
+
+    Rows are added one by one in their order, each column by itself: the bits rest on neither the batch nor the processor.
+
+    Args:
+        table: float32 [n, d]. codes: int64 [total], rows of it. offsets: int64 [B + 1], of the lists. weights: float32 [total].
+    """
+    counts, weights = np.diff(offsets), weights[:, None]
+    result = np.zeros((len(counts), table.shape[1]), dtype=np.float32)
     by_length = np.argsort(-counts, kind="stable")
-    vectors = np.empty((min(_USERS_AT_ONCE, len(counts)), history.shape[1]), dtype=np.float32)
-    for first in range(0, len(counts), _USERS_AT_ONCE):
-        users = by_length[first : first + _USERS_AT_ONCE]
-        starts, sums = offsets[users], np.zeros((len(users), history.shape[1]), dtype=np.float32)
-        n_longer = np.searchsorted(-counts[users], -np.arange(counts[users[0]]), side="left")  # users with more events than that
+    rows = np.empty((min(_LISTS_AT_ONCE, len(counts)), table.shape[1]), dtype=np.float32)
+    for first in range(0, len(counts), _LISTS_AT_ONCE):
+        lists = by_length[first : first + _LISTS_AT_ONCE]
+        starts, sums = offsets[lists], np.zeros((len(lists), table.shape[1]), dtype=np.float32)
+        n_longer = np.searchsorted(-counts[lists], -np.arange(counts[lists[0]]), side="left")  # lists with more rows than that
         for position, n in enumerate(n_longer.tolist()):
-            events = starts[:n] + position
-            added = history.take(codes.take(events), axis=0, out=vectors[:n], mode="clip")  # clip: straight into ``out``
-            added *= weights.take(events, axis=0)
+            entries = starts[:n] + position
+            added = table.take(codes.take(entries), axis=0, out=rows[:n], mode="clip")  # clip: straight into ``out``
+            added *= weights.take(entries, axis=0)
             sums[:n] += added
-        pooled[users] = sums
-    return pooled
+        result[lists] = sums
+    return result
 
 
 def weigh_history(offsets: np.ndarray, recency: float) -> np.ndarray:
