@@ -49,10 +49,9 @@ def main() -> int:
         run(["register", *settings, "--bundle", str(open_gate(settings, Path(name)))])
         run(["nightly", *settings, "--run-date", FULL])
         print("a full night is published", flush=True)
-        light = [*settings, f"--set=spark.conf.spark.pyspark.python={python}"]
-        run(["nightly", *light, "--run-date", LIGHT])
+        run(["nightly", *settings, "--run-date", LIGHT], workers=python)
         compare_nights(str(warehouse))
-        told = run(["nightly", *light, "--set=scoring.engine=torch", "--run-date", REFUSED], expected=2)
+        told = run(["nightly", *settings, "--set=scoring.engine=torch", "--run-date", REFUSED], expected=2, workers=python)
         if "without torch" not in told:
             raise SystemExit(f"a night that insists on torch ended with 2 and said: {told[-1000:]}")
         print("a night that insists on torch is refused where workers lack it: exit code 2")
@@ -94,11 +93,15 @@ def make_environment() -> Path:
     return python
 
 
-def run(arguments: list[str], expected: int = 0) -> str:
-    """Run a command of the product with the driver's full environment; returns what it said."""
+def run(arguments: list[str], expected: int = 0, workers: Path | None = None) -> str:
+    """Run a command of the product with the driver's full environment; returns what it said.
+
+    Args:
+        workers: Python of the workers, by the variable: spark.pyspark.python is read by spark-submit alone. None: the driver's.
+    """
     command = [sys.executable, "-m", "recsys_batch", *arguments, "--conf", str(ROOT / "conf" / "smoke.toml")]
-    # Settings of a shell that name other workers would win over the session's.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYSPARK_")}
+    environment |= {} if workers is None else {"PYSPARK_PYTHON": str(workers)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode != expected:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}, not {expected}:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
