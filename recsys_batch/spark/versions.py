@@ -57,10 +57,18 @@ def require_delta_jar(names: Iterable[str], folder: str, pyspark: str, delta: st
 def partition_by_number(rows: DataFrame, n_partitions: int, column: str) -> DataFrame:
     """Shuffle rows into the partition whose number ``column`` (INT, 0 to n_partitions - 1) holds.
 
-    Spark 4.1 and later do it by ``repartitionById``. For Spark 4.0 each number is replaced by one that its hash sends there.
+    Spark 4.1 and later do it by ``repartitionById``.
     """
     if hasattr(rows, "repartitionById"):
         return rows.repartitionById(n_partitions, column)
+    return partition_by_chosen_keys(rows, n_partitions, column)
+
+
+def partition_by_chosen_keys(rows: DataFrame, n_partitions: int, column: str) -> DataFrame:
+    """Shuffle rows as ``partition_by_number`` on Spark 4.0, which knows hashes only.
+
+    Each number is replaced by a key whose hash sends it to the partition of that number.
+    """
     key_of_partition: dict[int, int] = {}
     n_keys = 8 * n_partitions
     while len(key_of_partition) < n_partitions:

@@ -3,9 +3,11 @@
 import re
 
 import pytest
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
 
 from recsys_batch.errors import UsageError
-from recsys_batch.spark.versions import OLDEST_DELTA, name_delta_jar, require_delta_jar
+from recsys_batch.spark.versions import OLDEST_DELTA, name_delta_jar, partition_by_chosen_keys, partition_by_number, require_delta_jar
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,12 @@ def test_jars_of_the_installed_spark_are_taken_whatever_their_patch_release() ->
 def test_jars_of_another_spark_are_refused(names: list[str], reason: str) -> None:
     with pytest.raises(UsageError, match=re.escape(reason)):
         require_delta_jar(names, ".jars", "4.1.4", "4.4.0")
+
+
+@pytest.mark.parametrize("partition", [partition_by_number, partition_by_chosen_keys], ids=["as here", "as on Spark 4.0"])
+def test_rows_come_into_the_partition_that_their_number_names(spark: SparkSession, partition: object) -> None:
+    rows = spark.range(0, 70, 1, 3).select((F.col("id") % 7).cast("int").alias("range"), "id")
+    placed: DataFrame = partition(rows, 7, "range")  # type: ignore[operator]
+    assert placed.columns == ["range", "id"] and placed.rdd.getNumPartitions() == 7
+    seen = placed.select("range", F.spark_partition_id().alias("partition")).groupBy("range", "partition").count().collect()
+    assert sorted((row["range"], row["partition"], row["count"]) for row in seen) == [(number, number, 10) for number in range(7)]
