@@ -26,8 +26,6 @@ class _RawBatch(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _BATCH_DECODER = msgspec.json.Decoder(_RawBatch)
-_MAX_REASON_LENGTH = 200
-"""Characters: an error of msgspec repeats the name of a field that nobody knows, however long."""
 _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -125,14 +123,14 @@ def decode_json(body: bytes) -> Any:
     try:
         return msgspec.json.decode(body)
     except _DECODE_ERRORS as error:
-        raise BadRequest(f"the body is not JSON: {shorten(str(error), _MAX_REASON_LENGTH)}") from None
+        raise BadRequest(f"the body is not JSON: {shorten(str(error), messages.MAX_REASON_LENGTH)}") from None
 
 
 def _decode(decoder: Any, body: bytes) -> Any:
     try:
         return decoder.decode(body)
     except _DECODE_ERRORS as error:
-        raise BadRequest(f"the body is not as expected: {shorten(str(error), _MAX_REASON_LENGTH)}") from None
+        raise BadRequest(f"the body is not as expected: {shorten(str(error), messages.MAX_REASON_LENGTH)}") from None
 
 
 def _session_items(value: Any, bounds: Bounds) -> list[Id]:

@@ -21,6 +21,8 @@ MAX_REQUEST_ID_LENGTH = 200
 MAX_EVENT_TYPE_LENGTH = 100
 MAX_WEIGHT = 1e30
 MAX_BATCH_REQUESTS = 64
+MAX_REASON_LENGTH = 200
+"""Characters of a decoder's error in an answer: msgspec repeats the name of a field that nobody knows, however long."""
 
 
 def _schema(**keywords: Any) -> Meta:

@@ -12,11 +12,10 @@ from typing import Any
 from recsys_batch.errors import shorten
 from recsys_batch.online.api.decode import decode_json
 from recsys_batch.online.api.encode import to_json
-from recsys_batch.online.api.messages import BadRequest
+from recsys_batch.online.api.messages import MAX_REASON_LENGTH, BadRequest
 from recsys_batch.online.http.router import HttpError
 
 MAX_JSON_BYTES = 4 * 2**20
-_MAX_REASON_LENGTH = 200
 _CONSTANTS = (b"NaN", b"Infinity")
 _SURROGATES = (b"\\ud", b"\\uD")
 
@@ -41,7 +40,7 @@ def decode_bare_json(body: bytes) -> Any:
             to_json(value)  # raises where there is half of a pair
         return value
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {shorten(str(error), _MAX_REASON_LENGTH)}") from None
+        raise BadRequest(f"the body is not JSON: {shorten(str(error), MAX_REASON_LENGTH)}") from None
 
 
 def _parse_float(text: str) -> float:
