@@ -128,11 +128,12 @@ def compare_nights(warehouse: str) -> None:
         raise SystemExit("topk of the light night has other users, lengths or sources than the full one's")
     scores, others = np.asarray(full["score"]), np.asarray(light["score"])
     apart = np.abs(scores - others) / np.maximum(np.abs(scores), 1)
-    if not 0 < apart.max() <= TOLERANCE:  # two engines have some other last bits; without, one scored both, or the ranker said nothing
-        raise SystemExit(f"scores are up to {apart.max():.2e} apart: expected above 0, and at most {TOLERANCE}")
+    farthest = float(np.max(apart))
+    if not 0 < farthest <= TOLERANCE:  # two engines have some other last bits; without, one scored both, or the ranker said nothing
+        raise SystemExit(f"scores are up to {farthest:.2e} apart: expected above 0, and at most {TOLERANCE}")
     moved = np.flatnonzero(~np.asarray(pc.equal(full["item_id"], light["item_id"])))
     print(
-        f"topk: {len(full):,} rows, scores at most {apart.max():.1e} apart (relative to 1 or the score), "
+        f"topk: {len(full):,} rows, scores at most {farthest:.1e} apart (relative to 1 or the score), "
         f"{np.count_nonzero(apart):,} with other last bits; {len(moved)} rows have another item, in the place of one as good within 1e-6"
     )
 
