@@ -62,19 +62,6 @@ class WorkerMemory:
 
 
 @contextmanager
-def in_background(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Do work in a thread during the block; it is given an event that is set once the block ends."""
-    stop = threading.Event()
-    thread = threading.Thread(target=work, args=(stop,))
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-@contextmanager
 def scratch_folder(prefix: str) -> Iterator[Path]:
     """Make a temporary folder for a benchmark that starts servers: SIGTERM ends its block, too, and with it the servers."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))

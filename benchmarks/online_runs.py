@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from measuring import ROOT, in_background
+from measuring import ROOT
 from online_servers import RunningServer, admin
 
 sys.path.insert(0, str(ROOT / "tools"))
+from background import in_background
 from process_usage import cpu_seconds
 
 GRPC_LOAD = ROOT / "benchmarks" / "online_grpc.py"

@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import online_servers as servers
+from background import in_background
 from flatness import LARGEST_GROWTH, Sample, find_faults, growth
-from measuring import ROOT, in_background, report, scratch_folder
+from measuring import ROOT, report, scratch_folder
 from model_servers import free_ports
 from online_runs import activations, closed, opened, warm_up
 from process_usage import list_family, read_command, read_usage

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow.compute as pc
+from background import in_background
 
 from recsys_batch.read import published_run, read_table, run_rows
 from recsys_batch.spark.java import ensure_java
@@ -203,9 +204,8 @@ def options(folder: Path, warehouse: Path) -> list[str]:
 def killing_an_executor(workers: list[subprocess.Popen[bytes]], submit: Submit, folder: Path) -> Iterator[list[int]]:
     """While the block runs: SIGKILL for one executor, once candidates has begun."""
     killed: list[int] = []
-    over = threading.Event()
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         while not over.wait(0.05):
             if not any(folder.joinpath("warehouse", "candidates").rglob("part-*.parquet")):
                 continue
@@ -215,13 +215,8 @@ def killing_an_executor(workers: list[subprocess.Popen[bytes]], submit: Submit, 
                     killed.append(process)
                     return
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with in_background(watch):
         yield killed
-    finally:
-        over.set()
-        thread.join()
 
 
 def executors_of(worker: int) -> list[int]:

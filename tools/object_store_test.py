@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow.compute as pc
+from background import in_background
 from cluster_test import OUTPUTS, rows
 from store_servers import STORE_SERVERS, Fault
 
@@ -127,9 +128,8 @@ def meet(fault: Fault, there: Commands) -> None:
 def killing_an_executor() -> Iterator[list[int]]:
     """While the block runs: SIGKILL for the first executor of a process that this one started, once it has a Python worker at work."""
     killed: list[int] = []
-    over = threading.Event()
 
-    def watch() -> None:
+    def watch(over: threading.Event) -> None:
         while not over.wait(0.1):
             running = processes()
             for process, (parent, command) in running.items():
@@ -140,13 +140,8 @@ def killing_an_executor() -> Iterator[list[int]]:
                         killed.append(parent)
                         return
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with in_background(watch):
         yield killed
-    finally:
-        over.set()
-        thread.join()
 
 
 def processes() -> dict[int, tuple[int, bytes]]:

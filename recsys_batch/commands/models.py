@@ -17,7 +17,7 @@ from recsys_batch.model_servers import TARGETS
 from recsys_batch.registry.promotion import Promotion, decide_promotion
 
 if TYPE_CHECKING:
-    from recsys_batch.dataset.user_sample import UserSample
+    from recsys_batch.dataset.user_sample import TrainingSample
     from recsys_batch.registry.bundle import Bundle
     from recsys_batch.registry.mlflow_registry import ModelRegistry
     from recsys_batch.spark.training_tables import TrainingPlan
@@ -98,7 +98,7 @@ def _print_plan(plan: TrainingPlan, config: Config, *, as_json: bool) -> None:
         click.echo(_explain_shortage(cost.n_bytes, machine_bytes, config))
 
 
-def _require_memory(plan: TrainingPlan, config: Config) -> UserSample | None:
+def _require_memory(plan: TrainingPlan, config: Config) -> TrainingSample | None:
     """Say what a training takes, and return its sample; raises UsageError where this machine has less memory."""
     from recsys_batch.model.training_cost import estimate_cost, read_machine_bytes
 

@@ -31,7 +31,7 @@ class ActivityCounts:
 
 
 @dataclass(frozen=True)
-class UserSample:
+class TrainingSample:
     """Which users a sample takes: those of a stratum whose bucket is below its threshold.
 
     Attributes:
@@ -60,7 +60,7 @@ class UserSample:
         return {name: getattr(self, name) for name in names}
 
 
-def choose_user_sample(counts: ActivityCounts, max_events: int, seed: int) -> UserSample:
+def choose_user_sample(counts: ActivityCounts, max_events: int, seed: int) -> TrainingSample:
     """Choose how many buckets of each stratum are taken, so that together they have at most ``max_events`` events.
 
     What a stratum cannot use, as its next bucket would be too much, goes to the next lower one: a few very heavy users leave no gap.
@@ -76,4 +76,4 @@ def choose_user_sample(counts: ActivityCounts, max_events: int, seed: int) -> Us
         if len(taken):
             thresholds[int(stratum)] = int(counts.bucket[taken[-1]]) + 1
             n_users, n_events = n_users + int(counts.users[taken].sum()), n_events + int(counts.events[taken].sum())
-    return UserSample(seed, max_events, thresholds, n_users, n_events, int(counts.users.sum()), counts.n_events)
+    return TrainingSample(seed, max_events, thresholds, n_users, n_events, int(counts.users.sum()), counts.n_events)

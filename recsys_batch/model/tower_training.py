@@ -142,7 +142,7 @@ def search_hyperparameters(
     train: Positives, validator: Validator, tokens: ContentTokens, has_time: bool, config: Config, deadline: float
 ) -> tuple[Hyperparameters, TowerParameters]:
     """Search ridge, width and recency by held-out NDCG@20, then the logit scale by log loss; return them with the initial weights."""
-    widths = _widths(train.n_items, config)
+    widths = list_widths(train.n_items, config)
     fit_start = make_start_fitter(train, widths[-1], config.training.seed)
     n_tokens, ridge_deadline = len(tokens.names), time.monotonic() + (deadline - time.monotonic()) / 4
 
@@ -171,7 +171,7 @@ def search_hyperparameters(
     return hyperparameters, scale_warm_start(start, hyperparameters, n_tokens)
 
 
-def _widths(n_items: int, config: Config) -> list[int]:
+def list_widths(n_items: int, config: Config) -> list[int]:
     """List candidate widths of the learned vectors (embedding_dim less one for the item bias), ascending."""
     if config.model.embedding_dim is not None:
         return [config.model.embedding_dim - 1]

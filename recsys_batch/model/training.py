@@ -13,7 +13,7 @@ import torch
 
 from recsys_batch import __version__
 from recsys_batch.config import Config
-from recsys_batch.dataset.user_sample import UserSample
+from recsys_batch.dataset.user_sample import TrainingSample
 from recsys_batch.model.challenger_metrics import NO_METRICS, measure_bundle_ndcg, measure_popularity, select_events_after_training
 from recsys_batch.model.content_tokens import ContentTokens, encode_tokens
 from recsys_batch.model.onnx_export import export_ranker_onnx
@@ -49,7 +49,7 @@ def train_bundle(
     directory: Path,
     progress: Progress,
     champion: Bundle | None = None,
-    sample: UserSample | None = None,
+    sample: TrainingSample | None = None,
 ) -> Bundle:
     """Train towers and ranker and write them as a bundle of kind "two_tower".
 

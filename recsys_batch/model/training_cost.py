@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recsys_batch.config import Config
+from recsys_batch.model import warm_start
+from recsys_batch.model.tower_training import list_widths
 
-_WIDTHS = (256, 128, 64)
-_MAX_WIDTH_FLOATS, _MAX_SPECTRUM_FLOATS, _MAX_RANK = 64_000_000, 64_000_000, 1_024  # as tower_training and warm_start have them
-_RIDGE_MAX_ITEMS, _RIDGE_MATRICES = 6_000, 6
+_RIDGE_MATRICES = 6
 _TOWER_COPIES = 11
 """Arrays [n_items, dim] at the refit's steps: fitted towers and inner ones (2 each), start and weights (2 each), two moments of each, and
 the bundle's embeddings."""
@@ -56,11 +56,9 @@ def estimate_cost(size: TrainingSize, config: Config, jvm_bytes: int) -> Trainin
     Seconds are at least those of three closed-form starts and of the evaluations, which no budget cuts short. Their constants, and those
     per event, are measurements on two cores (docs/decisions/0268-training-on-sampled-users.md).
     """
-    n, dim = size.n_items, config.model.embedding_dim
-    if dim is None:
-        dim = next((width for width in _WIDTHS if n * width <= _MAX_WIDTH_FLOATS), _WIDTHS[-1])
-    rank = min(max(_MAX_SPECTRUM_FLOATS // max(n, 1), dim + 16), _MAX_RANK, n)
-    start_floats = _RIDGE_MATRICES * n * n if n <= _RIDGE_MAX_ITEMS else _SPECTRUM_COPIES * rank * n
+    n, dim = size.n_items, list_widths(size.n_items, config)[-1] + 1
+    rank = min(max(warm_start.MAX_CELLS // max(n, 1), dim + warm_start.OVERSAMPLING), warm_start.MAX_RANK, n)
+    start_floats = _RIDGE_MATRICES * n * n if n <= warm_start.RIDGE_MAX_ITEMS else _SPECTRUM_COPIES * rank * n
     arrays = 4 * (_TOWER_COPIES * dim * n + start_floats)
     python = _BASE_BYTES + arrays + _EVENT_BYTES * size.n_events + _CATALOGUE_BYTES * size.n_catalogue
     least = _N_FITS * _FIT_SECONDS_PER_EVENT * size.n_events + _EVALUATION_SECONDS * min(n / _EVALUATION_ITEMS, 1.0)

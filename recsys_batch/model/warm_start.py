@@ -23,9 +23,9 @@ RIDGE_MAX_ITEMS = 6_000
 DROPOUT_ODDS = 0.5
 """p / (1 - p) at p = 1/3. NDCG@20 of ML-100K, random split, lambda 150: 0.450 at 0, 0.451 at 0.25, 0.452 at 0.67."""
 
-_OVERSAMPLING, _ITERATIONS = 16, 5
-_MAX_RANK = 1_024
-_MAX_CELLS = 64_000_000  # of one [n, r] array: 256 MB, and about five of them live at once
+OVERSAMPLING, _ITERATIONS = 16, 5
+MAX_RANK = 1_024
+MAX_CELLS = 64_000_000  # of one [n, r] array: 256 MB, and about five of them live at once
 _MAX_MULTIPLICATIONS = 4_000_000_000  # multiplications of one pass over X: some seconds
 _CHOLESKY_MIN_ROWS = 200_000
 
@@ -78,8 +78,8 @@ def compute_spectrum(positives: Positives, h: int, seed: int) -> GramSpectrum:
     """Compute the top eigenpairs of G, as many as memory and time allow, but enough for a start of width h."""
     X = _interaction_matrix(positives)
     root = (sparse.diags(np.sqrt(weight_users(positives.counts)).astype(np.float32)) @ X).tocsr()
-    n, by_memory, by_time = positives.n_items, _MAX_CELLS // max(positives.n_items, 1), _MAX_MULTIPLICATIONS // max(len(positives.codes), 1)
-    rank = min(int(np.clip(min(by_memory, by_time), h + _OVERSAMPLING, _MAX_RANK)), n)
+    n, by_memory, by_time = positives.n_items, MAX_CELLS // max(positives.n_items, 1), _MAX_MULTIPLICATIONS // max(len(positives.codes), 1)
+    rank = min(int(np.clip(min(by_memory, by_time), h + OVERSAMPLING, MAX_RANK)), n)
     transposed = root.T.tocsr()
     U = _top_eigenvectors(lambda Y: torch.from_numpy(transposed @ (root @ Y.numpy())), n, rank, seed)
     values = (torch.from_numpy(root @ U.numpy()) ** 2).sum(dim=0)
@@ -123,7 +123,7 @@ def _weighted_gram(X: sparse.csr_matrix, weights: np.ndarray) -> torch.Tensor:
 
 def _top_eigenvectors(apply: Callable[[torch.Tensor], torch.Tensor], n: int, h: int, seed: int) -> torch.Tensor:
     """Compute the top h eigenvectors [n, h] of a symmetric operator by subspace iteration (Halko et al. 2011, alg. 4.4)."""
-    width = min(h + _OVERSAMPLING, n)
+    width = min(h + OVERSAMPLING, n)
     Y = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
     for _ in range(_ITERATIONS):
         Y = _orthonormalize(apply(Y))

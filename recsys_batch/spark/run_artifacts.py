@@ -59,7 +59,7 @@ class RunArtifacts:
 
     @property
     def scoring_engine(self) -> ScoringEngine:
-        """What scores by the reference ranker, as the run's pointer "scoring" says; torch for a run of before there was a choice."""
+        """Read what scores this run from its pointer "scoring"; torch for a run that began before there was a choice."""
         if not has_pointer(self.root, self.run.run_id, "scoring"):
             return "torch"
         engine: ScoringEngine = get_pointer(self.root, self.run.run_id, "scoring")["engine"]

@@ -10,7 +10,7 @@ from pyspark.sql import functions as F
 
 from recsys_batch import __version__
 from recsys_batch.config import Config
-from recsys_batch.dataset.user_sample import UserSample, choose_user_sample
+from recsys_batch.dataset.user_sample import TrainingSample, choose_user_sample
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.model.training_cost import TrainingSize
 from recsys_batch.read import has_table, open_table, read_table
@@ -35,23 +35,24 @@ _JVM_OVERHEAD = 600 * 2**20
 
 @dataclass(frozen=True)
 class TrainingInputs:
-    """Tables that training would read: Delta version of each, rows of interactions, and a key over versions, settings and release.
+    """Tables that training would read: Delta version of each, rows of interactions and items, and a key over versions, settings, release.
 
     Equal keys train equal models.
     """
 
     versions: dict[str, int]
     n_rows: int
+    n_catalogue: int
     key: str
 
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What training would work on: its size, memory of this process's JVM in bytes, and the sample; None where all users are taken."""
+    """Plan of a training: size of its input, memory of this process's JVM in bytes, and the sample; None where all users are taken."""
 
     size: TrainingSize
     jvm_bytes: int
-    sample: UserSample | None
+    sample: TrainingSample | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def identify_inputs(config: Config) -> TrainingInputs:
     if settings["training"]["max_events"] is None:
         del settings["training"]["max_events"]  # as releases without the setting
     document = json.dumps({"versions": versions, "settings": settings, "release": __version__}, sort_keys=True)
-    return TrainingInputs(versions, counts["interactions"], hashlib.sha256(document.encode()).hexdigest()[:24])
+    return TrainingInputs(versions, counts["interactions"], counts["items"], hashlib.sha256(document.encode()).hexdigest()[:24])
 
 
 def plan_training(config: Config, inputs: TrainingInputs) -> TrainingPlan:
@@ -108,13 +109,13 @@ def plan_training(config: Config, inputs: TrainingInputs) -> TrainingPlan:
             raise UsageError(f"training.max_events = {limit} takes no user: all have longer histories, or are too few to sample; raise it")
         positives = select_sampled_events(positives, sample)
     n_items = positives.select("item_id").distinct().count()
-    n_catalogue = tables.read("items", inputs.versions["items"]).count()
     n_users, n_events = (sample.n_users, sample.n_events) if sample is not None else (int(counts.users.sum()), counts.n_events)
     heap = _parse_java_size(session.sparkContext.getConf().get("spark.driver.memory", _DEFAULT_DRIVER_MEMORY))
-    return TrainingPlan(TrainingSize(inputs.n_rows, n_events, n_users, n_items, n_catalogue), heap + _JVM_OVERHEAD, sample)
+    size = TrainingSize(inputs.n_rows, n_events, n_users, n_items, inputs.n_catalogue)
+    return TrainingPlan(size, heap + _JVM_OVERHEAD, sample)
 
 
-def read_training_tables(config: Config, inputs: TrainingInputs, sample: UserSample | None) -> TrainingTables:
+def read_training_tables(config: Config, inputs: TrainingInputs, sample: TrainingSample | None) -> TrainingTables:
     """Read the tables by deltalake, or through Spark where a catalog has to resolve their names or users are sampled."""
     if sample is not None:
         tables = _read_sample(config, inputs, sample)
@@ -127,7 +128,7 @@ def read_training_tables(config: Config, inputs: TrainingInputs, sample: UserSam
     return TrainingTables(tables["interactions"], tables["items"], tables.get("users"))
 
 
-def _read_sample(config: Config, inputs: TrainingInputs, sample: UserSample) -> dict[str, pa.Table]:
+def _read_sample(config: Config, inputs: TrainingInputs, sample: TrainingSample) -> dict[str, pa.Table]:
     """Read the sampled users' positive events, their rows in users, and the items of these events."""
     tables = WarehouseTables(get_session(config), config)
     events = select_sampled_events(_read_positives(tables, config, inputs), sample).toArrow()

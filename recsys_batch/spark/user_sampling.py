@@ -4,7 +4,7 @@ import numpy as np
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 
-from recsys_batch.dataset.user_sample import N_BUCKETS, ActivityCounts, UserSample
+from recsys_batch.dataset.user_sample import N_BUCKETS, ActivityCounts, TrainingSample
 
 
 def count_activity(positives: DataFrame, seed: int) -> ActivityCounts:
@@ -14,7 +14,7 @@ def count_activity(positives: DataFrame, seed: int) -> ActivityCounts:
     return ActivityCounts(*(np.asarray(rows[name], dtype=np.int64) for name in ("stratum", "bucket", "users", "events")))
 
 
-def select_sampled_events(positives: DataFrame, sample: UserSample) -> DataFrame:
+def select_sampled_events(positives: DataFrame, sample: TrainingSample) -> DataFrame:
     """Select the rows of the sample's users, all of each, in the columns of ``positives``."""
     highest = max(sample.thresholds.values(), default=0)
     # Most rows go here, before anything is shuffled.

@@ -1,4 +1,4 @@
-"""What differs between releases of Spark and Delta: the names of jars, which releases fit each other, and what Spark 4.0 lacks.
+"""Differences between releases of Spark and Delta: the names of jars, which releases fit each other, and what Spark 4.0 lacks.
 
 Nothing else in the package asks for a version of pyspark or delta-spark. `make compat` tries the pairs.
 """

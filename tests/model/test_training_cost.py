@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from recsys_batch.config import Config, load_config
-from recsys_batch.model import training_cost, warm_start
-from recsys_batch.model.tower_training import EMBEDDING_DIMS, _widths
+from recsys_batch.model import tower_training, training_cost, warm_start
+from recsys_batch.model.tower_training import list_widths
 from recsys_batch.model.training_cost import TrainingSize, estimate_cost, read_machine_bytes
 
 CONFIG = load_config(None)
@@ -37,11 +37,19 @@ def test_the_jvm_is_counted_and_a_wider_model_takes_more() -> None:
 
 @pytest.mark.parametrize("n_items", [1_000, 100_000, 400_000, 1_000_000])
 def test_the_width_is_the_widest_that_training_tries(n_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    size, widest = replace(LARGE, n_items=n_items), _widths(n_items, CONFIG)[-1] + 1
+    size, widest = replace(LARGE, n_items=n_items), list_widths(n_items, CONFIG)[-1] + 1
     assert stated(size) == stated(size, load_config(None, [f"model.embedding_dim={widest}"]))
-    assert sorted(EMBEDDING_DIMS) == sorted(training_cost._WIDTHS)
-    limits = (warm_start._MAX_CELLS, warm_start._MAX_RANK, warm_start.RIDGE_MAX_ITEMS)
-    assert limits == (training_cost._MAX_SPECTRUM_FLOATS, training_cost._MAX_RANK, training_cost._RIDGE_MAX_ITEMS)
+    monkeypatch.setattr(tower_training, "EMBEDDING_DIMS", (8, 16))
+    assert stated(size) == stated(size, load_config(None, ["model.embedding_dim=16"]))
+
+
+@pytest.mark.parametrize(
+    ("limit", "lower", "n_items"), [("MAX_CELLS", 1_000_000, 100_000), ("MAX_RANK", 100, 10_000), ("RIDGE_MAX_ITEMS", 1_000, 6_000)]
+)
+def test_the_start_is_stated_within_its_own_limits(limit: str, lower: int, n_items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = stated(replace(LARGE, n_items=n_items))
+    monkeypatch.setattr(warm_start, limit, lower)
+    assert stated(replace(LARGE, n_items=n_items)) < before
 
 
 def test_minutes_are_the_budget_and_more_where_the_start_alone_takes_longer() -> None:

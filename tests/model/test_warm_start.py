@@ -75,8 +75,8 @@ def test_at_full_rank_the_low_rank_start_is_the_item_item_model_too(sample: Posi
 
 def test_what_the_eigenpairs_leave_over_stays_on_the_diagonal(sample: Positives, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without that, rare items look as if nobody had taken them."""
-    monkeypatch.setattr(warm_start, "_MAX_RANK", 5)
-    monkeypatch.setattr(warm_start, "_OVERSAMPLING", 0)
+    monkeypatch.setattr(warm_start, "MAX_RANK", 5)
+    monkeypatch.setattr(warm_start, "OVERSAMPLING", 0)
     known = warm_start.compute_spectrum(sample, 5, seed=1)
     X = dense(sample)
     assert known.vectors.shape == (12, 5)
