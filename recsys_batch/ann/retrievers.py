@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from recsys_batch.ann.inverted_lists import InvertedLists, search_lists
-from recsys_batch.ann.kernels import exact_search, iterate_blocks, limit_threads
+from recsys_batch.ann.kernels import exact_search, iterate_blocks, limit_threads, scan_all
 from recsys_batch.ann.vector_storage import IndexedItems, IndexShard
 from recsys_batch.errors import RecsysBatchError
 from recsys_batch.ranking.top_k import NO_CODE, merge_top_k, order_pairs
@@ -55,6 +55,15 @@ class TunableRetriever(Retriever, Protocol):
 
     def effective_nprobe(self, k: int) -> int:
         """Number of lists that a search for k results probes."""
+
+    def list_places(self, queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Find the place of each code's list in the order that its query probes them.
+
+        Args:
+            queries: float32 [B, d]. codes: int64 [B, K].
+
+        Returns int64 [B, K], 0 for the list that is probed first; -1 for code -1, and for codes that cannot be found.
+        """
 
     def restrict(self, allowed: np.ndarray) -> TunableRetriever: ...
 
@@ -146,6 +155,20 @@ class IvfRetriever:
         factor = max(k, self.n_candidates) / self.n_candidates * (self.items.n / max(self.n_items, 1))
         scaled = math.ceil(self.nprobe * factor)
         return scaled if scaled * _EXACT_CHEAPER_FRACTION <= self.nlist else self.nlist
+
+    def list_places(self, queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        queries = prepare_queries(queries, 1, self.items)
+        list_of_code = np.full(self.items.n + 1, NO_CODE, dtype=np.int64)
+        rows = self.lists.rows_at(np.arange(self.n_items))
+        list_of_code[self._codes[rows]] = np.repeat(np.arange(self.nlist), self.lists.sizes)
+        places = np.full(codes.shape, NO_CODE, dtype=np.int64)
+        for part in iterate_blocks(len(queries), self.nlist):
+            _, probed = scan_all(queries[part], self.centroids, self.nlist)
+            place_of_list = np.empty_like(probed)
+            np.put_along_axis(place_of_list, probed, np.broadcast_to(np.arange(self.nlist), probed.shape), axis=1)
+            lists = list_of_code[codes[part]]
+            places[part] = np.where(lists >= 0, np.take_along_axis(place_of_list, lists.clip(0), axis=1), NO_CODE)
+        return places
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         nprobe = self.effective_nprobe(k)

@@ -1,13 +1,17 @@
 """Tune nprobe and the over-fetch of int8: measured on sampled users against exact search. Called by the night and the estimate.
 
+No search finds an item whose list it does not probe, so one exact search, and the places of the lists in which its results lie, bound the
+recall of every nprobe from above; from float32 lists this is the recall. Searches start from there instead of looking for it.
+
 Recall is counted on the scores (Aumüller et al. 2020, "ANN-Benchmarks", section 2): a returned item that ties the true k-th counts.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +20,11 @@ import numpy as np
 from recsys_batch.ann.retrievers import Retriever, TunableRetriever
 from recsys_batch.config import Retrieval
 from recsys_batch.errors import IndexDamaged, RecsysBatchError
+from recsys_batch.ranking.top_k import NO_CODE
 
 _FETCH_COST = 10  # scanned items that cost as much as one re-ranked item (20 ns against 2)
+_COMPARED_STEP = 4  # half and twice the chosen lists are measured on every fourth user, to show what more or less would give
+_TIES = 16  # results behind the last one that are looked at for its score
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,8 @@ class Tuning:
         knn_recall_at_k: mean recall at the chosen point, k = n_candidates; 1.0 where the mode is exact.
         reached: whether the recall is at least ``target_recall`` (false only where retrieval.nprobe is fixed too low).
         n_users: sampled users that the recall is measured on.
-        curve: all measured points by (overfetch, nprobe); empty where the mode is exact.
+        curve: all measured points by (overfetch, nprobe), those beside the chosen one of float32 lists on a quarter of the users; empty
+            where the mode is exact.
     """
 
     nprobe: int | None
@@ -75,9 +83,9 @@ class Tuning:
 def tune(index: Retriever, samples: Sequence[TuningSample], n_candidates: int, target_recall: float, settings: Retrieval) -> Tuning:
     """Choose the cheapest nprobe and over-fetch that reach ``target_recall``.
 
-    Recall grows with nprobe, so it is doubled until the target is reached, then bisected; from int8 this is done for each
-    over-fetch, and the cheapest in scanned and re-ranked items is taken. The choice depends on recall alone, never on the
-    clock, so the same index and users give the same choice.
+    For each over-fetch, the fewest lists that could do are measured, then more of them until the target is reached, then bisected; the
+    cheapest in scanned and re-ranked items is taken. The choice depends on recall alone, never on the clock, so the same index and
+    users give the same choice.
 
     Args:
         index: retriever over all items; an exact one needs no tuning.
@@ -93,7 +101,7 @@ def tune(index: Retriever, samples: Sequence[TuningSample], n_candidates: int, t
     if not isinstance(index, TunableRetriever):
         return Tuning(None, 1.0, 1.0, target_recall, True, n_users, ())
     nlist, mean_list = index.nlist, index.n_items / index.nlist
-    true_scores = [sample.exact.search(sample.queries, n_candidates)[0] for sample in samples]
+    expected = [_ExpectedResults.of(sample, n_candidates) for sample in samples]
     curve: dict[tuple[float, int], OperatingPoint] = {}
 
     def measure(overfetch: float, nprobe: int) -> OperatingPoint:
@@ -101,25 +109,32 @@ def tune(index: Retriever, samples: Sequence[TuningSample], n_candidates: int, t
         if nprobe == nlist:
             overfetch = 1.0  # probing all lists is exact search in float32
         if (overfetch, nprobe) not in curve:
-            curve[overfetch, nprobe] = _measure_point(samples, true_scores, nprobe, overfetch)
+            curve[overfetch, nprobe] = _measure_point(expected, nprobe, overfetch)
         return curve[overfetch, nprobe]
 
     def cost(point: OperatingPoint) -> float:
         return point.nprobe * mean_list + _FETCH_COST * point.overfetch * n_candidates
 
+    fewest = 1 + bisect_left(range(1, nlist), target_recall, key=lambda nprobe: _bound_recall(expected, nprobe, n_candidates))
     best: OperatingPoint | None = None
     for overfetch in index.overfetch_grid:
         # The larger over-fetch pays only with so few lists that it is cheaper than the best point so far.
         max_nprobe = nlist if best is None else min(nlist, int((cost(best) - _FETCH_COST * overfetch * n_candidates) // mean_list))
-        if max_nprobe < 1:
+        if max_nprobe < (settings.nprobe or fewest):
             break
         tried_nprobe = settings.nprobe or max_nprobe
         if (settings.nprobe or best) and measure(overfetch, tried_nprobe).knn_recall_at_k < target_recall:
             continue
-        point = measure(overfetch, settings.nprobe or _lowest_sufficient_nprobe(partial(measure, overfetch), target_recall, tried_nprobe))
+        if not settings.nprobe:
+            tried_nprobe = _lowest_sufficient_nprobe(partial(measure, overfetch), target_recall, fewest, max_nprobe)
+        point = measure(overfetch, tried_nprobe)
         best = point if best is None else min(best, point, key=cost)
     reached = best is not None
     best = best or max(curve.values(), key=lambda point: point.knn_recall_at_k)
+    if len(index.overfetch_grid) == 1:
+        some = [results.thin(_COMPARED_STEP) for results in expected]
+        for nprobe in {best.nprobe // 2, index.with_nprobe(2 * best.nprobe).effective_nprobe(n_candidates)} - {0, best.nprobe}:
+            curve[1.0, nprobe] = _measure_point(some, nprobe, 1.0)
     points = tuple(curve[key] for key in sorted(curve))
     return Tuning(best.nprobe, best.overfetch, best.knn_recall_at_k, target_recall, reached, n_users, points)
 
@@ -131,31 +146,83 @@ def knn_recall_at_k(found_scores: np.ndarray, true_scores: np.ndarray) -> float:
     same scoring function.
     """
     n_true = np.isfinite(true_scores).sum(axis=1)
-    kth = np.where(np.isfinite(true_scores), true_scores, np.inf).min(axis=1, keepdims=True)
-    hits = np.isfinite(found_scores) & (found_scores >= kth)
+    hits = np.isfinite(found_scores) & (found_scores >= _lowest_scores(true_scores))
     has_true = n_true > 0
     return float((hits.sum(axis=1)[has_true] / n_true[has_true]).mean()) if has_true.any() else 1.0
 
 
-def _measure_point(samples: Sequence[TuningSample], true_scores: Sequence[np.ndarray], nprobe: int, overfetch: float) -> OperatingPoint:
-    recall, seconds, n_users, n_measured = 0.0, 0.0, 0, 0
-    for sample, expected in zip(samples, true_scores, strict=True):
+def _lowest_scores(scores: np.ndarray) -> np.ndarray:
+    """Find the last result of each user, float32 [n, 1]; inf where there is none."""
+    return np.asarray(np.where(np.isfinite(scores), scores, np.inf).min(axis=1, keepdims=True))
+
+
+@dataclass(frozen=True)
+class _ExpectedResults:
+    """Results of exact search for a sample, and how many of them a search of the first lists can find.
+
+    Attributes:
+        scores: float32 [n, k], of exact search.
+        recall_bound: float64 [nlist + 1], by nprobe: the mean share of a user's results that lie in the lists probed.
+        n_users_with_results: users that recall is a mean of.
+    """
+
+    sample: TuningSample
+    scores: np.ndarray
+    recall_bound: np.ndarray
+    n_users_with_results: int
+
+    @classmethod
+    def of(cls, sample: TuningSample, k: int) -> _ExpectedResults:
         assert isinstance(sample.retriever, TunableRetriever)
-        retriever = sample.retriever.with_nprobe(nprobe, overfetch)
+        nlist = sample.retriever.nlist
+        scores, codes = sample.exact.search(sample.queries, k + _TIES)
+        last = _lowest_scores(scores[:, :k])
+        places = sample.retriever.list_places(sample.queries, np.where(scores >= last, codes, NO_CODE))
+        places[scores[:, -1] == last[:, 0]] = 0  # more tie than were looked at: they may all lie in the first list
+        places = np.sort(np.where(places == NO_CODE, nlist, places), axis=1)[:, :k]  # of more than k, those probed first are enough
+        n_results = np.isfinite(scores[:, :k]).sum(axis=1)
+        shares = np.broadcast_to(1 / np.maximum(n_results, 1)[:, None], places.shape)
+        found_at = np.bincount(places.ravel(), shares.ravel(), minlength=nlist + 1)[:nlist]
+        n_users = int(np.count_nonzero(n_results))
+        return cls(sample, scores[:, :k], np.concatenate([[0.0], np.cumsum(found_at)]) / max(n_users, 1), n_users)
+
+    def thin(self, step: int) -> _ExpectedResults:
+        """Keep every ``step``-th user."""
+        queries, scores = self.sample.queries[::step], self.scores[::step]
+        return replace(
+            self, sample=replace(self.sample, queries=queries), scores=scores, n_users_with_results=int(np.isfinite(scores[:, 0]).sum())
+        )
+
+
+def _bound_recall(expected: Sequence[_ExpectedResults], nprobe: int, k: int) -> float:
+    """Bound the recall of a search of ``nprobe`` lists from above: 1.0 where that is all of them."""
+    recalls, weights = [], []
+    for results in expected:
+        assert isinstance(results.sample.retriever, TunableRetriever)
+        probed = results.sample.retriever.with_nprobe(nprobe).effective_nprobe(k)
+        recalls.append(1.0 if probed == results.sample.retriever.nlist else float(results.recall_bound[probed]))
+        weights.append(results.n_users_with_results)
+    return float(np.average(recalls, weights=weights)) if any(weights) else 1.0
+
+
+def _measure_point(expected: Sequence[_ExpectedResults], nprobe: int, overfetch: float) -> OperatingPoint:
+    recall, seconds = 0.0, 0.0
+    for results in expected:
+        assert isinstance(results.sample.retriever, TunableRetriever)
+        retriever = results.sample.retriever.with_nprobe(nprobe, overfetch)
         start = time.perf_counter()
-        scores, _ = retriever.search(sample.queries, expected.shape[1])
+        scores, _ = retriever.search(results.sample.queries, results.scores.shape[1])
         seconds += time.perf_counter() - start
-        n_users += len(expected)
-        n_with_results = int(np.isfinite(expected[:, 0]).sum())
-        recall += knn_recall_at_k(scores, expected) * n_with_results
-        n_measured += n_with_results
+        recall += knn_recall_at_k(scores, results.scores) * results.n_users_with_results
+    n_users, n_measured = sum(len(results.scores) for results in expected), sum(results.n_users_with_results for results in expected)
     return OperatingPoint(nprobe, overfetch, recall / n_measured if n_measured else 1.0, seconds * 1000 / n_users)
 
 
-def _lowest_sufficient_nprobe(measure: Callable[[int], OperatingPoint], target: float, nlist: int) -> int:
-    low, high = 0, 1  # low misses the target
-    while high < nlist and measure(high).knn_recall_at_k < target:
-        low, high = high, min(2 * high, nlist)
+def _lowest_sufficient_nprobe(measure: Callable[[int], OperatingPoint], target: float, fewest: int, most: int) -> int:
+    """Find the lowest nprobe of ``fewest`` .. ``most`` that reaches the target, ``most`` where none below it does."""
+    low, high, step = fewest - 1, fewest, 1  # low misses the target
+    while high < most and measure(high).knn_recall_at_k < target:
+        low, high, step = high, min(high + step, most), 2 * step
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if measure(middle).knn_recall_at_k >= target else (middle, high)

@@ -102,6 +102,19 @@ def test_ivf_is_exact_among_the_lists_that_it_looks_into(
         assert_same((scores[row : row + 1], codes[row : row + 1]), padded(best, k))
 
 
+@pytest.mark.parametrize("name", ["ivf", "int8", "sharded"])
+@pytest.mark.parametrize("restricted", [False, True])
+def test_the_place_of_a_list_is_told_in_the_order_of_probing(built: Built, queries: np.ndarray, name: str, restricted: bool) -> None:
+    ivf = built.ivf(name).restrict(built.allowed) if restricted else built.ivf(name)
+    codes = np.random.default_rng(2).integers(-1, 3000, size=(len(queries), 90))
+    places, ready = ivf.list_places(queries, codes), built.prepared(queries)
+    findable = built.allowed if restricted else np.ones(3000, dtype=bool)
+    np.testing.assert_array_equal(places >= 0, (codes >= 0) & findable[codes])
+    for nprobe in (1, 10, 60):
+        for row, looked_at in enumerate(lists_of(ivf, ready, nprobe)):
+            np.testing.assert_array_equal((places[row] >= 0) & (places[row] < nprobe), np.isin(codes[row], looked_at))
+
+
 @pytest.mark.parametrize("restricted", [False, True])
 @pytest.mark.parametrize("overfetch", [1.0, 1.5, 3.0])
 def test_int8_fetches_the_best_by_its_codes_and_keeps_the_best_of_them_by_their_vectors(

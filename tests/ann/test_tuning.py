@@ -88,7 +88,7 @@ def test_a_fixed_nprobe_is_measured_and_told_when_it_misses(built: Built, querie
     tuning = tune(sample.retriever, [sample], 50, 0.999, Retrieval(nprobe=2))
     assert (tuning.nprobe, tuning.reached) == (2, False)
     assert tuning.knn_recall_at_k == pytest.approx(recall_at(sample, 2), abs=1e-6)
-    assert len(tuning.curve) == 1
+    assert [point.nprobe for point in tuning.curve] == [1, 2, 4]  # and half and twice as many, to show what they would give
 
 
 def test_a_fixed_nprobe_of_int8_leaves_the_over_fetch_to_tuning(built: Built, queries: np.ndarray) -> None:
@@ -122,6 +122,15 @@ def test_no_sampled_users_is_an_error(built: Built, n_samples: int) -> None:
         tune(built.ivf(), [sample_of(built, np.zeros((0, 16), np.float32))] * n_samples, 50, 0.9, AUTO)
 
 
+def test_float32_lists_are_searched_for_the_choice_and_beside_it_alone(built: Built, queries: np.ndarray) -> None:
+    _, first, n_copies = np.unique(built.stored, axis=0, return_index=True, return_counts=True)
+    sample = sample_of(built, queries, allowed=np.isin(np.arange(3000), first[n_copies == 1]))
+    tuning = tune(sample.retriever, [sample], 50, 0.6, AUTO)
+    assert tuning.nprobe is not None
+    assert [point.nprobe for point in tuning.curve] == [tuning.nprobe // 2, tuning.nprobe, 2 * tuning.nprobe]
+    assert recall_at(sample, tuning.nprobe) >= 0.6 > recall_at(sample, tuning.nprobe - 1)
+
+
 @pytest.mark.parametrize("target", [0.5, 0.8, 0.9])
 def test_the_over_fetch_of_int8_is_the_cheapest_that_reaches(built: Built, queries: np.ndarray, target: float) -> None:
     sample = sample_of(built, queries[:60], "int8")
@@ -137,7 +146,7 @@ def test_the_over_fetch_of_int8_is_the_cheapest_that_reaches(built: Built, queri
 
 @dataclass(frozen=True)
 class Table:
-    """Lists whose recall is written down: all of the k where ``nprobe`` is at least what the over-fetch needs, else half of them.
+    """Lists whose recall is written down: all of the k where ``nprobe`` is at least what the over-fetch needs, else ``half``.
 
     Attributes:
         needs: by over-fetch; more than a third of ``nlist`` is reached by all lists only.
@@ -145,6 +154,7 @@ class Table:
 
     needs: Sequence[int]
     n_items: int
+    half: int
     nlist: int = 90
     nprobe: int = 1
     overfetch: float = 1.0
@@ -159,15 +169,18 @@ class Table:
     def effective_nprobe(self, k: int) -> int:
         return self.nprobe if self.nprobe * 3 <= self.nlist else self.nlist
 
+    def list_places(self, queries: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        return np.where(codes < self.half, np.minimum(codes, 0), min(self.needs) - 1)
+
     def restrict(self, allowed: np.ndarray) -> Table:
         raise AssertionError
 
     def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        scores = np.tile(np.arange(k, 0, -1, dtype=np.float32), (len(queries), 1))
+        scores = np.tile(-np.arange(k, dtype=np.float32), (len(queries), 1))
         needed = dict(zip(OVERFETCHES, self.needs, strict=False))[self.overfetch]
         if self.effective_nprobe(k) != self.nlist and self.nprobe < needed:
-            scores[:, k // 2 :] = -np.inf
-        return scores, np.zeros(scores.shape, dtype=np.int64)
+            scores[:, self.half :] = -np.inf
+        return scores, np.broadcast_to(np.arange(k), scores.shape)
 
     def reaching(self, k: int) -> list[tuple[float, int, float]]:
         """(cost, nprobe, over-fetch), for each over-fetch the fewest lists."""
@@ -185,7 +198,7 @@ class Table:
     k=st.sampled_from([2, 10, 200]),
 )
 def test_the_cheapest_setting_is_taken(needs: list[int], mean_list: int, k: int) -> None:
-    table = Table(needs, 90 * mean_list)
+    table = Table(needs, 90 * mean_list, k // 2)
     costs = [cost for cost, _, _ in table.reaching(k)]
     tuning = table.tuned(k)
     assert tuning.reached
@@ -201,7 +214,7 @@ def test_the_cheapest_setting_is_taken(needs: list[int], mean_list: int, k: int)
     ],
 )
 def test_the_cheapest_setting_is_taken_where_a_little_more_over_fetch_does_not_help(needs: list[int], expected: tuple[int, float]) -> None:
-    table = Table(needs, 90 * 100)
+    table = Table(needs, 90 * 100, 25)
     assert min(table.reaching(50))[1:] == expected
     tuning = table.tuned(50)
     assert (tuning.nprobe, tuning.overfetch) == expected
