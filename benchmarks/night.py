@@ -45,7 +45,8 @@ def run_nights(code: Path, n_users: list[int], arguments: argparse.Namespace, fo
     command += ["--events-per-user", str(arguments.events_per_user), "--train-seconds", str(arguments.train_seconds)]
     command += ["--seed", str(arguments.seed), "--bundle", str(folder / "bundle"), "--item-embeddings", str(folder / "items.npy")]
     command += [*(f"--set={setting}" for setting in arguments.set), "--output", str(output)]
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": python_path(code)}, cwd=ROOT, check=True)
+    # Spark's workers import from the working folder first: a build has to be run from its own.
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": python_path(code)}, cwd=code, check=True)
     nights: list[dict[str, Any]] = json.loads(output.read_text())
     for night in nights:
         print(code.name if code != ROOT else "this build", json.dumps(night), flush=True)

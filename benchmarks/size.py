@@ -1,9 +1,12 @@
 """Benchmark scaling: generate, then candidates, for a tenth of the users and for all; time per user and memory of the workers.
 
+With more than 100,000 items, also for a tenth of the users and 100,000 items: what more items cost each user.
+
 Commands are run as a scheduler would, one process each. Embeddings follow the planted tastes of the generated users and items, are
 brought by `register`, and every user's own history is filtered.
 
     make bench-size USERS=1000000 ITEMS=100000 DIM=64
+    make bench-size USERS=2000000 ITEMS=1000000 DIM=128
 """
 
 import argparse
@@ -26,6 +29,8 @@ from recsys_batch.tables.run_manifest import latest_state_by_run
 
 RUN_DATE = "2026-01-01"
 _CHUNK = 100_000
+FEWER_ITEMS = 100_000
+"""What more items are compared with."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Measured:
     """Measurement of one size: seconds by step, peak memory of a Python worker in candidates, recall, users with too few results."""
 
     n_users: int
+    n_items: int
     seconds: dict[str, float]
     forecast: str
     peak_rss_mb: float
@@ -91,7 +97,9 @@ def night(world: World, dim: int, k: int, more: list[str]) -> Measured:
         n_short = read_table(str(folder / "warehouse"), "shortfalls").num_rows
         seconds = {step: state.metrics[f"{step}.seconds"] for step in ("embed", "index", "candidates")}
         assert state.metrics["candidates.users"] == world.n_users
-        return Measured(world.n_users, seconds, forecast, memory.peak_rss_mb, memory.peak_own_mb, state.metrics["knn_recall"], n_short)
+        return Measured(
+            world.n_users, world.n_items, seconds, forecast, memory.peak_rss_mb, memory.peak_own_mb, state.metrics["knn_recall"], n_short
+        )
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -107,12 +115,15 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    sizes = [(arguments.users // 10, arguments.items), (arguments.users, arguments.items)]
+    if arguments.items > FEWER_ITEMS:
+        sizes.append((arguments.users // 10, FEWER_ITEMS))
     nights = []
-    for n_users in (arguments.users // 10, arguments.users):
-        world = World(n_users, arguments.items, n_users * arguments.events_per_user, arguments.seed)
+    for n_users, n_items in sizes:
+        world = World(n_users, n_items, n_users * arguments.events_per_user, arguments.seed)
         nights.append(night(world, arguments.dim, arguments.k, arguments.set))
         print(nights[-1], flush=True)
-    small, large = nights
+    small, large, *fewer_items = nights
     per_user = [measured.seconds["candidates"] / measured.n_users for measured in nights]
     result = {
         "users": large.n_users,
@@ -123,6 +134,8 @@ def main() -> None:
         "rss_ratio": round(large.peak_rss_mb / small.peak_rss_mb, 3),
         "recall": round(large.recall, 4),
     }
+    if fewer_items:
+        result["items_ratio"] = round(per_user[0] / per_user[2], 2)
     settings = {key: value for key, value in vars(arguments).items() if key != "output"}
     report("size", settings, {"runs": [measured.__dict__ for measured in nights]}, result, arguments.output)
 
