@@ -451,3 +451,20 @@ def test_importing_the_package_loads_no_faiss() -> None:
     modules = ", ".join(f"recsys_batch.ann.{name}" for name in names)
     script = f"import sys, {modules}; sys.exit('faiss' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_long_vectors_are_in_the_sample_that_lists_are_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A catalogue with a few long vectors, which are what every user finds: an even sample of it had one in twenty of them."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(scale=0.1, size=(8_000, 16)).astype(np.float32)
+    long = rng.permutation(8_000)[:80]
+    vectors[long] *= 60
+    monkeypatch.setattr(index, "_KMEANS_ROWS_PER_LIST", 4)
+    info = build_index(vectors, Retrieval(mode="ivf", nlist=100), tmp_path, n_threads=1)
+    assert info.lists is not None
+    centroids = load_file(tmp_path / info.lists.name)["centroids"]
+    assert np.count_nonzero(np.linalg.norm(centroids, axis=1) > 10) > 30
+    sample = index._sample_training_rows(vectors, 400)
+    assert len(np.unique(sample)) == 400
+    assert np.isin(long, sample).mean() > 0.9
+    assert 200 < np.count_nonzero(~np.isin(sample, long)) < 350
