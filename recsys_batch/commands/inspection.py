@@ -16,7 +16,8 @@ from recsys_batch.config import Config
 from recsys_batch.errors import UsageError
 
 if TYPE_CHECKING:
-    from recsys_batch.evaluation.evaluate import Evaluation
+    from recsys_batch.evaluation.bootstrap import Interval
+    from recsys_batch.evaluation.evaluate import Evaluation, PreviousRun
     from recsys_batch.evaluation.exposure_evaluation import ExposureEvaluation
     from recsys_batch.evaluation.run_diff import ItemChanges, UserChanges
 
@@ -58,7 +59,8 @@ def evaluate_command(
 ) -> None:
     from recsys_batch.dataset.seen_policy import make_seen_policy
     from recsys_batch.evaluation.evaluate import evaluate_run, read_holdout_truth
-    from recsys_batch.read import published_run
+    from recsys_batch.read import published_run, run_rows
+    from recsys_batch.tables.run_manifest import published_previously
 
     if (truth is not None) + holdout + exposures != 1:
         raise UsageError("pass either --truth PATH or --holdout or --exposures")
@@ -72,7 +74,8 @@ def evaluate_command(
     else:
         interactions, origin = read_truth(config, truth, source), truth
     policy = make_seen_policy(config.retrieval.seen, run.run_date)
-    result = evaluate_run(warehouse, run, interactions, origin, ks, config.data.min_weight, policy)
+    previous = published_previously(run_rows(warehouse), run)
+    result = evaluate_run(warehouse, run, interactions, origin, ks, config.data.min_weight, policy, previous)
     print_json(asdict(result)) if as_json else _print_evaluation(result)
 
 
@@ -130,16 +133,45 @@ def _print_item_changes(changes: ItemChanges) -> None:
 
 
 def _print_evaluation(result: Evaluation) -> None:
-    """Print each metric of the model beside popularity's."""
+    """Print each metric of the model with its interval, beside popularity's; and the gain over the lists published before."""
     rows = [
-        (name, f"{value:.4f}", f"{popular:.4f}", f"{value / popular:.2f}x" if popular else "")
-        for (name, value), popular in zip(result.model.items(), (result.popularity[name] for name in result.model), strict=True)
+        (
+            name,
+            f"{value:.4f}",
+            _format_interval(result.intervals.get(name)),
+            f"{result.popularity[name]:.4f}",
+            _format_interval(result.gain_over_popularity.get(name), signed=True),
+        )
+        for name, value in result.model.items()
     ]
     left_out = [f"{format_count(result.n_seen)} relevant items that users had seen before"] if result.n_seen else []
     left_out += [f"{format_count(result.n_users_without_list)} users without a list"] if result.n_users_without_list else []
-    counts = f"{format_count(result.n_users)} users, {format_count(result.n_relevant)} relevant items"
+    counts = (
+        f"{format_count(result.n_users)} users, {format_count(result.n_relevant)} relevant items; intervals of 95 % by resampling users"
+    )
     note = f"{counts}; left out: {', '.join(left_out)}" if left_out else counts
-    print_table(f"run {result.run_id} against {result.truth}", ("metric", "model", "popularity", "ratio"), rows, note=note)
+    headings = ("metric", "model", "interval", "popularity", "gain")
+    print_table(f"run {result.run_id} against {result.truth}", headings, rows, note=note)
+    if result.previous is not None:
+        _print_previous(result, result.previous)
+
+
+def _print_previous(result: Evaluation, previous: PreviousRun) -> None:
+    """Print whether the lists are better than those they replaced."""
+    rows = [(name, f"{value:.4f}", _format_interval(previous.gain.get(name), signed=True)) for name, value in previous.model.items()]
+    gain = next((of for name, of in previous.gain.items() if name.startswith("ndcg")), None)
+    verdict = "no different, as far as these users can tell"
+    if gain is not None and gain.excludes_zero:
+        verdict = "better" if gain.low > 0 else "worse"
+    models = "the same model" if previous.model_version == result.model_version else f"model version {previous.model_version}"
+    note = f"{format_count(previous.n_users)} users with both lists; by NDCG run {result.run_id} is {verdict}"
+    print_table(f"the lists before: run {previous.run_id}, {models}", ("metric", "before", "gain"), rows, note=note)
+
+
+def _format_interval(interval: Interval | None, *, signed: bool = False) -> str:
+    if interval is None:
+        return ""
+    return f"{interval.low:+.4f} to {interval.high:+.4f}" if signed else f"{interval.low:.4f} to {interval.high:.4f}"
 
 
 _MAX_PLACES = 20

@@ -1,4 +1,6 @@
-"""Compare published lists with what users did later, beside plain popularity on the same users. No JVM."""
+"""Compare published lists with what users did later, beside popularity and the run before on the same users. No JVM."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +11,27 @@ import pyarrow.compute as pc
 
 from recsys_batch.dataset.seen_policy import SeenPolicy
 from recsys_batch.errors import InputMissing, UsageError
-from recsys_batch.evaluation.metrics import evaluate_lists
+from recsys_batch.evaluation.bootstrap import Interval, bootstrap_gains, bootstrap_intervals
+from recsys_batch.evaluation.metrics import evaluate_lists, evaluate_users
 from recsys_batch.evaluation.seen_pairs import SeenPairs, read_seen_pairs
 from recsys_batch.read import has_table, read_table, run_slice
 from recsys_batch.tables.list_columns import flat_positions, sorted_ids
 from recsys_batch.tables.run_manifest import Run
+
+
+@dataclass(frozen=True)
+class PreviousRun:
+    """Lists published before the run, measured on the users with both lists.
+
+    Attributes:
+        model: metric name -> value, of the earlier lists. gain: the interval of the later lists' mean difference to them.
+    """
+
+    run_id: str
+    model_version: str
+    n_users: int
+    model: dict[str, float]
+    gain: dict[str, Interval]
 
 
 @dataclass(frozen=True)
@@ -26,6 +44,9 @@ class Evaluation:
         n_relevant: relevant items of these users, that a list can hold.
         n_seen: relevant items that the users had before and no list may hold, by ``retrieval.seen``; left out.
         model, popularity: metric name -> value, for the published lists and for popularity with seen items left out.
+        intervals: metric name -> the 95 % interval of the model's mean over users, for metrics that are one.
+        gain_over_popularity: the same names -> the interval of the mean difference to popularity, user by user.
+        previous: the comparison with the lists that were published before; None where there were none, or not of these users.
     """
 
     run_id: str
@@ -37,6 +58,9 @@ class Evaluation:
     n_seen: int
     model: dict[str, float]
     popularity: dict[str, float]
+    intervals: dict[str, Interval]
+    gain_over_popularity: dict[str, Interval]
+    previous: PreviousRun | None
 
 
 def read_holdout_truth(warehouse: str, run: Run) -> tuple[pa.Table, str]:
@@ -60,7 +84,14 @@ def read_holdout_truth(warehouse: str, run: Run) -> tuple[pa.Table, str]:
 
 
 def evaluate_run(
-    warehouse: str, run: Run, truth: pa.Table, origin: str, ks: Sequence[int], min_weight: float, policy: SeenPolicy
+    warehouse: str,
+    run: Run,
+    truth: pa.Table,
+    origin: str,
+    ks: Sequence[int],
+    min_weight: float,
+    policy: SeenPolicy,
+    previous: Run | None = None,
 ) -> Evaluation:
     """Compute the metrics of a published run's topk at each k.
 
@@ -70,6 +101,7 @@ def evaluate_run(
         origin: where the truth comes from, in words.
         ks: list lengths; a list shorter than k counts as it is.
         policy: which of a user's events before the run kept an item out of the list.
+        previous: the run whose lists these replaced, for ``Evaluation.previous``; None to leave it out.
 
     Raises:
         InputMissing: no user of the truth has a list, or all that is relevant had been seen.
@@ -99,11 +131,60 @@ def evaluate_run(
     truth_offsets = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int64)
     lists = _codes_by_rank(topk, users, catalogue.item_ids)
     popular = _make_popularity_lists(len(users), seen, catalogue, lists.shape[1])
+    truth_codes_of = (truth_offsets, truth_codes)
     model, popularity = (
-        evaluate_lists(ranked, truth_offsets, truth_codes, catalogue.counts, ks, available=catalogue.available)
-        for ranked in (lists, popular)
+        evaluate_lists(ranked, *truth_codes_of, catalogue.counts, ks, available=catalogue.available) for ranked in (lists, popular)
     )
-    return Evaluation(run.run_id, run.model_version, origin, len(np.unique(row)), without_list, len(row), n_seen, model, popularity)
+    per_user, of_popularity = (evaluate_users(ranked, *truth_codes_of, n_items, ks) for ranked in (lists, popular))
+    return Evaluation(
+        run_id=run.run_id,
+        model_version=run.model_version,
+        truth=origin,
+        n_users=len(np.unique(row)),
+        n_users_without_list=without_list,
+        n_relevant=len(row),
+        n_seen=n_seen,
+        model=model,
+        popularity=popularity,
+        intervals=bootstrap_intervals(per_user),
+        gain_over_popularity=bootstrap_gains(per_user, of_popularity),
+        previous=_compare_with_previous(warehouse, previous, users, per_user, truth_codes_of, catalogue, ks) if previous else None,
+    )
+
+
+def _compare_with_previous(
+    warehouse: str,
+    previous: Run,
+    users: pa.Array,
+    per_user: dict[str, np.ndarray],
+    truth: tuple[np.ndarray, np.ndarray],
+    catalogue: _Catalogue,
+    ks: Sequence[int],
+) -> PreviousRun | None:
+    """Measure the lists of ``previous`` on the judged users who had one; None where nobody had.
+
+    Args:
+        users: ids of all lists. per_user: metrics of the judged users. truth: offsets by user, and codes.
+    """
+    topk = run_slice(warehouse, "topk", previous, columns=["user_id", "rank", "item_id"])
+    topk = topk.filter(pc.and_(pc.less_equal(topk["rank"], max(ks)), pc.is_in(topk["user_id"], value_set=users)))
+    if topk.num_rows == 0:
+        return None
+    lists = _codes_by_rank(topk, users, catalogue.item_ids)
+    has_list = np.zeros(len(users), dtype=bool)
+    has_list[flat_positions(topk["user_id"], users)] = True
+    is_compared = has_list[np.diff(truth[0]) > 0]
+    if not is_compared.any():
+        return None
+    earlier = {name: values[is_compared] for name, values in evaluate_users(lists, *truth, len(catalogue.counts), ks).items()}
+    later = {name: values[is_compared] for name, values in per_user.items()}
+    return PreviousRun(
+        run_id=previous.run_id,
+        model_version=previous.model_version,
+        n_users=int(np.count_nonzero(is_compared)),
+        model={name: float(values.mean()) for name, values in earlier.items()},
+        gain=bootstrap_gains(later, earlier),
+    )
 
 
 @dataclass(frozen=True)

@@ -127,22 +127,36 @@ def evaluate_lists(
         UsageError: no user has a relevant item.
         RecsysBatchError: shapes that do not fit, codes outside the catalogue, or an item listed twice for a user.
     """
-    _check_inputs(recommended, truth_offsets, truth_codes, len(item_counts), ks)
+    per_user = evaluate_users(recommended, truth_offsets, truth_codes, len(item_counts), ks)
     available = np.ones(len(item_counts), dtype=bool) if available is None else available
-    hits, n_relevant = hit_matrix(recommended, truth_offsets, truth_codes, len(item_counts))
+    result: dict[str, float] = {}
+    for k in ks:
+        result |= {name: float(values.mean()) for name, values in per_user.items() if name.endswith(f"_at_{k}")}
+        result[f"coverage_at_{k}"] = coverage(recommended, available, k)
+        result[f"novelty_at_{k}"] = novelty(recommended, item_counts, k)
+        result[f"popularity_share_at_{k}"] = popularity_share(recommended, item_counts, k)
+    return result
+
+
+def evaluate_users(
+    recommended: np.ndarray, truth_offsets: np.ndarray, truth_codes: np.ndarray, n_items: int, ks: Sequence[int] = (10, 20)
+) -> dict[str, np.ndarray]:
+    """Compute the metrics of each user with at least one relevant item: ``recall_at_10``, ``ndcg_at_10``, ... float64 [n judged].
+
+    Arguments and errors as of ``evaluate_lists``; users in the order of ``recommended``.
+    """
+    _check_inputs(recommended, truth_offsets, truth_codes, n_items, ks)
+    hits, n_relevant = hit_matrix(recommended, truth_offsets, truth_codes, n_items)
     judged = n_relevant > 0
     if not judged.any():
         raise UsageError(f"none of {len(judged)} users has a relevant item in the catalogue: does the truth belong to this data?")
     hits, n_relevant = hits[judged], n_relevant[judged]
-    result: dict[str, float] = {}
+    result: dict[str, np.ndarray] = {}
     for k in ks:
-        result[f"recall_at_{k}"] = float(recall_at_k(hits, n_relevant, k).mean())
-        result[f"ndcg_at_{k}"] = float(ndcg_at_k(hits, n_relevant, k).mean())
-        result[f"hit_rate_at_{k}"] = float(hit_rate_at_k(hits, k).mean())
-        result[f"mrr_at_{k}"] = float(mrr_at_k(hits, k).mean())
-        result[f"coverage_at_{k}"] = coverage(recommended, available, k)
-        result[f"novelty_at_{k}"] = novelty(recommended, item_counts, k)
-        result[f"popularity_share_at_{k}"] = popularity_share(recommended, item_counts, k)
+        result[f"recall_at_{k}"] = recall_at_k(hits, n_relevant, k)
+        result[f"ndcg_at_{k}"] = ndcg_at_k(hits, n_relevant, k)
+        result[f"hit_rate_at_{k}"] = hit_rate_at_k(hits, k)
+        result[f"mrr_at_{k}"] = mrr_at_k(hits, k)
     return result
 
 

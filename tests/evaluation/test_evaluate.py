@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +186,36 @@ def test_a_truth_of_repeats_alone_is_said_to_be_one(published: Config, market: A
     warehouse = published.paths.warehouse
     with pytest.raises(InputMissing, match="users had seen all 25 relevant items of a table before run 2026-03-01-r1"):
         evaluate_run(warehouse, published_run(warehouse), market.interactions.slice(0, 25), "a table", (K,), 0.0, EXCLUDE)
+
+
+def test_intervals_hold_the_means_and_the_gain_over_popularity(result: Evaluation) -> None:
+    assert set(result.intervals) == {f"{name}_at_{k}" for name in ("recall", "ndcg", "hit_rate", "mrr") for k in (K, 10)}
+    for name, interval in result.intervals.items():
+        assert interval.low <= result.model[name] <= interval.high
+        gain = result.gain_over_popularity[name]
+        assert gain.low <= result.model[name] - result.popularity[name] <= gain.high
+    assert result.previous is None
+
+
+def test_better_lists_than_the_run_before_are_told_from_the_same_ones(fresh_published: Config, truth: pa.Table, market: Any) -> None:
+    warehouse = fresh_published.paths.warehouse
+    run = published_run(warehouse)
+    same = evaluate_run(warehouse, run, truth, "a table", (K,), 0.0, EXCLUDE, previous=run).previous
+    assert same is not None
+    assert same.n_users == evaluate_run(warehouse, run, truth, "a table", (K,), 0.0, EXCLUDE).n_users
+    assert not any(gain.excludes_zero for gain in same.gain.values())
+    before = evaluate_run(warehouse, run, truth, "a table", (K,), 0.0, EXCLUDE)
+    assert same.model == pytest.approx({name: before.model[name] for name in same.model})
+    put_oracles_lists(warehouse, relevant_items(truth, market.interactions))
+    perfect = evaluate_run(warehouse, run, truth, "a table", (K,), 0.0, EXCLUDE)
+    assert perfect.gain_over_popularity[f"ndcg_at_{K}"].low > 0
+
+
+def test_a_run_before_without_lists_of_these_users_is_left_out(published: Config, truth: pa.Table) -> None:
+    warehouse = published.paths.warehouse
+    run = published_run(warehouse)
+    nowhere = replace(run, run_id="2020-01-01-r1", run_date=dt.date(2020, 1, 1))
+    assert evaluate_run(warehouse, run, truth, "a table", (K,), 0.0, EXCLUDE, previous=nowhere).previous is None
 
 
 def test_what_is_left_out_is_printed_and_in_the_json(
