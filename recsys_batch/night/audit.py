@@ -4,7 +4,7 @@ Called by the runner. The night's own catalogue and executor results are not ask
 """
 
 import datetime as dt
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, cast
 
 import numpy as np
@@ -23,6 +23,7 @@ from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.night.steps.range_tasks import add_range_number, only_changed, read_changed_interactions
 from recsys_batch.schemas import ALL_SEGMENTS, spark_ddl
+from recsys_batch.spark.concurrent_jobs import run_concurrently
 from recsys_batch.spark.executors.verify import COUNTS_SCHEMA, LISTED, VERIFY_COUNTS, BaseRunFiles, VerifyTask, make_verifier
 from recsys_batch.spark.versions import partition_by_number
 from recsys_batch.storage.filesystems import join, read_parquet
@@ -67,7 +68,9 @@ def measure_run(context: RunContext) -> dict[str, float]:
     )
     ranges_alone = context.spark.range(len(bounds)).select(F.col("id").cast("int").alias("range"))
     evidence = add_range_number(_collect_evidence(context, base), bounds).unionByName(ranges_alone, allowMissingColumns=True)
-    counts = partition_by_number(evidence, len(bounds), "range").mapInArrow(make_verifier(task), spark_ddl(COUNTS_SCHEMA)).toArrow()
+    verified = partition_by_number(evidence, len(bounds), "range").mapInArrow(make_verifier(task), spark_ddl(COUNTS_SCHEMA))
+    compare, measure_age = partial(_compare_with_published, context, topk), partial(_measure_input_age, context)
+    counts, compared, age = run_concurrently(context.spark, verified.toArrow, compare, measure_age)
     totals = {name: float(pc.sum(counts[name]).as_py() or 0) for name in VERIFY_COUNTS}
     if base is not None:
         n_erased = len(read_erasure(context.root, base.run.run_id).get("users", []))
@@ -82,8 +85,8 @@ def measure_run(context: RunContext) -> dict[str, float]:
         "list_fill": totals["n_rows"] / max(totals["n_users"] * task.top_k, 1.0),
         "catalogue_coverage": _measure_coverage(counts[LISTED], read_parquet(task.items)),
         "head_share": totals["n_head"] / max(totals["n_rows"], 1.0),
-        **_compare_with_published(context, topk),
-        **_measure_input_age(context),
+        **compared,
+        **age,
     }
 
 

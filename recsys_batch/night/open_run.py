@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,8 +18,11 @@ from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.run_store import load_run_rows
 from recsys_batch.night.scoring_engine import choose_scoring_engine
 from recsys_batch.night.task_sizing import set_shuffle_partitions
+from recsys_batch.registry.bundle import Bundle
 from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.schemas import TABLES
+from recsys_batch.spark.concurrent_jobs import run_concurrently
+from recsys_batch.spark.executors.engines import ScoringEngine
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.artifacts import artifact_root, run_folder, set_pointer
 from recsys_batch.storage.filesystems import basename, exists
@@ -89,13 +93,7 @@ def open_run_context(
 
 def _begin_run(context: RunContext, run_date: dt.date, run_id: str, inputs: Mapping[str, int]) -> None:
     champion = context.registry.require_champion()
-    Path(context.config.paths.state).mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix="recsys-batch-", dir=context.config.paths.state) as download:
-        bundle = context.registry.fetch(champion.version, Path(download))
-        engine = choose_scoring_engine(context.spark, context.config, bundle)
-        folder = context.put_folder("bundles", lambda target: _copy_files(bundle.path, target))
-    set_pointer(context.root, run_id, "bundle", {"folder": basename(folder), "model_version": champion.version, "digest": bundle.digest})
-    set_pointer(context.root, run_id, "scoring", {"engine": engine})
+    (bundle, engine), _ = run_concurrently(context.spark, partial(_store_bundle, context, run_id, champion.version), context.ensure_outputs)
     ndcg, now = bundle.manifest.get("metrics", {}).get("ndcg_at_10"), dt.datetime.now(dt.UTC)
     context.run = Run(
         run_id=run_id,
@@ -117,6 +115,18 @@ def _begin_run(context: RunContext, run_date: dt.date, run_id: str, inputs: Mapp
     )
     context.append_manifest()
     logger.info("run %s began with model version %s on inputs %s, scoring engine %s", run_id, champion.version, dict(inputs), engine)
+
+
+def _store_bundle(context: RunContext, run_id: str, version: str) -> tuple[Bundle, ScoringEngine]:
+    """Copy the model's files to where executors find them, and choose what scores by them."""
+    Path(context.config.paths.state).mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix="recsys-batch-", dir=context.config.paths.state) as download:
+        bundle = context.registry.fetch(version, Path(download))
+        engine = choose_scoring_engine(context.spark, context.config, bundle)
+        folder = context.put_folder("bundles", lambda target: _copy_files(bundle.path, target))
+    set_pointer(context.root, run_id, "bundle", {"folder": basename(folder), "model_version": version, "digest": bundle.digest})
+    set_pointer(context.root, run_id, "scoring", {"engine": engine})
+    return bundle, engine
 
 
 def _reason_not_to_resume(context: RunContext, run: Run, inputs: Mapping[str, int]) -> str | None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from recsys_batch.night.run_store import append_runs, manifest_slice, slice_of_n
 from recsys_batch.registry.bundle import Bundle
 from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.schemas import IdTypes, TableSpec, spark_ddl
+from recsys_batch.spark.concurrent_jobs import run_concurrently
 from recsys_batch.spark.executors.functions import BatchFunction
 from recsys_batch.spark.executors.part_writer import make_part_writer, pass_through
 from recsys_batch.spark.run_artifacts import RunArtifacts
@@ -31,6 +32,10 @@ from recsys_batch.tables.slice_writer import DATA_FILE_SCHEMA, DataFile, TableSl
 from recsys_batch.tables.user_ranges import UserSortedFiles
 
 logger = logging.getLogger("recsys_batch.night")
+
+
+OUTPUT_TABLES = ("user_embeddings", "item_embeddings", "popular", "candidates", "shortfalls", "topk")
+"""Tables that every run has a slice of."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,7 @@ class RunContext:
     registry: ModelRegistry = field(repr=False)
     incremental: bool = False
     backfill: bool = False
+    _ensured: set[str] = field(default_factory=set, repr=False)
 
     def append_manifest(self, *, other_runs: Sequence[Run] = (), **changes: Any) -> None:
         """Append the run's next manifest row, and those of other runs in the same commit."""
@@ -102,9 +108,15 @@ class RunContext:
 
     def table_slice(self, name: str) -> TableSlice:
         """Locate this run's slice of an output table; the table is made if it is missing."""
-        self.tables.ensure(name, self.ids)
+        if name not in self._ensured:
+            self.tables.ensure(name, self.ids)
+            self._ensured.add(name)
         target = slice_of_no_run(self.tables, name)
         return replace(target, partition=partition_values(target.spec, self.run), target_bytes=self.run_artifacts.file_bytes)
+
+    def ensure_outputs(self) -> None:
+        """Make the output tables that are missing, all at the same time: making one takes a warehouse's first night a third of a second."""
+        run_concurrently(self.spark, *(partial(self.table_slice, name) for name in OUTPUT_TABLES))
 
     def slice_files(self, name: str) -> UserSortedFiles:
         """List this run's files of an output table."""

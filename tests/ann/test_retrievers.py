@@ -189,8 +189,8 @@ def test_int8_with_over_fetch_finds_nearly_what_float32_finds(built: Built, quer
 def test_ivf_keeps_its_recall_where_more_results_are_asked_for(built: Built, queries: np.ndarray) -> None:
     ivf = built.ivf()
     assert ivf.nlist == 187
-    assert [ivf.effective_nprobe(n) for n in (1, 50, 75, 310)] == [10, 10, 15, 62]
-    assert ivf.effective_nprobe(311) == ivf.nlist  # past a third of the lists the product is cheaper
+    assert [ivf.effective_nprobe(n) for n in (1, 50, 75, 565)] == [10, 10, 14, 62]
+    assert ivf.effective_nprobe(580) == ivf.nlist  # past a third of the lists the product is cheaper
     few, many = (np.isfinite(ivf.with_nprobe(1).search(queries, k)[0]).sum(axis=1) for k in (50, 300))
     assert few.min() < 50
     assert many.mean() > 4 * few.mean()
@@ -199,14 +199,14 @@ def test_ivf_keeps_its_recall_where_more_results_are_asked_for(built: Built, que
 def test_ivf_looks_into_more_lists_where_items_are_left_out(built: Built) -> None:
     every_third = np.arange(3000) % 3 == 0
     ivf = built.ivf().restrict(every_third)
-    assert (ivf.n_items, ivf.effective_nprobe(50), ivf.effective_nprobe(100)) == (1000, 30, 60)
-    assert ivf.with_nprobe(21).effective_nprobe(50) == ivf.nlist
+    assert (ivf.n_items, ivf.effective_nprobe(50), ivf.effective_nprobe(100)) == (1000, 23, 39)
+    assert ivf.with_nprobe(28).effective_nprobe(50) == ivf.nlist
 
 
 def test_the_lists_that_hold_what_is_found_are_as_many_as_were_probed(built: Built, queries: np.ndarray) -> None:
     every_third = np.arange(3000) % 3 == 0
     ivf = built.ivf().restrict(every_third)
-    assert_same(ivf.search(queries, 50), ivf.search_with_nprobe(queries, 50, 30))
+    assert_same(ivf.search(queries, 50), ivf.search_with_nprobe(queries, 50, 23))
 
 
 def test_all_allowed_is_the_same_as_no_restriction(case: Case, queries: np.ndarray) -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from recsys_batch.dataset.catalogue import Catalogue
 from recsys_batch.errors import ConfigError, InputMissing
 from recsys_batch.night.incremental import load_base
 from recsys_batch.night.run_context import RunContext, StepResult
+from recsys_batch.spark.concurrent_jobs import run_concurrently
 from recsys_batch.spark.executors.assign_lists import assign_in_tasks
 from recsys_batch.storage.artifacts import get_pointer
 from recsys_batch.tables.list_columns import column_matrix
@@ -64,16 +66,19 @@ class BuiltIndex:
         return metrics
 
 
-def build_and_tune(
-    directory: Path, catalogue: Catalogue, sampled: SampledUsers, settings: Retrieval, assign_rows: AssignFunction | None
-) -> BuiltIndex:
-    """Index the retrievable items and choose how to search them by the recall that sampled users get."""
-    n_threads = os.cpu_count() or 1
-    retrievable = catalogue.retrievable_codes()
-    info = build_index(np.asarray(catalogue.embeddings)[retrievable], settings, directory, n_threads, assign_rows)
+def build_items_index(directory: Path, catalogue: Catalogue, settings: Retrieval, assign_rows: AssignFunction | None) -> IndexInfo:
+    """Index the retrievable items of a catalogue."""
+    embeddings = np.asarray(catalogue.embeddings)[catalogue.retrievable_codes()]
+    info = build_index(embeddings, settings, directory, os.cpu_count() or 1, assign_rows)
     if info.imbalance is not None and info.imbalance > _BALANCED:
         length = f"a scanned list is {info.imbalance:.1f} times as long as the mean (1 is even)"
         logger.warning("the inverted lists are uneven: %s: many items are alike, or retrieval.nlist = %d is too many", length, info.nlist)
+    return info
+
+
+def tune_index(directory: Path, info: IndexInfo, catalogue: Catalogue, sampled: SampledUsers, settings: Retrieval) -> BuiltIndex:
+    """Choose how to search an index of a catalogue's retrievable items by the recall that sampled users get."""
+    n_threads, retrievable = os.cpu_count() or 1, catalogue.retrievable_codes()
     retriever = open_retriever(directory, info, n_threads=n_threads)
     exact = open_retriever(directory, info.as_exact(), n_threads=n_threads)
     samples = []
@@ -125,6 +130,27 @@ def index_items(context: RunContext) -> StepResult:
         kept = {name: value for name, value in base.run.metrics.items() if name in INDEX_METRICS}
         version = context.run.table_versions["item_embeddings"]
         return StepResult({"index": version}, rows=len(catalogue.retrievable_codes()), users=0, metrics=kept)
+    assign_rows = assign_in_tasks(context.spark, context.root, context.run_artifacts.cache) if len(catalogue) >= PARALLEL_ITEMS else None
+    settings = context.config.retrieval
+    if context.config.scoring.candidates == "all":
+        settings = settings.model_copy(update={"mode": "exact"})
+    with context.stage_files("indexes") as folder:
+        build = partial(build_items_index, folder, catalogue, settings, assign_rows)
+        info, sampled = run_concurrently(context.spark, build, partial(_sample_users, context, catalogue))
+        built = tune_index(folder, info, catalogue, sampled, settings)
+    context.set_pointer("index", built.to_dict())
+    if context.run.mlflow_run_id and built.tuning.curve:
+        context.registry.log_figure(context.run.mlflow_run_id, draw_tuning(built.tuning), "retrieval_tuning.png")
+    version = context.run.table_versions["item_embeddings"]
+    return StepResult({"index": version}, rows=built.info.n_items, users=len(sampled.queries), metrics=built.metrics())
+
+
+def _sample_users(context: RunContext, catalogue: Catalogue) -> SampledUsers:
+    """Sample ``retrieval.tuning_users`` users of the run by a hash of their ids.
+
+    Raises:
+        InputMissing: no user is embedded.
+    """
     sample = context.read_slice("user_embeddings").orderBy(F.xxhash64("user_id"), "user_id").limit(context.config.retrieval.tuning_users)
     table = context.join_segments(sample).orderBy(F.xxhash64("user_id"), "user_id").select("embedding", "segment").toArrow()
     if table.num_rows == 0:
@@ -133,18 +159,7 @@ def index_items(context: RunContext) -> StepResult:
             "registered: ingest interactions first"
         )
     queries, segments = (table[name].combine_chunks() for name in ("embedding", "segment"))
-    sampled = SampledUsers(column_matrix(queries), catalogue.rules_by_segment(segments))
-    assign_rows = assign_in_tasks(context.spark, context.root, context.run_artifacts.cache) if len(catalogue) >= PARALLEL_ITEMS else None
-    settings = context.config.retrieval
-    if context.config.scoring.candidates == "all":
-        settings = settings.model_copy(update={"mode": "exact"})
-    with context.stage_files("indexes") as folder:
-        built = build_and_tune(folder, catalogue, sampled, settings, assign_rows)
-    context.set_pointer("index", built.to_dict())
-    if context.run.mlflow_run_id and built.tuning.curve:
-        context.registry.log_figure(context.run.mlflow_run_id, draw_tuning(built.tuning), "retrieval_tuning.png")
-    version = context.run.table_versions["item_embeddings"]
-    return StepResult({"index": version}, rows=built.info.n_items, users=len(sampled.queries), metrics=built.metrics())
+    return SampledUsers(column_matrix(queries), catalogue.rules_by_segment(segments))
 
 
 def check_all_candidates(scoring: Scoring, n_items: int) -> None:

@@ -15,6 +15,7 @@ from recsys_batch.night.steps.gather_events import gather_all, gather_changed
 from recsys_batch.night.steps.range_tasks import carry_forward_tasks, range_tasks, task_metrics
 from recsys_batch.schemas import spark_ddl
 from recsys_batch.spark import item_catalogue
+from recsys_batch.spark.concurrent_jobs import run_concurrently
 from recsys_batch.spark.executors.embed import count_popularity
 from recsys_batch.storage.filesystems import basename, read_parquet
 
@@ -23,10 +24,14 @@ logger = logging.getLogger("recsys_batch.night")
 
 def embed_users(context: RunContext) -> StepResult:
     """Gather users' events, and write popularity, the catalogue, item and user embeddings."""
-    items = item_catalogue.read_item_table(context.read_input("items"), context.config, context.run.run_date)
-    catalogue = item_catalogue.build_catalogue(context.bundle, context.root, items, context.config)
-    base = _choose_base(context, catalogue)
-    user_events = gather_all(context) if base is None else gather_changed(context, base)
+    context.clear_pointer("base")
+    if context.incremental:
+        items, catalogue = _load_items(context)
+        base = _choose_base(context, catalogue)
+        user_events = gather_all(context) if base is None else gather_changed(context, base)
+    else:
+        base = None
+        (items, catalogue), user_events = run_concurrently(context.spark, partial(_load_items, context), partial(gather_all, context))
     counts = _write_popularity(context, user_events, base)
     n_events = users_by_item(counts, catalogue.item_ids)
     catalogue = item_catalogue.add_popularity(catalogue, context.bundle, n_events)
@@ -34,11 +39,12 @@ def embed_users(context: RunContext) -> StepResult:
     context.set_pointer("catalogue", {"folder": basename(folder)})
     lists = rank_popular_items(counts, items["item_id"].filter(items["is_available"]).combine_chunks(), context.config.tables.popular_items)
     item_rows = item_catalogue.item_embedding_rows(catalogue, n_events, context.run.run_id, context.ids)
-    commits = {
-        "item_embeddings": context.write_driver_rows("item_embeddings", item_rows),
-        "popular": context.write_driver_rows("popular", lists),
-        "user_embeddings": _write_user_embeddings(context, user_events, base),
+    writers = {
+        "item_embeddings": partial(context.write_driver_rows, "item_embeddings", item_rows),
+        "popular": partial(context.write_driver_rows, "popular", lists),
+        "user_embeddings": partial(_write_user_embeddings, context, user_events, base),
     }
+    commits = dict(zip(writers, run_concurrently(context.spark, *writers.values()), strict=True))
     versions = {name: part.version for name, part in commits.items()}
     users = commits["user_embeddings"].rows
     metrics = {"n_items": float(len(catalogue)), "incremental": float(base is not None)}
@@ -48,11 +54,14 @@ def embed_users(context: RunContext) -> StepResult:
     return StepResult(versions, rows=users + commits["item_embeddings"].rows, users=users, metrics=metrics)
 
 
+def _load_items(context: RunContext) -> tuple[pa.Table, Catalogue]:
+    """Read the items table, and build the night's catalogue of it."""
+    items = item_catalogue.read_item_table(context.read_input("items"), context.config, context.run.run_date)
+    return items, item_catalogue.build_catalogue(context.bundle, context.root, items, context.config)
+
+
 def _choose_base(context: RunContext, catalogue: Catalogue) -> BaseRun | None:
-    """Choose the run to go on from; None where no incremental night was asked for or it has to be a full one."""
-    context.clear_pointer("base")
-    if not context.incremental:
-        return None
+    """Choose the run that an incremental night goes on from; None where it has to be a full one."""
     try:
         base = find_base(context, catalogue)
     except FullRunRequired as reason:

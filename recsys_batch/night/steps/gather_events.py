@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,9 @@ from recsys_batch.night.incremental import BaseRun
 from recsys_batch.night.run_context import RunContext
 from recsys_batch.night.steps.range_tasks import add_range_number, only_changed, read_changed_interactions
 from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
+from recsys_batch.schemas import TableSpec
 from recsys_batch.spark import item_catalogue
+from recsys_batch.spark.concurrent_jobs import run_concurrently
 from recsys_batch.spark.versions import partition_by_number
 from recsys_batch.tables.user_ranges import ranges_from_cuts
 
@@ -53,12 +55,17 @@ def gather_changed(context: RunContext, base: BaseRun) -> UserEvents:
 def _write_gathered(
     context: RunContext, cuts: list[Any], events: DataFrame, profiles: DataFrame | None, vectors: DataFrame | None
 ) -> UserEvents:
-    bounds, parts = ranges_from_cuts(cuts), dict[str, list[dict[str, Any]] | None]()
-    for spec, rows in ((EVENTS, events), (USERS, profiles), (VECTORS, vectors)):
-        parts[spec.name] = None
-        if rows is not None:
-            by_range = partition_by_number(add_range_number(rows, bounds), len(bounds), "range").sortWithinPartitions("user_id")
-            parts[spec.name] = [asdict(part) for part in context.write_gathered(spec, by_range).parts]
+    bounds = ranges_from_cuts(cuts)
+
+    def write(spec: TableSpec, rows: DataFrame) -> list[dict[str, Any]]:
+        by_range = partition_by_number(add_range_number(rows, bounds), len(bounds), "range").sortWithinPartitions("user_id")
+        return [asdict(part) for part in context.write_gathered(spec, by_range).parts]
+
+    kinds = [(spec, rows) for spec, rows in ((EVENTS, events), (USERS, profiles), (VECTORS, vectors)) if rows is not None]
+    written = run_concurrently(context.spark, *(partial(write, spec, rows) for spec, rows in kinds))
+    parts = dict.fromkeys((EVENTS.name, USERS.name, VECTORS.name)) | {
+        spec.name: part for (spec, _), part in zip(kinds, written, strict=True)
+    }
     context.set_pointer("gathered", {"cuts": cuts, **parts})
     return context.run_artifacts.load_user_events()
 
