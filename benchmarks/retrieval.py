@@ -1,6 +1,7 @@
 """Benchmark candidate generation: MLlib's recommendForAllUsers, our exact and ivf, and raw faiss, on the same factors in one run.
 
-All of Spark's share one session and its settings, read the same Parquet factors and write the same Delta sink. faiss runs in one
+All of Spark's share one session and its settings, read the same Parquet factors and write Delta, ours from its tasks as a night does,
+MLlib's by Spark. faiss runs in one
 process with as many threads as the session has cores; the ratios to it are taken without a sink. faiss's inverted file is given
 the very lists, centroids and nprobe of ours, so both reach the same recall. Recall is measured on what was written, for users that
 the tuning did not see, against all products in float64.
@@ -34,16 +35,21 @@ from recsys_batch.dataset.seen_policy import make_seen_policy
 from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
+from recsys_batch.spark.executors.functions import BatchFunction
+from recsys_batch.spark.executors.part_writer import make_part_writer
 from recsys_batch.spark.executors.retrieve import RetrieveTask, make_retriever
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.node_cache import NodeCache
+from recsys_batch.tables.delta_log import commit
 from recsys_batch.tables.list_columns import matrix_column
+from recsys_batch.tables.slice_writer import DATA_FILE_SCHEMA, TableSlice, data_file_from_row
 
 IDS = IdTypes("BIGINT", "BIGINT")
 _WARM_UP = 2_000
 _HELD_OUT = 2_000
 _FAISS_BLOCK = 10_000
+_FILE_BYTES = 2**26
 
 
 class Bench:
@@ -92,10 +98,17 @@ class Bench:
     def mllib(self, name: str = "als") -> None:
         recommend(self.folder / name, self.k, self.folder / "mllib")
 
-    def candidates(self, mode: str, n_users: int) -> Any:
-        """Compute rows of candidates by the night's executor code."""
+    def users(self, n_users: int) -> Any:
+        """Read the first users as the night's tasks have them: by ranges, in order."""
         from pyspark.sql import functions as F
 
+        users = self.spark.read.parquet(str(self.folder / "users.parquet")).where(F.col("user_id") < n_users)
+        nothing = F.lit(None)
+        users = users.select("user_id", "embedding", nothing.cast("array<bigint>").alias("seen"), nothing.cast("string").alias("segment"))
+        return users.repartitionByRange(self.n_tasks, "user_id").sortWithinPartitions("user_id")
+
+    def retriever(self, mode: str) -> BatchFunction:
+        """Make the night's executor code that computes rows of candidates."""
         info = self.info if mode == "ivf" else self.info.as_exact()
         none = np.zeros(0, np.int64), np.zeros(0, np.float32)
         task = RetrieveTask(
@@ -111,16 +124,18 @@ class Bench:
             seen=make_seen_policy("exclude", dt.date(2026, 3, 1)),
             cache=NodeCache(str(self.folder / "cache")),
         )
-        users = self.spark.read.parquet(str(self.folder / "users.parquet")).where(F.col("user_id") < n_users).repartition(self.n_tasks)
-        nothing = F.lit(None)
-        users = users.select("user_id", "embedding", nothing.cast("array<bigint>").alias("seen"), nothing.cast("string").alias("segment"))
-        return users.mapInArrow(make_retriever(task), spark_ddl(TABLES["candidates"].arrow_schema(IDS)))
+        return make_retriever(task)
 
     def to_delta(self, mode: str, n_users: int | None = None) -> None:
-        self.tables.replace_slice("candidates", self.candidates(mode, n_users or self.n_users), f"run_id = '{mode}'", {})
+        target = TableSlice(self.tables.folder("candidates"), TABLES["candidates"], IDS, {"run_id": mode}, _FILE_BYTES)
+        written = self.users(n_users or self.n_users).mapInArrow(
+            make_part_writer(self.retriever(mode), target), spark_ddl(DATA_FILE_SCHEMA)
+        )
+        commit(target, [data_file_from_row(row.asDict()) for row in written.collect()], {"run_id": mode})
 
     def to_nowhere(self, mode: str) -> None:
-        self.candidates(mode, self.n_users).write.format("noop").mode("overwrite").save()
+        rows = self.users(self.n_users).mapInArrow(self.retriever(mode), spark_ddl(TABLES["candidates"].arrow_schema(IDS)))
+        rows.write.format("noop").mode("overwrite").save()
 
     def faiss_index(self, mode: str) -> Any:
         faiss = import_faiss()
