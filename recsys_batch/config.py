@@ -84,6 +84,12 @@ class Training(Section):
     refit: bool = Field(True, description="train again on all data, validation part included, for the epochs that were best")
     max_epochs: int = Field(100, ge=1)
     validation_fraction: float = Field(0.1, gt=0, lt=0.5, description="newest share of each user's positives kept for validation")
+    promotion_confidence: float = Field(
+        0.95,
+        ge=0,
+        lt=1,
+        description="of the interval of the gain over the champion, which must lie above 0 for a model to take its place; 0: any gain does",
+    )
 
 
 def _check_seen_rule(key: str, rule: Any) -> None:

@@ -51,17 +51,22 @@ def select_events_after_training(champion: Bundle, data: TrainingData, held_out:
 
 
 def measure_bundle_ndcg(
-    bundle: Bundle, data: TrainingData, items: pa.Table, users: pa.Table | None, inputs: Positives, held_out: Positives
-) -> float:
-    """Measure NDCG@10 of a bundle's towers and ranker on ``held_out``, given the histories ``inputs``."""
+    bundle: Bundle,
+    data: TrainingData,
+    items: pa.Table,
+    users: pa.Table | None,
+    inputs: Positives,
+    held_out: Positives,
+    chosen: np.ndarray,
+) -> np.ndarray:
+    """Measure NDCG@10 of a bundle's towers and ranker on ``held_out``, given the histories ``inputs``: float64, of each user ``chosen``."""
     towers, ranker = Towers.from_bundle(bundle), Ranker.from_bundle(bundle)
     spec = FeatureSpec.from_dict(bundle.manifest["features"])
     item_rows = pc.index_in(data.item_ids, value_set=items["item_id"].combine_chunks())
     vectors = towers.encode_items(items.take(item_rows).combine_chunks())
     profiles = _user_profiles(data.user_ids, users)
-    evaluable = np.flatnonzero((held_out.counts > 0) & (inputs.counts > 0))
     top_lists = []
-    for part in split_user_blocks(evaluable, inputs.n_items):
+    for part in split_user_blocks(chosen, inputs.n_items):
         histories = inputs.select_users(part)
         newest = histories.where(histories.positions < towers.history_length)
         segments, attributes = zip(*(profiles[user] for user in part), strict=True)
@@ -76,7 +81,8 @@ def measure_bundle_ndcg(
         features = compute_pair_features(spec, retrieval_score=retrieval, log_popularity=popularity, n_events=histories.counts)
         ranked = np.where(is_candidate, ranker.score(user_vectors, vectors.embeddings[codes], features), -np.inf).astype(np.float32)
         top_lists.append(np.take_along_axis(codes, select_top_k_per_row(ranked, 10)[1], axis=1))
-    return _measure_lists(top_lists, held_out.select_users(evaluable))["ndcg_at_10"]
+    later = held_out.select_users(chosen)
+    return ndcg_at_k(*hit_matrix(np.concatenate(top_lists), later.offsets, later.codes, later.n_items), 10)
 
 
 def _user_profiles(user_ids: pa.Array, users: pa.Table | None) -> list[tuple[str | None, dict[str, str] | None]]:

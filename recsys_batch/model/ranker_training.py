@@ -93,8 +93,12 @@ def fit_ranker(
 
 def measure_ranker(params: RankerParameters, data: RankingData, evaluation: RankingSamples) -> dict[str, float]:
     """Measure NDCG and recall at 10 and 20 of the re-ranked lists, neutral context."""
-    scores = _retrieval_scores(data, evaluation) + params.gate * _residuals(params, data, evaluation)
-    return average_metrics(_sort_hits(evaluation, scores), evaluation.n_relevant)
+    return average_metrics(rerank_hits(params, data, evaluation), evaluation.n_relevant)
+
+
+def rerank_hits(params: RankerParameters, data: RankingData, evaluation: RankingSamples) -> np.ndarray:
+    """Mark the relevant places of the re-ranked lists, neutral context: bool [B, C]."""
+    return _sort_hits(evaluation, _retrieval_scores(data, evaluation) + params.gate * _residuals(params, data, evaluation))
 
 
 class GateSelector:

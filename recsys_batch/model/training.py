@@ -3,7 +3,6 @@
 import datetime as dt
 import os
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,14 @@ import torch
 from recsys_batch import __version__
 from recsys_batch.config import Config
 from recsys_batch.dataset.user_sample import TrainingSample
+from recsys_batch.evaluation.bootstrap import bootstrap_gains
+from recsys_batch.evaluation.metrics import ndcg_at_k
 from recsys_batch.model.challenger_metrics import NO_METRICS, measure_bundle_ndcg, measure_popularity, select_events_after_training
 from recsys_batch.model.content_tokens import ContentTokens, encode_tokens
 from recsys_batch.model.onnx_export import export_ranker_onnx
 from recsys_batch.model.ranker import RankerParameters
-from recsys_batch.model.ranker_training import LABEL_SHARE, MAX_EVALUATION_USERS, RankerStage, fit_ranker, measure_ranker
-from recsys_batch.model.ranking_samples import RankingData
+from recsys_batch.model.ranker_training import LABEL_SHARE, MAX_EVALUATION_USERS, RankerStage, fit_ranker, rerank_hits
+from recsys_batch.model.ranking_samples import RankingData, retrieve_lists
 from recsys_batch.model.tower_parameters import TowerParameters
 from recsys_batch.model.tower_training import FittedTowers, fit_towers, refit_towers
 from recsys_batch.model.towers import ANY_ITEM_TOKEN
@@ -81,7 +82,9 @@ def train_bundle(
     metrics = {**NO_METRICS, **ranker_metrics, **measure_popularity(train, evaluated), "towers_ndcg_at_20": fitted.curve[fitted.epochs]}
     gate = {"challenger": metrics["ndcg_at_10"], "popularity": metrics["popularity_ndcg_at_10"]}
     if champion is not None:
-        gate |= _compare_with_champion(champion, data, items, users, outer, tokens, ranker, ranking)
+        gate |= _compare_with_champion(
+            champion, data, items, users, outer, tokens, ranker, ranking, config.training.promotion_confidence
+        )
     towers = fitted.parameters
     if config.training.refit:
         towers = refit_towers(data.positives, fitted, tokens, data.has_time, config, started + budget)
@@ -105,17 +108,27 @@ def _compare_with_champion(
     tokens: ContentTokens,
     ranker: RankerParameters,
     ranking: RankingData,
+    confidence: float,
 ) -> dict[str, float]:
-    """Measure NDCG@10 of champion, challenger and popularity on events new to the champion; its stored metric if they are too few."""
+    """Measure NDCG@10 of champion, challenger and popularity on events new to the champion, and the interval of the gain over the champion.
+
+    The champion's stored metric alone, where new events are too few.
+    """
     new_events = select_events_after_training(champion, data, outer.labels)
     if new_events is None:
         return {"champion": champion.manifest["metrics"].get("ndcg_at_10", 0.0)}
-    lists = replace(outer, labels=new_events).sample_lists(tokens, 0, bound_users(MAX_EVALUATION_USERS, outer.inputs.n_items))
-    return {
-        "champion": measure_bundle_ndcg(champion, data, items, users, outer.inputs, new_events),
-        "challenger": measure_ranker(ranker, ranking, lists)["ndcg_at_10"] if lists is not None else 0.0,
-        "popularity": measure_popularity(outer.inputs, new_events)["popularity_ndcg_at_10"],
-    }
+    chosen = sample_evaluable_users(outer.inputs, new_events, bound_users(MAX_EVALUATION_USERS, outer.inputs.n_items), 0)
+    lists = retrieve_lists(outer.towers, tokens, outer.inputs, new_events, chosen)
+    if lists is None:
+        return {"champion": champion.manifest["metrics"].get("ndcg_at_10", 0.0)}
+    then = measure_bundle_ndcg(champion, data, items, users, outer.inputs, new_events, chosen)
+    now = ndcg_at_k(rerank_hits(ranker, ranking, lists), lists.n_relevant, 10)
+    popularity = measure_popularity(outer.inputs, new_events)["popularity_ndcg_at_10"]
+    gate = {"champion": float(then.mean()), "challenger": float(now.mean()), "popularity": popularity}
+    if confidence > 0:
+        for gain in bootstrap_gains({"ndcg": now}, {"ndcg": then}, confidence).values():
+            gate |= {"gain_low": gain.low, "gain_high": gain.high, "confidence": confidence}
+    return gate
 
 
 def _bundle_manifest(

@@ -16,7 +16,9 @@ class Promotion:
 def decide_promotion(gate: Mapping[str, float]) -> Promotion:
     """Decide whether a challenger becomes champion: it must beat popularity, and the champion where there is one.
 
-    ``gate`` has NDCG@10 on the same held-out events of ``challenger``, ``popularity`` and, where there is one, ``champion``.
+    ``gate`` has NDCG@10 on the same held-out events of ``challenger``, ``popularity`` and, where there is one, ``champion``; where both
+    were measured on the same users, also ``gain_low`` and ``gain_high``, the interval of the gain with its ``confidence``: it must lie
+    above 0, as less may be chance.
     """
     challenger, popular, champion = gate["challenger"], gate["popularity"], gate.get("champion")
     reached = f"its validation NDCG@10 is {challenger:.4f}"
@@ -26,4 +28,7 @@ def decide_promotion(gate: Mapping[str, float]) -> Promotion:
         return Promotion(True, True, f"{reached}, popularity's is {popular:.4f}, and there was no champion")
     if not challenger > champion:
         return Promotion(False, True, f"{reached}, the champion's is {champion:.4f}")
+    if "gain_low" in gate and not gate["gain_low"] > 0:
+        interval = f"{gate['gain_low']:+.4f} to {gate['gain_high']:+.4f} with {gate['confidence']:.0%} confidence"
+        return Promotion(False, True, f"{reached}, the champion's is {champion:.4f}: a gain of {interval} may be chance")
     return Promotion(True, True, f"{reached}, the champion's was {champion:.4f}, popularity's {popular:.4f}")

@@ -13,7 +13,7 @@ import pytest
 from recsys_batch.config import Config
 from recsys_batch.model import challenger_metrics
 from recsys_batch.model.challenger_metrics import measure_bundle_ndcg, measure_popularity, select_events_after_training
-from recsys_batch.model.training_data import prepare_training_data
+from recsys_batch.model.training_data import Positives, TrainingData, prepare_training_data
 from recsys_batch.model.validation_split import split_positives
 from recsys_batch.registry.bundle import Bundle
 
@@ -70,13 +70,19 @@ def test_without_times_there_is_nothing_fair_to_compare_on(planted: Any, small: 
     assert select_events_after_training(champion_until(iso(0)), data, split_positives(data.positives, 0.2).held_out) is None
 
 
+def bundle_ndcg(bundle: Bundle, planted: Any, data: TrainingData, held_in: Positives, held_out: Positives) -> float:
+    """Of all users with a history and something held out."""
+    chosen = np.flatnonzero((held_in.counts > 0) & (held_out.counts > 0))
+    return float(measure_bundle_ndcg(bundle, data, planted.items, planted.users, held_in, held_out, chosen).mean())
+
+
 def test_a_bundle_measured_from_outside_is_as_good_as_its_own_training_said(planted: Any, small: Config, train_on: Train) -> None:
     """Towers, features and ranker out of the files give what they gave in training."""
     config = changed(small, refit=False)
     result = train_on(planted, config)
     data = prepare_training_data(planted.interactions, planted.items, planted.users, config)
     held_in, held_out, _ = split_positives(data.positives, config.training.validation_fraction)
-    got = measure_bundle_ndcg(result, data, planted.items, planted.users, held_in, held_out)
+    got = bundle_ndcg(result, planted, data, held_in, held_out)
     assert got == pytest.approx(result.manifest["metrics"]["ndcg_at_10"], abs=1e-6)
 
 
@@ -93,9 +99,13 @@ def test_the_gate_compares_challenger_and_champion_on_the_same_new_events(
     fresh = select_events_after_training(champion, data, held_out)
     assert fresh is not None and 0 < len(fresh.codes) < len(held_out.codes)
     gate = result.manifest["gate"]
-    assert gate["champion"] == pytest.approx(measure_bundle_ndcg(champion, data, planted.items, planted.users, held_in, fresh))
-    assert gate["challenger"] == pytest.approx(measure_bundle_ndcg(result, data, planted.items, planted.users, held_in, fresh), abs=1e-6)
+    assert gate["champion"] == pytest.approx(bundle_ndcg(champion, planted, data, held_in, fresh))
+    assert gate["challenger"] == pytest.approx(bundle_ndcg(result, planted, data, held_in, fresh), abs=1e-6)
     assert gate["popularity"] == pytest.approx(measure_popularity(held_in, fresh)["popularity_ndcg_at_10"])
+    assert gate["gain_low"] <= gate["challenger"] - gate["champion"] <= gate["gain_high"]
+    assert gate["gain_low"] < gate["gain_high"] and gate["confidence"] == 0.95
+    any_gain = train_on(planted, changed(small, refit=False, promotion_confidence=0.0), champion=champion).manifest["gate"]
+    assert {name: any_gain[name] for name in ("champion", "challenger", "popularity")} == any_gain
 
 
 def test_a_champion_that_has_seen_everything_stands_by_its_own_measurement(

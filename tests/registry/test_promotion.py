@@ -20,3 +20,11 @@ def test_gate(own: float, popular: float, champion: float | None, crowned: bool,
     gate = {"challenger": own, "popularity": popular} | ({} if champion is None else {"champion": champion})
     verdict = decide_promotion(gate)
     assert (verdict.promoted, verdict.beats_popularity) == (crowned, beats_popularity)
+
+
+@pytest.mark.parametrize(("low", "high", "promoted"), [(0.001, 0.09, True), (-0.001, 0.09, False), (0.0, 0.05, False)])
+def test_a_gain_that_may_be_chance_moves_nothing(low: float, high: float, promoted: bool) -> None:
+    gate = {"challenger": 0.3, "popularity": 0.2, "champion": 0.26, "gain_low": low, "gain_high": high, "confidence": 0.95}
+    verdict = decide_promotion(gate)
+    assert (verdict.promoted, verdict.beats_popularity) == (promoted, True)
+    assert ("with 95% confidence may be chance" in verdict.reason) != promoted
