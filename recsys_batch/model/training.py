@@ -82,9 +82,7 @@ def train_bundle(
     metrics = {**NO_METRICS, **ranker_metrics, **measure_popularity(train, evaluated), "towers_ndcg_at_20": fitted.curve[fitted.epochs]}
     gate = {"challenger": metrics["ndcg_at_10"], "popularity": metrics["popularity_ndcg_at_10"]}
     if champion is not None:
-        gate |= _compare_with_champion(
-            champion, data, items, users, outer, tokens, ranker, ranking, config.training.promotion_confidence
-        )
+        gate |= _compare_with_champion(champion, data, items, users, outer, tokens, ranker, ranking, config.training.promotion_confidence)
     towers = fitted.parameters
     if config.training.refit:
         towers = refit_towers(data.positives, fitted, tokens, data.has_time, config, started + budget)
