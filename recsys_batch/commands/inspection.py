@@ -171,7 +171,7 @@ def _print_previous(result: Evaluation, previous: PreviousRun) -> None:
 def _format_interval(interval: Interval | None, *, signed: bool = False) -> str:
     if interval is None:
         return ""
-    return f"{interval.low:+.4f} to {interval.high:+.4f}" if signed else f"{interval.low:.4f} to {interval.high:.4f}"
+    return f"{interval.low:+.3f}..{interval.high:+.3f}" if signed else f"{interval.low:.3f}..{interval.high:.3f}"
 
 
 _MAX_PLACES = 20

@@ -1,7 +1,8 @@
 """Quality of published lists, and their differences from other lists, from the tables alone: numpy and Arrow, no JVM.
 
 metrics              recall, NDCG, hit rate, MRR, coverage, novelty and popularity share of top-K lists
-evaluate             a published run against later interactions, beside plain popularity
+evaluate             a published run against later interactions, beside popularity and the run before
+bootstrap            intervals of means over users, and of paired differences
 seen_pairs           what users had before a run, and its lists could not hold
 exposure_evaluation  what was shown online against later interactions
 exposure_metrics     which showings are hits, and metrics of answers and places

@@ -10,5 +10,6 @@ With ``night`` and ``stream``, the only package that sees pyspark and delta.
 - executors: functions over record batches that run on executors.
 - erased_keys: keys of rows that name erased users.
 - tables: reader and writer of the Delta tables. views: views in a catalog of what readers see.
+- concurrent_jobs: independent parts of a step at the same time.
 - session: how a session is made. java: finds the Java that it runs on. versions: what differs between releases of Spark and Delta.
 """
