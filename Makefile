@@ -17,7 +17,7 @@ endif
 BIN := $(VENV)/bin
 CLI := $(BIN)/recsys-batch
 .DEFAULT_GOAL := help
-.PHONY: help setup data chaos test test-fast test-slow coverage lint format demo fault-test sizes executor-test check-schedules airflow-test audit-deps protocol package compat cluster-test object-store-test s3a-jars hdfs-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-training bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
+.PHONY: help setup data chaos test test-fast test-slow coverage lint format demo fault-test sizes executor-test check-schedules airflow-test audit-deps protocol package compat cluster-test object-store-test s3a-jars hdfs-jars kafka-jars docs profile bench-retrieval bench-size bench-scoring bench-night bench-incremental bench-ingest bench-freshness bench-refresh bench-training bench-quality bench-plan bench-online soak servers bench-servers bench-snapshot bench-digest clean distclean
 # Another Spark's, where the shell has one: pyspark would start that one.
 unexport SPARK_HOME PYTHONPATH
 
@@ -171,6 +171,9 @@ bench-servers: setup servers ## the ranker on other model servers: parity, reque
 
 bench-training: setup ## generate, dry run, training on a sample: minutes, peak memory: USERS= ITEMS= EVENTS= MAX_EVENTS= (100000 100000 2000000 all)
 	$(BIN)/python benchmarks/training.py $(bench_options) $(if $(EVENTS),--events $(EVENTS)) $(if $(MAX_EVENTS),--max-events $(MAX_EVENTS))
+
+bench-quality: setup data ## what whole nights publish beside EASE, item neighbours, ALS and popularity: ONLY=ml-random,ml-temporal,...
+	$(BIN)/python benchmarks/quality.py $(if $(ONLY),--only $(ONLY))
 
 bench-plan: setup ## plans against what happens: nights of two sizes, requests per second: USERS= ITEMS=
 	$(BIN)/python benchmarks/plan.py $(bench_options)

