@@ -80,11 +80,16 @@ def checked_out(commit: str, folder: Path) -> Iterator[Path]:
     try:
         if unmet := _list_unmet(path / "setup.cfg"):
             print(f"  the build before needs {', '.join(unmet)}", flush=True)
-            pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
-            subprocess.run([*pip, "--target", str(path / _PACKAGES), *unmet], check=True)
+            install_packages(path / _PACKAGES, *unmet)
         yield path
     finally:
         subprocess.run(["git", "worktree", "remove", "--force", str(path)], cwd=ROOT, check=False)
+
+
+def install_packages(folder: Path, *arguments: str) -> None:
+    """Install packages into a folder of their own, by pip's arguments: requirements and options."""
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check"]
+    subprocess.run([*pip, "--target", str(folder), *arguments], check=True)
 
 
 def python_path(code: Path) -> str:

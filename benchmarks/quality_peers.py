@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from recsys_batch.evaluation.metrics import evaluate_lists
+from recsys_batch.evaluation.metrics import evaluate_users
 from recsys_batch.model.training_data import Positives
+from recsys_batch.model.warm_start import interaction_matrix
 from recsys_batch.ranking.top_k import select_top_k_per_row
 
 K = 20
@@ -39,18 +40,12 @@ def rank_unseen(known: Positives, scorer: Scorer, k: int = K) -> np.ndarray:
     return np.concatenate(lists)
 
 
-def interaction_matrix(known: Positives) -> sparse.csr_matrix:
-    """Arrange positives as a matrix of ones [n_users, n_items]."""
-    ones = np.ones(len(known.codes), dtype=np.float32)
-    return sparse.csr_matrix((ones, known.codes, known.offsets), shape=(known.n_users, known.n_items))
-
-
 def fit_peer(name: str, known: Positives, train: Positives, held_out: Positives, seed: int) -> FittedPeer:
     """Choose a peer's settings on (train, held_out) and fit it to all that is known."""
     best, best_settings = -1.0, {}
     for settings, fit in _PEERS[name](seed):
         lists = rank_unseen(train, fit(interaction_matrix(train)))
-        reached = evaluate_lists(lists, held_out.offsets, held_out.codes, train.item_counts, (K,))[f"ndcg_at_{K}"]
+        reached = float(evaluate_users(lists, held_out.offsets, held_out.codes, train.n_items, (K,))[f"ndcg_at_{K}"].mean())
         if reached > best:
             best, best_settings, best_fit = reached, settings, fit
     return FittedPeer(best_fit(interaction_matrix(known)), best_settings)

@@ -32,18 +32,18 @@ from recsys_batch.ann.tuning import Tuning, TuningSample, tune
 from recsys_batch.config import Config, load_config
 from recsys_batch.dataset.catalogue import Catalogue, write_catalogue
 from recsys_batch.dataset.seen_policy import make_seen_policy
+from recsys_batch.night.run_context import write_files
 from recsys_batch.night.task_sizing import count_user_tasks, count_users_per_task
 from recsys_batch.read import read_table
 from recsys_batch.schemas import TABLES, IdTypes, spark_ddl
 from recsys_batch.spark.executors.functions import BatchFunction
-from recsys_batch.spark.executors.part_writer import make_part_writer
 from recsys_batch.spark.executors.retrieve import RetrieveTask, make_retriever
 from recsys_batch.spark.session import get_session
 from recsys_batch.spark.tables import WarehouseTables
 from recsys_batch.storage.node_cache import NodeCache
 from recsys_batch.tables.delta_log import commit
 from recsys_batch.tables.list_columns import matrix_column
-from recsys_batch.tables.slice_writer import DATA_FILE_SCHEMA, TableSlice, data_file_from_row
+from recsys_batch.tables.slice_writer import TableSlice
 
 IDS = IdTypes("BIGINT", "BIGINT")
 _WARM_UP = 2_000
@@ -128,10 +128,7 @@ class Bench:
 
     def to_delta(self, mode: str, n_users: int | None = None) -> None:
         target = TableSlice(self.tables.folder("candidates"), TABLES["candidates"], IDS, {"run_id": mode}, _FILE_BYTES)
-        written = self.users(n_users or self.n_users).mapInArrow(
-            make_part_writer(self.retriever(mode), target), spark_ddl(DATA_FILE_SCHEMA)
-        )
-        commit(target, [data_file_from_row(row.asDict()) for row in written.collect()], {"run_id": mode})
+        commit(target, write_files(target, self.users(n_users or self.n_users), self.retriever(mode)), {"run_id": mode})
 
     def to_nowhere(self, mode: str) -> None:
         rows = self.users(self.n_users).mapInArrow(self.retriever(mode), spark_ddl(TABLES["candidates"].arrow_schema(IDS)))

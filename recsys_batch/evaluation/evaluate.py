@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from recsys_batch.dataset.seen_policy import SeenPolicy
 from recsys_batch.errors import InputMissing, UsageError
 from recsys_batch.evaluation.bootstrap import Interval, bootstrap_gains, bootstrap_intervals
-from recsys_batch.evaluation.metrics import evaluate_lists, evaluate_users
+from recsys_batch.evaluation.metrics import evaluate_users, summarize_metrics
 from recsys_batch.evaluation.seen_pairs import SeenPairs, read_seen_pairs
 from recsys_batch.read import has_table, read_table, run_slice
 from recsys_batch.tables.list_columns import flat_positions, sorted_ids
@@ -131,11 +131,12 @@ def evaluate_run(
     truth_offsets = np.searchsorted(row, np.arange(len(users) + 1)).astype(np.int64)
     lists = _codes_by_rank(topk, users, catalogue.item_ids)
     popular = _make_popularity_lists(len(users), seen, catalogue, lists.shape[1])
-    truth_codes_of = (truth_offsets, truth_codes)
+    relevant = (truth_offsets, truth_codes)
+    per_user, of_popularity = (evaluate_users(ranked, *relevant, n_items, ks) for ranked in (lists, popular))
     model, popularity = (
-        evaluate_lists(ranked, *truth_codes_of, catalogue.counts, ks, available=catalogue.available) for ranked in (lists, popular)
+        summarize_metrics(values, ranked, catalogue.counts, ks, available=catalogue.available)
+        for values, ranked in ((per_user, lists), (of_popularity, popular))
     )
-    per_user, of_popularity = (evaluate_users(ranked, *truth_codes_of, n_items, ks) for ranked in (lists, popular))
     return Evaluation(
         run_id=run.run_id,
         model_version=run.model_version,
@@ -148,7 +149,7 @@ def evaluate_run(
         popularity=popularity,
         intervals=bootstrap_intervals(per_user),
         gain_over_popularity=bootstrap_gains(per_user, of_popularity),
-        previous=_compare_with_previous(warehouse, previous, users, per_user, truth_codes_of, catalogue, ks) if previous else None,
+        previous=_compare_with_previous(warehouse, previous, users, per_user, relevant, catalogue, ks) if previous else None,
     )
 
 

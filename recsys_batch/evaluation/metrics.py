@@ -6,7 +6,7 @@ alone (coverage, novelty, popularity share) take ``recommended`` (int64 [n_users
 describe what was recommended, so they run over every list given, whether or not its user came back.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -128,6 +128,18 @@ def evaluate_lists(
         RecsysBatchError: shapes that do not fit, codes outside the catalogue, or an item listed twice for a user.
     """
     per_user = evaluate_users(recommended, truth_offsets, truth_codes, len(item_counts), ks)
+    return summarize_metrics(per_user, recommended, item_counts, ks, available=available)
+
+
+def summarize_metrics(
+    per_user: Mapping[str, np.ndarray],
+    recommended: np.ndarray,
+    item_counts: np.ndarray,
+    ks: Sequence[int],
+    *,
+    available: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Average the metrics that ``evaluate_users`` gave for ``recommended``, and add those of the lists alone; as ``evaluate_lists``."""
     available = np.ones(len(item_counts), dtype=bool) if available is None else available
     result: dict[str, float] = {}
     for k in ks:

@@ -112,13 +112,14 @@ def _compare_with_champion(
 
     The champion's stored metric alone, where new events are too few.
     """
+    stored = {"champion": champion.manifest["metrics"].get("ndcg_at_10", 0.0)}
     new_events = select_events_after_training(champion, data, outer.labels)
     if new_events is None:
-        return {"champion": champion.manifest["metrics"].get("ndcg_at_10", 0.0)}
+        return stored
     chosen = sample_evaluable_users(outer.inputs, new_events, bound_users(MAX_EVALUATION_USERS, outer.inputs.n_items), 0)
     lists = retrieve_lists(outer.towers, tokens, outer.inputs, new_events, chosen)
     if lists is None:
-        return {"champion": champion.manifest["metrics"].get("ndcg_at_10", 0.0)}
+        return stored
     then = measure_bundle_ndcg(champion, data, items, users, outer.inputs, new_events, chosen)
     now = ndcg_at_k(rerank_hits(ranker, ranking, lists), lists.n_relevant, 10)
     popularity = measure_popularity(outer.inputs, new_events)["popularity_ndcg_at_10"]

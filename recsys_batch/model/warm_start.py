@@ -48,7 +48,7 @@ def make_start_fitter(positives: Positives, h: int, seed: int) -> Callable[[floa
 
 def fit_ridge_start(positives: Positives, h: int, ridge: float, seed: int) -> WarmStart:
     """Fit a warm start of width h from the item-item model; W' weighs users by 1 / their items, for the sake of short histories."""
-    X = _interaction_matrix(positives)
+    X = interaction_matrix(positives)
     gram = _weighted_gram(X, weight_users(positives.counts))
     C = torch.linalg.inv(gram + torch.diag(ridge + DROPOUT_ODDS * gram.diagonal()))
     B = C / -C.diagonal()
@@ -76,7 +76,7 @@ class GramSpectrum:
 
 def compute_spectrum(positives: Positives, h: int, seed: int) -> GramSpectrum:
     """Compute the top eigenpairs of G, as many as memory and time allow, but enough for a start of width h."""
-    X = _interaction_matrix(positives)
+    X = interaction_matrix(positives)
     root = (sparse.diags(np.sqrt(weight_users(positives.counts)).astype(np.float32)) @ X).tocsr()
     n, by_memory, by_time = positives.n_items, MAX_CELLS // max(positives.n_items, 1), _MAX_MULTIPLICATIONS // max(len(positives.codes), 1)
     rank = min(int(np.clip(min(by_memory, by_time), h + OVERSAMPLING, MAX_RANK)), n)
@@ -99,7 +99,7 @@ def fit_low_rank_start(positives: Positives, h: int, ridge: float, seed: int, sp
         product: torch.Tensor = Y / D - DU @ (core @ (DU.T @ Y))
         return product
 
-    weighted = (sparse.diags(weight_users(positives.counts).astype(np.float32)) @ _interaction_matrix(positives)).tocsr()
+    weighted = (sparse.diags(weight_users(positives.counts).astype(np.float32)) @ interaction_matrix(positives)).tocsr()
     transposed = weighted.T.tocsr()
 
     def apply_operator(Y: torch.Tensor) -> torch.Tensor:
@@ -111,7 +111,8 @@ def fit_low_rank_start(positives: Positives, h: int, ridge: float, seed: int, sp
     return WarmStart((V - times_c(scale * V)).numpy(), V.numpy())
 
 
-def _interaction_matrix(positives: Positives) -> sparse.csr_matrix:
+def interaction_matrix(positives: Positives) -> sparse.csr_matrix:
+    """Arrange positives as a matrix of ones, float32 [n_users, n_items]."""
     ones = np.ones(len(positives.codes), dtype=np.float32)
     return sparse.csr_matrix((ones, positives.codes, positives.offsets), shape=(positives.n_users, positives.n_items))
 

@@ -75,7 +75,7 @@ class RunContext:
     registry: ModelRegistry = field(repr=False)
     incremental: bool = False
     backfill: bool = False
-    _ensured: set[str] = field(default_factory=set, repr=False)
+    _ensured: set[str] = field(default_factory=set, init=False, repr=False)
 
     def append_manifest(self, *, other_runs: Sequence[Run] = (), **changes: Any) -> None:
         """Append the run's next manifest row, and those of other runs in the same commit."""
@@ -126,7 +126,7 @@ class RunContext:
     def write_slice(self, name: str, df: DataFrame, function: BatchFunction = pass_through) -> CommittedSlice:
         """Replace this run's rows of an output table by what ``function`` makes of ``df``, each task writing its own files."""
         target = self.table_slice(name)
-        return self._commit(target, _write_files(target, df, function))
+        return self._commit(target, write_files(target, df, function))
 
     def write_driver_rows(self, name: str, table: pa.Table) -> CommittedSlice:
         """Replace this run's rows of an output table by a table held on the driver, in one commit."""
@@ -152,7 +152,7 @@ class RunContext:
         """Replace gathered rows of users by those of ``df``, each task writing its own files; no table has them."""
         target = self.run_artifacts.gathered_slice(spec)
         remove(target.root)
-        return UserSortedFiles(target, sorted(_write_files(target, df, pass_through), key=lambda part: part.first))
+        return UserSortedFiles(target, sorted(write_files(target, df, pass_through), key=lambda part: part.first))
 
     def set_pointer(self, name: str, value: Mapping[str, Any]) -> None:
         artifacts.set_pointer(self.root, self.run.run_id, name, value)
@@ -182,6 +182,7 @@ def partition_values(spec: TableSpec, run: Run) -> dict[str, str | dt.date]:
     return {column: values[column] for column in spec.partition_by}
 
 
-def _write_files(target: TableSlice, df: DataFrame, function: BatchFunction) -> list[DataFile]:
+def write_files(target: TableSlice, df: DataFrame, function: BatchFunction) -> list[DataFile]:
+    """Write what ``function`` makes of ``df`` as files of a slice, each task its own; nothing is committed."""
     rows = df.mapInArrow(make_part_writer(function, target), spark_ddl(DATA_FILE_SCHEMA)).collect()
     return [data_file_from_row(row.asDict()) for row in rows]

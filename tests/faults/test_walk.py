@@ -114,7 +114,7 @@ def test_a_night_that_dies_at_every_point_in_turn_ends_with_the_same_tables(
             with pytest.raises(Killed):
                 run_night(spark, fresh, DAY)
             died = sum(map(len, deaths.values()))
-            assert died > n_died  # more than one where tables are written at the same time
+            assert n_died < died <= n_died + 3  # three where as many tables are written at the same time
             n_died = died
             readers_see_nothing_or_all(fresh)
         with contextlib.suppress(open_run.AlreadyDone):

@@ -31,6 +31,7 @@ def embed_users(context: RunContext) -> StepResult:
         user_events = gather_all(context) if base is None else gather_changed(context, base)
     else:
         base = None
+        _ = context.bundle  # opened and verified once, as both threads ask for it
         (items, catalogue), user_events = run_concurrently(context.spark, partial(_load_items, context), partial(gather_all, context))
     counts = _write_popularity(context, user_events, base)
     n_events = users_by_item(counts, catalogue.item_ids)
