@@ -133,7 +133,8 @@ def tune(index: Retriever, samples: Sequence[TuningSample], n_candidates: int, t
     best = best or max(curve.values(), key=lambda point: point.knn_recall_at_k)
     if len(index.overfetch_grid) == 1:
         some = [results.thin(_COMPARED_STEP) for results in expected]
-        for nprobe in {best.nprobe // 2, index.with_nprobe(2 * best.nprobe).effective_nprobe(n_candidates)} - {0, best.nprobe}:
+        beside = {best.nprobe // 2, index.with_nprobe(2 * best.nprobe).effective_nprobe(n_candidates)} - {0}
+        for nprobe in beside - {measured for _, measured in curve}:
             curve[1.0, nprobe] = _measure_point(some, nprobe, 1.0)
     points = tuple(curve[key] for key in sorted(curve))
     return Tuning(best.nprobe, best.overfetch, best.knn_recall_at_k, target_recall, reached, n_users, points)
